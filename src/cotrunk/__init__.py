@@ -1,0 +1,35 @@
+"""Many images from many prompts for fewer denoiser evaluations, on any diffusers pipeline.
+
+from cotrunk import Sharing, generate
+
+result = generate(pipe, prompts, sharing=Sharing(), seed=0)
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from .errors import CotrunkError
+    from .generation import Result, generate
+    from .plan import Branch, Plan
+    from .sharing import Sharing, make_plan
+
+_HOME = {
+    "Branch": "plan",
+    "CotrunkError": "errors",
+    "Plan": "plan",
+    "Result": "generation",
+    "Sharing": "sharing",
+    "generate": "generation",
+    "make_plan": "sharing",
+}
+__all__ = ["Branch", "CotrunkError", "Plan", "Result", "Sharing", "generate", "make_plan"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first asked for: `cotrunk --help` need not wait for torch."""
+    if name in _HOME:
+        return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

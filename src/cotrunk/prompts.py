@@ -1,0 +1,189 @@
+"""Prompts from a file: text, CSV, JSON lines, JSON or parquet, checked line by line."""
+
+import csv
+import io
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .errors import CotrunkError
+
+# One found value: where it stands ("line 3", "item 2", "row 7") and what it is.
+_Found = tuple[str, object]
+
+
+@dataclass(frozen=True)
+class PromptFile:
+    """What a prompt file holds."""
+
+    prompts: list[str]  # stripped, in file order, duplicates kept
+    blank: int  # how many blank lines or empty cells were skipped
+
+
+def read_prompts(path: Path, column: str = "prompt") -> PromptFile:
+    """Read the prompts of one file; the suffix says how.
+
+    Args:
+        path: `.csv` and `.tsv` with a header line; `.jsonl` (or `.ndjson`) with a string or an object a line;
+            `.json` with a list of strings or objects; `.parquet`; anything else is text with one prompt a
+            line. `-` is text from standard input.
+        column: the column or key that holds the prompt. Another spelling of its case is accepted where
+            only one column matches.
+
+    Raises:
+        CotrunkError: the file cannot be read, is not UTF-8 text, is broken (the message gives the line),
+            lacks the column (the message lists those it has), or holds no prompt.
+    """
+    name = "standard input" if str(path) == "-" else str(path)
+    suffix = path.suffix.lower()
+    if suffix == ".parquet":
+        found = _from_parquet(_existing_file(path), name, column)
+    else:
+        text = _decode(_read_bytes(path), name)
+        if suffix in (".csv", ".tsv"):
+            found = _from_table(text, name, column, "\t" if suffix == ".tsv" else ",")
+        elif suffix in (".jsonl", ".ndjson"):
+            found = _from_json_lines(text, name, column)
+        elif suffix == ".json":
+            found = _from_json(text, name, column)
+        else:
+            found = ((f"line {i}", line) for i, line in enumerate(_lines(text), 1))
+
+    prompts, blank = [], 0
+    for where, value in found:
+        prompt = _checked(value, name, where)
+        if prompt:
+            prompts.append(prompt)
+        else:
+            blank += 1
+    if not prompts:
+        raise CotrunkError(f"{name} holds no prompt: give a file with at least one.")
+    return PromptFile(prompts, blank)
+
+
+def _existing_file(path: Path) -> Path:
+    if path.is_dir():
+        raise CotrunkError(f"{path} is a folder: name the file with the prompts.")
+    if not path.exists():
+        raise CotrunkError(f"There is no file {path}: check the path.")
+    return path
+
+
+def _read_bytes(path: Path) -> bytes:
+    if str(path) == "-":
+        return sys.stdin.buffer.read()
+    try:
+        return _existing_file(path).read_bytes()
+    except OSError as error:
+        raise CotrunkError(f"{path} cannot be read ({error.strerror}): check its permissions.") from error
+
+
+def _decode(data: bytes, name: str) -> str:
+    # UTF-16 begins with a mark of its own and is worth naming: spreadsheets write it as "Unicode text"
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise CotrunkError(f"{name} is UTF-16 text: save it as UTF-8.")
+    if b"\0" in data:
+        raise CotrunkError(f"{name} is binary: give text, CSV, JSON lines, JSON or parquet.")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise CotrunkError(f"{name} is not UTF-8 (line {line}): save it as UTF-8.") from error
+
+
+def _lines(text: str) -> list[str]:
+    # not str.splitlines: it also splits at form feeds and U+2028, which may stand inside a prompt
+    lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+    return lines[:-1] if lines[-1] == "" else lines
+
+
+def _checked(value: object, name: str, where: str) -> str:
+    if not isinstance(value, str):
+        kind = "empty" if value is None else f"of type {type(value).__name__}"
+        raise CotrunkError(f"{name}, {where}: the prompt is {kind}; it must be a string.")
+    try:
+        value.encode()  # JSON can spell half a surrogate pair, which no tokenizer takes
+    except UnicodeEncodeError as error:
+        raise CotrunkError(f"{name}, {where}: the prompt has a broken Unicode escape; mend it.") from error
+    return value.strip()
+
+
+def _column(available: Sequence[str], column: str, where: str) -> str:
+    """The available name that `column` means."""
+    if column in available:
+        return column
+    alike = [name for name in available if name.strip().casefold() == column.strip().casefold()]
+    if len(alike) == 1:
+        return alike[0]
+    listed = ", ".join(repr(name) for name in available) or "none"
+    raise CotrunkError(f"{where} has no column {column!r}: name one of those it has ({listed}).")
+
+
+def _from_table(text: str, name: str, column: str, delimiter: str) -> Iterator[_Found]:
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
+    try:
+        header = next(reader, [])
+        if not header:
+            raise CotrunkError(f"{name} holds no header line: give a table whose first line names the columns.")
+        index = header.index(_column(header, column, name))
+        for row in reader:
+            yield (
+                f"line {reader.line_num}",
+                row[index] if index < len(row) else "",
+            )  # a short row is an empty cell
+    except csv.Error as error:
+        raise CotrunkError(f"{name}, line {reader.line_num}: broken table ({error}); mend that line.") from error
+
+
+def _from_record(record: object, name: str, where: str, column: str) -> object:
+    """The prompt of one JSON value: itself, or the value under the column's name."""
+    return record[_column(list(record), column, f"{name}, {where},")] if isinstance(record, dict) else record
+
+
+def _parse(text: str, name: str, first_line: int) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        line = first_line + error.lineno - 1
+        raise CotrunkError(f"{name}, line {line}: broken JSON ({error.msg}); mend that line.") from error
+    except RecursionError as error:
+        raise CotrunkError(
+            f"{name}, line {first_line}: JSON nested too deeply; give strings or flat objects."
+        ) from error
+
+
+def _from_json_lines(text: str, name: str, column: str) -> Iterator[_Found]:
+    for number, line in enumerate(_lines(text), 1):
+        where = f"line {number}"
+        yield where, _from_record(_parse(line, name, number), name, where, column) if line.strip() else ""
+
+
+def _from_json(text: str, name: str, column: str) -> Iterator[_Found]:
+    if not text.strip():
+        return
+    records = _parse(text, name, 1)
+    if not isinstance(records, list):
+        raise CotrunkError(f"{name} is not a JSON list: give a list of strings or of objects.")
+    for number, record in enumerate(records, 1):
+        where = f"item {number}"
+        yield where, _from_record(record, name, where, column)
+
+
+def _from_parquet(path: Path, name: str, column: str) -> Iterator[_Found]:
+    try:
+        from pyarrow import ArrowException, parquet
+    except ImportError as error:
+        raise CotrunkError(f"{name} needs pyarrow: pip install 'cotrunk[parquet]'.") from error
+    try:
+        file = parquet.ParquetFile(path)
+        wanted = _column(file.schema_arrow.names, column, name)
+        row = 0
+        for batch in file.iter_batches(columns=[wanted]):
+            for value in batch.column(0).to_pylist():
+                row += 1
+                yield f"row {row}", value
+    except (ArrowException, OSError) as error:
+        raise CotrunkError(f"{name} is not a readable parquet file: write it again.") from error

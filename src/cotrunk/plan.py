@@ -1,0 +1,201 @@
+"""The plan: which images share which denoiser evaluations, as a tree; its cost; its file.
+
+An image exists from the first timestep to the last. At every timestep the images of a run are partitioned into
+sets that share one denoiser row, and the sets only get finer: a forest. `Branch` is a node of it, `Plan` the whole.
+Everything else (the hook, the report, the picture of the tree) reads this one structure.
+
+Positions are counted in *timesteps*: entries of `scheduler.timesteps`, each one denoiser evaluation. For most
+solvers that is the number of inference steps; Heun and KDPM2 evaluate twice a step (2N - 1), PNDM once more (N + 1).
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from .errors import CotrunkError
+from .files import write_text
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Branch:
+    """Images that share one row from timestep `start` up to, not including, timestep `stop`.
+
+    Attributes:
+        images: indices of the images on this branch, ascending.
+        start, stop: timesteps; a leaf (one image) stops at the end of the run.
+        similarity: smallest cosine between two of its prompts; 1 for a leaf.
+        children: the branches it parts into at `stop`; none for a leaf.
+    """
+
+    images: tuple[int, ...]
+    start: int
+    stop: int
+    similarity: float = 1.0
+    children: tuple["Branch", ...] = ()
+
+    def nodes(self) -> Iterator["Branch"]:
+        """This branch and all below it."""
+        yield self
+        for child in self.children:
+            yield from child.nodes()
+
+    @property
+    def evaluations(self) -> int:
+        """Denoiser evaluations of the whole tree (one guidance row each)."""
+        return sum(node.stop - node.start for node in self.nodes())
+
+    def at(self, timestep: int) -> Iterator["Branch"]:
+        """The branches of this tree that are alive at `timestep`: a partition of its images."""
+        if timestep < self.stop or not self.children:
+            yield self
+        else:
+            for child in self.children:
+                yield from child.at(timestep)
+
+
+def leaf(image: int, start: int, timesteps: int) -> Branch:
+    return Branch((image,), start, timesteps)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Denoiser rows: what a run used, and what the same images would use one by one."""
+
+    used: int
+    independent: int
+
+    @property
+    def saving(self) -> float:
+        """Share of the rows that was saved, 0 to 1."""
+        return 1 - self.used / self.independent if self.independent else 0.0
+
+    def __add__(self, other: "Cost") -> "Cost":
+        return Cost(self.used + other.used, self.independent + other.independent)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run, decided before any denoising. Replaying a plan gives the same images.
+
+    Attributes:
+        prompts: the prompts; image `i` belongs to prompt `i // images_per_prompt`.
+        images_per_prompt: images of each prompt, every one in another tree.
+        seeds: one an image, for its generator; equal within a tree, because a trunk starts from one noise.
+        trees: the forest over all images.
+        steps: inference steps asked of the pipeline.
+        timesteps: denoiser evaluations an image makes on its own (see the module's text).
+        guidance_rows: rows of one evaluation of one image: 2 with classifier-free guidance, else 1.
+        settings: how the plan came about (mode, share, similarity, ...), for the reader.
+    """
+
+    prompts: tuple[str, ...]
+    seeds: tuple[int, ...]
+    trees: tuple[Branch, ...]
+    steps: int
+    timesteps: int
+    guidance_rows: int = 2
+    images_per_prompt: int = 1
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.seeds)
+
+    def prompt_of(self, image: int) -> int:
+        return image // self.images_per_prompt
+
+    @property
+    def cost(self) -> Cost:
+        """Predicted rows; counted rows are equal to it."""
+        return self.cost_of(self.trees)
+
+    def cost_of(self, trees: Sequence[Branch]) -> Cost:
+        used = sum(tree.evaluations for tree in trees)
+        alone = sum(len(tree.images) for tree in trees) * self.timesteps
+        return Cost(used * self.guidance_rows, alone * self.guidance_rows)
+
+    def image_rows(self) -> list[float]:
+        """Rows of each image; the rows of a trunk are divided equally among the images on it."""
+        rows = [0.0] * len(self)
+        for tree in self.trees:
+            for node in tree.nodes():
+                for image in node.images:
+                    rows[image] += (node.stop - node.start) * self.guidance_rows / len(node.images)
+        return rows
+
+    def waves(self, size: int) -> Iterator[tuple[Branch, ...]]:
+        """Trees to run together: at most `size` images, except that a tree is never cut."""
+        wave: list[Branch] = []
+        for tree in self.trees:
+            if wave and sum(len(t.images) for t in wave) + len(tree.images) > size:
+                yield tuple(wave)
+                wave = []
+            wave.append(tree)
+        if wave:
+            yield tuple(wave)
+
+    def independent(self, steps: int | None = None, timesteps: int | None = None) -> "Plan":
+        """The same images from the same noise, nothing shared; in fewer steps if asked."""
+        timesteps = self.timesteps if timesteps is None else timesteps
+        trees = tuple(leaf(image, 0, timesteps) for tree in self.trees for image in tree.images)
+        settings = {**self.settings, "mode": "independent"}
+        steps = self.steps if steps is None else steps
+        return replace(self, trees=trees, steps=steps, timesteps=timesteps, settings=settings)
+
+    def save(self, path: Path) -> None:
+        """Write the plan as JSON, whole or not at all."""
+        write_text(path, json.dumps({"format": FORMAT, **asdict(self)}, indent=1) + "\n")
+
+    @classmethod
+    def load(cls, path: Path) -> "Plan":
+        """Read a plan that `save` wrote.
+
+        Raises:
+            CotrunkError: no such file, not a plan, or a plan that contradicts itself.
+        """
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise CotrunkError(f"Cannot read the plan {path}: {error.strerror or error}.") from None
+        except ValueError:
+            raise CotrunkError(f"{path} is not a plan: it is not JSON. Make a new one.") from None
+        try:
+            if data.pop("format") != FORMAT:
+                raise ValueError("its format is of another version")
+            data["trees"] = tuple(_branch(tree) for tree in data["trees"])
+            data["prompts"], data["seeds"] = tuple(data["prompts"]), tuple(data["seeds"])
+            plan = cls(**data)
+            plan.check()
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise CotrunkError(f"{path} is not a usable plan: {error}. Make a new one.") from None
+        return plan
+
+    def check(self) -> None:
+        """Raise ValueError unless the trees partition the images, nest, and start from one noise each."""
+        if len(self.seeds) != len(self.prompts) * self.images_per_prompt:
+            raise ValueError(f"{len(self.seeds)} seeds for {len(self.prompts)} prompts")
+        if sorted(i for tree in self.trees for i in tree.images) != list(range(len(self))):
+            raise ValueError("its trees do not hold every image once")
+        for tree in self.trees:
+            if len({self.seeds[i] for i in tree.images}) != 1:
+                raise ValueError(f"the images {list(tree.images)} share a trunk but not a seed")
+            if tree.start != 0:
+                raise ValueError(f"the tree of images {list(tree.images)} does not start at 0")
+            for node in tree.nodes():
+                below = sorted(i for child in node.children for i in child.images)
+                if node.children and below != sorted(node.images):
+                    raise ValueError(f"the branches below images {list(node.images)} are not those images")
+                if not node.children and (len(node.images) != 1 or node.stop != self.timesteps):
+                    raise ValueError(f"the branch of images {list(node.images)} ends before the last timestep")
+                if not node.start <= node.stop or any(child.start != node.stop for child in node.children):
+                    raise ValueError(f"the branches of images {list(node.images)} do not follow each other")
+
+
+def _branch(data: dict[str, Any]) -> Branch:
+    children = tuple(_branch(child) for child in data["children"])
+    images = tuple(int(i) for i in data["images"])
+    return Branch(images, int(data["start"]), int(data["stop"]), float(data["similarity"]), children)

@@ -1,0 +1,150 @@
+"""Reading prompt files: every format, and one clear sentence for every way a file can be wrong."""
+
+import io
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from cotrunk.errors import CotrunkError
+from cotrunk.prompts import PromptFile, read_prompts
+
+CAT_AND_DOG = ["a cat", "a dog, running"]
+
+
+@pytest.fixture
+def write(tmp_path: Path):
+    def write(name: str, content: str | bytes) -> Path:
+        path = tmp_path / name
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
+        return path
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("p.txt", "a cat\n\n  a dog, running  \n"),
+        ("no_suffix", "a cat\r\n\r\na dog, running"),
+        ("old_mac.TXT", "a cat\r\ra dog, running\r"),
+        ("bom.txt", b"\xef\xbb\xbfa cat\n \na dog, running\n"),
+        ("p.csv", 'id,prompt\n1,a cat\n2,\n3,"a dog, running"\n'),
+        ("bom.csv", b'\xef\xbb\xbfprompt,id\r\na cat,1\r\n"",2\r\n"a dog, running",3\r\n'),
+        ("short_row.csv", 'id,prompt\n1,a cat\n2\n3,"a dog, running"\n'),
+        ("p.tsv", "Prompt\tid\na cat\t1\n \t2\na dog, running\t3\n"),
+        ("p.jsonl", '"a cat"\n\n{"prompt": "a dog, running", "id": 2}\n'),
+        ("p.json", '[{"prompt": "a cat"}, "", "a dog, running"]'),
+    ],
+)
+def test_formats(write, name, content):
+    assert read_prompts(write(name, content)) == PromptFile(CAT_AND_DOG, blank=1)
+
+
+def test_parquet(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    path = tmp_path / "p.parquet"
+    parquet.write_table(pyarrow.table({"id": [1, 2, 3], "caption": ["a cat", " ", "a dog, running"]}), path)
+    assert read_prompts(path, "caption") == PromptFile(CAT_AND_DOG, blank=1)
+    with pytest.raises(CotrunkError, match=r"no column 'prompt'.*'id', 'caption'"):
+        read_prompts(path)
+    with pytest.raises(CotrunkError, match="row 1: the prompt is of type int"):
+        read_prompts(path, "id")
+    path.write_bytes(b"not parquet")
+    with pytest.raises(CotrunkError, match="not a readable parquet"):
+        read_prompts(path)
+
+
+def test_parquet_without_pyarrow(write, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)
+    with pytest.raises(CotrunkError, match=r"cotrunk\[parquet\]"):
+        read_prompts(write("p.parquet", b""))
+
+
+def test_standard_input(monkeypatch):
+    stdin = SimpleNamespace(buffer=io.BytesIO(b"a cat\na dog, running\n"))
+    monkeypatch.setattr("sys.stdin", stdin)
+    assert read_prompts(Path("-")).prompts == CAT_AND_DOG
+
+
+def test_duplicates_stay(write):
+    assert read_prompts(write("p.txt", "a\nb\na\n")).prompts == ["a", "b", "a"]
+
+
+def test_only_line_ends_separate_prompts(write):
+    prompts = ["a\x0bb", "c\u2028d\x85e"]
+    assert read_prompts(write("p.txt", "\n".join(prompts))).prompts == prompts
+
+
+def test_quoted_line_end_in_a_table(write):
+    assert read_prompts(write("p.csv", 'prompt\n"two\nlines"\n')).prompts == ["two\nlines"]
+
+
+def test_exact_column_wins_over_another_case(write):
+    assert read_prompts(write("p.csv", "Prompt,prompt\nno,yes\n")).prompts == ["yes"]
+    with pytest.raises(CotrunkError, match="no column"):
+        read_prompts(write("q.csv", "Prompt,PROMPT\nno,no\n"))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("p.txt", "", "holds no prompt"),
+        ("p.txt", " \n\t\n", "holds no prompt"),
+        ("p.csv", "prompt\n", "holds no prompt"),
+        ("p.csv", "", "no header line"),
+        ("p.json", "", "holds no prompt"),
+        ("p.json", "[]", "holds no prompt"),
+        ("p.json", '{"prompt": "a cat"}', "not a JSON list"),
+        ("p.json", '["a cat",\n oops]', "line 2: broken JSON"),
+        ("p.json", '["a cat", 3]', "item 2: the prompt is of type int"),
+        ("p.json", "[" * 200_000, "JSON"),
+        ("p.jsonl", '"a cat"\n\n{"prompt": "a dog"\n', "line 3: broken JSON"),
+        ("p.jsonl", '"a cat"\n{"prompt": null}\n', "line 2: the prompt is empty"),
+        ("p.jsonl", '"a cat"\n{"text": "a dog"}\n', "line 2, has no column 'prompt'.*'text'"),
+        ("p.jsonl", '"a cat"\n["a dog"]\n', "line 2: the prompt is of type list"),
+        ("p.jsonl", '"a cat"\n"half \\ud83d"\n', "line 2: .*Unicode"),
+        ("p.csv", "id,text\n1,a cat\n", "no column 'prompt'.*'id', 'text'"),
+        ("p.csv", 'prompt\n"' + "x" * 200_000 + '"\n', "broken table"),
+        ("p.txt", b"a cat\ncaf\xe9\n", "not UTF-8 .line 2"),
+        ("p.txt", "a cat\n".encode("utf-16"), "UTF-16"),
+        ("p.txt", b"\x89PNG\r\n\0\0", "binary"),
+    ],
+)
+def test_bad_files(write, name, content, message):
+    with pytest.raises(CotrunkError, match=message) as caught:
+        read_prompts(write(name, content))
+    assert name in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_folder_unreadable(tmp_path, write, monkeypatch):
+    with pytest.raises(CotrunkError, match="no file"):
+        read_prompts(tmp_path / "absent.txt")
+    with pytest.raises(CotrunkError, match="is a folder"):
+        read_prompts(tmp_path)
+
+    def refuse(_path):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    with pytest.raises(CotrunkError, match="Permission denied"):
+        read_prompts(write("p.txt", "a cat"))
+
+
+def test_json_lines_round_trip(write):
+    prompts = ["naïve café", "日本の庭", "emoji 🦊", 'quote " and , comma']
+    content = "\n".join(json.dumps({"prompt": prompt}) for prompt in prompts)
+    assert read_prompts(write("p.jsonl", content)).prompts == prompts
+
+
+def test_import_is_light():
+    import subprocess
+    import sys
+
+    heavy = "{'torch', 'diffusers', 'transformers', 'scipy', 'numpy'}"
+    code = f"import sys, cotrunk.prompts; sys.exit(bool({heavy} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from html import escape
@@ -14,13 +13,13 @@ from string import Template
 from typing import Any
 from urllib.parse import quote
 
+from .drawing import axis, branch_steps, leaf_order, tree_svg
 from .files import write_bytes
 
 THUMBNAIL = 192  # longest side of an inlined picture, in pixels
 PAGE_IMAGES = 400  # more make a page slow to open; the files stay in images/
 COMPARED_PROMPTS = 60
 LONG_PROMPT = 90  # characters; longer ones are folded to four lines and open on a click
-END = 96.0  # where the last step lies in a drawing 100 wide; the rest leads into the thumbnails
 
 
 def write_page(run: dict[str, Any], folder: Path) -> Path:
@@ -141,7 +140,7 @@ def _sections(page: _Page, groups: list[dict[str, Any]]) -> Iterator[str]:
 
 def _group(page: _Page, group: dict[str, Any], number: int) -> str:
     tree, rows, timesteps = group["tree"], group["rows"], page.run["timesteps"]
-    order, forks = _leaves(tree), sorted(_forks(tree))
+    order, forks = leaf_order(tree), sorted(branch_steps(tree))
     # Many leaves get smaller thumbnails, so that a tree still fits a screen or two.
     box = _fit(page.side, 96 if len(order) <= 8 else 72 if len(order) <= 16 else 48)
     leaves = [
@@ -151,72 +150,14 @@ def _group(page: _Page, group: dict[str, Any], number: int) -> str:
     ]
     unit = "step" if timesteps == page.run["steps"] else "denoiser evaluation"
     where = f"{unit}{'s' if len(forks) > 1 else ''} {_listed([str(step) for step in forks])}"
-    drawing = _drawing(tree, order, timesteps, f"{len(order)} images share a trunk that branches at {where}")
+    drawing = tree_svg(tree, order, timesteps, f"{len(order)} images share a trunk that branches at {where}")
     spared = f"{_number(rows['independent'] - rows['used'])} of {_number(rows['independent'])} rows saved"
     facts = f"Branches at {where} of {timesteps}. Smallest similarity {group['similarity']:.2f}."
     return f"""<article class="card{" wide" if len(order) > 8 else ""}">
 <header><h3>Group {number}: {len(order)} images</h3><p class="saved">{spared}</p>
 <p class="quiet">{facts}</p></header>
 <div class="tree" style="--box:{box}px"><div class="drawing">{drawing}</div>
-<ol class="leaves">{"".join(leaves)}</ol>{_axis(forks, timesteps, unit)}</div></article>"""
-
-
-def _drawing(tree: dict[str, Any], order: list[int], timesteps: int, description: str) -> str:
-    """The tree as an SVG 100 wide and `len(order)` high, meant to be stretched: its strokes do not scale."""
-    place = {index: row + 0.5 for row, index in enumerate(order)}
-    scale = END / max(timesteps, 1)
-    paths = [f'<path class="rule" d="M{step * scale:.2f} 0V{len(order)}"/>' for step in sorted(_forks(tree))]
-
-    def stroke(count: int, path: str) -> None:
-        kind, width = "trunk" if count > 1 else "branch", min(3 * math.sqrt(count) - 1, 16)
-        paths.append(f'<path class="{kind}" stroke-width="{width:.1f}" d="{path}"/>')
-
-    def level(node: dict[str, Any]) -> float:
-        rows = [place[index] for index in node["images"]]
-        return (min(rows) + max(rows)) / 2
-
-    def draw(node: dict[str, Any], origin: float) -> None:
-        start, stop, y, count = node["start"] * scale, node["stop"] * scale, level(node), len(node["images"])
-        for child in node["children"]:  # below their trunk
-            draw(child, y)
-        # A branch leaves its trunk in a bend that begins exactly at the branch step.
-        bend = start + (0.0 if origin == y else min(13.0, 0.7 * (stop - start)))
-        half = (start + bend) / 2
-        end = stop if node["children"] or count > 1 else 100.0
-        curve = f"C{half:.2f} {origin} {half:.2f} {y} {bend:.2f} {y}" if bend > start else ""
-        stroke(count, f"M{start:.2f} {origin}{curve}H{end:.2f}")
-        if not node["children"] and count > 1:  # never branched: the lines part after the last step
-            for index in node["images"]:
-                stroke(1, f"M{stop:.2f} {y}C{END + 2} {y} {END + 1} {place[index]} 100 {place[index]}")
-        if count > 1:  # a line of no length with round caps: a dot that stays round when stretched
-            paths.append(f'<path class="trunk" stroke-width="{9 + math.sqrt(count):.1f}" d="M{stop:.2f} {y}h0.001"/>')
-
-    draw(tree, level(tree))
-    size = f'viewBox="0 0 100 {len(order)}" preserveAspectRatio="none"'
-    return f'<svg {size} role="img" aria-label="{escape(description)}">{"".join(paths)}</svg>'
-
-
-def _axis(forks: list[int], timesteps: int, unit: str) -> str:
-    last = f'<span class="last" style="left:{END}%">{timesteps} {unit}{"s" if timesteps != 1 else ""}</span>'
-    ticks, taken = ['<span class="first" style="left:0">0</span>', last], [0.0, END]
-    for step in forks:
-        x = END * step / max(timesteps, 1)
-        gap = min(abs(x - other) for other in taken)
-        if gap >= 7:  # closer labels overlap; on a narrow screen they do so earlier
-            near = " near" if gap < 14 else ""
-            ticks.append(f'<span class="fork{near}" style="left:{x:.2f}%">{step}</span>')
-            taken.append(x)
-    return f'<div class="axis" aria-hidden="true">{"".join(ticks)}</div>'
-
-
-def _leaves(node: dict[str, Any]) -> list[int]:
-    """Images in the order of the tree, so that no two lines cross."""
-    return [index for child in node["children"] for index in _leaves(child)] or list(node["images"])
-
-
-def _forks(node: dict[str, Any]) -> set[int]:
-    own = {node["stop"]} if len(node["images"]) > 1 else set()
-    return own.union(*(_forks(child) for child in node["children"]))
+<ol class="leaves">{"".join(leaves)}</ol>{axis(forks, timesteps, unit)}</div></article>"""
 
 
 # The comparison: every picture beside its two rivals.

@@ -1,0 +1,67 @@
+"""The picture of a tree: one line for each row that is computed, over the steps, as SVG for the page."""
+
+import math
+from html import escape
+from typing import Any
+
+END = 96.0  # where the last step lies in a drawing 100 wide; the rest leads into the thumbnails
+
+
+def tree_svg(tree: dict[str, Any], order: list[int], timesteps: int, description: str) -> str:
+    """The tree as an SVG 100 wide and `len(order)` high, meant to be stretched: its strokes do not scale."""
+    place = {index: row + 0.5 for row, index in enumerate(order)}
+    scale = END / max(timesteps, 1)
+    paths = [f'<path class="rule" d="M{step * scale:.2f} 0V{len(order)}"/>' for step in sorted(branch_steps(tree))]
+
+    def stroke(count: int, path: str) -> None:
+        kind, width = "trunk" if count > 1 else "branch", min(3 * math.sqrt(count) - 1, 16)
+        paths.append(f'<path class="{kind}" stroke-width="{width:.1f}" d="{path}"/>')
+
+    def level(node: dict[str, Any]) -> float:
+        rows = [place[index] for index in node["images"]]
+        return (min(rows) + max(rows)) / 2
+
+    def draw(node: dict[str, Any], origin: float) -> None:
+        start, stop, y, count = node["start"] * scale, node["stop"] * scale, level(node), len(node["images"])
+        for child in node["children"]:  # below their trunk
+            draw(child, y)
+        # A branch leaves its trunk in a bend that begins exactly at the branch step.
+        bend = start + (0.0 if origin == y else min(13.0, 0.7 * (stop - start)))
+        half = (start + bend) / 2
+        end = stop if node["children"] or count > 1 else 100.0
+        curve = f"C{half:.2f} {origin} {half:.2f} {y} {bend:.2f} {y}" if bend > start else ""
+        stroke(count, f"M{start:.2f} {origin}{curve}H{end:.2f}")
+        if not node["children"] and count > 1:  # never branched: the lines part after the last step
+            for index in node["images"]:
+                stroke(1, f"M{stop:.2f} {y}C{END + 2} {y} {END + 1} {place[index]} 100 {place[index]}")
+        if count > 1:  # a line of no length with round caps: a dot that stays round when stretched
+            paths.append(f'<path class="trunk" stroke-width="{9 + math.sqrt(count):.1f}" d="M{stop:.2f} {y}h0.001"/>')
+
+    draw(tree, level(tree))
+    size = f'viewBox="0 0 100 {len(order)}" preserveAspectRatio="none"'
+    return f'<svg {size} role="img" aria-label="{escape(description)}">{"".join(paths)}</svg>'
+
+
+def axis(forks: list[int], timesteps: int, unit: str) -> str:
+    """The labels under a drawing: first and last step, and the branch steps that have room."""
+    last = f'<span class="last" style="left:{END}%">{timesteps} {unit}{"s" if timesteps != 1 else ""}</span>'
+    ticks, taken = ['<span class="first" style="left:0">0</span>', last], [0.0, END]
+    for step in forks:
+        x = END * step / max(timesteps, 1)
+        gap = min(abs(x - other) for other in taken)
+        if gap >= 7:  # closer labels overlap; on a narrow screen they do so earlier
+            near = " near" if gap < 14 else ""
+            ticks.append(f'<span class="fork{near}" style="left:{x:.2f}%">{step}</span>')
+            taken.append(x)
+    return f'<div class="axis" aria-hidden="true">{"".join(ticks)}</div>'
+
+
+def leaf_order(node: dict[str, Any]) -> list[int]:
+    """Images in the order of the tree, so that no two lines cross."""
+    return [index for child in node["children"] for index in leaf_order(child)] or list(node["images"])
+
+
+def branch_steps(node: dict[str, Any]) -> set[int]:
+    """Where any branch of the tree parts."""
+    own = {node["stop"]} if len(node["images"]) > 1 else set()
+    return own.union(*(branch_steps(child) for child in node["children"]))

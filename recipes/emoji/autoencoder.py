@@ -20,15 +20,15 @@ from training import Average, autocast, device, faster_precision, learning_rate,
 
 SEED = 0
 # norm_num_groups=4: with 16 groups on 16 channels every channel would lose its mean, and the picture its colours
-CONFIG = dict(
-    block_out_channels=(16, 48, 96, 128),
-    down_block_types=("DownEncoderBlock2D",) * 4,
-    up_block_types=("UpDecoderBlock2D",) * 4,
-    latent_channels=16,
-    layers_per_block=1,
-    norm_num_groups=4,
-    scaling_factor=1.0,
-)
+CONFIG = {
+    "block_out_channels": (16, 48, 96, 128),
+    "down_block_types": ("DownEncoderBlock2D",) * 4,
+    "up_block_types": ("UpDecoderBlock2D",) * 4,
+    "latent_channels": 16,
+    "layers_per_block": 1,
+    "norm_num_groups": 4,
+    "scaling_factor": 1.0,
+}
 
 
 def load_pictures(build: Path) -> torch.Tensor:

@@ -1,6 +1,5 @@
 """What both trainings share: precision by measurement, an average of the weights, exact resume."""
 
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -58,4 +57,4 @@ def save(path: Path, **state: object) -> None:
     """Write a checkpoint under a temporary name, then rename: a killed run leaves the last whole one."""
     part = path.with_suffix(".part")
     torch.save(state, part)
-    os.replace(part, path)
+    part.replace(path)

@@ -22,28 +22,28 @@ from captions import captions_of, read_lines, token_states
 from training import Average, autocast, device, faster_precision, learning_rate, save
 
 SEED = 0
-CONFIG = dict(
-    sample_size=8,
-    in_channels=16,
-    out_channels=16,
-    block_out_channels=(128, 256),
-    layers_per_block=1,
-    down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-    up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
-    cross_attention_dim=384,
-    attention_head_dim=4,  # heads a block (diffusers' historical name)
-)
+CONFIG = {
+    "sample_size": 8,
+    "in_channels": 16,
+    "out_channels": 16,
+    "block_out_channels": (128, 256),
+    "layers_per_block": 1,
+    "down_block_types": ("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+    "cross_attention_dim": 384,
+    "attention_head_dim": 4,  # heads a block (diffusers' historical name)
+}
 # the betas of Stable Diffusion, rescaled so that the last step is pure noise: then "trailing" timesteps start there
-SCHEDULER = dict(
-    num_train_timesteps=1000,
-    beta_schedule="scaled_linear",
-    beta_start=0.00085,
-    beta_end=0.012,
-    prediction_type="v_prediction",
-    rescale_betas_zero_snr=True,
-    timestep_spacing="trailing",
-    clip_sample=False,
-)
+SCHEDULER = {
+    "num_train_timesteps": 1000,
+    "beta_schedule": "scaled_linear",
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "prediction_type": "v_prediction",
+    "rescale_betas_zero_snr": True,
+    "timestep_spacing": "trailing",
+    "clip_sample": False,
+}
 
 
 @torch.no_grad()
@@ -57,7 +57,7 @@ def caption_table(build: Path) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor
     """Token states of all captions (the empty one first), and per picture the rows of its captions and their
     cumulative probabilities (padded with 1)."""
     options = [captions_of(line) for line in read_lines(build)]
-    texts = [""] + sorted({text for captions in options for text, _ in captions})
+    texts = ["", *sorted({text for captions in options for text, _ in captions})]
     row = {text: i for i, text in enumerate(texts)}
     longest = max(map(len, options))
     rows = torch.zeros(len(options), longest, dtype=torch.long)

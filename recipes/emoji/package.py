@@ -1,0 +1,86 @@
+"""Trained parts -> the weights inside the package: float16, in shards of at most 15 MB.
+
+    python package.py --build build
+
+Converts in a temporary folder, checks sizes, values and one picture there, then swaps it in: a failed run
+leaves the old weights as they were.
+"""
+
+import argparse
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+
+from cotrunk import mini
+
+MAX_TOTAL = 60_000_000  # bytes
+MAX_SHARD = 15_000_000
+TENSORS_A_SHARD = "14800KB"  # diffusers counts tensors; the rest is room for a shard's header
+PARTS = {"autoencoder": ("vae", AutoencoderKL), "unet": ("unet", UNet2DConditionModel)}
+
+
+def convert(build: Path, out: Path) -> None:
+    """Write `vae/`, `unet/` and `scheduler/` to `out`."""
+    for source, (name, kind) in PARTS.items():
+        model = kind.from_pretrained(build / source, torch_dtype=torch.float16)
+        broken = [key for key, value in model.state_dict().items() if not value.isfinite().all()]
+        if broken:
+            raise SystemExit(f"{source} has values beyond float16: {broken[:4]}")
+        model.save_pretrained(out / name, max_shard_size=TENSORS_A_SHARD)
+        config = out / name / "config.json"
+        entries = json.loads(config.read_text())
+        entries.pop("_name_or_path", None)  # the build folder, which is nobody's business
+        config.write_text(json.dumps(entries, indent=2, sort_keys=True) + "\n")
+    # 1 is what StableDiffusionPipeline insists on; with "trailing" timesteps it has no effect
+    DDIMScheduler.from_pretrained(build / "scheduler", steps_offset=1).save_pretrained(out / "scheduler")
+
+
+def check_sizes(out: Path) -> None:
+    """Print the size of every file and stop where a limit is passed."""
+    sizes = {path.relative_to(out): path.stat().st_size for path in sorted(out.rglob("*")) if path.is_file()}
+    for path, size in sizes.items():
+        print(f"{size / 1e6:8.3f} MB  {path}")
+    print(f"{sum(sizes.values()) / 1e6:8.3f} MB  in all")
+    if sum(sizes.values()) > MAX_TOTAL or max(sizes.values()) > MAX_SHARD:
+        raise SystemExit(f"too large: at most {MAX_TOTAL / 1e6:.0f} MB, {MAX_SHARD / 1e6:.0f} MB a file")
+
+
+def check_picture(out: Path) -> np.ndarray:
+    """Generate one picture as a user would, and stop where it cannot be one."""
+    pipe = mini.assemble(out / "vae", out / "unet", out / "scheduler")
+    pipe.set_progress_bar_config(disable=True)
+    generator = torch.Generator().manual_seed(0)
+    prompt = "red apple, noto style"
+    picture = pipe(prompt, num_inference_steps=30, guidance_scale=3.0, generator=generator, output_type="np").images[0]
+    if picture.shape != (64, 64, 3) or not np.isfinite(picture).all() or picture.std() < 0.02:
+        raise SystemExit(f"{prompt!r} gave no picture: {picture.shape}, deviation {picture.std():.3f}")
+    print(f"{prompt!r}: {picture.shape}, mean {picture.mean():.2f}, deviation {picture.std():.2f}")
+    return picture
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--build", type=Path, default=Path(__file__).parent / "build")
+    parser.add_argument("--out", type=Path, default=mini.WEIGHTS)
+    args = parser.parse_args()
+    part, old = args.out.with_name(args.out.name + ".part"), args.out.with_name(args.out.name + ".old")
+    for leftover in (part, old):
+        shutil.rmtree(leftover, ignore_errors=True)
+    convert(args.build, part)
+    for path in part.rglob("*.safetensors"):
+        path.chmod(0o644)  # they are born readable by their owner only, and wheels keep that
+    check_sizes(part)
+    check_picture(part)
+    if args.out.exists():
+        args.out.rename(old)
+    part.rename(args.out)
+    shutil.rmtree(old, ignore_errors=True)
+    print(f"written to {args.out}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,11 @@
+# Each target: one line that makes the virtual environment and installs, one line that does the job.
+
+demo:
+	python3 -m venv .venv && .venv/bin/pip install -q -c constraints.txt -e '.[mini]'
+	.venv/bin/cotrunk generate --prompts examples/prompts.txt --out demo --guidance 3 --compare --resume
+
+test:
+	python3 -m venv .venv && .venv/bin/pip install -q -c constraints.txt -e '.[dev]'
+	.venv/bin/python -m pytest -n auto
+
+.PHONY: demo test

@@ -1,0 +1,221 @@
+"""The pipeline's own arguments: which of them have one entry a prompt, and what a call will cost."""
+
+import copy
+import hashlib
+import inspect
+import re
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any
+
+import numpy as np
+import torch
+
+from .errors import CotrunkError
+
+# prompt, negative_prompt_2, pooled_prompt_embeds, negative_prompt_attention_mask, generated_prompt_embeds, ...
+_TEXT = re.compile(r"(negative_)?prompt(_\d)?")
+_PER_PROMPT = re.compile(
+    r"(negative_)?((pooled_|generated_)?prompt(_\d)?(_embeds)?(_\d)?(_attention_mask|_mask)?(_\d)?|attention_mask)"
+    r"|(control_|mask_)?image|transcription"
+)
+# what is part of the prompt itself, in its several encodings
+_PROMPT = re.compile(r"(pooled_|generated_)?prompt(_embeds)?(_\d)?|(prompt_|prompt_embeds_)?(attention_)?mask(_\d)?")
+_OURS = {
+    "generator": "seed=",
+    "latents": "seed= (a group starts from one noise, made from its seed)",
+    "num_images_per_prompt": "num_images_per_prompt= of generate",
+    "num_waveforms_per_prompt": "num_images_per_prompt=",
+    "num_videos_per_prompt": "num_images_per_prompt=",
+    "return_dict": "result.output",
+}
+
+
+class PerPrompt:
+    """The arguments of a run, split into those of each prompt and those of all.
+
+    Args:
+        prompts: number of prompts.
+        arguments: what the user passes for the pipeline. A list or tensor with one entry a prompt belongs to the
+            prompts; a single text, picture or (1, ...) tensor to all of them.
+
+    Raises:
+        CotrunkError: an argument that cotrunk sets itself, one that the pipeline does not take, or one whose length
+            is not the number of prompts.
+    """
+
+    def __init__(self, pipe: Any, prompts: int, arguments: dict[str, Any]) -> None:
+        parameters = inspect.signature(pipe.__call__).parameters
+        for name in arguments:
+            if name in _OURS:
+                raise CotrunkError(f"{name} is set by cotrunk: use {_OURS[name]} instead.")
+            if name not in parameters:
+                raise CotrunkError(f"{type(pipe).__name__} takes no argument {name!r}.")
+        # several ControlNets: a list with one entry a network, each entry as for a single one; or as diffusers has
+        # it, where the entries are lists: one a prompt, each with a picture a network
+        nets = getattr(getattr(pipe, "controlnet", None), "nets", None)
+        self.networks = len(nets) if nets is not None else 0
+        self.prompts = prompts
+        self.own, self.common = {}, {}
+        for name, value in arguments.items():
+            if _PER_PROMPT.fullmatch(name) and self._check(name, value):
+                self.own[name] = value
+            else:
+                self.common[name] = value
+
+    def _check(self, name: str, value: Any) -> bool:
+        """Whether the value has one entry a prompt (or will be repeated to have); refuses any other length."""
+        if self.networks and name in ("image", "control_image"):
+            if not isinstance(value, list | tuple):
+                return False
+            if not _is_nested(value):
+                return any(self._is_list(name, v) for v in value)
+            if any(not isinstance(v, list) or len(v) != self.networks for v in value):
+                raise CotrunkError(f"{name} is a list of lists: give each prompt a list of {self.networks} pictures.")
+        if isinstance(value, str):
+            # a pipeline wants as many negative or second prompts as prompts
+            return _TEXT.fullmatch(name) is not None
+        if isinstance(value, torch.Tensor | np.ndarray) and value.ndim > 1 and len(value) == 1:
+            return "image" not in name
+        return self._is_list(name, value)
+
+    def _is_list(self, name: str, value: Any) -> bool:
+        if not isinstance(value, list | tuple | torch.Tensor | np.ndarray):
+            return False
+        if isinstance(value, np.ndarray | torch.Tensor) and value.ndim <= 3 and "image" in name:
+            return False  # one picture
+        if "image" in name and len(value) == 1:
+            return False
+        if len(value) != self.prompts:
+            raise CotrunkError(
+                f"{name} has {len(value)} entries for {self.prompts} prompts: give one a prompt, or one."
+            )
+        return True
+
+    def of(self, prompts: Sequence[int]) -> dict[str, Any]:
+        """The arguments of a call for these prompts."""
+        index = list(prompts)
+
+        def pick(name: str, value: Any) -> Any:
+            if isinstance(value, str):
+                return [value] * len(index)
+            if isinstance(value, torch.Tensor | np.ndarray):
+                return value[[0] * len(index)] if len(value) == 1 else value[index]
+            if self.networks and name in ("image", "control_image") and not _is_nested(value):
+                return [pick("", v) if self._is_list(name, v) else v for v in value]
+            return [value[i] for i in index] if isinstance(value, list | tuple) else value
+
+        return self.common | {name: pick(name, value) for name, value in self.own.items()}
+
+    def keys(self) -> list[str]:
+        """For each prompt a digest of everything but the prompt: prompts that differ in it never share."""
+        others = {name for name in self.own if not _PROMPT.fullmatch(name)}
+        others |= {name for name in self.own if re.fullmatch(r"prompt_\d", name)}  # texts for further encoders
+        if not others:
+            return [""] * self.prompts
+        return [self._digest(self.of([i]), sorted(others)) for i in range(self.prompts)]
+
+    def identities(self, prompts: Sequence[str] | None) -> list[str]:
+        """For each prompt what makes it equal to another: its text, or its embeddings."""
+        if prompts is not None:
+            return list(prompts)
+        embeds = sorted(name for name in self.own if name.endswith("prompt_embeds") and "negative" not in name)
+        return [self._digest(self.of([i]), embeds) for i in range(self.prompts)]
+
+    @staticmethod
+    def _digest(values: dict[str, Any], names: Sequence[str]) -> str:
+        digest = hashlib.blake2b(digest_size=16)
+
+        def feed(value: Any) -> None:
+            if isinstance(value, list | tuple):
+                for item in value:
+                    feed(item)
+            elif isinstance(value, torch.Tensor):
+                digest.update(value.detach().cpu().float().numpy().tobytes())
+            elif isinstance(value, np.ndarray):
+                digest.update(value.tobytes())
+            elif hasattr(value, "tobytes"):  # a PIL picture
+                digest.update(repr((value.mode, value.size)).encode() + value.tobytes())
+            else:
+                digest.update(repr(value).encode())
+            digest.update(b"\0")
+
+        for name in names:
+            digest.update(name.encode())
+            feed(values[name])
+        return digest.hexdigest()
+
+
+def _is_nested(value: Any) -> bool:
+    return any(isinstance(entry, list) for entry in value)
+
+
+def argument(pipe: Any, arguments: dict[str, Any], name: str) -> Any:
+    """The value a call will see: the user's, else the pipeline's default, else None."""
+    if name in arguments:
+        return arguments[name]
+    parameter = inspect.signature(pipe.__call__).parameters.get(name)
+    return None if parameter is None or parameter.default is inspect.Parameter.empty else parameter.default
+
+
+def guidance_rows(pipe: Any, arguments: dict[str, Any]) -> int:
+    """Denoiser rows of one evaluation of one image: 2 with classifier-free guidance, else 1."""
+    true_cfg = argument(pipe, arguments, "true_cfg_scale")
+    if true_cfg is not None:  # Flux and Qwen-Image: the other guidance scale is an input of the model
+        negatives = [argument(pipe, arguments, name) for name in ("negative_prompt", "negative_prompt_embeds")]
+        return 2 if true_cfg > 1 and any(value is not None for value in negatives) else 1
+    scale = argument(pipe, arguments, "guidance_scale")
+    if scale is None:
+        return 1
+    rule = getattr(type(pipe), "do_classifier_free_guidance", None)
+    if isinstance(rule, property) and rule.fget is not None:
+        # the pipeline's own rule: some have guidance from 0 on, and none where it is distilled into the model
+        with suppress(AttributeError):  # a rule that asks for more than the scale
+            return 2 if rule.fget(_Called(pipe, scale)) else 1
+    unet = getattr(pipe, "unet", None)
+    if unet is not None and getattr(unet.config, "time_cond_proj_dim", None) is not None:
+        return 1  # guidance is distilled into the model (LCM)
+    return 2 if scale > 1 else 1
+
+
+class _Called:
+    """A pipeline as its properties see it during a call with this guidance scale."""
+
+    def __init__(self, pipe: Any, scale: float) -> None:
+        self._pipe, self._guidance_scale, self.guidance_scale = pipe, scale, scale
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._pipe, name)
+
+
+def timesteps_of(pipe: Any, arguments: dict[str, Any]) -> tuple[int, int]:
+    """(inference steps, timesteps) of a call: asked of a copy of the pipeline's scheduler.
+
+    Raises:
+        CotrunkError: no whole number of steps above 0, or one that the scheduler cannot make a schedule of.
+    """
+    steps = argument(pipe, arguments, "num_inference_steps")
+    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+        raise CotrunkError(f"num_inference_steps {steps} is out of range: use a whole number of 1 or more.")
+    scheduler = copy.deepcopy(pipe.scheduler)
+    for name in ("timesteps", "sigmas"):
+        if arguments.get(name) is not None:
+            steps = len(arguments[name])
+            if name in inspect.signature(scheduler.set_timesteps).parameters:
+                schedule: dict[str, Any] = {name: arguments[name]}
+                break
+    else:
+        schedule = {"num_inference_steps": steps}
+    if scheduler.config.get("use_dynamic_shifting"):
+        schedule["mu"] = 1.0  # shifts the timesteps, does not change their number
+    try:
+        scheduler.set_timesteps(**schedule)
+    except Exception as error:
+        name = type(scheduler).__name__
+        raise CotrunkError(f"{name} cannot make a schedule of {steps} steps ({error}): use another number.") from None
+    timesteps = scheduler.timesteps
+    end = arguments.get("denoising_end")
+    if isinstance(end, float) and 0 < end < 1:  # SDXL's base model hands over to a refiner here
+        trained = scheduler.config.num_train_timesteps
+        timesteps = timesteps[timesteps >= round(trained - end * trained)]
+    return steps, len(timesteps)

@@ -1,0 +1,179 @@
+"""Rows of a denoiser call: fold equal ones into one, run in chunks, spread the outputs back.
+
+Pure tensor work on the arguments and outputs of a module; knows nothing of pipelines. "Live" rows are those that run.
+"""
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch.utils._pytree import tree_map_only
+
+# Arguments that never have one entry a row, even where their length happens to be the number of rows.
+SHARED = {"img_ids", "txt_ids", "image_rotary_emb", "rotary_emb", "rotary_embedding", "freqs_cis"}
+# What the prompt decides: a folded row takes the mean of its members. Everything else that has one entry a row
+# (latents, timestep, sizes, control residuals) is equal among the members, so the first one stands for all.
+CONDITIONS = {
+    "encoder_hidden_states",
+    "encoder_hidden_states_1",
+    "encoder_hidden_states_2",
+    "encoder_hidden_states_t5",  # HunyuanDiT
+    "pooled_projections",
+    "text_embeds",
+    "class_labels",  # MusicLDM's text embedding
+    "cap_feats",  # Z-Image: a list with one (tokens, channels) tensor a row
+}
+# The mask that tells which tokens of a condition are padding. A folded row sees every token that a member sees.
+MASKS = {
+    "encoder_attention_mask": "encoder_hidden_states",
+    "encoder_hidden_states_mask": "encoder_hidden_states",
+    "encoder_attention_mask_1": "encoder_hidden_states_1",
+    "text_embedding_mask": "encoder_hidden_states",  # HunyuanDiT
+    "text_embedding_mask_t5": "encoder_hidden_states_t5",
+    "attention_mask": "encoder_hidden_states",  # Chroma: of the text tokens, then of the image's
+}
+# Plain lists with one entry a row (Z-Image, Qwen-Image); any other list is a container of tensors.
+ROW_LISTS = {"x", "cap_feats", "img_shapes", "txt_seq_lens"}
+# Numbers of tokens: a folded row is as long as its longest member.
+LENGTHS = {"txt_seq_lens"}
+
+
+class Folding:
+    """How R rows fold into the live ones.
+
+    Args:
+        sources: for each of N images the image whose row it takes; `sources[i] == i` for one that runs.
+        rows: R, a multiple of N: with concatenated guidance, copy k of image i is row k * N + i.
+    """
+
+    def __init__(self, sources: Sequence[int], rows: int, device: torch.device) -> None:
+        images = len(sources)
+        tiled = [copy * images + source for copy in range(rows // images) for source in sources]
+        self.rows, self.live = rows, sorted(set(tiled))
+        place = {row: i for i, row in enumerate(self.live)}
+        self.members: list[list[int]] = [[] for _ in self.live]
+        for row, source in enumerate(tiled):
+            self.members[place[source]].append(row)
+        largest = max(map(len, self.members))
+        # padded with the representative, whose difference to itself adds nothing to a mean
+        padded = [own + [own[0]] * (largest - len(own)) for own in self.members]
+        self._live = torch.tensor(self.live, device=device)
+        self._padded = torch.tensor(padded, device=device)
+        self._counts = torch.tensor([len(own) for own in self.members], device=device)
+        self.inverse = torch.tensor([place[source] for source in tiled], device=device)
+
+    @property
+    def is_identity(self) -> bool:
+        return len(self.live) == self.rows
+
+    def fold(self, named: dict[str, Any]) -> dict[str, Any]:
+        """The arguments of a call with live rows only; nested dicts (`added_cond_kwargs`) included."""
+        masks = {MASKS[k]: v for k, v in named.items() if k in MASKS and isinstance(v, torch.Tensor) and v.ndim == 2}
+        return {name: self._fold(name, value, masks.get(name)) for name, value in named.items()}
+
+    def _fold(self, name: str, value: Any, mask: torch.Tensor | None) -> Any:
+        if name in SHARED or value is None:
+            return value
+        if isinstance(value, dict):
+            return self.fold(value)
+        if name in ROW_LISTS and isinstance(value, list) and len(value) == self.rows:
+            if name in CONDITIONS:
+                return [_mean_of_ragged([value[row] for row in own]) for own in self.members]
+            if name in LENGTHS:
+                return [max(value[row] for row in own) for own in self.members]
+            return [value[row] for row in self.live]
+        reduce = self.first
+        if name in CONDITIONS:
+            reduce = functools.partial(self.mean, mask=mask)
+        elif name in MASKS:
+            reduce = self.union
+        return tree_map_only(torch.Tensor, lambda x: reduce(x) if _has_rows(x, self.rows) else x, value)
+
+    def first(self, tensor: torch.Tensor) -> torch.Tensor:
+        """(R, ...) -> (live, ...): the representatives."""
+        return tensor.index_select(0, self._live)
+
+    def union(self, mask: torch.Tensor) -> torch.Tensor:
+        """(R, tokens) -> (live, tokens): a token that any member sees. For 0/1 masks and for additive ones."""
+        return mask[self._padded].amax(dim=1)
+
+    def mean(self, tensor: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+        """(R, ...) -> (live, ...): the mean over each row's members (SAGE, Algorithm 1, line 5).
+
+        With a token mask (R, tokens) the mean at a token is over the members that have this token: the padding of a
+        short prompt says nothing. Taken as representative + mean of differences, so that equal members give their
+        own value to the last bit.
+        """
+        if not tensor.is_floating_point():
+            return self.first(tensor)
+        exact = torch.promote_types(tensor.dtype, torch.float32)
+        first = self.first(tensor).to(exact)
+        difference = tensor[self._padded].to(exact) - first[:, None]  # (live, members, ...)
+        if mask is not None and tensor.ndim == 3 and len(mask) == self.rows and mask.shape[1] >= tensor.shape[1]:
+            slots = torch.arange(difference.shape[1], device=tensor.device)
+            real = slots < self._counts[:, None]  # not padding of the member list
+            mask = mask[:, : tensor.shape[1]]
+            visible = (mask > 0) | ((mask == 0) & (mask < 0).any())  # an additive mask hides by negative numbers
+            weight = (visible[self._padded] & real[..., None])[..., None]
+            # a token that no member has is hidden in the trunk as well: its value does not matter
+            mean = difference.where(weight, 0).sum(dim=1) / weight.sum(dim=1).clamp(min=1)
+        else:
+            mean = difference.sum(dim=1) / self._counts.reshape(-1, *[1] * (tensor.ndim - 1))
+        return (first + mean).to(tensor.dtype)
+
+
+def _has_rows(tensor: torch.Tensor, rows: int) -> bool:
+    return tensor.ndim > 0 and tensor.shape[0] == rows
+
+
+def _mean_of_ragged(rows: list[torch.Tensor]) -> torch.Tensor:
+    """Mean of (tokens, channels) tensors of different lengths: at each token over the rows that reach it."""
+    longest = max(rows, key=len)
+    first = longest.to(torch.promote_types(longest.dtype, torch.float32))
+    difference, count = torch.zeros_like(first), torch.zeros(len(first), 1, device=first.device)
+    for row in rows:  # differences, as in `Folding.mean`: equal members give their own value to the last bit
+        difference[: len(row)] += row.to(first.dtype) - first[: len(row)]
+        count[: len(row)] += 1
+    return (first + difference / count).to(longest.dtype)
+
+
+def take(named: dict[str, Any], rows: int, start: int, stop: int) -> dict[str, Any]:
+    """Rows `start` to `stop` of the arguments of a call of `rows` rows."""
+
+    def part(name: str, value: Any) -> Any:
+        if name in SHARED or value is None:
+            return value
+        if isinstance(value, dict):
+            return take(value, rows, start, stop)
+        if name in ROW_LISTS and isinstance(value, list) and len(value) == rows:
+            return value[start:stop]
+        return tree_map_only(torch.Tensor, lambda x: x[start:stop] if _has_rows(x, rows) else x, value)
+
+    return {name: part(name, value) for name, value in named.items()}
+
+
+def assemble(parts: list[Any], sizes: list[int], inverse: torch.Tensor | None, *, listed: bool = False) -> Any:
+    """Join the outputs of chunks row-wise and spread them over all rows, whatever structure holds the tensors.
+
+    Args:
+        parts: one output a chunk: a tensor, or tuples, lists, dicts and output objects of such.
+        sizes: rows of each chunk.
+        inverse: (R,) for each row the live row whose output it takes; None to keep the order.
+        listed: the module returns a list with one tensor a row (Z-Image) where others return a tensor.
+    """
+    first = parts[0]
+    if listed and isinstance(first, list):
+        rows = [row for part in parts for row in part]
+        return rows if inverse is None else [rows[i] for i in inverse.tolist()]
+    if isinstance(first, torch.Tensor):
+        if not _has_rows(first, sizes[0]):
+            return first
+        joined = torch.cat(parts) if len(parts) > 1 else first
+        return joined if inverse is None else joined.index_select(0, inverse)
+    again = functools.partial(assemble, sizes=sizes, inverse=inverse, listed=listed)
+    if isinstance(first, dict):  # diffusers' output objects are dicts
+        return type(first)(**{key: again([part[key] for part in parts]) for key in first})
+    if isinstance(first, tuple | list):
+        return type(first)(again(list(same)) for same in zip(*parts, strict=True))
+    return first

@@ -73,7 +73,7 @@ def _edit(data: dict[str, Any], *path: Any, value: Any) -> None:
         (("trees", 0, "images"), [0, 5], "do not hold every image once"),
     ],
 )
-def test_a_plan_that_contradicts_itself_is_refused(path: tuple[Any, ...], value: Any, says: str, tmp_path: Path) -> None:
+def test_a_contradictory_plan_is_refused(path: tuple[Any, ...], value: Any, says: str, tmp_path: Path) -> None:
     PLAN.save(tmp_path / "plan.json")
     data = json.loads((tmp_path / "plan.json").read_text())
     _edit(data, *path, value=value)

@@ -1,0 +1,325 @@
+"""The main job: many prompts through the user's own pipeline, in waves, on one plan."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from .arguments import PerPrompt, guidance_rows, timesteps_of
+from .denoiser import Meter, attached, check_pipeline
+from .embedding import Encoder, auto_threshold, from_prompt_embeds, pipeline_encoder, sentence_encoder
+from .errors import CotrunkError
+from .plan import Branch, Cost, Plan
+from .sharing import Sharing, make_plan
+
+WAVE = 32  # images in one call of the pipeline; memory of latents, text states and decoding grows with it
+
+
+@dataclass(frozen=True)
+class Wave:
+    """One finished call of the pipeline.
+
+    Attributes:
+        images: the indices of its images, in the order of `output`.
+        output: the pipeline's own output object.
+        failed: images whose latents held a NaN or an infinity.
+        cost: denoiser rows, counted.
+        seconds: "embed" (the pipeline's own text encoding), "denoise", "decode".
+    """
+
+    images: tuple[int, ...]
+    output: Any
+    failed: tuple[int, ...]
+    cost: Cost
+    seconds: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Result:
+    """Everything of a run; `result.images` (or `.audios`, `.frames`) are the pipeline's, in prompt order.
+
+    Attributes:
+        output: the pipeline's own output object, over all images.
+        plan: what was shared; `plan.save(path)`, and `generate(pipe, plan=...)` gives the same images again.
+        cost: denoiser rows, counted while running: `cost.used`, `cost.independent`, `cost.saving`.
+        failed: indices of images whose latents held a NaN or an infinity; their pictures are worthless.
+        seconds: "embed", "denoise", "decode", "total".
+    """
+
+    output: Any
+    plan: Plan
+    cost: Cost
+    failed: tuple[int, ...]
+    seconds: dict[str, float]
+
+    def __getattr__(self, name: str) -> Any:
+        if not name.startswith("_") and name in self.output:
+            return self.output[name]
+        raise AttributeError(f"the output of this pipeline has no {name!r}, only {', '.join(self.output)}")
+
+
+@dataclass
+class Run:
+    """A pipeline, a plan and the arguments: ready to denoise. `prepare` makes one; iterate over `waves()`."""
+
+    pipe: Any
+    plan: Plan
+    arguments: PerPrompt
+    max_rows: int | None = None
+    wave_size: int = WAVE
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def waves(
+        self,
+        *,
+        skip: Callable[[Sequence[int]], bool] = lambda images: False,
+        on_step: Callable[[Meter], None] | None = None,
+    ) -> Iterator[Wave]:
+        """Run wave after wave. The waves depend on the plan alone, so a resumed run computes what the first one
+        would have.
+
+        Args:
+            skip: called with the image indices of a wave; True leaves it out (it is done already).
+            on_step: called after every scheduler step with the wave's `Meter`.
+        """
+        for trees in self.plan.waves(self.wave_size):
+            images = tuple(image for tree in trees for image in tree.images)
+            if not skip(images):
+                yield from self._wave(trees, on_step)
+
+    def _wave(self, trees: tuple[Branch, ...], on_step: Callable[[Meter], None] | None) -> Iterator[Wave]:
+        try:
+            yield self._call(trees, on_step)
+        except torch.OutOfMemoryError:
+            # not in the denoiser, which halves its own chunks: the texts or the decoder of so many images
+            if len(trees) == 1:
+                raise
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+            half = len(trees) // 2
+            self.wave_size = max(1, self.wave_size // 2)
+            yield from self._wave(trees[:half], on_step)
+            yield from self._wave(trees[half:], on_step)
+
+    def _call(self, trees: tuple[Branch, ...], on_step: Callable[[Meter], None] | None) -> Wave:
+        images = tuple(image for tree in trees for image in tree.images)
+        sources = partition(trees, self.plan.timesteps)
+        meter = Meter(timesteps=self.plan.timesteps, max_rows=self.max_rows, on_step=on_step)
+        seeds = [self.plan.seeds[image] for image in images]
+        begin = time.perf_counter()
+        with attached(self.pipe, sources.__getitem__, len(images), seeds, meter) as generators:
+            arguments = self.arguments.of([self.plan.prompt_of(image) for image in images])
+            output = self.pipe(**arguments, generator=generators)
+        end = time.perf_counter()
+        self.max_rows = meter.max_rows
+        started, ended = meter.started or begin, meter.ended or begin
+        finite = [True] * len(images) if meter.finite is None else meter.finite.tolist()
+        return Wave(
+            images=images,
+            output=output,
+            failed=tuple(image for image, good in zip(images, finite, strict=True) if not good),
+            cost=Cost(meter.rows, meter.rows_asked),
+            seconds={"embed": started - begin, "denoise": ended - started, "decode": end - ended},
+        )
+
+
+def partition(trees: Sequence[Branch], timesteps: int) -> list[tuple[int, ...]]:
+    """For every timestep, for every image of a wave (by its place in the wave), the place of the image whose row it
+    takes: the first of its branch. One entry more than timesteps, for a scheduler that calls once more."""
+    images = [image for tree in trees for image in tree.images]
+    place = {image: i for i, image in enumerate(images)}
+    sources = []
+    for timestep in range(timesteps):
+        row = [0] * len(images)
+        for tree in trees:
+            for branch in tree.at(timestep):
+                for image in branch.images:
+                    row[place[image]] = place[branch.images[0]]
+        sources.append(tuple(row))
+    return [*sources, tuple(range(len(images)))]
+
+
+def prepare(
+    pipe: Any,
+    prompts: Sequence[str] | str | None = None,
+    *,
+    sharing: Sharing | None = Sharing(),  # noqa: B008 (frozen)
+    seed: int | Sequence[int] = 0,
+    num_images_per_prompt: int = 1,
+    plan: Plan | None = None,
+    max_rows: int | None = None,
+    wave_size: int = WAVE,
+    **arguments: Any,
+) -> Run:
+    """Everything before the first denoiser row: check, embed, group, plan. Arguments as of `generate`."""
+    begin = time.perf_counter()
+    for name, value in (
+        ("max_rows", max_rows),
+        ("wave_size", wave_size),
+        ("num_images_per_prompt", num_images_per_prompt),
+    ):
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+            raise CotrunkError(f"{name} {value} is out of range: use a whole number of 1 or more.")
+    check_pipeline(pipe, max_rows=max_rows)
+    _check_seed(seed)
+    if plan is not None and prompts is None and not any("prompt_embeds" in name for name in arguments):
+        prompts = plan.prompts
+    prompts = [prompts] if isinstance(prompts, str) else prompts
+    embeds = arguments.get("prompt_embeds")
+    if (prompts is None) == (embeds is None):
+        raise CotrunkError("Give either prompts or prompt_embeds (with what else the pipeline wants beside them).")
+    count = len(embeds) if prompts is None else len(prompts)
+    if count == 0:
+        raise CotrunkError("There are no prompts: give at least one.")
+    if prompts is not None:
+        arguments = {"prompt": list(prompts), **arguments}
+    own = PerPrompt(pipe, count, arguments)
+    steps, timesteps = timesteps_of(pipe, arguments)
+    if plan is None:
+        vectors, threshold = vectors_of(pipe, prompts, sharing, arguments)
+        plan = make_plan(
+            [f"prompt {i}" for i in range(count)] if prompts is None else prompts,
+            vectors,
+            sharing,
+            threshold,
+            steps=steps,
+            timesteps=timesteps,
+            order=getattr(pipe.scheduler, "order", 1),
+            guidance_rows=guidance_rows(pipe, arguments),
+            seed=seed,
+            images_per_prompt=num_images_per_prompt,
+            identities=own.identities(prompts),
+            keys=own.keys(),
+        )
+    elif len(plan.prompts) != count or (prompts is not None and list(plan.prompts) != list(prompts)):
+        raise CotrunkError("The plan is for other prompts: give the prompts it was made with, or make a new plan.")
+    elif plan.timesteps != timesteps:
+        raise CotrunkError(
+            f"The plan is for {plan.timesteps} timesteps, this call would take {timesteps}: "
+            f"use num_inference_steps={plan.steps} and the plan's scheduler, or make a new plan."
+        )
+    return Run(pipe, plan, own, max_rows, wave_size, {"embed": time.perf_counter() - begin})
+
+
+def generate(
+    pipe: Any,
+    prompts: Sequence[str] | str | None = None,
+    *,
+    sharing: Sharing | None = Sharing(),  # noqa: B008 (frozen)
+    seed: int | Sequence[int] = 0,
+    num_images_per_prompt: int = 1,
+    plan: Plan | None = None,
+    max_rows: int | None = None,
+    wave_size: int = WAVE,
+    on_wave: Callable[[Wave], None] | None = None,
+    on_step: Callable[[Meter], None] | None = None,
+    **arguments: Any,
+) -> Result:
+    """Make an image of every prompt with the user's pipeline; similar prompts share their early steps.
+
+    The pipeline is used as it stands (scheduler, LoRA, ControlNet, offload, compiled or not) and left as it was.
+
+    Args:
+        pipe: any diffusers pipeline with a `unet` or `transformer` and a `scheduler`.
+        prompts: the prompts; or leave them out and give `prompt_embeds=` (and what belongs to it).
+        sharing: how prompts share; None for independent sampling, bit for bit what the pipeline gives when called
+            with one generator an image.
+        seed: one for the run or one a prompt. A group starts from one noise, so an image depends on the prompts of
+            its group; it does not depend on their order nor on anything else in the run.
+        num_images_per_prompt: images of each prompt, every one from another trunk.
+        plan: replay this plan instead of making one (`sharing`, `seed` and `num_images_per_prompt` are the plan's).
+        max_rows: largest number of denoiser rows in one forward; None for no limit. Halves by itself when the
+            device runs out of memory.
+        wave_size: largest number of images in one call of the pipeline; groups are never cut.
+        on_wave: called with every finished `Wave`.
+        on_step: called after every scheduler step with the wave's `Meter`.
+        **arguments: anything the pipeline takes. A list (or tensor) with one entry a prompt goes along with the
+            prompts; prompts that differ in one (negative prompt, control image) do not share.
+
+    Returns:
+        `Result`: images in prompt order, all images of a prompt one after another; plan; cost; seconds.
+
+    Raises:
+        CotrunkError: bad arguments, or a pipeline that cotrunk cannot handle; always before any denoising.
+    """
+    begin = time.perf_counter()
+    run = prepare(
+        pipe,
+        prompts,
+        sharing=sharing,
+        seed=seed,
+        num_images_per_prompt=num_images_per_prompt,
+        plan=plan,
+        max_rows=max_rows,
+        wave_size=wave_size,
+        **arguments,
+    )
+    waves = []
+    for wave in run.waves(on_step=on_step):
+        waves.append(wave)
+        if on_wave is not None:
+            on_wave(wave)
+    seconds = {name: sum(wave.seconds[name] for wave in waves) for name in ("embed", "denoise", "decode")}
+    seconds["embed"] += run.seconds["embed"]
+    return Result(
+        output=_merge(waves),
+        plan=run.plan,
+        cost=sum((wave.cost for wave in waves), Cost(0, 0)),
+        failed=tuple(sorted(image for wave in waves for image in wave.failed)),
+        seconds={**seconds, "total": time.perf_counter() - begin},
+    )
+
+
+def encoder_of(pipe: Any, name: str) -> Encoder:
+    """The encoder that `Sharing.encoder` names."""
+    return pipeline_encoder(pipe) if name == "pipeline" else sentence_encoder(name)
+
+
+def vectors_of(
+    pipe: Any, prompts: Sequence[str] | None, sharing: Sharing | None, arguments: dict[str, Any] | None = None
+) -> tuple[np.ndarray, float]:
+    """Unit vectors (n, d) of the prompts, or of the `prompt_embeds` among the arguments, and the threshold that
+    belongs to their encoder."""
+    if sharing is None:
+        return np.zeros((0, 0), dtype=np.float32), 1.0
+    if prompts is not None:
+        encoder = encoder_of(pipe, sharing.encoder)
+        threshold = auto_threshold(encoder) if sharing.similarity == "auto" else sharing.similarity
+        return encoder.encode(prompts), float(threshold)
+    if sharing.similarity == "auto":
+        raise CotrunkError("similarity='auto' is measured on texts: give a number with prompt_embeds.")
+    arguments = arguments or {}
+    masks = [arguments.get(name) for name in ("prompt_attention_mask", "prompt_embeds_mask", "attention_mask")]
+    mask = next((value for value in masks if value is not None), None)
+    pooled = arguments.get("pooled_prompt_embeds")
+    return from_prompt_embeds(arguments["prompt_embeds"], pooled, mask), float(sharing.similarity)
+
+
+def _check_seed(seed: Any) -> None:
+    seeds = seed if isinstance(seed, list | tuple) else [seed]
+    if not all(isinstance(s, int) and not isinstance(s, bool) and 0 <= s < 2**63 for s in seeds):
+        raise CotrunkError(f"seed {seed!r} is not a whole number from 0 to 2**63 - 1, or a list with one a prompt.")
+
+
+def _merge(waves: Sequence[Wave]) -> Any:
+    """The outputs of all waves as one output object, in the order of the images."""
+    order = np.argsort([image for wave in waves for image in wave.images])
+    first = waves[0].output
+    merged = {}
+    for name in first:
+        values = [wave.output[name] for wave in waves]
+        if isinstance(values[0], torch.Tensor):
+            merged[name] = torch.cat(values)[torch.from_numpy(order)]
+        elif isinstance(values[0], np.ndarray):
+            merged[name] = np.concatenate(values)[order]
+        elif isinstance(values[0], list):
+            flat = [item for value in values for item in value]
+            merged[name] = [flat[i] for i in order]
+        else:
+            merged[name] = values[0]
+    # outputs have required fields that may be None (no safety checker, say); iteration leaves those out
+    fields = {name: merged.get(name) for name in getattr(type(first), "__dataclass_fields__", merged)}
+    return type(first)(**fields)

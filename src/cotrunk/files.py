@@ -1,19 +1,43 @@
 """Files that are whole or absent: written under a temporary name, then renamed."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+from .errors import CotrunkError
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn a failure to write `path` (no space, no permission, ...) into one sentence."""
+    try:
+        yield
+    except OSError as error:
+        why = error.strerror or error
+        raise CotrunkError(f"Cannot write {path}: {why}. Make room or choose another place.") from error
+
 
 def write_bytes(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Let `write` fill a temporary file beside `path`, then rename it: a killed run leaves no half file."""
+    """Let `write` fill a temporary file beside `path`, then rename it: a killed run leaves no half file.
+
+    Raises:
+        CotrunkError: the file cannot be written.
+    """
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with part.open("wb") as file:
-            write(file)
-        os.replace(part, path)
-    finally:
+    with writing(path):
+        try:
+            with part.open("wb") as file:
+                write(file)
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
+
+
+def remove_parts(folder: Path) -> None:
+    """Remove the temporary files that a killed run left in a folder."""
+    for part in folder.rglob(".*.part"):
         part.unlink(missing_ok=True)
 
 

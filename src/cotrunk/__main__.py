@@ -1,0 +1,5 @@
+"""`python -m cotrunk`."""
+
+from .cli import main
+
+main()

@@ -1,0 +1,435 @@
+"""The command line: one command for each verb.
+
+Everything heavy is imported inside the commands, so that `cotrunk --help` answers at once.
+"""
+
+import math
+import os
+import sys
+import time
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, cast
+
+import typer
+
+from . import __version__
+from .console import Bar, err, out, print_plan, print_summary, say, warn_truncated
+from .errors import CotrunkError
+from .prompts import read_prompts
+
+if TYPE_CHECKING:
+    from .folder import Arm, RunFolder
+    from .generation import Run
+    from .plan import Plan
+    from .sharing import Mode, Sharing
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Many images from many prompts for fewer denoiser evaluations: similar prompts share their early steps.",
+)
+
+
+def _option(panel: str, metavar: str, text: str, *names: str) -> Any:
+    return typer.Option(*names, metavar=metavar, help=text, rich_help_panel=panel)
+
+
+PROMPTS, SHARING, SAMPLING, OUTPUT, MACHINE = "Prompts", "Sharing", "Sampling", "Output", "Machine"
+
+Prompts = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="PROMPT", help="Prompts, if there is no file.", show_default=False),
+]
+PromptFile = Annotated[
+    str | None,
+    _option(
+        PROMPTS,
+        "FILE",
+        "File of prompts: text with one a line (- for standard input), csv, tsv, jsonl, json or parquet.",
+        "--prompts",
+    ),
+]
+Column = Annotated[str, _option(PROMPTS, "NAME", "Column (or key) of the prompts in a csv, tsv, jsonl, json, parquet.")]
+Share = Annotated[
+    float,
+    _option(SHARING, "X", "Part of the steps that a group shares, 0 to below 1: 0.2 to 0.3 is mild, 0 shares nothing."),
+]
+Similarity = Annotated[
+    str,
+    _option(
+        SHARING,
+        "X",
+        "Prompts share if each two of their group are this similar (cosine, -1 to 1); auto: measured for the encoder.",
+    ),
+]
+MaxGroup = Annotated[int, _option(SHARING, "N", "Most prompts in a group; 0 for no limit.")]
+ModeName = Annotated[
+    str,
+    _option(
+        SHARING,
+        "MODE",
+        "flat: every group branches at --share. adaptive: the looser a group, the earlier it branches. "
+        "tree: a group parts step by step, the most similar last.",
+    ),
+]
+Encoder = Annotated[
+    str,
+    _option(
+        SHARING,
+        "NAME",
+        "What compares prompts: pipeline (the model's own text encoder), minilm, or a model of sentence-transformers.",
+    ),
+]
+Model = Annotated[
+    str,
+    _option(SAMPLING, "MODEL", "mini (comes with cotrunk), or a diffusers pipeline: an id on the hub or a folder."),
+]
+Steps = Annotated[int, _option(SAMPLING, "N", "Inference steps.")]
+Guidance = Annotated[float, _option(SAMPLING, "X", "Guidance scale; 1 or less turns guidance off.")]
+Scheduler = Annotated[
+    str | None,
+    _option(SAMPLING, "NAME", "ddim, dpm++2m, euler, unipc, ..., or a class of diffusers; else the model's own."),
+]
+Seed = Annotated[int, _option(SAMPLING, "N", "Seed of the run: the same seed, the same images.")]
+PerPrompt = Annotated[
+    int, _option(SAMPLING, "N", "Images of each prompt; they do not share with each other.", "--images-per-prompt")
+]
+
+
+@app.callback(invoke_without_command=True)
+def cotrunk(
+    version: Annotated[
+        bool, typer.Option("--version", metavar="", help="Print the version and stop.", is_eager=True)
+    ] = False,
+) -> None:
+    if version:
+        out.print(f"cotrunk {__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def generate(
+    prompts: Prompts = None,
+    prompt_file: PromptFile = None,
+    column: Column = "prompt",
+    out_dir: Annotated[
+        Path | None, _option(OUTPUT, "DIR", "Folder of the run; needed, and made if not there.", "--out")
+    ] = None,
+    resume: Annotated[
+        bool, _option(OUTPUT, "", "Continue the run in --out where it stopped; same settings.", "--resume")
+    ] = False,
+    compare: Annotated[
+        bool,
+        _option(
+            OUTPUT,
+            "",
+            "Also make the images independently, from the same noise: once in as many steps, once in as few as cost "
+            "what sharing costs. Takes about three times as long.",
+            "--compare",
+        ),
+    ] = False,
+    share: Share = 0.3,
+    similarity: Similarity = "auto",
+    max_group: MaxGroup = 5,
+    mode: ModeName = "flat",
+    encoder: Encoder = "pipeline",
+    model: Model = "mini",
+    steps: Steps = 30,
+    guidance: Guidance = 7.5,
+    negative: Annotated[str | None, _option(SAMPLING, "TEXT", "Negative prompt of all images.")] = None,
+    scheduler: Scheduler = None,
+    seed: Seed = 0,
+    images_per_prompt: PerPrompt = 1,
+    device: Annotated[str, _option(MACHINE, "NAME", "auto, cpu, cuda, cuda:1, mps, ...")] = "auto",
+    dtype: Annotated[str, _option(MACHINE, "NAME", "auto, float32, float16 or bfloat16.")] = "auto",
+    max_rows: Annotated[
+        int | None, _option(MACHINE, "N", "Most denoiser rows at once; halves by itself when memory runs out.")
+    ] = None,
+) -> None:
+    """Make an image of every prompt; similar prompts share their early steps.
+
+    Writes images/, plan.json, run.json and index.html (open it in a browser) to --out.
+
+    Examples:
+
+        cotrunk generate --prompts prompts.txt --out run
+
+        cotrunk generate "a red apple" "a green apple" --out apples --compare
+    """
+    begin = time.perf_counter()
+    texts = _prompts(prompts, prompt_file, column)
+    if out_dir is None:
+        raise CotrunkError("Where to? Name a folder with --out DIR.")
+    _check_numbers(steps, guidance, seed, images_per_prompt)
+    if max_rows is not None:
+        _whole("--max-rows", max_rows, 1)
+    sharing = _sharing(share, similarity, max_group, mode, encoder)
+
+    from .folder import SHARED, Arm, RunFolder
+    from .models import SCHEDULERS, check_names, load_pipeline, set_scheduler
+    from .plan import Plan
+
+    check_names(device, dtype, scheduler)
+    if scheduler is not None and scheduler.lower() in SCHEDULERS:
+        scheduler = scheduler.lower()
+    settings = {
+        "prompts": texts,
+        "model": model,
+        "steps": steps,
+        "guidance_scale": guidance,
+        "share": share,
+        "similarity": similarity,
+        "max_group": max_group,
+        "mode": mode,
+        "encoder": encoder,
+        "scheduler": scheduler,
+        "seed": seed,
+        "images_per_prompt": images_per_prompt,
+        "negative": negative,
+        "dtype": dtype,
+        "compare": compare,
+    }
+    folder = RunFolder(out_dir)
+    resuming = folder.open(settings, resume=resume)
+    if resuming and (report := folder.finished()) is not None:
+        out.print("This run is finished: nothing to resume. Its page is written anew.")
+        _conclude(report, out_dir)
+        return
+    with err.status(f"Loading {model}"):
+        pipe = load_pipeline(model, device, dtype)
+        if scheduler is not None:
+            set_scheduler(pipe, scheduler)
+    if hasattr(pipe, "vocoder"):
+        raise CotrunkError(f"{type(pipe).__name__} makes sound: use cotrunk.generate in Python.")
+    seconds = {"load": time.perf_counter() - begin}
+
+    from .embedding import truncated
+    from .generation import prepare
+
+    warn_truncated(truncated(pipe, texts), texts)
+    arguments: dict[str, Any] = {"num_inference_steps": steps, "guidance_scale": guidance}
+    if negative is not None:
+        arguments["negative_prompt"] = negative
+    with err.status("Planning"):
+        run = prepare(
+            pipe,
+            texts,
+            sharing=sharing,
+            seed=seed,
+            num_images_per_prompt=images_per_prompt,
+            plan=Plan.load(out_dir / "plan.json") if resuming else None,
+            max_rows=max_rows,
+            **arguments,
+        )
+    seconds["embed"] = run.seconds["embed"]
+    runs = {SHARED: (Arm(SHARED, run.plan, "images"), run)}
+    if compare:
+        runs |= _comparisons(pipe, run, texts, arguments, max_rows)
+    arms = [arm for arm, _ in runs.values()]
+    facts = {
+        "model": model,
+        "scheduler": type(pipe.scheduler).__name__,
+        "mode": mode,
+        "steps": run.plan.steps,
+        "timesteps": run.plan.timesteps,
+        "guidance_scale": guidance,
+        "share": share,
+        "similarity": run.plan.settings.get("similarity"),
+        "seed": seed,
+    }
+    earlier = sum(sum(folder.journal(arm).seconds.values()) for arm in arms)
+    # before the plan: without a run.json there is nothing to resume
+    folder.write_report(settings, facts, arms, seconds)
+    if not resuming:
+        run.plan.save(out_dir / "plan.json")
+    try:
+        _denoise(folder, list(runs.values()))
+    except KeyboardInterrupt:
+        finished = len(folder.journal(arms[0]).images)
+        err.print(f"Stopped: {finished} of {len(run.plan)} images are finished. Go on with --resume.")
+        raise typer.Exit(130) from None
+    seconds["total"] = earlier + time.perf_counter() - begin
+    _conclude(folder.write_report(settings, facts, arms, seconds), out_dir)
+
+
+@app.command()
+def plan(
+    prompts: Prompts = None,
+    prompt_file: PromptFile = None,
+    column: Column = "prompt",
+    save: Annotated[Path | None, _option(OUTPUT, "FILE", "Also write the plan, as JSON.")] = None,
+    show: Annotated[int, _option(OUTPUT, "N", "Groups to print, largest saving first.")] = 30,
+    share: Share = 0.3,
+    similarity: Similarity = "auto",
+    max_group: MaxGroup = 5,
+    mode: ModeName = "flat",
+    encoder: Encoder = "pipeline",
+    model: Model = "mini",
+    steps: Steps = 30,
+    guidance: Guidance = 7.5,
+    scheduler: Scheduler = None,
+    seed: Seed = 0,
+    images_per_prompt: PerPrompt = 1,
+) -> None:
+    """Say what sharing would save, group by group, without running a denoiser.
+
+    Examples:
+
+        cotrunk plan --prompts prompts.txt
+
+        cotrunk plan --prompts prompts.txt --share 0.4 --mode tree
+    """
+    texts = _prompts(prompts, prompt_file, column)
+    _check_numbers(steps, guidance, seed, images_per_prompt)
+    _whole("--show", show, 0)
+    sharing = _sharing(share, similarity, max_group, mode, encoder)
+
+    from .arguments import guidance_rows, timesteps_of
+    from .embedding import truncated
+    from .generation import vectors_of
+    from .models import check_names, load_pipeline, set_scheduler
+    from .sharing import make_plan
+
+    check_names("auto", "auto", scheduler)
+    with err.status(f"Loading the text encoder of {model}"):
+        pipe = load_pipeline(model, "auto", denoiser=False)
+        if scheduler is not None:
+            set_scheduler(pipe, scheduler)
+    warn_truncated(truncated(pipe, texts), texts)
+    arguments = {"num_inference_steps": steps, "guidance_scale": guidance}
+    with err.status(f"Comparing {len(texts)} prompts"):
+        vectors, threshold = vectors_of(pipe, texts, sharing)
+        steps, timesteps = timesteps_of(pipe, arguments)
+        made = make_plan(
+            texts,
+            vectors,
+            sharing,
+            threshold,
+            steps=steps,
+            timesteps=timesteps,
+            order=getattr(pipe.scheduler, "order", 1),
+            guidance_rows=guidance_rows(pipe, arguments),
+            seed=seed,
+            images_per_prompt=images_per_prompt,
+        )
+    if save is not None:
+        made.save(save)
+    print_plan(made, show)
+
+
+def main() -> None:
+    """Entry point: a `CotrunkError` is one sentence on standard error and exit code 2."""
+    # what these libraries remark on loading and on long prompts is not for users, or said better here
+    for name in ("TRANSFORMERS_VERBOSITY", "DIFFUSERS_VERBOSITY"):
+        os.environ.setdefault(name, "error")
+    try:
+        app()
+    except CotrunkError as error:
+        say("red", "error", str(error))
+        sys.exit(2)
+
+
+def _prompts(arguments: Sequence[str] | None, file: str | None, column: str) -> list[str]:
+    if bool(arguments) == (file is not None):
+        raise CotrunkError("Give prompts either as arguments or with --prompts FILE.")
+    if file is None:
+        texts = [text.strip() for text in arguments or ()]
+        if not all(texts):
+            raise CotrunkError("A prompt is empty: give every prompt some text.")
+        return texts
+    found = read_prompts(Path(file), column)
+    if found.blank:
+        err.print(f"{found.blank} blank line{'s' if found.blank > 1 else ''} skipped")
+    return found.prompts
+
+
+def _check_numbers(steps: int, guidance: float, seed: int, images_per_prompt: int) -> None:
+    _whole("--steps", steps, 1)
+    if not math.isfinite(guidance) or guidance < 0:
+        raise CotrunkError(f"--guidance {guidance} is out of range: use 0 or more.")
+    _whole("--seed", seed, 0, 2**63 - 1)
+    _whole("--images-per-prompt", images_per_prompt, 1)
+
+
+def _sharing(share: float, similarity: str, max_group: int, mode: str, encoder: str) -> "Sharing":
+    from .sharing import Sharing
+
+    _whole("--max-group", max_group, 0)
+    value: Any = "auto"
+    if similarity != "auto":
+        try:
+            value = float(similarity)
+        except ValueError:
+            raise CotrunkError(f"--similarity {similarity!r} is neither auto nor a number from -1 to 1.") from None
+    return Sharing(share=share, similarity=value, max_group=max_group or None, mode=cast("Mode", mode), encoder=encoder)
+
+
+def _whole(option: str, value: int, least: int, most: int | None = None) -> None:
+    if value < least or (most is not None and value > most):
+        use = f"{least} or more" if most is None else f"{least} to {most}"
+        raise CotrunkError(f"{option} {value} is out of range: use {use}.")
+
+
+def _comparisons(
+    pipe: Any, run: "Run", texts: list[str], arguments: dict[str, Any], max_rows: int | None
+) -> dict[str, tuple["Arm", "Run"]]:
+    """The arms for comparison: independent sampling from the same noise, in as many steps and at equal cost."""
+    from .arguments import timesteps_of
+    from .folder import Arm
+    from .generation import prepare
+
+    def arm(name: str, pictures: str, plan: "Plan") -> tuple["Arm", "Run"]:
+        own = prepare(pipe, texts, plan=plan, max_rows=max_rows, **{**arguments, "num_inference_steps": plan.steps})
+        return Arm(name, plan, pictures), own
+
+    independent = run.plan.independent()
+    # the most steps that cost no more rows than sharing did
+    for steps in range(run.plan.steps, 0, -1):
+        equal = run.plan.independent(*timesteps_of(pipe, {**arguments, "num_inference_steps": steps}))
+        if equal.cost.used <= run.plan.cost.used:
+            break
+    return {
+        "independent": arm("independent", "compare/independent", independent),
+        "equal_cost": arm("equal_cost", "compare/equal-cost", equal),
+    }
+
+
+def _denoise(folder: "RunFolder", runs: Sequence[tuple["Arm", "Run"]]) -> None:
+    """Run what the journal does not have yet."""
+    import torch
+
+    from .folder import groups_of
+
+    finished = {arm.name: folder.journal(arm) for arm, _ in runs}
+    rows, images = sum(arm.plan.cost.used for arm, _ in runs), sum(len(arm.plan) for arm, _ in runs)
+    before = sum(done.cost.used for done in finished.values())
+    with (
+        Bar(rows, images, before, sum(len(done.images) for done in finished.values())) as bar,
+        warnings.catch_warnings(action="ignore", category=RuntimeWarning),  # NaN to pixels; reported by us
+    ):
+        for arm, run in runs:
+            groups = groups_of(arm.plan)
+            try:
+                for wave in run.waves(skip=finished[arm.name].images.issuperset, on_step=bar.step):
+                    folder.write_wave(arm, wave, groups)
+                    bar.wave(wave.cost.used, len(wave.images))
+            except torch.OutOfMemoryError:
+                raise CotrunkError(
+                    f"{run.pipe.device} has too little memory even for one group at a time: use a smaller --dtype or "
+                    "--model, then --resume or start again."
+                ) from None
+
+
+def _conclude(report: dict[str, Any], folder: Path) -> None:
+    """Print the summary; exit code 1 if images failed."""
+    print_summary(report, folder)
+    failed = [image["file"] for image in report["images"] if image["failed"]]
+    if failed:
+        names = ", ".join(failed[:10]) + (", ..." if len(failed) > 10 else "")
+        say("red", "failed", f"the latents of {len(failed)} of {len(report['images'])} images held NaN: {names}")
+        raise typer.Exit(1)

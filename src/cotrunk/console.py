@@ -1,0 +1,150 @@
+"""What the command line shows: warnings, the bar, the summary of a run, the table of a plan."""
+
+import textwrap
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from .denoiser import Meter
+    from .plan import Plan
+
+WORTH_IT = 0.05  # below this saving, `cotrunk plan` advises against sharing
+WARNINGS = 5  # prompts warned about one by one
+
+out = Console(highlight=False)
+err = Console(stderr=True, highlight=False)
+
+
+def say(style: str, label: str, text: str) -> None:
+    """One line on standard error; the text is the user's and may hold brackets."""
+    err.print(f"[{style}]{label}:[/] {escape(text)}", soft_wrap=True)
+
+
+def warn_truncated(cuts: Mapping[int, str], prompts: list[str]) -> None:
+    """Name what a text encoder does not read of prompts that are too long for it."""
+    for index, cut in list(cuts.items())[:WARNINGS]:
+        start, end = textwrap.shorten(prompts[index], 40), textwrap.shorten(cut, 200)
+        say("yellow", "warning", f"prompt {index} ({start!r}) is too long for the text encoder, which cuts off {end!r}")
+    if len(cuts) > WARNINGS:
+        say("yellow", "warning", f"{len(cuts) - WARNINGS} more prompts are too long")
+
+
+class Bar:
+    """Progress counted in denoiser rows, which all take about equally long; images and the time left beside them.
+
+    Args:
+        rows, images: of the whole run.
+        rows_done, images_done: of an earlier part of it.
+    """
+
+    def __init__(self, rows: int, images: int, rows_done: int, images_done: int) -> None:
+        self.total, self.images = rows, images
+        self.before = self.rows = rows_done
+        self.images_done = images_done
+        self.begin = time.perf_counter()
+        self.bar = Progress(
+            BarColumn(24),
+            TextColumn("{task.completed:.0f}/{task.total:.0f} rows, {task.fields[images]}"),
+            TimeRemainingColumn(compact=True),
+            TextColumn("left"),
+            console=err,
+            speed_estimate_period=120,
+        )
+        self.task = self.bar.add_task("", total=rows, completed=rows_done, images=self._images(rows_done))
+
+    def __enter__(self) -> Self:
+        self.bar.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.bar.stop()
+
+    def step(self, meter: "Meter") -> None:
+        """After a scheduler step of the wave in progress."""
+        self._update(self.rows + meter.rows)
+
+    def wave(self, rows: int, images: int) -> None:
+        """After a wave."""
+        self.rows, self.images_done = self.rows + rows, self.images_done + images
+        self._update(self.rows)
+
+    def _update(self, rows: int) -> None:
+        self.bar.update(self.task, completed=rows, images=self._images(rows))
+
+    def _images(self, rows: int) -> str:
+        # from rows, so that there is a rate before the first wave ends
+        rate = (rows - self.before) / self.total * self.images / max(time.perf_counter() - self.begin, 1e-9)
+        return f"{self.images_done}/{self.images} images, {rate:.2f} images/s"
+
+
+def print_summary(report: dict[str, Any], folder: Path) -> None:
+    rows, seconds = report["rows"], report["seconds"]
+    out.print(
+        f"{len(report['images'])} images for {rows['used']:,} denoiser rows instead of {rows['independent']:,}: "
+        f"saved {rows['saving']:.1%} ({seconds['denoise']:.1f} s denoising, {seconds['total']:.1f} s in all).",
+        soft_wrap=True,
+    )
+    for name, arm in report.get("compare", {}).items():
+        out.print(
+            f"  {name.replace('_', ' ')}: {arm['steps']} steps, {arm['rows']:,} rows, "
+            f"{arm['seconds']['denoise']:.1f} s denoising",
+            soft_wrap=True,
+        )
+    if rows["saving"] == 0:
+        if any(len(group["images"]) > 1 for group in report["groups"]):
+            why = "the part to share is less than one step: raise --share or --steps."
+        elif report["share"] == 0:
+            why = "--share is 0."
+        else:
+            why = "no two prompts are similar enough. See cotrunk plan, and --similarity."
+        out.print(f"Nothing was shared: {why}", soft_wrap=True)
+    out.print(f"Open {escape(str(folder / 'index.html'))}", soft_wrap=True)
+
+
+def print_plan(plan: "Plan", show: int) -> None:
+    groups = [tree for tree in plan.trees if len(tree.images) > 1]
+    groups.sort(key=lambda tree: (plan.cost_of([tree]).used - plan.cost_of([tree]).independent, tree.images))
+    if groups and show:
+        table = Table("group", "prompts", "similarity", "branches at", "rows", "saved", box=None, pad_edge=False)
+        for number, tree in enumerate(groups[:show], 1):
+            cost = plan.cost_of([tree])
+            branches = ", ".join(str(stop) for stop in sorted({n.stop for n in tree.nodes() if n.children}))
+            texts = "\n".join(escape(plan.prompts[plan.prompt_of(image)]) for image in tree.images)
+            table.add_row(
+                str(number),
+                texts,
+                f"{tree.similarity:.2f}",
+                f"{branches} of {plan.timesteps}",
+                f"{cost.used:,} of {cost.independent:,}",
+                f"{cost.saving:.1%}",
+            )
+        out.print(table)
+    if len(groups) > show:
+        out.print(f"... and {len(groups) - show} more groups (--show {len(groups)} prints them all)", soft_wrap=True)
+    cost, alone = plan.cost, sum(len(tree.images) == 1 for tree in plan.trees)
+    out.print(
+        f"{_count(len(plan), 'image')}, {_count(len(groups), 'group')}, {alone} alone, "
+        f"similarity {plan.settings['similarity']:g} or more: "
+        f"{cost.used:,} denoiser rows instead of {cost.independent:,}, {cost.saving:.1%} saved.",
+        soft_wrap=True,
+    )
+    if cost.saving < WORTH_IT:
+        share = plan.settings["share"]
+        why = f"--share {share:g} bounds the saving" if share < 2 * WORTH_IT else "these prompts differ too much"
+        out.print(
+            f"Not worth it: sharing would save less than {WORTH_IT:.0%}. It pays for variations of the same subjects; "
+            f"{why}.",
+            soft_wrap=True,
+        )
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"

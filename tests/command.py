@@ -1,0 +1,90 @@
+"""The command line in this process, on one embedded model that is loaded once."""
+
+import contextlib
+import functools
+import io
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cotrunk import cli, mini, models
+
+PROMPTS = ["a red apple", "a green apple", "a yellow apple", "a tiger", "a sleeping tiger", "a violin"]
+QUICK = ("--steps", "3", "--share", "0.4", "--guidance", "3")  # groups (0 1 2) (3 4) (5), a trunk of one step
+
+
+@functools.cache
+def pipeline() -> Any:
+    pipe = mini.load()
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@functools.cache
+def _own_scheduler() -> Any:
+    return pipeline().scheduler
+
+
+def one_model(patch: pytest.MonkeyPatch) -> None:
+    """Let the command line take the model that is loaded already, with its own scheduler."""
+
+    def load(model: str, device: str = "auto", dtype: str = "auto", *, denoiser: bool = True) -> Any:
+        assert model == "mini"
+        pipe, own = pipeline(), _own_scheduler()
+        pipe.scheduler = type(own).from_config(own.config)
+        return pipe
+
+    patch.setattr(models, "load_pipeline", load)
+
+
+def no_model(patch: pytest.MonkeyPatch) -> None:
+    """Fail if a model is loaded."""
+
+    def load(*args: Any, **kwargs: Any) -> Any:
+        raise AssertionError("a model was loaded")
+
+    patch.setattr(models, "load_pipeline", load)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    code: int
+    out: str
+    err: str
+
+
+def cotrunk(*arguments: object) -> Outcome:
+    """`cotrunk ARGUMENTS`: exit code, standard output, standard error."""
+    out, err = io.StringIO(), io.StringIO()
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+    ):
+        patch.setattr(sys, "argv", ["cotrunk", *map(str, arguments)])
+        code: Any = 0
+        try:
+            cli.main()
+        except SystemExit as stop:
+            code = stop.code or 0
+    return Outcome(code, out.getvalue(), err.getvalue())
+
+
+def assert_refused(outcome: Outcome, *said: str) -> None:
+    """Exit code 2 and one sentence on standard error that says this."""
+    assert outcome.code == 2, outcome
+    assert outcome.out == ""
+    assert outcome.err.startswith("error: ")
+    assert outcome.err.count("\n") == 1
+    for text in said:
+        assert text in outcome.err
+
+
+def pixels(path: Path) -> np.ndarray:
+    with Image.open(path) as image:
+        return np.asarray(image)

@@ -1,0 +1,505 @@
+"""The command line as its first user meets it: a real run, every bad input, kill and resume."""
+
+import functools
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from command import PROMPTS, QUICK, Outcome, assert_refused, cotrunk, no_model, one_model, pipeline, pixels
+from PIL import Image
+
+from cotrunk import __version__
+from cotrunk.folder import RunFolder
+from cotrunk.generation import generate, prepare
+from cotrunk.plan import Plan
+
+
+def read(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "run.json").read_text(encoding="utf-8"))
+
+
+@pytest.fixture
+def model(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    one_model(monkeypatch)
+    return monkeypatch
+
+
+@pytest.fixture
+def waves_of_3(model: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    model.setitem(prepare.__kwdefaults__, "wave_size", 3)
+    return model
+
+
+# A real run.
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Outcome]:
+    folder = tmp_path_factory.mktemp("real")
+    (folder / "prompts.txt").write_text("\n\n".join(PROMPTS) + "\n", encoding="utf-8")
+    prompts, out = folder / "prompts.txt", folder / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        one_model(patch)
+        return out, cotrunk("generate", "--prompts", prompts, "--out", out, *QUICK, "--compare", "--seed", 5)
+
+
+def test_a_run_says_what_it_did(run: tuple[Path, Outcome]) -> None:
+    folder, outcome = run
+    assert outcome.code == 0, outcome.err
+    assert "6 images for 30 denoiser rows instead of 36: saved 16.7%" in outcome.out
+    assert f"Open {folder / 'index.html'}" in outcome.out
+    assert "5 blank lines skipped" in outcome.err
+    assert "Traceback" not in outcome.err
+
+
+def test_a_run_leaves_its_files_and_no_others(run: tuple[Path, Outcome]) -> None:
+    folder, _ = run
+    pictures = [
+        f"{name}/{i:05d}.png" for name in ("images", "compare/independent", "compare/equal-cost") for i in range(6)
+    ]
+    found = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    assert found == {"run.json", "plan.json", "waves.jsonl", "index.html", *pictures}
+    page = (folder / "index.html").read_text(encoding="utf-8")
+    assert all(prompt in page for prompt in PROMPTS)
+
+
+def test_pictures_carry_their_origin(run: tuple[Path, Outcome]) -> None:
+    folder, _ = run
+    report = read(folder)
+    for image, entry in enumerate(report["images"]):
+        with Image.open(folder / entry["file"]) as picture:
+            picture.load()
+            assert picture.size == (64, 64)
+            assert picture.text["prompt"] == PROMPTS[image]
+            assert picture.text["seed"] == str(entry["seed"])
+            assert picture.text["group"] == str(entry["group"])
+            assert float(picture.text["rows"]) == pytest.approx(entry["rows"], abs=1e-3)
+
+
+def test_run_json(run: tuple[Path, Outcome]) -> None:
+    report = read(run[0])
+    expected = {"status": "done", "steps": 3, "guidance_scale": 3.0, "seed": 5, "model": "mini", "mode": "flat"}
+    assert {name: report[name] for name in expected} == expected
+    assert report["scheduler"] == "DDIMScheduler"
+    assert report["prompts"] == PROMPTS
+    assert len(report["images"]) == 6
+    groups = [(group["prompts"], group["branch_step"]) for group in report["groups"]]
+    assert groups == [([0, 1, 2], 1), ([3, 4], 1), ([5], 0)]
+    assert all(report["similarity"] <= group["similarity"] <= 1 for group in report["groups"])
+    assert report["rows"] == {"used": 30, "independent": 36, "saving": pytest.approx(1 / 6, abs=1e-5)}
+    assert sum(image["rows"] for image in report["images"]) == pytest.approx(30, abs=1e-2)
+    seconds = report["seconds"]
+    assert set(seconds) == {"load", "embed", "denoise", "decode", "total"}
+    assert 0 < seconds["denoise"] < seconds["total"]
+    assert {"cotrunk", "diffusers", "torch"} <= set(report["versions"])
+
+
+def test_predicted_rows_are_counted_rows(run: tuple[Path, Outcome]) -> None:
+    folder, _ = run
+    cost = Plan.load(folder / "plan.json").cost
+    rows = read(folder)["rows"]
+    assert (cost.used, cost.independent) == (rows["used"], rows["independent"])
+
+
+def test_the_plan_replays_to_the_same_pictures(run: tuple[Path, Outcome], model: pytest.MonkeyPatch) -> None:
+    folder, _ = run
+    again = generate(pipeline(), plan=Plan.load(folder / "plan.json"), num_inference_steps=3, guidance_scale=3.0)
+    for image, picture in enumerate(again.images):
+        assert np.array_equal(np.asarray(picture), pixels(folder / f"images/{image:05d}.png"))
+
+
+def test_compare(run: tuple[Path, Outcome]) -> None:
+    folder, outcome = run
+    report = read(folder)
+    independent, equal = report["compare"]["independent"], report["compare"]["equal_cost"]
+    assert (independent["steps"], independent["rows"]) == (3, 36)
+    assert (equal["steps"], equal["rows"]) == (2, 24)  # 3 steps would be 36 rows, sharing took 30
+    assert "equal cost: 2 steps, 24 rows" in outcome.out
+    for arm in (independent, equal):
+        assert len(list((folder / arm["folder"]).glob("*.png"))) == 6
+    # the prompt that shares with nobody is the same picture by both ways, but for the last digits of a batch
+    shared, alone = pixels(folder / "images/00005.png"), pixels(folder / "compare/independent/00005.png")
+    assert np.abs(shared.astype(int) - alone.astype(int)).max() <= 2
+
+
+@pytest.mark.parametrize("share", ["0", "0.4", "0.9"])
+def test_equal_cost_never_costs_more(model: pytest.MonkeyPatch, tmp_path: Path, share: str) -> None:
+    out = tmp_path / "run"
+    outcome = cotrunk(
+        "generate", *PROMPTS[:3], "--out", out, "--steps", 3, "--share", share, "--guidance", 1, "--compare"
+    )
+    assert outcome.code == 0, outcome.err
+    report = read(out)
+    assert report["compare"]["equal_cost"]["rows"] <= report["rows"]["used"]
+    assert ("--share is 0" in outcome.out) == (share == "0")
+
+
+def test_images_of_a_prompt_and_a_scheduler(model: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    options = ("--images-per-prompt", 2, "--scheduler", "EULER", "--negative", "grey", "--max-rows", 3, *QUICK)
+    outcome = cotrunk("generate", *PROMPTS[:2], "--out", out, *options)
+    assert outcome.code == 0, outcome.err
+    report = read(out)
+    assert [image["prompt"] for image in report["images"]] == [0, 0, 1, 1]
+    assert [group["images"] for group in report["groups"]] == [[0, 2], [1, 3]]
+    assert report["scheduler"] == "EulerDiscreteScheduler"
+
+
+def test_a_long_prompt_is_named_with_what_is_cut(model: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    long = "a red apple " + "very " * 30 + "near a [bold] volcano"
+    outcome = cotrunk("generate", "a tiger", long, "--out", tmp_path / "run", "--steps", 1)
+    assert outcome.code == 0, outcome.err
+    warnings = [line for line in outcome.err.splitlines() if line.startswith("warning")]
+    assert len(warnings) == 1
+    assert "prompt 1" in warnings[0]
+    assert "volcano" in warnings[0]
+
+
+def test_latents_that_are_not_finite(model: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    unet = pipeline().unet
+    forward = unet.forward
+
+    @functools.wraps(forward)
+    def spoiled(*args: Any, **kwargs: Any) -> Any:
+        output = forward(*args, **kwargs)
+        sample = output[0] if isinstance(output, tuple) else output.sample
+        sample[-1] = float("nan")  # the last image's, which is alone
+        return output
+
+    model.setattr(unet, "forward", spoiled)
+    out = tmp_path / "run"
+    outcome = cotrunk("generate", *PROMPTS, "--out", out, *QUICK)
+    assert outcome.code == 1
+    assert "failed: the latents of 1 of 6 images held NaN: images/00005.png" in outcome.err
+    assert "Traceback" not in outcome.err
+    report = read(out)
+    assert report["status"] == "failed images"
+    assert [image["failed"] for image in report["images"]] == [False] * 5 + [True]
+    assert sorted(path.name for path in (out / "images").iterdir()) == [f"{i:05d}.png" for i in range(5)]
+    assert "failed" in (out / "index.html").read_text(encoding="utf-8")
+
+
+# Bad input: exit code 2 and one sentence, before a model is loaded and before anything is written.
+
+FILES = {
+    "empty.txt": (b"", ["holds no prompt"]),
+    "blank.txt": (b"\n  \n", ["holds no prompt"]),
+    "picture.txt": (b"\x89PNG\r\n\x1a\n\0\0\0", ["is binary"]),
+    "latin1.txt": ("caf\u00e9".encode("latin-1"), ["not UTF-8"]),
+    "broken.jsonl": (b'{"prompt": "a"}\n\n{"prompt": \n', ["line 3", "broken JSON"]),
+    "column.csv": (b"id,caption\n1,a cat\n", ["no column 'prompt'", "'caption'"]),
+    "column.jsonl": (b'{"text": "a"}\n', ["line 1", "no column 'prompt'"]),
+    "number.json": (b"[3]", ["item 1", "must be a string"]),
+}
+
+
+@pytest.mark.parametrize("verb", ["generate", "plan"])
+@pytest.mark.parametrize("name", FILES)
+def test_bad_prompt_files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, verb: str, name: str) -> None:
+    no_model(monkeypatch)
+    content, said = FILES[name]
+    (tmp_path / name).write_bytes(content)
+    out = ("--out", tmp_path / "run") if verb == "generate" else ()
+    assert_refused(cotrunk(verb, "--prompts", tmp_path / name, *out), name, *said)
+    assert not (tmp_path / "run").exists()
+
+
+OPTIONS = [
+    (["--share", "nan"], "share nan is out of range"),
+    (["--share", "1"], "share 1.0 is out of range"),
+    (["--share", "-0.1"], "share -0.1 is out of range"),
+    (["--similarity", "nan"], "similarity nan is out of range"),
+    (["--similarity", "1.5"], "similarity 1.5 is out of range"),
+    (["--similarity", "high"], "--similarity 'high' is neither auto nor a number"),
+    (["--guidance", "nan"], "--guidance nan is out of range"),
+    (["--guidance", "inf"], "--guidance inf is out of range"),
+    (["--guidance", "-1"], "--guidance -1.0 is out of range"),
+    (["--steps", "0"], "--steps 0 is out of range"),
+    (["--seed", "-1"], "--seed -1 is out of range"),
+    (["--seed", str(2**63)], f"--seed {2**63} is out of range"),
+    (["--max-group", "-1"], "--max-group -1 is out of range"),
+    (["--images-per-prompt", "0"], "--images-per-prompt 0 is out of range"),
+    (["--mode", "round"], "Unknown mode 'round': use one of flat, adaptive, tree"),
+    (["--scheduler", "nosuch"], "Unknown scheduler 'nosuch': use ddim"),
+    (["--scheduler", "StableDiffusionPipeline"], "Unknown scheduler"),
+    (["--max-rows", "0"], "--max-rows 0 is out of range"),
+    (["--device", "abacus"], "Device 'abacus' is not usable here"),
+    (["--device", "meta"], "Device 'meta' is not usable here"),
+    (["--dtype", "float8"], "Unknown dtype 'float8'"),
+]
+
+
+@pytest.mark.parametrize(("options", "said"), OPTIONS)
+def test_bad_options(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, options: list[str], said: str) -> None:
+    no_model(monkeypatch)
+    assert_refused(cotrunk("generate", "a cat", "--out", tmp_path / "run", *options), said)
+    assert not (tmp_path / "run").exists()
+    if options[0] not in ("--max-rows", "--device", "--dtype"):
+        assert_refused(cotrunk("plan", "a cat", *options), said)
+
+
+@pytest.mark.parametrize("options", [["--steps", "many"], ["--sheep", "3"]])
+def test_options_that_cannot_be_read(options: list[str], tmp_path: Path) -> None:
+    outcome = cotrunk("generate", "a cat", "--out", tmp_path / "run", *options)
+    assert outcome.code == 2
+    assert options[0] in outcome.err
+    assert "Traceback" not in outcome.err
+
+
+def test_prompts_come_one_way(tmp_path: Path) -> None:
+    (tmp_path / "p.txt").write_text("a cat\n")
+    out = ("--out", tmp_path / "run")
+    assert_refused(cotrunk("generate", "a dog", "--prompts", tmp_path / "p.txt", *out), "either as arguments or with")
+    assert_refused(cotrunk("generate", *out), "either as arguments or with")
+    assert_refused(cotrunk("generate", "a dog", " ", *out), "A prompt is empty")
+    assert_refused(cotrunk("generate", "--prompts", tmp_path / "none.txt", *out), "There is no file")
+    assert_refused(cotrunk("generate", "--prompts", tmp_path, *out), "is a folder")
+
+
+def test_no_out() -> None:
+    assert_refused(cotrunk("generate", "a cat"), "--out DIR")
+
+
+def test_an_unknown_model(tmp_path: Path) -> None:
+    outcome = cotrunk("generate", "a cat", "--out", tmp_path / "run", "--model", "./no such folder")
+    assert_refused(outcome, "There is no model './no such folder'", "use mini")
+
+
+def test_a_folder_that_is_no_model(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    outcome = cotrunk("generate", "a cat", "--out", tmp_path / "run", "--model", tmp_path / "empty")
+    assert_refused(outcome, "cannot be loaded as a diffusers pipeline")
+
+
+def test_out_that_cannot_be_written(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    no_model(monkeypatch)
+    (tmp_path / "file").write_text("mine")
+    for out in (tmp_path / "file", tmp_path / "file/run"):
+        assert_refused(cotrunk("generate", "a cat", "--out", out), "Cannot write to", "Choose another --out")
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_out_that_holds_something(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    no_model(monkeypatch)
+    for name in ("index.html", "run.json", "plan.json"):
+        out = tmp_path / f"with-{name}"
+        out.mkdir()
+        (out / name).write_text("mine")
+        assert_refused(cotrunk("generate", "a cat", "--out", out), "already holds a run", name, "--resume")
+        assert_refused(cotrunk("generate", "a cat", "--out", out, "--resume"), "no readable run.json")
+        assert [path.name for path in out.iterdir()] == [name]
+        assert (out / name).read_text() == "mine"
+
+
+def test_a_command_of_its_own(tmp_path: Path) -> None:
+    """The exit code and the streams as a shell sees them."""
+    (tmp_path / "empty.txt").write_bytes(b"")
+    command = [sys.executable, "-m", "cotrunk", "generate", "--prompts", "empty.txt", "--out", "run"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert_refused(Outcome(done.returncode, done.stdout, done.stderr), "empty.txt holds no prompt")
+    assert not (tmp_path / "run").exists()
+
+
+# Help.
+
+
+def test_help_does_not_wait_for_torch() -> None:
+    code = (
+        "import sys; from cotrunk import cli\n"
+        "sys.argv = ['cotrunk', 'generate', '--help']\n"
+        "try: cli.main()\n"
+        "except SystemExit as stop: assert not stop.code\n"
+        "heavy = {'torch', 'diffusers', 'transformers', 'numpy', 'scipy', 'PIL'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "COLUMNS": "80"}
+    )
+    assert done.returncode == 0, done.stderr
+    assert "--similarity" in done.stdout
+    assert max(map(len, done.stdout.splitlines())) <= 80
+
+
+def test_version() -> None:
+    assert cotrunk("--version") == Outcome(0, f"cotrunk {__version__}\n", "")
+
+
+# Stop and resume.
+
+KILLED = """
+import os, signal
+from cotrunk import cli, folder, generation
+generation.prepare.__kwdefaults__["wave_size"] = 3
+write = folder.RunFolder.write_wave
+def write_and_die(self, *args):
+    write(self, *args)
+    os.kill(os.getpid(), signal.SIGKILL)
+folder.RunFolder.write_wave = write_and_die
+cli.main()
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="this system has no SIGKILL")
+def test_kill_and_resume(waves_of_3: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    assert cotrunk("generate", *PROMPTS, "--out", whole, *QUICK).code == 0
+    arguments = ["generate", *PROMPTS, "--out", str(cut), *QUICK]
+    done = subprocess.run([sys.executable, "-c", KILLED, *arguments], capture_output=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    first = sorted((cut / "images").iterdir())
+    assert [path.name for path in first] == ["00000.png", "00001.png", "00002.png"]
+    assert read(cut)["status"] == "running"
+    with (cut / "waves.jsonl").open("a") as journal:
+        journal.write('\n{"arm": "shared", "images": [3, 4')  # torn
+    (cut / "images/.00003.png.77.part").write_bytes(b"half")
+    before = [path.stat().st_mtime_ns for path in first]
+
+    outcome = cotrunk(*arguments, "--resume")
+
+    assert outcome.code == 0, outcome.err
+    assert [path.stat().st_mtime_ns for path in first] == before
+    assert (cut / "plan.json").read_bytes() == (whole / "plan.json").read_bytes()
+    assert sorted(path.name for path in (cut / "images").iterdir()) == [f"{i:05d}.png" for i in range(6)]
+    for path in sorted((whole / "images").iterdir()):
+        assert np.array_equal(pixels(path), pixels(cut / "images" / path.name)), path.name
+    resumed, straight = read(cut), read(whole)
+    changing = {"seconds"}
+    assert {k: v for k, v in resumed.items() if k not in changing} == {
+        k: v for k, v in straight.items() if k not in changing
+    }
+    seconds = resumed["seconds"]
+    assert seconds["total"] >= seconds["denoise"] + seconds["decode"]
+
+
+def test_interrupt_and_resume(waves_of_3: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    out, write = tmp_path / "run", RunFolder.write_wave
+
+    def write_and_interrupt(self: RunFolder, *args: Any) -> None:
+        write(self, *args)
+        signal.raise_signal(signal.SIGINT)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RunFolder, "write_wave", write_and_interrupt)
+        outcome = cotrunk("generate", *PROMPTS, "--out", out, *QUICK)
+    assert outcome.code == 130
+    assert "Stopped: 3 of 6 images are finished. Go on with --resume." in outcome.err
+    assert "Traceback" not in outcome.err
+    for image in range(3):
+        assert pixels(out / f"images/{image:05d}.png").shape == (64, 64, 3)
+    assert cotrunk("generate", *PROMPTS, "--out", out, *QUICK, "--resume").code == 0
+    assert read(out)["status"] == "done"
+    assert len(list((out / "images").iterdir())) == 6
+
+
+def test_stopped_before_there_is_a_plan(model: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def stop(self: Plan, path: Path) -> None:
+        raise KeyboardInterrupt
+
+    out = tmp_path / "run"
+    arguments = ("generate", *PROMPTS[:2], "--out", out, "--steps", 1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Plan, "save", stop)
+        assert cotrunk(*arguments).code == 130
+    assert not (out / "plan.json").exists()
+    assert cotrunk(*arguments, "--resume").code == 0
+    assert read(out)["status"] == "done"
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--steps", "4"], "steps 3, not 4"),
+        (["--share", "0.5"], "share 0.4, not 0.5"),
+        (["--seed", "6"], "seed 5, not 6"),
+        (["--scheduler", "euler"], "scheduler None, not 'euler'"),
+    ],
+)
+def test_resume_with_other_settings(
+    run: tuple[Path, Outcome], monkeypatch: pytest.MonkeyPatch, options: list[str], said: str
+) -> None:
+    no_model(monkeypatch)
+    folder, _ = run
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    outcome = cotrunk("generate", *PROMPTS, "--out", folder, *QUICK, "--compare", "--seed", 5, *options, "--resume")
+    assert_refused(outcome, said, "same settings")
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path != folder} == {
+        path: time for path, time in before.items() if path != folder
+    }
+
+
+def test_resume_with_other_prompts(run: tuple[Path, Outcome], monkeypatch: pytest.MonkeyPatch) -> None:
+    no_model(monkeypatch)
+    outcome = cotrunk("generate", "a dog", "--out", run[0], *QUICK, "--compare", "--seed", 5, "--resume")
+    assert_refused(outcome, "other prompts")
+
+
+def test_resume_of_a_finished_run(run: tuple[Path, Outcome], monkeypatch: pytest.MonkeyPatch) -> None:
+    no_model(monkeypatch)
+    folder, _ = run
+    (folder / "index.html").unlink()
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+    outcome = cotrunk("generate", *PROMPTS, "--out", folder, *QUICK, "--compare", "--seed", 5, "--resume")
+    assert outcome.code == 0, outcome.err
+    assert "finished: nothing to resume" in outcome.out
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert (folder / "index.html").exists()
+
+
+# Plan.
+
+
+@pytest.fixture
+def no_denoiser(model: pytest.MonkeyPatch) -> None:
+    def forward(*args: Any, **kwargs: Any) -> None:
+        raise AssertionError("the denoiser was run")
+
+    model.setattr(pipeline().unet, "forward", forward)
+
+
+@pytest.mark.usefixtures("no_denoiser")
+def test_plan(tmp_path: Path) -> None:
+    (tmp_path / "p.txt").write_text("\n".join(PROMPTS) + "\n\n")
+    outcome = cotrunk("plan", "--prompts", tmp_path / "p.txt", "--save", tmp_path / "plan.json", *QUICK)
+    assert outcome.code == 0, outcome.err
+    assert "1 blank line skipped" in outcome.err
+    assert "6 images, 2 groups, 1 alone" in outcome.out
+    assert "30 denoiser rows instead of 36, 16.7% saved" in outcome.out
+    assert "a sleeping tiger" in outcome.out
+    assert "a violin" not in outcome.out
+    assert "1 of 3" in outcome.out
+    assert "Not worth it" not in outcome.out
+    saved = Plan.load(tmp_path / "plan.json")
+    assert (saved.cost.used, saved.cost.independent) == (30, 36)
+
+
+@pytest.mark.usefixtures("no_denoiser")
+def test_plan_is_the_plan_of_the_run(run: tuple[Path, Outcome], tmp_path: Path) -> None:
+    cotrunk("plan", *PROMPTS, *QUICK, "--seed", 5, "--save", tmp_path / "plan.json")
+    assert (tmp_path / "plan.json").read_bytes() == (run[0] / "plan.json").read_bytes()
+
+
+@pytest.mark.usefixtures("no_denoiser")
+def test_plan_that_is_not_worth_it() -> None:
+    outcome = cotrunk("plan", "a tiger", "a violin", "a fire engine")
+    assert outcome.code == 0
+    assert "0 groups, 3 alone" in outcome.out
+    assert "Not worth it" in outcome.out
+
+
+@pytest.mark.usefixtures("no_denoiser")
+def test_plan_that_cannot_be_saved(tmp_path: Path) -> None:
+    outcome = cotrunk("plan", "a tiger", "a red tiger", "--save", tmp_path / "none/plan.json")
+    assert_refused(outcome, "Cannot write", "plan.json")
+
+
+@pytest.mark.usefixtures("no_denoiser")
+def test_plan_shows_few_groups_on_wish() -> None:
+    outcome = cotrunk("plan", *PROMPTS, "--show", 1)
+    assert "... and 1 more groups (--show 2 prints them all)" in outcome.out
+    assert "tiger" not in outcome.out

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from cotrunk import report
+from cotrunk import drawing, report
 from cotrunk.report import write_page
 
 STEPS = 30
@@ -238,7 +238,7 @@ def test_nested_tree_branches_where_it_says(tmp_path: Path) -> None:
     inner = node(6, 15, leaf(3, 15), leaf(0, 15))
     tree = node(0, 6, inner, leaf(2, 6), leaf(1, 6))
     parsed = page(make(tmp_path, [tree], mode="hierarchical"), tmp_path)
-    scale = report.END / STEPS
+    scale = drawing.END / STEPS
     trunks, branches = moves(parsed, "trunk"), moves(parsed, "branch")
     assert sorted(x for x, _, _ in trunks) == pytest.approx([0, 6 * scale])
     assert sorted(x for x, _, _ in branches) == pytest.approx([6 * scale, 6 * scale, 15 * scale, 15 * scale])

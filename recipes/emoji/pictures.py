@@ -14,7 +14,7 @@ import numpy as np
 import resvg_py
 from PIL import Image
 
-from concepts import KEPT, LEFT_OUT, STYLES
+from concepts import KEPT, STYLES
 
 HERE = Path(__file__).parent
 
@@ -23,15 +23,13 @@ def kept_concepts(modules: Path) -> list[dict]:
     """The emoji of `concepts.KEPT`, as {"name", "keywords", "emoji"} in Unicode order."""
     emoji = json.loads((modules / "emojibase-data/en/data.json").read_text())
     subgroups = json.loads((modules / "emojibase-data/meta/groups.json").read_text())["subgroups"]
-    concepts, asked = [], {name for names in KEPT.values() if names for name in names}
+    concepts, asked = [], {(subgroup, name) for subgroup, names in KEPT.items() for name in names}
     for entry in sorted(emoji, key=lambda e: e.get("order", 0)):
-        subgroup, label = subgroups.get(str(entry.get("subgroup"))), entry["label"]
-        if subgroup not in KEPT or label in LEFT_OUT:
-            continue
-        names = KEPT[subgroup]
-        if names is None or label in names:
-            concepts.append({"name": label.lower(), "keywords": entry.get("tags", []), "emoji": entry["hexcode"]})
-            asked.discard(label)
+        place = (subgroups.get(str(entry.get("subgroup"))), entry["label"])
+        if place in asked:
+            asked.remove(place)
+            name = entry["label"].lower()
+            concepts.append({"name": name, "keywords": entry.get("tags", []), "emoji": entry["hexcode"]})
     if asked:
         raise SystemExit(f"concepts.py asks for emoji that emojibase-data does not have: {sorted(asked)}")
     return concepts

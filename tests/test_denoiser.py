@@ -667,7 +667,8 @@ def test_group_offload(kind: str) -> None:
     offloaded = run(tiny, inputs, max_rows=2)  # its hooks keep nothing between steps: chunks are fine
     assert close(offloaded.images, expected.images)
     assert offloaded.cost == expected.cost
-    assert tiny.pipe.transformer._diffusers_hook.hooks
+    modules = tiny.pipe.transformer.modules()
+    assert any(m._diffusers_hook.hooks for m in modules if hasattr(m, "_diffusers_hook")), "its hooks must stay"
 
 
 @pytest.mark.parametrize("wrapped", [False, True])
@@ -851,8 +852,8 @@ def test_an_infinity_at_one_step_is_remembered() -> None:
     tiny.pipe.scheduler = SCHEDULERS["ddim"]()
 
     def spoil(pipe: Any, step: int, timestep: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        if step == 1:
-            tensors["latents"][2] = torch.inf
+        if step in (1, 2):  # and mended: what comes after looks good
+            tensors["latents"][2] = torch.inf if step == 1 else 0.0
         return tensors
 
     assert run(tiny, tiny.inputs(3), callback_on_step_end=spoil).failed == (2,)

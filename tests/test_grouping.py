@@ -126,6 +126,19 @@ def test_duplicates_are_dealt_out():
     assert sorted(map(len, group_prompts(vectors, 0.5))) == [1, 1, 2, 2, 2]
 
 
+@pytest.mark.usefixtures("either_path")
+def test_equal_identities_with_other_vectors_stay_apart():
+    vectors = np.array([[1, 0], [0.99, 0.1], [0.99, 0.05]], np.float32)
+    groups = group_prompts(vectors, 0.5, identities=["a", "a", "b"])
+    assert sorted(map(len, groups)) == [1, 2]
+    assert [0, 1] not in groups
+
+
+@pytest.mark.usefixtures("either_path")
+def test_minus_zero_is_zero():
+    assert group_prompts(np.array([[0.0, 1.0], [-0.0, 1.0]], np.float32), 0.5) == [[0], [1]]
+
+
 def test_many_duplicates_do_not_crowd_out_the_neighbours(monkeypatch):
     monkeypatch.setattr(grouping, "DENSE_LIMIT", 0)
     # 100 copies each: the nearest 32 of every prompt are its own copies

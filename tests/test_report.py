@@ -293,8 +293,8 @@ def test_compare_shows_three_arms_and_three_pictures_a_prompt(tmp_path: Path) ->
         assert found == {f"{name}/{index:05d}.png" for index in range(3 if name == "images" else 4)}
     assert "Independent, equal cost" in parsed.text
     cells = "".join(parsed.words)
-    assert "Shared (this run)3022220.122.3" in cells
-    assert "Independent, same noise301,23424.225.5" in cells
+    assert "Shared (this run)3022220.1" in cells
+    assert "Independent, same noise301,23424.2" in cells
     assert "Independent, equal cost251,234" in cells
     assert "prompts are shown" not in parsed.text
     # Images of one prompt stand together.

@@ -137,8 +137,8 @@ def attached(
     they start from equal noise and a stochastic scheduler keeps them equal.
     """
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-    modules = {name: getattr(pipe, name, None) for name in (*DENOISERS, *SIDE_NETWORKS)}
-    modules = {name: module for name, module in modules.items() if isinstance(module, torch.nn.Module)}
+    parts: dict[str, Any] = {name: getattr(pipe, name, None) for name in (*DENOISERS, *SIDE_NETWORKS)}
+    modules = {name: module for name, module in parts.items() if isinstance(module, torch.nn.Module)}
     for name, module in modules.items():
         if isinstance(module._compiled_call_impl, FoldHook):
             raise CotrunkError(f"{type(pipe).__name__}.{name} is in use by another call of cotrunk.")

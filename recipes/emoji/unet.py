@@ -1,6 +1,6 @@
 """Train the denoiser of the embedded model on the latents of `autoencoder.py`.
 
-    python unet.py --build build --steps 12000
+    python unet.py --build build --steps 14000
 
 v-prediction with zero terminal SNR. Resumes by itself from `build/unet.ckpt`; the averaged weights go to
 `build/unet/`, the scheduler to `build/scheduler/`, in diffusers' format. May be stopped early: call it again with

@@ -1,0 +1,99 @@
+"""Pipelines run for a test: bare, through the hook alone, through `generate`; and what they computed."""
+
+import functools
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from reference import count_calls
+from tiny import TinyPipeline
+from torch import Tensor, nn
+
+from cotrunk import Sharing, generate
+from cotrunk.denoiser import Meter, attached
+
+STEPS = 4
+EVERYONE = Sharing(share=0.5, similarity=-1.0)  # whoever may share does, for half of the steps
+
+
+@dataclass
+class Ran:
+    images: Tensor
+    meter: Meter
+    latents: list[Tensor] = field(default_factory=list)  # after every step
+
+
+def denoise(
+    tiny: TinyPipeline,
+    inputs: dict[str, Any],
+    groups: Sequence[Sequence[int]],
+    branch: int,
+    seeds: Sequence[int] | None = None,
+    max_rows: int | None = None,
+    **call: Any,
+) -> Ran:
+    """Groups that branch at a timestep, through the hook alone: no plan, no waves."""
+    images = sum(map(len, groups))
+    first = {image: group[0] for group in groups for image in group}
+    trunk = tuple(first[image] for image in range(images))
+    seeds = [100 + first[image] for image in range(images)] if seeds is None else seeds
+    steps = call.setdefault("num_inference_steps", STEPS)
+    meter, latents = Meter(count_calls(tiny, steps), max_rows), []
+    if "callback_on_step_end" in inspect.signature(tiny.pipe.__call__).parameters:
+
+        def keep(pipe: Any, step: int, timestep: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+            latents.append(tensors["latents"].clone())
+            return tensors
+
+        call["callback_on_step_end"] = keep
+    sources = lambda step: trunk if step < branch else tuple(range(images))  # noqa: E731
+    with attached(tiny.pipe, sources, images, seeds, meter) as generators:
+        output = tiny.pipe(**inputs, **call, output_type="latent", generator=generators)
+    return Ran(output[tiny.output_field], meter, latents)
+
+
+def bare(tiny: TinyPipeline, inputs: dict[str, Any], seeds: Sequence[int], **call: Any) -> Tensor:
+    """The pipeline itself, called with one generator an image."""
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    call = {"num_inference_steps": STEPS, "output_type": "latent"} | call
+    return tiny.pipe(**inputs, **call, generator=generators)[tiny.output_field]
+
+
+def run(tiny: TinyPipeline, inputs: dict[str, Any], **arguments: Any) -> Any:
+    arguments = {"sharing": EVERYONE, "num_inference_steps": STEPS, "output_type": "latent"} | arguments
+    return generate(tiny.pipe, **inputs, **arguments)
+
+
+def close(a: Tensor, b: Tensor, tolerance: float = 1e-4) -> bool:
+    return bool((a - b).norm() <= tolerance * b.norm())
+
+
+def recorded(module: nn.Module) -> list[int]:
+    """The rows of every forward of the module, filled as it runs; an instance-level forward, as some tools leave."""
+    rows: list[int] = []
+    forward = module.forward
+
+    @functools.wraps(forward)
+    def recording(*args: Any, **kwargs: Any) -> Any:
+        rows.append(len(args[0] if args else next(iter(kwargs.values()))))
+        return forward(*args, **kwargs)
+
+    module.forward = recording
+    return rows
+
+
+class BrokenError(Exception):
+    pass
+
+
+def denoiser(tiny: TinyPipeline) -> nn.Module:
+    return tiny.pipe.unet if hasattr(tiny.pipe, "unet") else tiny.pipe.transformer
+
+
+def state(tiny: TinyPipeline) -> dict[str, dict[str, Any]]:
+    module = denoiser(tiny)
+    parts = {"denoiser": module, "within": getattr(module, "_orig_mod", module)}
+    parts |= {"scheduler": tiny.pipe.scheduler, "pipe": tiny.pipe}
+    return {name: dict(vars(part)) for name, part in parts.items()}

@@ -1,0 +1,173 @@
+"""The pipeline's own arguments pass through; those that do not fit are refused before denoising."""
+
+from collections.abc import Callable
+from typing import Any
+
+import diffusers
+import pytest
+import torch
+from PIL import Image
+from running import STEPS, bare, close, denoiser, recorded, run
+from tiny import TinyPipeline, sd, sd_controlnet, sd_with_text
+from torch import Tensor, nn
+
+from cotrunk import CotrunkError, generate
+from cotrunk.denoiser import check_pipeline
+
+
+def test_callbacks_pass_through() -> None:
+    tiny, seen = sd(), []
+
+    def callback(pipe: Any, step: int, timestep: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        seen.append((pipe is tiny.pipe, step, sorted(tensors), len(tensors["latents"])))
+        return {"latents": tensors["latents"] * 0} if step == STEPS - 1 else {}
+
+    result = run(
+        tiny,
+        tiny.inputs(3),
+        callback_on_step_end=callback,
+        callback_on_step_end_tensor_inputs=["latents", "prompt_embeds"],
+    )
+    assert seen == [(True, step, ["latents", "prompt_embeds"], 3) for step in range(STEPS)]
+    assert not result.images.any()  # what it returns counts
+
+
+@pytest.mark.parametrize("kind", ["latent", "pt", "np", "pil"])
+def test_output_types_pass_through(kind: str) -> None:
+    tiny = sd()
+    inputs = tiny.inputs(3)
+    result = run(tiny, inputs, sharing=None, output_type=kind, wave_size=2)
+    generators = [torch.Generator().manual_seed(seed) for seed in result.plan.seeds]
+    expected = tiny.pipe(**inputs, num_inference_steps=STEPS, output_type=kind, generator=generators)
+    assert type(result.output) is type(expected)
+    assert type(result.images) is type(expected.images)
+    for ours, theirs in zip(result.images, expected.images, strict=True):
+        if kind == "pil":
+            assert ours.size == theirs.size
+            assert max(abs(a - b) for a, b in zip(ours.tobytes(), theirs.tobytes(), strict=True)) <= 1
+        else:
+            assert abs(ours - theirs).max() <= 1e-4 * abs(theirs).max()
+
+
+# --- pictures to control by, one a prompt or one for all -----------------------------------------------------
+
+
+def pictures(n: int, shift: int = 0) -> list[Image.Image]:
+    return [Image.new("RGB", (32, 32), (40 * i + shift, 10, 200 - 40 * i)) for i in range(n)]
+
+
+ALIKE = [0, 1, 0, 1]  # which prompts have the same control picture
+CONTROLS: dict[str, tuple[int, Callable[[list[Image.Image], list[Image.Image]], Any], bool]] = {
+    # name: (networks, the argument, whether its pictures differ among prompts)
+    "one picture": (1, lambda edges, poses: edges[0], False),
+    "a list of one": (1, lambda edges, poses: edges[:1], False),
+    "a picture a prompt": (1, lambda edges, poses: edges, True),
+    "a picture a network": (2, lambda edges, poses: [edges[0], poses[0]], False),
+    "lists a prompt": (2, lambda edges, poses: [[e, p] for e, p in zip(edges, poses, strict=True)], True),
+    "a list for all prompts": (2, lambda edges, poses: [[edges[0], poses[0]]], False),
+}
+
+
+@pytest.mark.parametrize("name", CONTROLS)
+def test_pictures_that_differ_do_not_share(name: str) -> None:
+    nets, make, differ = CONTROLS[name]
+    tiny = sd_controlnet(nets)
+    edges, poses = ([own[i] for i in ALIKE] for own in (pictures(2), pictures(2, shift=30)))
+    inputs = tiny.inputs(4) | {"image": make(edges, poses)}
+    groups = [[0, 2], [1, 3]] if differ else [[0, 1, 2, 3]]
+    result = run(tiny, inputs, wave_size=2)
+    assert [list(tree.images) for tree in result.plan.trees] == groups
+    assert result.cost == result.plan.cost
+    independent = run(tiny, inputs, sharing=None, wave_size=2)  # each wave has its own prompts' pictures
+    assert close(independent.images, bare(tiny, inputs, independent.plan.seeds))
+
+
+def test_tensors_of_pictures_a_network() -> None:
+    tiny = sd_controlnet(2)
+    inputs = tiny.inputs(4)
+    inputs["image"] = [inputs["image"][0], inputs["image"][1].clone()]
+    inputs["image"][1][[1, 3]] += 0.5
+    assert [list(tree.images) for tree in run(tiny, inputs).plan.trees] == [[0, 2], [1, 3]]
+
+
+@pytest.mark.parametrize(
+    ("nets", "image", "message"),
+    [
+        (1, pictures(2), "2 entries for 3 prompts"),
+        (2, [pictures(2)] * 2, "2 entries for 3 prompts"),
+        (2, [pictures(1)] * 3, "a list of 2"),
+        (2, [torch.zeros(2, 3, 32, 32)] * 2, "2 entries for 3 prompts"),
+    ],
+)
+def test_the_wrong_number_of_pictures_is_refused(nets: int, image: Any, message: str) -> None:
+    tiny = sd_controlnet(nets)
+    rows = recorded(tiny.pipe.unet)
+    with pytest.raises(CotrunkError, match=message):
+        run(tiny, tiny.inputs(3) | {"image": image})
+    assert rows == []
+
+
+# --- refused ------------------------------------------------------------------------------------------------
+
+
+def refused(tiny: TinyPipeline, arguments: dict[str, Any], message: str) -> None:
+    rows = recorded(denoiser(tiny))
+    with pytest.raises(CotrunkError, match=message):
+        generate(tiny.pipe, **arguments)
+    assert rows == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"generator": torch.Generator()}, "generator is set by cotrunk: use seed="),
+        ({"latents": torch.zeros(2, 4, 4, 4)}, "latents is set by cotrunk"),
+        ({"return_dict": False}, "return_dict is set by cotrunk"),
+        ({"guidance": 3.0}, "StableDiffusionPipeline takes no argument 'guidance'"),
+        ({"negative_prompt": ["a", "b", "c"]}, "negative_prompt has 3 entries for 2 prompts"),
+        ({"negative_prompt_embeds": torch.zeros(3, 77, 16)}, "negative_prompt_embeds has 3 entries for 2 prompts"),
+        ({"num_inference_steps": 0}, "num_inference_steps 0 is out of range"),
+        ({"max_rows": 0}, "max_rows 0 is out of range"),
+        ({"seed": -1}, "seed -1"),
+        ({"seed": [1, 2, 3]}, "3 seeds for 2 prompts"),
+    ],
+)
+def test_bad_arguments_are_named_before_denoising(arguments: dict[str, Any], message: str) -> None:
+    tiny = sd_with_text()
+    refused(tiny, {"prompts": ["one", "two"], "sharing": None} | arguments, message)
+
+
+def test_a_cache_dit_is_refused() -> None:
+    for owner in ("pipe", "module"):
+        tiny = sd()
+        (tiny.pipe if owner == "pipe" else tiny.pipe.unet)._is_cached = True
+        refused(tiny, tiny.inputs(1), "cache_dit.disable_cache")
+
+
+class Bare:
+    """Something with parts, to be called."""
+
+    def __init__(self, **parts: Any) -> None:
+        vars(self).update(parts)
+
+    def __call__(self, prompt: str, generator: Any = None) -> None:
+        raise AssertionError("never called")
+
+
+class WithoutGenerator(Bare):
+    def __call__(self, prompt: str) -> None:
+        raise AssertionError("never called")
+
+
+@pytest.mark.parametrize(
+    ("pipe", "message"),
+    [
+        (Bare(scheduler=diffusers.DDIMScheduler()), "Bare has no denoiser that cotrunk knows"),
+        (Bare(unet=None, prior=nn.Linear(1, 1), scheduler=diffusers.DDIMScheduler()), "no denoiser"),
+        (Bare(unet=nn.Linear(1, 1)), "no scheduler"),
+        (WithoutGenerator(unet=nn.Linear(1, 1), scheduler=diffusers.DDIMScheduler()), "takes no generator"),
+    ],
+)
+def test_pipelines_that_cannot_share_are_named(pipe: Any, message: str) -> None:
+    with pytest.raises(CotrunkError, match=message):
+        check_pipeline(pipe, max_rows=None)

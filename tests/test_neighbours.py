@@ -188,6 +188,16 @@ def test_lora(wrapped: bool) -> None:
     assert close(denoise(tiny, inputs, [[0, 1, 2]], branch=STEPS).images[:1], bare(tiny, mean, [100]))
 
 
+def test_conditions_are_known_by_name_where_a_wrapper_hides_the_names() -> None:
+    peft = pytest.importorskip("peft")
+    module = peft.get_peft_model(SmallDenoiser(), peft.LoraConfig(r=1, target_modules=["linear"]))
+    pipe = SimpleNamespace(unet=module, scheduler=diffusers.DDIMScheduler())
+    sample, condition, time = torch.ones(2, 3), torch.randn(2, 3), torch.tensor(1)
+    with torch.no_grad(), attached(pipe, lambda step: (0, 0), 2, [0, 0], Meter(1)):
+        output = pipe.unet(sample, time, condition)
+    assert close(output, module(sample, time, condition.mean(dim=0).expand(2, 3)))
+
+
 @pytest.mark.parametrize("nets", [1, 2])
 def test_controlnets_are_folded_like_the_denoiser(nets: int) -> None:
     tiny = sd_controlnet(nets)

@@ -12,6 +12,7 @@ from tiny import TinyPipeline, sd, sd_controlnet, sd_with_text
 from torch import Tensor, nn
 
 from cotrunk import CotrunkError, generate
+from cotrunk.arguments import PerPrompt, guidance_rows
 from cotrunk.denoiser import check_pipeline
 
 
@@ -171,3 +172,69 @@ class WithoutGenerator(Bare):
 def test_pipelines_that_cannot_share_are_named(pipe: Any, message: str) -> None:
     with pytest.raises(CotrunkError, match=message):
         check_pipeline(pipe, max_rows=None)
+
+
+class Takes:
+    """A pipeline as far as its arguments go."""
+
+    def __call__(self, prompt: Any, depth_map: Any, reference: Any, timesteps: Any, image: Any) -> None: ...
+
+
+def test_tensors_with_a_row_a_prompt_go_along_whatever_their_name() -> None:
+    depth = torch.arange(3.0)[:, None, None].expand(3, 2, 2)
+    own = PerPrompt(Takes(), 3, {"prompt": ["a", "b", "c"], "depth_map": depth, "timesteps": [9, 5, 1]})
+    call = own.of([2, 0])
+    assert torch.equal(call["depth_map"], depth[[2, 0]])
+    assert call["timesteps"] == [9, 5, 1]
+    assert len(set(own.keys())) == 3
+    with pytest.raises(CotrunkError, match="depth_map has 2 rows for 3 prompts"):
+        PerPrompt(Takes(), 3, {"prompt": ["a", "b", "c"], "depth_map": depth[:2]})
+
+
+def test_a_list_that_may_or_may_not_have_an_entry_a_prompt_is_refused() -> None:
+    with pytest.raises(CotrunkError, match="reference is a list of 2, and there are 2 prompts"):
+        PerPrompt(Takes(), 2, {"prompt": ["a", "b"], "reference": [1, 2]})
+    assert PerPrompt(Takes(), 3, {"prompt": ["a", "b", "c"], "reference": [1, 2]}).of([1])["reference"] == [1, 2]
+
+
+def test_pictures_with_a_palette_differ_by_their_colours() -> None:
+    picture = pictures(1)[0].convert("P")
+    other = picture.copy()
+    other.putpalette([255 - value for value in picture.getpalette()])
+    red, blue = PerPrompt(Takes(), 2, {"prompt": ["a", "b"], "image": [picture, other]}).keys()
+    assert red != blue
+
+
+def test_prompt_is_prompts_by_its_name_in_the_pipelines() -> None:
+    tiny = sd_with_text()
+    texts = ["a cat", "a dog"]
+    by_name = run(tiny, {"prompt": texts}, sharing=None)
+    assert by_name.plan.prompts == tuple(texts)
+    assert torch.equal(by_name.images, run(tiny, {"prompts": (text for text in texts)}, sharing=None).images)
+    refused(tiny, {"prompts": texts, "prompt": texts, "sharing": None}, "both given")
+
+
+@pytest.mark.parametrize("prompts", [["a cat", None], ["a cat", 3], ["a cat", "half \ud83d"]])
+def test_prompts_that_are_no_text_are_refused(prompts: Any) -> None:
+    refused(sd_with_text(), {"prompts": prompts, "sharing": None}, "prompt 1: the prompt is")
+
+
+def test_a_plan_is_not_replayed_where_it_would_share_too_much() -> None:
+    tiny = sd_with_text()
+    prompts = ["one", "two", "six"]
+    plan = run(tiny, {"prompts": prompts}).plan
+    assert len(plan.trees) == 1
+    again = {"prompts": prompts, "plan": plan, "num_inference_steps": STEPS}
+    refused(tiny, again | {"negative_prompt": ["a", "b", "c"]}, "differ in another argument now")
+    refused(tiny, again | {"guidance_scale": 1.0}, "counts 2 rows an evaluation, this call takes 1")
+
+
+@pytest.mark.parametrize(("scale", "picture", "rows"), [(7.5, 1.5, 3), (1.0, 1.5, 1), (7.5, 0.5, 1)])
+def test_rows_of_guidance_by_text_and_picture(scale: float, picture: float, rows: int) -> None:
+    """InstructPix2Pix."""
+
+    class Pipeline:
+        def __call__(self, prompt: str, guidance_scale: float = 7.5, image_guidance_scale: float = 1.5) -> None: ...
+
+    arguments = {"guidance_scale": scale, "image_guidance_scale": picture}
+    assert guidance_rows(Pipeline(), arguments) == rows

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from command import PROMPTS, QUICK, Outcome, assert_refused, cotrunk, no_model, one_model, pipeline, pixels
 from PIL import Image
 
@@ -176,7 +177,7 @@ def test_latents_that_are_not_finite(model: pytest.MonkeyPatch, tmp_path: Path) 
     out = tmp_path / "run"
     outcome = cotrunk("generate", *PROMPTS, "--out", out, *QUICK)
     assert outcome.code == 1
-    assert "failed: the latents of 1 of 6 images held NaN: images/00005.png" in outcome.err
+    assert "failed: 1 of 6 images hold NaN: images/00005.png" in outcome.err
     assert "Traceback" not in outcome.err
     report = read(out)
     assert report["status"] == "failed images"
@@ -507,3 +508,27 @@ def test_plan_shows_few_groups_on_wish() -> None:
     outcome = cotrunk("plan", *PROMPTS, "--show", 1)
     assert "... and 1 more groups (--show 2 prints them all)" in outcome.out
     assert "tiger" not in outcome.out
+
+
+@pytest.mark.parametrize("command", ["generate", "plan"])
+def test_a_model_that_does_not_fit_in_memory(command: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def load(*args: Any, **kwargs: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("cotrunk.models.load_pipeline", load)
+    out = ["--out", tmp_path / "run"] if command == "generate" else []
+    assert_refused(cotrunk(command, "a cat", *out), "too little memory", "smaller --dtype or --model")
+
+
+def test_a_video_pipeline_is_refused_before_denoising(model: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    model.setattr(pipeline(), "video_processor", object(), raising=False)
+    assert_refused(cotrunk("generate", "a cat", "--out", tmp_path / "run"), "makes video: use cotrunk.generate")
+
+
+def test_brackets_in_a_model_name_are_no_markup(tmp_path: Path) -> None:
+    assert_refused(cotrunk("generate", "a cat", "--out", tmp_path / "run", "--model", "[/foo]"), "no model '[/foo]'")
+
+
+def test_an_argument_that_is_no_text(tmp_path: Path) -> None:
+    refusal = cotrunk("generate", "a cat", "a \udcff dog", "--out", tmp_path / "run")
+    assert_refused(refusal, "prompt 1: the prompt is broken Unicode")

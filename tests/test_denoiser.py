@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from diffusers.hooks import HookRegistry, ModelHook
 from reference import count_calls
 from running import STEPS, BrokenError, bare, close, denoise, denoiser, recorded, run, state
 from schedulers import CALL_KWARGS, DIFFUSION, FLOW, SCHEDULERS
-from tiny import TinyPipeline, flux, sd, sd3, sdxl
+from tiny import TinyPipeline, flux, sd, sd3, sd_from_picture, sd_perturbed, sdxl
 from torch import Tensor, nn
 
 from cotrunk import CotrunkError
@@ -196,6 +197,77 @@ def test_guidance_rows_are_counted_as_predicted(scale: float) -> None:
     result = run(tiny, tiny.inputs(2), guidance_scale=scale)
     assert result.cost == result.plan.cost
     assert result.plan.guidance_rows == (2 if scale > 1 else 1)
+
+
+@pytest.mark.parametrize("strength", [0.3, 0.5, 0.8])
+@pytest.mark.parametrize("name", ["ddim", "heun"])
+def test_from_a_picture_the_share_is_of_the_steps_that_run(name: str, strength: float) -> None:
+    tiny = sd_from_picture()
+    tiny.pipe.scheduler = SCHEDULERS[name]()
+    inputs, call = tiny.inputs(3), {"strength": strength, "num_inference_steps": 10}
+    rows = recorded(tiny.pipe.unet)
+    result = run(tiny, inputs, **call)
+    assert result.cost == result.plan.cost
+    assert result.cost.used == sum(rows)
+    assert len(result.plan.trees) == 1
+    assert result.plan.trees[0].stop <= 0.5 * result.plan.timesteps
+    assert not close(result.images[0], result.images[1], 1e-3)
+    independent = run(tiny, inputs, sharing=None, **call)
+    assert torch.equal(independent.images, bare(tiny, inputs, independent.plan.seeds, **call))
+
+
+def test_a_strength_that_leaves_no_step_is_refused() -> None:
+    tiny = sd_from_picture()
+    with pytest.raises(CotrunkError, match=r"strength 0\.1 leaves no step of 4"):
+        run(tiny, tiny.inputs(2), strength=0.1)
+
+
+@pytest.mark.parametrize(("scale", "perturbed", "expected"), [(3.0, 3.0, 3), (3.0, 0.0, 2), (1.0, 3.0, 2)])
+def test_rows_of_perturbed_attention_guidance(scale: float, perturbed: float, expected: int) -> None:
+    tiny = sd_perturbed()
+    result = run(tiny, tiny.inputs(3), guidance_scale=scale, pag_scale=perturbed)
+    assert result.plan.guidance_rows == expected
+    assert result.cost == result.plan.cost
+    with pytest.raises(CotrunkError, match="perturbed attention, which cannot work in chunks"):
+        run(tiny, tiny.inputs(3), max_rows=2)
+
+
+def test_guidance_that_cannot_be_predicted_is_said_and_counted() -> None:
+    tiny = sd3()
+    rows = recorded(tiny.pipe.transformer)
+    with pytest.warns(UserWarning, match="denoiser rows where .* were predicted"):
+        result = run(tiny, tiny.inputs(2), skip_guidance_layers=[0], skip_layer_guidance_stop=0.7)
+    assert result.cost.used == sum(rows) > result.plan.cost.used
+
+
+def test_a_pipeline_that_takes_other_steps_than_planned_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny = sd()
+    monkeypatch.setattr("cotrunk.generation.timesteps_of", lambda pipe, arguments: (STEPS, STEPS + 1))
+    with pytest.raises(CotrunkError, match=r"took 4 scheduler steps .* 5 were planned"):
+        run(tiny, tiny.inputs(2))
+
+
+def test_a_callback_may_interrupt() -> None:
+    tiny = sd()
+
+    def stop(pipe: Any, step: int, timestep: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        pipe._interrupt = step == 1
+        return tensors
+
+    assert run(tiny, tiny.inputs(2), callback_on_step_end=stop).cost.used == 2 * 2
+
+
+def test_an_unknown_condition_is_refused_before_its_first_row() -> None:
+    class Odd(nn.Module):
+        def forward(self, sample: Tensor, t: Tensor, mood: Tensor) -> Tensor:
+            raise AssertionError("never called")
+
+    pipe = SimpleNamespace(unet=Odd(), scheduler=SCHEDULERS["ddim"]())
+    with (
+        pytest.raises(CotrunkError, match="cannot share steps in a Odd: its argument mood differs"),
+        attached(pipe, lambda step: (0, 0), 2, [0, 0], Meter(1)),
+    ):
+        pipe.unet(torch.ones(2, 3), torch.tensor(1), mood=torch.eye(2))
 
 
 # --- noise --------------------------------------------------------------------------------------------------

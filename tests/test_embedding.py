@@ -286,3 +286,14 @@ def test_auto_threshold_of_encoders_without_sense():
     assert auto_threshold(Encoder("constant", lambda prompts: np.ones((len(prompts), 4), np.float32))) == 0.99
     assert auto_threshold(Encoder("opposed", lambda p: np.array([[1.0], [-1.0]] * (len(p) // 2)))) == 0.99
     assert auto_threshold(Encoder("broken", lambda p: np.full((len(p), 4), np.nan))) == 0
+
+
+def test_embeds_of_several_lengths():
+    embeds = [torch.ones(2, 4), torch.tensor([[0.0, 0, 0, 1], [0, 0, 0, 3], [0, 0, 0, 2]])]
+    vectors = from_prompt_embeds(embeds)
+    np.testing.assert_allclose(vectors, [[0.5] * 4, [0, 0, 0, 1]])
+
+
+def test_an_empty_encoder_name_is_refused():
+    with pytest.raises(CotrunkError, match="encoder ''"):
+        sentence_encoder("")

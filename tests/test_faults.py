@@ -105,3 +105,19 @@ def test_an_infinity_at_one_step_is_remembered() -> None:
         return tensors
 
     assert run(tiny, tiny.inputs(3), callback_on_step_end=spoil).failed == (2,)
+
+
+@pytest.mark.parametrize("kind", ["pt", "np", "pil"])
+def test_what_the_decoder_spoils_has_failed(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny = sd()
+    decode = tiny.pipe.vae.decode
+
+    def overflowing(*args: Any, **kwargs: Any) -> Any:
+        output = decode(*args, **kwargs)
+        (output[0] if isinstance(output, tuple) else output.sample)[1, 0, 0, 0] = torch.inf
+        return output
+
+    monkeypatch.setattr(tiny.pipe.vae, "decode", overflowing)
+    result = run(tiny, tiny.inputs(3), sharing=None, output_type=kind)
+    assert result.failed == (1,)
+    assert tiny.pipe.vae.decode is overflowing

@@ -215,3 +215,34 @@ def test_a_full_disk_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(CotrunkError, match=r"Cannot write .*run\.json: No space left on device"):
         write_bytes(tmp_path / "run.json", full)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_torn_picture_is_made_again(folder: RunFolder) -> None:
+    write(folder, wave(0, 1))
+    picture = folder.picture(ARM, 1)
+    for content in (picture.read_bytes()[:-5], b""):
+        picture.write_bytes(content)
+        assert folder.journal(ARM).images == set()
+
+
+def test_resume_removes_no_file_of_the_user(folder: RunFolder) -> None:
+    others = [folder.path / "mine" / ".download.77.part", folder.path / ".download.part"]
+    for path in others:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("mine")
+    folder.open(SETTINGS, resume=True)
+    assert all(path.exists() for path in others)
+
+
+def test_another_precision_is_refused(folder: RunFolder) -> None:
+    folder.check_dtype("float16")  # a run that does not say
+    folder.write_report(SETTINGS, FACTS | {"dtype": "float32"}, [ARM], {})
+    folder.check_dtype("float32")
+    with pytest.raises(CotrunkError, match="started in float32 and would go on in bfloat16: add --dtype float32"):
+        folder.check_dtype("bfloat16")
+
+
+def test_a_pipeline_without_images_is_named(folder: RunFolder) -> None:
+    frames = Wave((0,), SimpleNamespace(frames=[]), (), Cost(1, 1), {})
+    with pytest.raises(CotrunkError, match=r"holds no images: use cotrunk\.generate"):
+        folder.write_wave(ARM, frames, groups_of(PLAN))

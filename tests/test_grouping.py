@@ -246,8 +246,10 @@ def test_bad_arguments(arguments, message):
 def test_without_faiss(monkeypatch):
     monkeypatch.setattr(grouping, "DENSE_LIMIT", 2)
     monkeypatch.setitem(__import__("sys").modules, "faiss", None)
-    with pytest.raises(CotrunkError, match=r"cotrunk\[large\]"):
-        group_prompts(np.eye(3), 0.5)
+    for ask in (lambda: group_prompts(np.eye(3), 0.5), lambda: grouping.check_size(3)):
+        with pytest.raises(CotrunkError, match=r"cotrunk\[large\]"):
+            ask()
+    grouping.check_size(2)
 
 
 @given(st.integers(0, 10**6), st.integers(2, 8))

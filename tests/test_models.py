@@ -94,7 +94,7 @@ def test_devices_and_dtypes() -> None:
     assert resolve_dtype("auto", "cuda") is torch.float16
     assert resolve_dtype("auto", "cuda", {"transformer": []}) is torch.bfloat16
     assert resolve_dtype("float16", "cpu") is torch.float16
-    for device in ("abacus", "meta", "cuda:99", ""):
+    for device in ("abacus", "meta", "cuda:99", "hpu", ""):
         with pytest.raises(CotrunkError, match="is not usable here: use auto, cpu"):
             resolve_device(device)
     with pytest.raises(CotrunkError, match="Unknown dtype 'int8': use auto, float32"):
@@ -141,7 +141,7 @@ def test_a_single_file(tmp_path: Path) -> None:
         load_pipeline(str(tmp_path / "model.safetensors"), "cpu")
 
 
-@pytest.mark.parametrize("name", ["./nowhere/at all", "/nowhere/at/all", "a b c", "a/b/c"])
+@pytest.mark.parametrize("name", ["./nowhere/at all", "/nowhere/at/all", "a b c", "a/b/c", "x" * 300])
 def test_a_name_that_no_hub_can_have(name: str) -> None:
     with pytest.raises(CotrunkError, match=r"There is no model .*: use mini, a folder, or a hub id"):
         load_pipeline(name, "cpu")
@@ -209,3 +209,12 @@ def test_a_model_downloaded_before_needs_no_network(monkeypatch: pytest.MonkeyPa
     with pytest.raises(CotrunkError, match="cannot be loaded"):
         load_pipeline("owner/name", "cpu")
     assert asked == [("owner/name", {"local_files_only": True})]
+
+
+def test_schedulers_that_cannot_take_over_are_named(pipe: Any) -> None:
+    pipe.scheduler = diffusers.DPMSolverMultistepScheduler(algorithm_type="dpmsolver++")
+    with pytest.raises(CotrunkError, match="SASolverScheduler cannot take over the settings"):
+        set_scheduler(pipe, "SASolverScheduler")
+    with pytest.raises(CotrunkError, match="takes more at each step"):
+        set_scheduler(pipe, "CogVideoXDPMScheduler")
+    assert type(pipe.scheduler) is diffusers.DPMSolverMultistepScheduler

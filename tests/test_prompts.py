@@ -103,6 +103,7 @@ def test_exact_column_wins_over_another_case(write):
         ("p.json", '["a cat", 3]', "item 2: the prompt is of type int"),
         ("p.json", "[" * 200_000, "JSON"),
         ("p.jsonl", '"a cat"\n\n{"prompt": "a dog"\n', "line 3: broken JSON"),
+        ("p.jsonl", '"a cat"\n' + "9" * 5000 + "\n", "line 2: broken JSON"),
         ("p.jsonl", '"a cat"\n{"prompt": null}\n', "line 2: the prompt is empty"),
         ("p.jsonl", '"a cat"\n{"text": "a dog"}\n', "line 2, has no column 'prompt'.*'text'"),
         ("p.jsonl", '"a cat"\n["a dog"]\n', "line 2: the prompt is of type list"),

@@ -280,3 +280,16 @@ def test_the_tables_name_each_thing_once() -> None:
     assert not SHARED & CONDITIONS
     assert not SHARED & MASKS.keys()
     assert set(MASKS.values()) <= CONDITIONS
+
+
+def test_what_differs_and_is_no_condition_is_named() -> None:
+    folding = Folding((0, 0, 2), 6, torch.device("cpu"))
+    equal = torch.arange(3.0)[[0, 0, 2] * 2][:, None]
+    different = torch.arange(6.0)[:, None]
+    assert folding.unfit({"sample": equal, "encoder_hidden_states": different}) is None
+    assert folding.unfit({"sample": equal * (1 + 1e-6 * different)}) is None  # rounding
+    assert "sample differs" in folding.unfit({"sample": different})
+    assert "extra differs" in folding.unfit({"added": {"extra": (different,)}})
+    assert "has 12 rows" in folding.unfit({"encoder_hidden_states": torch.ones(12, 4)})
+    assert folding.unfit({"sample": different, "img_ids": different}).startswith("its argument sample")
+    assert Folding((0, 1, 2), 6, torch.device("cpu")).unfit({"sample": different}) is None

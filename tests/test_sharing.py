@@ -1,6 +1,7 @@
 """From groups to trees: branch points, seeds, the three modes."""
 
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -120,9 +121,23 @@ def test_similar_prompts_above_the_upper_limit_stay_apart() -> None:
         ({"similarity": "high"}, "neither 'auto' nor a number"),
         ({"similarity": 0.8, "max_similarity": 0.7}, "leaves nothing above"),
         ({"max_group": 0}, "max_group 0"),
+        ({"max_group": 2.5}, "max_group 2.5"),
+        ({"max_group": "5"}, "max_group 5"),
         ({"mode": "star"}, "Unknown mode 'star'"),
     ],
 )
 def test_bad_settings_are_named(settings: dict[str, Any], says: str) -> None:
     with pytest.raises(CotrunkError, match=says):
         Sharing(**settings)
+
+
+def test_numbers_of_numpy_are_numbers(tmp_path: Path) -> None:
+    sharing = Sharing(share=np.float32(0.25), similarity=np.float64(0.5), max_group=3)
+    assert type(sharing.share) is type(sharing.similarity) is float
+    planned(np.eye(3), sharing={"share": np.float32(0.25)}).save(tmp_path / "plan.json")
+
+
+def test_a_tree_of_a_thousand_equal_prompts() -> None:
+    vectors = np.ones((1200, 2)) / math.sqrt(2)
+    (tree,) = planned(vectors, sharing={"mode": "tree", "max_group": None}).trees
+    assert len(tree.children) == 1200

@@ -188,6 +188,22 @@ def sd() -> TinyPipeline:
     return TinyPipeline(_ready(diffusers.StableDiffusionPipeline(**_sd_parts())), inputs)
 
 
+def sd_from_picture() -> TinyPipeline:
+    """Image to image, all prompts from one picture."""
+    picture = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+
+    def inputs(n: int, seed: int = 0, ragged: bool = False) -> dict[str, Any]:
+        return _embeddings(n, seed) | {"image": picture}
+
+    return TinyPipeline(_ready(diffusers.StableDiffusionImg2ImgPipeline(**_sd_parts())), inputs)
+
+
+def sd_perturbed() -> TinyPipeline:
+    """Guided by perturbed attention as well: three rows an image."""
+    pipe = _ready(diffusers.StableDiffusionPAGPipeline(**_sd_parts(), pag_applied_layers=["down"]))
+    return TinyPipeline(pipe, sd().inputs, rows_per_step=3)
+
+
 def sd_with_text() -> TinyPipeline:
     """Stable Diffusion that takes strings. A token is a byte: all texts of up to 75 bytes differ to it."""
     tokenizer = _byte_tokenizer(max_length=77)

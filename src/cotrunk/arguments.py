@@ -13,14 +13,20 @@ import torch
 
 from .errors import CotrunkError
 
-# prompt, negative_prompt_2, pooled_prompt_embeds, negative_prompt_attention_mask, generated_prompt_embeds, ...
+# prompt, negative_prompt_2, pooled_prompt_embeds, negative_prompt_attention_mask, prompt_embeds_t5, ...
 _TEXT = re.compile(r"(negative_)?prompt(_\d)?")
 _PER_PROMPT = re.compile(
-    r"(negative_)?((pooled_|generated_)?prompt(_\d)?(_embeds)?(_\d)?(_attention_mask|_mask)?(_\d)?|attention_mask)"
+    r"(negative_)?((pooled_|generated_)?prompt(_\d)?(_embeds)?(_[a-z]*\d?)?(_attention_mask|_mask)?(_\d)?|attention_mask)"
     r"|(control_|mask_)?image|transcription"
 )
+# lists and tensors that are one value for the whole call, whatever their length
+_COMMON = re.compile(
+    r"timesteps|sigmas|.*_size|.*crops_coords.*|callback.*|controlnet_.*|control_(mode|guidance).*|ip_adapter_.*|.*layers.*"
+)
 # what is part of the prompt itself, in its several encodings
-_PROMPT = re.compile(r"(pooled_|generated_)?prompt(_embeds)?(_\d)?|(prompt_|prompt_embeds_)?(attention_)?mask(_\d)?")
+_PROMPT = re.compile(
+    r"(pooled_|generated_)?prompt(_embeds)?(_[a-z]*\d?)?|(prompt_|prompt_embeds_)?(attention_)?mask(_\d)?"
+)
 _OURS = {
     "generator": "seed=",
     "latents": "seed= (a group starts from one noise, made from its seed)",
@@ -56,12 +62,29 @@ class PerPrompt:
         nets = getattr(getattr(pipe, "controlnet", None), "nets", None)
         self.networks = len(nets) if nets is not None else 0
         self.prompts = prompts
-        self.own, self.common = {}, {}
+        self.own: dict[str, Any] = {}
+        self.common: dict[str, Any] = {}
         for name, value in arguments.items():
-            if _PER_PROMPT.fullmatch(name) and self._check(name, value):
-                self.own[name] = value
-            else:
-                self.common[name] = value
+            known = _PER_PROMPT.fullmatch(name) is not None
+            is_own = self._check(name, value) if known else self._is_batch(name, value)
+            (self.own if is_own else self.common)[name] = value
+
+    def _is_batch(self, name: str, value: Any) -> bool:
+        """Whether an argument that cotrunk does not know by name has one entry a prompt: a tensor with as many rows
+        does; of a list nobody can tell."""
+        if self.prompts == 1 or _COMMON.fullmatch(name) or not isinstance(value, list | torch.Tensor | np.ndarray):
+            return False
+        if isinstance(value, list):
+            if len(value) == self.prompts:
+                raise CotrunkError(
+                    f"{name} is a list of {len(value)}, and there are {self.prompts} prompts: cotrunk cannot tell "
+                    "whether it has an entry a prompt. Give a tensor whose rows are the prompts, or run the prompts "
+                    "in two parts."
+                )
+            return False
+        if value.ndim > 1 and len(value) not in (1, self.prompts):
+            raise CotrunkError(f"{name} has {len(value)} rows for {self.prompts} prompts: give one a prompt, or one.")
+        return value.ndim > 0 and len(value) == self.prompts
 
     def _check(self, name: str, value: Any) -> bool:
         """Whether the value has one entry a prompt (or will be repeated to have); refuses any other length."""
@@ -135,6 +158,7 @@ class PerPrompt:
             elif isinstance(value, np.ndarray):
                 digest.update(value.tobytes())
             elif hasattr(value, "tobytes"):  # a PIL picture
+                value = value.convert("RGBA") if value.mode == "P" else value  # its bytes say nothing without palette
                 digest.update(repr((value.mode, value.size)).encode() + value.tobytes())
             else:
                 digest.update(repr(value).encode())
@@ -159,30 +183,43 @@ def argument(pipe: Any, arguments: dict[str, Any], name: str) -> Any:
 
 
 def guidance_rows(pipe: Any, arguments: dict[str, Any]) -> int:
-    """Denoiser rows of one evaluation of one image: 2 with classifier-free guidance, else 1."""
+    """Denoiser rows of one evaluation of one image: 1, 2 with classifier-free guidance, 3 where a second thing guides.
+
+    Guidance that comes and goes during a run (skipped layers, truncated guidance) is not predicted: rows are counted
+    as well, and `generate` warns where the two differ.
+    """
+    scale = argument(pipe, arguments, "guidance_scale")
+    picture = argument(pipe, arguments, "image_guidance_scale")
+    if picture is not None and scale is not None:  # InstructPix2Pix
+        return 3 if scale > 1 and picture >= 1 else 1
+    perturbed = argument(pipe, arguments, "pag_scale") if getattr(pipe, "pag_applied_layers", None) else 0
+    return _guidance_rows(pipe, arguments, scale) + (1 if perturbed > 0 else 0)
+
+
+def _guidance_rows(pipe: Any, arguments: dict[str, Any], scale: float | None) -> int:
     true_cfg = argument(pipe, arguments, "true_cfg_scale")
     if true_cfg is not None:  # Flux and Qwen-Image: the other guidance scale is an input of the model
         negatives = [argument(pipe, arguments, name) for name in ("negative_prompt", "negative_prompt_embeds")]
         return 2 if true_cfg > 1 and any(value is not None for value in negatives) else 1
-    scale = argument(pipe, arguments, "guidance_scale")
-    if scale is None:
-        return 1
+    denoiser = getattr(pipe, "transformer", None)
+    if scale is None or (denoiser is not None and getattr(denoiser.config, "guidance_embeds", False)):
+        return 1  # none, or an input of the model
     rule = getattr(type(pipe), "do_classifier_free_guidance", None)
     if isinstance(rule, property) and rule.fget is not None:
         # the pipeline's own rule: some have guidance from 0 on, and none where it is distilled into the model
         with suppress(AttributeError):  # a rule that asks for more than the scale
-            return 2 if rule.fget(_Called(pipe, scale)) else 1
+            return 2 if rule.fget(_Seen(pipe, _guidance_scale=scale, guidance_scale=scale)) else 1
     unet = getattr(pipe, "unet", None)
     if unet is not None and getattr(unet.config, "time_cond_proj_dim", None) is not None:
         return 1  # guidance is distilled into the model (LCM)
     return 2 if scale > 1 else 1
 
 
-class _Called:
-    """A pipeline as its properties see it during a call with this guidance scale."""
+class _Seen:
+    """A pipeline as its methods and properties would see it during a call, with other values of some attributes."""
 
-    def __init__(self, pipe: Any, scale: float) -> None:
-        self._pipe, self._guidance_scale, self.guidance_scale = pipe, scale, scale
+    def __init__(self, pipe: Any, **attributes: Any) -> None:
+        vars(self).update(attributes, _pipe=pipe)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._pipe, name)
@@ -214,6 +251,23 @@ def timesteps_of(pipe: Any, arguments: dict[str, Any]) -> tuple[int, int]:
         name = type(scheduler).__name__
         raise CotrunkError(f"{name} cannot make a schedule of {steps} steps ({error}): use another number.") from None
     timesteps = scheduler.timesteps
+    if type(scheduler).__name__ == "SCMScheduler":  # its last timestep is where it ends, not one to evaluate
+        timesteps = timesteps[:-1]
+    strength = argument(pipe, arguments, "strength")
+    if strength is not None and hasattr(type(pipe), "get_timesteps"):  # from a picture: the last part of the schedule
+        wanted = inspect.signature(type(pipe).get_timesteps).parameters
+        given = {
+            "num_inference_steps": steps,
+            "strength": strength,
+            "device": "cpu",
+            "denoising_start": arguments.get("denoising_start"),
+        }
+        begun = type(pipe).get_timesteps(
+            _Seen(pipe, scheduler=scheduler), **{name: value for name, value in given.items() if name in wanted}
+        )
+        timesteps = begun[0]
+        if len(timesteps) == 0:
+            raise CotrunkError(f"strength {strength} leaves no step of {steps} to run: raise one of them.")
     end = arguments.get("denoising_end")
     if isinstance(end, float) and 0 < end < 1:  # SDXL's base model hands over to a refiner here
         trained = scheduler.config.num_train_timesteps

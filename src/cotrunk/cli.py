@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
+from rich.markup import escape
 
 from . import __version__
 from .console import Bar, err, out, print_plan, print_summary, say, warn_truncated
@@ -37,7 +38,7 @@ from .options import (
     Steps,
     option,
 )
-from .prompts import read_prompts
+from .prompts import checked, read_prompts
 
 if TYPE_CHECKING:
     from .folder import Arm, RunFolder
@@ -154,12 +155,16 @@ def generate(
         out.print("This run is finished: nothing to resume. Its page is written anew.")
         _conclude(report, out_dir)
         return
-    with err.status(f"Loading {model}"):
+    with err.status(f"Loading {escape(model)}"):
         pipe = load_pipeline(model, device, dtype)
         if scheduler is not None:
             set_scheduler(pipe, scheduler)
-    if hasattr(pipe, "vocoder"):
-        raise CotrunkError(f"{type(pipe).__name__} makes sound: use cotrunk.generate in Python.")
+    for part, product in (("vocoder", "sound"), ("video_processor", "video")):
+        if hasattr(pipe, part):
+            raise CotrunkError(f"{type(pipe).__name__} makes {product}: use cotrunk.generate in Python.")
+    device, dtype = str(pipe.device), str(pipe.dtype).removeprefix("torch.")
+    if resuming:
+        folder.check_dtype(dtype)
     seconds = {"load": time.perf_counter() - begin}
 
     from .embedding import truncated
@@ -195,6 +200,8 @@ def generate(
         "share": share,
         "similarity": run.plan.settings.get("similarity"),
         "seed": seed,
+        "device": device,
+        "dtype": dtype,
     }
     earlier = sum(sum(folder.journal(arm).seconds.values()) for arm in arms)
     # before the plan: without a run.json there is nothing to resume
@@ -252,7 +259,7 @@ def plan(
     from .sharing import make_plan
 
     check_names("auto", "auto", scheduler)
-    with err.status(f"Loading the text encoder of {model}"):
+    with err.status(f"Loading the text encoder of {escape(model)}"):
         pipe = load_pipeline(model, "auto", denoiser=False)
         if scheduler is not None:
             set_scheduler(pipe, scheduler)
@@ -288,13 +295,22 @@ def main() -> None:
     except CotrunkError as error:
         say("red", "error", str(error))
         sys.exit(2)
+    except Exception as error:
+        if type(error).__name__ != "OutOfMemoryError":  # torch's, which may not be imported yet
+            raise
+        say(
+            "red",
+            "error",
+            "There is too little memory, even for one group at a time: use a smaller --dtype or --model.",
+        )
+        sys.exit(2)
 
 
 def _prompts(arguments: Sequence[str] | None, file: str | None, column: str) -> list[str]:
     if bool(arguments) == (file is not None):
         raise CotrunkError("Give prompts either as arguments or with --prompts FILE.")
     if file is None:
-        texts = [text.strip() for text in arguments or ()]
+        texts = [checked(text, f"prompt {i}") for i, text in enumerate(arguments or ())]
         if not all(texts):
             raise CotrunkError("A prompt is empty: give every prompt some text.")
         return texts
@@ -370,8 +386,6 @@ def _warm_up(pipe: Any, plan: "Plan", texts: list[str], arguments: dict[str, Any
 
 def _denoise(folder: "RunFolder", runs: Sequence[tuple["Arm", "Run"]]) -> None:
     """Run what the journal does not have yet."""
-    import torch
-
     from .folder import groups_of
 
     finished = {arm.name: folder.journal(arm) for arm, _ in runs}
@@ -383,15 +397,9 @@ def _denoise(folder: "RunFolder", runs: Sequence[tuple["Arm", "Run"]]) -> None:
     ):
         for arm, run in runs:
             groups = groups_of(arm.plan)
-            try:
-                for wave in run.waves(skip=finished[arm.name].images.issuperset, on_step=bar.step):
-                    folder.write_wave(arm, wave, groups)
-                    bar.wave(wave.cost.used, len(wave.images))
-            except torch.OutOfMemoryError:
-                raise CotrunkError(
-                    f"{run.pipe.device} has too little memory even for one group at a time: use a smaller --dtype or "
-                    "--model, then --resume or start again."
-                ) from None
+            for wave in run.waves(skip=finished[arm.name].images.issuperset, on_step=bar.step):
+                folder.write_wave(arm, wave, groups)
+                bar.wave(wave.cost.used, len(wave.images))
 
 
 def _conclude(report: dict[str, Any], folder: Path) -> None:
@@ -400,5 +408,5 @@ def _conclude(report: dict[str, Any], folder: Path) -> None:
     failed = [image["file"] for image in report["images"] if image["failed"]]
     if failed:
         names = ", ".join(failed[:10]) + (", ..." if len(failed) > 10 else "")
-        say("red", "failed", f"the latents of {len(failed)} of {len(report['images'])} images held NaN: {names}")
+        say("red", "failed", f"{len(failed)} of {len(report['images'])} images hold NaN: {names}")
         raise typer.Exit(1)

@@ -42,7 +42,8 @@ class Meter:
         step: scheduler steps taken: the clock. (Timesteps will not do, PNDM repeats one; nor calls of the denoiser,
             which some pipelines call once for each guidance branch.)
         rows, rows_asked: denoiser rows computed, and those that the pipeline asked for.
-        finite: (N,) booleans, False for an image whose latents hold a NaN or an infinity.
+        finite: (N,) booleans, False for an image whose latents, or what the decoder made of them, hold a NaN or an
+            infinity.
         started, ended: `time.perf_counter()` at the first denoiser call and after the last scheduler step.
     """
 
@@ -73,11 +74,15 @@ class FoldHook:
     takes itself off during a call, as group offload with streams does, takes off those above it.)
     """
 
-    def __init__(self, module: torch.nn.Module, sources: Sources, meter: Meter, *, counted: bool) -> None:
-        self.module, self.sources, self.meter, self.counted = module, sources, meter, counted
+    def __init__(
+        self, module: torch.nn.Module, sources: Sources, meter: Meter, *, counted: bool, divisible: bool
+    ) -> None:
+        self.module, self.sources, self.meter = module, sources, meter
+        self.counted, self.divisible = counted, divisible
         self.call: Callable[..., Any] = module._compiled_call_impl or module._call_impl
         self.parameters = _parameters(module)
         self.before: tuple[int, ...] | None = None
+        self.fitting: set[Folding] = set()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         named = dict(zip(self.parameters, args, strict=False)) | kwargs
@@ -94,11 +99,17 @@ class FoldHook:
             _clear_caches(self.module)  # what other hooks remember are the rows of another partition
         self.before = sources
         folding = self.meter.folding(sources, rows, device)
+        if not folding.is_identity:
+            if folding not in self.fitting and (why := folding.unfit(named)):
+                raise CotrunkError(
+                    f"Prompts cannot share steps in a {type(unwrap_module(self.module)).__name__}: {why}. Use "
+                    "sharing=None, or give what differs the same for all of a group."
+                )
+            self.fitting.add(folding)
+            named = folding.fold(named)
         if self.counted:
             self.meter.rows += len(folding.live)
             self.meter.rows_asked += rows
-        if not folding.is_identity:
-            named = folding.fold(named)
         outputs, sizes = self._in_chunks(named, len(args), len(folding.live))
         if folding.is_identity and len(outputs) == 1:
             return outputs[0]
@@ -118,7 +129,7 @@ class FoldHook:
                 done += size
                 continue
             except torch.OutOfMemoryError:
-                if size == 1 or has_caches(self.module):
+                if size == 1 or not self.divisible:
                     raise
             # not inside `except`: the exception holds the frames, and these the tensors, that are to be freed
             meter.max_rows = math.ceil(size / 2)
@@ -149,9 +160,12 @@ def attached(
             stack.callback(pipe.maybe_free_model_hooks)
             stack.enter_context(_attribute(pipe, "maybe_free_model_hooks", lambda: None))
         for name, module in modules.items():
-            hook = FoldHook(module, sources, meter, counted=name in DENOISERS)
+            divisible = not (has_caches(module) or _is_perturbed(pipe))
+            hook = FoldHook(module, sources, meter, counted=name in DENOISERS, divisible=divisible)
             stack.enter_context(_attribute(module, "_compiled_call_impl", hook))
         stack.enter_context(_clock(pipe.scheduler, sources, images, generators, meter))
+        if isinstance(getattr(pipe, "vae", None), torch.nn.Module):
+            stack.enter_context(_attribute(pipe.vae, "decode", _watched(pipe.vae.decode, images, meter)))
         if hasattr(pipe.scheduler, "noise_sampler_seed"):
             # DPMSolverSDE draws from a Brownian tree of its own, not from the generator: give it a seed an image
             stack.enter_context(_attribute(pipe.scheduler, "noise_sampler_seed", list(seeds)))
@@ -203,6 +217,24 @@ def _clock(
         yield
 
 
+def _watched(decode: Callable[..., Any], images: int, meter: Meter) -> Callable[..., Any]:
+    """The decoder, which may overflow where the latents are finite (float16): those images have failed too."""
+
+    @functools.wraps(decode)
+    def watched(*args: Any, **kwargs: Any) -> Any:
+        output = decode(*args, **kwargs)
+        sample = output[0] if isinstance(output, tuple) else getattr(output, "sample", None)
+        if isinstance(sample, torch.Tensor) and sample.ndim:
+            if sample.shape[0] == images:
+                finite = sample.flatten(1).isfinite().all(dim=1)
+            else:  # a part of the batch, or frames: whose, the decoder does not know
+                finite = sample.isfinite().all().expand(images)
+            meter.finite = finite if meter.finite is None else meter.finite & finite.to(meter.finite.device)
+        return output
+
+    return watched
+
+
 @contextmanager
 def _attribute(owner: Any, name: str, value: Any) -> Iterator[None]:
     """Set an attribute of the instance; afterwards the instance is as it was."""
@@ -236,6 +268,11 @@ def has_caches(module: torch.nn.Module) -> bool:
     return any(True for _ in _stateful_hooks(module))
 
 
+def _is_perturbed(pipe: Any) -> bool:
+    """Whether attention of the pipeline takes the batch apart itself (perturbed-attention guidance)."""
+    return bool(getattr(pipe, "pag_applied_layers", None))
+
+
 def _clear_caches(module: torch.nn.Module) -> None:
     """Forget the tensors that other hooks keep between steps, but not the context of the call in progress."""
     for part, hook in _stateful_hooks(module):
@@ -262,6 +299,10 @@ def check_pipeline(pipe: Any, *, max_rows: int | None) -> None:
         module = getattr(pipe, name)
         if getattr(module, "_is_cached", False) or getattr(pipe, "_is_cached", False):
             raise CotrunkError(f"cache-dit is enabled on {kind}.{name}: call cache_dit.disable_cache(pipe) first.")
+        if max_rows is not None and _is_perturbed(pipe):
+            raise CotrunkError(
+                f"{kind} guides by perturbed attention, which cannot work in chunks: leave max_rows out."
+            )
         if max_rows is not None and has_caches(module):
             raise CotrunkError(
                 f"{kind}.{name} has a cache enabled, which cannot work in chunks: leave max_rows out, or call "

@@ -102,18 +102,20 @@ def sentence_encoder(name: str) -> Encoder:
         ) from error
     try:
         model = SentenceTransformer(name)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # whatever the libraries meet in a foreign folder or under an odd name
         raise CotrunkError(f"There is no sentence encoder {name!r}: give 'minilm', a folder or a hub name.") from error
     return Encoder(name, _batched(lambda prompts: torch.as_tensor(model.encode(prompts, show_progress_bar=False))))
 
 
-def from_prompt_embeds(prompt_embeds: Tensor, pooled: Tensor | None = None, mask: Tensor | None = None) -> Vectors:
+def from_prompt_embeds(
+    prompt_embeds: Tensor | Sequence[Tensor], pooled: Tensor | None = None, mask: Tensor | None = None
+) -> Vectors:
     """Vectors of prompts that were encoded elsewhere, (n, d) float32 of unit length.
 
     A row that is not finite becomes zero: it is similar to nothing, so its prompt stays alone.
 
     Args:
-        prompt_embeds: (n, tokens, d), or (n, d) where a model takes one vector a prompt.
+        prompt_embeds: (n, tokens, d); (n, d) where a model takes one vector a prompt; or a list of n (tokens, d).
         pooled: (n, p) pooled embeddings; they are preferred where given.
         mask: (n, tokens) with 1 for real tokens; without it padding counts as text.
 
@@ -125,6 +127,8 @@ def from_prompt_embeds(prompt_embeds: Tensor, pooled: Tensor | None = None, mask
         if pooled.ndim != 2 or len(pooled) != n:
             raise CotrunkError(f"Pooled embeddings have shape {tuple(pooled.shape)}: give ({n}, width).")
         vectors = pooled
+    elif not isinstance(prompt_embeds, Tensor):
+        vectors = torch.stack([tokens.float().mean(dim=0) for tokens in prompt_embeds])
     elif prompt_embeds.ndim == 2:
         vectors = prompt_embeds
     elif prompt_embeds.ndim == 3:

@@ -1,6 +1,7 @@
 """Files that are whole or absent: written under a temporary name, then renamed."""
 
 import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,15 +31,18 @@ def write_bytes(path: Path, write: Callable[[BinaryIO], object]) -> None:
         try:
             with part.open("wb") as file:
                 write(file)
+                file.flush()
+                os.fsync(file.fileno())  # or a power cut may leave the new name on old or empty blocks
             part.replace(path)
         finally:
             part.unlink(missing_ok=True)
 
 
 def remove_parts(folder: Path) -> None:
-    """Remove the temporary files that a killed run left in a folder."""
-    for part in folder.rglob(".*.part"):
-        part.unlink(missing_ok=True)
+    """Remove the temporary files that a killed run left in this folder (and not below it)."""
+    for part in folder.glob(".*.part"):
+        if re.fullmatch(r"\..+\.\d+\.part", part.name):
+            part.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:

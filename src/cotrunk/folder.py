@@ -11,6 +11,7 @@ and its wave computed again, to the same images.
 """
 
 import json
+import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -90,8 +91,18 @@ class RunFolder:
                     f"The run in {self.path} was started with {'other prompts' if name == 'prompts' else what}: "
                     "resume it with the same settings, or choose another --out."
                 )
-        remove_parts(self.path)
+        for place in (self.path, self.path / "images", *self.path.glob("compare/*")):
+            remove_parts(place)
         return (self.path / "plan.json").exists()
+
+    def check_dtype(self, dtype: str) -> None:
+        """Raise `CotrunkError` if the run that is resumed began in another precision: its images would differ."""
+        before = self._report().get("dtype", dtype)
+        if before != dtype:
+            raise CotrunkError(
+                f"The run in {self.path} was started in {before} and would go on in {dtype}: add --dtype {before}, or "
+                "choose another --out."
+            )
 
     def finished(self) -> dict[str, Any] | None:
         """The content of run.json, after writing the page anew, if nothing is left to do; else None."""
@@ -115,7 +126,7 @@ class RunFolder:
             # had cut it for want of memory stopped halfway
             if line["arm"] != arm.name or images & done.images:
                 continue
-            if all(self.picture(arm, image).exists() for image in images - failed):
+            if all(_is_whole(self.picture(arm, image)) for image in images - failed):
                 done.images |= images
                 done.failed |= failed
                 done.cost += Cost(*line["rows"])
@@ -141,7 +152,10 @@ class RunFolder:
         rows = arm.plan.image_rows()
         with writing(self.path / arm.pictures):
             (self.path / arm.pictures).mkdir(parents=True, exist_ok=True)
-        for image, picture in zip(wave.images, wave.output.images, strict=True):
+        pictures = getattr(wave.output, "images", None)
+        if pictures is None:
+            raise CotrunkError(f"A {type(wave.output).__name__} holds no images: use cotrunk.generate in Python.")
+        for image, picture in zip(wave.images, pictures, strict=True):
             if image in wave.failed:
                 continue
             text = PngInfo()
@@ -161,6 +175,8 @@ class RunFolder:
         # the line break first: after a torn line a new one begins
         with writing(self.path / "waves.jsonl"), (self.path / "waves.jsonl").open("a", encoding="utf-8") as journal:
             journal.write("\n" + json.dumps(line))
+            journal.flush()
+            os.fsync(journal.fileno())
 
     def write_report(
         self, settings: dict[str, Any], facts: dict[str, Any], arms: Sequence[Arm], seconds: dict[str, float]
@@ -218,6 +234,16 @@ class RunFolder:
         if complete:
             write_page(run, self.path)
         return run
+
+
+def _is_whole(picture: Path) -> bool:
+    """Whether a PNG is there to its last chunk."""
+    try:
+        with picture.open("rb") as file:
+            file.seek(-12, os.SEEK_END)
+            return file.read(8)[4:] == b"IEND"
+    except OSError:
+        return False
 
 
 def groups_of(plan: Plan) -> dict[int, int]:

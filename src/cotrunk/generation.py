@@ -1,6 +1,7 @@
 """The main job: many prompts through the user's own pipeline, in waves, on one plan."""
 
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,7 +13,9 @@ from .arguments import PerPrompt, guidance_rows, timesteps_of
 from .denoiser import Meter, attached, check_pipeline
 from .embedding import Encoder, auto_threshold, from_prompt_embeds, pipeline_encoder, sentence_encoder
 from .errors import CotrunkError
+from .grouping import check_size
 from .plan import Branch, Cost, Plan
+from .prompts import checked
 from .sharing import Sharing, make_plan
 
 WAVE = 32  # images in one call of the pipeline; memory of latents, text states and decoding grows with it
@@ -25,7 +28,7 @@ class Wave:
     Attributes:
         images: the indices of its images, in the order of `output`.
         output: the pipeline's own output object.
-        failed: images whose latents held a NaN or an infinity.
+        failed: images whose latents or decoded values held a NaN or an infinity.
         cost: denoiser rows, counted.
         seconds: "embed" (the pipeline's own text encoding), "denoise", "decode".
     """
@@ -45,7 +48,8 @@ class Result:
         output: the pipeline's own output object, over all images.
         plan: what was shared; `plan.save(path)`, and `generate(pipe, plan=...)` gives the same images again.
         cost: denoiser rows, counted while running: `cost.used`, `cost.independent`, `cost.saving`.
-        failed: indices of images whose latents held a NaN or an infinity; their pictures are worthless.
+        failed: indices of images whose latents or decoded values held a NaN or an infinity; their pictures are
+            worthless.
         seconds: "embed", "denoise", "decode", "total".
     """
 
@@ -71,6 +75,7 @@ class Run:
     max_rows: int | None = None
     wave_size: int = WAVE
     seconds: dict[str, float] = field(default_factory=dict)
+    _warned: bool = False
 
     def waves(
         self,
@@ -120,6 +125,7 @@ class Run:
             arguments = self.arguments.of([self.plan.prompt_of(image) for image in images])
             output = self.pipe(**arguments, generator=generators)
         end = time.perf_counter()
+        self._check(meter, self.plan.cost_of(trees))
         self.max_rows = meter.max_rows
         started, ended = meter.started or begin, meter.ended or begin
         finite = [True] * len(images) if meter.finite is None else meter.finite.tolist()
@@ -130,6 +136,23 @@ class Run:
             cost=Cost(meter.rows, meter.rows_asked),
             seconds={"embed": started - begin, "denoise": ended - started, "decode": end - ended},
         )
+
+    def _check(self, meter: Meter, predicted: Cost) -> None:
+        """What was counted must be what was planned; of rows a wrong prediction is said, and the count is reported."""
+        if getattr(self.pipe, "_interrupt", False):  # by a callback of the user
+            return
+        if meter.step != self.plan.timesteps:
+            raise CotrunkError(
+                f"{type(self.pipe).__name__} took {meter.step} scheduler steps with these arguments, and "
+                f"{self.plan.timesteps} were planned: images may have shared too much. Use sharing=None."
+            )
+        if meter.rows != predicted.used and not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"{type(self.pipe).__name__} took {meter.rows} denoiser rows where {predicted.used} were predicted: "
+                "its guidance with these arguments is one that cotrunk cannot predict. The counted rows are reported.",
+                stacklevel=2,
+            )
 
 
 def partition(trees: Sequence[Branch], timesteps: int) -> list[tuple[int, ...]]:
@@ -173,16 +196,26 @@ def prepare(
     _check_seed(seed)
     if plan is not None and prompts is None and not any("prompt_embeds" in name for name in arguments):
         prompts = plan.prompts
-    prompts = [prompts] if isinstance(prompts, str) else prompts
+    if "prompt" in arguments and prompts is None:  # as the pipelines call it
+        prompts = arguments.pop("prompt")
+    elif "prompt" in arguments:
+        raise CotrunkError("prompts and prompt are both given: give one of them.")
+    if prompts is not None:
+        prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+        for i, prompt in enumerate(prompts):
+            checked(prompt, f"prompt {i}")
     if (prompts is None) == (arguments.get("prompt_embeds") is None):
         raise CotrunkError("Give either prompts or prompt_embeds (with what else the pipeline wants beside them).")
     count = len(arguments["prompt_embeds"] if prompts is None else prompts)
     if count == 0:
         raise CotrunkError("There are no prompts: give at least one.")
     if prompts is not None:
-        arguments = {"prompt": list(prompts), **arguments}
+        arguments = {"prompt": prompts, **arguments}
+        if plan is None and sharing is not None:
+            check_size(count)
     own = PerPrompt(pipe, count, arguments)
     steps, timesteps = timesteps_of(pipe, arguments)
+    rows, keys = guidance_rows(pipe, arguments), own.keys()
     if plan is None:
         vectors, threshold = vectors_of(pipe, prompts, sharing, arguments)
         plan = make_plan(
@@ -193,11 +226,11 @@ def prepare(
             steps=steps,
             timesteps=timesteps,
             order=getattr(pipe.scheduler, "order", 1),
-            guidance_rows=guidance_rows(pipe, arguments),
+            guidance_rows=rows,
             seed=seed,
             images_per_prompt=num_images_per_prompt,
             identities=own.identities(prompts),
-            keys=own.keys(),
+            keys=keys,
         )
     elif len(plan.prompts) != count or (prompts is not None and list(plan.prompts) != list(prompts)):
         raise CotrunkError("The plan is for other prompts: give the prompts it was made with, or make a new plan.")
@@ -205,6 +238,16 @@ def prepare(
         raise CotrunkError(
             f"The plan is for {plan.timesteps} timesteps, this call would take {timesteps}: "
             f"use num_inference_steps={plan.steps} and the plan's scheduler, or make a new plan."
+        )
+    elif plan.guidance_rows != rows:
+        raise CotrunkError(
+            f"The plan counts {plan.guidance_rows} rows an evaluation, this call takes {rows}: "
+            "use the guidance it was made with, or make a new plan."
+        )
+    elif any(len({keys[plan.prompt_of(image)] for image in tree.images}) > 1 for tree in plan.trees):
+        raise CotrunkError(
+            "The plan shares between prompts that differ in another argument now (a negative prompt, say): "
+            "make a new plan."
         )
     return Run(pipe, plan, own, max_rows, wave_size, {"embed": time.perf_counter() - begin})
 

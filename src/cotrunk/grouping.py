@@ -8,6 +8,7 @@ Cosines are taken in float64 between float32 unit rows and rounded to six decima
 and all comparisons are made on that grid: rounding in the last place never decides who shares with whom.
 """
 
+import importlib.util
 import math
 from collections.abc import Hashable, Sequence
 
@@ -79,6 +80,7 @@ def group_prompts(
         usable = unit[order].any(axis=1)
         groups += [[int(i)] for i in order[~usable]]
         order, codes = order[usable], codes[usable]
+        check_size(len(order))
         split = _dense if len(order) <= DENSE_LIMIT else _sparse
         groups += [sorted(int(order[i]) for i in group) for group in split(unit[order], codes, low, high, limit)]
     return sorted(groups)
@@ -146,6 +148,12 @@ def _grid_ceil(cosine: float) -> int:
     while k / _GRID < cosine:
         k += 1
     return k
+
+
+def check_size(prompts: int) -> None:
+    """Raise `CotrunkError` if so many prompts cannot be grouped here; cheap, to be asked before they are embedded."""
+    if prompts > DENSE_LIMIT and importlib.util.find_spec("faiss") is None:
+        raise CotrunkError(f"More than {DENSE_LIMIT} prompts need faiss: pip install 'cotrunk[large]'.")
 
 
 def _canonical_parts(
@@ -254,10 +262,8 @@ def _candidate_pairs(
     unit: Unit, codes: NDArray[np.intp], active: NDArray[np.intp], low: int, high: int
 ) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
     """Qualifying pairs (e, 2) among nearest neighbours of the active rows, and the rows that may have further ones."""
-    try:
-        import faiss
-    except ImportError as error:
-        raise CotrunkError(f"More than {DENSE_LIMIT} prompts need faiss: pip install 'cotrunk[large]'.") from error
+    import faiss
+
     rows = unit[active]
     # too similar neighbours (>= upper) stand in front of the useful ones: look further then
     k = min(len(active), 1 + NEIGHBOURS * (4 if high <= _GRID else 1))

@@ -47,7 +47,7 @@ def resolve_device(name: str) -> str:
         return "mps" if torch.backends.mps.is_available() else "cpu"
     try:
         usable = torch.empty(0, device=name).device.type != "meta"
-    except (RuntimeError, AssertionError, NotImplementedError):
+    except (RuntimeError, AssertionError, NotImplementedError, ImportError):
         usable = False
     if not usable:
         raise CotrunkError(f"Device {name!r} is not usable here: use auto, cpu, or one that torch sees.")
@@ -107,9 +107,13 @@ def _is_here(model: str) -> bool:
 
     diffusers alone would ask a hub that does not answer again and again for half a minute, then name a missing file.
     """
-    if Path(model).is_dir():
+    try:
+        is_folder, is_file = Path(model).is_dir(), Path(model).is_file()
+    except OSError:  # longer than a path can be
+        is_folder = is_file = False
+    if is_folder:
         return True
-    if Path(model).is_file():
+    if is_file:
         raise CotrunkError(f"{model} is a file: give a folder (load it with from_single_file, then save_pretrained).")
     from huggingface_hub import HfApi, errors, try_to_load_from_cache
 
@@ -164,7 +168,11 @@ def set_scheduler(pipe: Any, name: str) -> None:
     if why := _misfit(pipe.scheduler, kind):
         fitting = ", ".join(n for n in SCHEDULERS if not _misfit(pipe.scheduler, scheduler_class(n)[0]))
         raise CotrunkError(f"{name} {why}: use {fitting or 'its own scheduler'}.")
-    pipe.scheduler = kind.from_config(pipe.scheduler.config, **settings)
+    try:
+        pipe.scheduler = kind.from_config(pipe.scheduler.config, **settings)
+    except (NotImplementedError, ValueError) as error:  # a setting of the model's own that this class has not
+        why = _first_line(error)
+        raise CotrunkError(f"{name} cannot take over the settings of the model's scheduler ({why}).") from error
 
 
 def _misfit(scheduler: Any, kind: Any) -> str | None:
@@ -177,6 +185,9 @@ def _misfit(scheduler: Any, kind: Any) -> str | None:
     same = all(is_flow) or ("beta_schedule" in config and "beta_schedule" in takes)
     if not same or (config.get("prediction_type") == "flow_prediction" and "use_flow_sigmas" not in takes):
         return f"cannot run a model made for {own.__name__}"
+    needs = {n for n, p in inspect.signature(kind.step).parameters.items() if p.default is inspect.Parameter.empty}
+    if not needs <= {"self", "model_output", "timestep", "sample"}:
+        return "takes more at each step than a pipeline for images gives"
     if config.get("rescale_betas_zero_snr") and "rescale_betas_zero_snr" not in takes:
         return "cannot start from pure noise, as the schedule of this model does (zero terminal SNR)"
     return None

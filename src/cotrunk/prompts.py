@@ -54,7 +54,7 @@ def read_prompts(path: Path, column: str = "prompt") -> PromptFile:
 
     prompts, blank = [], 0
     for where, value in found:
-        prompt = _checked(value, name, where)
+        prompt = checked(value, f"{name}, {where}")
         if prompt:
             prompts.append(prompt)
         else:
@@ -100,14 +100,19 @@ def _lines(text: str) -> list[str]:
     return lines[:-1] if lines[-1] == "" else lines
 
 
-def _checked(value: object, name: str, where: str) -> str:
+def checked(value: object, where: str) -> str:
+    """The prompt, stripped.
+
+    Raises:
+        CotrunkError: not a string, or one that is no Unicode; the message begins with `where`.
+    """
     if not isinstance(value, str):
         kind = "empty" if value is None else f"of type {type(value).__name__}"
-        raise CotrunkError(f"{name}, {where}: the prompt is {kind}; it must be a string.")
+        raise CotrunkError(f"{where}: the prompt is {kind}; it must be a string.")
     try:
         value.encode()  # JSON can spell half a surrogate pair, which no tokenizer takes
     except UnicodeEncodeError as error:
-        raise CotrunkError(f"{name}, {where}: the prompt has a broken Unicode escape; mend it.") from error
+        raise CotrunkError(f"{where}: the prompt is broken Unicode; mend it.") from error
     return value.strip()
 
 
@@ -149,6 +154,8 @@ def _parse(text: str, name: str, first_line: int) -> Any:
     except json.JSONDecodeError as error:
         line = first_line + error.lineno - 1
         raise CotrunkError(f"{name}, line {line}: broken JSON ({error.msg}); mend that line.") from error
+    except ValueError as error:  # a number of thousands of digits
+        raise CotrunkError(f"{name}, line {first_line}: broken JSON ({error}); mend that line.") from error
     except RecursionError as error:
         raise CotrunkError(
             f"{name}, line {first_line}: JSON nested too deeply; give strings or flat objects."

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 # Arguments that never have one entry a row, even where their length happens to be the number of rows.
 SHARED = {"img_ids", "txt_ids", "image_rotary_emb", "rotary_emb", "rotary_embedding", "freqs_cis"}
@@ -20,8 +20,11 @@ CONDITIONS = {
     "encoder_hidden_states_2",
     "encoder_hidden_states_t5",  # HunyuanDiT
     "pooled_projections",
+    "pooled_embeds",  # HiDream
+    "pooled_text_emb",  # aMUSEd
     "text_embeds",
     "class_labels",  # MusicLDM's text embedding
+    "audio_encoder_hidden_states",  # LTX-2
     "cap_feats",  # Z-Image: a list with one (tokens, channels) tensor a row
 }
 # The mask that tells which tokens of a condition are padding. A folded row sees every token that a member sees.
@@ -29,6 +32,9 @@ MASKS = {
     "encoder_attention_mask": "encoder_hidden_states",
     "encoder_hidden_states_mask": "encoder_hidden_states",
     "encoder_attention_mask_1": "encoder_hidden_states_1",
+    "encoder_attention_mask_2": "encoder_hidden_states_2",
+    "audio_encoder_attention_mask": "audio_encoder_hidden_states",
+    "encoder_mask": "encoder_hidden_states",  # Lumina
     "text_embedding_mask": "encoder_hidden_states",  # HunyuanDiT
     "text_embedding_mask_t5": "encoder_hidden_states_t5",
     "attention_mask": "encoder_hidden_states",  # Chroma: of the text tokens, then of the image's
@@ -71,6 +77,29 @@ class Folding:
         """The arguments of a call with live rows only; nested dicts (`added_cond_kwargs`) included."""
         masks = {MASKS[k]: v for k, v in named.items() if k in MASKS and isinstance(v, torch.Tensor) and v.ndim == 2}
         return {name: self._fold(name, value, masks.get(name)) for name, value in named.items()}
+
+    def unfit(self, named: dict[str, Any]) -> str | None:
+        """What cannot be folded, as a sentence; None if everything can.
+
+        Whatever is neither known as a condition nor equal among the members of a row would silently become the first
+        member's. Waits for the device: to be asked once a partition.
+        """
+        for name, value in named.items():
+            if isinstance(value, dict):
+                if why := self.unfit(value):
+                    return why
+                continue
+            for tensor in tree_leaves(value) if name not in SHARED and name not in MASKS else ():
+                if not isinstance(tensor, torch.Tensor) or not tensor.ndim:
+                    continue
+                if name in CONDITIONS:
+                    if not _has_rows(tensor, self.rows) and len(tensor) > 1 and not isinstance(value, list):
+                        return f"its condition {name} has {len(tensor)} rows where the call has {self.rows}"
+                elif _has_rows(tensor, self.rows):
+                    members = torch.nan_to_num(tensor[self._padded].float())
+                    if (members - members[:, :1]).abs().max() > 1e-3 * members.abs().max():  # more than rounding
+                        return f"its argument {name} differs among them, and cotrunk does not know how to average it"
+        return None
 
     def _fold(self, name: str, value: Any, mask: torch.Tensor | None) -> Any:
         if name in SHARED or value is None:

@@ -8,6 +8,7 @@ point may depend on the similarity and leaves the rule open: `adaptive` and `tre
 
 import hashlib
 import math
+import numbers
 from collections.abc import Hashable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Literal, get_args
@@ -51,6 +52,8 @@ class Sharing:
             if isinstance(self.similarity, str):
                 raise CotrunkError(f"similarity {self.similarity!r} is neither 'auto' nor a number from -1 to 1.")
             _number("similarity", self.similarity, -1, 1, "-1 <= similarity <= 1, or 'auto'")
+            object.__setattr__(self, "similarity", float(self.similarity))  # numpy's, say, which JSON does not take
+        object.__setattr__(self, "share", float(self.share))
         if self.max_similarity is not None:
             _number("max_similarity", self.max_similarity, -1, math.inf, "a cosine above similarity")
             if self.similarity != "auto" and self.max_similarity <= self.similarity:
@@ -58,14 +61,15 @@ class Sharing:
                     f"max_similarity {self.max_similarity} leaves nothing above similarity {self.similarity}: "
                     "choose a larger one."
                 )
-        if self.max_group is not None and (isinstance(self.max_group, bool) or self.max_group < 1):
+        is_whole = isinstance(self.max_group, int) and not isinstance(self.max_group, bool)
+        if self.max_group is not None and (not is_whole or self.max_group < 1):
             raise CotrunkError(f"max_group {self.max_group} is not a group size: use 1 or more, or None for no limit.")
         if self.mode not in get_args(Mode):
             raise CotrunkError(f"Unknown mode {self.mode!r}: use one of {', '.join(get_args(Mode))}.")
 
 
 def _number(name: str, value: float, low: float, high: float, range_text: str, *, below: bool = False) -> None:
-    valid = isinstance(value, int | float) and low <= value <= high and not (below and value == high)
+    valid = isinstance(value, numbers.Real) and low <= value <= high and not (below and value == high)
     if not valid:  # NaN compares false
         raise CotrunkError(f"{name} {value} is out of range: use {range_text}.")
 
@@ -212,18 +216,24 @@ def _grow(
     would end no later than its parent is passed over, so that several may part at once."""
     size = len(group)
 
-    def split(node: int, start: int) -> list[Branch]:
-        if node < size:
-            return [leaf(group[node], start, timesteps)]
-        a, b, similarity = merges[node - size]
-        stop = branch_point(sharing, threshold, similarity, timesteps, order)
-        if stop <= start:
-            return split(a, start) + split(b, start)
-        children = tuple(sorted(split(a, stop) + split(b, stop), key=lambda branch: branch.images))
-        images = tuple(sorted(i for child in children for i in child.images))
-        return [Branch(images, start, stop, similarity, children)]
+    def split(nodes: list[int], start: int) -> list[Branch]:
+        branches = []
+        while nodes:
+            node = nodes.pop()
+            if node < size:
+                branches.append(leaf(group[node], start, timesteps))
+                continue
+            a, b, similarity = merges[node - size]
+            stop = branch_point(sharing, threshold, similarity, timesteps, order)
+            if stop <= start:
+                nodes += [a, b]
+                continue
+            children = tuple(sorted(split([a, b], stop), key=lambda branch: branch.images))
+            images = tuple(sorted(i for child in children for i in child.images))
+            branches.append(Branch(images, start, stop, similarity, children))
+        return branches
 
-    return split(size + len(merges) - 1, 0)
+    return split([size + len(merges) - 1], 0)
 
 
 def _relabel(branch: Branch, images_per_prompt: int, copy: int) -> Branch:

@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import io
+import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,3 +89,8 @@ def assert_refused(outcome: Outcome, *said: str) -> None:
 def pixels(path: Path) -> np.ndarray:
     with Image.open(path) as image:
         return np.asarray(image)
+
+
+def read(folder: Path) -> dict[str, Any]:
+    """The run.json of a run."""
+    return json.loads((folder / "run.json").read_text(encoding="utf-8"))

@@ -131,6 +131,9 @@ def refused(tiny: TinyPipeline, arguments: dict[str, Any], message: str) -> None
         ({"max_rows": 0}, "max_rows 0 is out of range"),
         ({"seed": -1}, "seed -1"),
         ({"seed": [1, 2, 3]}, "3 seeds for 2 prompts"),
+        ({"sharing": {"share": 0.3}}, r"sharing is a dict: give Sharing\("),
+        ({"sharing": True}, "sharing is a bool"),
+        ({"plan": "plan.json"}, r"plan is a str: give Plan.load\(path\)"),
     ],
 )
 def test_bad_arguments_are_named_before_denoising(arguments: dict[str, Any], message: str) -> None:

@@ -1,9 +1,7 @@
-"""The command line as its first user meets it: a real run, every bad input, kill and resume."""
+"""The command line as its first user meets it: a real run, every bad input, help."""
 
 import functools
-import json
 import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -12,42 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from command import PROMPTS, QUICK, Outcome, assert_refused, cotrunk, no_model, one_model, pipeline, pixels
+from command import PROMPTS, QUICK, Outcome, assert_refused, cotrunk, no_model, pipeline, pixels, read
 from PIL import Image
 
 from cotrunk import __version__
-from cotrunk.folder import RunFolder
-from cotrunk.generation import generate, prepare
+from cotrunk.generation import generate
 from cotrunk.plan import Plan
 
-
-def read(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / "run.json").read_text(encoding="utf-8"))
-
-
-@pytest.fixture
-def model(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    one_model(monkeypatch)
-    return monkeypatch
-
-
-@pytest.fixture
-def waves_of_3(model: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    model.setitem(prepare.__kwdefaults__, "wave_size", 3)
-    return model
-
-
 # A real run.
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Outcome]:
-    folder = tmp_path_factory.mktemp("real")
-    (folder / "prompts.txt").write_text("\n\n".join(PROMPTS) + "\n", encoding="utf-8")
-    prompts, out = folder / "prompts.txt", folder / "run"
-    with pytest.MonkeyPatch.context() as patch:
-        one_model(patch)
-        return out, cotrunk("generate", "--prompts", prompts, "--out", out, *QUICK, "--compare", "--seed", 5)
 
 
 def test_a_run_says_what_it_did(run: tuple[Path, Outcome]) -> None:
@@ -138,7 +108,7 @@ def test_equal_cost_never_costs_more(model: pytest.MonkeyPatch, tmp_path: Path, 
     assert outcome.code == 0, outcome.err
     report = read(out)
     assert report["compare"]["equal_cost"]["rows"] <= report["rows"]["used"]
-    assert ("--share is 0" in outcome.out) == (share == "0")
+    assert ("the share is 0" in outcome.out) == (share == "0")
 
 
 def test_images_of_a_prompt_and_a_scheduler(model: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -265,6 +235,7 @@ def test_prompts_come_one_way(tmp_path: Path) -> None:
 
 def test_no_out() -> None:
     assert_refused(cotrunk("generate", "a cat"), "--out DIR")
+    assert_refused(cotrunk("generate", "a cat", "--out", ""), "--out DIR")  # an unset variable of a shell
 
 
 def test_an_unknown_model(tmp_path: Path) -> None:
@@ -307,209 +278,6 @@ def test_a_command_of_its_own(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
-# Help.
-
-
-def test_help_does_not_wait_for_torch() -> None:
-    code = (
-        "import sys; from cotrunk import cli\n"
-        "sys.argv = ['cotrunk', 'generate', '--help']\n"
-        "try: cli.main()\n"
-        "except SystemExit as stop: assert not stop.code\n"
-        "heavy = {'torch', 'diffusers', 'transformers', 'numpy', 'scipy', 'PIL'} & set(sys.modules)\n"
-        "assert not heavy, heavy\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "COLUMNS": "80"}
-    )
-    assert done.returncode == 0, done.stderr
-    assert "--similarity" in done.stdout
-    assert max(map(len, done.stdout.splitlines())) <= 80
-
-
-def test_version() -> None:
-    assert cotrunk("--version") == Outcome(0, f"cotrunk {__version__}\n", "")
-
-
-# Stop and resume.
-
-KILLED = """
-import os, signal
-from cotrunk import cli, folder, generation
-generation.prepare.__kwdefaults__["wave_size"] = 3
-write = folder.RunFolder.write_wave
-def write_and_die(self, *args):
-    write(self, *args)
-    os.kill(os.getpid(), signal.SIGKILL)
-folder.RunFolder.write_wave = write_and_die
-cli.main()
-"""
-
-
-@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="this system has no SIGKILL")
-def test_kill_and_resume(waves_of_3: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    whole, cut = tmp_path / "whole", tmp_path / "cut"
-    assert cotrunk("generate", *PROMPTS, "--out", whole, *QUICK).code == 0
-    arguments = ["generate", *PROMPTS, "--out", str(cut), *QUICK]
-    # one thread, as in this process: with another number sums round otherwise
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, "-c", KILLED, *arguments], capture_output=True, env=environment)
-    assert done.returncode == -signal.SIGKILL, done.stderr
-    first = sorted((cut / "images").iterdir())
-    assert [path.name for path in first] == ["00000.png", "00001.png", "00002.png"]
-    assert read(cut)["status"] == "running"
-    with (cut / "waves.jsonl").open("a") as journal:
-        journal.write('\n{"arm": "shared", "images": [3, 4')  # torn
-    (cut / "images/.00003.png.77.part").write_bytes(b"half")
-    before = [path.stat().st_mtime_ns for path in first]
-
-    outcome = cotrunk(*arguments, "--resume")
-
-    assert outcome.code == 0, outcome.err
-    assert [path.stat().st_mtime_ns for path in first] == before
-    assert (cut / "plan.json").read_bytes() == (whole / "plan.json").read_bytes()
-    assert sorted(path.name for path in (cut / "images").iterdir()) == [f"{i:05d}.png" for i in range(6)]
-    for path in sorted((whole / "images").iterdir()):
-        assert np.array_equal(pixels(path), pixels(cut / "images" / path.name)), path.name
-    resumed, straight = read(cut), read(whole)
-    changing = {"seconds"}
-    assert {k: v for k, v in resumed.items() if k not in changing} == {
-        k: v for k, v in straight.items() if k not in changing
-    }
-    seconds = resumed["seconds"]
-    assert seconds["total"] >= seconds["denoise"] + seconds["decode"]
-
-
-def test_interrupt_and_resume(waves_of_3: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    out, write = tmp_path / "run", RunFolder.write_wave
-
-    def write_and_interrupt(self: RunFolder, *args: Any) -> None:
-        write(self, *args)
-        signal.raise_signal(signal.SIGINT)
-
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores it for background jobs
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(RunFolder, "write_wave", write_and_interrupt)
-        outcome = cotrunk("generate", *PROMPTS, "--out", out, *QUICK)
-    signal.signal(signal.SIGINT, before)
-    assert outcome.code == 130
-    assert "Stopped: 3 of 6 images are finished. Go on with --resume." in outcome.err
-    assert "Traceback" not in outcome.err
-    for image in range(3):
-        assert pixels(out / f"images/{image:05d}.png").shape == (64, 64, 3)
-    assert cotrunk("generate", *PROMPTS, "--out", out, *QUICK, "--resume").code == 0
-    assert read(out)["status"] == "done"
-    assert len(list((out / "images").iterdir())) == 6
-
-
-def test_stopped_before_there_is_a_plan(model: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    def stop(self: Plan, path: Path) -> None:
-        raise KeyboardInterrupt
-
-    out = tmp_path / "run"
-    arguments = ("generate", *PROMPTS[:2], "--out", out, "--steps", 1)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Plan, "save", stop)
-        assert cotrunk(*arguments).code == 130
-    assert not (out / "plan.json").exists()
-    assert cotrunk(*arguments, "--resume").code == 0
-    assert read(out)["status"] == "done"
-
-
-@pytest.mark.parametrize(
-    ("options", "said"),
-    [
-        (["--steps", "4"], "steps 3, not 4"),
-        (["--share", "0.5"], "share 0.4, not 0.5"),
-        (["--seed", "6"], "seed 5, not 6"),
-        (["--scheduler", "euler"], "scheduler None, not 'euler'"),
-    ],
-)
-def test_resume_with_other_settings(
-    run: tuple[Path, Outcome], monkeypatch: pytest.MonkeyPatch, options: list[str], said: str
-) -> None:
-    no_model(monkeypatch)
-    folder, _ = run
-    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
-    outcome = cotrunk("generate", *PROMPTS, "--out", folder, *QUICK, "--compare", "--seed", 5, *options, "--resume")
-    assert_refused(outcome, said, "same settings")
-    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path != folder} == {
-        path: time for path, time in before.items() if path != folder
-    }
-
-
-def test_resume_with_other_prompts(run: tuple[Path, Outcome], monkeypatch: pytest.MonkeyPatch) -> None:
-    no_model(monkeypatch)
-    outcome = cotrunk("generate", "a dog", "--out", run[0], *QUICK, "--compare", "--seed", 5, "--resume")
-    assert_refused(outcome, "other prompts")
-
-
-def test_resume_of_a_finished_run(run: tuple[Path, Outcome], monkeypatch: pytest.MonkeyPatch) -> None:
-    no_model(monkeypatch)
-    folder, _ = run
-    (folder / "index.html").unlink()
-    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
-    outcome = cotrunk("generate", *PROMPTS, "--out", folder, *QUICK, "--compare", "--seed", 5, "--resume")
-    assert outcome.code == 0, outcome.err
-    assert "finished: nothing to resume" in outcome.out
-    assert {path: path.stat().st_mtime_ns for path in before} == before
-    assert (folder / "index.html").exists()
-
-
-# Plan.
-
-
-@pytest.fixture
-def no_denoiser(model: pytest.MonkeyPatch) -> None:
-    def forward(*args: Any, **kwargs: Any) -> None:
-        raise AssertionError("the denoiser was run")
-
-    model.setattr(pipeline().unet, "forward", forward)
-
-
-@pytest.mark.usefixtures("no_denoiser")
-def test_plan(tmp_path: Path) -> None:
-    (tmp_path / "p.txt").write_text("\n".join(PROMPTS) + "\n\n")
-    outcome = cotrunk("plan", "--prompts", tmp_path / "p.txt", "--save", tmp_path / "plan.json", *QUICK)
-    assert outcome.code == 0, outcome.err
-    assert "1 blank line skipped" in outcome.err
-    assert "6 images, 2 groups, 1 alone" in outcome.out
-    assert "30 denoiser rows instead of 36, 16.7% saved" in outcome.out
-    assert "a sleeping tiger" in outcome.out
-    assert "a violin" not in outcome.out
-    assert "1 of 3" in outcome.out
-    assert "Not worth it" not in outcome.out
-    saved = Plan.load(tmp_path / "plan.json")
-    assert (saved.cost.used, saved.cost.independent) == (30, 36)
-
-
-@pytest.mark.usefixtures("no_denoiser")
-def test_plan_is_the_plan_of_the_run(run: tuple[Path, Outcome], tmp_path: Path) -> None:
-    cotrunk("plan", *PROMPTS, *QUICK, "--seed", 5, "--save", tmp_path / "plan.json")
-    assert (tmp_path / "plan.json").read_bytes() == (run[0] / "plan.json").read_bytes()
-
-
-@pytest.mark.usefixtures("no_denoiser")
-def test_plan_that_is_not_worth_it() -> None:
-    outcome = cotrunk("plan", "a tiger", "a violin", "a fire engine")
-    assert outcome.code == 0
-    assert "0 groups, 3 alone" in outcome.out
-    assert "Not worth it" in outcome.out
-
-
-@pytest.mark.usefixtures("no_denoiser")
-def test_plan_that_cannot_be_saved(tmp_path: Path) -> None:
-    outcome = cotrunk("plan", "a tiger", "a red tiger", "--save", tmp_path / "none/plan.json")
-    assert_refused(outcome, "Cannot write", "plan.json")
-
-
-@pytest.mark.usefixtures("no_denoiser")
-def test_plan_shows_few_groups_on_wish() -> None:
-    outcome = cotrunk("plan", *PROMPTS, "--show", 1)
-    assert "... and 1 more groups (--show 2 prints them all)" in outcome.out
-    assert "tiger" not in outcome.out
-
-
 @pytest.mark.parametrize("command", ["generate", "plan"])
 def test_a_model_that_does_not_fit_in_memory(command: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def load(*args: Any, **kwargs: Any) -> Any:
@@ -532,3 +300,27 @@ def test_brackets_in_a_model_name_are_no_markup(tmp_path: Path) -> None:
 def test_an_argument_that_is_no_text(tmp_path: Path) -> None:
     refusal = cotrunk("generate", "a cat", "a \udcff dog", "--out", tmp_path / "run")
     assert_refused(refusal, "prompt 1: the prompt is broken Unicode")
+
+
+# Help.
+
+
+def test_help_does_not_wait_for_torch() -> None:
+    code = (
+        "import sys; from cotrunk import cli\n"
+        "sys.argv = ['cotrunk', 'generate', '--help']\n"
+        "try: cli.main()\n"
+        "except SystemExit as stop: assert not stop.code\n"
+        "heavy = {'torch', 'diffusers', 'transformers', 'numpy', 'scipy', 'PIL'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "COLUMNS": "80"}
+    )
+    assert done.returncode == 0, done.stderr
+    assert "--similarity" in done.stdout
+    assert max(map(len, done.stdout.splitlines())) <= 80
+
+
+def test_version() -> None:
+    assert cotrunk("--version") == Outcome(0, f"cotrunk {__version__}\n", "")

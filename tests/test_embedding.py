@@ -242,8 +242,23 @@ def test_minilm_equals_sentence_transformers(minilm):
 
 def test_unknown_sentence_encoder(tmp_path):
     pytest.importorskip("sentence_transformers")
-    with pytest.raises(CotrunkError, match="no sentence encoder"):
+    with pytest.raises(CotrunkError, match="cannot be loaded as a sentence encoder"):
         sentence_encoder(str(tmp_path))
+
+
+@pytest.mark.parametrize(("name", "asked"), [("foo", "sentence-transformers/foo"), ("own/er", "own/er")])
+def test_a_sentence_encoder_without_network_is_said_at_once(monkeypatch, name, asked):
+    pytest.importorskip("sentence_transformers")
+    models = []
+
+    def model_info(_api, model, **_options):
+        models.append(model)
+        raise ConnectionError("no connection")
+
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", model_info)
+    with pytest.raises(CotrunkError, match=r"the hub cannot be asked for it \(no connection\): use minilm"):
+        sentence_encoder(name)
+    assert models == [asked]
 
 
 def test_missing_packages(monkeypatch):
@@ -295,5 +310,5 @@ def test_embeds_of_several_lengths():
 
 
 def test_an_empty_encoder_name_is_refused():
-    with pytest.raises(CotrunkError, match="encoder ''"):
+    with pytest.raises(CotrunkError, match="There is no model"):
         sentence_encoder("")

@@ -137,7 +137,7 @@ def test_a_folder_without_a_pipeline(tmp_path: Path) -> None:
 
 def test_a_single_file(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(b"")
-    with pytest.raises(CotrunkError, match=r"is a file: give a folder .*from_single_file"):
+    with pytest.raises(CotrunkError, match="is a file: give the folder that save_pretrained wrote"):
         load_pipeline(str(tmp_path / "model.safetensors"), "cpu")
 
 

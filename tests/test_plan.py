@@ -51,8 +51,11 @@ def test_independent_keeps_the_noise() -> None:
 
 
 def test_round_trip(tmp_path: Path) -> None:
-    PLAN.save(tmp_path / "plan.json")
-    assert Plan.load(tmp_path / "plan.json") == PLAN
+    for path in (tmp_path / "plan.json", str(tmp_path / "text.json")):
+        PLAN.save(path)
+        assert Plan.load(path) == PLAN
+    with pytest.raises(CotrunkError, match="is a folder: name a file"):
+        PLAN.save(tmp_path)
 
 
 def _edit(data: dict[str, Any], *path: Any, value: Any) -> None:

@@ -109,6 +109,7 @@ def make(
         "timesteps": STEPS,
         "guidance_scale": 7.5,
         "share": 0.3,
+        "why_nothing_shared": None,
         "similarity": 0.55,
         "seed": 0,
         "prompts": prompts,
@@ -212,9 +213,10 @@ def test_prompt_that_is_empty_or_not_unicode(tmp_path: Path) -> None:
 
 
 def test_singles_share_one_gallery_and_no_saving_is_said(tmp_path: Path) -> None:
-    parsed = page(make(tmp_path, [leaf(0), leaf(1), leaf(2)]), tmp_path)
+    why = "no two different prompts are similar enough"
+    parsed = page(make(tmp_path, [leaf(0), leaf(1), leaf(2)], why_nothing_shared=why), tmp_path)
     assert "3 images for 180 denoiser rows: nothing saved" in parsed.text
-    assert "No two prompts were similar enough to share" in parsed.text
+    assert "Each image was made on its own: no two different prompts are similar enough." in parsed.text
     assert len(parsed.all("li", "tile")) == 3
     assert len(parsed.all("ol", "gallery")) == 1
     assert not parsed.all("svg")

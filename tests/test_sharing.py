@@ -95,6 +95,17 @@ def test_images_of_a_prompt_and_duplicates_start_from_other_noise() -> None:
     assert all(len(tree.images) == 1 for tree in plan.trees)
 
 
+@given(seed=st.integers(0, 99))
+def test_which_of_the_prompts_that_read_alike_shares_does_not_depend_on_the_order(seed: int) -> None:
+    vectors = np.eye(2, dtype=np.float32)[[0, 0, 0, 1]]
+    prompts, conditions = ["owl", "fox", "a tiger", "a ship"], ["unknown", "unknown", "a tiger", "a ship"]
+    order = np.random.default_rng(seed).permutation(4)
+    mixed = planned(vectors[order], prompts=[prompts[i] for i in order], conditions=[conditions[i] for i in order])
+    together = [{mixed.prompts[i] for i in tree.images} for tree in mixed.trees if len(tree.images) > 1]
+    assert together == [{"a tiger", "fox"}]
+    assert len(set(mixed.seeds)) == 3
+
+
 def test_seeds_of_the_user_are_kept() -> None:
     vectors = np.eye(3, dtype=np.float32)
     assert planned(vectors, seed=[5, 6, 5]).seeds == (5, 6, 5)

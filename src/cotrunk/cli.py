@@ -16,7 +16,7 @@ import typer
 from rich.markup import escape
 
 from . import __version__
-from .console import Bar, err, out, print_plan, print_summary, say, warn_truncated
+from .console import Bar, err, out, print_plan, print_summary, say, warn_alike, warn_truncated
 from .errors import CotrunkError
 from .options import (
     MACHINE,
@@ -72,8 +72,8 @@ def generate(
     prompts: Prompts = None,
     prompt_file: PromptFile = None,
     column: Column = "prompt",
-    out_dir: Annotated[
-        Path | None, option(OUTPUT, "DIR", "Folder of the run; needed, and made if not there.", "--out")
+    out_name: Annotated[
+        str | None, option(OUTPUT, "DIR", "Folder of the run; needed, and made if not there.", "--out")
     ] = None,
     resume: Annotated[
         bool, option(OUTPUT, "", "Continue the run in --out where it stopped; same settings.", "--resume")
@@ -118,8 +118,9 @@ def generate(
     """
     begin = time.perf_counter()
     texts = _prompts(prompts, prompt_file, column)
-    if out_dir is None:
+    if not out_name:  # an empty one is an unset variable of the shell, not the folder here
         raise CotrunkError("Where to? Name a folder with --out DIR.")
+    out_dir = Path(out_name)
     _check_numbers(steps, guidance, seed, images_per_prompt)
     if max_rows is not None:
         _whole("--max-rows", max_rows, 1)
@@ -167,10 +168,9 @@ def generate(
         folder.check_dtype(dtype)
     seconds = {"load": time.perf_counter() - begin}
 
-    from .embedding import truncated
     from .generation import prepare
 
-    warn_truncated(truncated(pipe, texts), texts)
+    _warn(pipe, texts)
     arguments: dict[str, Any] = {"num_inference_steps": steps, "guidance_scale": guidance}
     if negative is not None:
         arguments["negative_prompt"] = negative
@@ -253,7 +253,7 @@ def plan(
     sharing = _sharing(share, similarity, max_group, mode, encoder)
 
     from .arguments import guidance_rows, timesteps_of
-    from .embedding import truncated
+    from .embedding import condition_keys
     from .generation import vectors_of
     from .models import check_names, load_pipeline, set_scheduler
     from .sharing import make_plan
@@ -263,7 +263,7 @@ def plan(
         pipe = load_pipeline(model, "auto", denoiser=False)
         if scheduler is not None:
             set_scheduler(pipe, scheduler)
-    warn_truncated(truncated(pipe, texts), texts)
+    _warn(pipe, texts)
     arguments = {"num_inference_steps": steps, "guidance_scale": guidance}
     with err.status(f"Comparing {len(texts)} prompts"):
         vectors, threshold = vectors_of(pipe, texts, sharing)
@@ -279,10 +279,13 @@ def plan(
             guidance_rows=guidance_rows(pipe, arguments),
             seed=seed,
             images_per_prompt=images_per_prompt,
+            conditions=condition_keys(pipe, texts),
         )
     if save is not None:
         made.save(save)
     print_plan(made, show)
+    if save is not None:
+        out.print(f"The plan is in {escape(str(save))}", soft_wrap=True)
 
 
 def main() -> None:
@@ -318,6 +321,14 @@ def _prompts(arguments: Sequence[str] | None, file: str | None, column: str) -> 
     if found.blank:
         err.print(f"{found.blank} blank line{'s' if found.blank > 1 else ''} skipped")
     return found.prompts
+
+
+def _warn(pipe: Any, prompts: list[str]) -> None:
+    """Of prompts that the model cannot read, or not to the end."""
+    from .embedding import condition_keys, truncated
+
+    warn_truncated(truncated(pipe, prompts), prompts)
+    warn_alike(condition_keys(pipe, prompts), prompts)
 
 
 def _check_numbers(steps: int, guidance: float, seed: int, images_per_prompt: int) -> None:

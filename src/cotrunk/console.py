@@ -2,7 +2,7 @@
 
 import textwrap
 import time
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -35,6 +35,21 @@ def warn_truncated(cuts: Mapping[int, str], prompts: list[str]) -> None:
         say("yellow", "warning", f"prompt {index} ({start!r}) is too long for the text encoder, which cuts off {end!r}")
     if len(cuts) > WARNINGS:
         say("yellow", "warning", f"{len(cuts) - WARNINGS} more prompts are too long")
+
+
+def warn_alike(keys: Sequence[Hashable], prompts: list[str]) -> None:
+    """Name different prompts that are one and the same to the model: unknown words, or a difference that was cut."""
+    readers: dict[Hashable, dict[str, int]] = {}
+    for index, (key, prompt) in enumerate(zip(keys, prompts, strict=True)):
+        readers.setdefault(key, {}).setdefault(prompt, index)
+    alike = [found for found in readers.values() if len(found) > 1]
+    for found in alike[:WARNINGS]:
+        named = [f"{index} ({textwrap.shorten(prompt, 40)!r})" for prompt, index in found.items()][:WARNINGS]
+        more = f" and {len(found) - len(named)} more" if len(found) > len(named) else ""
+        text = f"prompts {', '.join(named)}{more} are one to the text encoder: only their noise tells the images apart"
+        say("yellow", "warning", text)
+    if len(alike) > WARNINGS:
+        say("yellow", "warning", f"{_count(len(alike) - WARNINGS, 'more set')} of prompts are one to the text encoder")
 
 
 class Bar:
@@ -88,24 +103,19 @@ class Bar:
 def print_summary(report: dict[str, Any], folder: Path) -> None:
     rows, seconds = report["rows"], report["seconds"]
     out.print(
-        f"{len(report['images'])} images for {rows['used']:,} denoiser rows instead of {rows['independent']:,}: "
-        f"saved {rows['saving']:.1%} ({seconds['denoise']:.1f} s denoising, {seconds['total']:.1f} s in all).",
+        f"{_count(len(report['images']), 'image')} for {rows['used']:,} denoiser rows instead of "
+        f"{rows['independent']:,}: saved {rows['saving']:.1%} "
+        f"({seconds['denoise']:.1f} s denoising, {seconds['total']:.1f} s in all).",
         soft_wrap=True,
     )
     for name, arm in report.get("compare", {}).items():
         out.print(
-            f"  {name.replace('_', ' ')}: {arm['steps']} steps, {arm['rows']:,} rows, "
+            f"  {name.replace('_', ' ')}: {_count(arm['steps'], 'step')}, {arm['rows']:,} rows, "
             f"{arm['seconds']['denoise']:.1f} s denoising",
             soft_wrap=True,
         )
-    if rows["saving"] == 0:
-        if any(len(group["images"]) > 1 for group in report["groups"]):
-            why = "the part to share is less than one step: raise --share or --steps."
-        elif report["share"] == 0:
-            why = "--share is 0."
-        else:
-            why = "no two prompts are similar enough. See cotrunk plan, and --similarity."
-        out.print(f"Nothing was shared: {why}", soft_wrap=True)
+    if why := report["why_nothing_shared"]:
+        out.print(f"Nothing was shared: {why} (--share, --similarity, --max-group, --mode).", soft_wrap=True)
     out.print(f"Open {escape(str(folder / 'index.html'))}", soft_wrap=True)
 
 
@@ -117,7 +127,8 @@ def print_plan(plan: "Plan", show: int) -> None:
         for number, tree in enumerate(groups[:show], 1):
             cost = plan.cost_of([tree])
             branches = ", ".join(str(stop) for stop in sorted({n.stop for n in tree.nodes() if n.children}))
-            texts = "\n".join(escape(plan.prompts[plan.prompt_of(image)]) for image in tree.images)
+            prompts = (plan.prompts[plan.prompt_of(image)] for image in tree.images)
+            texts = "\n".join(escape(textwrap.shorten(prompt, 200)) for prompt in prompts)
             table.add_row(
                 str(number),
                 texts,
@@ -128,7 +139,8 @@ def print_plan(plan: "Plan", show: int) -> None:
             )
         out.print(table)
     if len(groups) > show:
-        out.print(f"... and {len(groups) - show} more groups (--show {len(groups)} prints them all)", soft_wrap=True)
+        more = _count(len(groups) - show, "more group")
+        out.print(f"... and {more} (--show {len(groups)} prints them all)", soft_wrap=True)
     cost, alone = plan.cost, sum(len(tree.images) == 1 for tree in plan.trees)
     out.print(
         f"{_count(len(plan), 'image')}, {_count(len(groups), 'group')}, {alone} alone, "
@@ -137,11 +149,13 @@ def print_plan(plan: "Plan", show: int) -> None:
         soft_wrap=True,
     )
     if cost.saving < WORTH_IT:
+        from .sharing import why_nothing_shared
+
         share = plan.settings["share"]
-        why = f"--share {share:g} bounds the saving" if share < 2 * WORTH_IT else "these prompts differ too much"
+        little = f"--share {share:g} bounds the saving" if share < 2 * WORTH_IT else "these prompts differ too much"
         out.print(
             f"Not worth it: sharing would save less than {WORTH_IT:.0%}. It pays for variations of the same subjects; "
-            f"{why}.",
+            f"{why_nothing_shared(plan) or little}.",
             soft_wrap=True,
         )
 

@@ -1,8 +1,9 @@
 """Prompts to unit vectors: the pipeline's own text encoder, a sentence encoder, or embeddings made elsewhere."""
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,9 +13,11 @@ from torch import Tensor
 
 from .errors import CotrunkError
 from .grouping import cosine_similarities, unit_rows
+from .hub import first_line, is_here
 
 BATCH = 64  # prompts a forward of a text encoder
 LONGEST = 512  # tokens read of a prompt where the tokenizer sets no limit of its own
+SUFFIXES = ("", "_2", "_3", "_4")  # of a pipeline's tokenizers and text encoders
 
 Vectors = NDArray[np.float32]
 
@@ -100,10 +103,14 @@ def sentence_encoder(name: str) -> Encoder:
         raise CotrunkError(
             f"Encoder {name!r} needs sentence-transformers: pip install sentence-transformers, or take 'minilm'."
         ) from error
+    hub_id = name if "/" in name or (name and Path(name).exists()) else f"sentence-transformers/{name}"
+    local = is_here(hub_id, "modules.json", "minilm")
     try:
-        model = SentenceTransformer(name)
-    except Exception as error:  # whatever the libraries meet in a foreign folder or under an odd name
-        raise CotrunkError(f"There is no sentence encoder {name!r}: give 'minilm', a folder or a hub name.") from error
+        model = SentenceTransformer(name, local_files_only=local)
+    except Exception as error:  # whatever the libraries meet in a foreign folder
+        raise CotrunkError(
+            f"{name} cannot be loaded as a sentence encoder ({first_line(error)}): give 'minilm', a folder or a hub id."
+        ) from error
     return Encoder(name, _batched(lambda prompts: torch.as_tensor(model.encode(prompts, show_progress_bar=False))))
 
 
@@ -150,12 +157,27 @@ def truncated(pipe: Any, prompts: Sequence[str]) -> dict[int, str]:
     it has no limit.
     """
     tokenizer, _ = _first_pair(pipe)
-    limit = _token_limit(pipe, tokenizer) if tokenizer is not None else None
-    if limit is None or not prompts:
+    if tokenizer is None:
         return {}
-    room = limit - tokenizer.num_special_tokens_to_add()
-    tokens = tokenizer(list(prompts), add_special_tokens=False, verbose=False)["input_ids"]
+    tokens, room = _tokens(pipe, tokenizer, prompts)
+    if room is None:
+        return {}
     return {i: tokenizer.decode(ids[room:]).strip() for i, ids in enumerate(tokens) if len(ids) > room}
+
+
+def condition_keys(pipe: Any, prompts: Sequence[str]) -> list[Hashable]:
+    """What the pipeline's tokenizers read of each prompt, up to their limits.
+
+    Prompts with equal keys have equal conditions (words that a tokenizer does not know all look alike, say), so only
+    their noise tells their images apart. Without a tokenizer: the prompts themselves.
+    """
+    readings: list[list[bytes]] = []
+    for suffix in SUFFIXES:
+        tokenizer = _tokenizer(getattr(pipe, f"tokenizer{suffix}", None))
+        if tokenizer is not None:
+            tokens, room = _tokens(pipe, tokenizer, prompts)
+            readings.append([np.asarray(ids[:room], np.int32).tobytes() for ids in tokens])
+    return list(zip(*readings, strict=True)) if readings else list(prompts)
 
 
 def auto_threshold(encoder: Encoder) -> float:
@@ -184,13 +206,25 @@ def auto_threshold(encoder: Encoder) -> float:
 
 def _first_pair(pipe: Any) -> tuple[Any, Any]:
     """The first (tokenizer, text encoder) that the pipeline has; a tokenizer alone where no encoder is loaded."""
-    pairs = [
-        (getattr(pipe, f"tokenizer{s}", None), getattr(pipe, f"text_encoder{s}", None)) for s in ("", "_2", "_3", "_4")
-    ]
-    # SDXL's refiner has only the second pair; a processor (Qwen-VL) wraps its tokenizer
+    pairs = [(getattr(pipe, f"tokenizer{s}", None), getattr(pipe, f"text_encoder{s}", None)) for s in SUFFIXES]
+    # SDXL's refiner has only the second pair
     whole = [pair for pair in pairs if None not in pair] or [pair for pair in pairs if pair[0] is not None]
     tokenizer, text_encoder = whole[0] if whole else (None, None)
-    return getattr(tokenizer, "tokenizer", tokenizer), text_encoder
+    return _tokenizer(tokenizer), text_encoder
+
+
+def _tokenizer(component: Any) -> Any:
+    """A pipeline's tokenizer; a processor (Qwen-VL) wraps it."""
+    return getattr(component, "tokenizer", component)
+
+
+def _tokens(pipe: Any, tokenizer: Any, prompts: Sequence[str]) -> tuple[list[list[int]], int | None]:
+    """The tokens of each prompt without special ones, and how many of them are read (None: all)."""
+    limit = _token_limit(pipe, tokenizer)
+    room = None if limit is None else limit - tokenizer.num_special_tokens_to_add()
+    if not prompts:
+        return [], room
+    return tokenizer(list(prompts), add_special_tokens=False, verbose=False)["input_ids"], room
 
 
 def _token_limit(pipe: Any, tokenizer: Any) -> int | None:

@@ -24,8 +24,10 @@ def write_bytes(path: Path, write: Callable[[BinaryIO], object]) -> None:
     """Let `write` fill a temporary file beside `path`, then rename it: a killed run leaves no half file.
 
     Raises:
-        CotrunkError: the file cannot be written.
+        CotrunkError: the file cannot be written, or is a folder.
     """
+    if path.is_dir():
+        raise CotrunkError(f"{path} is a folder: name a file.")
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     with writing(path):
         try:

@@ -28,6 +28,7 @@ from .files import remove_parts, write_bytes, write_text, writing
 from .generation import Wave
 from .plan import Branch, Cost, Plan
 from .report import write_page
+from .sharing import why_nothing_shared
 
 FORMAT = 1
 SHARED = "shared"  # the main arm; others are for comparison
@@ -215,6 +216,7 @@ class RunFolder:
                 for image in range(len(plan))
             ],
             "groups": [group_entry(plan, tree) for tree in plan.trees],
+            "why_nothing_shared": why_nothing_shared(plan),
             "rows": {"used": cost.used, "independent": cost.independent, "saving": round(cost.saving, 6)},
             "seconds": _seconds(done[main.name], seconds),
             "versions": {"cotrunk": __version__, **{name: version(name) for name in ("diffusers", "torch")}},

@@ -11,7 +11,14 @@ import torch
 
 from .arguments import PerPrompt, guidance_rows, timesteps_of
 from .denoiser import Meter, attached, check_pipeline
-from .embedding import Encoder, auto_threshold, from_prompt_embeds, pipeline_encoder, sentence_encoder
+from .embedding import (
+    Encoder,
+    auto_threshold,
+    condition_keys,
+    from_prompt_embeds,
+    pipeline_encoder,
+    sentence_encoder,
+)
 from .errors import CotrunkError
 from .grouping import check_size
 from .plan import Branch, Cost, Plan
@@ -192,6 +199,10 @@ def prepare(
     ):
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
             raise CotrunkError(f"{name} {value} is out of range: use a whole number of 1 or more.")
+    for name, given, kind in (("sharing", sharing, Sharing), ("plan", plan, Plan)):
+        if not isinstance(given, kind | None):
+            ways = {"sharing": "Sharing(share=0.3), say, or None for independent sampling", "plan": "Plan.load(path)"}
+            raise CotrunkError(f"{name} is a {type(given).__name__}: give {ways[name]}.")
     check_pipeline(pipe, max_rows=max_rows)
     _check_seed(seed)
     if plan is not None and prompts is None and not any("prompt_embeds" in name for name in arguments):
@@ -230,6 +241,7 @@ def prepare(
             seed=seed,
             images_per_prompt=num_images_per_prompt,
             identities=own.identities(prompts),
+            conditions=None if prompts is None else condition_keys(pipe, prompts),
             keys=keys,
         )
     elif len(plan.prompts) != count or (prompts is not None and list(plan.prompts) != list(prompts)):
@@ -276,7 +288,7 @@ def generate(
         sharing: how prompts share; None for independent sampling, bit for bit what the pipeline gives when called
             with one generator an image.
         seed: one for the run or one a prompt. A group starts from one noise, so an image depends on the prompts of
-            its group; it does not depend on their order nor on anything else in the run.
+            its group; but for rounding it does not depend on their order nor on anything else in the run.
         num_images_per_prompt: images of each prompt, every one from another trunk.
         plan: replay this plan instead of making one (`sharing`, `seed` and `num_images_per_prompt` are the plan's).
         max_rows: largest number of denoiser rows in one forward; None for no limit. Halves by itself when the

@@ -1,10 +1,10 @@
 """From names on the command line to a pipeline, a scheduler, a device and a dtype."""
 
 import inspect
-from pathlib import Path
 from typing import Any
 
 from .errors import CotrunkError
+from .hub import first_line, is_here
 
 # the usual names of the solvers -> diffusers class, settings
 SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -83,7 +83,7 @@ def load_pipeline(model: str, device: str = "auto", dtype: str = "auto", *, deno
 
         pipe = mini.load(resolve_dtype(dtype, device))
     else:
-        local = _is_here(model)
+        local = is_here(model, "model_index.json", "mini")
         from diffusers import DiffusionPipeline
 
         try:
@@ -95,50 +95,11 @@ def load_pipeline(model: str, device: str = "auto", dtype: str = "auto", *, deno
             raise
         except Exception as error:  # whatever the libraries meet in a foreign folder
             raise CotrunkError(
-                f"{model} cannot be loaded as a diffusers pipeline ({_first_line(error)}): use mini, another hub id, "
+                f"{model} cannot be loaded as a diffusers pipeline ({first_line(error)}): use mini, another hub id, "
                 "or a folder that save_pretrained wrote."
             ) from error
     pipe.set_progress_bar_config(disable=True)
     return pipe.to(device)
-
-
-def _is_here(model: str) -> bool:
-    """Whether a model is a folder or was downloaded before; False if it is to be downloaded, which may work.
-
-    diffusers alone would ask a hub that does not answer again and again for half a minute, then name a missing file.
-    """
-    try:
-        is_folder, is_file = Path(model).is_dir(), Path(model).is_file()
-    except OSError:  # longer than a path can be
-        is_folder = is_file = False
-    if is_folder:
-        return True
-    if is_file:
-        raise CotrunkError(f"{model} is a file: give a folder (load it with from_single_file, then save_pretrained).")
-    from huggingface_hub import HfApi, errors, try_to_load_from_cache
-
-    try:
-        HfApi().model_info(model, timeout=10)
-    except errors.HFValidationError:
-        raise CotrunkError(
-            f"There is no model {model!r}: use mini, a folder, or a hub id such as owner/name."
-        ) from None
-    except errors.RepositoryNotFoundError:
-        raise CotrunkError(
-            f"The hub shows no model {model!r}: check its name; if it is private, log in with hf auth login."
-        ) from None
-    except Exception as error:  # no connection: other classes in every version of huggingface_hub
-        if isinstance(try_to_load_from_cache(model, "model_index.json"), str):
-            return True
-        raise CotrunkError(
-            f"There is no folder {model!r}, and the hub cannot be asked for it ({_first_line(error)}): use mini, a "
-            "folder, or try again with a connection."
-        ) from error
-    return False
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip(".")
 
 
 def scheduler_class(name: str) -> tuple[Any, dict[str, Any]]:
@@ -171,7 +132,7 @@ def set_scheduler(pipe: Any, name: str) -> None:
     try:
         pipe.scheduler = kind.from_config(pipe.scheduler.config, **settings)
     except (NotImplementedError, ValueError) as error:  # a setting of the model's own that this class has not
-        why = _first_line(error)
+        why = first_line(error)
         raise CotrunkError(f"{name} cannot take over the settings of the model's scheduler ({why}).") from error
 
 

@@ -146,19 +146,19 @@ class Plan:
         steps = self.steps if steps is None else steps
         return replace(self, trees=trees, steps=steps, timesteps=timesteps, settings=settings)
 
-    def save(self, path: Path) -> None:
+    def save(self, path: str | Path) -> None:
         """Write the plan as JSON, whole or not at all; `CotrunkError` where it cannot be written."""
-        write_text(path, json.dumps({"format": FORMAT, **asdict(self)}, indent=1) + "\n")
+        write_text(Path(path), json.dumps({"format": FORMAT, **asdict(self)}, indent=1) + "\n")
 
     @classmethod
-    def load(cls, path: Path) -> "Plan":
+    def load(cls, path: str | Path) -> "Plan":
         """Read a plan that `save` wrote.
 
         Raises:
             CotrunkError: no such file, not a plan, or a plan that contradicts itself.
         """
         try:
-            data = json.loads(path.read_text(encoding="utf-8"))
+            data = json.loads(Path(path).read_text(encoding="utf-8"))
         except OSError as error:
             raise CotrunkError(f"Cannot read the plan {path}: {error.strerror or error}.") from None
         except ValueError:

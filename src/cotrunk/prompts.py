@@ -128,19 +128,24 @@ def _column(available: Sequence[str], column: str, where: str) -> str:
 
 
 def _from_table(text: str, name: str, column: str, delimiter: str) -> Iterator[_Found]:
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
+    # strict: or an unclosed quote would swallow the lines after it
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    line = 1  # where the row in hand begins
     try:
         header = next(reader, [])
         if not header:
             raise CotrunkError(f"{name} holds no header line: give a table whose first line names the columns.")
         index = header.index(_column(header, column, name))
+        line = reader.line_num + 1
         for row in reader:
-            yield (
-                f"line {reader.line_num}",
-                row[index] if index < len(row) else "",
-            )  # a short row is an empty cell
+            if row and index >= len(row):
+                have = f"{len(row)} of {len(header)} columns"
+                raise CotrunkError(f"{name}, line {line}: a row with {have}, none of them the prompt; mend that line.")
+            yield f"line {line}", row[index] if row else ""
+            line = reader.line_num + 1
     except csv.Error as error:
-        raise CotrunkError(f"{name}, line {reader.line_num}: broken table ({error}); mend that line.") from error
+        why = "a quote is never closed" if "unexpected end" in str(error) else error
+        raise CotrunkError(f"{name}, line {line}: broken table ({why}); mend that line.") from error
 
 
 def _from_record(record: object, name: str, where: str, column: str) -> object:

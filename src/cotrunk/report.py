@@ -105,10 +105,8 @@ def _notes(run: dict[str, Any], groups: list[dict[str, Any]]) -> Iterator[str]:
     if failed := sum(image["failed"] for image in run["images"]):
         yield f"{_count(failed, 'image')} failed and {'is' if failed == 1 else 'are'} marked so below."
     partners = sum(len(group["images"]) for group in run["groups"] if len(group["images"]) > 1)
-    if not partners:
-        yield "No two prompts were similar enough to share their early steps: each image was made on its own."
-    elif saving <= 0:
-        yield "Similar prompts were found, but no step was shared, so nothing was saved."
+    if why := run["why_nothing_shared"]:
+        yield f"Each image was made on its own: {why}."
     elif saving < 0.05:
         yield f"Little was shared: {partners} of {images} images had a similar enough prompt to share with."
     shown = sum(len(group["images"]) for group in groups)
@@ -130,7 +128,7 @@ def _sections(page: _Page, groups: list[dict[str, Any]]) -> Iterator[str]:
         yield _section("Groups", lead, f'<div class="cards">{"".join(cards)}</div>')
     alone = [index for group in groups if len(group["images"]) == 1 for index in group["images"]]
     if alone:
-        lead = f"{_count(len(alone), 'image')} with no prompt similar enough to share with."
+        lead = f"{_count(len(alone), 'image')} that shared no step."
         box = _fit(page.side, 104)
         tiles = [f'<li class="tile">{_picture(page, i, box)}{_words(page, i)}</li>' for i in alone]
         yield _section("Alone", lead, f'<ol class="gallery" style="--box:{box}px">{"".join(tiles)}</ol>')

@@ -103,6 +103,7 @@ def make_plan(
     seed: int | Sequence[int] = 0,
     images_per_prompt: int = 1,
     identities: Sequence[str] | None = None,
+    conditions: Sequence[Hashable] | None = None,
     keys: Sequence[Hashable] | None = None,
 ) -> Plan:
     """Group the prompts and lay out their trees.
@@ -116,7 +117,8 @@ def make_plan(
         seed: one for the run, from which and from the prompt's content every image's seed is derived, never from
             its position; or one a prompt, used as it is (further images of that prompt derive theirs from it).
             A group starts from the noise of one member.
-        identities: what makes two prompts duplicates, which never share; default: their texts.
+        identities: the prompts' content; default: their texts.
+        conditions: what the model reads of each; duplicates, which never share, have equal ones. Default: identities.
         keys: prompts with different keys never share.
     """
     timesteps = steps if timesteps is None else timesteps
@@ -127,14 +129,18 @@ def make_plan(
     if sharing is None or len(prompts) == 0:
         groups = [[i] for i in range(len(prompts))]
     else:
+        conditions = contents if conditions is None else conditions
+        # in order of content: of prompts that read alike, which one shares must not depend on the order given
+        order_of_content = sorted(range(len(prompts)), key=contents.__getitem__)
         groups = group_prompts(
-            vectors,
+            vectors[order_of_content],
             threshold,
             upper=sharing.max_similarity,
             max_group=sharing.max_group,
-            identities=contents,
-            keys=keys,
+            identities=[conditions[i] for i in order_of_content],
+            keys=[keys[i] for i in order_of_content],
         )
+        groups = [[order_of_content[i] for i in group] for group in groups]
     trees = []
     for group in groups:
         group = sorted(group, key=contents.__getitem__)  # the tree depends on the content, not on the order
@@ -158,6 +164,25 @@ def make_plan(
         images_per_prompt=images_per_prompt,
         settings=settings,
     )
+
+
+def why_nothing_shared(plan: Plan) -> str | None:
+    """Why a plan saves nothing, for whoever reads the report; None if it saves."""
+    if plan.cost.used < plan.cost.independent:
+        return None
+    if len(plan.prompts) == 1:
+        return "one prompt has none to share with"
+    settings = plan.settings
+    if not settings.get("share"):
+        return "the share is 0"
+    if settings.get("max_group") == 1:
+        return "groups of one prompt were asked for"
+    order = max(1, round(plan.timesteps / plan.steps))  # evaluations a step
+    if settings["share"] * plan.timesteps < order:
+        return "the part to share is less than one step: more of it, or more steps, would do"
+    if settings["mode"] == "flat":
+        return "no two different prompts are similar enough"
+    return "no two different prompts are similar enough to share a whole step in this mode"
 
 
 def _image_seeds(contents: Sequence[str], seed: int | Sequence[int], images_per_prompt: int) -> list[int]:

@@ -25,6 +25,7 @@ from cotrunk.embedding import (
     KIN,
     Encoder,
     auto_threshold,
+    condition_keys,
     from_prompt_embeds,
     pipeline_encoder,
     sentence_encoder,
@@ -187,6 +188,20 @@ def test_truncated_at_the_pipelines_own_limit():
             raise NotImplementedError
 
     assert truncated(Pipe(), ["a dog", "a small red dog running"]) == {1: "dog running"}
+
+
+def test_prompts_that_no_tokenizer_tells_apart():
+    def alike(first, second, **pipe):
+        one, other = condition_keys(SimpleNamespace(**pipe), [first, second])
+        return one == other
+
+    short, long = tokenizer(6), tokenizer(int(1e30))  # 6 leave room for 4 words
+    assert alike("a zebra", "a lion", tokenizer=short)  # words unknown to it
+    assert not alike("a cat", "a dog", tokenizer=short)
+    assert alike("a cat in the rain", "a cat in the house", tokenizer=short)
+    assert not alike("a cat in the rain", "a cat in the house", tokenizer=short, tokenizer_3=long)
+    assert not alike("a zebra", "a lion")  # no tokenizer: the texts
+    assert condition_keys(SimpleNamespace(tokenizer=short), []) == []
 
 
 def test_from_prompt_embeds():

@@ -105,3 +105,9 @@ def test_prompts_that_read_alike_are_named_and_stay_apart(tmp_path: Path) -> Non
 def test_long_prompts_are_cut_in_the_table() -> None:
     outcome = cotrunk("plan", "a red apple " * 99, "a red apple")
     assert outcome.out.count("a red apple") < 20
+
+
+@pytest.mark.usefixtures("no_denoiser")
+def test_a_long_prompt_without_spaces_keeps_its_beginning() -> None:
+    outcome = cotrunk("plan", "\N{CJK UNIFIED IDEOGRAPH-82F9}" * 90, "a red apple")
+    assert "prompt 0 ('" + "\N{CJK UNIFIED IDEOGRAPH-82F9}" * 39 + "…') is too long" in outcome.err

@@ -1,6 +1,5 @@
 """What the command line shows: warnings, the bar, the summary of a run, the table of a plan."""
 
-import textwrap
 import time
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
@@ -31,7 +30,7 @@ def say(style: str, label: str, text: str) -> None:
 def warn_truncated(cuts: Mapping[int, str], prompts: list[str]) -> None:
     """Name what a text encoder does not read of prompts that are too long for it."""
     for index, cut in list(cuts.items())[:WARNINGS]:
-        start, end = textwrap.shorten(prompts[index], 40), textwrap.shorten(cut, 200)
+        start, end = _short(prompts[index], 40), _short(cut, 200)
         say("yellow", "warning", f"prompt {index} ({start!r}) is too long for the text encoder, which cuts off {end!r}")
     if len(cuts) > WARNINGS:
         say("yellow", "warning", f"{len(cuts) - WARNINGS} more prompts are too long")
@@ -44,7 +43,7 @@ def warn_alike(keys: Sequence[Hashable], prompts: list[str]) -> None:
         readers.setdefault(key, {}).setdefault(prompt, index)
     alike = [found for found in readers.values() if len(found) > 1]
     for found in alike[:WARNINGS]:
-        named = [f"{index} ({textwrap.shorten(prompt, 40)!r})" for prompt, index in found.items()][:WARNINGS]
+        named = [f"{index} ({_short(prompt, 40)!r})" for prompt, index in found.items()][:WARNINGS]
         more = f" and {len(found) - len(named)} more" if len(found) > len(named) else ""
         text = f"prompts {', '.join(named)}{more} are one to the text encoder: only their noise tells the images apart"
         say("yellow", "warning", text)
@@ -128,7 +127,7 @@ def print_plan(plan: "Plan", show: int) -> None:
             cost = plan.cost_of([tree])
             branches = ", ".join(str(stop) for stop in sorted({n.stop for n in tree.nodes() if n.children}))
             prompts = (plan.prompts[plan.prompt_of(image)] for image in tree.images)
-            texts = "\n".join(escape(textwrap.shorten(prompt, 200)) for prompt in prompts)
+            texts = "\n".join(escape(_short(prompt, 200)) for prompt in prompts)
             table.add_row(
                 str(number),
                 texts,
@@ -158,6 +157,12 @@ def print_plan(plan: "Plan", show: int) -> None:
             f"{why_nothing_shared(plan) or little}.",
             soft_wrap=True,
         )
+
+
+def _short(text: str, width: int) -> str:
+    """The beginning of a text on one line; textwrap.shorten leaves nothing of one without spaces."""
+    line = " ".join(text.split())
+    return line if len(line) <= width else line[: width - 1] + "…"
 
 
 def _count(number: int, noun: str) -> str:

@@ -215,6 +215,8 @@ def test_prompt_is_prompts_by_its_name_in_the_pipelines() -> None:
     assert by_name.plan.prompts == tuple(texts)
     assert torch.equal(by_name.images, run(tiny, {"prompts": (text for text in texts)}, sharing=None).images)
     refused(tiny, {"prompts": texts, "prompt": texts, "sharing": None}, "both given")
+    assert torch.equal(run(tiny, {"prompt": texts}, plan=by_name.plan).images, by_name.images)
+    refused(tiny, {"prompt": texts[::-1], "plan": by_name.plan}, "plan is for other prompts")
 
 
 @pytest.mark.parametrize("prompts", [["a cat", None], ["a cat", 3], ["a cat", "half \ud83d"]])

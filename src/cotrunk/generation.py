@@ -199,18 +199,20 @@ def prepare(
     ):
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
             raise CotrunkError(f"{name} {value} is out of range: use a whole number of 1 or more.")
-    for name, given, kind in (("sharing", sharing, Sharing), ("plan", plan, Plan)):
+    for name, given, kind, use in (
+        ("sharing", sharing, Sharing, "Sharing(share=0.3), say, or None for independent sampling"),
+        ("plan", plan, Plan, "Plan.load(path)"),
+    ):
         if not isinstance(given, kind | None):
-            ways = {"sharing": "Sharing(share=0.3), say, or None for independent sampling", "plan": "Plan.load(path)"}
-            raise CotrunkError(f"{name} is a {type(given).__name__}: give {ways[name]}.")
+            raise CotrunkError(f"{name} is a {type(given).__name__}: give {use}.")
     check_pipeline(pipe, max_rows=max_rows)
     _check_seed(seed)
-    if plan is not None and prompts is None and not any("prompt_embeds" in name for name in arguments):
-        prompts = plan.prompts
     if "prompt" in arguments and prompts is None:  # as the pipelines call it
         prompts = arguments.pop("prompt")
     elif "prompt" in arguments:
         raise CotrunkError("prompts and prompt are both given: give one of them.")
+    if plan is not None and prompts is None and not any("prompt_embeds" in name for name in arguments):
+        prompts = plan.prompts
     if prompts is not None:
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
         for i, prompt in enumerate(prompts):
@@ -244,7 +246,7 @@ def prepare(
             conditions=None if prompts is None else condition_keys(pipe, prompts),
             keys=keys,
         )
-    elif len(plan.prompts) != count or (prompts is not None and list(plan.prompts) != list(prompts)):
+    elif len(plan.prompts) != count or (prompts is not None and list(plan.prompts) != prompts):
         raise CotrunkError("The plan is for other prompts: give the prompts it was made with, or make a new plan.")
     elif plan.timesteps != timesteps:
         raise CotrunkError(

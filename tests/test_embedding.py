@@ -324,6 +324,8 @@ def test_embeds_of_several_lengths():
     np.testing.assert_allclose(vectors, [[0.5] * 4, [0, 0, 0, 1]])
 
 
-def test_an_empty_encoder_name_is_refused():
-    with pytest.raises(CotrunkError, match="There is no model"):
-        sentence_encoder("")
+@pytest.mark.parametrize("name", ["", "x" * 300])
+def test_a_name_that_no_encoder_can_have(name):
+    pytest.importorskip("sentence_transformers")
+    with pytest.raises(CotrunkError, match=f"There is no model '{name}': use minilm"):
+        sentence_encoder(name)

@@ -8,7 +8,7 @@ import os
 import sys
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
@@ -168,9 +168,10 @@ def generate(
         folder.check_dtype(dtype)
     seconds = {"load": time.perf_counter() - begin}
 
+    from .embedding import condition_keys
     from .generation import prepare
 
-    _warn(pipe, texts)
+    _warn(pipe, texts, condition_keys(pipe, texts))
     arguments: dict[str, Any] = {"num_inference_steps": steps, "guidance_scale": guidance}
     if negative is not None:
         arguments["negative_prompt"] = negative
@@ -263,7 +264,8 @@ def plan(
         pipe = load_pipeline(model, "auto", denoiser=False)
         if scheduler is not None:
             set_scheduler(pipe, scheduler)
-    _warn(pipe, texts)
+    conditions = condition_keys(pipe, texts)
+    _warn(pipe, texts, conditions)
     arguments = {"num_inference_steps": steps, "guidance_scale": guidance}
     with err.status(f"Comparing {len(texts)} prompts"):
         vectors, threshold = vectors_of(pipe, texts, sharing)
@@ -279,7 +281,7 @@ def plan(
             guidance_rows=guidance_rows(pipe, arguments),
             seed=seed,
             images_per_prompt=images_per_prompt,
-            conditions=condition_keys(pipe, texts),
+            conditions=conditions,
         )
     if save is not None:
         made.save(save)
@@ -323,12 +325,12 @@ def _prompts(arguments: Sequence[str] | None, file: str | None, column: str) -> 
     return found.prompts
 
 
-def _warn(pipe: Any, prompts: list[str]) -> None:
+def _warn(pipe: Any, prompts: list[str], conditions: Sequence[Hashable]) -> None:
     """Of prompts that the model cannot read, or not to the end."""
-    from .embedding import condition_keys, truncated
+    from .embedding import truncated
 
     warn_truncated(truncated(pipe, prompts), prompts)
-    warn_alike(condition_keys(pipe, prompts), prompts)
+    warn_alike(conditions, prompts)
 
 
 def _check_numbers(steps: int, guidance: float, seed: int, images_per_prompt: int) -> None:

@@ -64,6 +64,10 @@ class Meter:
             self._foldings[key] = Folding(sources, rows, device)
         return self._foldings[key]
 
+    def watch(self, finite: torch.Tensor) -> None:
+        """Note the images, (N,) booleans, that are finite here; one that once was not stays so."""
+        self.finite = finite if self.finite is None else self.finite & finite.to(self.finite.device)
+
 
 class FoldHook:
     """Folds the rows of one module by `sources(step)`.
@@ -195,8 +199,7 @@ def _clock(
         is_tuple = isinstance(output, tuple)
         sample = output[0] if is_tuple else output.prev_sample
         if isinstance(sample, torch.Tensor) and sample.ndim and sample.shape[0] == images:
-            finite = sample.flatten(1).isfinite().all(dim=1)
-            meter.finite = finite if meter.finite is None else meter.finite & finite
+            meter.watch(sample.flatten(1).isfinite().all(dim=1))
             shared = sources(meter.step)
             if shared != tuple(range(images)):
                 # equal already, unless the scheduler draws noise from elsewhere
@@ -226,10 +229,9 @@ def _watched(decode: Callable[..., Any], images: int, meter: Meter) -> Callable[
         sample = output[0] if isinstance(output, tuple) else getattr(output, "sample", None)
         if isinstance(sample, torch.Tensor) and sample.ndim:
             if sample.shape[0] == images:
-                finite = sample.flatten(1).isfinite().all(dim=1)
+                meter.watch(sample.flatten(1).isfinite().all(dim=1))
             else:  # a part of the batch, or frames: whose, the decoder does not know
-                finite = sample.isfinite().all().expand(images)
-            meter.finite = finite if meter.finite is None else meter.finite & finite.to(meter.finite.device)
+                meter.watch(sample.isfinite().all().expand(images))
         return output
 
     return watched

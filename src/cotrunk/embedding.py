@@ -3,7 +3,6 @@
 import inspect
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -103,8 +102,7 @@ def sentence_encoder(name: str) -> Encoder:
         raise CotrunkError(
             f"Encoder {name!r} needs sentence-transformers: pip install sentence-transformers, or take 'minilm'."
         ) from error
-    hub_id = name if "/" in name or (name and Path(name).exists()) else f"sentence-transformers/{name}"
-    local = is_here(hub_id, "modules.json", "minilm")
+    local = is_here(name, "modules.json", "minilm", owner="sentence-transformers")
     try:
         model = SentenceTransformer(name, local_files_only=local)
     except Exception as error:  # whatever the libraries meet in a foreign folder

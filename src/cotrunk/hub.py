@@ -5,7 +5,7 @@ from pathlib import Path
 from .errors import CotrunkError
 
 
-def is_here(model: str, file: str, embedded: str) -> bool:
+def is_here(model: str, file: str, embedded: str, owner: str | None = None) -> bool:
     """Whether a model is a folder or was downloaded before; False if it is to be downloaded, which may work.
 
     The libraries alone would ask a hub that does not answer again and again for a minute, then name a missing file.
@@ -13,6 +13,7 @@ def is_here(model: str, file: str, embedded: str) -> bool:
     Args:
         file: one that every downloaded model of this kind has.
         embedded: the model of this kind that needs no download, for the remedy.
+        owner: whose models may go by their name alone on the hub.
 
     Raises:
         CotrunkError: no folder, and no such model on the hub, or no hub.
@@ -27,8 +28,9 @@ def is_here(model: str, file: str, embedded: str) -> bool:
         raise CotrunkError(f"{model} is a file: give the folder that save_pretrained wrote.")
     from huggingface_hub import HfApi, errors, try_to_load_from_cache
 
+    hub_id = model if owner is None or "/" in model else f"{owner}/{model}"
     try:
-        HfApi().model_info(model, timeout=10)
+        HfApi().model_info(hub_id, timeout=10)
     except errors.HFValidationError:
         raise CotrunkError(
             f"There is no model {model!r}: use {embedded}, a folder, or a hub id such as owner/name."
@@ -38,7 +40,7 @@ def is_here(model: str, file: str, embedded: str) -> bool:
             f"The hub shows no model {model!r}: check its name; if it is private, log in with hf auth login."
         ) from None
     except Exception as error:  # no connection: other classes in every version of huggingface_hub
-        if isinstance(try_to_load_from_cache(model, file), str):
+        if isinstance(try_to_load_from_cache(hub_id, file), str):
             return True
         raise CotrunkError(
             f"There is no folder {model!r}, and the hub cannot be asked for it ({first_line(error)}): use {embedded}, "

@@ -130,7 +130,8 @@ def make_plan(
         groups = [[i] for i in range(len(prompts))]
     else:
         conditions = contents if conditions is None else conditions
-        # in order of content: of prompts that read alike, which one shares must not depend on the order given
+        # in order of content: which of the prompts that read alike shares, and the tree of a group, must not depend
+        # on the order given
         order_of_content = sorted(range(len(prompts)), key=contents.__getitem__)
         groups = group_prompts(
             vectors[order_of_content],
@@ -143,7 +144,6 @@ def make_plan(
         groups = [[order_of_content[i] for i in group] for group in groups]
     trees = []
     for group in groups:
-        group = sorted(group, key=contents.__getitem__)  # the tree depends on the content, not on the order
         shapes = _tree(group, vectors, sharing, threshold, timesteps, order)
         for copy in range(images_per_prompt):
             for shape in shapes:

@@ -243,7 +243,8 @@ def prepare(
             seed=seed,
             images_per_prompt=num_images_per_prompt,
             identities=own.identities(prompts),
-            conditions=None if prompts is None else condition_keys(pipe, prompts),
+            # only who shares must know which prompts read alike
+            conditions=None if prompts is None or sharing is None else condition_keys(pipe, prompts),
             keys=keys,
         )
     elif len(plan.prompts) != count or (prompts is not None and list(plan.prompts) != prompts):

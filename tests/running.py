@@ -12,7 +12,7 @@ from tiny import TinyPipeline
 from torch import Tensor, nn
 
 from cotrunk import Sharing, generate
-from cotrunk.denoiser import Meter, attached
+from cotrunk.denoiser import Meter, RowPlan, attached
 
 STEPS = 4
 EVERYONE = Sharing(share=0.5, similarity=-1.0)  # whoever may share does, for half of the steps
@@ -49,7 +49,7 @@ def denoise(
 
         call["callback_on_step_end"] = keep
     sources = lambda step: trunk if step < branch else tuple(range(images))  # noqa: E731
-    with attached(tiny.pipe, sources, images, seeds, meter) as generators:
+    with attached(tiny.pipe, RowPlan(sources), seeds, meter) as generators:
         output = tiny.pipe(**inputs, **call, output_type="latent", generator=generators)
     return Ran(output[tiny.output_field], meter, latents)
 

@@ -1,5 +1,6 @@
 """The hook: attached for one call and gone without a trace, its clock, its counters, its noise."""
 
+import copy
 import inspect
 from collections.abc import Callable, Sequence
 from types import SimpleNamespace
@@ -15,7 +16,7 @@ from tiny import TinyPipeline, flux, sd, sd3, sd_from_picture, sd_perturbed, sdx
 from torch import Tensor, nn
 
 from cotrunk import CotrunkError
-from cotrunk.denoiser import FoldHook, Meter, attached
+from cotrunk.denoiser import FoldHook, Meter, RowPlan, attached
 
 # --- attached for one call ----------------------------------------------------------------------------------
 
@@ -69,7 +70,7 @@ def test_the_pipeline_is_afterwards_as_it_was(
 
     meter = Meter(2, on_step=step)
     try:
-        with attached(tiny.pipe, lambda step: (0, 0), 2, [1, 1], meter):
+        with attached(tiny.pipe, RowPlan(lambda step: (0, 0)), [1, 1], meter):
             assert "step" in vars(tiny.pipe.scheduler)
             assert isinstance(denoiser(tiny)._compiled_call_impl, FoldHook)
             latents = torch.ones(2, 4, 4, 4)
@@ -106,10 +107,10 @@ def test_a_call_that_raises_in_the_middle_leaves_a_working_pipeline(build: Calla
 def test_a_pipeline_in_use_is_refused_and_stays_in_use() -> None:
     tiny = sd()
     module = tiny.pipe.unet
-    with attached(tiny.pipe, lambda step: (0,), 1, [0], Meter(1)):
+    with attached(tiny.pipe, RowPlan(lambda step: (0,)), [0], Meter(1)):
         with (
             pytest.raises(CotrunkError, match="in use"),
-            attached(tiny.pipe, lambda step: (0,), 1, [0], Meter(1)),
+            attached(tiny.pipe, RowPlan(lambda step: (0,)), [0], Meter(1)),
         ):
             pass
         assert isinstance(module._compiled_call_impl, FoldHook)
@@ -265,7 +266,7 @@ def test_an_unknown_condition_is_refused_before_its_first_row() -> None:
     pipe = SimpleNamespace(unet=Odd(), scheduler=SCHEDULERS["ddim"]())
     with (
         pytest.raises(CotrunkError, match="cannot share steps in a Odd: its argument mood differs"),
-        attached(pipe, lambda step: (0, 0), 2, [0, 0], Meter(1)),
+        attached(pipe, RowPlan(lambda step: (0, 0)), [0, 0], Meter(1)),
     ):
         pipe.unet(torch.ones(2, 3), torch.tensor(1), mood=torch.eye(2))
 
@@ -320,5 +321,15 @@ def test_the_wrapped_step_keeps_its_signature() -> None:
     for name in DIFFUSION:
         tiny = with_scheduler(name, sd)
         expected = inspect.signature(tiny.pipe.scheduler.step)
-        with attached(tiny.pipe, lambda step: (0,), 1, [0], Meter(1)):
+        with attached(tiny.pipe, RowPlan(lambda step: (0,)), [0], Meter(1)):
             assert inspect.signature(tiny.pipe.scheduler.step) == expected
+
+
+def test_a_scheduler_that_is_copied_in_a_run_is_refused() -> None:
+    tiny = sd()
+    with (
+        attached(tiny.pipe, RowPlan(lambda step: (0,)), [0], Meter(1)),
+        pytest.raises(CotrunkError, match="copies its scheduler while it runs"),
+    ):
+        copy.deepcopy(tiny.pipe.scheduler)
+    copy.deepcopy(tiny.pipe.scheduler)

@@ -10,7 +10,7 @@ from running import STEPS, bare, close, denoise, run
 from tiny import TinyPipeline
 from torch import Tensor, nn
 
-from cotrunk.denoiser import Meter, attached
+from cotrunk.denoiser import Meter, RowPlan, attached
 
 
 class ListTransformer(nn.Module):
@@ -113,7 +113,8 @@ def test_lists_with_an_entry_a_row(kind: str, guided: bool, max_rows: int | None
     def sampled(captions: list[Tensor], seeds: list[int], branch: int) -> tuple[Tensor, Meter]:
         meter = Meter(STEPS, max_rows)
         identity = tuple(range(len(captions)))
-        with attached(pipe, lambda step: groups if step < branch else identity, len(captions), seeds, meter) as noise:
+        rows = RowPlan(lambda step: groups if step < branch else identity)
+        with attached(pipe, rows, seeds, meter) as noise:
             return pipe(captions, noise, guided), meter
 
     def alone(caption: Tensor, seed: int) -> Tensor:

@@ -13,7 +13,7 @@ from tiny import flux, sd, sd_controlnet
 from torch import Tensor, nn
 
 from cotrunk import CotrunkError
-from cotrunk.denoiser import Meter, attached
+from cotrunk.denoiser import Meter, RowPlan, attached
 
 # --- caches of diffusers ------------------------------------------------------------------------------------
 
@@ -116,7 +116,7 @@ def test_wave_after_wave_compiles_nothing_anew(form: str, backend: Counting) -> 
     COMPILED[form](pipe, backend)
     sample, condition = torch.ones(2, 3), torch.randn(2, 3)
     for wave in range(12):
-        with torch.no_grad(), attached(pipe, lambda step: (0, 0), 2, [0, 0], Meter(1)):
+        with torch.no_grad(), attached(pipe, RowPlan(lambda step: (0, 0)), [0, 0], Meter(1)):
             output = pipe.unet(sample, torch.tensor(1), encoder_hidden_states=condition)
         assert torch.equal(output[0], output[1])
         assert (backend.graphs, backend.calls) == (1, wave + 1)
@@ -193,7 +193,7 @@ def test_conditions_are_known_by_name_where_a_wrapper_hides_the_names() -> None:
     module = peft.get_peft_model(SmallDenoiser(), peft.LoraConfig(r=1, target_modules=["linear"]))
     pipe = SimpleNamespace(unet=module, scheduler=diffusers.DDIMScheduler())
     sample, condition, time = torch.ones(2, 3), torch.randn(2, 3), torch.tensor(1)
-    with torch.no_grad(), attached(pipe, lambda step: (0, 0), 2, [0, 0], Meter(1)):
+    with torch.no_grad(), attached(pipe, RowPlan(lambda step: (0, 0)), [0, 0], Meter(1)):
         output = pipe.unet(sample, time, condition)
     assert close(output, module(sample, time, condition.mean(dim=0).expand(2, 3)))
 

@@ -527,6 +527,37 @@ def musicldm() -> TinyPipeline:
     return TinyPipeline(_ready(pipe), inputs, output_field="audios")
 
 
+# --- video ------------------------------------------------------------------------------------------------
+
+
+def wan() -> TinyPipeline:
+    """Video. Calls its denoiser for the prompts, then for the negative ones."""
+    transformer = diffusers.WanTransformer3DModel(
+        patch_size=(1, 2, 2),
+        num_attention_heads=2,
+        attention_head_dim=12,
+        in_channels=4,
+        out_channels=4,
+        text_dim=WIDTH,
+        freq_dim=16,
+        ffn_dim=16,
+        num_layers=2,
+        rope_max_seq_len=32,
+    )
+    pipe = diffusers.WanPipeline(
+        tokenizer=None,
+        text_encoder=None,
+        vae=None,  # latents are enough
+        transformer=_randomised(transformer),
+        scheduler=diffusers.UniPCMultistepScheduler(use_flow_sigmas=True, prediction_type="flow_prediction"),
+    )
+
+    def inputs(n: int, seed: int = 0, ragged: bool = False) -> dict[str, Any]:
+        return _embeddings(n, seed) | {"height": 32, "width": 32, "num_frames": 5}
+
+    return TinyPipeline(_ready(pipe), inputs, output_field="frames")
+
+
 PIPELINES: dict[str, Callable[[], TinyPipeline]] = {
     "sd": sd,
     "sd_controlnet": sd_controlnet,

@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from .acceleration import accelerate
     from .errors import CotrunkError
     from .generation import Result, generate
     from .plan import Branch, Plan
     from .sharing import Sharing, make_plan
+    from .skipping import Skipping
 
 _HOME = {
     "Branch": "plan",
@@ -22,10 +24,12 @@ _HOME = {
     "Plan": "plan",
     "Result": "generation",
     "Sharing": "sharing",
+    "Skipping": "skipping",
+    "accelerate": "acceleration",
     "generate": "generation",
     "make_plan": "sharing",
 }
-__all__ = ["Branch", "CotrunkError", "Plan", "Result", "Sharing", "generate", "make_plan"]
+__all__ = ["Branch", "CotrunkError", "Plan", "Result", "Sharing", "Skipping", "accelerate", "generate", "make_plan"]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,16 +1,18 @@
 """The main job: many prompts through the user's own pipeline, in waves, on one plan."""
 
+import itertools
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 
-from .arguments import PerPrompt, guidance_rows, timesteps_of
-from .denoiser import Meter, attached, check_pipeline
+from .arguments import PerPrompt, check_interval, guidance_rows, timesteps_of
+from .denoiser import Meter, RowPlan, attached, check_pipeline
 from .embedding import (
     Encoder,
     auto_threshold,
@@ -21,10 +23,15 @@ from .embedding import (
 )
 from .errors import CotrunkError
 from .grouping import check_size
+from .noise import read_schedule
 from .plan import Branch, Cost, Plan
 from .prompts import checked
 from .sharing import Sharing, make_plan
+from .skipping import Skipping
+from .stability import policy_of
 
+CONDITIONAL_FIRST = ("ZImage", "Lumina", "StableCascade", "Wuerstchen")  # of their two rows, the one with the prompt
+SPARED = ("sharing", "guidance", "skipping")  # what spares rows
 WAVE = 32  # images in one call of the pipeline; memory of latents, text states and decoding grows with it
 
 
@@ -37,6 +44,10 @@ class Wave:
         output: the pipeline's own output object.
         failed: images whose latents or decoded values held a NaN or an infinity.
         cost: denoiser rows, counted.
+        spared: rows not computed, by what spared them: "sharing", "guidance", "skipping".
+        steps: for each of its images, a letter a timestep: c computed, s computed once for a group, p predicted;
+            capitals where guidance was on.
+        rows: for each of its images, the rows that it took; a row of a group counts in equal parts.
         seconds: "embed" (the pipeline's own text encoding), "denoise", "decode".
     """
 
@@ -44,6 +55,9 @@ class Wave:
     output: Any
     failed: tuple[int, ...]
     cost: Cost
+    spared: dict[str, int]
+    steps: tuple[str, ...]
+    rows: tuple[float, ...]
     seconds: dict[str, float]
 
 
@@ -55,6 +69,7 @@ class Result:
         output: the pipeline's own output object, over all images.
         plan: what was shared; `plan.save(path)`, and `generate(pipe, plan=...)` gives the same images again.
         cost: denoiser rows, counted while running: `cost.used`, `cost.independent`, `cost.saving`.
+        spared: rows not computed, by what spared them: "sharing", "guidance", "skipping".
         failed: indices of images whose latents or decoded values held a NaN or an infinity; their pictures are
             worthless.
         seconds: "embed", "denoise", "decode", "total".
@@ -63,6 +78,7 @@ class Result:
     output: Any
     plan: Plan
     cost: Cost
+    spared: dict[str, int]
     failed: tuple[int, ...]
     seconds: dict[str, float]
 
@@ -80,7 +96,10 @@ class Run:
     plan: Plan
     arguments: PerPrompt
     max_rows: int | None = None
+    row_sizes: Sequence[int] | None = None
     wave_size: int = WAVE
+    skipping: Skipping | None = None
+    guidance_interval: tuple[float, float] | None = None
     seconds: dict[str, float] = field(default_factory=dict)
     _warned: bool = False
 
@@ -125,10 +144,11 @@ class Run:
     def _call(self, trees: tuple[Branch, ...], on_step: Callable[[Meter], None] | None) -> Wave:
         images = tuple(image for tree in trees for image in tree.images)
         sources = partition(trees, self.plan.timesteps)
-        meter = Meter(timesteps=self.plan.timesteps, max_rows=self.max_rows, on_step=on_step)
+        meter = Meter(self.plan.timesteps, self.max_rows, self.row_sizes, on_step)
         seeds = [self.plan.seeds[image] for image in images]
         begin = time.perf_counter()
-        with attached(self.pipe, sources.__getitem__, len(images), seeds, meter) as generators:
+        rows = self._rows(sources, len(images))
+        with attached(self.pipe, rows, seeds, meter) as generators:
             arguments = self.arguments.of([self.plan.prompt_of(image) for image in images])
             output = self.pipe(**arguments, generator=generators)
         end = time.perf_counter()
@@ -140,9 +160,24 @@ class Run:
             images=images,
             output=output,
             failed=tuple(image for image, good in zip(images, finite, strict=True) if not good),
-            cost=Cost(meter.rows, meter.rows_asked),
+            cost=Cost(meter.rows + meter.rows_filled, meter.rows_asked),
+            spared={what: meter.rows_spared[what] for what in SPARED},
+            steps=(letters := step_letters(rows, meter.computed, len(images), self.plan.timesteps)),
+            rows=image_rows(letters, sources, self.plan.guidance_rows),
             seconds={"embed": started - begin, "denoise": ended - started, "decode": end - ended},
         )
+
+    def _rows(self, sources: list[tuple[int, ...]], images: int) -> RowPlan:
+        """Where the rows of one call come from. A new policy each time: what it remembers is of these images."""
+        policy, interval = None, None
+        if self.guidance_interval is not None:
+            start, stop = (round(fraction * self.plan.timesteps) for fraction in self.guidance_interval)
+            interval = (start, stop)
+        if self.skipping is not None:
+            policy = policy_of(self.skipping, images, self.plan.timesteps, jumps(sources, interval or ()).__getitem__)
+        first = type(self.pipe).__name__.startswith(CONDITIONAL_FIRST)
+        tokens = None if self.skipping is None else self.skipping.tokens
+        return RowPlan(sources.__getitem__, policy, interval, 0 if first else 1, tokens)
 
     def _check(self, meter: Meter, predicted: Cost) -> None:
         """What was counted must be what was planned; of rows a wrong prediction is said, and the count is reported."""
@@ -153,7 +188,8 @@ class Run:
                 f"{type(self.pipe).__name__} took {meter.step} scheduler steps with these arguments, and "
                 f"{self.plan.timesteps} were planned: images may have shared too much. Use sharing=None."
             )
-        if meter.rows != predicted.used and not self._warned:
+        spared = meter.rows_spared["skipping"] + meter.rows_spared["guidance"]
+        if meter.rows + spared != predicted.used and not self._warned:
             self._warned = True
             warnings.warn(
                 f"{type(self.pipe).__name__} took {meter.rows} denoiser rows where {predicted.used} were predicted: "
@@ -178,6 +214,42 @@ def partition(trees: Sequence[Branch], timesteps: int) -> list[tuple[int, ...]]:
     return [*sources, tuple(range(len(images)))]
 
 
+def step_letters(rows: RowPlan, computed: Sequence[tuple[bool, ...]], images: int, timesteps: int) -> tuple[str, ...]:
+    """What happened to each image at each timestep, as in `Wave.steps`."""
+    letters = [""] * images
+    for step in range(timesteps):
+        sources = rows.sources(step)
+        members = Counter(sources)
+        for image, source in enumerate(sources):
+            known = not computed or step >= len(computed) or computed[step][image]
+            letter = "p" if not known else "s" if members[source] > 1 else "c"
+            letters[image] += letter if rows.unguided(step) else letter.upper()
+    return tuple(letters)
+
+
+def image_rows(letters: Sequence[str], sources: Sequence[tuple[int, ...]], guidance_rows: int) -> tuple[float, ...]:
+    """The rows of each image: `guidance_rows` for a computed step, 1 where guidance was off, none for a prediction."""
+    rows = [0.0] * len(letters)
+    for step in range(len(letters[0]) if letters else 0):
+        members = Counter(sources[step])
+        for image, own in enumerate(letters):
+            if own[step] not in "Pp":
+                whole = guidance_rows if own[step].isupper() else 1
+                rows[image] += whole / members[sources[step][image]]
+    return tuple(rows)
+
+
+def jumps(sources: Sequence[tuple[int, ...]], switches: Collection[int]) -> list[frozenset[int]]:
+    """For every timestep, and for the one after the last, the images whose outputs jump there: those whose group has
+    just parted, and all where guidance is switched on or off."""
+    everyone, found = frozenset(range(len(sources[0]))), [frozenset[int]()]
+    for step, (before, now) in enumerate(itertools.pairwise(sources), start=1):
+        old, new = (Counter(row) for row in (before, now))
+        parted = frozenset(i for i in everyone if old[before[i]] != new[now[i]])
+        found.append(everyone if step in switches else parted)
+    return [*found, frozenset()]
+
+
 def prepare(
     pipe: Any,
     prompts: Sequence[str] | str | None = None,
@@ -187,7 +259,10 @@ def prepare(
     num_images_per_prompt: int = 1,
     plan: Plan | None = None,
     max_rows: int | None = None,
+    row_sizes: Sequence[int] | None = None,
     wave_size: int = WAVE,
+    skipping: Skipping | None = None,
+    guidance_interval: tuple[float, float] | None = None,
     **arguments: Any,
 ) -> Run:
     """Everything before the first denoiser row: check, embed, group, plan. Arguments as of `generate`."""
@@ -202,11 +277,18 @@ def prepare(
     for name, given, kind, use in (
         ("sharing", sharing, Sharing, "Sharing(share=0.3), say, or None for independent sampling"),
         ("plan", plan, Plan, "Plan.load(path)"),
+        ("skipping", skipping, Skipping, "Skipping(tolerance=0.02), say, or None to compute every evaluation"),
     ):
         if not isinstance(given, kind | None):
             raise CotrunkError(f"{name} is a {type(given).__name__}: give {use}.")
-    check_pipeline(pipe, max_rows=max_rows)
+    if getattr(pipe, "_cotrunk", None) is not None:
+        raise CotrunkError(f"This {type(pipe).__name__} is accelerated: call remove() on what accelerate gave first.")
+    check_pipeline(pipe, max_rows=max_rows, alone=skipping is not None or guidance_interval is not None)
     _check_seed(seed)
+    check_interval(guidance_interval)
+    check_row_sizes(row_sizes)
+    if skipping is not None:
+        read_schedule(pipe.scheduler, ())
     if "prompt" in arguments and prompts is None:  # as the pipelines call it
         prompts = arguments.pop("prompt")
     elif "prompt" in arguments:
@@ -264,7 +346,8 @@ def prepare(
             "The plan shares between prompts that differ in another argument now (a negative prompt, say): "
             "make a new plan."
         )
-    return Run(pipe, plan, own, max_rows, wave_size, {"embed": time.perf_counter() - begin})
+    seconds = {"embed": time.perf_counter() - begin}
+    return Run(pipe, plan, own, max_rows, row_sizes, wave_size, skipping, guidance_interval, seconds)
 
 
 def generate(
@@ -276,7 +359,10 @@ def generate(
     num_images_per_prompt: int = 1,
     plan: Plan | None = None,
     max_rows: int | None = None,
+    row_sizes: Sequence[int] | None = None,
     wave_size: int = WAVE,
+    skipping: Skipping | None = None,
+    guidance_interval: tuple[float, float] | None = None,
     on_wave: Callable[[Wave], None] | None = None,
     on_step: Callable[[Meter], None] | None = None,
     **arguments: Any,
@@ -296,7 +382,14 @@ def generate(
         plan: replay this plan instead of making one (`sharing`, `seed` and `num_images_per_prompt` are the plan's).
         max_rows: largest number of denoiser rows in one forward; None for no limit. Halves by itself when the
             device runs out of memory.
+        row_sizes: the numbers of rows that a forward may have, (2, 4, 8, 16, 32) say: it is filled up with copies to
+            the next of them, which count as computed. A compiled denoiser then meets few shapes, though sharing and
+            skipping make the number of rows go up and down. None for any number.
         wave_size: largest number of images in one call of the pipeline; groups are never cut.
+        skipping: let every image leave out evaluations where its own trajectory is smooth (SADA); comes on top of
+            sharing. None computes all.
+        guidance_interval: guidance is on between these fractions of the steps, and off (one row instead of two) before
+            and after (Kynkaanniemi et al. 2024). None for all steps.
         on_wave: called with every finished `Wave`.
         on_step: called after every scheduler step with the wave's `Meter`.
         **arguments: anything the pipeline takes. A list (or tensor) with one entry a prompt goes along with the
@@ -317,7 +410,10 @@ def generate(
         num_images_per_prompt=num_images_per_prompt,
         plan=plan,
         max_rows=max_rows,
+        row_sizes=row_sizes,
         wave_size=wave_size,
+        skipping=skipping,
+        guidance_interval=guidance_interval,
         **arguments,
     )
     waves = []
@@ -331,6 +427,7 @@ def generate(
         output=_merge(waves),
         plan=run.plan,
         cost=sum((wave.cost for wave in waves), Cost(0, 0)),
+        spared={what: sum(wave.spared[what] for wave in waves) for what in SPARED},
         failed=tuple(sorted(image for wave in waves for image in wave.failed)),
         seconds={**seconds, "total": time.perf_counter() - begin},
     )
@@ -365,6 +462,14 @@ def _check_seed(seed: Any) -> None:
     seeds = seed if isinstance(seed, list | tuple) else [seed]
     if not all(isinstance(s, int) and not isinstance(s, bool) and 0 <= s < 2**63 for s in seeds):
         raise CotrunkError(f"seed {seed!r} is not a whole number from 0 to 2**63 - 1, or a list with one a prompt.")
+
+
+def check_row_sizes(sizes: Any) -> None:
+    if sizes is None:
+        return
+    listed = isinstance(sizes, list | tuple) and len(sizes) > 0
+    if not listed or not all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in sizes):
+        raise CotrunkError(f"row_sizes {sizes!r} is no list of whole numbers of 1 or more: use (2, 4, 8, 16, 32), say.")
 
 
 def _merge(waves: Sequence[Wave]) -> Any:

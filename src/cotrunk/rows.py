@@ -51,23 +51,45 @@ class Folding:
     Args:
         sources: for each of N images the image whose row it takes; `sources[i] == i` for one that runs.
         rows: R, a multiple of N: with concatenated guidance, copy k of image i is row k * N + i.
+        computed: for each image whether its rows run at all; the outputs of the others are nobody's. None for all.
+        copy: the copy whose rows stand for those of all copies (guidance off); None if each has its own.
+
+    Attributes:
+        live: the rows that run. `shared`, `unguided` and `predicted` count the others, by what spared them first.
     """
 
-    def __init__(self, sources: Sequence[int], rows: int, device: torch.device) -> None:
+    def __init__(
+        self,
+        sources: Sequence[int],
+        rows: int,
+        device: torch.device,
+        *,
+        computed: Sequence[bool] | None = None,
+        copy: int | None = None,
+    ) -> None:
         images = len(sources)
-        tiled = [copy * images + source for copy in range(rows // images) for source in sources]
-        self.rows, self.live = rows, sorted(set(tiled))
+        shared = [k * images + source for k in range(rows // images) for source in sources]
+        guided = shared if copy is None else [copy * images + row % images for row in shared]
+        self.rows = rows
+        self.live = sorted({row for row in guided if computed is None or computed[row % images]})
+        self.shared = rows - len(set(shared))
+        self.unguided = len(set(shared)) - len(set(guided))
+        self.predicted = len(set(guided)) - len(self.live)
         place = {row: i for i, row in enumerate(self.live)}
         self.members: list[list[int]] = [[] for _ in self.live]
-        for row, source in enumerate(tiled):
-            self.members[place[source]].append(row)
+        for row, source in enumerate(shared):
+            if source in place:
+                self.members[place[source]].append(row)
+        if not self.live:
+            return
         largest = max(map(len, self.members))
         # padded with the representative, whose difference to itself adds nothing to a mean
         padded = [own + [own[0]] * (largest - len(own)) for own in self.members]
         self._live = torch.tensor(self.live, device=device)
         self._padded = torch.tensor(padded, device=device)
         self._counts = torch.tensor([len(own) for own in self.members], device=device)
-        self.inverse = torch.tensor([place[source] for source in tiled], device=device)
+        # -1 for rows that are not computed
+        self.inverse = torch.tensor([place.get(row, -1) for row in guided], device=device)
 
     @property
     def is_identity(self) -> bool:
@@ -167,19 +189,35 @@ def _mean_of_ragged(rows: list[torch.Tensor]) -> torch.Tensor:
     return (first + difference / count).to(longest.dtype)
 
 
-def take(named: dict[str, Any], rows: int, start: int, stop: int) -> dict[str, Any]:
-    """Rows `start` to `stop` of the arguments of a call of `rows` rows."""
+def pick(named: dict[str, Any], rows: int, which: slice | list[int]) -> dict[str, Any]:
+    """Some rows of the arguments of a call of `rows` rows."""
 
     def part(name: str, value: Any) -> Any:
         if name in SHARED or value is None:
             return value
         if isinstance(value, dict):
-            return take(value, rows, start, stop)
+            return pick(value, rows, which)
         if name in ROW_LISTS and isinstance(value, list) and len(value) == rows:
-            return value[start:stop]
-        return tree_map_only(torch.Tensor, lambda x: x[start:stop] if _has_rows(x, rows) else x, value)
+            return value[which] if isinstance(which, slice) else [value[row] for row in which]
+        return tree_map_only(torch.Tensor, lambda x: x[which] if _has_rows(x, rows) else x, value)
 
     return {name: part(name, value) for name, value in named.items()}
+
+
+def fill(named: dict[str, Any], rows: int, size: int) -> dict[str, Any]:
+    """The arguments of a call of `rows` rows with its last row repeated until there are `size`."""
+
+    def filled(name: str, value: Any) -> Any:
+        if name in SHARED or value is None:
+            return value
+        if isinstance(value, dict):
+            return fill(value, rows, size)
+        if name in ROW_LISTS and isinstance(value, list) and len(value) == rows:
+            return [*value, *[value[-1]] * (size - rows)]
+        last = [*range(rows), *[rows - 1] * (size - rows)]
+        return tree_map_only(torch.Tensor, lambda x: x[last] if _has_rows(x, rows) else x, value)
+
+    return {name: filled(name, value) for name, value in named.items()}
 
 
 def assemble(parts: list[Any], sizes: list[int], inverse: torch.Tensor | None, *, listed: bool = False) -> Any:

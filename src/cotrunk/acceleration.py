@@ -1,0 +1,124 @@
+"""Skipping without sharing: one line makes an ordinary pipeline leave evaluations out, another takes that back."""
+
+import functools
+import sys
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+
+from .denoiser import Meter, RowPlan, attached, check_pipeline
+from .errors import CotrunkError
+from .noise import read_schedule
+from .skipping import Skipping
+from .solver import Solver
+from .stability import Policy, policy_of
+
+
+class Acceleration:
+    """A pipeline that leaves evaluations out. Each of its calls is a new run, with a history of its own.
+
+    Attributes:
+        rows, rows_asked: denoiser rows computed, and those that the pipeline asked for, over all its calls so far.
+    """
+
+    def __init__(self, pipe: Any, skipping: Skipping) -> None:
+        self.rows = self.rows_asked = 0
+        self._pipe, self._skipping, self._kind = pipe, skipping, type(pipe)
+
+        @functools.wraps(self._kind.__call__)
+        def skipping_call(pipe: Any, *args: Any, **kwargs: Any) -> Any:
+            return self._call(*args, **kwargs)
+
+        # a call looks `__call__` up in the class, so this pipeline gets a class of its own; with the name of the old
+        # one, which is what a saved pipeline records
+        members = {"__call__": skipping_call, "__module__": self._kind.__module__, "__doc__": self._kind.__doc__}
+        pipe.__class__ = type(self._kind.__name__, (self._kind,), members | {"_cotrunk": self})
+
+    def remove(self) -> None:
+        """Make the pipeline what it was before."""
+        if getattr(self._pipe, "_cotrunk", None) is self:
+            self._pipe.__class__ = self._kind
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.remove()
+
+    def _call(self, *args: Any, **kwargs: Any) -> Any:
+        check_pipeline(self._pipe, max_rows=None, alone=True)  # caches may have been enabled meanwhile
+        meter, policy = Meter(sys.maxsize), _FirstSight(self._skipping, self._pipe)
+        try:
+            rows = RowPlan(lambda step: policy.everyone, policy, tokens=self._skipping.tokens)
+            with attached(self._pipe, rows, None, meter):
+                return self._kind.__call__(self._pipe, *args, **kwargs)
+        finally:
+            self.rows += meter.rows
+            self.rows_asked += meter.rows_asked
+
+
+def accelerate(pipe: Any, skipping: Skipping = Skipping()) -> Acceleration:  # noqa: B008 (frozen)
+    """Let a pipeline leave out evaluations of its denoiser where an image's own trajectory is smooth (SADA).
+
+    For good, until `remove()`, or in a `with` block:
+
+        with accelerate(pipe, skipping=Skipping(tolerance=0.02)) as acceleration:
+            images = pipe("a red apple").images
+        print(acceleration.rows, "of", acceleration.rows_asked)
+
+    Raises:
+        CotrunkError: a pipeline that cotrunk cannot handle, or one that is accelerated already.
+    """
+    if not isinstance(skipping, Skipping):
+        raise CotrunkError(f"skipping is a {type(skipping).__name__}: give Skipping(tolerance=0.02), say.")
+    if getattr(pipe, "_cotrunk", None) is not None:
+        raise CotrunkError(f"This {type(pipe).__name__} is accelerated already: call remove() on what accelerate gave.")
+    check_pipeline(pipe, max_rows=None, alone=True)
+    read_schedule(pipe.scheduler, ())
+    return Acceleration(pipe, skipping)
+
+
+class _FirstSight:
+    """A policy that begins when the first sample tells how many images there are, and again with every further run of
+    the scheduler in the same call (a second video chunk, say)."""
+
+    def __init__(self, skipping: Skipping, pipe: Any) -> None:
+        self._skipping, self._pipe = skipping, pipe
+        self._policy: Policy | None = None
+        self._begun, self._timesteps = 0, 0
+        self.everyone: tuple[int, ...] = ()
+        self.correcting = True
+        self.unstable: torch.Tensor | None = None
+
+    def computes(self, step: int) -> tuple[bool, ...]:
+        own = self._own(step)
+        return () if own is None else own.computes(step - self._begun)
+
+    def partial(self, step: int) -> tuple[bool, ...]:
+        own = self._own(step)
+        return (False,) * len(self.everyone) if own is None else own.partial(step - self._begun)
+
+    def observe(
+        self, step: int, computed: tuple[bool, ...], solver: Solver, output: torch.Tensor, sample: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        policy = self._own(step)
+        if policy is None:
+            self._begun, self.everyone = step, tuple(range(len(sample)))
+            left, asked = len(solver.timesteps()), getattr(self._pipe, "_num_timesteps", None)
+            # a run may end before its scheduler does (`denoising_end`), which only the pipeline knows
+            self._timesteps = min(left, asked) if isinstance(asked, int) and asked > 0 else left
+            policy = self._policy = policy_of(self._skipping, len(sample), self._timesteps)
+        policy.correcting = self.correcting and policy.correcting
+        self.correcting = policy.correcting  # what does not correct needs no marks
+        seen = policy.observe(step - self._begun, computed, solver, output, sample)
+        self.unstable = policy.unstable
+        return seen
+
+    def after(self, step: int, new_sample: torch.Tensor) -> None:
+        if (own := self._own(step)) is not None:
+            own.after(step - self._begun, new_sample)
+
+    def _own(self, step: int) -> Policy | None:
+        """The policy of the run that this step belongs to, if it has begun."""
+        return self._policy if step - self._begun < self._timesteps else None

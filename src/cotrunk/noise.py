@@ -1,0 +1,110 @@
+"""The noise schedule of a scheduler: at each timestep, how much is signal and how much is noise.
+
+Every diffusion model here sees alpha * data + sigma * noise, or that divided by alpha. What its output means (noise,
+data, velocity) and the pair (alpha, sigma) are all that prediction and correction of outputs need; both are read off
+the scheduler, which is never changed.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from .errors import CotrunkError
+
+KINDS = ("epsilon", "v_prediction", "sample", "flow")
+FAINTEST = 0.05  # below this alpha a sample counts as if it held this much data
+
+
+@dataclass(frozen=True)
+class NoiseSchedule:
+    """What a model's output means, and the noise at each step of one run.
+
+    Attributes:
+        kind: "epsilon" (noise), "sample" (data), "v_prediction" (alpha * noise - sigma * data) or "flow"
+            (noise - data, with alpha = 1 - sigma).
+        levels: (alpha, sigma) at each timestep of the run.
+        timesteps, trained: the timesteps themselves, and the number of them that the model was trained on.
+        divided: whether the scheduler's samples are data + (sigma / alpha) * noise (Euler and its like).
+    """
+
+    kind: str
+    levels: tuple[tuple[float, float], ...]
+    timesteps: tuple[float, ...]
+    trained: float
+    divided: bool
+
+    def time(self, step: int) -> float:
+        """The time in which a model's output moves evenly: asinh(sigma / alpha), which falls as steps go on.
+
+        Where there is hardly any data it is the logarithm of the noise-to-signal ratio, in which the data prediction
+        begins to take shape; towards the end it is the ratio itself.
+        """
+        alpha, sigma = self.levels[step]
+        return math.asinh(sigma / max(alpha, 1e-3))
+
+    def data_of(self, step: int, sample: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
+        """The data that an output predicts, given the sample (not divided by alpha) that it was computed from."""
+        alpha, sigma = self.levels[step]
+        if self.kind == "epsilon":
+            return (sample - sigma * output) / max(alpha, 1e-8)
+        if self.kind == "v_prediction":
+            return alpha * sample - sigma * output
+        return output if self.kind == "sample" else sample - sigma * output
+
+    def output_for(self, step: int, sample: torch.Tensor, data: torch.Tensor) -> torch.Tensor:
+        """The output that predicts this data: the inverse of `data_of`."""
+        alpha, sigma = self.levels[step]
+        if self.kind == "epsilon":
+            return (sample - alpha * data) / max(sigma, 1e-8)
+        if self.kind == "v_prediction":
+            return (alpha * sample - data) / max(sigma, 1e-8)
+        return data if self.kind == "sample" else (sample - data) / max(sigma, 1e-8)
+
+    def drift(self, step: int) -> float:
+        """What an error of the model's output at this step changes in the image that is taking shape, in units of the
+        data: the change of the sample at the next step by the first-order solver (DDIM, Euler), over alpha. Where there
+        is hardly any data yet, the smallest errors matter most."""
+        (alpha, sigma), (alpha_next, sigma_next) = self.levels[step : step + 2]
+        if self.kind == "epsilon":
+            change = sigma_next - sigma * alpha_next / max(alpha, 1e-8)
+        elif self.kind == "sample":
+            change = alpha_next - alpha * sigma_next / max(sigma, 1e-8)
+        else:
+            change = sigma_next * alpha - sigma * alpha_next
+        return abs(change) / max(alpha, FAINTEST)
+
+
+def read_schedule(scheduler: Any, timesteps: Sequence[float]) -> NoiseSchedule:
+    """The noise schedule of a scheduler at these timesteps.
+
+    Raises:
+        CotrunkError: a scheduler that does not say what its model predicts or how noisy a timestep is.
+    """
+    config, name = scheduler.config, type(scheduler).__name__
+    count = float(config.get("num_train_timesteps") or 0)
+    prediction = config.get("prediction_type") or ("epsilon" if hasattr(scheduler, "alphas_cumprod") else None)
+    # sigmas that grow, and timesteps that are no index: what a timestep means is another thing there
+    is_odd = config.get("invert_sigmas") or config.get("timestep_type") == "continuous"
+    if is_odd:
+        raise CotrunkError(f"{name} does not say how noisy a timestep is: run it without skipping.")
+    if name.startswith("FlowMatch") or prediction == "flow_prediction":
+        if not count:
+            raise CotrunkError(f"{name} does not say how noisy a timestep is: run it without skipping.")
+        sigmas = [min(1.0, float(t) / count) for t in timesteps]
+        return NoiseSchedule("flow", tuple((1 - s, s) for s in sigmas), tuple(timesteps), count, divided=False)
+    if prediction not in KINDS or not isinstance(getattr(scheduler, "alphas_cumprod", None), torch.Tensor):
+        raise CotrunkError(f"{name} does not say how noisy a timestep is: run it without skipping.")
+    signal = scheduler.alphas_cumprod.detach().double().cpu()
+    levels = []
+    for t in timesteps:
+        # some schedulers have timesteps between the trained ones
+        low = min(max(math.floor(t), 0), len(signal) - 1)
+        high, part = min(low + 1, len(signal) - 1), float(t) - math.floor(t)
+        share = float(torch.lerp(signal[low], signal[high], part))
+        levels.append((math.sqrt(share), math.sqrt(max(0.0, 1 - share))))
+    # samples of Euler and its like start from noise of deviation sigma / alpha, which they compute; the others' from 1
+    divided = isinstance(getattr(type(scheduler), "init_noise_sigma", None), property)
+    return NoiseSchedule(prediction, tuple(levels), tuple(timesteps), count, divided)

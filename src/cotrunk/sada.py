@@ -1,0 +1,141 @@
+"""SADA as published (Jiang et al., ICML 2025), for comparison: the criterion of the paper, and what its code does.
+
+`stability.py` is what cotrunk uses. The two rules here follow Criterion 3.4 and Theorems 3.5 to 3.7, per image where
+the released code takes one decision for a whole batch:
+
+- `paper`: third-order extrapolation of the sample with the coefficients 5/6, 5/6, -2/3 and the true step in time.
+- `released`: coefficients 5/8, 6/8, -3/8, and a step in time that is too short by (training steps / inference steps).
+
+Both reuse the last noise at a skipped step, and in the second half compute every fourth step only, with the data
+prediction extrapolated by a polynomial through four nodes in the index of the step. As in the code, the nodes may be
+predictions themselves.
+"""
+
+from typing import Any
+
+import torch
+
+from .errors import CotrunkError
+from .noise import NoiseSchedule, read_schedule
+from .solver import Solver
+from .stability import Jumps, along, lagrange, no_images
+
+COEFFICIENTS = {"paper": (5 / 6, 5 / 6, -2 / 3), "released": (5 / 8, 6 / 8, -3 / 8)}
+# at 50 steps: skipping from step 10 to 47, by the polynomial from step 24 on; the same fractions at other numbers
+FIRST, STOP, TAIL = 10 / 50, 47 / 50, 24 / 50
+INTERVAL = 4  # in the tail one step in so many is computed; also the most skipped in a row before it
+TERMS = 4  # nodes of the polynomial
+
+
+class Sada:
+    """The images of one call of the pipeline under one of the two published rules.
+
+    Args:
+        rule: "paper" or "released".
+        images: N.
+        timesteps: scheduler steps of the call.
+        jumps: images whose outputs change abruptly at a step: it is computed, and so is the one before.
+    """
+
+    def __init__(self, rule: str, images: int, timesteps: int, jumps: Jumps = no_images) -> None:
+        self.rule, self.timesteps, self.jumps = rule, timesteps, jumps
+        self.skip = [False] * images  # at the step to come
+        self.in_a_row = [0] * images
+        self.schedule: NoiseSchedule | None = None
+        self.gradients: list[torch.Tensor] = []  # dx/dt of the last three steps, latest first
+        self.nodes: list[tuple[int, torch.Tensor]] = []  # (step, data prediction) of the tail
+        self.data: torch.Tensor | None = None  # data predictions for the images to skip
+        self.noise: torch.Tensor | None = None
+        self.before: torch.Tensor  # the sample of the step at hand, not divided by alpha
+        self.correcting = False
+        self.unstable: torch.Tensor | None = None
+
+    def computes(self, step: int) -> tuple[bool, ...]:
+        """For each image, whether the denoiser is to compute it at this step."""
+        around = {*self.jumps(step), *self.jumps(step + 1)}
+        return tuple(not skip or image in around for image, skip in enumerate(self.skip))
+
+    def partial(self, step: int) -> tuple[bool, ...]:
+        """All tokens are computed: pruning them is left to `tokens.py`."""
+        return (False,) * len(self.skip)
+
+    def observe(
+        self, step: int, computed: tuple[bool, ...], solver: Solver, output: torch.Tensor, sample: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Output and sample (N, ...) for `scheduler.step`: skipped images get the output that predicts their data.
+
+        Raises:
+            CotrunkError: a scheduler whose noise schedule cannot be read.
+        """
+        scheduler = solver.scheduler
+        if self.schedule is None:
+            self.schedule = read_schedule(scheduler, solver.timesteps()[: self.timesteps].tolist())
+            if output.shape != sample.shape:
+                raise CotrunkError(f"The rule {self.rule!r} knows no learned variances: use the rule 'error'.")
+        alpha, sigma = self.schedule.levels[step]
+        x = (sample * alpha if self.schedule.divided else sample).float()
+        self.skip = [not known for known in computed]
+        if self.data is not None and any(self.skip):
+            made = self.schedule.output_for(step, x, self.data).to(output.dtype)
+            output = torch.where(along(self.skip, output), made, output)
+        data = self.schedule.data_of(step, x, output.float())
+        noise = (x - alpha * data) / max(sigma, 1e-8)
+        if self.noise is not None:  # a skipped step has no noise of its own: the last one is reused
+            noise = torch.where(along(self.skip, noise), self.noise, noise)
+        self.noise = noise
+        if step % INTERVAL == 1:
+            self.nodes = [*self.nodes, (step, data)][-TERMS:]
+        self.gradients = [self._gradient(scheduler, step, x, noise), *self.gradients][:3]
+        self.before = x
+        return output, sample
+
+    def after(self, step: int, new_sample: torch.Tensor) -> None:
+        """Decide what is skipped at the next step, knowing where the solver went. new_sample: (N, ...)."""
+        assert self.schedule is not None
+        if step + 1 >= self.timesteps:
+            return
+        alpha, _ = self.schedule.levels[step + 1]
+        x = (new_sample * alpha if self.schedule.divided else new_sample).float()
+        stable = [False] * len(self.skip)
+        guess = x
+        if len(self.gradients) == 3:
+            y, y1, y2 = self.gradients
+            c, c1, c2 = COEFFICIENTS[self.rule]
+            guess = self.before - self._step_in_time(step) * (c * y + c1 * y1 + c2 * y2)
+            criterion = ((x - guess) * (y - 2 * y1 + y2)).flatten(1).mean(dim=1)
+            stable = (criterion <= 0).tolist()
+        tail = step >= round(TAIL * self.timesteps) and len(self.nodes) == TERMS
+        inside = max(3, round(FIRST * self.timesteps)) <= step < round(STOP * self.timesteps)
+        inside = inside and step + 2 < self.timesteps
+        for image, is_stable in enumerate(stable):
+            wanted = step % INTERVAL != 0 if tail else is_stable
+            self.skip[image] = inside and wanted and self.in_a_row[image] < INTERVAL
+            self.in_a_row[image] = self.in_a_row[image] + 1 if self.skip[image] else 0
+        if not any(self.skip):
+            return
+        if tail:
+            weights = lagrange([float(at) for at, _ in self.nodes], float(step + 1))
+            self.data = torch.stack([w * data for w, (_, data) in zip(weights, self.nodes, strict=True)]).sum(dim=0)
+        else:
+            alpha, sigma = self.schedule.levels[step + 1]
+            assert self.noise is not None
+            self.data = (guess - sigma * self.noise) / max(alpha, 1e-8)
+
+    def _gradient(self, scheduler: Any, step: int, x: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+        """dx/dt of the probability flow; t runs from 0 to 1."""
+        assert self.schedule is not None
+        alpha, sigma = self.schedule.levels[step]
+        if self.schedule.kind == "flow":
+            return (noise - x) / max(alpha, 1e-8)
+        beta = float(scheduler.betas[min(int(self.schedule.timesteps[step]), len(scheduler.betas) - 1)])
+        # the released code multiplies by the number of inference steps where the schedule has its training steps
+        rate = beta * (self.timesteps if self.rule == "released" else len(scheduler.betas))
+        return 0.5 * rate * (noise / max(sigma, 1e-8) - x)
+
+    def _step_in_time(self, step: int) -> float:
+        assert self.schedule is not None
+        if self.rule == "released":
+            return 1 / self.timesteps
+        if self.schedule.kind == "flow":
+            return self.schedule.levels[step][1] - self.schedule.levels[step + 1][1]
+        return (self.schedule.timesteps[step] - self.schedule.timesteps[step + 1]) / self.schedule.trained

@@ -1,0 +1,352 @@
+"""Outputs of the denoiser that need not be computed: predicted from an image's own earlier ones, and put right later.
+
+The model output of an image moves smoothly along its trajectory. Where it does, an evaluation is left out and the
+output extrapolated from the last computed ones (never from predictions). At the next computed step the output is known
+on both sides of the gap: the solver then takes the steps of the gap again, with outputs that are interpolated, which is
+several times closer and costs no evaluation.
+
+All of it is per image: its history, its decisions, its correction. It happens around `scheduler.step`, on the guided
+output, so that guidance of any kind, one call of the denoiser or several, and every solver keep working.
+"""
+
+import math
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+
+from .noise import NoiseSchedule, read_schedule
+from .skipping import Skipping
+from .solver import Solver
+
+NODES = 3  # computed outputs that are kept for each image: enough for a quadratic
+KNOTS = {"reuse": 1, "linear": 2, "quadratic": 3, "damped": 2}  # of them a prediction rests on
+FIRST = 3  # steps that are computed before anything is predicted
+STEEPEST = 7.0  # most that an extrapolation may amplify noise in the outputs: the sum of its weights' sizes
+GROWTH = 1.25  # a prediction's error grows with the distance to the last node to this power (measured on `mini`)
+
+
+Jumps = Callable[[int], Collection[int]]  # step -> images whose outputs from here on belong to another function
+
+
+def no_images(step: int) -> Collection[int]:
+    return ()
+
+
+class Policy(Protocol):
+    """Which images the denoiser computes, and what stands in for the outputs of the others."""
+
+    correcting: bool
+    unstable: torch.Tensor | None  # (N, places ...) how far the prediction was off at each place of the latents
+
+    def computes(self, step: int) -> tuple[bool, ...]:
+        """For each image, whether the denoiser is to compute it at this step."""
+
+    def partial(self, step: int) -> tuple[bool, ...]:
+        """For each image that is computed at this step, whether some of its tokens are enough."""
+
+    def observe(
+        self, step: int, computed: tuple[bool, ...], solver: Solver, output: torch.Tensor, sample: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Output and sample (N, ...) to give `scheduler.step` instead of these. computed: for each image, whether the
+        denoiser did."""
+
+    def after(self, step: int, new_sample: torch.Tensor) -> None:
+        """Told where the solver went."""
+
+
+@dataclass(frozen=True)
+class Miss:
+    """By how much a prediction missed a computed output.
+
+    Attributes:
+        size: RMS of (prediction - output) over RMS of the output.
+        distance: in time, from the last node.
+    """
+
+    size: float
+    distance: float
+
+
+@dataclass
+class History:
+    """What is known of one image.
+
+    Attributes:
+        times: of its computed outputs, in the slots 0, 1, ... of `Trajectories.outputs`: latest first.
+        last: the step at which the latest was computed.
+        miss: of the last prediction that could be tried; None before there was one.
+        damping: the part of its trend that the output kept between the last two nodes, 0 to 1.
+        resume: the step at which the denoiser computes this image again.
+    """
+
+    times: list[float] = field(default_factory=list)
+    last: int = -1
+    miss: Miss | None = None
+    damping: float = 1.0
+    resume: int = 0
+
+    def forget(self) -> None:
+        """What was computed so far says nothing about what comes."""
+        self.times, self.miss, self.damping = [], None, 1.0
+
+    def between(self, now: float, time: float) -> list[float]:
+        """Weights of the output computed now, and of the slots, in what lies between them at `time`."""
+        # rounded timesteps may repeat: equal knots are no two knots
+        slots = [slot for slot, knot in enumerate(self.times[: NODES - 1]) if not same(knot, now)]
+        own, *others = lagrange([now, *(self.times[slot] for slot in slots)], time)
+        weights = [0.0] * len(self.times)
+        for slot, weight in zip(slots, others, strict=True):
+            weights[slot] = weight
+        return [own, *weights]
+
+
+class Trajectories:
+    """The images of one call of the pipeline on their way from noise to data.
+
+    Args:
+        skipping: the rule and its limits.
+        images: N.
+        timesteps: scheduler steps of the call.
+        jumps: images whose outputs change abruptly at a step: nothing is predicted across it.
+    """
+
+    def __init__(self, skipping: Skipping, images: int, timesteps: int, jumps: Jumps = no_images) -> None:
+        self.skipping, self.timesteps, self.jumps = skipping, timesteps, jumps
+        self.histories = [History() for _ in range(images)]
+        self.schedule: NoiseSchedule | None = None
+        self.outputs: list[torch.Tensor] = []  # (N, ...) each: slot k holds every image's k-th latest computed output
+        self.used: dict[int, torch.Tensor] = {}  # (N, ...) outputs that the solver got, since the first open gap
+        self.correcting = skipping.correct
+        self.unstable: torch.Tensor | None = None
+
+    def computes(self, step: int) -> tuple[bool, ...]:
+        """For each image, whether the denoiser is to compute it at this step."""
+        around = self._around(step)
+        return tuple(step >= history.resume or image in around for image, history in enumerate(self.histories))
+
+    def _around(self, step: int) -> set[int]:
+        """Images that are computed whatever the rule says: a jump is at this step, or at the next one, before which
+        what was predicted is put right."""
+        return {*self.jumps(step), *self.jumps(step + 1)}
+
+    def partial(self, step: int) -> tuple[bool, ...]:
+        """For each image that is computed at this step, whether some of its tokens are enough: whenever it is known
+        which, and neither the steps around a jump nor the last one."""
+        around, skipping = self._around(step), self.skipping
+        within = skipping.tokens is not None and step < self.timesteps - 1
+        within = within and not (skipping.rule == "error" and skipping.tolerance == 0)
+        return tuple(within and h.miss is not None and i not in around for i, h in enumerate(self.histories))
+
+    def observe(
+        self, step: int, computed: tuple[bool, ...], solver: Solver, output: torch.Tensor, sample: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Output and sample (N, ...) for `scheduler.step`: with predictions where the denoiser did not compute, and
+        with samples corrected where it did.
+
+        Raises:
+            CotrunkError: a scheduler whose noise schedule cannot be read.
+        """
+        if self.schedule is None:
+            timesteps = solver.timesteps()[: self.timesteps]
+            self.schedule = read_schedule(solver.scheduler, timesteps.tolist())
+        for image in self.jumps(step):
+            self.histories[image].forget()
+        time = self.schedule.time(step)
+        if not all(computed):
+            weights = [
+                [] if known else self._weights(h, time) for h, known in zip(self.histories, computed, strict=True)
+            ]
+            guess = self._combined(weights).to(output.dtype)
+            output = torch.where(along(computed, output), output, guess)
+        if self.correcting:
+            sample = self._corrected(step, time, computed, solver, output, sample)
+            self.used[step] = output
+        if any(computed):
+            self._learn(step, time, computed, output)
+        return output, sample
+
+    def after(self, step: int, new_sample: torch.Tensor) -> None:
+        """Nothing to learn from where the solver went."""
+
+    def _weights(self, history: History, time: float) -> list[float]:
+        """Weights of the slots in the prediction at `time`."""
+        if self.skipping.prediction != "damped" or len(history.times) < 2:
+            return lagrange(history.times[: KNOTS[self.skipping.prediction]], time)
+        latest, before = history.times[:2]
+        change = history.damping * (time - latest) / (latest - before)
+        return [1 + change, -change]
+
+    def _corrected(
+        self,
+        step: int,
+        time: float,
+        computed: tuple[bool, ...],
+        solver: Solver,
+        output: torch.Tensor,
+        sample: torch.Tensor,
+    ) -> torch.Tensor:
+        """The sample, where a gap ends here, as the solver makes it from outputs that are interpolated over the gap."""
+        assert self.schedule is not None
+        ending = [known and 0 <= h.last < step - 1 for h, known in zip(self.histories, computed, strict=True)]
+        if any(ending):
+            start = 1 + min(h.last for h, ends in zip(self.histories, ending, strict=True) if ends)
+            for at in range(start, step):
+                inside = [ends and h.last < at for h, ends in zip(self.histories, ending, strict=True)]
+                weights = [
+                    h.between(time, self.schedule.time(at)) if within else []
+                    for h, within in zip(self.histories, inside, strict=True)
+                ]
+                between = self._combined([own[1:] for own in weights])
+                between += along([own[0] if own else 0.0 for own in weights], between) * output
+                self.used[at] = torch.where(along(inside, output), between.to(output.dtype), self.used[at])
+            # the others are where they were: for them the way was the same
+            sample = torch.where(along(ending, sample), solver.retrace(start, step, self.used), sample)
+        first = 1 + min(step if known else h.last for h, known in zip(self.histories, computed, strict=True))
+        solver.forget(first)
+        for at in [at for at in self.used if at < first]:
+            del self.used[at]
+        return sample
+
+    def _learn(self, step: int, time: float, computed: tuple[bool, ...], output: torch.Tensor) -> None:
+        """Take in the computed outputs and decide what follows."""
+        misses, dampings = self._lessons(time, computed, output)
+        self._push(computed, time, output)
+        for history, known, miss, damping in zip(self.histories, computed, misses, dampings, strict=True):
+            if known:
+                history.last, history.miss, history.damping = step, miss, damping
+                history.resume = step + 1 + self._leave_out(history, step)
+
+    def _lessons(
+        self, time: float, computed: tuple[bool, ...], output: torch.Tensor
+    ) -> tuple[list[Miss | None], list[float]]:
+        """What the computed outputs say about prediction, for each image: by how much it would have missed them, and
+        how far the trend before the last node went on to them: 0 not at all, 1 as it was."""
+        needed = KNOTS[self.skipping.prediction]
+        enough = [
+            known and len(h.times) >= needed and not same(time, h.times[0])
+            for h, known in zip(self.histories, computed, strict=True)
+        ]
+        if not any(enough):
+            return [h.miss for h in self.histories], [h.damping for h in self.histories]
+        weights = [self._weights(h, time) if known else [] for h, known in zip(self.histories, enough, strict=True)]
+        exact = output.to(self.outputs[0].dtype)
+        difference = self._combined(weights) - exact
+        if self.skipping.tokens is not None and output.ndim in (3, 4):
+            # channels come first in latents, and last where they are packed into tokens
+            places = difference.abs().mean(dim=1 if output.ndim == 4 else 2)
+            old = places if self.unstable is None else self.unstable
+            self.unstable = torch.where(along(enough, places), places, old)
+        figures = [_mean_square(difference), _mean_square(exact)]
+        if len(self.outputs) > 1:
+            trend = self.outputs[0] - self.outputs[1]
+            went_on = ((exact - self.outputs[0]) * trend).float().flatten(1).mean(dim=1)
+            figures.append(went_on / _mean_square(trend).clamp(min=1e-20))
+        missed, size, *shares = torch.stack(figures).tolist()  # the one wait for the device in a step
+        misses: list[Miss | None] = []
+        dampings = []
+        for image, history in enumerate(self.histories):
+            if not enough[image]:
+                misses.append(history.miss)
+                dampings.append(history.damping)
+                continue
+            relative = math.sqrt(missed[image] / max(size[image], 1e-12))
+            misses.append(Miss(relative, abs(time - history.times[0])))
+            if shares and len(history.times) > 1:
+                latest, before = history.times[:2]
+                going_on = shares[0][image] * (latest - before) / (time - latest)
+                dampings.append(min(1.0, max(0.0, going_on)) if math.isfinite(going_on) else 1.0)
+            else:
+                dampings.append(1.0)
+        return misses, dampings
+
+    def _combined(self, weights: list[list[float]]) -> torch.Tensor:
+        """(N, ...): for each image the weighted sum of its slots."""
+        total = torch.zeros_like(self.outputs[0])
+        for slot, outputs in enumerate(self.outputs):
+            column = [own[slot] if slot < len(own) else 0.0 for own in weights]
+            if any(column):
+                total += along(column, outputs) * outputs
+        return total
+
+    def _push(self, computed: tuple[bool, ...], time: float, output: torch.Tensor) -> None:
+        """Computed outputs into slot 0; the older ones of these images move on."""
+        output = output.to(torch.promote_types(output.dtype, torch.float32))
+        # a second evaluation at the same time (Heun, PNDM) takes the place of the first
+        again = [bool(h.times) and same(time, h.times[0]) for h in self.histories]
+        moves = [known and not repeated for known, repeated in zip(computed, again, strict=True)]
+        if len(self.outputs) < NODES:
+            self.outputs.append(torch.zeros_like(output))
+        for slot in range(len(self.outputs) - 1, 0, -1):
+            self.outputs[slot] = torch.where(along(moves, output), self.outputs[slot - 1], self.outputs[slot])
+        self.outputs[0] = torch.where(along(computed, output), output, self.outputs[0])
+        for history, moved in zip(self.histories, moves, strict=True):
+            if moved:
+                history.times = [time, *history.times][:NODES]
+
+    def _leave_out(self, history: History, step: int) -> int:
+        """How many evaluations to leave out from the step after this one on."""
+        skipping = self.skipping
+        first, stop = (fraction * self.timesteps for fraction in skipping.window)
+        # the last step is always computed, and no prediction before one has been tried
+        most = min(math.ceil(stop), self.timesteps - 1) - (step + 1)
+        if step + 1 < max(first, FIRST) or history.miss is None or most < 1:
+            return 0
+        if skipping.rule == "fixed":
+            return min(skipping.every - 1, most)
+        return self._within_tolerance(history, history.miss, step, min(most, skipping.longest))
+
+    def _within_tolerance(self, history: History, miss: Miss, step: int, most: int) -> int:
+        """The most steps from the next one on, up to `most`, over which the image drifts by less than the tolerance.
+
+        The miss of the last prediction, scaled to a longer or shorter distance, is the error expected of the next one;
+        each step turns its output's error into a drift of the image, as the first-order solver does.
+        """
+        assert self.schedule is not None
+        if self.skipping.tolerance == 0:
+            return 0
+        drift, latest = 0.0, history.times[0]
+        for left_out in range(most):
+            at = step + 1 + left_out
+            time = self.schedule.time(at)
+            if sum(map(abs, self._weights(history, time))) > STEEPEST:
+                return left_out
+            drift += self.schedule.drift(at) * miss.size * (abs(time - latest) / miss.distance) ** GROWTH
+            if not drift <= self.skipping.tolerance:  # also where it is NaN
+                return left_out
+        return most
+
+
+def same(time: float, other: float) -> bool:
+    return abs(time - other) < 1e-6
+
+
+def _mean_square(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.float().flatten(1).square().mean(dim=1)
+
+
+def lagrange(knots: list[float], time: float) -> list[float]:
+    """Weights of the values at `knots` in the polynomial through them, at `time`."""
+    weights = []
+    for i, own in enumerate(knots):
+        weight = 1.0
+        for j, other in enumerate(knots):
+            if j != i:
+                weight *= (time - other) / (own - other)
+        weights.append(weight)
+    return weights
+
+
+def along(values: Any, like: torch.Tensor) -> torch.Tensor:
+    """(N,) values that multiply or select along the first dimension of a tensor (N, ...)."""
+    return torch.tensor(values).to(like.device, non_blocking=True).reshape(-1, *[1] * (like.ndim - 1))
+
+
+def policy_of(skipping: Skipping, images: int, timesteps: int, jumps: Jumps = no_images) -> Policy:
+    """The policy that follows `skipping.rule`."""
+    if skipping.rule in ("paper", "released"):
+        from .sada import Sada
+
+        return Sada(skipping.rule, images, timesteps, jumps)
+    return Trajectories(skipping, images, timesteps, jumps)

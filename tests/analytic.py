@@ -1,0 +1,105 @@
+"""A diffusion model that is known exactly: a mixture of Gaussians, its ideal denoiser, and a sampling loop."""
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import diffusers
+import torch
+from torch import Tensor
+
+from cotrunk import Skipping
+from cotrunk.noise import NoiseSchedule, read_schedule
+from cotrunk.solver import Solver
+from cotrunk.stability import Policy, policy_of
+
+SIZE, MODES = 32, 8
+BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+ZERO_SNR = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+FLOW = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
+
+SCHEDULERS: dict[tuple[str, str], Callable[[], Any]] = {
+    ("ddim", "epsilon"): lambda: diffusers.DDIMScheduler(**BETAS, clip_sample=False),
+    ("ddim", "sample"): lambda: diffusers.DDIMScheduler(**BETAS, clip_sample=False, prediction_type="sample"),
+    ("ddim", "v_prediction"): lambda: diffusers.DDIMScheduler(
+        **BETAS, **ZERO_SNR, clip_sample=False, prediction_type="v_prediction"
+    ),
+    ("euler", "epsilon"): lambda: diffusers.EulerDiscreteScheduler(**BETAS),
+    ("euler", "v_prediction"): lambda: diffusers.EulerDiscreteScheduler(**BETAS, prediction_type="v_prediction"),
+    ("dpm++2m", "epsilon"): lambda: diffusers.DPMSolverMultistepScheduler(**BETAS),
+    ("dpm++2m", "v_prediction"): lambda: diffusers.DPMSolverMultistepScheduler(
+        **BETAS, **ZERO_SNR, prediction_type="v_prediction"
+    ),
+    ("euler", "flow"): lambda: diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
+    ("dpm++2m", "flow"): lambda: diffusers.DPMSolverMultistepScheduler(**FLOW),
+    ("unipc", "flow"): lambda: diffusers.UniPCMultistepScheduler(**FLOW),
+}
+
+Model = Callable[[NoiseSchedule, int, Tensor], Tensor]  # schedule, step, sample not divided by alpha -> output
+
+
+@functools.cache
+def mixture() -> tuple[Tensor, Tensor]:
+    """Means and variances (MODES, SIZE)."""
+    generator = torch.Generator().manual_seed(0)
+    means = torch.randn(MODES, SIZE, generator=generator, dtype=torch.float64)
+    return means, 0.02 + 0.15 * torch.rand(MODES, SIZE, generator=generator, dtype=torch.float64)
+
+
+def ideal(schedule: NoiseSchedule, step: int, sample: Tensor) -> Tensor:
+    """The output of the model that has learned the mixture perfectly."""
+    (means, variances), (alpha, sigma) = mixture(), schedule.levels[step]
+    spread = alpha**2 * variances + sigma**2
+    distance = sample[:, None] - alpha * means
+    weight = (-0.5 * (distance**2 / spread + spread.log()).sum(dim=-1)).softmax(dim=-1)
+    data = (weight[..., None] * (means + alpha * variances / spread * distance)).sum(dim=1)
+    return schedule.output_for(step, sample, data)
+
+
+@dataclass
+class Sampled:
+    samples: Tensor  # (n, SIZE)
+    computed: list[tuple[bool, ...]]  # by step, for each image
+
+    @property
+    def evaluations(self) -> float:
+        """Mean over the images."""
+        return sum(map(sum, self.computed)) / len(self.samples)
+
+
+def sample(
+    scheduler: Any, steps: int, skipping: Skipping | None = None, *, seeds: range = range(8), model: Model = ideal
+) -> Sampled:
+    """Image i from seed i, with the scheduler's own steps. What is not computed is NaN: it must not be used."""
+    scheduler.set_timesteps(steps)
+    noise = [torch.randn(SIZE, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) for seed in seeds]
+    x = torch.stack(noise) * float(getattr(scheduler, "init_noise_sigma", 1.0))
+    timesteps = [float(t) for t in scheduler.timesteps]
+    schedule = read_schedule(scheduler, timesteps)
+    policy: Policy | None = None if skipping is None else policy_of(skipping, len(seeds), len(timesteps))
+    computed, solver = [], Solver(scheduler, scheduler.step)
+    for step, timestep in enumerate(scheduler.timesteps):
+        alpha = schedule.levels[step][0]
+        output = model(schedule, step, x * alpha if schedule.divided else x)
+        if hasattr(scheduler, "scale_model_input"):
+            scheduler.scale_model_input(x, timestep)
+        if policy is not None:
+            computed.append(policy.computes(step))
+            output = output.where(torch.tensor(computed[-1])[:, None], torch.nan)
+            solver.timestep = timestep
+            solver.mark(step, x, {"timestep": timestep})
+            output, x = policy.observe(step, computed[-1], solver, output, x)
+        else:
+            computed.append((True,) * len(seeds))
+        x = scheduler.step(output, timestep, x).prev_sample.double()
+        if policy is not None:
+            solver.returned = x
+            policy.after(step, x)
+    return Sampled(x, computed)
+
+
+def decibels(samples: Tensor, reference: Tensor) -> float:
+    """Mean signal-to-noise ratio of samples to a reference."""
+    error = (samples - reference).square().mean(dim=1) / reference.square().mean(dim=1)
+    return float((-10 * torch.log10(error.clamp(min=1e-15))).mean())

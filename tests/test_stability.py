@@ -1,0 +1,134 @@
+"""Skipping on a model that is known exactly: what is predicted, what is decided, and what it is worth."""
+
+import functools
+import math
+import statistics
+
+import pytest
+import torch
+from analytic import SCHEDULERS, Sampled, decibels, sample
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from cotrunk import CotrunkError, Skipping
+from cotrunk.noise import NoiseSchedule, read_schedule
+from cotrunk.stability import lagrange
+
+EVERY = pytest.mark.parametrize("case", SCHEDULERS, ids="-".join)
+
+
+def run(case: tuple[str, str], skipping: Skipping | None = None, steps: int = 50, **arguments: object) -> Sampled:
+    return sample(SCHEDULERS[case](), steps, skipping, **arguments)
+
+
+@functools.cache
+def plain(case: tuple[str, str], steps: int = 50) -> Tensor:
+    return run(case, steps=steps).samples
+
+
+@EVERY
+@pytest.mark.parametrize("steps", [8, 15, 50])
+def test_tolerance_zero_computes_every_step(case: tuple[str, str], steps: int) -> None:
+    skipped = run(case, Skipping(tolerance=0), steps)
+    assert all(map(all, skipped.computed))
+    assert torch.equal(skipped.samples, plain(case, steps))
+
+
+@EVERY
+@pytest.mark.parametrize("rule", ["error", "fixed", "paper", "released"])
+@pytest.mark.parametrize("steps", [1, 3, 8, 20, 50])
+def test_the_first_steps_and_the_last_are_computed(case: tuple[str, str], rule: str, steps: int) -> None:
+    ran = run(case, Skipping(rule=rule, tolerance=1e9), steps)
+    assert all(map(all, ran.computed[:3]))
+    assert all(ran.computed[-1])
+    assert ran.samples.isfinite().all()
+
+
+@EVERY
+@pytest.mark.parametrize("prediction", ["damped", "linear", "quadratic"])
+def test_an_output_that_is_a_polynomial_in_time_is_predicted_exactly(case: tuple[str, str], prediction: str) -> None:
+    direction = torch.linspace(-1, 1, 32, dtype=torch.float64)
+
+    def polynomial(schedule: NoiseSchedule, step: int, x: Tensor) -> Tensor:
+        time = schedule.time(step)
+        return (direction * time + (prediction == "quadratic") * time**2 + 0.3).expand_as(x)
+
+    full = run(case, model=polynomial)
+    skipped = run(case, Skipping(rule="fixed", every=4, prediction=prediction), model=polynomial)
+    assert skipped.evaluations < 20
+    assert decibels(skipped.samples, full.samples) > 110  # rounding: some schedulers keep float32
+
+
+@EVERY
+def test_no_tolerance_gives_the_longest_gaps(case: tuple[str, str]) -> None:
+    ran = run(case, Skipping(tolerance=1e9, longest=4))
+    gaps = "".join("x" if step[0] else "." for step in ran.computed)
+    assert "...." in gaps
+    assert "....." not in gaps
+
+
+@EVERY
+@settings(max_examples=3, deadline=None)
+@given(rule=st.sampled_from(["error", "paper", "released"]), seed=st.integers(0, 7), tolerance=st.floats(0.001, 0.1))
+def test_an_image_alone_is_the_image_in_a_batch(case: tuple[str, str], rule: str, seed: int, tolerance: float) -> None:
+    skipping = Skipping(rule=rule, tolerance=tolerance)
+    together, alone = run(case, skipping), run(case, skipping, seeds=range(seed, seed + 1))
+    assert [step[seed] for step in together.computed] == [step[0] for step in alone.computed]
+    torch.testing.assert_close(together.samples[seed], alone.samples[0])
+
+
+@EVERY
+def test_skipping_beats_fewer_steps_reuse_and_the_best_pattern_of_others(case: tuple[str, str]) -> None:
+    full = plain(case)
+    for tolerance in (0.0005, 0.002):
+        ours = run(case, Skipping(tolerance=tolerance))
+        steps = math.ceil(ours.evaluations)
+        assert decibels(ours.samples, full) > decibels(plain(case, steps), full) + 1
+        for every in (2, 3, 4, 6):  # not quadratic: it wins here alone, where outputs are smooth to the last digit
+            for prediction in ("reuse", "linear"):
+                fixed = run(case, Skipping(rule="fixed", every=every, prediction=prediction, correct=False))
+                if fixed.evaluations <= ours.evaluations:
+                    assert decibels(ours.samples, full) > decibels(fixed.samples, full), (tolerance, every, prediction)
+
+
+@EVERY
+def test_a_correction_is_worth_decibels(case: tuple[str, str]) -> None:
+    full, gains = plain(case), []
+    for every in (2, 3, 4):
+        rules = [Skipping(rule="fixed", every=every, prediction="linear", correct=correct) for correct in (True, False)]
+        with_, without = (run(case, rule) for rule in rules)
+        assert with_.computed == without.computed
+        gains.append(decibels(with_.samples, full) - decibels(without.samples, full))
+    assert statistics.mean(gains) > 0
+
+
+@pytest.mark.parametrize("knots", [[0.5], [0.5, 0.7], [0.5, 0.7, 1.0]])
+def test_weights_of_a_polynomial_sum_to_one_and_reproduce_its_knots(knots: list[float]) -> None:
+    assert sum(lagrange(knots, 0.1)) == pytest.approx(1)
+    for i, knot in enumerate(knots):
+        assert lagrange(knots, knot) == pytest.approx([float(i == j) for j in range(len(knots))])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"tolerance": -0.1}, "tolerance -0.1 is out of range"),
+        ({"tolerance": math.nan}, "tolerance nan is out of range"),
+        ({"window": (0.2, 1.5)}, r"window \(0.2, 1.5\) is out of range"),
+        ({"window": 0.5}, "window 0.5 is no pair"),
+        ({"rule": "magic"}, "rule 'magic' is unknown: use error, fixed, paper, released"),
+        ({"prediction": "cubic"}, "prediction .cubic. is unknown"),
+        ({"every": 0}, "every 0 is out of range"),
+    ],
+)
+def test_bad_values_are_named(arguments: dict, said: str) -> None:
+    with pytest.raises(CotrunkError, match=said):
+        Skipping(**arguments)
+
+
+def test_a_schedule_that_cannot_be_read_is_named() -> None:
+    import diffusers
+
+    with pytest.raises(CotrunkError, match="EDMEulerScheduler does not say how noisy"):
+        read_schedule(diffusers.EDMEulerScheduler(), [1.0])

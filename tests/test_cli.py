@@ -16,6 +16,7 @@ from PIL import Image
 from cotrunk import __version__
 from cotrunk.generation import generate
 from cotrunk.plan import Plan
+from cotrunk.skipping import Skipping
 
 # A real run.
 
@@ -63,7 +64,9 @@ def test_run_json(run: tuple[Path, Outcome]) -> None:
     groups = [(group["prompts"], group["branch_step"]) for group in report["groups"]]
     assert groups == [([0, 1, 2], 1), ([3, 4], 1), ([5], 0)]
     assert all(report["similarity"] <= group["similarity"] <= 1 for group in report["groups"])
-    assert report["rows"] == {"used": 30, "independent": 36, "saving": pytest.approx(1 / 6, abs=1e-5)}
+    spared = {"sharing": 6, "skipping": 0, "guidance": 0}
+    saving = pytest.approx(1 / 6, abs=1e-5)
+    assert report["rows"] == {"used": 30, "independent": 36, "saving": saving, "spared": spared}
     assert sum(image["rows"] for image in report["images"]) == pytest.approx(30, abs=1e-2)
     seconds = report["seconds"]
     assert set(seconds) == {"load", "embed", "denoise", "decode", "total"}
@@ -97,6 +100,43 @@ def test_compare(run: tuple[Path, Outcome]) -> None:
     # the prompt that shares with nobody is the same picture by both ways, but for the last digits of a batch
     shared, alone = pixels(folder / "images/00005.png"), pixels(folder / "compare/independent/00005.png")
     assert np.abs(shared.astype(int) - alone.astype(int)).max() <= 2
+
+
+def test_skip_without_a_number_is_the_default(model: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    assert cotrunk("generate", "--skip", *PROMPTS[:1], "--out", out, "--steps", 2).code == 0
+    assert read(out)["tolerance"] == Skipping().tolerance
+
+
+def test_skipping_is_reported_picture_by_picture(model: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    settings = ("--steps", 12, "--share", 0.4, "--guidance", 3, "--guidance-interval", 0.2, 0.8)
+    outcome = cotrunk("generate", *PROMPTS[:3], "--skip", "1", "--out", out, *settings, "--compare")
+    assert outcome.code == 0, outcome.err
+    report = read(out)
+    spared = report["rows"]["spared"]
+    assert min(spared.values()) > 0
+    assert sum(spared.values()) == report["rows"]["independent"] - report["rows"]["used"]
+    assert sum(image["rows"] for image in report["images"]) == pytest.approx(report["rows"]["used"], abs=1e-2)
+    for image in report["images"]:
+        assert len(image["steps"]) == 12
+        assert "p" in image["steps"].lower()
+    assert f"by skipping {spared['skipping']}" in outcome.out
+    assert report["compare"]["equal_cost"]["rows"] <= report["rows"]["used"]
+    assert report["tolerance"] == 1
+
+
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        (("--skip", "-0.1"), "tolerance -0.1 is out of range"),
+        (("--skip=much",), "--skip 'much' is no number"),
+        (("--guidance-interval", "0.2", "1.5"), "guidance_interval (0.2, 1.5) is out of range"),
+    ],
+)
+def test_bad_skipping_is_refused(model: pytest.MonkeyPatch, tmp_path: Path, option: tuple[str, ...], said: str) -> None:
+    assert_refused(cotrunk("generate", *PROMPTS[:2], "--out", tmp_path / "run", *option), said)
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("share", ["0", "0.4", "0.9"])

@@ -31,6 +31,8 @@ FACTS = {
     "timesteps": 3,
     "guidance_scale": 7.5,
     "share": 0.4,
+    "tolerance": None,
+    "guidance_interval": None,
     "similarity": 0.5,
     "seed": 0,
 }
@@ -40,7 +42,16 @@ SETTINGS = {"prompts": list(PLAN.prompts), "steps": 3}
 def wave(*images: int, failed: tuple[int, ...] = (), rows: int = 10) -> Wave:
     pictures = [Image.new("RGB", (8, 8), (image, 0, 0)) for image in images]
     seconds = {"embed": 1.0, "denoise": 2.0, "decode": 3.0}
-    return Wave(images, SimpleNamespace(images=pictures), failed, Cost(rows, 6 * len(images)), seconds)
+    return Wave(
+        images=images,
+        output=SimpleNamespace(images=pictures),
+        failed=failed,
+        cost=Cost(rows, 6 * len(images)),
+        spared={"sharing": 6 * len(images) - rows, "guidance": 0, "skipping": 0},
+        steps=("CPC",) * len(images),
+        rows=(rows / len(images),) * len(images),
+        seconds=seconds,
+    )
 
 
 def write(folder: RunFolder, *waves: Wave) -> None:
@@ -243,6 +254,6 @@ def test_another_precision_is_refused(folder: RunFolder) -> None:
 
 
 def test_a_pipeline_without_images_is_named(folder: RunFolder) -> None:
-    frames = Wave((0,), SimpleNamespace(frames=[]), (), Cost(1, 1), {})
+    frames = Wave((0,), SimpleNamespace(frames=[]), (), Cost(1, 1), {}, ("C",), (1.0,), {})
     with pytest.raises(CotrunkError, match=r"holds no images: use cotrunk\.generate"):
         folder.write_wave(ARM, frames, groups_of(PLAN))

@@ -86,7 +86,7 @@ def make(
         Image.new("RGB", size, (index % 256, 90, 160)).save(folder / file)
         group = next(number for number, tree in enumerate(trees) if index in tree["images"])
         image = {"file": file, "prompt": index % len(prompts), "seed": 7000 + index, "group": group}
-        images.append(image | {"rows": 46.5, "failed": False})
+        images.append(image | {"rows": 46.5, "steps": "", "failed": False})
     groups = [
         {
             "prompts": [images[index]["prompt"] for index in tree["images"]],
@@ -99,6 +99,7 @@ def make(
         for tree in trees
     ]
     used, independent = sum(rows(tree) for tree in trees), 2 * STEPS * count
+    spared = {"sharing": independent - used, "skipping": 0, "guidance": 0}
     run = {
         "format": 1,
         "status": "done",
@@ -115,7 +116,9 @@ def make(
         "prompts": prompts,
         "images": images,
         "groups": groups,
-        "rows": {"used": used, "independent": independent, "saving": 1 - used / independent},
+        "tolerance": None,
+        "guidance_interval": None,
+        "rows": {"used": used, "independent": independent, "saving": 1 - used / independent, "spared": spared},
         "seconds": {"load": 1.2, "embed": 0.3, "denoise": 20.1, "decode": 0.4, "total": 22.3},
         "versions": {"cotrunk": "0.1.0", "diffusers": "0.42.1", "torch": "2.13.0"},
     }
@@ -356,3 +359,23 @@ def test_page_replaces_the_one_before(tmp_path: Path) -> None:
     run = make(tmp_path, [flat(0, 1)])
     write_page(run, tmp_path)
     assert "Seed 41" in page(run | {"seed": 41}, tmp_path).text.replace("Seed41", "Seed 41")
+
+
+def test_a_strip_shows_what_happened_to_a_picture(tmp_path: Path) -> None:
+    run = make(tmp_path, [flat(0, 1)], tolerance=0.02, guidance_interval=[0.1, 0.8])
+    run["rows"]["spared"] |= {"skipping": 24, "guidance": 6}
+    for image in run["images"]:
+        image["steps"] = "ssSSCCPPCppc"
+    parsed = page(run, tmp_path)
+    assert "18 by sharing, 24 by skipping and 6 by steps without guidance" in parsed.text
+    assert "Skipping tolerance0.02" in parsed.text
+    assert "Guided between10 % and 80 % of the steps" in parsed.text
+    strips = parsed.all("svg", "strip")
+    assert [strip["aria-label"] for strip in strips] == ["computed at 8 of 12 steps, predicted at the others"] * 2
+    assert "empty where its output was predicted" in parsed.text
+
+
+def test_without_skipping_there_are_no_strips(tmp_path: Path) -> None:
+    parsed = page(make(tmp_path, [flat(0, 1)]), tmp_path)
+    assert not parsed.all("svg", "strip")
+    assert "predicted" not in parsed.text

@@ -5,6 +5,7 @@ Everything heavy is imported inside the commands, so that `cotrunk --help` answe
 
 import math
 import os
+import re
 import sys
 import time
 import warnings
@@ -25,6 +26,7 @@ from .options import (
     Column,
     Encoder,
     Guidance,
+    GuidanceInterval,
     MaxGroup,
     Model,
     ModeName,
@@ -35,6 +37,7 @@ from .options import (
     Seed,
     Share,
     Similarity,
+    Skip,
     Steps,
     option,
 )
@@ -43,8 +46,11 @@ from .prompts import checked, read_prompts
 if TYPE_CHECKING:
     from .folder import Arm, RunFolder
     from .generation import Run
-    from .plan import Plan
+    from .plan import Cost, Plan
     from .sharing import Mode, Sharing
+    from .skipping import Skipping
+
+DEFAULT_TOLERANCE = "default"  # what --skip means without a number
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -93,6 +99,8 @@ def generate(
     max_group: MaxGroup = 5,
     mode: ModeName = "flat",
     encoder: Encoder = "pipeline",
+    skip: Skip = None,
+    guidance_interval: GuidanceInterval = None,
     model: Model = "mini",
     steps: Steps = 30,
     guidance: Guidance = 7.5,
@@ -125,7 +133,11 @@ def generate(
     if max_rows is not None:
         _whole("--max-rows", max_rows, 1)
     sharing = _sharing(share, similarity, max_group, mode, encoder)
+    skipping = _skipping(skip)
 
+    from .arguments import check_interval
+
+    check_interval(guidance_interval)
     from .folder import SHARED, Arm, RunFolder
     from .models import SCHEDULERS, check_names, load_pipeline, set_scheduler
     from .plan import Plan
@@ -143,6 +155,8 @@ def generate(
         "max_group": max_group,
         "mode": mode,
         "encoder": encoder,
+        "tolerance": None if skipping is None else skipping.tolerance,
+        "guidance_interval": None if guidance_interval is None else list(guidance_interval),
         "scheduler": scheduler,
         "seed": seed,
         "images_per_prompt": images_per_prompt,
@@ -184,13 +198,12 @@ def generate(
             num_images_per_prompt=images_per_prompt,
             plan=Plan.load(out_dir / "plan.json") if resuming else None,
             max_rows=max_rows,
+            skipping=skipping,
+            guidance_interval=guidance_interval,
             **arguments,
         )
     seconds["embed"] = run.seconds["embed"]
-    runs = {SHARED: (Arm(SHARED, run.plan, "images"), run)}
-    if compare:
-        runs |= _comparisons(pipe, run, texts, arguments, max_rows)
-    arms = [arm for arm, _ in runs.values()]
+    main = Arm(SHARED, run.plan, "images")
     facts = {
         "model": model,
         "scheduler": type(pipe.scheduler).__name__,
@@ -198,27 +211,34 @@ def generate(
         "steps": run.plan.steps,
         "timesteps": run.plan.timesteps,
         "guidance_scale": guidance,
+        "tolerance": settings["tolerance"],
+        "guidance_interval": settings["guidance_interval"],
         "share": share,
         "similarity": run.plan.settings.get("similarity"),
         "seed": seed,
         "device": device,
         "dtype": dtype,
     }
-    earlier = sum(sum(folder.journal(arm).seconds.values()) for arm in arms)
+    earlier = sum(sum(folder.journal(arm).seconds.values()) for arm in (main, *_arms(run.plan, run.plan)))
     # before the plan: without a run.json there is nothing to resume
-    folder.write_report(settings, facts, arms, seconds)
+    folder.write_report(settings, facts, [main], seconds)
     if not resuming:
         run.plan.save(out_dir / "plan.json")
+    runs = [(main, run)]
     try:
         if compare:
             begin += _warm_up(pipe, run.plan, texts, arguments, max_rows)
-        _denoise(folder, list(runs.values()))
+        _denoise(folder, runs)
+        if compare:  # only now is it known what skipping spared, and so what equal cost is
+            runs += _comparisons(pipe, run.plan, folder.journal(main).cost, texts, arguments, max_rows)
+            folder.write_report(settings, facts, [arm for arm, _ in runs], seconds)
+            _denoise(folder, runs[1:])
     except KeyboardInterrupt:
-        finished = len(folder.journal(arms[0]).images)
+        finished = len(folder.journal(main).images)
         err.print(f"Stopped: {finished} of {len(run.plan)} images are finished. Go on with --resume.")
         raise typer.Exit(130) from None
     seconds["total"] = earlier + time.perf_counter() - begin
-    _conclude(folder.write_report(settings, facts, arms, seconds), out_dir)
+    _conclude(folder.write_report(settings, facts, [arm for arm, _ in runs], seconds), out_dir)
 
 
 @app.command()
@@ -295,6 +315,7 @@ def main() -> None:
     # what these libraries remark on loading and on long prompts is not for users, or said better here
     for name in ("TRANSFORMERS_VERBOSITY", "DIFFUSERS_VERBOSITY"):
         os.environ.setdefault(name, "error")
+    sys.argv[1:] = _with_tolerance(sys.argv[1:])
     try:
         app()
     except CotrunkError as error:
@@ -309,6 +330,16 @@ def main() -> None:
             "There is too little memory, even for one group at a time: use a smaller --dtype or --model.",
         )
         sys.exit(2)
+
+
+def _with_tolerance(arguments: list[str]) -> list[str]:
+    """`--skip` without a number gets one: options with a value that may be left out are not known to typer."""
+    complete: list[str] = []
+    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
+        complete.append(argument)
+        if argument == "--skip" and not re.fullmatch(r"[-+]?[0-9.][-+0-9.eE]*|inf|nan", following):
+            complete.append(DEFAULT_TOLERANCE)
+    return complete
 
 
 def _prompts(arguments: Sequence[str] | None, file: str | None, column: str) -> list[str]:
@@ -360,28 +391,47 @@ def _whole(option: str, value: int, least: int, most: int | None = None) -> None
         raise CotrunkError(f"{option} {value} is out of range: use {use}.")
 
 
-def _comparisons(
-    pipe: Any, run: "Run", texts: list[str], arguments: dict[str, Any], max_rows: int | None
-) -> dict[str, tuple["Arm", "Run"]]:
+def _skipping(tolerance: str | None) -> "Skipping | None":
+    from .skipping import Skipping
+
+    if tolerance is None:
+        return None
+    if tolerance == DEFAULT_TOLERANCE:
+        return Skipping()
+    try:
+        number = float(tolerance)
+    except ValueError:
+        raise CotrunkError(f"--skip {tolerance!r} is no number: use 0.02, say, or leave it out.") from None
+    return Skipping(tolerance=number)
+
+
+def _arms(independent: "Plan", equal: "Plan") -> tuple["Arm", "Arm"]:
     """The arms for comparison: independent sampling from the same noise, in as many steps and at equal cost."""
-    from .arguments import timesteps_of
     from .folder import Arm
+
+    return (
+        Arm("independent", independent, "compare/independent"),
+        Arm("equal_cost", equal, "compare/equal-cost"),
+    )
+
+
+def _comparisons(
+    pipe: Any, plan: "Plan", cost: "Cost", texts: list[str], arguments: dict[str, Any], max_rows: int | None
+) -> list[tuple["Arm", "Run"]]:
+    """What to run for comparison with a plan that took this many rows."""
+    from .arguments import timesteps_of
     from .generation import prepare
 
-    def arm(name: str, pictures: str, plan: "Plan") -> tuple["Arm", "Run"]:
-        own = prepare(pipe, texts, plan=plan, max_rows=max_rows, **{**arguments, "num_inference_steps": plan.steps})
-        return Arm(name, plan, pictures), own
-
-    independent = run.plan.independent()
-    # the most steps that cost no more rows than sharing did
-    for steps in range(run.plan.steps, 0, -1):
-        equal = run.plan.independent(*timesteps_of(pipe, {**arguments, "num_inference_steps": steps}))
-        if equal.cost.used <= run.plan.cost.used:
+    # the most steps that cost no more rows than the run did
+    for steps in range(plan.steps, 0, -1):
+        equal = plan.independent(*timesteps_of(pipe, {**arguments, "num_inference_steps": steps}))
+        if equal.cost.used <= cost.used:
             break
-    return {
-        "independent": arm("independent", "compare/independent", independent),
-        "equal_cost": arm("equal_cost", "compare/equal-cost", equal),
-    }
+    runs = []
+    for arm in _arms(plan.independent(), equal):
+        own = {**arguments, "num_inference_steps": arm.plan.steps}
+        runs.append((arm, prepare(pipe, texts, plan=arm.plan, max_rows=max_rows, **own)))
+    return runs
 
 
 def _warm_up(pipe: Any, plan: "Plan", texts: list[str], arguments: dict[str, Any], max_rows: int | None) -> float:

@@ -107,6 +107,10 @@ def print_summary(report: dict[str, Any], folder: Path) -> None:
         f"({seconds['denoise']:.1f} s denoising, {seconds['total']:.1f} s in all).",
         soft_wrap=True,
     )
+    spared = rows["spared"]
+    if spared["skipping"] or spared["guidance"]:
+        parts = (f"{name} {count:,}" for name, count in spared.items() if count)
+        out.print(f"  rows saved by {', by '.join(parts)}", soft_wrap=True)
     for name, arm in report.get("compare", {}).items():
         out.print(
             f"  {name.replace('_', ' ')}: {_count(arm['steps'], 'step')}, {arm['rows']:,} rows, "

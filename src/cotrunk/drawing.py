@@ -65,3 +65,23 @@ def branch_steps(node: dict[str, Any]) -> set[int]:
     """Where any branch of the tree parts."""
     own = {node["stop"]} if len(node["images"]) > 1 else set()
     return own.union(*(branch_steps(child) for child in node["children"]))
+
+
+def strip_svg(letters: str) -> str:
+    """What happened to an image at each timestep, as a strip of cells 100 wide and 1 high: green where it was computed
+    once for a group, grey where for itself, empty where it was predicted; half as high without guidance."""
+    width = END / max(len(letters), 1)
+    cells, start = [], 0
+    for end in range(1, len(letters) + 1):  # one path for each run of equal steps
+        if end < len(letters) and letters[end] == letters[start]:
+            continue
+        letter, x = letters[start], start * width
+        if letter not in "Pp":
+            kind = "trunk" if letter in "Ss" else "branch"
+            top = 0 if letter.isupper() else 0.5
+            cells.append(f'<path class="{kind}" d="M{x:.2f} {top}H{end * width:.2f}V1H{x:.2f}Z"/>')
+        start = end
+    computed = sum(letter not in "Pp" for letter in letters)
+    label = f"computed at {computed} of {len(letters)} steps, predicted at the others"
+    size = 'viewBox="0 0 100 1" preserveAspectRatio="none"'
+    return f'<svg class="strip" {size} role="img" aria-label="{label}">{"".join(cells)}</svg>'

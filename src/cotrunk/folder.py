@@ -13,6 +13,7 @@ and its wave computed again, to the same images.
 import json
 import os
 import tempfile
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -51,6 +52,9 @@ class Done:
     images: set[int] = field(default_factory=set)
     failed: set[int] = field(default_factory=set)
     cost: Cost = Cost(0, 0)  # noqa: RUF009 (frozen)
+    spared: Counter[str] = field(default_factory=Counter)
+    rows: dict[int, float] = field(default_factory=dict)  # image -> rows
+    steps: dict[int, str] = field(default_factory=dict)  # image -> a letter a timestep, as in `Wave.steps`
     seconds: dict[str, float] = field(default_factory=lambda: {"embed": 0.0, "denoise": 0.0, "decode": 0.0})
 
 
@@ -110,6 +114,8 @@ class RunFolder:
         run, plan = self._report(), Plan.load(self.path / "plan.json")
         folders = {SHARED: "images"} | {name: arm["folder"] for name, arm in run.get("compare", {}).items()}
         done = [self.journal(Arm(name, plan, folder)).images for name, folder in folders.items()]
+        if run["settings"].get("compare") and "compare" not in run:
+            return None
         if run["status"] == "running" or any(len(images) < len(plan) for images in done):
             return None
         write_page(run, self.path)
@@ -131,6 +137,9 @@ class RunFolder:
                 done.images |= images
                 done.failed |= failed
                 done.cost += Cost(*line["rows"])
+                done.spared.update(line["spared"])
+                done.rows |= dict(zip(line["images"], line["image_rows"], strict=True))
+                done.steps |= dict(zip(line["images"], line["steps"], strict=True))
                 for name, seconds in line["seconds"].items():
                     done.seconds[name] += seconds
         return done
@@ -150,7 +159,7 @@ class RunFolder:
 
     def write_wave(self, arm: Arm, wave: Wave, groups: dict[int, int]) -> None:
         """Write the pictures of a wave, then its line in the journal."""
-        rows = arm.plan.image_rows()
+        rows = dict(zip(wave.images, wave.rows, strict=True))
         with writing(self.path / arm.pictures):
             (self.path / arm.pictures).mkdir(parents=True, exist_ok=True)
         pictures = getattr(wave.output, "images", None)
@@ -171,6 +180,9 @@ class RunFolder:
             "images": list(wave.images),
             "failed": list(wave.failed),
             "rows": [wave.cost.used, wave.cost.independent],
+            "spared": wave.spared,
+            "image_rows": [round(count, 4) for count in wave.rows],
+            "steps": list(wave.steps),
             "seconds": wave.seconds,
         }
         # the line break first: after a torn line a new one begins
@@ -194,7 +206,8 @@ class RunFolder:
         main, plan = arms[0], arms[0].plan
         done = {arm.name: self.journal(arm) for arm in arms}
         complete = all(len(done[arm.name].images) == len(arm.plan) for arm in arms)
-        failed, rows, cost = done[main.name].failed, plan.image_rows(), done[main.name].cost
+        own = done[main.name]
+        failed, cost, planned = own.failed, own.cost, plan.image_rows()
         groups = groups_of(plan)
         if "total" in seconds:
             others = sum(sum(done[arm.name].seconds.values()) for arm in arms[1:])
@@ -210,15 +223,21 @@ class RunFolder:
                     "prompt": plan.prompt_of(image),
                     "seed": plan.seeds[image],
                     "group": groups[image],
-                    "rows": round(rows[image], 4),
+                    "rows": own.rows.get(image, round(planned[image], 4)),
+                    "steps": own.steps.get(image, ""),
                     "failed": image in failed,
                 }
                 for image in range(len(plan))
             ],
-            "groups": [group_entry(plan, tree) for tree in plan.trees],
+            "groups": [group_entry(plan, tree, own.rows) for tree in plan.trees],
             "why_nothing_shared": why_nothing_shared(plan),
-            "rows": {"used": cost.used, "independent": cost.independent, "saving": round(cost.saving, 6)},
-            "seconds": _seconds(done[main.name], seconds),
+            "rows": {
+                "used": cost.used,
+                "independent": cost.independent,
+                "saving": round(cost.saving, 6),
+                "spared": {name: own.spared[name] for name in ("sharing", "skipping", "guidance")},
+            },
+            "seconds": _seconds(own, seconds),
             "versions": {"cotrunk": __version__, **{name: version(name) for name in ("diffusers", "torch")}},
             "settings": settings,
         }
@@ -253,15 +272,16 @@ def groups_of(plan: Plan) -> dict[int, int]:
     return {image: number for number, tree in enumerate(plan.trees) for image in tree.images}
 
 
-def group_entry(plan: Plan, tree: Branch) -> dict[str, Any]:
-    """One group of run.json."""
+def group_entry(plan: Plan, tree: Branch, rows: dict[int, float]) -> dict[str, Any]:
+    """One group of run.json; `rows` are those of the images that are finished."""
     cost = plan.cost_of([tree])
+    used = round(sum(rows[image] for image in tree.images)) if rows.keys() >= set(tree.images) else cost.used
     return {
         "prompts": [plan.prompt_of(image) for image in tree.images],
         "images": list(tree.images),
         "branch_step": tree.stop if tree.children else 0,
         "similarity": round(tree.similarity, 6),
-        "rows": {"used": cost.used, "independent": cost.independent},
+        "rows": {"used": used, "independent": cost.independent},
         "tree": _tree_entry(tree),
     }
 

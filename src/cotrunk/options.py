@@ -9,7 +9,14 @@ def option(panel: str, metavar: str, text: str, *names: str) -> Any:
     return typer.Option(*names, metavar=metavar, help=text, rich_help_panel=panel)
 
 
-PROMPTS, SHARING, SAMPLING, OUTPUT, MACHINE = "Prompts", "Sharing", "Sampling", "Output", "Machine"
+PROMPTS, SHARING, SKIPPING, SAMPLING, OUTPUT, MACHINE = (
+    "Prompts",
+    "Sharing",
+    "Skipping",
+    "Sampling",
+    "Output",
+    "Machine",
+)
 
 Prompts = Annotated[
     list[str] | None,
@@ -54,6 +61,19 @@ Encoder = Annotated[
         "NAME",
         "What compares prompts: pipeline (the model's own text encoder), minilm, or a model of sentence-transformers.",
     ),
+]
+Skip = Annotated[
+    str | None,
+    option(
+        SKIPPING,
+        "[TOLERANCE]",
+        "Leave out denoiser evaluations where an image's own trajectory is smooth; the larger the tolerance, the more. "
+        "Without a number: the default tolerance.",
+    ),
+]
+GuidanceInterval = Annotated[
+    tuple[float, float] | None,
+    option(SKIPPING, "A B", "Guide only between these fractions of the steps, 0.1 0.8 say: outside, half the rows."),
 ]
 Model = Annotated[
     str,

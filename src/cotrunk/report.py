@@ -13,12 +13,15 @@ from string import Template
 from typing import Any
 from urllib.parse import quote
 
-from .drawing import axis, branch_steps, leaf_order, tree_svg
+from .drawing import axis, branch_steps, leaf_order, strip_svg, tree_svg
 from .files import write_bytes
 
 THUMBNAIL = 192  # longest side of an inlined picture, in pixels
 PAGE_IMAGES = 400  # more make a page slow to open; the files stay in images/
 COMPARED_PROMPTS = 60
+STRIP_HELP = """<li>The strip beside a picture runs over its steps: green where the denoiser ran for its whole group,
+grey where it ran for this image alone, empty where its output was predicted from earlier ones. Half as high: without
+guidance, one row instead of two.</li>"""
 LONG_PROMPT = 90  # characters; longer ones are folded to four lines and open on a click
 
 
@@ -83,7 +86,9 @@ def _header(run: dict[str, Any], groups: list[dict[str, Any]]) -> dict[str, str]
         "mood": "" if rows["saving"] > 0 else " nothing",
         "claim": claim,
         "saved": saved,
-        "lead": f"Denoising took {denoise}; the whole run took {total}.",
+        "lead": f"Denoising took {denoise}; the whole run took {total}.{_spared(rows['spared'])}",
+        "skipping": _skipping_facts(run),
+        "strip_help": STRIP_HELP if _has_strips(run) else "",
         "notes": "".join(f'<p class="note">{note}</p>' for note in _notes(run, groups)),
         "used": used,
         "independent": independent,
@@ -95,6 +100,29 @@ def _header(run: dict[str, Any], groups: list[dict[str, Any]]) -> dict[str, str]
     }
     plain = ("model", "scheduler", "guidance_scale", "mode", "similarity", "seed")
     return values | {name: _safe(run[name]) for name in plain}
+
+
+def _spared(spared: dict[str, int]) -> str:
+    """How many rows each way of saving saved; nothing where there was only sharing."""
+    if not spared["skipping"] and not spared["guidance"]:
+        return ""
+    ways = {"sharing": "sharing", "skipping": "skipping", "guidance": "steps without guidance"}
+    parts = [f"{_number(count)} by {ways[name]}" for name, count in spared.items() if count]
+    return f" Rows saved: {_listed(parts)}."
+
+
+def _skipping_facts(run: dict[str, Any]) -> str:
+    facts = {}
+    if run["tolerance"] is not None:
+        facts["Skipping tolerance"] = _safe(run["tolerance"])
+    if run["guidance_interval"] is not None:
+        start, stop = run["guidance_interval"]
+        facts["Guided between"] = f"{_percent(start)} and {_percent(stop)} of the steps"
+    return "".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in facts.items())
+
+
+def _has_strips(run: dict[str, Any]) -> bool:
+    return run["tolerance"] is not None or run["guidance_interval"] is not None
 
 
 def _notes(run: dict[str, Any], groups: list[dict[str, Any]]) -> Iterator[str]:
@@ -261,7 +289,8 @@ def _section(title: str, lead: str, body: str) -> str:
 def _words(page: _Page, index: int) -> str:
     image = page.image(index)
     label = f"{_safe(Path(image['file']).stem)} · {_number(image['rows'])} rows"
-    return f'{_prompt(page, index)}<p class="number">{label}</p>'
+    strip = strip_svg(image["steps"]) if _has_strips(page.run) and image["steps"] else ""
+    return f'{_prompt(page, index)}{strip}<p class="number">{label}</p>'
 
 
 def _prompt(page: _Page, index: int) -> str:

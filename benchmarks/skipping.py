@@ -1,0 +1,266 @@
+"""What skipping is worth: how close pictures stay to those of a full run, over denoiser rows and time.
+
+    python benchmarks/skipping.py --out docs/results/skipping            # hours on two cores; goes on where it stopped
+    python benchmarks/skipping.py --steps 50 --schedulers ddim --families plain error --out /tmp/few
+
+The rivals, all on the embedded model with the same prompts and seeds: the plain solver with fewer steps (the one that
+counts), one evaluation in k with the output reused or extrapolated, SADA's rule as published and as its code has it,
+and DeepCache and ToMe where their packages are installed (they leave out parts of the denoiser, not rows: time only).
+
+Measures, against the same pictures by all steps: PSNR; a perceptual distance and a Frechet distance in the features of
+EfficientNet-Lite0 (`judging.py`), the latter as a share of the distance between two sets of pictures from other seeds.
+Every point is written to `points.jsonl` as soon as it is known and not computed again; `curves.png` and `table.md` are
+made from it.
+"""
+
+import argparse
+import itertools
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import torch
+from judging import NETWORK, Judge, frechet
+
+from cotrunk import Skipping, generate, mini
+from cotrunk.models import set_scheduler
+
+GUIDANCE = 5.0
+TOLERANCES = (0.002, 0.005, 0.01, 0.02, 0.04, 0.08, 0.16, 0.3)
+STYLES = ("noto", "twemoji", "flat", "glossy")
+SUBJECTS = (
+    "red apple", "owl", "pizza", "sunflower", "rocket", "guitar", "snowman", "cat", "fire engine", "house", "bicycle",
+    "crown", "fish", "cactus", "teddy bear", "umbrella", "tiger", "penguin", "birthday cake", "sailboat", "mushroom",
+    "rose", "hamburger", "turtle", "airplane", "castle", "banana", "dog", "horse", "elephant", "frog", "bee",
+    "butterfly", "octopus", "whale", "dolphin", "strawberry", "lemon", "carrot", "bread", "cheese", "ice cream",
+    "doughnut", "cookie", "bus", "taxi", "tractor", "train", "helicopter", "mountain", "volcano", "rainbow",
+    "full moon", "star", "fire", "red heart", "ghost", "robot", "alien", "skull", "drum", "trumpet", "violin", "camera",
+)  # fmt: skip
+PROMPTS = [f"{subject}, {style} style" for style in STYLES for subject in SUBJECTS]
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to make the pictures.
+
+    Attributes:
+        family: its curve in the figure.
+        label: its point on it.
+        steps: of the solver; None for the full number.
+        skipping: what `generate` is to leave out.
+        patched: what is done to the pipeline meanwhile.
+    """
+
+    family: str
+    label: str
+    steps: int | None = None
+    skipping: Skipping | None = None
+    patched: Callable[[Any], Any] = field(default=nullcontext)
+
+
+def arms(steps: int) -> Iterator[Arm]:
+    fewer = sorted({max(2, round(steps * part)) for part in (0.8, 0.66, 0.5, 0.4, 0.33, 0.28, 0.24, 0.2)}, reverse=True)
+    for few in fewer:
+        yield Arm("plain, fewer steps", f"{few} steps", steps=few)
+    for prediction, every in itertools.product(("reuse", "linear", "quadratic"), (2, 3, 4, 5, 6)):
+        rule = Skipping(rule="fixed", every=every, prediction=prediction, correct=False)
+        yield Arm(f"one in k, {prediction}", f"k = {every}", skipping=rule)
+    for every in (2, 3, 4, 5, 6):
+        yield Arm(
+            "one in k, linear, corrected",
+            f"k = {every}",
+            skipping=Skipping(rule="fixed", every=every, prediction="linear"),
+        )
+    for rule in ("paper", "released"):
+        yield Arm(f"SADA, {rule}", rule, skipping=Skipping(rule=rule))
+    for tolerance in TOLERANCES:
+        yield Arm("error", f"tolerance {tolerance:g}", skipping=Skipping(tolerance))
+    for tolerance in TOLERANCES:
+        linear = Skipping(tolerance, prediction="linear")
+        yield Arm("error, undamped", f"tolerance {tolerance:g}", skipping=linear)
+        uncorrected = Skipping(tolerance, correct=False)
+        yield Arm("error, uncorrected", f"tolerance {tolerance:g}", skipping=uncorrected)
+    for interval in (2, 3, 5):
+        yield Arm("DeepCache", f"interval {interval}", patched=lambda pipe, n=interval: deep_cache(pipe, n))
+    for ratio in (0.25, 0.5):
+        yield Arm("ToMe", f"ratio {ratio:g}", patched=lambda pipe, r=ratio: merged(pipe, r))
+
+
+@contextmanager
+def deep_cache(pipe: Any, interval: int) -> Iterator[None]:
+    from DeepCache import DeepCacheSDHelper
+
+    helper = DeepCacheSDHelper(pipe=pipe)
+    helper.set_params(cache_interval=interval, cache_branch_id=0)
+    helper.enable()
+    try:
+        yield
+    finally:
+        helper.disable()
+
+
+@contextmanager
+def merged(pipe: Any, ratio: float) -> Iterator[None]:
+    import tomesd
+
+    tomesd.apply_patch(pipe, ratio=ratio, max_downsample=4)
+    try:
+        yield
+    finally:
+        tomesd.remove_patch(pipe)
+
+
+def draw(pipe: Any, prompts: list[str], steps: int, arm: Arm, seed: int = 0) -> tuple[torch.Tensor, float, float]:
+    """Pictures (n, 3, h, w) in [0, 1], denoiser rows a picture, seconds of denoising a picture."""
+    with arm.patched(pipe):
+        result = generate(
+            pipe,
+            prompts,
+            sharing=None,
+            seed=[seed + i for i in range(len(prompts))],
+            skipping=arm.skipping,
+            num_inference_steps=arm.steps or steps,
+            guidance_scale=GUIDANCE,
+            output_type="pt",
+        )
+    pictures = result.images if isinstance(result.images, torch.Tensor) else torch.stack(list(result.images))
+    return pictures.float(), result.cost.used / len(prompts), result.seconds["denoise"] / len(prompts)
+
+
+@dataclass
+class Reference:
+    """The pictures by all steps, and what is needed to compare others with them."""
+
+    judge: Judge
+    pictures: torch.Tensor
+    features: torch.Tensor
+    seconds: float  # of denoising a picture
+    apart: float  # Frechet distance between these and the pictures from other seeds
+
+    @classmethod
+    def of(cls, pipe: Any, judge: Judge, prompts: list[str], steps: int) -> "Reference":
+        pictures, _, _ = draw(pipe, prompts, steps, Arm("reference", ""))
+        # timed here: the first run of a process is slower
+        others, _, seconds = draw(pipe, prompts, steps, Arm("other seeds", ""), seed=100_000)
+        features = judge.features(pictures)
+        return cls(judge, pictures, features, seconds, frechet(judge.features(others), features))
+
+    def compared(self, pictures: torch.Tensor) -> dict[str, float]:
+        error = (pictures - self.pictures).square().mean(dim=(1, 2, 3)).clamp(min=1e-10)
+        return {
+            "psnr": float((-10 * torch.log10(error)).mean()),
+            "perceptual": float(self.judge.perceptual(pictures, self.pictures).mean()),
+            "frechet": frechet(self.judge.features(pictures), self.features) / self.apart,
+        }
+
+
+MEASURES = {
+    "psnr": "PSNR to the full run, dB (higher is better)",
+    "perceptual": f"perceptual distance, {NETWORK} (lower is better)",
+    "frechet": f"Frechet distance / that of other seeds, {NETWORK} (lower is better)",
+}
+
+
+def plot(points: list[dict[str, Any]], path: Path) -> None:
+    """A row of panels for each scheduler and number of steps, a panel a measure, a line a family."""
+    runs = list(dict.fromkeys((point["scheduler"], point["steps"]) for point in points))
+    size = (5.6 * len(MEASURES), 4.0 * len(runs))
+    figure, axes = plt.subplots(len(runs), len(MEASURES), figsize=size, layout="constrained", squeeze=False)
+    colours = {family: f"C{i % 10}" for i, family in enumerate(dict.fromkeys(p["family"] for p in points))}
+    for row, run in zip(axes, runs, strict=True):
+        own = [point for point in points if (point["scheduler"], point["steps"]) == run]
+        for axis, (measure, label) in zip(row, MEASURES.items(), strict=True):
+            for family in dict.fromkeys(point["family"] for point in own):
+                line = sorted((p for p in own if p["family"] == family), key=lambda p: p["cost"])
+                weight = 2.4 if family in ("error", "plain, fewer steps") else 1.0
+                axis.plot(
+                    [p["cost"] for p in line],
+                    [p[measure] for p in line],
+                    marker="o",
+                    markersize=3,
+                    linewidth=weight,
+                    color=colours[family],
+                    label=family,
+                )
+            axis.set_xlabel(f"rows a picture ({2 * run[1]} in full); for parts of a denoiser, time in rows")
+            axis.set_title(f"{run[0]}, {run[1]} steps: {label}", fontsize=9)
+            axis.set_yscale("linear" if measure == "psnr" else "log")
+            axis.grid(alpha=0.25)
+    axes[0][0].legend(fontsize=7)
+    part = path.with_suffix(".part.png")
+    figure.savefig(part, dpi=90)
+    part.replace(path)
+    plt.close(figure)
+
+
+def table(points: list[dict[str, Any]]) -> str:
+    lines = [
+        "| scheduler | steps | family | setting | rows | time saved / rows saved | PSNR dB | perceptual | Frechet % |",
+        "|---|---:|---|---|---:|---:|---:|---:|---:|",
+    ]
+    for p in points:
+        rows, ratio = ("-", "-") if p["rows"] is None else (f"{p['rows']:.1f}", f"{p['ratio']:.2f}")
+        lines.append(
+            f"| {p['scheduler']} | {p['steps']} | {p['family']} | {p['label']} | {rows} | {ratio} | "
+            f"{p['psnr']:.1f} | {p['perceptual']:.4f} | {100 * p['frechet']:.1f} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--images", type=int, default=len(PROMPTS))
+    parser.add_argument("--steps", type=int, nargs="+", default=[50, 25, 15])
+    parser.add_argument("--schedulers", nargs="+", default=["ddim", "euler", "dpm++2m"])
+    parser.add_argument("--families", nargs="+", help="beginnings of the names of families; all by default")
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    file = args.out / "points.jsonl"
+    points = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    torch.set_grad_enabled(False)
+    torch.set_flush_denormal(True)
+    pipe, judge = mini.load(), Judge()
+    pipe.set_progress_bar_config(disable=True)
+    prompts = PROMPTS[: args.images]
+    for steps, scheduler in itertools.product(args.steps, args.schedulers):
+        set_scheduler(pipe, scheduler)
+        reference = None
+        for arm in arms(steps):
+            if args.families and not arm.family.startswith(tuple(args.families)):
+                continue
+            key = {"scheduler": scheduler, "steps": steps, "images": len(prompts), "guidance": GUIDANCE}
+            key |= {"family": arm.family, "label": arm.label}
+            if any(key.items() <= point.items() for point in points):
+                continue
+            reference = reference or Reference.of(pipe, judge, prompts, steps)
+            try:
+                pictures, rows, seconds = draw(pipe, prompts, steps, arm)
+            except ImportError as error:
+                print(f"{arm.family} left out: {error}", flush=True)
+                continue
+            whole = 2.0 * steps
+            in_time = whole * seconds / reference.seconds
+            is_partial = arm.patched is not nullcontext  # parts of every row: only its time says what it saves
+            saved = 1 - rows / whole
+            point = key | reference.compared(pictures) | {"seconds": seconds, "full_seconds": reference.seconds}
+            point |= {"rows": None if is_partial else rows, "cost": in_time if is_partial else rows}
+            point["ratio"] = (1 - seconds / reference.seconds) / saved if saved > 0.01 else 1.0
+            points.append(point)
+            with file.open("a") as log:
+                log.write(json.dumps(point) + "\n")
+            print(json.dumps(point), flush=True)
+        if points:
+            plot(points, args.out / "curves.png")
+            (args.out / "table.md").write_text(table(points))
+
+
+if __name__ == "__main__":
+    main()

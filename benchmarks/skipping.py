@@ -163,8 +163,8 @@ class Reference:
 
 MEASURES = {
     "psnr": "PSNR to the full run, dB (higher is better)",
-    "perceptual": f"perceptual distance, {NETWORK} (lower is better)",
-    "frechet": f"Frechet distance / that of other seeds, {NETWORK} (lower is better)",
+    "perceptual": f"perceptual distance, {NETWORK} (lower)",
+    "frechet": f"Frechet distance / other seeds', {NETWORK} (lower)",
 }
 
 

@@ -122,6 +122,8 @@ def test_skipping_is_reported_picture_by_picture(model: pytest.MonkeyPatch, tmp_
         assert len(image["steps"]) == 12
         assert "p" in image["steps"].lower()
     assert f"by skipping {spared['skipping']}" in outcome.out
+    planned = report["rows"]["independent"] - spared["sharing"]
+    assert f"{planned}/{planned} rows, 3/3 images" in outcome.err  # what was left out is done too
     assert report["compare"]["equal_cost"]["rows"] <= report["rows"]["used"]
     assert report["tolerance"] == 1
 

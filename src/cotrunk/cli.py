@@ -17,7 +17,7 @@ import typer
 from rich.markup import escape
 
 from . import __version__
-from .console import Bar, err, out, print_plan, print_summary, say, warn_alike, warn_truncated
+from .console import Bar, err, left_out, out, print_plan, print_summary, say, warn_alike, warn_truncated
 from .errors import CotrunkError
 from .options import (
     MACHINE,
@@ -453,7 +453,7 @@ def _denoise(folder: "RunFolder", runs: Sequence[tuple["Arm", "Run"]]) -> None:
 
     finished = {arm.name: folder.journal(arm) for arm, _ in runs}
     rows, images = sum(arm.plan.cost.used for arm, _ in runs), sum(len(arm.plan) for arm, _ in runs)
-    before = sum(done.cost.used for done in finished.values())
+    before = sum(done.cost.used + left_out(done.spared) for done in finished.values())
     with (
         Bar(rows, images, before, sum(len(done.images) for done in finished.values())) as bar,
         warnings.catch_warnings(action="ignore", category=RuntimeWarning),  # NaN to pixels; reported by us
@@ -462,7 +462,7 @@ def _denoise(folder: "RunFolder", runs: Sequence[tuple["Arm", "Run"]]) -> None:
             groups = groups_of(arm.plan)
             for wave in run.waves(skip=finished[arm.name].images.issuperset, on_step=bar.step):
                 folder.write_wave(arm, wave, groups)
-                bar.wave(wave.cost.used, len(wave.images))
+                bar.wave(wave.cost.used + left_out(wave.spared), len(wave.images))
 
 
 def _conclude(report: dict[str, Any], folder: Path) -> None:

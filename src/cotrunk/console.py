@@ -51,8 +51,14 @@ def warn_alike(keys: Sequence[Hashable], prompts: list[str]) -> None:
         say("yellow", "warning", f"{_count(len(alike) - WARNINGS, 'more set')} of prompts are one to the text encoder")
 
 
+def left_out(spared: Mapping[str, int]) -> int:
+    """Planned rows that were not computed; what sharing spares is not in the plan."""
+    return spared["skipping"] + spared["guidance"]
+
+
 class Bar:
-    """Progress counted in denoiser rows, which all take about equally long; images and the time left beside them.
+    """Progress counted in planned denoiser rows; images and the time left beside them. A planned row is done when it is
+    computed or left out: what skipping spares is not known before.
 
     Args:
         rows, images: of the whole run.
@@ -83,7 +89,7 @@ class Bar:
 
     def step(self, meter: "Meter") -> None:
         """After a scheduler step of the wave in progress."""
-        self._update(self.rows + meter.rows)
+        self._update(self.rows + meter.rows + left_out(meter.rows_spared))
 
     def wave(self, rows: int, images: int) -> None:
         """After a wave."""

@@ -257,3 +257,16 @@ def test_a_pipeline_without_images_is_named(folder: RunFolder) -> None:
     frames = Wave((0,), SimpleNamespace(frames=[]), (), Cost(1, 1), {}, ("C",), (1.0,), {})
     with pytest.raises(CotrunkError, match=r"holds no images: use cotrunk\.generate"):
         folder.write_wave(ARM, frames, groups_of(PLAN))
+
+
+def test_a_run_from_before_there_was_skipping_goes_on(folder: RunFolder) -> None:
+    write(folder, wave(0, 1), wave(2, rows=6))
+    journal = folder.path / "waves.jsonl"
+    lines = [json.loads(line) for line in journal.read_text().splitlines() if line.strip()]
+    for line in lines:
+        for name in ("spared", "image_rows", "steps"):
+            del line[name]
+    journal.write_text("\n".join(map(json.dumps, lines)))
+    done = folder.journal(ARM)
+    assert done.images == {0, 1, 2}
+    assert done.spared["sharing"] == done.cost.independent - done.cost.used

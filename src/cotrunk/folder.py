@@ -137,9 +137,12 @@ class RunFolder:
                 done.images |= images
                 done.failed |= failed
                 done.cost += Cost(*line["rows"])
-                done.spared.update(line["spared"])
-                done.rows |= dict(zip(line["images"], line["image_rows"], strict=True))
-                done.steps |= dict(zip(line["images"], line["steps"], strict=True))
+                # lines of a run from before there was skipping: sharing alone spared rows, as planned
+                used, independent = line["rows"]
+                done.spared.update(line.get("spared", {"sharing": independent - used}))
+                if "steps" in line:
+                    done.rows |= dict(zip(line["images"], line["image_rows"], strict=True))
+                    done.steps |= dict(zip(line["images"], line["steps"], strict=True))
                 for name, seconds in line["seconds"].items():
                     done.seconds[name] += seconds
         return done

@@ -81,7 +81,7 @@ def test_an_image_alone_is_the_image_in_a_batch(case: tuple[str, str], rule: str
 @EVERY
 def test_skipping_beats_fewer_steps_reuse_and_the_best_pattern_of_others(case: tuple[str, str]) -> None:
     full = plain(case)
-    for tolerance in (0.0005, 0.002):
+    for tolerance in (0.0001, 0.002):
         ours = run(case, Skipping(tolerance=tolerance))
         steps = math.ceil(ours.evaluations)
         assert decibels(ours.samples, full) > decibels(plain(case, steps), full) + 1

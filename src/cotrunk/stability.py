@@ -24,6 +24,8 @@ NODES = 3  # computed outputs that are kept for each image: enough for a quadrat
 KNOTS = {"reuse": 1, "linear": 2, "quadratic": 3, "damped": 2}  # of them a prediction rests on
 FIRST = 3  # steps that are computed before anything is predicted
 STEEPEST = 7.0  # most that an extrapolation may amplify noise in the outputs: the sum of its weights' sizes
+ALONE = 0.1  # of its drift counts where a single evaluation is left out: between two that are computed, an
+# interpolation is nearly exact (measured on `mini`)
 GROWTH = 1.25  # a prediction's error grows with the distance to the last node to this power (measured on `mini`)
 
 
@@ -313,7 +315,8 @@ class Trajectories:
             if sum(map(abs, self._weights(history, time))) > STEEPEST:
                 return left_out
             drift += self.schedule.drift(at) * miss.size * (abs(time - latest) / miss.distance) ** GROWTH
-            if not drift <= self.skipping.tolerance:  # also where it is NaN
+            counted = drift * (ALONE if left_out == 0 else 1.0)
+            if not counted <= self.skipping.tolerance:  # also where it is NaN
                 return left_out
         return most
 

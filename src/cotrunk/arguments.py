@@ -273,13 +273,3 @@ def timesteps_of(pipe: Any, arguments: dict[str, Any]) -> tuple[int, int]:
         trained = scheduler.config.num_train_timesteps
         timesteps = timesteps[timesteps >= round(trained - end * trained)]
     return steps, len(timesteps)
-
-
-def check_interval(interval: Any) -> None:
-    if interval is None:
-        return
-    numbers = isinstance(interval, tuple | list) and len(interval) == 2
-    if not numbers or not all(isinstance(x, int | float) and not isinstance(x, bool) for x in interval):
-        raise CotrunkError(f"guidance_interval {interval!r} is no pair of numbers: use (0.1, 0.8), say.")
-    if not 0 <= interval[0] <= interval[1] <= 1:
-        raise CotrunkError(f"guidance_interval {interval!r} is out of range: use 0 <= start <= end <= 1.")

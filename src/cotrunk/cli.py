@@ -42,13 +42,13 @@ from .options import (
     option,
 )
 from .prompts import checked, read_prompts
+from .skipping import Skipping, check_fractions
 
 if TYPE_CHECKING:
     from .folder import Arm, RunFolder
     from .generation import Run
     from .plan import Cost, Plan
     from .sharing import Mode, Sharing
-    from .skipping import Skipping
 
 DEFAULT_TOLERANCE = "default"  # what --skip means without a number
 
@@ -134,10 +134,9 @@ def generate(
         _whole("--max-rows", max_rows, 1)
     sharing = _sharing(share, similarity, max_group, mode, encoder)
     skipping = _skipping(skip)
+    if guidance_interval is not None:
+        check_fractions("guidance_interval", guidance_interval)
 
-    from .arguments import check_interval
-
-    check_interval(guidance_interval)
     from .folder import SHARED, Arm, RunFolder
     from .models import SCHEDULERS, check_names, load_pipeline, set_scheduler
     from .plan import Plan
@@ -391,9 +390,7 @@ def _whole(option: str, value: int, least: int, most: int | None = None) -> None
         raise CotrunkError(f"{option} {value} is out of range: use {use}.")
 
 
-def _skipping(tolerance: str | None) -> "Skipping | None":
-    from .skipping import Skipping
-
+def _skipping(tolerance: str | None) -> Skipping | None:
     if tolerance is None:
         return None
     if tolerance == DEFAULT_TOLERANCE:

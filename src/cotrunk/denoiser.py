@@ -24,7 +24,7 @@ from diffusers.hooks.hooks import ModelHook, StateManager
 from diffusers.utils.torch_utils import unwrap_module
 
 from .errors import CotrunkError
-from .rows import Folding, assemble, fill, pick
+from .rows import Folding, assemble, pick
 from .solver import Solver
 from .stability import Policy
 from .tokens import TokenLayers
@@ -50,7 +50,6 @@ class Meter:
             which some pipelines call once for each guidance branch.)
         rows, rows_asked: denoiser rows computed, and those that the pipeline asked for.
         rows_filled: copies computed beside `rows`, for `row_sizes`.
-        rows_partial: of `rows`, those of which only some tokens were computed.
         rows_spared: the difference, by what spared them: "sharing", "guidance" (off at this step), "skipping".
         computed: for each step taken, for each of the N images, whether the denoiser computed it.
         finite: (N,) booleans, False for an image whose latents, or what the decoder made of them, hold a NaN or an
@@ -66,7 +65,6 @@ class Meter:
     rows: int = 0
     rows_asked: int = 0
     rows_filled: int = 0
-    rows_partial: int = 0
     rows_spared: Counter[str] = field(default_factory=Counter)
     computed: list[tuple[bool, ...]] = field(default_factory=list)
     finite: torch.Tensor | None = None
@@ -216,8 +214,8 @@ class FoldHook:
             for part, scores in self._parts(folding.live, len(sources)):
                 own = named if len(part) == len(folding.live) else pick(named, len(folding.live), part)
                 done = [folding.live[i] for i in part]
-                self._in_chunks(own, len(args), done, scores, device, listed, outputs, sizes)
-                order += part
+                made, counts = self._in_chunks(own, len(args), done, scores, device, listed)
+                outputs, sizes, order = outputs + made, sizes + counts, order + part
             inverse = None if folding.is_identity else folding.inverse
             if order != sorted(order):
                 place = torch.tensor(order, device=device).argsort()
@@ -281,26 +279,19 @@ class FoldHook:
         scores: torch.Tensor | None,
         device: torch.device,
         listed: bool,
-        outputs: list[Any],
-        sizes: list[int],
-    ) -> None:
-        """Run these rows, at most `max_rows` at once, and add what comes out to `outputs` and its rows to `sizes`; out
-        of memory halves the chunk and goes on from there."""
-        meter, rows, done = self.meter, len(live), 0
+    ) -> tuple[list[Any], list[int]]:
+        """Run these rows, at most `max_rows` at once; out of memory halves the chunk and goes on from there."""
+        meter, outputs, sizes, rows, done = self.meter, list[Any](), list[int](), len(live), 0
         while done < rows:
             size = min(meter.max_rows or rows, rows - done)
-            chunk = slice(done, done + size)
-            part = named if size == rows else pick(named, rows, chunk)
             filled = self._filled(size)
-            if filled > size:
-                part = fill(part, size, filled)
+            which = [*range(done, done + size), *[done + size - 1] * (filled - size)]
+            part = named if size == filled == rows else pick(named, rows, which)
             values = list(part.items())
             try:
                 if self.tokens is not None:
-                    numbers = [(self.calls, row) for row in live[chunk]]
-                    numbers += numbers[-1:] * (filled - size)
-                    some = None if scores is None else scores[chunk][[*range(size), *[size - 1] * (filled - size)]]
-                    self.tokens.begin(numbers, some)
+                    some = None if scores is None else scores[which]
+                    self.tokens.begin([(self.calls, live[place]) for place in which], some)
                 output = self.call(*(v for _, v in values[:positional]), **dict(values[positional:]))
                 if filled > size:
                     output = assemble([output], [filled], torch.arange(size, device=device), listed=listed)
@@ -308,7 +299,6 @@ class FoldHook:
                 outputs.append(output)
                 sizes.append(size)
                 done += size
-                meter.rows_partial += (scores is not None) * size
                 continue
             except torch.OutOfMemoryError:
                 if size == 1 or not self.divisible:
@@ -317,6 +307,7 @@ class FoldHook:
             meter.max_rows = math.ceil(size / 2)
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
+        return outputs, sizes
 
 
 @contextmanager
@@ -347,7 +338,8 @@ def attached(
             tokens = None
             if rows.tokens is not None and counted:
                 tokens = TokenLayers(module, rows.tokens)
-                stack.enter_context(tokens.attached())
+                for layer in tokens.layers.values():
+                    stack.enter_context(replaced(layer.module, "_compiled_call_impl", layer))
             hook = FoldHook(module, rows, meter, counted=counted, divisible=divisible, tokens=tokens)
             stack.enter_context(replaced(module, "_compiled_call_impl", hook))
         stack.enter_context(_clock(pipe.scheduler, rows, generators, meter))

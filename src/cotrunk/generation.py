@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from .arguments import PerPrompt, check_interval, guidance_rows, timesteps_of
+from .arguments import PerPrompt, guidance_rows, timesteps_of
 from .denoiser import Meter, RowPlan, attached, check_pipeline
 from .embedding import (
     Encoder,
@@ -27,7 +27,7 @@ from .noise import read_schedule
 from .plan import Branch, Cost, Plan
 from .prompts import checked
 from .sharing import Sharing, make_plan
-from .skipping import Skipping
+from .skipping import Skipping, check_fractions
 from .stability import policy_of
 
 CONDITIONAL_FIRST = ("ZImage", "Lumina", "StableCascade", "Wuerstchen")  # of their two rows, the one with the prompt
@@ -285,8 +285,9 @@ def prepare(
         raise CotrunkError(f"This {type(pipe).__name__} is accelerated: call remove() on what accelerate gave first.")
     check_pipeline(pipe, max_rows=max_rows, alone=skipping is not None or guidance_interval is not None)
     _check_seed(seed)
-    check_interval(guidance_interval)
-    check_row_sizes(row_sizes)
+    if guidance_interval is not None:
+        check_fractions("guidance_interval", guidance_interval)
+    _check_row_sizes(row_sizes)
     if skipping is not None:
         read_schedule(pipe.scheduler, ())
     if "prompt" in arguments and prompts is None:  # as the pipelines call it
@@ -464,7 +465,7 @@ def _check_seed(seed: Any) -> None:
         raise CotrunkError(f"seed {seed!r} is not a whole number from 0 to 2**63 - 1, or a list with one a prompt.")
 
 
-def check_row_sizes(sizes: Any) -> None:
+def _check_row_sizes(sizes: Any) -> None:
     if sizes is None:
         return
     listed = isinstance(sizes, list | tuple) and len(sizes) > 0

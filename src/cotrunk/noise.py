@@ -86,17 +86,15 @@ def read_schedule(scheduler: Any, timesteps: Sequence[float]) -> NoiseSchedule:
     config, name = scheduler.config, type(scheduler).__name__
     count = float(config.get("num_train_timesteps") or 0)
     prediction = config.get("prediction_type") or ("epsilon" if hasattr(scheduler, "alphas_cumprod") else None)
+    is_flow = name.startswith("FlowMatch") or prediction == "flow_prediction"
     # sigmas that grow, and timesteps that are no index: what a timestep means is another thing there
     is_odd = config.get("invert_sigmas") or config.get("timestep_type") == "continuous"
-    if is_odd:
+    has_levels = prediction in KINDS and isinstance(getattr(scheduler, "alphas_cumprod", None), torch.Tensor)
+    if is_odd or not (count if is_flow else has_levels):
         raise CotrunkError(f"{name} does not say how noisy a timestep is: run it without skipping.")
-    if name.startswith("FlowMatch") or prediction == "flow_prediction":
-        if not count:
-            raise CotrunkError(f"{name} does not say how noisy a timestep is: run it without skipping.")
+    if is_flow:
         sigmas = [min(1.0, float(t) / count) for t in timesteps]
         return NoiseSchedule("flow", tuple((1 - s, s) for s in sigmas), tuple(timesteps), count, divided=False)
-    if prediction not in KINDS or not isinstance(getattr(scheduler, "alphas_cumprod", None), torch.Tensor):
-        raise CotrunkError(f"{name} does not say how noisy a timestep is: run it without skipping.")
     signal = scheduler.alphas_cumprod.detach().double().cpu()
     levels = []
     for t in timesteps:
@@ -107,4 +105,4 @@ def read_schedule(scheduler: Any, timesteps: Sequence[float]) -> NoiseSchedule:
         levels.append((math.sqrt(share), math.sqrt(max(0.0, 1 - share))))
     # samples of Euler and its like start from noise of deviation sigma / alpha, which they compute; the others' from 1
     divided = isinstance(getattr(type(scheduler), "init_noise_sigma", None), property)
-    return NoiseSchedule(prediction, tuple(levels), tuple(timesteps), count, divided)
+    return NoiseSchedule(str(prediction), tuple(levels), tuple(timesteps), count, divided)

@@ -190,7 +190,7 @@ def _mean_of_ragged(rows: list[torch.Tensor]) -> torch.Tensor:
 
 
 def pick(named: dict[str, Any], rows: int, which: slice | list[int]) -> dict[str, Any]:
-    """Some rows of the arguments of a call of `rows` rows."""
+    """Some rows of the arguments of a call of `rows` rows; one may be picked several times."""
 
     def part(name: str, value: Any) -> Any:
         if name in SHARED or value is None:
@@ -202,22 +202,6 @@ def pick(named: dict[str, Any], rows: int, which: slice | list[int]) -> dict[str
         return tree_map_only(torch.Tensor, lambda x: x[which] if _has_rows(x, rows) else x, value)
 
     return {name: part(name, value) for name, value in named.items()}
-
-
-def fill(named: dict[str, Any], rows: int, size: int) -> dict[str, Any]:
-    """The arguments of a call of `rows` rows with its last row repeated until there are `size`."""
-
-    def filled(name: str, value: Any) -> Any:
-        if name in SHARED or value is None:
-            return value
-        if isinstance(value, dict):
-            return fill(value, rows, size)
-        if name in ROW_LISTS and isinstance(value, list) and len(value) == rows:
-            return [*value, *[value[-1]] * (size - rows)]
-        last = [*range(rows), *[rows - 1] * (size - rows)]
-        return tree_map_only(torch.Tensor, lambda x: x[last] if _has_rows(x, rows) else x, value)
-
-    return {name: filled(name, value) for name, value in named.items()}
 
 
 def assemble(parts: list[Any], sizes: list[int], inverse: torch.Tensor | None, *, listed: bool = False) -> Any:

@@ -14,8 +14,8 @@ class Skipping:
     """How images leave out evaluations of the denoiser where their own trajectory is smooth (SADA).
 
     Attributes:
-        tolerance: for the rule "error": how far an image's latents may be expected to drift while evaluations are left
-            out, in units of their own deviation, before one is computed again. 0 computes all.
+        tolerance: for the rule "error": how far an image may be expected to drift while evaluations are left out,
+            before one is computed again (docs/skipping.md says in which units). 0 computes all.
         rule: "error", an error estimate for each image (the default); "fixed", one evaluation in `every`; "paper", the
             criterion of SADA as published (Criterion 3.4, Theorems 3.5 and 3.7); "released", what its code does.
         every: for the rule "fixed".
@@ -27,8 +27,8 @@ class Skipping:
         window: skipping starts and ends at these fractions of the steps.
         longest: most evaluations left out in a row.
         tokens: at steps that are computed, the share of the tokens that transformer blocks compute for an image, those
-            whose outputs were predicted worst; the others come from the blocks' caches. None computes all: on the
-            models measured so far, leaving out tokens gains less than leaving out a few more evaluations.
+            whose outputs were predicted worst; the others come from the blocks' caches. None computes all.
+            Whether it pays beside leaving out whole evaluations has not been measured yet.
 
     Raises:
         CotrunkError: a value out of its range.
@@ -57,11 +57,15 @@ class Skipping:
                 raise CotrunkError(f"skipping {name} {value!r} is out of range: use a whole number, {low} to {high}.")
         if self.tokens is not None and not (_is_number(self.tokens) and 0 < self.tokens <= 1):
             raise CotrunkError(f"skipping tokens {self.tokens!r} is out of range: use a share above 0, at most 1.")
-        pair = self.window
-        if not isinstance(pair, tuple | list) or len(pair) != 2 or not all(map(_is_number, pair)):
-            raise CotrunkError(f"skipping window {pair!r} is no pair of numbers: use (0.1, 0.9), say.")
-        if not 0 <= pair[0] <= pair[1] <= 1:
-            raise CotrunkError(f"skipping window {pair!r} is out of range: use 0 <= start <= end <= 1.")
+        check_fractions("skipping window", self.window)
+
+
+def check_fractions(name: str, pair: object) -> None:
+    """Raise `CotrunkError` unless this is the start and the end of a part of the steps."""
+    if not isinstance(pair, tuple | list) or len(pair) != 2 or not all(map(_is_number, pair)):
+        raise CotrunkError(f"{name} {pair!r} is no pair of numbers: use (0.1, 0.8), say.")
+    if not 0 <= pair[0] <= pair[1] <= 1:
+        raise CotrunkError(f"{name} {pair!r} is out of range: use 0 <= start <= end <= 1.")
 
 
 def _is_number(value: object) -> bool:

@@ -11,7 +11,6 @@ are treated alike: a layer is known by its name, and its tokens by their number.
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -27,31 +26,19 @@ class TokenLayers:
     """The per-token layers of one denoiser, during one call of the pipeline.
 
     Attributes:
+        layers: by name; each to stand where torch puts the compiled call of its module.
         rows: of the forward to come.
         kept: (rows, tokens kept) by number of tokens, for the forward to come; None to compute all and remember.
         age: by row, how many forwards ago it was last computed whole; no entry: never.
     """
 
     def __init__(self, denoiser: torch.nn.Module, share: float) -> None:
-        self.denoiser, self.share = denoiser, share
+        self.share = share
         self.rows: list[Row] = []
         self.scores: torch.Tensor | None = None
         self.kept: dict[int, torch.Tensor | None] = {}
         self.age: dict[Row, int] = {}
-        self.layers = {name: _Layer(layer, self) for name, layer in _per_token(denoiser)}
-
-    @contextmanager
-    def attached(self) -> Iterator[None]:
-        """Stand in for the layers' own calls, as `FoldHook` does for the denoiser's."""
-        modules = dict(unwrap_module(self.denoiser).named_modules())
-        with ExitStack() as stack:
-            for name, layer in self.layers.items():
-                module = modules[name]
-                had = "_compiled_call_impl" in vars(module)
-                before = module._compiled_call_impl
-                module._compiled_call_impl = layer
-                stack.callback(_restore, module, had, before)
-            yield
+        self.layers = {name: TokenLayer(layer, self) for name, layer in _per_token(denoiser)}
 
     def begin(self, rows: Sequence[Row], scores: torch.Tensor | None) -> None:
         """Before a forward of these rows. scores: (rows, ...) how much each place of the latents needs to be computed;
@@ -72,12 +59,13 @@ class TokenLayers:
         return self.kept[tokens]
 
 
-class _Layer:
-    """One layer that treats every token by itself: (rows, tokens, channels) -> (rows, tokens, others)."""
+class TokenLayer:
+    """Stands in for the call of one layer, as `FoldHook` does for the denoiser's. The layer treats every token by
+    itself: (rows, tokens, channels) -> (rows, tokens, others)."""
 
     def __init__(self, module: torch.nn.Module, shared: TokenLayers) -> None:
+        self.module, self.shared = module, shared
         self.call: Callable[..., Any] = module._compiled_call_impl or module._call_impl
-        self.shared = shared
         self.memory: dict[Row, torch.Tensor] = {}  # what it gave last
 
     def __call__(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -144,10 +132,3 @@ def _chosen(scores: torch.Tensor, tokens: int, share: float) -> torch.Tensor | N
     best = scores.flatten(1).topk(count, dim=1).indices.sort(dim=1).values
     first = torch.arange(text, device=best.device).expand(rows, text)
     return torch.cat([first, best + text], dim=1)
-
-
-def _restore(module: torch.nn.Module, had: bool, before: Any) -> None:
-    if had:
-        module._compiled_call_impl = before
-    else:
-        del module._compiled_call_impl

@@ -1,0 +1,1 @@
+"""Fine-tuning for shared sampling (SAGE, section 2.3)."""

@@ -1,0 +1,223 @@
+"""`cotrunk dataset` and `cotrunk train`."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+from rich.markup import escape
+
+from ..console import err, out, say
+from ..errors import CotrunkError
+from ..files import write_bytes
+from ..options import MACHINE, OUTPUT, Encoder, Model, option
+from ..prompts import read_prompts
+
+GROUPS, OBJECTIVE, TRAINING = "Groups", "Objective", "Training"
+NAMED = 5  # pictures that cannot be used are named up to here, then counted
+
+Out = Annotated[str | None, option(OUTPUT, "DIR", "Folder to write to; needed, and made if not there.", "--out")]
+
+
+def dataset(
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="SOURCE",
+            help="COCO annotations (.json), a folder with metadata.jsonl or metadata.csv, or a dataset of the hub.",
+            show_default=False,
+        ),
+    ],
+    out_name: Out = None,
+    images: Annotated[
+        Path | None, option(GROUPS, "DIR", "Where the pictures of annotations are; by default beside the file.")
+    ] = None,
+    similarity_min: Annotated[float, option(GROUPS, "X", "Captions of a group are more similar than this.")] = 0.6,
+    similarity_max: Annotated[float, option(GROUPS, "X", "And less similar than this.")] = 0.9,
+    min_group: Annotated[int, option(GROUPS, "N", "Smallest group.")] = 2,
+    max_group: Annotated[int, option(GROUPS, "N", "Largest group.")] = 5,
+    per_caption: Annotated[int, option(GROUPS, "N", "Most groups that begin with one caption.")] = 4,
+    max_groups: Annotated[int | None, option(GROUPS, "N", "Most groups in all; all by default.")] = None,
+    encoder: Encoder = "minilm",
+    seed: Annotated[int, option(GROUPS, "N", "Of what is drawn where there are more groups than wanted.")] = 0,
+) -> None:
+    """Group captioned pictures for `cotrunk train`: cliques of similar captions.
+
+    Examples:
+
+        cotrunk dataset annotations/captions_train2017.json --images train2017 --out groups
+
+        cotrunk dataset my-pictures --out groups --similarity-min 0.5
+    """
+    out_dir = _folder(out_name)
+    from ..embedding import sentence_encoder
+    from .dataset import GroupSettings, build_groups, read_pairs
+
+    settings = GroupSettings(similarity_min, similarity_max, min_group, max_group, per_caption, max_groups, seed)
+    if not -1 <= similarity_min < similarity_max <= 1:
+        raise CotrunkError(
+            f"--similarity-min {similarity_min} and --similarity-max {similarity_max} are no range: give two cosines, "
+            "the smaller one first."
+        )
+    if encoder == "pipeline":
+        raise CotrunkError("--encoder pipeline needs a pipeline: use minilm, or a model of sentence-transformers.")
+    with err.status("Reading captions and pictures") as status:
+        found = read_pairs(source, images, out_dir / "images")
+        for name, why in list(found.unusable.items())[:NAMED]:
+            say("yellow", "warning", f"{name} is left out: {why}")
+        if len(found.unusable) > NAMED:
+            say("yellow", "warning", f"{len(found.unusable) - NAMED} more pictures are left out")
+        status.update(f"Embedding {len(found.pairs):,} captions")
+        summary = build_groups(
+            found.pairs,
+            sentence_encoder(encoder),
+            settings,
+            out_dir,
+            unusable=found.unusable,
+            progress=lambda what, done, of: status.update(f"{what}: {done:,} of {of:,}"),
+        )
+    sizes = ", ".join(f"{count:,} of {size}" for size, count in summary["sizes"].items())
+    pictures = f"{summary['pictures']:,} pictures, {summary['pictures_in_groups']:,} of which are in a group"
+    out.print(f"{summary['groups']:,} groups ({sizes}) of {pictures}.", soft_wrap=True)
+    cut = {
+        "similar pairs were left out (a caption keeps its closest ones)": summary["edges_dropped"],
+        "captions begin more groups than --per-caption lets them": summary["captions_with_more_groups"],
+        "groups were cut by --max-groups": summary["groups_cut"],
+    }
+    for what, count in cut.items():
+        if count:
+            out.print(f"  {count:,} {what}", soft_wrap=True)
+    out.print(f"Look at {escape(str(out_dir / 'similarities.png'))}; train with cotrunk train {escape(str(out_dir))}")
+
+
+def train(
+    groups: Annotated[
+        str, typer.Argument(metavar="GROUPS", help="A folder that `cotrunk dataset` wrote.", show_default=False)
+    ],
+    out_name: Out = None,
+    model: Model = "mini",
+    objective: Annotated[
+        Literal["sage", "standard"],
+        option(OBJECTIVE, "NAME", "sage: for shared sampling; standard: the same pictures one by one, its rival."),
+    ] = "sage",
+    share: Annotated[float, option(OBJECTIVE, "X", "Part of the trajectory that is to be shared.")] = 0.4,
+    shared_weight: Annotated[float, option(OBJECTIVE, "X", "lambda_1: weight of the mean picture's noise.")] = 1.0,
+    target_weight: Annotated[float, option(OBJECTIVE, "X", "lambda_2: weight of the soft target.")] = 1.0,
+    through_target: Annotated[
+        bool, option(OBJECTIVE, "", "Let the gradient flow through the soft target too.", "--through-target")
+    ] = False,
+    weighting: Annotated[
+        Literal["uniform", "min-snr"], option(OBJECTIVE, "NAME", "w_t: uniform or min-snr.")
+    ] = "uniform",
+    steps: Annotated[int, option(TRAINING, "N", "Optimiser steps.")] = 20_000,
+    batch: Annotated[int, option(TRAINING, "N", "Groups in a step.")] = 4,
+    accumulation: Annotated[int, option(TRAINING, "N", "Passes of --batch groups in a step.")] = 1,
+    learning_rate: Annotated[float, option(TRAINING, "X", "Constant.")] = 1e-4,
+    rank: Annotated[int, option(TRAINING, "N", "Of the LoRA.")] = 16,
+    caption_dropout: Annotated[float, option(TRAINING, "X", "Part of the groups that train without captions.")] = 0.1,
+    ema: Annotated[float | None, option(TRAINING, "X", "Decay of an average of the weights, 0.999 say.")] = None,
+    height: Annotated[int | None, option(TRAINING, "N", "Of the pictures; by default what the model makes.")] = None,
+    width: Annotated[int | None, option(TRAINING, "N", "Of the pictures; by default what the model makes.")] = None,
+    checkpoint_every: Annotated[int, option(TRAINING, "N", "Steps between checkpoints.")] = 500,
+    seed: Annotated[int, option(TRAINING, "N", "Of everything that is drawn.")] = 0,
+    tracker: Annotated[
+        str | None, option(OUTPUT, "NAME", "Also log to tensorboard, wandb or another that accelerate knows.")
+    ] = None,
+    validation: Annotated[
+        Path | None,
+        option(OUTPUT, "FILE", "Prompts to draw at every checkpoint, sharing their steps, into validation/."),
+    ] = None,
+    dtype: Annotated[str, option(MACHINE, "NAME", "Of the frozen weights: float32, float16 or bfloat16.")] = "float32",
+    mixed_precision: Annotated[Literal["no", "fp16", "bf16"], option(MACHINE, "NAME", "no, fp16 or bf16.")] = "no",
+    gradient_checkpointing: Annotated[
+        bool, option(MACHINE, "", "Less memory, a third more time.", "--gradient-checkpointing")
+    ] = False,
+) -> None:
+    """Train a LoRA so that shared sampling costs less quality (SAGE).
+
+    Goes on where it stopped when called again. `cotrunk generate --lora DIR` uses it, and so does
+    `pipe.load_lora_weights(DIR)`. On several GPUs: `accelerate launch -m cotrunk train ...`
+
+    Examples:
+
+        cotrunk train groups --out lora
+
+        cotrunk train groups --out lora --model stable-diffusion-v1-5/stable-diffusion-v1-5 --mixed-precision fp16
+    """
+    out_dir = _folder(out_name)
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from ..models import load_pipeline
+    from .dataset import read_groups
+    from .loss import Loss
+    from .trainer import Step, TrainSettings, plot_losses
+    from .trainer import train as run
+
+    settings = TrainSettings(
+        loss=Loss(objective, share, shared_weight, target_weight, through_target, weighting),
+        steps=steps,
+        groups=batch,
+        accumulation=accumulation,
+        learning_rate=learning_rate,
+        rank=rank,
+        caption_dropout=caption_dropout,
+        ema=ema,
+        gradient_checkpointing=gradient_checkpointing,
+        mixed_precision=mixed_precision,
+        tracker=tracker,
+        checkpoint_every=checkpoint_every,
+        seed=seed,
+        height=height,
+        width=width,
+    )
+    prompts = read_prompts(validation).prompts if validation is not None else []
+    found, _ = read_groups(Path(groups))
+    with err.status(f"Loading {escape(model)}"):
+        pipe = load_pipeline(model, "cpu", dtype)  # accelerate moves it where it belongs
+    columns: list[Any] = [TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}")]
+    smooth: dict[str, float] = {}
+
+    with Progress(*columns, TimeRemainingColumn(), console=err) as progress:
+        task = progress.add_task(f"Encoding {sum(map(len, found)):,} pictures", total=steps)
+
+        def show(step: Step) -> None:
+            total = float(step.terms.total)
+            smooth["loss"] = 0.98 * smooth.get("loss", total) + 0.02 * total
+            progress.update(task, completed=step.number, description=f"Training, loss {smooth['loss']:.4f}")
+
+        def encoded(done: int, of: int) -> None:
+            progress.update(task, description=f"Encoding pictures and captions, {done:,} of {of:,}")
+
+        def checkpoint(step: int) -> None:
+            plot_losses(out_dir / "losses.jsonl", out_dir / "losses.png")
+            if prompts:
+                progress.update(task, description="Drawing the validation prompts")
+                _draw(pipe, prompts, share, out_dir / "validation" / f"{step:06d}.png")
+
+        try:
+            file = run(pipe, found, settings, out_dir, on_step=show, on_encoded=encoded, on_checkpoint=checkpoint)
+        except KeyboardInterrupt:
+            err.print("Stopped. Call it again to go on from the last checkpoint.")
+            raise typer.Exit(130) from None
+    out.print(f"The LoRA is {escape(str(file))}", soft_wrap=True)
+
+
+def _draw(pipe: Any, prompts: list[str], share: float, path: Path) -> None:
+    """A row of pictures that share their early steps, as they will be used."""
+    from PIL import Image
+
+    from ..generation import generate
+    from ..sharing import Sharing
+
+    made = generate(pipe, prompts, sharing=Sharing(share=share, similarity=0.3), num_inference_steps=20)
+    width, height = made.images[0].size
+    row = Image.new("RGB", (width * len(prompts), height))
+    for number, picture in enumerate(made.images):
+        row.paste(picture, (number * width, 0))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_bytes(path, lambda file: row.save(file, "PNG"))
+
+
+def _folder(name: str | None) -> Path:
+    if not name:
+        raise CotrunkError("Where to? Name a folder with --out DIR.")
+    return Path(name)

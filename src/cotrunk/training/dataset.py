@@ -1,0 +1,323 @@
+"""Captioned pictures to a training set of groups: read, check, embed, group, write.
+
+A set of groups is a folder: `groups.parquet` (a row a group), `summary.json` and `similarities.png`.
+"""
+
+import csv
+import functools
+import io
+import json
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from ..embedding import Encoder
+from ..errors import CotrunkError
+from ..files import write_bytes, write_text
+from ..prompts import checked
+from .cliques import sample_cliques, similarity_graph
+
+CAPTIONS = ("text", "caption", "prompt", "captions")  # what a table may call them; the first that is there
+NAMED = 5  # pictures that cannot be read are named up to here, then counted
+
+Progress = Callable[[str, int, int], None]  # what is done, how much of it, of how much
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A picture and what it shows."""
+
+    caption: str
+    image: Path
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """What a source holds: the pairs that can be used, and the pictures that cannot, with the reason."""
+
+    pairs: list[Pair]
+    unusable: dict[str, str]
+
+
+@dataclass(frozen=True)
+class GroupSettings:
+    """How captions become groups.
+
+    Attributes:
+        low, high: tau_min and tau_max, the range of cosines inside a group; 0.6 and 0.9 in Table 1 of the paper.
+        smallest, largest: captions in a group.
+        per_caption: most groups whose first member a caption is.
+        in_all: most groups; None: no limit.
+        seed: of what is drawn where there are more.
+    """
+
+    low: float = 0.6
+    high: float = 0.9
+    smallest: int = 2
+    largest: int = 5
+    per_caption: int = 4
+    in_all: int | None = None
+    seed: int = 0
+
+
+def read_pairs(source: str, images: Path | None = None, export: Path | None = None) -> Pairs:
+    """Captioned pictures.
+
+    Args:
+        source: annotations of COCO (a json file with `images` and `annotations`; of a picture's captions, the one with
+            the lowest number); a folder with `metadata.jsonl` or `metadata.csv` (`file_name` and one of `text`,
+            `caption`, `prompt`); or the name of a dataset on the Hugging Face hub, its split after a colon.
+        images: where the pictures of annotations are; by default beside the file.
+        export: where the pictures of a dataset are written to.
+
+    Raises:
+        CotrunkError: a source that is none of these, or in which nothing can be used.
+    """
+    path = Path(source)
+    if path.is_file() and path.suffix == ".json":
+        found = _coco(path, images or path.parent)
+    elif path.is_dir():
+        found = _folder(path)
+    elif path.exists() or path.suffix in (".json", ".jsonl", ".csv"):
+        raise CotrunkError(
+            f"{source} is no source of captioned pictures: give COCO annotations (.json), or a folder with metadata."
+        )
+    else:
+        found = _hub(source, export or Path("images"))
+    pairs, unusable = [], {}
+    for pair in found:
+        if why := _wrong(pair):
+            unusable[str(pair.image)] = why
+        else:
+            pairs.append(pair)
+    if not pairs:
+        named = "; ".join(f"{name}: {why}" for name, why in list(unusable.items())[:NAMED])
+        raise CotrunkError(f"{source} holds no captioned picture that can be used ({named or 'it is empty'}).")
+    return Pairs(pairs, unusable)
+
+
+def build_groups(
+    pairs: Sequence[Pair],
+    encoder: Encoder,
+    settings: GroupSettings,
+    out: Path,
+    *,
+    unusable: dict[str, str] | None = None,
+    progress: Progress = lambda what, done, of: None,
+) -> dict[str, Any]:
+    """Group the pairs and write the set to the folder `out`. Returns what `summary.json` holds.
+
+    Raises:
+        CotrunkError: no two captions are similar enough, or `out` cannot be written.
+    """
+    vectors = encoder.encode([pair.caption for pair in pairs])
+    graph = similarity_graph(
+        vectors, settings.low, settings.high, progress=lambda done: progress("Comparing captions", done, len(pairs))
+    )
+    cliques = sample_cliques(
+        graph.neighbours,
+        smallest=settings.smallest,
+        largest=settings.largest,
+        per_caption=settings.per_caption,
+        in_all=settings.in_all,
+        seed=settings.seed,
+        progress=lambda done: progress("Grouping captions", done, len(pairs)),
+    )
+    if not cliques.groups:
+        raise CotrunkError(
+            f"No two of the {len(pairs)} captions have a similarity between {settings.low:g} and {settings.high:g} "
+            f"for {encoder.name}: lower the smaller number, or take more pictures."
+        )
+    similarities = [_similarities(vectors, group) for group in cliques.groups]
+    sizes = Counter(map(len, cliques.groups))
+    summary = {
+        "encoder": encoder.name,
+        "settings": asdict(settings),
+        "pictures": len(pairs),
+        "unusable": unusable or {},
+        "edges": graph.edges,
+        "edges_dropped": graph.dropped,
+        "groups": len(cliques.groups),
+        "captions_with_more_groups": cliques.capped,
+        "groups_cut": cliques.cut,
+        "sizes": {size: sizes[size] for size in sorted(sizes)},
+        "pictures_in_groups": len({caption for group in cliques.groups for caption in group}),
+        "mean_size": round(float(np.mean([len(group) for group in cliques.groups])), 4),
+        "mean_similarity": round(float(np.mean([value for values in similarities for value in values])), 4),
+    }
+    out.mkdir(parents=True, exist_ok=True)
+    _write_parquet(out / "groups.parquet", pairs, cliques.groups, similarities, summary)
+    _write_histogram(out / "similarities.png", similarities, sizes)
+    write_text(out / "summary.json", json.dumps(summary, indent=1) + "\n")
+    return summary
+
+
+def _similarities(vectors: np.ndarray, group: tuple[int, ...]) -> list[float]:
+    """Cosines of all pairs of a group."""
+    rows = vectors[list(group)].astype(np.float64)
+    return (rows @ rows.T)[np.triu_indices(len(group), 1)].tolist()
+
+
+def _wrong(pair: Pair) -> str | None:
+    """Why a pair cannot be used."""
+    if not pair.caption:
+        return "it has no caption"
+    if not pair.image.is_file():
+        return "there is no such file"
+    try:
+        with Image.open(pair.image) as image:
+            image.load()  # the header alone does not show that a file is cut off
+            return None
+    except Exception as error:  # whatever a broken file makes Pillow say
+        return f"it is no readable picture ({type(error).__name__})"
+
+
+def _coco(path: Path, images: Path) -> Iterator[Pair]:
+    content = _json(path.read_text(encoding="utf-8"), path)
+    if not isinstance(content, dict) or not {"images", "annotations"} <= content.keys():
+        raise CotrunkError(f"{path} is not in COCO's form: it needs the lists images and annotations.")
+    captions: dict[Any, tuple[Any, str]] = {}
+    for annotation in content["annotations"]:
+        known = captions.get(annotation.get("image_id"))
+        if "caption" in annotation and (known is None or annotation["id"] < known[0]):
+            captions[annotation["image_id"]] = (annotation["id"], annotation["caption"])
+    for image in content["images"]:
+        if image["id"] in captions:
+            caption = checked(captions[image["id"]][1] or "", f"{path}, picture {image['id']}")
+            yield Pair(" ".join(caption.split()), images / image["file_name"])
+        else:
+            yield Pair("", images / image["file_name"])  # to be counted among what cannot be used
+
+
+def _folder(folder: Path) -> Iterator[Pair]:
+    lines, table = folder / "metadata.jsonl", folder / "metadata.csv"
+    if lines.exists():
+        text = lines.read_text(encoding="utf-8")
+        entries = [_json(line, f"{lines}, line {i}") for i, line in enumerate(text.splitlines(), 1) if line.strip()]
+    elif table.exists():
+        entries = list(csv.DictReader(io.StringIO(table.read_text(encoding="utf-8-sig"))))
+    else:
+        raise CotrunkError(f"{folder} has no metadata.jsonl or metadata.csv: it needs one with file_name and text.")
+    for number, entry in enumerate(entries, 1):
+        where = f"{lines if lines.exists() else table}, entry {number}"
+        name = next((column for column in CAPTIONS if column in entry), None)
+        if "file_name" not in entry or name is None:
+            raise CotrunkError(f"{where} needs file_name and one of {', '.join(CAPTIONS)}; it has {', '.join(entry)}.")
+        caption = entry[name][0] if isinstance(entry[name], list) and entry[name] else entry[name]
+        yield Pair(checked(caption or "", where), folder / entry["file_name"])
+
+
+def _hub(source: str, export: Path) -> Iterator[Pair]:
+    try:
+        import datasets
+    except ImportError as error:
+        raise CotrunkError(
+            f"There is no file or folder {source}, and a dataset of the hub needs: pip install datasets."
+        ) from error
+    name, _, split = source.partition(":")
+    try:
+        rows = datasets.load_dataset(name, split=split or "train")
+    except Exception as error:  # no network, no such dataset, no such split
+        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CotrunkError(
+            f"There is no file or folder {source}, and no dataset of that name was loaded ({first})."
+        ) from error
+    column = next((column for column in CAPTIONS if column in rows.column_names), None)
+    if "image" not in rows.column_names or column is None:
+        raise CotrunkError(f"{source} has the columns {', '.join(rows.column_names)}: it needs image and a caption.")
+    # a folder for each dataset, split and version: names of files are numbers of rows
+    export = export / re.sub(r"[^A-Za-z0-9]+", "-", f"{source}-{getattr(rows, '_fingerprint', '')}")
+    export.mkdir(parents=True, exist_ok=True)
+    for number, row in enumerate(rows):
+        file = export / f"{number:07d}.png"
+        if not file.exists():
+            picture = row["image"].convert("RGB")
+            write_bytes(file, functools.partial(picture.save, format="PNG"))
+        caption = next(iter(row[column]), "") if isinstance(row[column], list) else row[column]
+        yield Pair(checked(caption or "", f"{source}, row {number}"), file)
+
+
+def _json(text: str, where: object) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise CotrunkError(f"{where} is broken JSON ({error.msg}): mend it.") from error
+
+
+def _write_parquet(
+    path: Path,
+    pairs: Sequence[Pair],
+    groups: Sequence[tuple[int, ...]],
+    similarities: Sequence[list[float]],
+    summary: dict[str, Any],
+) -> None:
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ImportError as error:
+        raise CotrunkError("Groups are written as parquet: pip install 'cotrunk[train]'.") from error
+    columns = {
+        "captions": [[pairs[i].caption for i in group] for group in groups],
+        "images": [[str(pairs[i].image.resolve()) for i in group] for group in groups],
+        "smallest_similarity": [min(values) for values in similarities],
+        "mean_similarity": [float(np.mean(values)) for values in similarities],
+    }
+    made = pa.table(columns).replace_schema_metadata({"cotrunk": json.dumps(summary)})
+    write_bytes(path, lambda file: pq.write_table(made, file))
+
+
+def read_groups(folder: Path) -> tuple[list[list[Pair]], dict[str, Any]]:
+    """The groups of a set, and its summary.
+
+    Raises:
+        CotrunkError: no such set.
+    """
+    import pyarrow.parquet as pq
+
+    path = folder / "groups.parquet" if folder.is_dir() else folder
+    try:
+        made = pq.read_table(path)
+        summary = json.loads((made.schema.metadata or {})[b"cotrunk"])
+        rows = zip(made["captions"].to_pylist(), made["images"].to_pylist(), strict=True)
+    except Exception as error:  # a missing or foreign file, in the words of arrow
+        raise CotrunkError(f"{path} is no set of groups: make one with cotrunk dataset.") from error
+    return [[Pair(c, Path(i)) for c, i in zip(*row, strict=True)] for row in rows], summary
+
+
+def apart(groups: Sequence[Sequence[Pair]], seed: int) -> list[list[Pair]]:
+    """Groups that have no picture in common, in an order drawn at random: cliques overlap, and groups that share
+    pictures are not independent."""
+    used: set[Pair] = set()
+    chosen = []
+    for number in np.random.default_rng(seed).permutation(len(groups)):
+        group = list(groups[number])
+        if used.isdisjoint(group):
+            used.update(group)
+            chosen.append(group)
+    return chosen
+
+
+def _write_histogram(path: Path, similarities: Sequence[list[float]], sizes: Counter[int]) -> None:
+    """How similar the pairs of the groups are, and how large the groups."""
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise CotrunkError("The histogram needs matplotlib: pip install 'cotrunk[train]'.") from error
+    from matplotlib.figure import Figure
+
+    del matplotlib
+    figure = Figure(figsize=(8, 3), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    left.hist([value for values in similarities for value in values], bins=40, color="#3a7d5d")
+    left.set_xlabel("similarity of two captions of a group")
+    left.set_ylabel("pairs")
+    right.bar([str(size) for size in sorted(sizes)], [sizes[size] for size in sorted(sizes)], color="#8a8a8a")
+    right.set_xlabel("captions in a group")
+    right.set_ylabel("groups")
+    write_bytes(path, lambda file: figure.savefig(file, format="png", dpi=120))

@@ -1,0 +1,371 @@
+"""The training loop: a LoRA on the denoiser of the user's pipeline, for shared sampling (Algorithm 2 of SAGE)."""
+
+import copy
+import functools
+import hashlib
+import json
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..errors import CotrunkError
+from ..files import write_bytes, write_text
+from ..noise import NoiseSchedule, read_schedule
+from .conditions import Conditions, moved
+from .dataset import Pair
+from .examples import Examples, Told, encode, size_of
+from .loss import Loss, Terms, sage_loss
+
+TARGETS = ("to_q", "to_k", "to_v", "to_out.0")  # the layers that get a LoRA: those of attention
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """How to train. The defaults are the paper's where it gives them.
+
+    Attributes:
+        loss: what is minimised.
+        steps: optimiser steps.
+        groups: groups in a step, before `accumulation`.
+        accumulation: passes whose gradients are added up in a step.
+        learning_rate: constant.
+        rank: of the LoRA (the paper does not give it); its alpha is the same.
+        caption_dropout: part of the groups that train without captions, so that guidance keeps working.
+        clip: largest norm of the gradient.
+        ema: decay of an average of the LoRA's weights that is saved instead of them; None: no average.
+        gradient_checkpointing: less memory, a third more time.
+        mixed_precision: of `accelerate`: "no", "fp16" or "bf16".
+        tracker: that `accelerate` knows ("tensorboard", "wandb", ...), beside `losses.jsonl`; None: no other.
+        checkpoint_every: steps between checkpoints.
+        seed: of everything that is drawn.
+        height, width: of the pictures in pixels; None: what the pipeline makes by default.
+    """
+
+    loss: Loss = field(default_factory=Loss)
+    steps: int = 20_000
+    groups: int = 4
+    accumulation: int = 1
+    learning_rate: float = 1e-4
+    rank: int = 16
+    caption_dropout: float = 0.1
+    clip: float = 1.0
+    ema: float | None = None
+    gradient_checkpointing: bool = False
+    mixed_precision: str = "no"
+    tracker: str | None = None
+    checkpoint_every: int = 500
+    seed: int = 0
+    height: int | None = None
+    width: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "groups", "accumulation", "rank", "checkpoint_every"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise CotrunkError(f"{name} {value!r} is out of range: use a whole number of 1 or more.")
+        if isinstance(self.seed, bool) or not isinstance(self.seed, int) or self.seed < 0:
+            raise CotrunkError(f"seed {self.seed!r} is out of range: use a whole number of 0 or more.")
+        for name, low, high in (("caption_dropout", 0, 1), ("ema", 0, 1), ("learning_rate", 0, math.inf)):
+            value = getattr(self, name)
+            if value is not None and not low <= value < high:
+                raise CotrunkError(f"{name} {value!r} is out of range: use {low} or more, below {high}.")
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one optimiser step did, for those who watch."""
+
+    number: int  # from 1
+    of: int
+    terms: Terms
+    gradient: float
+
+
+def train(
+    pipe: Any,
+    groups: Sequence[Sequence[Pair]],
+    settings: TrainSettings,
+    out: Path,
+    *,
+    on_step: Callable[[Step], None] = lambda step: None,
+    on_encoded: Told = lambda done, of: None,
+    on_checkpoint: Callable[[int], None] = lambda step: None,
+) -> Path:
+    """Train a LoRA and write it to `out`, in diffusers' format (`pipe.load_lora_weights(out)`). Returns its file.
+
+    A run that was killed goes on from its last checkpoint when it is called again with the same arguments, and ends
+    with the same weights as one that was not: what a step draws depends on its number alone.
+
+    Args:
+        pipe: a pipeline with its decoder and text encoders; its denoiser gets the LoRA and keeps it.
+        groups: of `dataset.read_groups`.
+        out: a folder: `encoded-.../`, `checkpoint.pt`, `losses.jsonl`, `settings.json`, the LoRA and its card.
+        on_step: told after every step.
+        on_encoded: told how many of the pictures and captions are encoded.
+        on_checkpoint: told after every checkpoint, when the pipeline draws with what it has learned.
+
+    Raises:
+        CotrunkError: a pipeline that takes no LoRA, or a folder with a run of other settings.
+    """
+    from accelerate import Accelerator
+    from peft import LoraConfig
+    from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
+
+    if not hasattr(type(pipe), "save_lora_weights"):
+        raise CotrunkError(f"{type(pipe).__name__} takes no LoRA in diffusers: train another pipeline.")
+    out.mkdir(parents=True, exist_ok=True)
+    accelerator = Accelerator(
+        mixed_precision=settings.mixed_precision,
+        gradient_accumulation_steps=settings.accumulation,
+        log_with=settings.tracker,
+        project_dir=out,
+    )
+    pipe.to(accelerator.device)
+    sizes = {name: value for name in ("height", "width") if (value := getattr(settings, name)) is not None}
+    conditions = Conditions(pipe, **sizes)
+    denoiser: Any = conditions.denoiser
+    size = size_of(pipe, settings.height, settings.width)
+    folder = out / f"encoded-{_digest(groups)}-{size[0]}x{size[1]}"
+    if accelerator.is_main_process:
+        encode(pipe, conditions, groups, size, folder, on_encoded)
+    accelerator.wait_for_everyone()
+    conditions.of([""])  # every process is to know how its denoiser is called
+    examples = Examples(folder, groups)
+    _park(pipe, denoiser)
+    schedule = training_schedule(pipe.scheduler)
+    loss = replace(settings.loss, share=trained_share(pipe.scheduler, settings.loss.share))
+    run = {"pipeline": type(pipe).__name__, "data": _digest(groups), "processes": accelerator.num_processes}
+    run |= json.loads(json.dumps(asdict(settings)))
+
+    denoiser.requires_grad_(False)
+    if settings.gradient_checkpointing:
+        denoiser.enable_gradient_checkpointing()
+    torch.manual_seed(settings.seed)
+    config = LoraConfig(
+        r=settings.rank, lora_alpha=settings.rank, init_lora_weights="gaussian", target_modules=list(TARGETS)
+    )
+    denoiser.add_adapter(config)
+    weights = [parameter for parameter in denoiser.parameters() if parameter.requires_grad]
+    for weight in weights:
+        weight.data = weight.data.float()  # what is trained stays exact, whatever the model's own type
+    optimiser = torch.optim.AdamW(weights, lr=settings.learning_rate, fused=True)
+    average = None if settings.ema is None else [weight.detach().clone() for weight in weights]
+    first = _resume(out, run, accelerator, denoiser, optimiser, average, set_peft_model_state_dict)
+    prepared, optimiser = accelerator.prepare(denoiser, optimiser)
+    conditions.model = prepared
+    timesteps = torch.tensor(schedule.timesteps, device=accelerator.device)
+
+    def denoise(noisy: torch.Tensor, steps: torch.Tensor, named: dict[str, Any]) -> torch.Tensor:
+        with accelerator.autocast():
+            return conditions.call(noisy.to(denoiser.dtype), timesteps[steps], named).float()
+
+    if settings.tracker is not None:
+        accelerator.init_trackers("cotrunk")
+    prepared.train()
+    for number in range(first, settings.steps):
+        for part in range(settings.accumulation):
+            with accelerator.accumulate(prepared):
+                place = accelerator.process_index * settings.accumulation + part
+                generator = torch.Generator().manual_seed(_seed(settings.seed, number, place))
+                chosen = _chosen(len(examples.groups), settings, number, place, accelerator.num_processes)
+                without = (torch.rand(len(chosen), generator=generator) < settings.caption_dropout).tolist()
+                latents, named, members = examples.batch(chosen, without)
+                latents = latents.to(accelerator.device, torch.float32)
+                named = moved(moved(named, accelerator.device), denoiser.dtype)
+                terms = sage_loss(denoise, latents, named, members, schedule, loss, generator)
+                accelerator.backward(terms.total)
+                norm = accelerator.clip_grad_norm_(weights, settings.clip) if accelerator.sync_gradients else 0.0
+                optimiser.step()
+                optimiser.zero_grad(set_to_none=True)
+        if average is not None and settings.ema is not None:
+            for mean, weight in zip(average, weights, strict=True):
+                mean.lerp_(weight.detach(), 1 - settings.ema)
+        if accelerator.is_main_process:
+            step = Step(number + 1, settings.steps, replace(terms, total=terms.total.detach()), float(norm))
+            _log(out / "losses.jsonl", step)
+            if settings.tracker is not None:
+                parts = ("total", "shared", "target", "branch")
+                accelerator.log({name: float(getattr(step.terms, name)) for name in parts}, step=step.number)
+            on_step(step)
+            if step.number % settings.checkpoint_every == 0 or step.number == settings.steps:
+                state = {"step": step.number, "lora": get_peft_model_state_dict(denoiser), "average": average}
+                state |= {"optimiser": optimiser.state_dict(), "run": run}
+                if accelerator.scaler is not None:
+                    state["scaler"] = accelerator.scaler.state_dict()
+                write_bytes(out / "checkpoint.pt", functools.partial(torch.save, state))
+                write_text(out / "settings.json", json.dumps(run, indent=1) + "\n")
+                prepared.eval()
+                pipe.to(accelerator.device)
+                on_checkpoint(step.number)
+                _park(pipe, denoiser)
+                prepared.train()
+    accelerator.wait_for_everyone()
+    if settings.tracker is not None:
+        accelerator.end_training()
+    if average is not None:
+        for mean, weight in zip(average, weights, strict=True):
+            weight.data.copy_(mean)
+    if not accelerator.is_main_process:
+        return out / "pytorch_lora_weights.safetensors"
+    return _save(pipe, conditions.name, get_peft_model_state_dict(denoiser), settings, out)
+
+
+def _park(pipe: Any, denoiser: torch.nn.Module) -> None:
+    """What is not trained waits in the memory of the CPU: text encoders can be larger than the denoiser."""
+    for part in pipe.components.values():
+        if isinstance(part, torch.nn.Module) and part is not denoiser:
+            part.to("cpu")
+
+
+def training_schedule(scheduler: Any) -> NoiseSchedule:
+    """The noise at every timestep that the model was trained on, the least noisy first."""
+    count = int(scheduler.config.num_train_timesteps)
+    # a flow at timestep 0 is the picture itself: there is nothing to learn
+    is_flow = read_schedule(scheduler, ()).kind == "flow"
+    return read_schedule(scheduler, [float(t) for t in (range(1, count + 1) if is_flow else range(count))])
+
+
+def _seed(seed: int, step: int, place: int) -> int:
+    return int(np.random.SeedSequence((seed, step, place)).generate_state(1)[0])
+
+
+def _chosen(count: int, settings: TrainSettings, step: int, place: int, processes: int) -> list[int]:
+    """The groups of one pass: every group once before any comes again, in an order drawn anew each time round."""
+    start = (step * settings.accumulation * processes + place) * settings.groups
+    orders: dict[int, np.ndarray] = {}
+    chosen = []
+    for at in range(start, start + settings.groups):
+        round_, position = divmod(at, count)
+        if round_ not in orders:
+            orders[round_] = np.random.default_rng((settings.seed, round_)).permutation(count)
+        chosen.append(int(orders[round_][position]))
+    return chosen
+
+
+def trained_share(scheduler: Any, share: float, steps: int = 1000) -> float:
+    """The part of the training timesteps that lies above the branch point of a sampling run that shares `share` of its
+    steps. Where sampling steps lie evenly among the training timesteps these are the same; a shifted flow spends more
+    of its steps on much noise."""
+    scheduler = copy.deepcopy(scheduler)
+    try:
+        scheduler.set_timesteps(steps)
+    except Exception:  # Flux wants the size of its pictures first: its base shift stands for it
+        scheduler.set_timesteps(steps, mu=scheduler.config.get("base_shift", 0.5))
+    timesteps = scheduler.timesteps
+    branch = float(timesteps[min(len(timesteps) - 1, int(share * len(timesteps)))])
+    return min(0.999, max(0.001, 1 - branch / scheduler.config.num_train_timesteps))
+
+
+def _digest(groups: Sequence[Sequence[Pair]]) -> str:
+    found = hashlib.sha256()
+    for group in groups:
+        for pair in group:
+            found.update(f"{pair.caption}\n{pair.image.name}\n".encode())
+    return found.hexdigest()[:12]
+
+
+def _resume(
+    out: Path,
+    run: dict[str, Any],
+    accelerator: Any,
+    denoiser: torch.nn.Module,
+    optimiser: torch.optim.Optimizer,
+    average: list[torch.Tensor] | None,
+    load: Callable[..., Any],
+) -> int:
+    """Take a checkpoint's state, where there is one. Returns the number of steps done."""
+    path = out / "checkpoint.pt"
+    if not path.exists():
+        return 0
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    known = state["run"]
+    for name, asked in run.items():
+        if name not in ("steps", "checkpoint_every", "tracker") and asked != known.get(name):
+            raise CotrunkError(
+                f"{out} holds a training with another {name} ({known.get(name)}, not {asked}): "
+                "give the same to go on with it, or choose another folder."
+            )
+    if run["steps"] < state["step"]:
+        raise CotrunkError(f"{out} holds {state['step']} steps already: ask for as many or more.")
+    try:
+        load(denoiser, state["lora"])
+        optimiser.load_state_dict(state["optimiser"])
+    except (KeyError, RuntimeError, ValueError) as error:
+        raise CotrunkError(f"{path} is of another model or another configuration: choose another folder.") from error
+    if accelerator.scaler is not None and "scaler" in state:
+        accelerator.scaler.load_state_dict(state["scaler"])
+    if average is not None:
+        for mean, saved in zip(average, state["average"], strict=True):
+            mean.copy_(saved)
+    return state["step"]
+
+
+def _log(path: Path, step: Step) -> None:
+    """One line a step; lines from beyond the checkpoint that a killed run went back to are written again."""
+    terms = {name: round(float(getattr(step.terms, name)), 6) for name in ("total", "shared", "target", "branch")}
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps({"step": step.number, **terms, "gradient": round(step.gradient, 6)}) + "\n")
+
+
+def losses(path: Path) -> Iterator[dict[str, float]]:
+    """The log of a training, step by step, the latest line of each."""
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    latest = {line["step"]: line for line in lines}
+    yield from (latest[step] for step in sorted(latest))
+
+
+def plot_losses(log: Path, path: Path) -> None:
+    """The terms of the loss over the steps, smoothed."""
+    from ..evaluation.figures import new_figure
+
+    lines = list(losses(log))
+    figure = new_figure(figsize=(8, 4), layout="constrained")
+    axis = figure.subplots()
+    width = max(1, len(lines) // 50)
+    for name in ("total", "shared", "target", "branch"):
+        values = np.array([line[name] for line in lines])
+        if values.any():
+            smooth = np.convolve(values, np.ones(width) / width, mode="valid")
+            axis.plot([line["step"] for line in lines][width - 1 :], smooth, label=name)
+    axis.set_xlabel("optimiser steps")
+    axis.set_ylabel(f"loss, mean of {width} steps" if width > 1 else "loss")
+    axis.grid(alpha=0.25)
+    axis.legend()
+    write_bytes(path, functools.partial(figure.savefig, format="png", dpi=110))
+
+
+def _save(pipe: Any, name: str, state: dict[str, torch.Tensor], settings: TrainSettings, out: Path) -> Path:
+    """The LoRA in diffusers' format, and a card that says how it was made."""
+    from diffusers.utils import convert_state_dict_to_diffusers
+
+    part = out / ".lora.part"
+    layers = {f"{name}_lora_layers": convert_state_dict_to_diffusers(state) if name == "unet" else state}
+    type(pipe).save_lora_weights(save_directory=part, **layers)
+    file = out / "pytorch_lora_weights.safetensors"
+    (part / file.name).replace(file)
+    part.rmdir()
+    loss = settings.loss
+    names = {"sage": "shared sampling (SAGE, arXiv 2509.15865, equation 3)", "standard": "single pictures"}
+    write_text(
+        out / "README.md",
+        f"""---
+library_name: diffusers
+tags: [lora, text-to-image, cotrunk]
+---
+# A LoRA for {type(pipe).__name__}, trained for {names[loss.objective]}
+
+Trained with cotrunk for {settings.steps} steps of {settings.groups * settings.accumulation} groups; rank
+{settings.rank}, learning rate {settings.learning_rate:g}, {loss.share:.0%} of the trajectory shared. All settings
+are in `settings.json`, the losses in `losses.jsonl`.
+
+```python
+pipe.load_lora_weights("{out.name}")
+```
+""",
+    )
+    return file

@@ -1,0 +1,142 @@
+"""Captioned pictures become groups: every source, every broken picture, what is written."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from cotrunk import CotrunkError
+from cotrunk.embedding import Encoder
+from cotrunk.training.dataset import GroupSettings, Pair, build_groups, read_groups, read_pairs
+
+CAPTIONS = ["a red apple", "a green apple", "a yellow apple", "a grey owl", "a brown owl", "a violin"]
+
+
+def picture(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (8, 8), "red").save(path)
+    return path
+
+
+def folder_of(path: Path, form: str, captions: list[str] = CAPTIONS) -> Path:
+    """A folder with pictures and their captions in this form."""
+    entries = [{"file_name": f"pictures/{i}.png", "text": caption} for i, caption in enumerate(captions)]
+    for entry in entries:
+        picture(path / entry["file_name"])
+    if form == "jsonl":
+        (path / "metadata.jsonl").write_text("\n".join(map(json.dumps, entries)) + "\n")
+    else:
+        lines = ["file_name,text", *(f'{entry["file_name"]},"{entry["text"]}"' for entry in entries)]
+        (path / "metadata.csv").write_text("\n".join(lines) + "\n")
+    return path
+
+
+def coco(path: Path, captions: list[str] = CAPTIONS) -> Path:
+    """Annotations in COCO's form: two captions a picture, the first of which counts."""
+    images = [{"id": 10 + i, "file_name": f"{i}.png"} for i in range(len(captions))]
+    annotations = [
+        {"id": number * 100 + i, "image_id": 10 + i, "caption": caption}
+        for number, texts in ((2, ["not this one"] * len(captions)), (1, captions))
+        for i, caption in enumerate(texts)
+    ]
+    for image in images:
+        picture(path / "train" / image["file_name"])
+    file = path / "captions.json"
+    file.write_text(json.dumps({"images": images, "annotations": annotations}))
+    return file
+
+
+def words(captions: Any) -> np.ndarray:
+    """Vectors in which captions are similar that have words in common."""
+    known = sorted({word for caption in CAPTIONS for word in caption.split()} - {"a"})
+    rows = np.array([[float(word in caption.split()) for word in known] for caption in captions], np.float32)
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+ENCODER = Encoder("words", words)
+SETTINGS = GroupSettings(low=0.4, high=0.9)
+
+
+@pytest.mark.parametrize("form", ["jsonl", "csv", "coco"])
+def test_sources_give_the_same_pairs(tmp_path: Path, form: str) -> None:
+    if form == "coco":
+        found = read_pairs(str(coco(tmp_path)), tmp_path / "train")
+    else:
+        found = read_pairs(str(folder_of(tmp_path, form)))
+    assert [pair.caption for pair in found.pairs] == CAPTIONS
+    assert all(pair.image.is_file() for pair in found.pairs)
+    assert found.unusable == {}
+
+
+def test_what_cannot_be_used_is_named_and_left_out(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path, "jsonl", [*CAPTIONS, "", "gone", "broken"])
+    (folder / "pictures/7.png").unlink()
+    (folder / "pictures/8.png").write_bytes(b"no picture")
+    found = read_pairs(str(folder))
+    assert [pair.caption for pair in found.pairs] == CAPTIONS
+    assert list(found.unusable.values()) == [
+        "it has no caption",
+        "there is no such file",
+        "it is no readable picture (UnidentifiedImageError)",
+    ]
+
+
+def test_a_set_of_groups(tmp_path: Path) -> None:
+    pairs = read_pairs(str(folder_of(tmp_path / "in", "jsonl"))).pairs
+    told: list[tuple[str, int, int]] = []
+    out = tmp_path / "set"
+    summary = build_groups(pairs, ENCODER, SETTINGS, out, progress=lambda *state: told.append(state))
+    groups, written = read_groups(out)
+    members = [sorted(CAPTIONS.index(pair.caption) for pair in group) for group in groups]
+    assert sorted(members) == [[0, 1], [0, 1, 2], [0, 2], [1, 2], [3, 4]]
+    assert written == json.loads((out / "summary.json").read_text()) == json.loads(json.dumps(summary))
+    assert summary["sizes"] == {2: 4, 3: 1}
+    assert (summary["groups"], summary["pictures_in_groups"], summary["edges"]) == (5, 5, 4)
+    assert all(pair.image.is_file() for group in groups for pair in group)
+    table = pq.read_table(out / "groups.parquet")
+    assert all(value == pytest.approx(0.5) for value in table["smallest_similarity"].to_pylist())
+    with Image.open(out / "similarities.png") as image:
+        assert image.width > 300
+    assert [state[1] for state in told if state[0] == "Grouping captions"][-1] == len(pairs)
+    assert {file.name for file in out.iterdir()} == {"groups.parquet", "summary.json", "similarities.png"}
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ("nothing.json", "is no source of captioned pictures|holds no|There is no file"),
+        ("empty", "has no metadata.jsonl or metadata.csv"),
+        ("table.json", "is not in COCO's form"),
+        ("broken.json", "is broken JSON"),
+        ("columns", "needs file_name and one of text, caption, prompt, captions; it has file_name, words"),
+        ("lost", r"holds no captioned picture that can be used \(.*there is no such file"),
+    ],
+)
+def test_sources_that_are_none_are_named(tmp_path: Path, source: str, said: str) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "table.json").write_text("[1, 2]")
+    (tmp_path / "broken.json").write_text("{")
+    for name, entry in (
+        ("columns", {"file_name": "1.png", "words": "x"}),
+        ("lost", {"file_name": "1.png", "text": "x"}),
+    ):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "metadata.jsonl").write_text(json.dumps(entry))
+    with pytest.raises(CotrunkError, match=said):
+        read_pairs(str(tmp_path / source))
+
+
+def test_captions_that_have_nothing_in_common_are_said(tmp_path: Path) -> None:
+    pairs = [Pair(caption, tmp_path) for caption in ("a grey owl", "a violin")]
+    with pytest.raises(CotrunkError, match=r"No two of the 2 captions have a similarity between 0.4 and 0.9 for words"):
+        build_groups(pairs, ENCODER, SETTINGS, tmp_path / "set")
+    assert not (tmp_path / "set").exists()
+
+
+def test_a_folder_that_is_no_set_is_named(tmp_path: Path) -> None:
+    with pytest.raises(CotrunkError, match="is no set of groups: make one with cotrunk dataset"):
+        read_groups(tmp_path)

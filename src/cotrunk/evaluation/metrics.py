@@ -1,0 +1,197 @@
+"""What is measured on sets of pictures: Frechet distance, diversity in groups, alignment, prompt bleed; each with the
+interval that chance allows it."""
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+
+from ..errors import CotrunkError
+from .networks import PerceptualNetwork
+
+Values = NDArray[np.float64]
+Groups = Sequence[Sequence[int]]  # of pictures
+DRAWS = 1000  # of a bootstrap
+FRECHET_DRAWS = 100  # of one whose every draw needs a matrix root
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A measured number and its 95 % interval, by bootstrap."""
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.value:.4g} [{self.low:.4g}, {self.high:.4g}]"
+
+
+def mean(values: Values, groups: Groups | None = None, seed: int = 0) -> Figure:
+    """The mean of values (n,), those that are NaN left out.
+
+    groups: what is drawn anew for the interval: pictures of a group are alike, so it is groups that are independent.
+    None: every value by itself.
+    """
+    _enough(values)
+    parts = [[i] for i in range(len(values))] if groups is None else groups
+    known = ~np.isnan(values)
+    sums = np.array([values[list(part)][known[list(part)]].sum() for part in parts])
+    counts = np.array([known[list(part)].sum() for part in parts])
+    draw = np.random.default_rng(seed)
+    chosen = draw.integers(len(parts), size=(DRAWS, len(parts)))
+    means = sums[chosen].sum(axis=1) / np.maximum(counts[chosen].sum(axis=1), 1)
+    return Figure(float(sums.sum() / max(counts.sum(), 1)), *_interval(means))
+
+
+def difference(values: Values, others: Values, groups: Groups | None = None, seed: int = 0) -> Figure:
+    """The mean of values - others, pairs of the same prompt and seed: a narrower interval than that of either."""
+    return mean(values - others, groups, seed)
+
+
+def frechet_distance(features: torch.Tensor, reference: torch.Tensor, dimensions: int | None = 64) -> float:
+    """Frechet distance between two Gaussians (Heusel et al. 2017).
+
+    Args:
+        features, reference: (n, d) and (m, d).
+        dimensions: of the subspace it is taken in, the reference's first principal components. With fewer than some
+            ten thousand pictures a covariance of 2,048 dimensions is mostly chance. None: all, which is what FID takes.
+    """
+    return _frechet(*(x.double().numpy() for x in _projected(features, reference, dimensions)))
+
+
+def frechet(
+    features: torch.Tensor,
+    reference: torch.Tensor,
+    groups: Groups | None = None,
+    dimensions: int | None = 64,
+    seed: int = 0,
+) -> Figure:
+    """`frechet_distance` with its interval; groups as for `mean`, and the reference's pictures one by one."""
+    mine, theirs = (x.double().numpy() for x in _projected(features, reference, dimensions))
+    parts = [[i] for i in range(len(mine))] if groups is None else groups
+    draw = np.random.default_rng(seed)
+    drawn = []
+    for _ in range(FRECHET_DRAWS):
+        rows = [i for part in draw.integers(len(parts), size=len(parts)) for i in parts[part]]
+        drawn.append(_frechet(mine[rows], theirs[draw.integers(len(theirs), size=len(theirs))]))
+    value = _frechet(mine, theirs)
+    # sets with repeated pictures lie further apart than the sets themselves: the interval is moved back by that much
+    shift = float(np.mean(drawn)) - value
+    low, high = _interval(drawn)
+    return Figure(value, max(0.0, low - shift), high - shift)
+
+
+def frechet_difference(
+    features: torch.Tensor,
+    others: torch.Tensor,
+    reference: torch.Tensor,
+    groups: Groups,
+    dimensions: int | None = 64,
+    seed: int = 0,
+) -> Figure:
+    """Frechet distance of features less that of others, both to the reference, with its interval: the same groups and
+    the same real pictures are drawn for both."""
+    mine, theirs = (_projected(x, reference, dimensions)[0].double().numpy() for x in (features, others))
+    real = _projected(features, reference, dimensions)[1].double().numpy()
+    draw, drawn = np.random.default_rng(seed), []
+    for _ in range(FRECHET_DRAWS):
+        rows = [i for part in draw.integers(len(groups), size=len(groups)) for i in groups[part]]
+        some = real[draw.integers(len(real), size=len(real))]
+        drawn.append(_frechet(mine[rows], some) - _frechet(theirs[rows], some))
+    value = _frechet(mine, real) - _frechet(theirs, real)
+    shift = float(np.mean(drawn)) - value
+    low, high = _interval(drawn)
+    return Figure(value, low - shift, high - shift)
+
+
+def kernel_distance(features: torch.Tensor, reference: torch.Tensor) -> float:
+    """Unbiased squared kernel distance (as KID, Binkowski et al. 2018) with the kernel (cosine + 1)^3: unlike a Frechet
+    distance it is not too large for few pictures, so that it serves some tens of them. It may come out below zero."""
+    mine, theirs = (F.normalize(x.double(), dim=1) for x in (features, reference))
+    _enough(mine)
+    _enough(theirs)
+
+    def within(x: torch.Tensor) -> torch.Tensor:
+        own = (x @ x.T + 1) ** 3
+        return (own.sum() - own.diagonal().sum()) / (len(x) * (len(x) - 1))
+
+    return float(within(mine) + within(theirs) - 2 * ((mine @ theirs.T + 1) ** 3).mean())
+
+
+def kernel(features: torch.Tensor, reference: torch.Tensor, seed: int = 0) -> Figure:
+    """`kernel_distance` with its interval: halves of both sets are drawn without repetition, for a picture that is
+    drawn twice is similar to itself. Their spread is that of the whole (delete-half jackknife)."""
+    value, draw = kernel_distance(features, reference), np.random.default_rng(seed)
+
+    def half(x: torch.Tensor) -> torch.Tensor:
+        return x[torch.from_numpy(draw.permutation(len(x))[: max(2, len(x) // 2)])]
+
+    drawn = [kernel_distance(half(features), half(reference)) for _ in range(FRECHET_DRAWS)]
+    spread = 1.96 * float(np.std(drawn))
+    return Figure(value, value - spread, value + spread)
+
+
+def diversity(network: PerceptualNetwork, pictures: torch.Tensor, groups: Groups) -> Values:
+    """(groups,): mean distance between two pictures of a group. Groups of one say nothing and are left out."""
+    pairs = [list(itertools.combinations(group, 2)) for group in groups if len(group) > 1]
+    if not pairs:
+        raise CotrunkError("There is no group of two pictures or more: diversity within groups needs some.")
+    left, right = (torch.tensor([pair[side] for own in pairs for pair in own]) for side in (0, 1))
+    distances = network.distances(pictures[left], pictures[right]).double().numpy()
+    ends = np.cumsum([len(own) for own in pairs])[:-1]
+    return np.array([own.mean() for own in np.split(distances, ends)])
+
+
+def alignment(pictures: torch.Tensor, texts: torch.Tensor) -> Values:
+    """(n,): the product of each picture's vector (n, d) and its own prompt's (n, d)."""
+    return (pictures * texts).sum(dim=1).double().numpy()
+
+
+def bleed(pictures: torch.Tensor, texts: torch.Tensor, groups: Groups) -> Values:
+    """(n,): 1 where a picture matches another prompt of its group better than its own, else 0; NaN for a picture that
+    is alone. Vectors as for `alignment`."""
+    wrong = np.full(len(pictures), np.nan)
+    for group in groups:
+        if len(group) > 1:
+            own = list(group)
+            scores = pictures[own] @ texts[own].T
+            wrong[own] = (scores.argmax(dim=1) != torch.arange(len(own))).double().numpy()
+    if np.isnan(wrong).all():
+        raise CotrunkError("There is no group of two pictures or more: prompt bleed needs some.")
+    return wrong
+
+
+def _projected(
+    features: torch.Tensor, reference: torch.Tensor, dimensions: int | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    _enough(features)
+    _enough(reference)
+    if dimensions is None:
+        return features, reference
+    axes = torch.linalg.svd(reference - reference.mean(dim=0), full_matrices=False).Vh[:dimensions].T
+    return features @ axes, reference @ axes
+
+
+def _frechet(mine: Values, theirs: Values) -> float:
+    one, two = (np.atleast_2d(np.cov(x, rowvar=False)) for x in (mine, theirs))
+    # the trace of the root of one @ two, by symmetric matrices: a root of a singular product is not to be trusted
+    values, vectors = np.linalg.eigh(one)
+    root = vectors * np.sqrt(values.clip(min=0)) @ vectors.T
+    shared = float(np.sqrt(np.linalg.eigvalsh(root @ two @ root).clip(min=0)).sum())
+    apart = float(np.square(mine.mean(axis=0) - theirs.mean(axis=0)).sum())
+    return max(0.0, apart + float(np.trace(one) + np.trace(two)) - 2 * shared)
+
+
+def _interval(drawn: Sequence[float]) -> tuple[float, float]:
+    low, high = np.percentile(drawn, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def _enough(values: Values | torch.Tensor) -> None:
+    if len(values) < 2:
+        raise CotrunkError(f"{len(values)} pictures or groups are too few to measure: take two or more.")

@@ -1,0 +1,125 @@
+"""What a sweep found, to look at: a page with the frontier and pictures along it."""
+
+import base64
+import io
+from html import escape
+from importlib import resources
+from pathlib import Path
+from string import Template
+
+import numpy as np
+from PIL import Image
+
+from ..files import write_bytes, write_text
+from .figures import new_figure
+from .tuning import Point, Tuned, write_settings
+
+SHOWN = 8  # pictures of a strip
+
+
+def write_tuned(tuned: Tuned, pictures: dict[Point, np.ndarray], networks: str, title: str, out: Path) -> None:
+    """`index.html`, `frontier.png`, and a settings file for each recommendation.
+
+    pictures: of the points to show, (n, 3, height, width) bytes, in their order.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    write_settings(tuned.same_quality, out / "same-quality.json")
+    if tuned.half_rows is not None:
+        write_settings(tuned.half_rows, out / "half-the-rows.json")
+    plot = _plot(tuned)
+    write_bytes(out / "frontier.png", lambda file: file.write(plot))
+    template = resources.files("cotrunk.evaluation").joinpath("tuned.html").read_text(encoding="utf-8")
+    values = {
+        "title": escape(title),
+        "claim": escape(claim(tuned)),
+        "lead": escape(" ".join(advice(tuned))),
+        "figure": "data:image/png;base64," + base64.b64encode(plot).decode(),
+        "strips": "\n".join(_strip(point, own) for point, own in pictures.items()),
+        "rows": "\n".join(_row(point, tuned) for point in tuned.points),
+        "networks": escape(networks),
+    }
+    write_text(out / "index.html", Template(template).substitute(values))
+
+
+def claim(tuned: Tuned) -> str:
+    """The one sentence."""
+    full, same = tuned.points[0], tuned.same_quality
+    if same is full:
+        return f"No setting was as good as {full.setting.steps} independent steps for fewer rows."
+    return (
+        f"{named(same)}: {same.rows:.1f} rows a picture instead of {full.rows:.0f}, not measurably worse than "
+        f"{full.setting.steps} independent steps."
+    )
+
+
+def advice(tuned: Tuned) -> list[str]:
+    """What else to know, in sentences."""
+    sentences = []
+    if not tuned.sharing_pays:
+        sentences.append("Sharing does not pay on these prompts: fewer independent steps are as good for as few rows.")
+    if tuned.half_rows is not None:
+        sentences.append(
+            f"Best for at most half the rows: {named(tuned.half_rows)}, {tuned.half_rows.rows:.1f} rows a picture."
+        )
+    if tuned.left_out:
+        sentences.append(f"{tuned.left_out} settings were left out for want of budget.")
+    sentences.append(
+        "Measures on few pictures are rough, and no network sees everything: look at the pictures before a large run."
+    )
+    return sentences
+
+
+def named(point: Point) -> str:
+    tolerance = point.setting.tolerance
+    skipping = "" if tolerance is None else f", tolerance {tolerance:g}"
+    return f"{point.setting.family}, {point.setting.steps} steps{skipping}"
+
+
+def _row(point: Point, tuned: Tuned) -> str:
+    chosen = ' class="chosen"' if point in (tuned.same_quality, tuned.half_rows) else ""
+    cells = [f"{point.rows:.1f}", f"{point.seconds:.2f}", point.alignment, point.behind, point.distance]
+    return f"<tr{chosen}><td>{escape(named(point))}</td>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
+
+
+def _strip(point: Point, pictures: np.ndarray) -> str:
+    images = "".join(f'<img src="{_inlined(picture)}" alt="">' for picture in pictures[:SHOWN])
+    return (
+        f'<div class="strip"><p>{escape(named(point))}<br>{point.rows:.1f} rows a picture</p><div>{images}</div></div>'
+    )
+
+
+def _inlined(picture: np.ndarray) -> str:
+    buffer = io.BytesIO()
+    image = Image.fromarray(picture.transpose(1, 2, 0))
+    image.thumbnail((192, 192))
+    image.save(buffer, "PNG")
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def _plot(tuned: Tuned) -> bytes:
+    """Alignment and distance over rows, a line a family."""
+    figure = new_figure(figsize=(11, 4.2), layout="constrained")
+    panels = figure.subplots(1, 2)
+    families = list(dict.fromkeys(point.setting.family for point in tuned.points))
+    for number, family in enumerate(families):
+        own = sorted((p for p in tuned.points if p.setting.family == family), key=lambda p: p.rows)
+        weight, colour = 2.4 if family == "independent" else 1.2, f"C{number % 10}"
+        for panel, measure in zip(panels, ("alignment", "distance"), strict=True):
+            found = [getattr(point, measure) for point in own]
+            rows = [point.rows for point in own]
+            panel.plot(rows, [f.value for f in found], "o-", ms=4, lw=weight, color=colour, label=family)
+            panel.fill_between(
+                rows, [f.low for f in found], [f.high for f in found], color=f"C{number % 10}", alpha=0.1
+            )
+    panels[1].axhspan(tuned.floor.low, tuned.floor.high, color="#888888", alpha=0.2, label="other noise, all steps")
+    for panel, title in zip(
+        panels, ("alignment (higher is better)", "kernel distance to all steps (lower)"), strict=True
+    ):
+        panel.set_xscale("log")
+        panel.set_xlabel("denoiser rows a picture")
+        panel.set_title(title, fontsize=10)
+        panel.grid(alpha=0.25)
+    panels[1].legend(fontsize=8)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    return buffer.getvalue()

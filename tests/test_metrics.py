@@ -1,0 +1,181 @@
+"""Measures on sets of pictures: values that are known, intervals that hold, networks that are missing."""
+
+import builtins
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cotrunk import CotrunkError
+from cotrunk.evaluation import metrics, networks
+
+
+class Brightness:
+    """A distance that is known."""
+
+    name = "brightness"
+
+    def distances(self, pictures: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
+        return (pictures.float() - others.float()).flatten(1).mean(dim=1).abs()
+
+
+def gaussian(n: int, mean: list[float], deviation: list[float], seed: int = 0) -> torch.Tensor:
+    noise = torch.from_numpy(np.random.default_rng(seed).standard_normal((n, len(mean))))
+    return torch.tensor(mean) + torch.tensor(deviation) * noise
+
+
+def test_frechet_distance_of_gaussians_is_the_known_one() -> None:
+    one = gaussian(40_000, [0.0, 1.0], [1.0, 2.0])
+    two = gaussian(40_000, [3.0, 1.0], [2.0, 0.5], seed=1)
+    expected = 9 + (2 - 1) ** 2 + (2 - 0.5) ** 2
+    assert metrics.frechet_distance(one, two, None) == pytest.approx(expected, rel=0.02)
+
+
+@settings(max_examples=20)
+@given(seed=st.integers(0, 999), n=st.integers(5, 60), dimensions=st.sampled_from([None, 2, 3]))
+def test_frechet_distance_to_itself_is_nothing_and_else_something(seed: int, n: int, dimensions: int | None) -> None:
+    one, two = (
+        gaussian(n, [0.0, 0.0, 0.0], [1.0, 1.0, 1.0], seed),
+        gaussian(n, [1.0, 0.0, 0.0], [1.0, 1.0, 1.0], seed + 1),
+    )
+    assert metrics.frechet_distance(one, one, dimensions) == pytest.approx(0, abs=1e-5)
+    assert metrics.frechet_distance(one, two, None) > 0
+
+
+def test_intervals_hold_the_truth_about_as_often_as_they_say() -> None:
+    hits = 0
+    for seed in range(60):
+        figure = metrics.mean(np.random.default_rng(seed).normal(1.0, 2.0, 80), seed=seed)
+        assert figure.low < figure.value < figure.high
+        hits += figure.low < 1.0 < figure.high
+    assert 51 <= hits <= 60
+
+
+def test_a_paired_difference_has_a_narrower_interval() -> None:
+    draw = np.random.default_rng(0)
+    prompts = draw.normal(size=200)
+    one, two = prompts + 0.1 * draw.normal(size=200), prompts + 0.2 + 0.1 * draw.normal(size=200)
+    paired, mine = metrics.difference(two, one), metrics.mean(two)
+    assert paired.low < 0.2 < paired.high
+    assert paired.high - paired.low < (mine.high - mine.low) / 4
+
+
+def test_the_interval_of_a_frechet_distance_is_around_it() -> None:
+    one, two = gaussian(300, [0.0] * 4, [1.0] * 4), gaussian(300, [0.5] * 4, [1.0] * 4, seed=1)
+    figure = metrics.frechet(one, two, None)
+    assert figure.low < figure.value < figure.high
+    assert figure.value == pytest.approx(1.0, abs=0.35)
+
+
+def test_diversity_is_the_mean_distance_in_a_group() -> None:
+    pictures = torch.tensor([0.0, 0.2, 0.6, 0.5, 0.5, 0.9])[:, None, None, None].expand(6, 3, 4, 4)
+    found = metrics.diversity(Brightness(), pictures, [[0, 1, 2], [3, 4], [5]])
+    assert found == pytest.approx([(0.2 + 0.6 + 0.4) / 3, 0.0], abs=1e-6)
+
+
+def test_alignment_and_bleed() -> None:
+    texts = torch.eye(4, dtype=torch.float64)
+    pictures = texts[[0, 2, 2, 3]]  # the second picture shows what the third prompt says
+    assert metrics.alignment(pictures, texts).tolist() == [1, 0, 1, 1]
+    assert np.array_equal(metrics.bleed(pictures, texts, [[0, 1, 2], [3]]), [0, 1, 0, np.nan], equal_nan=True)
+    assert np.array_equal(metrics.bleed(pictures, texts, [[0, 3], [1], [2]]), [0, np.nan, np.nan, 0], equal_nan=True)
+    assert metrics.mean(metrics.bleed(pictures, texts, [[0, 1, 2], [3]]), [[0, 1, 2], [3]]).value == pytest.approx(
+        1 / 3
+    )
+
+
+def test_pictures_of_a_group_that_are_alike_count_as_one() -> None:
+    draw = np.random.default_rng(0)
+    hits = {"groups": 0, "pictures": 0}
+    groups = [list(range(3 * i, 3 * i + 3)) for i in range(40)]
+    for seed in range(60):
+        values = np.repeat(draw.normal(1.0, 1.0, 40), 3)
+        for name, own in (("groups", groups), ("pictures", None)):
+            figure = metrics.mean(values, own, seed)
+            hits[name] += figure.low < 1.0 < figure.high
+    assert hits["groups"] >= 51 > hits["pictures"]
+
+
+def test_a_kernel_distance_has_an_interval_that_holds() -> None:
+    hits = 0
+    for seed in range(40):
+        draw = np.random.default_rng(seed)
+        one, two = (torch.from_numpy(draw.normal(0, 1, (40, 6))) for _ in range(2))
+        figure = metrics.kernel(one, two, seed)
+        hits += figure.low < 0 < figure.high
+    assert hits >= 34
+
+
+@pytest.mark.parametrize(
+    "measure",
+    [
+        lambda: metrics.mean(np.ones(1)),
+        lambda: metrics.frechet_distance(torch.ones(1, 3), torch.ones(5, 3)),
+        lambda: metrics.diversity(Brightness(), torch.ones(2, 3, 4, 4), [[0], [1]]),
+        lambda: metrics.bleed(torch.ones(2, 3), torch.ones(2, 3), [[0], [1]]),
+    ],
+)
+def test_too_little_is_said(measure: Any) -> None:
+    with pytest.raises(CotrunkError, match=r"too few|no group of two"):
+        measure()
+
+
+@pytest.mark.parametrize(
+    ("network", "package", "said"),
+    [
+        (networks.EfficientNetLite0, "efficientnet_lite_pytorch", r"pip install 'cotrunk\[evaluate\]'"),
+        (networks.Lpips, "lpips", "pip install lpips"),
+        (networks.Inception, "torch_fidelity.feature_extractor_inceptionv3", "pip install torch-fidelity"),
+    ],
+)
+def test_a_network_that_is_not_installed_names_its_remedy(
+    network: Any, package: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = builtins.__import__
+
+    def without(name: str, *args: Any, **kwargs: Any) -> Any:
+        if name.startswith(package.partition(".")[0]):
+            raise ImportError(name)
+        return own(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    with pytest.raises(CotrunkError, match=said):
+        network()
+
+
+def test_clip_that_is_not_there_is_named(tmp_path: Any) -> None:
+    with pytest.raises(CotrunkError, match=r"CLIP cannot be loaded from .*: give a folder"):
+        networks.Clip(str(tmp_path))
+
+
+def test_any_clip_scores_pictures_and_texts(tmp_path: Any) -> None:
+    """Random weights, but the real classes: a folder as `from_pretrained` takes it."""
+    from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor
+    from transformers.models.clip.tokenization_clip import CLIPTokenizer
+
+    vocabulary = {"<|startoftext|>": 0, "<|endoftext|>": 1, "a</w>": 2, "b</w>": 3, "a": 4, "b": 5}
+    tokenizer = CLIPTokenizer(vocab=vocabulary, merges=[], unk_token="<|endoftext|>")
+    text = {
+        "vocab_size": 6,
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+    }
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = CLIPConfig(
+        text_config=text | {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1},
+        vision_config=sizes | {"image_size": 16, "patch_size": 8},
+        projection_dim=8,
+    )
+    CLIPModel(config).save_pretrained(tmp_path)
+    images = CLIPImageProcessor(size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16})
+    CLIPProcessor(images, tokenizer).save_pretrained(tmp_path)
+    clip = networks.Clip(str(tmp_path))
+    pictures, texts = clip.of_pictures(torch.rand(3, 3, 20, 20)), clip.of_texts(["a", "b", "a b"])
+    assert pictures.shape == texts.shape == (3, 8)
+    assert torch.allclose(pictures.norm(dim=1), torch.ones(3, dtype=torch.float64))
+    assert not torch.allclose(texts[0], texts[1])

@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from cotrunk import cli, mini, models
+from cotrunk.mini import load as load_mini
 
 PROMPTS = ["a red apple", "a green apple", "a yellow apple", "a tiger", "a sleeping tiger", "a violin"]
 QUICK = ("--steps", "3", "--share", "0.4", "--guidance", "3")  # groups (0 1 2) (3 4) (5), a trunk of one step
@@ -21,7 +22,7 @@ QUICK = ("--steps", "3", "--share", "0.4", "--guidance", "3")  # groups (0 1 2) 
 
 @functools.cache
 def pipeline() -> Any:
-    pipe = mini.load()
+    pipe = load_mini()
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
@@ -34,13 +35,12 @@ def _own_scheduler() -> Any:
 def one_model(patch: pytest.MonkeyPatch) -> None:
     """Let the command line take the model that is loaded already, with its own scheduler."""
 
-    def load(model: str, device: str = "auto", dtype: str = "auto", *, denoiser: bool = True) -> Any:
-        assert model == "mini"
+    def load(dtype: Any) -> Any:
         pipe, own = pipeline(), _own_scheduler()
         pipe.scheduler = type(own).from_config(own.config)
         return pipe
 
-    patch.setattr(models, "load_pipeline", load)
+    patch.setattr(mini, "load", load)
 
 
 def no_model(patch: pytest.MonkeyPatch) -> None:

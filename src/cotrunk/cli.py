@@ -19,6 +19,7 @@ from rich.markup import escape
 from . import __version__
 from .console import Bar, err, left_out, out, print_plan, print_summary, say, warn_alike, warn_truncated
 from .errors import CotrunkError
+from .evaluation.command import evaluate, tune
 from .options import (
     MACHINE,
     OUTPUT,
@@ -27,6 +28,7 @@ from .options import (
     Encoder,
     Guidance,
     GuidanceInterval,
+    Lora,
     MaxGroup,
     Model,
     ModeName,
@@ -43,6 +45,7 @@ from .options import (
 )
 from .prompts import checked, read_prompts
 from .skipping import Skipping, check_fractions
+from .training.command import dataset, train
 
 if TYPE_CHECKING:
     from .folder import Arm, RunFolder
@@ -75,6 +78,7 @@ def cotrunk(
 
 @app.command()
 def generate(
+    context: typer.Context,
     prompts: Prompts = None,
     prompt_file: PromptFile = None,
     column: Column = "prompt",
@@ -101,7 +105,12 @@ def generate(
     encoder: Encoder = "pipeline",
     skip: Skip = None,
     guidance_interval: GuidanceInterval = None,
+    settings_file: Annotated[
+        Path | None,
+        option(SAMPLING, "FILE", "Steps, sharing, skipping and guidance as cotrunk tune found them.", "--settings"),
+    ] = None,
     model: Model = "mini",
+    lora: Lora = None,
     steps: Steps = 30,
     guidance: Guidance = 7.5,
     negative: Annotated[str | None, option(SAMPLING, "TEXT", "Negative prompt of all images.")] = None,
@@ -125,10 +134,12 @@ def generate(
         cotrunk generate "a red apple" "a green apple" --out apples --compare
     """
     begin = time.perf_counter()
-    texts = _prompts(prompts, prompt_file, column)
+    texts = prompts_of(prompts, prompt_file, column)
     if not out_name:  # an empty one is an unset variable of the shell, not the folder here
         raise CotrunkError("Where to? Name a folder with --out DIR.")
     out_dir = Path(out_name)
+    if settings_file is not None:
+        steps, share, similarity, skip, guidance_interval = _tuned(context, settings_file)
     _check_numbers(steps, guidance, seed, images_per_prompt)
     if max_rows is not None:
         _whole("--max-rows", max_rows, 1)
@@ -138,7 +149,7 @@ def generate(
         check_fractions("guidance_interval", guidance_interval)
 
     from .folder import SHARED, Arm, RunFolder
-    from .models import SCHEDULERS, check_names, load_pipeline, set_scheduler
+    from .models import SCHEDULERS, check_names, load_pipeline
     from .plan import Plan
 
     check_names(device, dtype, scheduler)
@@ -147,6 +158,7 @@ def generate(
     settings = {
         "prompts": texts,
         "model": model,
+        "lora": lora,
         "steps": steps,
         "guidance_scale": guidance,
         "share": share,
@@ -170,9 +182,7 @@ def generate(
         _conclude(report, out_dir)
         return
     with err.status(f"Loading {escape(model)}"):
-        pipe = load_pipeline(model, device, dtype)
-        if scheduler is not None:
-            set_scheduler(pipe, scheduler)
+        pipe = load_pipeline(model, device, dtype, lora=lora, scheduler=scheduler)
     for part, product in (("vocoder", "sound"), ("video_processor", "video")):
         if hasattr(pipe, part):
             raise CotrunkError(f"{type(pipe).__name__} makes {product}: use cotrunk.generate in Python.")
@@ -204,7 +214,7 @@ def generate(
     seconds["embed"] = run.seconds["embed"]
     main = Arm(SHARED, run.plan, "images")
     facts = {
-        "model": model,
+        "model": model if lora is None else f"{model} with {lora}",
         "scheduler": type(pipe.scheduler).__name__,
         "mode": mode,
         "steps": run.plan.steps,
@@ -267,7 +277,7 @@ def plan(
 
         cotrunk plan --prompts prompts.txt --share 0.4 --mode tree
     """
-    texts = _prompts(prompts, prompt_file, column)
+    texts = prompts_of(prompts, prompt_file, column)
     _check_numbers(steps, guidance, seed, images_per_prompt)
     _whole("--show", show, 0)
     sharing = _sharing(share, similarity, max_group, mode, encoder)
@@ -275,14 +285,12 @@ def plan(
     from .arguments import guidance_rows, timesteps_of
     from .embedding import condition_keys
     from .generation import vectors_of
-    from .models import check_names, load_pipeline, set_scheduler
+    from .models import check_names, load_pipeline
     from .sharing import make_plan
 
     check_names("auto", "auto", scheduler)
     with err.status(f"Loading the text encoder of {escape(model)}"):
-        pipe = load_pipeline(model, "auto", denoiser=False)
-        if scheduler is not None:
-            set_scheduler(pipe, scheduler)
+        pipe = load_pipeline(model, "auto", scheduler=scheduler, denoiser=False)
     conditions = condition_keys(pipe, texts)
     _warn(pipe, texts, conditions)
     arguments = {"num_inference_steps": steps, "guidance_scale": guidance}
@@ -307,6 +315,12 @@ def plan(
     print_plan(made, show)
     if save is not None:
         out.print(f"The plan is in {escape(str(save))}", soft_wrap=True)
+
+
+app.command()(dataset)
+app.command()(train)
+app.command()(evaluate)
+app.command()(tune)
 
 
 def main() -> None:
@@ -341,7 +355,7 @@ def _with_tolerance(arguments: list[str]) -> list[str]:
     return complete
 
 
-def _prompts(arguments: Sequence[str] | None, file: str | None, column: str) -> list[str]:
+def prompts_of(arguments: Sequence[str] | None, file: str | None, column: str) -> list[str]:
     if bool(arguments) == (file is not None):
         raise CotrunkError("Give prompts either as arguments or with --prompts FILE.")
     if file is None:
@@ -388,6 +402,21 @@ def _whole(option: str, value: int, least: int, most: int | None = None) -> None
     if value < least or (most is not None and value > most):
         use = f"{least} or more" if most is None else f"{least} to {most}"
         raise CotrunkError(f"{option} {value} is out of range: use {use}.")
+
+
+def _tuned(context: typer.Context, path: Path) -> tuple[int, float, str, str | None, tuple[float, float] | None]:
+    """Steps, share, similarity, tolerance and guidance interval from a file of `cotrunk tune`."""
+    from .evaluation.tuning import read_settings
+
+    for name in ("steps", "share", "similarity", "skip", "guidance_interval"):
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            option = name.replace("_", "-")
+            raise CotrunkError(f"--settings and --{option} are both given: leave one of them out.")
+    own = read_settings(path)
+    similarity = "auto" if own.similarity is None else str(own.similarity)
+    tolerance = None if own.tolerance is None else str(own.tolerance)
+    return own.steps, own.share, similarity, tolerance, own.guidance_interval
 
 
 def _skipping(tolerance: str | None) -> Skipping | None:

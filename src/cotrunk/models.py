@@ -1,6 +1,7 @@
 """From names on the command line to a pipeline, a scheduler, a device and a dtype."""
 
 import inspect
+from pathlib import Path
 from typing import Any
 
 from .errors import CotrunkError
@@ -68,14 +69,24 @@ def resolve_dtype(name: str, device: str, model: dict[str, Any] | None = None) -
     return dtypes[name]
 
 
-def load_pipeline(model: str, device: str = "auto", dtype: str = "auto", *, denoiser: bool = True) -> Any:
+def load_pipeline(
+    model: str,
+    device: str = "auto",
+    dtype: str = "auto",
+    *,
+    lora: Path | str | None = None,
+    scheduler: str | None = None,
+    denoiser: bool = True,
+) -> Any:
     """A diffusers pipeline by name: "mini", a folder that `save_pretrained` wrote, or an id on the model hub.
 
     Args:
+        lora: as for `load_lora`.
+        scheduler: as for `set_scheduler`; None: the model's own.
         denoiser: False leaves out the denoiser and the decoder: enough to embed prompts and make plans.
 
     Raises:
-        CotrunkError: no such model, device or dtype.
+        CotrunkError: no such model, LoRA, scheduler, device or dtype.
     """
     device = resolve_device(device)
     if model == "mini":
@@ -99,7 +110,31 @@ def load_pipeline(model: str, device: str = "auto", dtype: str = "auto", *, deno
                 "or a folder that save_pretrained wrote."
             ) from error
     pipe.set_progress_bar_config(disable=True)
-    return pipe.to(device)
+    pipe.to(device)
+    if lora is not None:
+        load_lora(pipe, lora)
+    if scheduler is not None:
+        set_scheduler(pipe, scheduler)
+    return pipe
+
+
+def load_lora(pipe: Any, folder: Path | str) -> None:
+    """Give a pipeline a LoRA.
+
+    Raises:
+        CotrunkError: no LoRA there, or one of another model.
+    """
+    if not hasattr(pipe, "load_lora_weights"):
+        raise CotrunkError(f"{type(pipe).__name__} takes no LoRA.")
+    before = len(pipe.get_active_adapters()) if hasattr(pipe, "get_active_adapters") else 0
+    try:
+        pipe.load_lora_weights(folder)
+    except Exception as error:  # a missing file, foreign keys, other shapes: in the words of several libraries
+        kind = type(pipe).__name__
+        raise CotrunkError(f"{folder} holds no LoRA for this {kind} ({first_line(error)}): choose another.") from error
+    if hasattr(pipe, "get_active_adapters") and len(pipe.get_active_adapters()) <= before:
+        # keys of another model are left out with a remark that nobody sees
+        raise CotrunkError(f"{folder} holds no LoRA for this {type(pipe).__name__}: it is of another model.")
 
 
 def scheduler_class(name: str) -> tuple[Any, dict[str, Any]]:

@@ -79,6 +79,9 @@ Model = Annotated[
     str,
     option(SAMPLING, "MODEL", "mini (comes with cotrunk), or a diffusers pipeline: an id on the hub or a folder."),
 ]
+Lora = Annotated[
+    str | None, option(SAMPLING, "DIR", "A LoRA for the model: a folder that cotrunk train wrote, a file, a hub id.")
+]
 Steps = Annotated[int, option(SAMPLING, "N", "Inference steps.")]
 Guidance = Annotated[float, option(SAMPLING, "X", "Guidance scale; 1 or less turns guidance off.")]
 Scheduler = Annotated[

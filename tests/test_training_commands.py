@@ -1,0 +1,107 @@
+"""`cotrunk dataset`, `train`, `evaluate` and `tune`, as their first user meets them; on a tiny pipeline."""
+
+import json
+from pathlib import Path
+
+import pytest
+from command import assert_refused, cotrunk, no_model
+from safetensors.torch import load_file
+from test_dataset import CAPTIONS, coco, folder_of
+from test_experiment import JUDGES
+from tiny import sd_with_text
+
+from cotrunk import models
+from cotrunk.evaluation import command
+
+SIMILAR = ("--similarity-min", 0.3, "--similarity-max", 0.99)
+
+
+@pytest.fixture
+def tiny_model(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """A fresh tiny pipeline whatever model is asked for, and judges that need no weights."""
+    monkeypatch.setattr(models, "load_pipeline", lambda *_, **__: sd_with_text().pipe)
+    monkeypatch.setattr(command, "_judges", lambda *_: JUDGES)
+    return monkeypatch
+
+
+@pytest.fixture(scope="module")
+def groups(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("groups")
+    outcome = cotrunk("dataset", folder_of(folder / "in", "jsonl"), "--out", folder / "set", *SIMILAR)
+    assert outcome.code == 0, outcome.err
+    assert "groups (" in outcome.out
+    assert "similarities.png" in outcome.out
+    return folder / "set"
+
+
+def test_what_is_left_out_of_a_set_is_said(tmp_path: Path) -> None:
+    file = coco(tmp_path, [*CAPTIONS, "a red apple on a table"])
+    (tmp_path / "train" / "3.png").unlink()
+    outcome = cotrunk("dataset", file, "--images", tmp_path / "train", "--out", tmp_path / "set", *SIMILAR)
+    assert outcome.code == 0, outcome.err
+    assert "3.png is left out: there is no such file" in outcome.err
+    assert json.loads((tmp_path / "set" / "summary.json").read_text())["pictures"] == len(CAPTIONS)
+
+
+def test_training_then_evaluating(groups: Path, tmp_path: Path, tiny_model: pytest.MonkeyPatch) -> None:
+    settings = ("--steps", 2, "--batch", 2, "--rank", 2, "--height", 32, "--width", 32, "--checkpoint-every", 1)
+    (tmp_path / "validation.txt").write_text("\n".join(CAPTIONS[:2]))
+    settings += ("--validation", tmp_path / "validation.txt")
+    loras = []
+    for objective in ("standard", "sage"):
+        outcome = cotrunk("train", groups, "--objective", objective, "--out", tmp_path / objective, *settings)
+        assert outcome.code == 0, outcome.err
+        assert (tmp_path / objective / "losses.png").exists()
+        assert {file.name for file in (tmp_path / objective / "validation").iterdir()} == {"000001.png", "000002.png"}
+        assert "The LoRA is" in outcome.out
+        assert load_file(tmp_path / objective / "pytorch_lora_weights.safetensors")
+        loras += ["--lora", f"{objective}={tmp_path / objective}"]
+    tiny_model.setattr(sd_with_text().pipe.__class__, "default_sample_size", 4, raising=False)
+    schemes = ("--shares", "0.5", "--fewer", "2", "--steps", 4, "--seeds", 2, "--guidance", 3, "--max-groups", 2)
+    outcome = cotrunk("evaluate", groups, *loras, "--out", tmp_path / "results", *schemes)
+    assert outcome.code == 0, outcome.err
+    made = {file.name for file in (tmp_path / "results").iterdir() if file.is_file()}
+    assert {"table1.md", "table1.csv", "table1.json", "differences.md", "figure2.png"} <= made
+    assert {"figure3.png", "figure3.svg", "figure4.png", "figure4.svg", "rows.png", "rows.svg"} <= made
+    table = (tmp_path / "results" / "table1.md").read_text()
+    for model in ("pre-trained", "standard", "sage"):
+        assert f"| shared 50%, 4 steps | {model} |" in table
+    assert "| sage, shared 50%, 4 steps | standard, shared 50%, 4 steps |" in outcome.out
+
+
+def test_tuning_then_generating(tmp_path: Path, tiny_model: pytest.MonkeyPatch) -> None:
+    outcome = cotrunk("tune", *CAPTIONS[:4], "--out", tmp_path / "tuned", "--steps", 4, "--budget", 200)
+    assert outcome.code == 0, outcome.err
+    assert (tmp_path / "tuned" / "index.html").exists()
+    found = json.loads((tmp_path / "tuned" / "same-quality.json").read_text())
+    file = tmp_path / "tuned" / "same-quality.json"
+    outcome = cotrunk("generate", *CAPTIONS[:2], "--settings", file, "--out", tmp_path / "run")
+    assert outcome.code == 0, outcome.err
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["steps"] == found["steps"]
+    both = cotrunk("generate", *CAPTIONS[:2], "--settings", file, "--steps", 3, "--out", tmp_path / "other")
+    assert_refused(both, "--settings and --steps are both given")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("dataset", "in"), "Where to?"),
+        (("dataset", "in", "--out", "set", "--similarity-min", 0.9, "--similarity-max", 0.6), "are no range"),
+        (("dataset", "in", "--out", "set", "--encoder", "pipeline"), "--encoder pipeline needs a pipeline"),
+        (("train", "nothing", "--out", "lora"), "is no set of groups"),
+        (("train", "nothing", "--out", "lora", "--share", 1.5), "share 1.5 is out of range"),
+        (("train", "nothing", "--out", "lora", "--seed", -1), "seed -1 is out of range"),
+        (("evaluate", "nothing", "--out", "results", "--lora", "sage"), "--lora 'sage' is no name and folder"),
+        (("evaluate", "nothing", "--out", "results", "--shares", "0.2,2"), "--shares 0.2,2 are out of range"),
+        (("evaluate", "nothing", "--out", "results", "--seeds", 0), "--seeds 0 is out of range"),
+        (("evaluate", "nothing", "--out", "results", "--fewer", "x"), "--fewer 'x' is no list of numbers"),
+        (("tune", "a", "b", "--out", "tuned", "--sample", 2), "--sample 2 is too small"),
+    ],
+)
+def test_bad_input_is_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[object, ...], said: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    no_model(monkeypatch)
+    folder_of(tmp_path / "in", "jsonl")
+    assert_refused(cotrunk(*arguments), said)

@@ -8,7 +8,7 @@ counts), one evaluation in k with the output reused or extrapolated, SADA's rule
 and DeepCache and ToMe where their packages are installed (they leave out parts of the denoiser, not rows: time only).
 
 Measures, against the same pictures by all steps: PSNR; a perceptual distance and a Frechet distance in the features of
-EfficientNet-Lite0 (`judging.py`), the latter as a share of the distance between two sets of pictures from other seeds.
+EfficientNet-Lite0, the latter as a share of the distance between two sets of pictures from other seeds.
 Every point is written to `points.jsonl` as soon as it is known and not computed again; `curves.png` and `table.md` are
 made from it.
 """
@@ -27,9 +27,10 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import torch
-from judging import NETWORK, Judge, frechet
 
 from cotrunk import Skipping, generate, mini
+from cotrunk.evaluation.metrics import frechet_distance
+from cotrunk.evaluation.networks import EfficientNetLite0
 from cotrunk.models import set_scheduler
 
 GUIDANCE = 5.0
@@ -138,33 +139,33 @@ def draw(pipe: Any, prompts: list[str], steps: int, arm: Arm, seed: int = 0) -> 
 class Reference:
     """The pictures by all steps, and what is needed to compare others with them."""
 
-    judge: Judge
+    judge: EfficientNetLite0
     pictures: torch.Tensor
     features: torch.Tensor
     seconds: float  # of denoising a picture
     apart: float  # Frechet distance between these and the pictures from other seeds
 
     @classmethod
-    def of(cls, pipe: Any, judge: Judge, prompts: list[str], steps: int) -> "Reference":
+    def of(cls, pipe: Any, judge: EfficientNetLite0, prompts: list[str], steps: int) -> "Reference":
         pictures, _, _ = draw(pipe, prompts, steps, Arm("reference", ""))
         # timed here: the first run of a process is slower
         others, _, seconds = draw(pipe, prompts, steps, Arm("other seeds", ""), seed=100_000)
         features = judge.features(pictures)
-        return cls(judge, pictures, features, seconds, frechet(judge.features(others), features))
+        return cls(judge, pictures, features, seconds, frechet_distance(judge.features(others), features))
 
     def compared(self, pictures: torch.Tensor) -> dict[str, float]:
         error = (pictures - self.pictures).square().mean(dim=(1, 2, 3)).clamp(min=1e-10)
         return {
             "psnr": float((-10 * torch.log10(error)).mean()),
-            "perceptual": float(self.judge.perceptual(pictures, self.pictures).mean()),
-            "frechet": frechet(self.judge.features(pictures), self.features) / self.apart,
+            "perceptual": float(self.judge.distances(pictures, self.pictures).mean()),
+            "frechet": frechet_distance(self.judge.features(pictures), self.features) / self.apart,
         }
 
 
 MEASURES = {
     "psnr": "PSNR to the full run, dB (higher is better)",
-    "perceptual": f"perceptual distance, {NETWORK} (lower)",
-    "frechet": f"Frechet distance / other seeds', {NETWORK} (lower)",
+    "perceptual": f"perceptual distance, {EfficientNetLite0.name} (lower)",
+    "frechet": f"Frechet distance / other seeds', {EfficientNetLite0.name} (lower)",
 }
 
 
@@ -227,7 +228,7 @@ def main() -> None:
     points = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
     torch.set_grad_enabled(False)
     torch.set_flush_denormal(True)
-    pipe, judge = mini.load(), Judge()
+    pipe, judge = mini.load(), EfficientNetLite0()
     pipe.set_progress_bar_config(disable=True)
     prompts = PROMPTS[: args.images]
     for steps, scheduler in itertools.product(args.steps, args.schedulers):

@@ -1,0 +1,184 @@
+"""The whole product against independent sampling: sharing, skipping and a guidance interval, over denoiser rows.
+
+    python benchmarks/together.py --out docs/results/together      # an hour on two cores; goes on where it stopped
+
+A workload of templates on the embedded model: 16 subjects in four styles each, groups of four (64 prompts), with two
+sets of seeds. For every setting: rows and seconds a picture, alignment with its interval, Frechet distance to the real
+pictures' stand-in (independent sampling in all steps from other seeds), diversity in groups. The settings are
+independent sampling in any number of steps (the rival that counts), and sharing, skipping and the interval alone and
+together. `table.md`, `curves.png` and `points.jsonl` come out.
+"""
+
+import argparse
+import itertools
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from cotrunk import Branch, Plan, Skipping, generate, mini
+from cotrunk.evaluation import metrics
+from cotrunk.evaluation.emoji import EmojiAlignment
+from cotrunk.evaluation.figures import new_figure
+from cotrunk.evaluation.networks import EfficientNetLite0
+from cotrunk.files import write_bytes, write_text
+from cotrunk.models import set_scheduler
+from cotrunk.plan import leaf
+
+STEPS, GUIDANCE, SEEDS = 50, 5.0, (0, 1)
+STYLES = ("noto", "twemoji", "flat", "glossy")
+SUBJECTS = (
+    "red apple", "owl", "pizza", "sunflower", "rocket", "guitar", "snowman", "cat", "fire engine", "house", "bicycle",
+    "crown", "fish", "cactus", "teddy bear", "umbrella",
+)  # fmt: skip
+PROMPTS = [f"{subject}, {style} style" for subject in SUBJECTS for style in STYLES]
+GROUPS = [list(range(start, start + 4)) for start in range(0, len(PROMPTS), 4)]
+
+
+@dataclass(frozen=True)
+class Setting:
+    steps: int = STEPS
+    share: float = 0.0
+    tolerance: float | None = None
+    interval: tuple[float, float] | None = None
+
+    @property
+    def family(self) -> str:
+        parts = [f"shared {self.share:.0%}"] if self.share else []
+        parts += ["skipping"] if self.tolerance is not None else []
+        parts += ["interval"] if self.interval is not None else []
+        return " + ".join(parts) or "independent"
+
+
+def settings() -> list[Setting]:
+    interval, tolerances = (0.1, 0.8), (0.01, 0.02, 0.04, 0.08, 0.15)
+    found = [Setting(steps) for steps in (50, 30, 20, 15, 12, 10, 8, 6, 5, 4, 3)]
+    found += [Setting(share=share) for share in (0.2, 0.3, 0.4)]
+    found += [Setting(tolerance=tolerance) for tolerance in tolerances]
+    found += [Setting(interval=interval)]
+    found += [Setting(share=0.3, tolerance=tolerance) for tolerance in tolerances]
+    found += [Setting(share=0.3, tolerance=tolerance, interval=interval) for tolerance in tolerances]
+    found += [Setting(steps, 0.3) for steps in (20, 12, 8, 6, 4)]
+    return found
+
+
+def plan(setting: Setting, seed: int, timesteps: int) -> Plan:
+    """Groups of four as they are; independent pictures have noise of their own."""
+    stop, trees, seeds = int(setting.share * timesteps + 1e-9), [], []
+    for number, group in enumerate(GROUPS):
+        if stop:
+            trees.append(Branch(tuple(group), 0, stop, 0.5, tuple(leaf(i, stop, timesteps) for i in group)))
+        else:
+            trees += [leaf(image, 0, timesteps) for image in group]
+        seeds += [10_000 * seed + 10 * number + (0 if stop else member) for member in range(len(group))]
+    return Plan(tuple(PROMPTS), tuple(seeds), tuple(trees), setting.steps, timesteps)
+
+
+def draw(pipe: Any, setting: Setting, seed: int) -> tuple[torch.Tensor, float, float]:
+    """Pictures (n, 3, h, w) in [0, 1], rows and seconds of denoising a picture."""
+    result = generate(
+        pipe,
+        plan=plan(setting, seed, setting.steps),
+        num_inference_steps=setting.steps,
+        guidance_scale=GUIDANCE,
+        skipping=None if setting.tolerance is None else Skipping(tolerance=setting.tolerance),
+        guidance_interval=setting.interval,
+        wave_size=len(PROMPTS),
+        output_type="pt",
+    )
+    pictures = result.images if isinstance(result.images, torch.Tensor) else torch.stack(list(result.images))
+    return pictures.float().cpu(), result.cost.used / len(PROMPTS), result.seconds["denoise"] / len(PROMPTS)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--scheduler", default="ddim")
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    torch.set_grad_enabled(False)
+    torch.set_flush_denormal(True)
+    pipe = mini.load()
+    pipe.set_progress_bar_config(disable=True)
+    set_scheduler(pipe, args.scheduler)
+    network, aligner = EfficientNetLite0(), EmojiAlignment()
+    texts = aligner.of_texts(PROMPTS).repeat(len(SEEDS), 1)
+    # pictures of a group from all seeds belong together
+    groups = [[run * len(PROMPTS) + image for run in range(len(SEEDS)) for image in group] for group in GROUPS]
+    draw(pipe, Setting(2), 0)  # warm-up
+    reference = network.features(torch.cat([draw(pipe, Setting(), seed + 100)[0] for seed in SEEDS]))
+    first: np.ndarray | None = None
+    file = args.out / "points.jsonl"
+    points = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    for setting in settings():
+        key = json.loads(json.dumps(asdict(setting) | {"scheduler": args.scheduler, "family": setting.family}))
+        known = next((point for point in points if key.items() <= point.items()), None)
+        if known is not None and first is not None:
+            continue
+        made = [draw(pipe, setting, seed) for seed in SEEDS]
+        pictures = torch.cat([pictures for pictures, _, _ in made])
+        aligned = metrics.alignment(aligner.of_pictures(pictures), texts)
+        first = aligned if first is None else first
+        own = [[run * len(PROMPTS) + image for image in group] for run in range(len(SEEDS)) for group in GROUPS]
+        figures = {
+            "alignment": metrics.mean(aligned, groups),
+            "behind": metrics.difference(first, aligned, groups),
+            "frechet": metrics.frechet(network.features(pictures), reference, groups),
+            "diversity": metrics.mean(metrics.diversity(network, pictures, own)),
+        }
+        point = key | {"rows": float(np.mean([rows for _, rows, _ in made]))}
+        point |= {"seconds": float(np.mean([seconds for _, _, seconds in made]))}
+        point |= {name: asdict(figure) for name, figure in figures.items()}
+        if known is None:
+            points.append(point)
+            with file.open("a") as log:
+                log.write(json.dumps(point) + "\n")
+        print(f"{setting}: {point['rows']:.1f} rows, alignment {figures['alignment']}", flush=True)
+        write_text(args.out / "table.md", table(points))
+        plot(points, args.out / "curves.png")
+
+
+def table(points: list[dict[str, Any]]) -> str:
+    full = points[0]
+    heads = ["setting", "steps", "tolerance", "rows", "fewer", "seconds", "alignment", "behind", "Frechet", "diversity"]
+    lines = ["| " + " | ".join(heads) + " |", "|---" * 1 + "|---:" * (len(heads) - 1) + "|"]
+    for p in points:
+        shown = [str(metrics.Figure(**p[name])) for name in ("alignment", "behind", "frechet", "diversity")]
+        tolerance = "-" if p["tolerance"] is None else f"{p['tolerance']:g}"
+        cells = [p["family"], str(p["steps"]), tolerance, f"{p['rows']:.1f}", f"{full['rows'] / p['rows']:.1f} x"]
+        lines.append("| " + " | ".join([*cells, f"{p['seconds']:.3f}", *shown]) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def plot(points: list[dict[str, Any]], path: Path) -> None:
+    titles = {
+        "alignment": "alignment (higher)",
+        "frechet": "Frechet distance (lower)",
+        "diversity": "diversity (higher)",
+    }
+    figure = new_figure(figsize=(15, 4.4), layout="constrained")
+    for panel, (measure, title) in zip(figure.subplots(1, 3), titles.items(), strict=True):
+        for number, (family, some) in enumerate(itertools.groupby(sorted(points, key=_family), key=_family)):
+            own = sorted(some, key=lambda p: p["rows"])
+            rows, colour = [p["rows"] for p in own], f"C{number % 10}"
+            weight = 2.6 if family == "independent" else 1.3
+            panel.plot(rows, [p[measure]["value"] for p in own], "o-", ms=4, lw=weight, color=colour, label=family)
+            bounds = ([p[measure][end] for p in own] for end in ("low", "high"))
+            panel.fill_between(rows, *bounds, color=colour, alpha=0.1)
+        panel.set_xscale("log")
+        panel.set_xlabel("denoiser rows a picture")
+        panel.set_title(title, fontsize=10)
+        panel.grid(alpha=0.25)
+    panel.legend(fontsize=8)
+    write_bytes(path, lambda file: figure.savefig(file, format="png", dpi=100))
+
+
+def _family(point: dict[str, Any]) -> str:
+    return point["family"]
+
+
+if __name__ == "__main__":
+    main()

@@ -12,7 +12,9 @@ from tiny import TinyPipeline
 from torch import Tensor, nn
 
 from cotrunk import Sharing, generate
-from cotrunk.denoiser import Meter, RowPlan, attached
+from cotrunk.attaching import attached
+from cotrunk.denoiser import RowPlan
+from cotrunk.meter import Meter
 
 STEPS = 4
 EVERYONE = Sharing(share=0.5, similarity=-1.0)  # whoever may share does, for half of the steps

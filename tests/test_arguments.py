@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from cotrunk import CotrunkError, generate
 from cotrunk.arguments import PerPrompt, guidance_rows
-from cotrunk.denoiser import check_pipeline
+from cotrunk.compatibility import check_pipeline
 
 
 def test_callbacks_pass_through() -> None:

@@ -16,7 +16,9 @@ from tiny import TinyPipeline, flux, sd, sd3, sd_from_picture, sd_perturbed, sdx
 from torch import Tensor, nn
 
 from cotrunk import CotrunkError
-from cotrunk.denoiser import FoldHook, Meter, RowPlan, attached
+from cotrunk.attaching import attached
+from cotrunk.denoiser import FoldHook, RowPlan
+from cotrunk.meter import Meter
 
 # --- attached for one call ----------------------------------------------------------------------------------
 

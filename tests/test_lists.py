@@ -10,7 +10,9 @@ from running import STEPS, bare, close, denoise, run
 from tiny import TinyPipeline
 from torch import Tensor, nn
 
-from cotrunk.denoiser import Meter, RowPlan, attached
+from cotrunk.attaching import attached
+from cotrunk.denoiser import RowPlan
+from cotrunk.meter import Meter
 
 
 class ListTransformer(nn.Module):

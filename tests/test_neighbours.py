@@ -13,7 +13,9 @@ from tiny import flux, sd, sd_controlnet
 from torch import Tensor, nn
 
 from cotrunk import CotrunkError
-from cotrunk.denoiser import Meter, RowPlan, attached
+from cotrunk.attaching import attached
+from cotrunk.denoiser import RowPlan
+from cotrunk.meter import Meter
 
 # --- caches of diffusers ------------------------------------------------------------------------------------
 

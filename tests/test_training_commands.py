@@ -11,7 +11,6 @@ from test_experiment import JUDGES
 from tiny import sd_with_text
 
 from cotrunk import models
-from cotrunk.evaluation import command
 
 SIMILAR = ("--similarity-min", 0.3, "--similarity-max", 0.99)
 
@@ -20,7 +19,8 @@ SIMILAR = ("--similarity-min", 0.3, "--similarity-max", 0.99)
 def tiny_model(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """A fresh tiny pipeline whatever model is asked for, and judges that need no weights."""
     monkeypatch.setattr(models, "load_pipeline", lambda *_, **__: sd_with_text().pipe)
-    monkeypatch.setattr(command, "_judges", lambda *_: JUDGES)
+    for name in ("evaluate", "tune"):
+        monkeypatch.setattr(f"cotrunk.commands.{name}.judges_of", lambda *_: JUDGES)
     return monkeypatch
 
 

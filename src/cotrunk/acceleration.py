@@ -7,8 +7,11 @@ from typing import Any, Self
 
 import torch
 
-from .denoiser import Meter, RowPlan, attached, check_pipeline
+from .attaching import attached
+from .compatibility import check_pipeline
+from .denoiser import RowPlan
 from .errors import CotrunkError
+from .meter import Meter
 from .noise import read_schedule
 from .skipping import Skipping
 from .solver import Solver

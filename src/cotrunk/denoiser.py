@@ -5,89 +5,27 @@ concatenated. `sources(step)` says which of the N images are equal now: those ro
 conditions, in chunks of `max_rows`, and their output is copied. Nothing else of the pipeline changes: all N latents
 exist all the time and the pipeline's own scheduler steps every one of them, so a solver's history is right at the
 branch point by construction.
-
-Everything is attached for one call of the pipeline and taken off in `finally`, without a trace.
 """
 
-import functools
 import inspect
 import math
-import time
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from diffusers.hooks.hooks import ModelHook, StateManager
 from diffusers.utils.torch_utils import unwrap_module
 
+from .compatibility import clear_caches
 from .errors import CotrunkError
-from .rows import Folding, assemble, pick
-from .solver import Solver
+from .meter import Meter, now
+from .rows import assemble, pick
 from .stability import Policy
 from .tokens import TokenLayers
 
-DENOISERS = ("unet", "transformer", "transformer_2")
 REFRESH = 3  # forwards of a row, one of which at least computes all its tokens
-SIDE_NETWORKS = ("controlnet",)  # folded like the denoiser; their rows are not counted as its
 
 Sources = Callable[[int], tuple[int, ...]]
-
-
-@dataclass
-class Meter:
-    """The clock and the counters of one call of the pipeline.
-
-    Attributes:
-        timesteps: scheduler steps of the whole call.
-        max_rows: largest number of rows in one forward; halves when the device runs out of memory.
-        row_sizes: the numbers of rows that a forward may have: it is filled up with copies to the next of these, so
-            that a compiled denoiser meets few shapes. None for any number.
-        on_step: called after every scheduler step.
-        step: scheduler steps taken: the clock. (Timesteps will not do, PNDM repeats one; nor calls of the denoiser,
-            which some pipelines call once for each guidance branch.)
-        rows, rows_asked: denoiser rows computed, and those that the pipeline asked for.
-        rows_filled: copies computed beside `rows`, for `row_sizes`.
-        rows_spared: the difference, by what spared them: "sharing", "guidance" (off at this step), "skipping".
-        computed: for each step taken, for each of the N images, whether the denoiser computed it.
-        finite: (N,) booleans, False for an image whose latents, or what the decoder made of them, hold a NaN or an
-            infinity.
-        started, ended: `time.perf_counter()` at the first denoiser call and after the last scheduler step.
-    """
-
-    timesteps: int
-    max_rows: int | None = None
-    row_sizes: Sequence[int] | None = None
-    on_step: Callable[["Meter"], None] | None = None
-    step: int = 0
-    rows: int = 0
-    rows_asked: int = 0
-    rows_filled: int = 0
-    rows_spared: Counter[str] = field(default_factory=Counter)
-    computed: list[tuple[bool, ...]] = field(default_factory=list)
-    finite: torch.Tensor | None = None
-    started: float | None = None
-    ended: float | None = None
-    _foldings: dict[Any, Folding] = field(default_factory=dict)
-
-    def folding(
-        self,
-        sources: tuple[int, ...],
-        rows: int,
-        device: torch.device,
-        computed: tuple[bool, ...] | None,
-        copy: int | None,
-    ) -> Folding:
-        key = (sources, rows, device, computed, copy)
-        if key not in self._foldings:
-            self._foldings[key] = Folding(sources, rows, device, computed=computed, copy=copy)
-        return self._foldings[key]
-
-    def watch(self, finite: torch.Tensor) -> None:
-        """Note the images, (N,) booleans, that are finite here; one that once was not stays so."""
-        self.finite = finite if self.finite is None else self.finite & finite.to(self.finite.device)
 
 
 @dataclass(frozen=True)
@@ -174,11 +112,11 @@ class FoldHook:
         rows, device = len(sample), sample[0].device
         sources = self.rows.sources(meter.step) or tuple(range(rows))
         if meter.started is None:
-            meter.started = _now(device)
+            meter.started = now(device)
         if rows % len(sources):  # not a batch of these images: none of our business
             return self.call(*args, **kwargs)
         if self.before not in (None, sources):
-            _clear_caches(self.module)  # what other hooks remember are the rows of another partition
+            clear_caches(self.module)  # what other hooks remember are the rows of another partition
         self.before = sources
         copies, copy = rows // len(sources), None
         if self.rows.unguided(meter.step):
@@ -310,260 +248,8 @@ class FoldHook:
         return outputs, sizes
 
 
-@contextmanager
-def attached(
-    pipe: Any, rows: RowPlan, seeds: Sequence[int] | None, meter: Meter
-) -> Iterator[list[torch.Generator] | None]:
-    """Attach the hook for one call of the pipeline; yields the generators, one an image, to call it with.
-
-    Generators live on the CPU, so that noise does not depend on the device. Images of one group have equal seeds:
-    they start from equal noise and a stochastic scheduler keeps them equal. With None for seeds, generators and the
-    number of images are the caller's business.
-    """
-    generators = None if seeds is None else [torch.Generator().manual_seed(seed) for seed in seeds]
-    parts: dict[str, Any] = {name: getattr(pipe, name, None) for name in (*DENOISERS, *SIDE_NETWORKS)}
-    modules = {name: module for name, module in parts.items() if isinstance(module, torch.nn.Module)}
-    for name, module in modules.items():
-        if isinstance(module._compiled_call_impl, FoldHook):
-            raise CotrunkError(f"{type(pipe).__name__}.{name} is in use by another call of cotrunk.")
-    with ExitStack() as stack:
-        # This call ends the pipeline's: it moves offloaded models back and empties caches. Put off until our hooks are
-        # gone, it happens also when the pipeline raises.
-        if hasattr(pipe, "maybe_free_model_hooks"):
-            stack.callback(pipe.maybe_free_model_hooks)
-            stack.enter_context(replaced(pipe, "maybe_free_model_hooks", lambda: None))
-        for name, module in modules.items():
-            divisible = not (has_caches(module) or _is_perturbed(pipe))
-            counted = name in DENOISERS
-            tokens = None
-            if rows.tokens is not None and counted:
-                tokens = TokenLayers(module, rows.tokens)
-                for layer in tokens.layers.values():
-                    stack.enter_context(replaced(layer.module, "_compiled_call_impl", layer))
-            hook = FoldHook(module, rows, meter, counted=counted, divisible=divisible, tokens=tokens)
-            stack.enter_context(replaced(module, "_compiled_call_impl", hook))
-        stack.enter_context(_clock(pipe.scheduler, rows, generators, meter))
-        if seeds is not None and isinstance(getattr(pipe, "vae", None), torch.nn.Module):
-            stack.enter_context(replaced(pipe.vae, "decode", _watched(pipe.vae.decode, len(seeds), meter)))
-        if seeds is not None and hasattr(pipe.scheduler, "noise_sampler_seed"):
-            # DPMSolverSDE draws from a Brownian tree of its own, not from the generator: give it a seed an image
-            stack.enter_context(replaced(pipe.scheduler, "noise_sampler_seed", list(seeds)))
-        yield generators
-
-
 def parameters_of(module: torch.nn.Module) -> list[str]:
     """The names of a module's arguments. Wrappers hide them behind *args: torch.compile, and peft's model."""
     module = unwrap_module(module)
     base = getattr(module, "get_base_model", lambda: module)()
     return list(inspect.signature(base.forward).parameters)
-
-
-@contextmanager
-def _clock(scheduler: Any, rows: RowPlan, generators: list[torch.Generator] | None, meter: Meter) -> Iterator[None]:
-    """Count `scheduler.step`, let the policy stand in for outputs that were not computed, and see to it that images
-    which share a row stay equal through the step."""
-    step = scheduler.step
-    takes_generator = "generator" in inspect.signature(step).parameters
-    solver = None if rows.policy is None else Solver(scheduler, step)
-
-    def counted(*args: Any, **kwargs: Any) -> Any:
-        if takes_generator and generators is not None and kwargs.get("generator") is None:
-            kwargs["generator"] = generators  # Flux, SD 3 and Qwen-Image forget it
-        output = _take_step(step, args, kwargs, rows, len(generators or ()), meter, solver)
-        sample = output[0] if isinstance(output, tuple) else output.prev_sample
-        # waiting for the device at every step would cost more than the hook itself
-        is_last = meter.step >= meter.timesteps and isinstance(sample, torch.Tensor)
-        meter.ended = _now(sample.device) if is_last else time.perf_counter()
-        if meter.on_step is not None:
-            meter.on_step(meter)
-        return output
-
-    with replaced(scheduler, "step", _Counted(step, counted)):
-        yield
-
-
-class _Counted:
-    """`scheduler.step`, counted. An object, because the copy of a function is the function itself: a pipeline that
-    copies its scheduler while it runs (LTX-2, for the sound of its video) would step the original with the copy."""
-
-    def __init__(self, step: Callable[..., Any], call: Callable[..., Any]) -> None:
-        # pipelines read its signature to see whether it takes `eta` or `generator`
-        functools.update_wrapper(self, step)
-        self._call = call
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self._call(*args, **kwargs)
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> "_Counted":
-        raise CotrunkError("A pipeline that copies its scheduler while it runs cannot be counted: call it by itself.")
-
-
-def _take_step(
-    step: Callable[..., Any],
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    rows: RowPlan,
-    images: int,
-    meter: Meter,
-    solver: Solver | None,
-) -> Any:
-    """One step of the scheduler, around `step`, its own method: returns its output.
-
-    images: N, or 0 where only the sample tells.
-    """
-    policy = rows.policy
-    if policy is not None and solver is not None:
-        named = dict(zip(inspect.signature(step).parameters, args, strict=False)) | kwargs
-        images = images or len(named["sample"])
-        if not all(_has_images(named.get(name), images) for name in ("model_output", "sample")):
-            raise CotrunkError(
-                f"{type(solver.scheduler).__name__}.step gets no tensor with one entry an image: "
-                "run it without skipping."
-            )
-        computed = rows.computes(meter.step) or (True,) * images
-        meter.computed.append(computed)
-        solver.timestep = named["timestep"]
-        if policy.correcting:
-            others = {name: value for name, value in named.items() if name not in ("model_output", "sample")}
-            solver.mark(meter.step, named["sample"], others)
-        output, sample = policy.observe(meter.step, computed, solver, named["model_output"], named["sample"])
-        args, kwargs = (), named | {"model_output": output, "sample": sample}
-    before = _random_states(kwargs.get("generator"), sample.device) if solver is not None and meter.step == 0 else []
-    taken: Any = step(*args, **kwargs)
-    if policy is not None and before and _draws(solver, before, _random_states(kwargs.get("generator"), sample.device)):
-        policy.correcting = False  # with other noise the solver would lead elsewhere
-    is_tuple = isinstance(taken, tuple)
-    sample = taken[0] if is_tuple else taken.prev_sample
-    if _has_images(sample, images):
-        meter.watch(sample.flatten(1).isfinite().all(dim=1))
-        shared = rows.sources(meter.step)
-        if shared != tuple(range(images)):
-            # equal already, unless the scheduler draws noise from elsewhere
-            sample = sample.index_select(0, torch.tensor(shared, device=sample.device))
-            if is_tuple:
-                taken = (sample, *taken[1:])
-            else:
-                taken.prev_sample = sample
-        if policy is not None and solver is not None:
-            solver.returned = sample
-            policy.after(meter.step, sample)
-    meter.step += 1
-    return taken
-
-
-def _random_states(generators: Any, device: torch.device) -> list[torch.Tensor]:
-    """The states of everything that a scheduler may draw from."""
-    own = generators if isinstance(generators, list) else [generators]
-    states = [generator.get_state() for generator in own[:1] if generator is not None]
-    states.append(torch.get_rng_state())
-    if device.type == "cuda":
-        states.append(torch.cuda.get_rng_state(device))
-    return states
-
-
-def _draws(solver: Solver | None, before: list[torch.Tensor], after: list[torch.Tensor]) -> bool:
-    """Whether a step of the scheduler drew noise. A Brownian tree (DPMSolverSDE) has a seed of its own."""
-    changed = any(not torch.equal(old, new) for old, new in zip(before, after, strict=True))
-    return changed or hasattr(getattr(solver, "scheduler", None), "noise_sampler_seed")
-
-
-def _has_images(value: Any, images: int) -> bool:
-    return isinstance(value, torch.Tensor) and value.ndim > 0 and value.shape[0] == images
-
-
-def _watched(decode: Callable[..., Any], images: int, meter: Meter) -> Callable[..., Any]:
-    """The decoder, which may overflow where the latents are finite (float16): those images have failed too."""
-
-    @functools.wraps(decode)
-    def watched(*args: Any, **kwargs: Any) -> Any:
-        output = decode(*args, **kwargs)
-        sample = output[0] if isinstance(output, tuple) else getattr(output, "sample", None)
-        if isinstance(sample, torch.Tensor) and sample.ndim:
-            if sample.shape[0] == images:
-                meter.watch(sample.flatten(1).isfinite().all(dim=1))
-            else:  # a part of the batch, or frames: whose, the decoder does not know
-                meter.watch(sample.isfinite().all().expand(images))
-        return output
-
-    return watched
-
-
-@contextmanager
-def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
-    """Set an attribute of the instance; afterwards the instance is as it was."""
-    had, before = name in vars(owner), vars(owner).get(name)
-    setattr(owner, name, value)
-    try:
-        yield
-    finally:
-        if had:
-            setattr(owner, name, before)
-        else:
-            delattr(owner, name)
-
-
-def _now(device: torch.device) -> float:
-    if device.type == "cuda" and not torch.cuda.is_current_stream_capturing():
-        torch.cuda.synchronize(device)
-    return time.perf_counter()
-
-
-def _stateful_hooks(module: torch.nn.Module) -> Iterator[tuple[torch.nn.Module, ModelHook]]:
-    for part in unwrap_module(module).modules():
-        registry = getattr(unwrap_module(part), "_diffusers_hook", None)
-        for hook in registry.hooks.values() if registry is not None else ():
-            if hook._is_stateful:
-                yield part, hook
-
-
-def has_caches(module: torch.nn.Module) -> bool:
-    """Whether the module has a feature cache of diffusers (`enable_cache`) on it."""
-    return any(True for _ in _stateful_hooks(module))
-
-
-def _is_perturbed(pipe: Any) -> bool:
-    """Whether attention of the pipeline takes the batch apart itself (perturbed-attention guidance)."""
-    return bool(getattr(pipe, "pag_applied_layers", None))
-
-
-def _clear_caches(module: torch.nn.Module) -> None:
-    """Forget the tensors that other hooks keep between steps, but not the context of the call in progress."""
-    for part, hook in _stateful_hooks(module):
-        managers = [value for value in vars(hook).values() if isinstance(value, StateManager)]
-        for manager in managers:
-            manager._state_cache.clear()
-        if not managers:
-            hook.reset_state(part)
-
-
-def check_pipeline(pipe: Any, *, max_rows: int | None, alone: bool = False) -> None:
-    """Raise `CotrunkError` that names the part of the pipeline that cotrunk cannot handle, before any denoising.
-
-    alone: rows will be left out, which caches and perturbed attention cannot live with.
-    """
-    kind = type(pipe).__name__
-    denoisers = [n for n in DENOISERS if isinstance(getattr(pipe, n, None), torch.nn.Module)]
-    if not denoisers:
-        raise CotrunkError(
-            f"{kind} has no denoiser that cotrunk knows ({', '.join(DENOISERS)}): call the pipeline itself."
-        )
-    if not hasattr(getattr(pipe, "scheduler", None), "step"):
-        raise CotrunkError(f"{kind} has no scheduler with a step method to count: call the pipeline itself.")
-    if "generator" not in inspect.signature(pipe.__call__).parameters:
-        raise CotrunkError(f"{kind} takes no generator, so images of a group cannot start from one noise.")
-    for name in denoisers:
-        module = getattr(pipe, name)
-        if getattr(module, "_is_cached", False) or getattr(pipe, "_is_cached", False):
-            raise CotrunkError(f"cache-dit is enabled on {kind}.{name}: call cache_dit.disable_cache(pipe) first.")
-        if alone and (has_caches(module) or _is_perturbed(pipe)):
-            what = "has a cache enabled" if has_caches(module) else "guides by perturbed attention"
-            raise CotrunkError(f"{kind}.{name} {what}, which cannot go with skipping: choose one of them.")
-        if max_rows is not None and _is_perturbed(pipe):
-            raise CotrunkError(
-                f"{kind} guides by perturbed attention, which cannot work in chunks: leave max_rows out."
-            )
-        if max_rows is not None and has_caches(module):
-            raise CotrunkError(
-                f"{kind}.{name} has a cache enabled, which cannot work in chunks: leave max_rows out, or call "
-                f"pipe.{name}.disable_cache() first."
-            )

@@ -12,7 +12,9 @@ import numpy as np
 import torch
 
 from .arguments import PerPrompt, guidance_rows, timesteps_of
-from .denoiser import Meter, RowPlan, attached, check_pipeline
+from .attaching import attached
+from .compatibility import check_pipeline
+from .denoiser import RowPlan
 from .embedding import (
     Encoder,
     auto_threshold,
@@ -23,6 +25,7 @@ from .embedding import (
 )
 from .errors import CotrunkError
 from .grouping import check_size
+from .meter import Meter
 from .noise import read_schedule
 from .plan import Branch, Cost, Plan
 from .prompts import checked

@@ -8,8 +8,10 @@ from typing import Any
 
 import torch
 
-from ..denoiser import DENOISERS, parameters_of, replaced
+from ..compatibility import DENOISERS
+from ..denoiser import parameters_of
 from ..errors import CotrunkError
+from ..replacing import replaced
 
 
 class _Caught(Exception):  # noqa: N818 (no error: the way out of a pipeline)

@@ -1,4 +1,4 @@
-"""`cotrunk evaluate` and `cotrunk tune`."""
+"""`cotrunk evaluate`."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,24 +7,21 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
-from ..console import err, out
 from ..errors import CotrunkError
-from ..options import (
+from .console import err, out
+from .inputs import out_folder
+from .judges import NETWORKS, judges_of
+from .options import (
     MACHINE,
     OUTPUT,
-    Column,
     Guidance,
-    Lora,
     Model,
-    PromptFile,
-    Prompts,
     Scheduler,
-    Seed,
     Steps,
     option,
 )
 
-MODELS, SCHEMES, NETWORKS = "Models", "Schemes", "Networks"
+MODELS, SCHEMES = "Models", "Schemes"
 
 
 def evaluate(
@@ -68,9 +65,7 @@ def evaluate(
 
         cotrunk evaluate groups --lora standard=lora-standard --lora sage=lora-sage --out results
     """
-    if not out_name:
-        raise CotrunkError("Where to? Name a folder with --out DIR.")
-    out_dir = Path(out_name)
+    out_dir = out_folder(out_name)
     parts = _numbers("--shares", shares, float)
     if not all(0 < share < 1 for share in parts):
         raise CotrunkError(f"--shares {shares} are out of range: use parts of the steps between 0 and 1.")
@@ -84,17 +79,17 @@ def evaluate(
 
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+    from ..evaluation.experiment import Experiment
+    from ..evaluation.paper import Design, write_paper
     from ..models import load_pipeline
     from ..training.dataset import apart, read_groups
-    from .experiment import Experiment
-    from .paper import Design, write_paper
 
     if seeds < 1:
         raise CotrunkError(f"--seeds {seeds} is out of range: use 1 or more.")
     found = apart(read_groups(Path(groups))[0], seed=0)[:max_groups]
     with err.status(f"Loading {escape(model)}"):
         pipe = load_pipeline(model, device, dtype, scheduler=scheduler)
-        judges = _judges(features, perceptual, alignment, str(pipe.device))
+        judges = judges_of(features, perceptual, alignment, str(pipe.device))
         real = _real([pair.image for group in found for pair in group], pipe)
         if getattr(pipe, "safety_checker", None) is not None:
             pipe.safety_checker = None  # it blackens pictures, which are then measured
@@ -120,95 +115,6 @@ def evaluate(
     out.print(f"Tables and figures are in {escape(str(out_dir))}", soft_wrap=True)
 
 
-def tune(
-    prompts: Prompts = None,
-    prompt_file: PromptFile = None,
-    column: Column = "prompt",
-    out_name: Annotated[
-        str | None,
-        option(OUTPUT, "DIR", "Folder of page and settings; needed, and made if not there.", "--out"),
-    ] = None,
-    sample: Annotated[int, option(SCHEMES, "N", "Prompts to try settings on, drawn by --seed.")] = 32,
-    budget: Annotated[int | None, option(SCHEMES, "ROWS", "Most denoiser rows to spend; no limit by default.")] = None,
-    model: Model = "mini",
-    lora: Lora = None,
-    steps: Steps = 30,
-    guidance: Guidance = 7.5,
-    scheduler: Scheduler = None,
-    seed: Seed = 0,
-    features: Annotated[str, option(NETWORKS, "NAME", "For distances: lite0, or inception[:FILE].")] = "lite0",
-    alignment: Annotated[
-        str, option(NETWORKS, "NAME", "emoji (of the embedded model), or clip[:FOLDER or hub id].")
-    ] = "emoji",
-    device: Annotated[str, option(MACHINE, "NAME", "auto, cpu, cuda, cuda:1, mps, ...")] = "auto",
-    dtype: Annotated[str, option(MACHINE, "NAME", "auto, float32, float16 or bfloat16.")] = "auto",
-) -> None:
-    """Find the settings that suit a model and prompts, before a large run: fewer steps, sharing, skipping, guidance.
-
-    Writes a page with the frontier of quality over rows and settings files for `cotrunk generate --settings`.
-
-    Example:
-
-        cotrunk tune --prompts prompts.txt --out tuned --budget 20000
-    """
-    from ..cli import prompts_of
-
-    texts = prompts_of(prompts, prompt_file, column)
-    if not out_name:
-        raise CotrunkError("Where to? Name a folder with --out DIR.")
-    out_dir = Path(out_name)
-    if sample < 4:
-        raise CotrunkError(f"--sample {sample} is too small to compare settings on: use 4 or more.")
-
-    import numpy as np
-    from rich.progress import Progress, SpinnerColumn, TextColumn
-
-    from ..models import load_pipeline
-    from .tuned import advice, claim, named, write_tuned
-    from .tuning import Point, pictures_of, settings
-    from .tuning import tune as sweep
-
-    if len(texts) > sample:  # whole, in their order: neighbours in a file are often kin, and sharing needs kin
-        start = int(np.random.default_rng(seed).integers(len(texts) - sample + 1))
-        texts = texts[start : start + sample]
-    with err.status(f"Loading {escape(model)}"):
-        pipe = load_pipeline(model, device, dtype, lora=lora, scheduler=scheduler)
-        judges = _judges(features, "lite0", alignment, str(pipe.device))
-    arguments = {"guidance_scale": guidance}
-    with Progress(SpinnerColumn(), TextColumn("{task.description}"), console=err) as progress:
-        task = progress.add_task(f"1 of {len(list(settings(steps)))} settings: {steps} independent steps", total=None)
-
-        def show(point: Point) -> None:
-            progress.advance(task)
-            progress.update(task, description=f"{named(point)}: alignment {point.alignment}")
-
-        try:
-            found = sweep(
-                pipe,
-                texts,
-                judges.features,
-                judges.alignment,
-                out_dir,
-                steps=steps,
-                budget=budget,
-                seed=seed,
-                on_point=show,
-                **arguments,
-            )
-        except KeyboardInterrupt:
-            err.print("Stopped. Call it again to go on.")
-            raise typer.Exit(130) from None
-    shown = list(dict.fromkeys([found.points[0], found.same_quality, found.half_rows, found.points[-1]]))
-    pictures = {p: pictures_of(pipe, texts, p.setting, seed, arguments, out_dir) for p in shown if p is not None}
-    networks = f"Alignment by {judges.alignment.name}; kernel distance in the features of {judges.features.name}."
-    write_tuned(found, pictures, networks, model, out_dir)
-    out.print(claim(found), soft_wrap=True, markup=False)
-    for sentence in advice(found):
-        out.print(f"  {sentence}", soft_wrap=True, markup=False)
-    out.print(f"Open {escape(str(out_dir / 'index.html'))}", soft_wrap=True)
-    out.print(f"Use it: cotrunk generate --settings {escape(str(out_dir / 'same-quality.json'))} ...", soft_wrap=True)
-
-
 def _bins(groups: Sequence[Sequence[Any]]) -> dict[float, list[int]]:
     """Groups in four bins of equal size by the smallest similarity in them: by the middle of the bin, their places."""
     import numpy as np
@@ -227,36 +133,6 @@ def _numbers(name: str, text: str, kind: type) -> list[Any]:
         return [kind(part) for part in text.split(",") if part.strip()]
     except ValueError:
         raise CotrunkError(f"{name} {text!r} is no list of numbers: separate them by commas.") from None
-
-
-def _judges(features: str, perceptual: str, alignment: str, device: str) -> Any:
-    from .emoji import EmojiAlignment
-    from .experiment import Judges
-    from .networks import Clip, EfficientNetLite0, Inception, Lpips
-
-    def pick(option: str, given: str, known: dict[str, Any]) -> Any:
-        name, _, rest = given.partition(":")
-        if name not in known:
-            raise CotrunkError(f"{option} {given!r} is unknown: use {' or '.join(known)}.")
-        return known[name](rest)
-
-    lite0 = EfficientNetLite0(device)
-    return Judges(
-        features=pick(
-            "--features",
-            features,
-            {"lite0": lambda _: lite0, "inception": lambda file: Inception(device, file or None)},
-        ),
-        perceptual=pick("--perceptual", perceptual, {"lite0": lambda _: lite0, "lpips": lambda _: Lpips(device)}),
-        alignment=pick(
-            "--alignment",
-            alignment,
-            {
-                "emoji": lambda _: EmojiAlignment(device),
-                "clip": lambda name: Clip(name, device) if name else Clip(device=device),
-            },
-        ),
-    )
 
 
 def _real(paths: Sequence[Path], pipe: Any) -> Any:

@@ -12,8 +12,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from .denoiser import Meter
-    from .plan import Plan
+    from ..meter import Meter
+    from ..plan import Plan
 
 WORTH_IT = 0.05  # below this saving, `cotrunk plan` advises against sharing
 WARNINGS = 5  # prompts warned about one by one
@@ -158,7 +158,7 @@ def print_plan(plan: "Plan", show: int) -> None:
         soft_wrap=True,
     )
     if cost.saving < WORTH_IT:
-        from .sharing import why_nothing_shared
+        from ..sharing import why_nothing_shared
 
         share = plan.settings["share"]
         little = f"--share {share:g} bounds the saving" if share < 2 * WORTH_IT else "these prompts differ too much"

@@ -92,3 +92,4 @@ Seed = Annotated[int, option(SAMPLING, "N", "Seed of the run: the same seed, the
 PerPrompt = Annotated[
     int, option(SAMPLING, "N", "Images of each prompt; they do not share with each other.", "--images-per-prompt")
 ]
+OutFolder = Annotated[str | None, option(OUTPUT, "DIR", "Folder to write to; needed, and made if not there.", "--out")]

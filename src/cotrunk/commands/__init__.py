@@ -1,0 +1,1 @@
+"""What the command line does: a file a command, their options in common, and what they print."""

@@ -1,0 +1,313 @@
+"""`cotrunk generate`."""
+
+import time
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.markup import escape
+
+from ..errors import CotrunkError
+from ..skipping import Skipping, check_fractions
+from .console import Bar, err, left_out, out, print_summary, say
+from .inputs import check_numbers, check_whole, out_folder, prompts_of, sharing_of, warn
+from .options import (
+    MACHINE,
+    OUTPUT,
+    SAMPLING,
+    Column,
+    Encoder,
+    Guidance,
+    GuidanceInterval,
+    Lora,
+    MaxGroup,
+    Model,
+    ModeName,
+    PerPrompt,
+    PromptFile,
+    Prompts,
+    Scheduler,
+    Seed,
+    Share,
+    Similarity,
+    Skip,
+    Steps,
+    option,
+)
+
+if TYPE_CHECKING:
+    from ..folder import Arm, RunFolder
+    from ..generation import Run
+    from ..plan import Cost, Plan
+
+DEFAULT_TOLERANCE = "default"  # what --skip means without a number
+
+
+def generate(
+    context: typer.Context,
+    prompts: Prompts = None,
+    prompt_file: PromptFile = None,
+    column: Column = "prompt",
+    out_name: Annotated[
+        str | None, option(OUTPUT, "DIR", "Folder of the run; needed, and made if not there.", "--out")
+    ] = None,
+    resume: Annotated[
+        bool, option(OUTPUT, "", "Continue the run in --out where it stopped; same settings.", "--resume")
+    ] = False,
+    compare: Annotated[
+        bool,
+        option(
+            OUTPUT,
+            "",
+            "Also make the images independently, from the same noise: once in as many steps, once in as few as cost "
+            "what sharing costs. Takes about three times as long.",
+            "--compare",
+        ),
+    ] = False,
+    share: Share = 0.3,
+    similarity: Similarity = "auto",
+    max_group: MaxGroup = 5,
+    mode: ModeName = "flat",
+    encoder: Encoder = "pipeline",
+    skip: Skip = None,
+    guidance_interval: GuidanceInterval = None,
+    settings_file: Annotated[
+        Path | None,
+        option(SAMPLING, "FILE", "Steps, sharing, skipping and guidance as cotrunk tune found them.", "--settings"),
+    ] = None,
+    model: Model = "mini",
+    lora: Lora = None,
+    steps: Steps = 30,
+    guidance: Guidance = 7.5,
+    negative: Annotated[str | None, option(SAMPLING, "TEXT", "Negative prompt of all images.")] = None,
+    scheduler: Scheduler = None,
+    seed: Seed = 0,
+    images_per_prompt: PerPrompt = 1,
+    device: Annotated[str, option(MACHINE, "NAME", "auto, cpu, cuda, cuda:1, mps, ...")] = "auto",
+    dtype: Annotated[str, option(MACHINE, "NAME", "auto, float32, float16 or bfloat16.")] = "auto",
+    max_rows: Annotated[
+        int | None, option(MACHINE, "N", "Most denoiser rows at once; halves by itself when memory runs out.")
+    ] = None,
+) -> None:
+    """Make an image of every prompt; similar prompts share their early steps.
+
+    Writes images/, plan.json, run.json and index.html (open it in a browser) to --out.
+
+    Examples:
+
+        cotrunk generate --prompts prompts.txt --out run
+
+        cotrunk generate "a red apple" "a green apple" --out apples --compare
+    """
+    begin = time.perf_counter()
+    texts = prompts_of(prompts, prompt_file, column)
+    out_dir = out_folder(out_name)
+    if settings_file is not None:
+        steps, share, similarity, skip, guidance_interval = _tuned(context, settings_file)
+    check_numbers(steps, guidance, seed, images_per_prompt)
+    if max_rows is not None:
+        check_whole("--max-rows", max_rows, 1)
+    sharing = sharing_of(share, similarity, max_group, mode, encoder)
+    skipping = _skipping(skip)
+    if guidance_interval is not None:
+        check_fractions("guidance_interval", guidance_interval)
+
+    from ..folder import SHARED, Arm, RunFolder
+    from ..models import SCHEDULERS, check_names, load_pipeline
+    from ..plan import Plan
+
+    check_names(device, dtype, scheduler)
+    if scheduler is not None and scheduler.lower() in SCHEDULERS:
+        scheduler = scheduler.lower()
+    settings = {
+        "prompts": texts,
+        "model": model,
+        "lora": lora,
+        "steps": steps,
+        "guidance_scale": guidance,
+        "share": share,
+        "similarity": similarity,
+        "max_group": max_group,
+        "mode": mode,
+        "encoder": encoder,
+        "tolerance": None if skipping is None else skipping.tolerance,
+        "guidance_interval": None if guidance_interval is None else list(guidance_interval),
+        "scheduler": scheduler,
+        "seed": seed,
+        "images_per_prompt": images_per_prompt,
+        "negative": negative,
+        "dtype": dtype,
+        "compare": compare,
+    }
+    folder = RunFolder(out_dir)
+    resuming = folder.open(settings, resume=resume)
+    if resuming and (report := folder.finished()) is not None:
+        out.print("This run is finished: nothing to resume. Its page is written anew.")
+        _conclude(report, out_dir)
+        return
+    with err.status(f"Loading {escape(model)}"):
+        pipe = load_pipeline(model, device, dtype, lora=lora, scheduler=scheduler)
+    for part, product in (("vocoder", "sound"), ("video_processor", "video")):
+        if hasattr(pipe, part):
+            raise CotrunkError(f"{type(pipe).__name__} makes {product}: use cotrunk.generate in Python.")
+    device, dtype = str(pipe.device), str(pipe.dtype).removeprefix("torch.")
+    if resuming:
+        folder.check_dtype(dtype)
+    seconds = {"load": time.perf_counter() - begin}
+
+    from ..embedding import condition_keys
+    from ..generation import prepare
+
+    warn(pipe, texts, condition_keys(pipe, texts))
+    arguments: dict[str, Any] = {"num_inference_steps": steps, "guidance_scale": guidance}
+    if negative is not None:
+        arguments["negative_prompt"] = negative
+    with err.status("Planning"):
+        run = prepare(
+            pipe,
+            texts,
+            sharing=sharing,
+            seed=seed,
+            num_images_per_prompt=images_per_prompt,
+            plan=Plan.load(out_dir / "plan.json") if resuming else None,
+            max_rows=max_rows,
+            skipping=skipping,
+            guidance_interval=guidance_interval,
+            **arguments,
+        )
+    seconds["embed"] = run.seconds["embed"]
+    main = Arm(SHARED, run.plan, "images")
+    facts = {
+        "model": model if lora is None else f"{model} with {lora}",
+        "scheduler": type(pipe.scheduler).__name__,
+        "mode": mode,
+        "steps": run.plan.steps,
+        "timesteps": run.plan.timesteps,
+        "guidance_scale": guidance,
+        "tolerance": settings["tolerance"],
+        "guidance_interval": settings["guidance_interval"],
+        "share": share,
+        "similarity": run.plan.settings.get("similarity"),
+        "seed": seed,
+        "device": device,
+        "dtype": dtype,
+    }
+    earlier = sum(sum(folder.journal(arm).seconds.values()) for arm in (main, *_arms(run.plan, run.plan)))
+    # before the plan: without a run.json there is nothing to resume
+    folder.write_report(settings, facts, [main], seconds)
+    if not resuming:
+        run.plan.save(out_dir / "plan.json")
+    runs = [(main, run)]
+    try:
+        if compare:
+            begin += _warm_up(pipe, run.plan, texts, arguments, max_rows)
+        _denoise(folder, runs)
+        if compare:  # only now is it known what skipping spared, and so what equal cost is
+            runs += _comparisons(pipe, run.plan, folder.journal(main).cost, texts, arguments, max_rows)
+            folder.write_report(settings, facts, [arm for arm, _ in runs], seconds)
+            _denoise(folder, runs[1:])
+    except KeyboardInterrupt:
+        finished = len(folder.journal(main).images)
+        err.print(f"Stopped: {finished} of {len(run.plan)} images are finished. Go on with --resume.")
+        raise typer.Exit(130) from None
+    seconds["total"] = earlier + time.perf_counter() - begin
+    _conclude(folder.write_report(settings, facts, [arm for arm, _ in runs], seconds), out_dir)
+
+
+def _tuned(context: typer.Context, path: Path) -> tuple[int, float, str, str | None, tuple[float, float] | None]:
+    """Steps, share, similarity, tolerance and guidance interval from a file of `cotrunk tune`."""
+    from ..evaluation.tuning import read_settings
+
+    for name in ("steps", "share", "similarity", "skip", "guidance_interval"):
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            option = name.replace("_", "-")
+            raise CotrunkError(f"--settings and --{option} are both given: leave one of them out.")
+    own = read_settings(path)
+    similarity = "auto" if own.similarity is None else str(own.similarity)
+    tolerance = None if own.tolerance is None else str(own.tolerance)
+    return own.steps, own.share, similarity, tolerance, own.guidance_interval
+
+
+def _skipping(tolerance: str | None) -> Skipping | None:
+    if tolerance is None:
+        return None
+    if tolerance == DEFAULT_TOLERANCE:
+        return Skipping()
+    try:
+        number = float(tolerance)
+    except ValueError:
+        raise CotrunkError(f"--skip {tolerance!r} is no number: use 0.02, say, or leave it out.") from None
+    return Skipping(tolerance=number)
+
+
+def _arms(independent: "Plan", equal: "Plan") -> tuple["Arm", "Arm"]:
+    """The arms for comparison: independent sampling from the same noise, in as many steps and at equal cost."""
+    from ..folder import Arm
+
+    return (
+        Arm("independent", independent, "compare/independent"),
+        Arm("equal_cost", equal, "compare/equal-cost"),
+    )
+
+
+def _comparisons(
+    pipe: Any, plan: "Plan", cost: "Cost", texts: list[str], arguments: dict[str, Any], max_rows: int | None
+) -> list[tuple["Arm", "Run"]]:
+    """What to run for comparison with a plan that took this many rows."""
+    from ..arguments import timesteps_of
+    from ..generation import prepare
+
+    # the most steps that cost no more rows than the run did
+    for steps in range(plan.steps, 0, -1):
+        equal = plan.independent(*timesteps_of(pipe, {**arguments, "num_inference_steps": steps}))
+        if equal.cost.used <= cost.used:
+            break
+    runs = []
+    for arm in _arms(plan.independent(), equal):
+        own = {**arguments, "num_inference_steps": arm.plan.steps}
+        runs.append((arm, prepare(pipe, texts, plan=arm.plan, max_rows=max_rows, **own)))
+    return runs
+
+
+def _warm_up(pipe: Any, plan: "Plan", texts: list[str], arguments: dict[str, Any], max_rows: int | None) -> float:
+    """A few steps that nobody counts, and their seconds: whatever a process denoises first is slow, and would lose
+    the comparison."""
+    from ..arguments import timesteps_of
+    from ..generation import prepare
+
+    start = time.perf_counter()
+    few = {**arguments, "num_inference_steps": min(4, plan.steps)}
+    with err.status("Warming up"):
+        next(prepare(pipe, texts, plan=plan.independent(*timesteps_of(pipe, few)), max_rows=max_rows, **few).waves())
+    return time.perf_counter() - start
+
+
+def _denoise(folder: "RunFolder", runs: Sequence[tuple["Arm", "Run"]]) -> None:
+    """Run what the journal does not have yet."""
+    from ..folder import groups_of
+
+    finished = {arm.name: folder.journal(arm) for arm, _ in runs}
+    rows, images = sum(arm.plan.cost.used for arm, _ in runs), sum(len(arm.plan) for arm, _ in runs)
+    before = sum(done.cost.used + left_out(done.spared) for done in finished.values())
+    with (
+        Bar(rows, images, before, sum(len(done.images) for done in finished.values())) as bar,
+        warnings.catch_warnings(action="ignore", category=RuntimeWarning),  # NaN to pixels; reported by us
+    ):
+        for arm, run in runs:
+            groups = groups_of(arm.plan)
+            for wave in run.waves(skip=finished[arm.name].images.issuperset, on_step=bar.step):
+                folder.write_wave(arm, wave, groups)
+                bar.wave(wave.cost.used + left_out(wave.spared), len(wave.images))
+
+
+def _conclude(report: dict[str, Any], folder: Path) -> None:
+    """Print the summary; exit code 1 if images failed."""
+    print_summary(report, folder)
+    failed = [image["file"] for image in report["images"] if image["failed"]]
+    if failed:
+        names = ", ".join(failed[:10]) + (", ..." if len(failed) > 10 else "")
+        say("red", "failed", f"{len(failed)} of {len(report['images'])} images hold NaN: {names}")
+        raise typer.Exit(1)

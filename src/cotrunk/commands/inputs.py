@@ -1,0 +1,68 @@
+"""What `generate` and `plan` are given: read and checked, one clear sentence where it is wrong."""
+
+import math
+from collections.abc import Hashable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from ..errors import CotrunkError
+from ..prompts import checked, read_prompts
+from .console import err, warn_alike, warn_truncated
+
+if TYPE_CHECKING:
+    from ..sharing import Mode, Sharing
+
+
+def prompts_of(arguments: Sequence[str] | None, file: str | None, column: str) -> list[str]:
+    if bool(arguments) == (file is not None):
+        raise CotrunkError("Give prompts either as arguments or with --prompts FILE.")
+    if file is None:
+        texts = [checked(text, f"prompt {i}") for i, text in enumerate(arguments or ())]
+        if not all(texts):
+            raise CotrunkError("A prompt is empty: give every prompt some text.")
+        return texts
+    found = read_prompts(Path(file), column)
+    if found.blank:
+        err.print(f"{found.blank} blank line{'s' if found.blank > 1 else ''} skipped")
+    return found.prompts
+
+
+def warn(pipe: Any, prompts: list[str], conditions: Sequence[Hashable]) -> None:
+    """Of prompts that the model cannot read, or not to the end."""
+    from ..embedding import truncated
+
+    warn_truncated(truncated(pipe, prompts), prompts)
+    warn_alike(conditions, prompts)
+
+
+def check_numbers(steps: int, guidance: float, seed: int, images_per_prompt: int) -> None:
+    check_whole("--steps", steps, 1)
+    if not math.isfinite(guidance) or guidance < 0:
+        raise CotrunkError(f"--guidance {guidance} is out of range: use 0 or more.")
+    check_whole("--seed", seed, 0, 2**63 - 1)
+    check_whole("--images-per-prompt", images_per_prompt, 1)
+
+
+def sharing_of(share: float, similarity: str, max_group: int, mode: str, encoder: str) -> "Sharing":
+    from ..sharing import Sharing
+
+    check_whole("--max-group", max_group, 0)
+    value: Any = "auto"
+    if similarity != "auto":
+        try:
+            value = float(similarity)
+        except ValueError:
+            raise CotrunkError(f"--similarity {similarity!r} is neither auto nor a number from -1 to 1.") from None
+    return Sharing(share=share, similarity=value, max_group=max_group or None, mode=cast("Mode", mode), encoder=encoder)
+
+
+def check_whole(option: str, value: int, least: int, most: int | None = None) -> None:
+    if value < least or (most is not None and value > most):
+        use = f"{least} or more" if most is None else f"{least} to {most}"
+        raise CotrunkError(f"{option} {value} is out of range: use {use}.")
+
+
+def out_folder(name: str | None) -> Path:
+    if not name:
+        raise CotrunkError("Where to? Name a folder with --out DIR.")
+    return Path(name)

@@ -1,0 +1,37 @@
+"""The networks that `evaluate` and `tune` are asked to judge by."""
+
+from typing import Any
+
+from ..errors import CotrunkError
+
+NETWORKS = "Networks"
+
+
+def judges_of(features: str, perceptual: str, alignment: str, device: str) -> Any:
+    from ..evaluation.emoji import EmojiAlignment
+    from ..evaluation.experiment import Judges
+    from ..evaluation.networks import Clip, EfficientNetLite0, Inception, Lpips
+
+    def pick(option: str, given: str, known: dict[str, Any]) -> Any:
+        name, _, rest = given.partition(":")
+        if name not in known:
+            raise CotrunkError(f"{option} {given!r} is unknown: use {' or '.join(known)}.")
+        return known[name](rest)
+
+    lite0 = EfficientNetLite0(device)
+    return Judges(
+        features=pick(
+            "--features",
+            features,
+            {"lite0": lambda _: lite0, "inception": lambda file: Inception(device, file or None)},
+        ),
+        perceptual=pick("--perceptual", perceptual, {"lite0": lambda _: lite0, "lpips": lambda _: Lpips(device)}),
+        alignment=pick(
+            "--alignment",
+            alignment,
+            {
+                "emoji": lambda _: EmojiAlignment(device),
+                "clip": lambda name: Clip(name, device) if name else Clip(device=device),
+            },
+        ),
+    )

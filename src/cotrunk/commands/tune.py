@@ -1,0 +1,112 @@
+"""`cotrunk tune`."""
+
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+
+from ..errors import CotrunkError
+from .console import err, out
+from .inputs import out_folder, prompts_of
+from .judges import NETWORKS, judges_of
+from .options import (
+    MACHINE,
+    OUTPUT,
+    Column,
+    Guidance,
+    Lora,
+    Model,
+    PromptFile,
+    Prompts,
+    Scheduler,
+    Seed,
+    Steps,
+    option,
+)
+
+SWEEP = "Sweep"
+
+
+def tune(
+    prompts: Prompts = None,
+    prompt_file: PromptFile = None,
+    column: Column = "prompt",
+    out_name: Annotated[
+        str | None,
+        option(OUTPUT, "DIR", "Folder of page and settings; needed, and made if not there.", "--out"),
+    ] = None,
+    sample: Annotated[int, option(SWEEP, "N", "Prompts to try settings on, drawn by --seed.")] = 32,
+    budget: Annotated[int | None, option(SWEEP, "ROWS", "Most denoiser rows to spend; no limit by default.")] = None,
+    model: Model = "mini",
+    lora: Lora = None,
+    steps: Steps = 30,
+    guidance: Guidance = 7.5,
+    scheduler: Scheduler = None,
+    seed: Seed = 0,
+    features: Annotated[str, option(NETWORKS, "NAME", "For distances: lite0, or inception[:FILE].")] = "lite0",
+    alignment: Annotated[
+        str, option(NETWORKS, "NAME", "emoji (of the embedded model), or clip[:FOLDER or hub id].")
+    ] = "emoji",
+    device: Annotated[str, option(MACHINE, "NAME", "auto, cpu, cuda, cuda:1, mps, ...")] = "auto",
+    dtype: Annotated[str, option(MACHINE, "NAME", "auto, float32, float16 or bfloat16.")] = "auto",
+) -> None:
+    """Find the settings that suit a model and prompts, before a large run: fewer steps, sharing, skipping, guidance.
+
+    Writes a page with the frontier of quality over rows and settings files for `cotrunk generate --settings`.
+
+    Example:
+
+        cotrunk tune --prompts prompts.txt --out tuned --budget 20000
+    """
+    texts = prompts_of(prompts, prompt_file, column)
+    out_dir = out_folder(out_name)
+    if sample < 4:
+        raise CotrunkError(f"--sample {sample} is too small to compare settings on: use 4 or more.")
+
+    import numpy as np
+    from rich.progress import Progress, SpinnerColumn, TextColumn
+
+    from ..evaluation.tuned import advice, claim, named, write_tuned
+    from ..evaluation.tuning import Point, pictures_of, settings
+    from ..evaluation.tuning import tune as sweep
+    from ..models import load_pipeline
+
+    if len(texts) > sample:  # whole, in their order: neighbours in a file are often kin, and sharing needs kin
+        start = int(np.random.default_rng(seed).integers(len(texts) - sample + 1))
+        texts = texts[start : start + sample]
+    with err.status(f"Loading {escape(model)}"):
+        pipe = load_pipeline(model, device, dtype, lora=lora, scheduler=scheduler)
+        judges = judges_of(features, "lite0", alignment, str(pipe.device))
+    arguments = {"guidance_scale": guidance}
+    with Progress(SpinnerColumn(), TextColumn("{task.description}"), console=err) as progress:
+        task = progress.add_task(f"1 of {len(list(settings(steps)))} settings: {steps} independent steps", total=None)
+
+        def show(point: Point) -> None:
+            progress.advance(task)
+            progress.update(task, description=f"{named(point)}: alignment {point.alignment}")
+
+        try:
+            found = sweep(
+                pipe,
+                texts,
+                judges.features,
+                judges.alignment,
+                out_dir,
+                steps=steps,
+                budget=budget,
+                seed=seed,
+                on_point=show,
+                **arguments,
+            )
+        except KeyboardInterrupt:
+            err.print("Stopped. Call it again to go on.")
+            raise typer.Exit(130) from None
+    shown = list(dict.fromkeys([found.points[0], found.same_quality, found.half_rows, found.points[-1]]))
+    pictures = {p: pictures_of(pipe, texts, p.setting, seed, arguments, out_dir) for p in shown if p is not None}
+    networks = f"Alignment by {judges.alignment.name}; kernel distance in the features of {judges.features.name}."
+    write_tuned(found, pictures, networks, model, out_dir)
+    out.print(claim(found), soft_wrap=True, markup=False)
+    for sentence in advice(found):
+        out.print(f"  {sentence}", soft_wrap=True, markup=False)
+    out.print(f"Open {escape(str(out_dir / 'index.html'))}", soft_wrap=True)
+    out.print(f"Use it: cotrunk generate --settings {escape(str(out_dir / 'same-quality.json'))} ...", soft_wrap=True)

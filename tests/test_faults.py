@@ -12,7 +12,8 @@ from tiny import flux, sd
 from torch import Tensor, nn
 
 from cotrunk import Sharing
-from cotrunk.generation import Run, prepare
+from cotrunk.generation import prepare
+from cotrunk.waves import Run
 
 # --- out of memory ------------------------------------------------------------------------------------------
 

@@ -11,8 +11,8 @@ from cotrunk import folder as module
 from cotrunk.errors import CotrunkError
 from cotrunk.files import write_bytes, write_text
 from cotrunk.folder import SHARED, Arm, RunFolder, groups_of
-from cotrunk.generation import Wave
 from cotrunk.plan import Branch, Cost, Plan, leaf
+from cotrunk.waves import Wave
 
 PLAN = Plan(
     prompts=("a [red] äpple", "a green apple", "a tiger"),

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cotrunk import Branch, CotrunkError, Plan
-from cotrunk.generation import partition
 from cotrunk.plan import leaf
+from cotrunk.waves import partition
 
 PAIR = Branch((0, 2), 0, 3, 0.7, (leaf(0, 3, 10), leaf(2, 3, 10)))
 PLAN = Plan(("a", "b", "c"), (1, 2, 1), (PAIR, leaf(1, 0, 10)), steps=10, timesteps=10)

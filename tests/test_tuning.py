@@ -57,7 +57,7 @@ def test_everything_is_tried_without_a_budget(whole: tuple[Path, Tuned]) -> None
 
 def test_nothing_is_made_twice(whole: tuple[Path, Tuned], monkeypatch: pytest.MonkeyPatch) -> None:
     out, tuned = whole
-    monkeypatch.setattr("cotrunk.generation.Run.waves", lambda *_, **__: pytest.fail("pictures were made"))
+    monkeypatch.setattr("cotrunk.waves.Run.waves", lambda *_, **__: pytest.fail("pictures were made"))
     assert swept(out) == tuned
 
 

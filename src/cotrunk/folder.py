@@ -26,10 +26,10 @@ from PIL.PngImagePlugin import PngInfo
 from . import __version__
 from .errors import CotrunkError
 from .files import remove_parts, write_bytes, write_text, writing
-from .generation import Wave
 from .plan import Branch, Cost, Plan
 from .report import write_page
 from .sharing import why_nothing_shared
+from .waves import Wave
 
 FORMAT = 1
 SHARED = "shared"  # the main arm; others are for comparison

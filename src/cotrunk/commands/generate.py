@@ -39,8 +39,8 @@ from .options import (
 
 if TYPE_CHECKING:
     from ..folder import Arm, RunFolder
-    from ..generation import Run
     from ..plan import Cost, Plan
+    from ..waves import Run
 
 DEFAULT_TOLERANCE = "default"  # what --skip means without a number
 

@@ -15,9 +15,10 @@ import torch
 from ..arguments import guidance_rows, timesteps_of
 from ..errors import CotrunkError
 from ..files import write_bytes
-from ..generation import WAVE, prepare
+from ..generation import prepare
 from ..models import load_lora
 from ..plan import Branch, Plan, leaf
+from ..waves import WAVE
 from . import metrics
 from .networks import AlignmentNetwork, FeatureNetwork, Inception, PerceptualNetwork
 

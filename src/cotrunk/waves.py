@@ -1,0 +1,234 @@
+"""The images of a plan, wave by wave: each wave is one call of the pipeline with the hook attached."""
+
+import itertools
+import time
+import warnings
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from .arguments import PerPrompt
+from .attaching import attached
+from .denoiser import RowPlan
+from .errors import CotrunkError
+from .meter import Meter
+from .plan import Branch, Cost, Plan
+from .skipping import Skipping
+from .stability import policy_of
+
+CONDITIONAL_FIRST = ("ZImage", "Lumina", "StableCascade", "Wuerstchen")  # of their two rows, the one with the prompt
+SPARED = ("sharing", "guidance", "skipping")  # what spares rows
+WAVE = 32  # images in one call of the pipeline; memory of latents, text states and decoding grows with it
+
+
+@dataclass(frozen=True)
+class Wave:
+    """One finished call of the pipeline.
+
+    Attributes:
+        images: the indices of its images, in the order of `output`.
+        output: the pipeline's own output object.
+        failed: images whose latents or decoded values held a NaN or an infinity.
+        cost: denoiser rows, counted.
+        spared: rows not computed, by what spared them: "sharing", "guidance", "skipping".
+        steps: for each of its images, a letter a timestep: c computed, s computed once for a group, p predicted;
+            capitals where guidance was on.
+        rows: for each of its images, the rows that it took; a row of a group counts in equal parts.
+        seconds: "embed" (the pipeline's own text encoding), "denoise", "decode".
+    """
+
+    images: tuple[int, ...]
+    output: Any
+    failed: tuple[int, ...]
+    cost: Cost
+    spared: dict[str, int]
+    steps: tuple[str, ...]
+    rows: tuple[float, ...]
+    seconds: dict[str, float]
+
+
+@dataclass
+class Run:
+    """A pipeline, a plan and the arguments: ready to denoise. `prepare` makes one; iterate over `waves()`."""
+
+    pipe: Any
+    plan: Plan
+    arguments: PerPrompt
+    max_rows: int | None = None
+    row_sizes: Sequence[int] | None = None
+    wave_size: int = WAVE
+    skipping: Skipping | None = None
+    guidance_interval: tuple[float, float] | None = None
+    seconds: dict[str, float] = field(default_factory=dict)
+    _warned: bool = False
+
+    def waves(
+        self,
+        *,
+        skip: Callable[[Sequence[int]], bool] = lambda images: False,
+        on_step: Callable[[Meter], None] | None = None,
+    ) -> Iterator[Wave]:
+        """Run wave after wave. The waves depend on the plan alone, so a resumed run computes what the first one
+        would have.
+
+        Args:
+            skip: called with the image indices of a wave; True leaves it out (it is done already).
+            on_step: called after every scheduler step with the wave's `Meter`.
+        """
+        for trees in self.plan.waves(self.wave_size):
+            images = tuple(image for tree in trees for image in tree.images)
+            if not skip(images):
+                yield from self._wave(trees, on_step)
+
+    def _wave(self, trees: tuple[Branch, ...], on_step: Callable[[Meter], None] | None) -> Iterator[Wave]:
+        images, wave = sum(len(tree.images) for tree in trees), None
+        if images <= self.wave_size or len(trees) == 1:
+            try:
+                wave = self._call(trees, on_step)
+            except torch.OutOfMemoryError:
+                # not in the denoiser, which halves its own chunks: the texts or the decoder of so many images
+                if len(trees) == 1:
+                    raise
+        if wave is not None:
+            yield wave
+            return
+        # not inside `except`: the exception holds the tensors that are to be freed
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        self.wave_size = max(1, min(self.wave_size, images // 2))
+        half = len(trees) // 2
+        yield from self._wave(trees[:half], on_step)
+        yield from self._wave(trees[half:], on_step)
+
+    def _call(self, trees: tuple[Branch, ...], on_step: Callable[[Meter], None] | None) -> Wave:
+        images = tuple(image for tree in trees for image in tree.images)
+        sources = partition(trees, self.plan.timesteps)
+        meter = Meter(self.plan.timesteps, self.max_rows, self.row_sizes, on_step)
+        seeds = [self.plan.seeds[image] for image in images]
+        begin = time.perf_counter()
+        rows = self._rows(sources, len(images))
+        with attached(self.pipe, rows, seeds, meter) as generators:
+            arguments = self.arguments.of([self.plan.prompt_of(image) for image in images])
+            output = self.pipe(**arguments, generator=generators)
+        end = time.perf_counter()
+        self._check(meter, self.plan.cost_of(trees))
+        self.max_rows = meter.max_rows
+        started, ended = meter.started or begin, meter.ended or begin
+        finite = [True] * len(images) if meter.finite is None else meter.finite.tolist()
+        return Wave(
+            images=images,
+            output=output,
+            failed=tuple(image for image, good in zip(images, finite, strict=True) if not good),
+            cost=Cost(meter.rows + meter.rows_filled, meter.rows_asked),
+            spared={what: meter.rows_spared[what] for what in SPARED},
+            steps=(letters := step_letters(rows, meter.computed, len(images), self.plan.timesteps)),
+            rows=image_rows(letters, sources, self.plan.guidance_rows),
+            seconds={"embed": started - begin, "denoise": ended - started, "decode": end - ended},
+        )
+
+    def _rows(self, sources: list[tuple[int, ...]], images: int) -> RowPlan:
+        """Where the rows of one call come from. A new policy each time: what it remembers is of these images."""
+        policy, interval = None, None
+        if self.guidance_interval is not None:
+            start, stop = (round(fraction * self.plan.timesteps) for fraction in self.guidance_interval)
+            interval = (start, stop)
+        if self.skipping is not None:
+            policy = policy_of(self.skipping, images, self.plan.timesteps, jumps(sources, interval or ()).__getitem__)
+        first = type(self.pipe).__name__.startswith(CONDITIONAL_FIRST)
+        tokens = None if self.skipping is None else self.skipping.tokens
+        return RowPlan(sources.__getitem__, policy, interval, 0 if first else 1, tokens)
+
+    def _check(self, meter: Meter, predicted: Cost) -> None:
+        """What was counted must be what was planned; of rows a wrong prediction is said, and the count is reported."""
+        if getattr(self.pipe, "_interrupt", False):  # by a callback of the user
+            return
+        if meter.step != self.plan.timesteps:
+            raise CotrunkError(
+                f"{type(self.pipe).__name__} took {meter.step} scheduler steps with these arguments, and "
+                f"{self.plan.timesteps} were planned: images may have shared too much. Use sharing=None."
+            )
+        spared = meter.rows_spared["skipping"] + meter.rows_spared["guidance"]
+        if meter.rows + spared != predicted.used and not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"{type(self.pipe).__name__} took {meter.rows} denoiser rows where {predicted.used} were predicted: "
+                "its guidance with these arguments is one that cotrunk cannot predict. The counted rows are reported.",
+                stacklevel=2,
+            )
+
+
+def partition(trees: Sequence[Branch], timesteps: int) -> list[tuple[int, ...]]:
+    """For every timestep, for every image of a wave (by its place in the wave), the place of the image whose row it
+    takes: the first of its branch. One entry more than timesteps, for a scheduler that calls once more."""
+    images = [image for tree in trees for image in tree.images]
+    place = {image: i for i, image in enumerate(images)}
+    sources = []
+    for timestep in range(timesteps):
+        row = [0] * len(images)
+        for tree in trees:
+            for branch in tree.at(timestep):
+                for image in branch.images:
+                    row[place[image]] = place[branch.images[0]]
+        sources.append(tuple(row))
+    return [*sources, tuple(range(len(images)))]
+
+
+def step_letters(rows: RowPlan, computed: Sequence[tuple[bool, ...]], images: int, timesteps: int) -> tuple[str, ...]:
+    """What happened to each image at each timestep, as in `Wave.steps`."""
+    letters = [""] * images
+    for step in range(timesteps):
+        sources = rows.sources(step)
+        members = Counter(sources)
+        for image, source in enumerate(sources):
+            known = not computed or step >= len(computed) or computed[step][image]
+            letter = "p" if not known else "s" if members[source] > 1 else "c"
+            letters[image] += letter if rows.unguided(step) else letter.upper()
+    return tuple(letters)
+
+
+def image_rows(letters: Sequence[str], sources: Sequence[tuple[int, ...]], guidance_rows: int) -> tuple[float, ...]:
+    """The rows of each image: `guidance_rows` for a computed step, 1 where guidance was off, none for a prediction."""
+    rows = [0.0] * len(letters)
+    for step in range(len(letters[0]) if letters else 0):
+        members = Counter(sources[step])
+        for image, own in enumerate(letters):
+            if own[step] not in "Pp":
+                whole = guidance_rows if own[step].isupper() else 1
+                rows[image] += whole / members[sources[step][image]]
+    return tuple(rows)
+
+
+def jumps(sources: Sequence[tuple[int, ...]], switches: Collection[int]) -> list[frozenset[int]]:
+    """For every timestep, and for the one after the last, the images whose outputs jump there: those whose group has
+    just parted, and all where guidance is switched on or off."""
+    everyone, found = frozenset(range(len(sources[0]))), [frozenset[int]()]
+    for step, (before, now) in enumerate(itertools.pairwise(sources), start=1):
+        old, new = (Counter(row) for row in (before, now))
+        parted = frozenset(i for i in everyone if old[before[i]] != new[now[i]])
+        found.append(everyone if step in switches else parted)
+    return [*found, frozenset()]
+
+
+def merged_output(waves: Sequence[Wave]) -> Any:
+    """The outputs of all waves as one output object, in the order of the images."""
+    order = np.argsort([image for wave in waves for image in wave.images])
+    first = waves[0].output
+    merged: dict[str, Any] = {}
+    for name in first:
+        values: list[Any] = [wave.output[name] for wave in waves]
+        if isinstance(values[0], torch.Tensor):
+            merged[name] = torch.cat(values)[torch.from_numpy(order)]
+        elif isinstance(values[0], np.ndarray):
+            merged[name] = np.concatenate(values)[order]
+        elif isinstance(values[0], list):
+            flat = [item for value in values for item in value]
+            merged[name] = [flat[i] for i in order]
+        else:
+            merged[name] = values[0]
+    # outputs have required fields that may be None (no safety checker, say); iteration leaves those out
+    fields = {name: merged.get(name) for name in getattr(type(first), "__dataclass_fields__", merged)}
+    return type(first)(**fields)

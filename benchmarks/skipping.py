@@ -3,9 +3,10 @@
     python benchmarks/skipping.py --out docs/results/skipping            # hours on two cores; goes on where it stopped
     python benchmarks/skipping.py --steps 50 --schedulers ddim --families plain error --out /tmp/few
 
-The rivals, all on the embedded model with the same prompts and seeds: the plain solver with fewer steps (the one that
-counts), one evaluation in k with the output reused or extrapolated, SADA's rule as published and as its code has it,
-and DeepCache and ToMe where their packages are installed (they leave out parts of the denoiser, not rows: time only).
+The rivals, all on an embedded model with the same prompts and seeds: the plain solver with fewer steps (the one that
+counts), one evaluation in k with the output reused or extrapolated, SADA's rule as published and as its code has it;
+and those of `rivals.py`, which leave out parts of every evaluation, not rows: DeepCache and ToMe (where their packages
+are installed) on a UNet, the caches of diffusers on a transformer. Theirs is a saving of time alone.
 
 Measures, against the same pictures by all steps: PSNR; a perceptual distance and a Frechet distance in the features of
 EfficientNet-Lite0, the latter as a share of the distance between two sets of pictures from other seeds.
@@ -17,8 +18,9 @@ import argparse
 import itertools
 import json
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +29,13 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import torch
+from rivals import deep_cache, first_block_cache, mag_cache, merged_tokens, taylor_seer
 
-from cotrunk import Skipping, generate, mini
+from cotrunk import Skipping, generate
+from cotrunk.evaluation.experiment import weights_digest
 from cotrunk.evaluation.metrics import frechet_distance
 from cotrunk.evaluation.networks import EfficientNetLite0
-from cotrunk.models import set_scheduler
+from cotrunk.models import load_pipeline, set_scheduler
 
 GUIDANCE = 5.0
 TOLERANCES = (0.002, 0.005, 0.01, 0.02, 0.04, 0.08, 0.16, 0.3)
@@ -66,7 +70,7 @@ class Arm:
     patched: Callable[[Any], Any] = field(default=nullcontext)
 
 
-def arms(steps: int) -> Iterator[Arm]:
+def arms(steps: int, is_unet: bool) -> Iterator[Arm]:
     fewer = sorted({max(2, round(steps * part)) for part in (0.8, 0.66, 0.5, 0.4, 0.33, 0.28, 0.24, 0.2)}, reverse=True)
     for few in fewer:
         yield Arm("plain, fewer steps", f"{few} steps", steps=few)
@@ -88,34 +92,28 @@ def arms(steps: int) -> Iterator[Arm]:
         yield Arm("error, undamped", f"tolerance {tolerance:g}", skipping=linear)
         uncorrected = Skipping(tolerance, correct=False)
         yield Arm("error, uncorrected", f"tolerance {tolerance:g}", skipping=uncorrected)
-    for interval in (2, 3, 5):
-        yield Arm("DeepCache", f"interval {interval}", patched=lambda pipe, n=interval: deep_cache(pipe, n))
-    for ratio in (0.25, 0.5):
-        yield Arm("ToMe", f"ratio {ratio:g}", patched=lambda pipe, r=ratio: merged(pipe, r))
+    yield from part_arms(steps, is_unet)
 
 
-@contextmanager
-def deep_cache(pipe: Any, interval: int) -> Iterator[None]:
-    from DeepCache import DeepCacheSDHelper
+def part_arms(steps: int, is_unet: bool) -> Iterator[Arm]:
+    """Those that leave out parts of every evaluation."""
+    if is_unet:
+        for n in (2, 3, 5):
+            yield Arm("DeepCache", f"interval {n}", patched=partial(deep_cache, interval=n))
+        for ratio in (0.25, 0.5):
+            yield Arm("ToMe", f"ratio {ratio:g}", patched=partial(merged_tokens, ratio=ratio))
+        return
+    for n in (2, 3, 4, 6):
+        yield Arm("TaylorSeer", f"interval {n}", patched=partial(taylor_seer, interval=n))
+    for threshold in (0.02, 0.05, 0.1, 0.2):
+        label = f"threshold {threshold:g}"
+        yield Arm("FirstBlockCache", label, patched=partial(first_block_cache, threshold=threshold))
 
-    helper = DeepCacheSDHelper(pipe=pipe)
-    helper.set_params(cache_interval=interval, cache_branch_id=0)
-    helper.enable()
-    try:
-        yield
-    finally:
-        helper.disable()
+        def mag(pipe: Any, threshold: float = threshold) -> Any:
+            one = Arm("calibration", "")
+            return mag_cache(pipe, threshold, steps, lambda: draw(pipe, PROMPTS[:4], steps, one))
 
-
-@contextmanager
-def merged(pipe: Any, ratio: float) -> Iterator[None]:
-    import tomesd
-
-    tomesd.apply_patch(pipe, ratio=ratio, max_downsample=4)
-    try:
-        yield
-    finally:
-        tomesd.remove_patch(pipe)
+        yield Arm("MagCache", label, patched=mag)
 
 
 def draw(pipe: Any, prompts: list[str], steps: int, arm: Arm, seed: int = 0) -> tuple[torch.Tensor, float, float]:
@@ -221,6 +219,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=len(PROMPTS))
     parser.add_argument("--steps", type=int, nargs="+", default=[50, 25, 15])
     parser.add_argument("--schedulers", nargs="+", default=["ddim", "euler", "dpm++2m"])
+    parser.add_argument("--model", default="mini")
     parser.add_argument("--families", nargs="+", help="beginnings of the names of families; all by default")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
@@ -228,17 +227,17 @@ def main() -> None:
     points = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
     torch.set_grad_enabled(False)
     torch.set_flush_denormal(True)
-    pipe, judge = mini.load(), EfficientNetLite0()
-    pipe.set_progress_bar_config(disable=True)
+    pipe, judge = load_pipeline(args.model, "cpu"), EfficientNetLite0()
     prompts = PROMPTS[: args.images]
+    denoiser = pipe.unet if hasattr(pipe, "unet") else pipe.transformer
+    run = {"model": args.model, "weights": weights_digest(denoiser), "images": len(prompts), "guidance": GUIDANCE}
     for steps, scheduler in itertools.product(args.steps, args.schedulers):
         set_scheduler(pipe, scheduler)
         reference = None
-        for arm in arms(steps):
+        for arm in arms(steps, hasattr(pipe, "unet")):
             if args.families and not arm.family.startswith(tuple(args.families)):
                 continue
-            key = {"scheduler": scheduler, "steps": steps, "images": len(prompts), "guidance": GUIDANCE}
-            key |= {"family": arm.family, "label": arm.label}
+            key = run | {"scheduler": scheduler, "steps": steps, "family": arm.family, "label": arm.label}
             if any(key.items() <= point.items() for point in points):
                 continue
             reference = reference or Reference.of(pipe, judge, prompts, steps)
@@ -258,9 +257,10 @@ def main() -> None:
             with file.open("a") as log:
                 log.write(json.dumps(point) + "\n")
             print(json.dumps(point), flush=True)
-        if points:
-            plot(points, args.out / "curves.png")
-            (args.out / "table.md").write_text(table(points))
+        shown = [point for point in points if run.items() <= point.items()]
+        if shown:
+            plot(shown, args.out / "curves.png")
+            (args.out / "table.md").write_text(table(shown))
 
 
 if __name__ == "__main__":

@@ -125,7 +125,7 @@ class Experiment:
         self.text_vectors = judges.alignment.of_texts(self.prompts)
         self._loaded: str | None = None
         denoiser = pipe.unet if hasattr(pipe, "unet") else pipe.transformer
-        facts = [self.prompts, self.groups, self.arguments, dict(pipe.scheduler.config), _digest(denoiser)]
+        facts = [self.prompts, self.groups, self.arguments, dict(pipe.scheduler.config), weights_digest(denoiser)]
         self.mark = hashlib.sha256(json.dumps(facts, default=str).encode()).hexdigest()[:12]
         self.lora_marks = {name: "" if path is None else _file_digest(path) for name, path in loras.items()}
         judged = torch.cat([self.real_features.flatten(), self.text_vectors.flatten()])
@@ -306,7 +306,7 @@ def _mean_diversity(seen: Sequence[Seen]) -> np.ndarray:
     return np.mean([one.diversity for one in seen], axis=0)
 
 
-def _digest(module: torch.nn.Module) -> str:
+def weights_digest(module: torch.nn.Module) -> str:
     """What tells these weights from others: a sample of every tensor."""
     found = hashlib.sha256()
     for name, tensor in module.state_dict().items():

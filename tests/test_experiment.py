@@ -2,6 +2,9 @@
 
 import csv
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -171,6 +174,22 @@ def test_another_model_in_the_same_folder_is_another_cell(tmp_path: Path) -> Non
     assert changed._name(Cell("pre-trained")) != one._name(Cell("pre-trained"))
     assert changed.judged_by != one.judged_by
     assert one._name(Cell("pre-trained", 0.12)) != one._name(Cell("pre-trained", 0.125))
+
+
+def test_another_process_finds_the_same_cells(tmp_path: Path) -> None:
+    script = "import sys, pathlib, test_experiment as t; print(t.experiment(pathlib.Path(sys.argv[1])).mark)"
+    paths = os.pathsep.join([str(Path(__file__).parent), *filter(None, sys.path)])
+    runs = [
+        subprocess.Popen(
+            [sys.executable, "-c", script, str(tmp_path)],
+            env={**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": paths},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for seed in ("1", "2")
+    ]
+    one, other = (run.communicate()[0] for run in runs)
+    assert one == other != ""
 
 
 def test_where_no_step_is_shared_everybody_has_noise_of_their_own(tmp_path: Path) -> None:

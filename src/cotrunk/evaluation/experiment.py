@@ -125,8 +125,8 @@ class Experiment:
         self.text_vectors = judges.alignment.of_texts(self.prompts)
         self._loaded: str | None = None
         denoiser = pipe.unet if hasattr(pipe, "unet") else pipe.transformer
-        facts = [self.prompts, self.groups, self.arguments, dict(pipe.scheduler.config), weights_digest(denoiser)]
-        self.mark = hashlib.sha256(json.dumps(facts, default=str).encode()).hexdigest()[:12]
+        facts = [self.prompts, self.groups, self.arguments, _settings_of(pipe.scheduler), weights_digest(denoiser)]
+        self.mark = hashlib.sha256(json.dumps(facts, default=str, sort_keys=True).encode()).hexdigest()[:12]
         self.lora_marks = {name: "" if path is None else _file_digest(path) for name, path in loras.items()}
         judged = torch.cat([self.real_features.flatten(), self.text_vectors.flatten()])
         self.judged_by = [judges.features.name, judges.perceptual.name, judges.alignment.name]
@@ -304,6 +304,13 @@ def _seen(kept: dict[str, Any]) -> Seen:
 def _mean_diversity(seen: Sequence[Seen]) -> np.ndarray:
     """(groups,) over several runs; NaN for a group of one."""
     return np.mean([one.diversity for one in seen], axis=0)
+
+
+def _settings_of(scheduler: Any) -> dict[str, Any]:
+    """What a scheduler is and was set to. What diffusers notes beside it is in no order: `_use_default_values` is a
+    list made of a set."""
+    own = {name: value for name, value in scheduler.config.items() if not name.startswith("_")}
+    return {"class": type(scheduler).__name__, **own}
 
 
 def weights_digest(module: torch.nn.Module) -> str:

@@ -1,7 +1,6 @@
-"""Models under schemes: pictures made once, cells that cost what they say, tables and figures."""
+"""Models under schemes: pictures made and judged once, found again; what is killed goes on, what is broken is named."""
 
-import csv
-import json
+import dataclasses
 import os
 import subprocess
 import sys
@@ -12,16 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from running import recorded
 from test_metrics import Brightness
 from tiny import sd_with_text
 
 from cotrunk import CotrunkError
-from cotrunk.evaluation.experiment import Cell, Experiment, Judges, Result
-from cotrunk.evaluation.figures import write_curves, write_differences, write_grid, write_table
-from cotrunk.evaluation.metrics import Figure
-from cotrunk.evaluation.paper import Design
+from cotrunk.evaluation.experiment import Cell, Experiment, Judges, Seen
+from cotrunk.waves import Run
 
 GROUPS = [["a red picture", "a green picture"], ["a dog", "a cat", "a cow"], ["alone"]]
 COUNT = 6
@@ -46,46 +42,57 @@ class Means:
 JUDGES = Judges(Means(), Brightness(), Means())
 
 
-def experiment(out: Path, **loras: Path) -> Experiment:
-    real = torch.randint(0, 255, (8, 3, 32, 32), generator=torch.Generator().manual_seed(0)).byte()
+def experiment(out: Path, judges: Judges = JUDGES, **loras: Path) -> Experiment:
     models: dict[str, Path | None] = {"pre-trained": None, **loras}
     sizes = {"height": 32, "width": 32}
-    return Experiment(sd_with_text().pipe, GROUPS, real, models, JUDGES, out, guidance=3.0, arguments=sizes)
+    return Experiment(sd_with_text().pipe, GROUPS, models, judges, out, guidance=3.0, arguments=sizes)
 
 
-@pytest.fixture(scope="module")
-def results(tmp_path_factory: pytest.TempPathFactory) -> dict[Cell, Result]:
-    own = experiment(tmp_path_factory.mktemp("cells"))
-    cells = [*Design(["pre-trained"], [0.25, 0.5], 4).table(), Cell("pre-trained", 0.0, 2)]
-    return {cell: own.measure([cell]) for cell in cells}
-
-
-def test_cells_cost_what_their_schemes_say(results: dict[Cell, Result]) -> None:
-    rows = {(cell.share, cell.steps): result.rows for cell, result in results.items()}
-    assert rows[0.0, 4] == 8
-    assert rows[0.0, 2] == 4
-    # groups of 2 and 3 share one step of four, or two; the last prompt is alone
-    assert rows[0.25, 4] == pytest.approx(2 * (COUNT * 4 - 1 * 1 - 2 * 1) / COUNT)
-    assert rows[0.5, 4] == pytest.approx(2 * (COUNT * 4 - 1 * 2 - 2 * 2) / COUNT)
-
-
-def test_every_figure_lies_in_its_interval(results: dict[Cell, Result]) -> None:
-    for result in results.values():
-        assert set(result.figures) == {"frechet", "alignment", "diversity", "bleed"}
-        for figure in result.figures.values():
-            assert figure.low - 1e-9 <= figure.value <= figure.high + 1e-9
+def same(one: Seen, other: Seen) -> bool:
+    return one.digest == other.digest and (one.rows, one.seconds) == (other.rows, other.seconds)
 
 
 def test_pictures_are_made_once(tmp_path: Path) -> None:
     own, cell = experiment(tmp_path), Cell("pre-trained", 0.5, 2)
-    ran = recorded(own.pipe.unet)
-    first = own.measure([cell])
-    count = len(ran)
+    first = own.look(cell)
     again = experiment(tmp_path)
-    assert again.measure([cell]) == first
-    assert np.array_equal(again.pictures(cell), own.pictures(cell))
-    assert len(ran) == count > 0
-    assert own.pictures(cell).shape == (COUNT, 3, 32, 32)
+    ran = recorded(again.pipe.unet)
+    assert same(again.look(cell), first)
+    assert same(own.look(cell), first)
+    assert ran == []
+    assert first.shown.shape == (COUNT, 3, 32, 32)
+    # of the pictures only the first are kept
+    assert [file.name for file in (tmp_path / "cells").iterdir()] == [f"{own.name(cell)}.seen.npz"]
+
+
+class Others(Means):
+    """The same network by its name, but with other weights."""
+
+    def features(self, pictures: torch.Tensor) -> torch.Tensor:
+        return super().features(pictures) * torch.tensor([1.0, 2.0, 3.0])
+
+
+def test_a_network_with_other_weights_looks_again(tmp_path: Path) -> None:
+    own, cell = experiment(tmp_path), Cell("pre-trained", 0.5, 2)
+    first = own.look(cell)
+    others = experiment(tmp_path, Judges(Others(), Brightness(), Means())).look(cell)
+    assert not same(others, first)
+    assert np.array_equal(others.shown, first.shown)
+
+
+def test_first_steps_of_a_model_are_not_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own, runs = experiment(tmp_path), list[Run]()
+    waves = Run.waves
+
+    def spy(run: Run, **settings: Any) -> Any:
+        runs.append(run)
+        return waves(run, **settings)
+
+    monkeypatch.setattr(Run, "waves", spy)
+    for steps in (2, 4):
+        own.look(Cell("pre-trained", 0.5, steps))
+    assert [run.plan.steps for run in runs] == [2, 2, 4]
+    assert [bool(run.plan.cost.saving) for run in runs] == [False, True, True]
 
 
 def test_a_group_that_shares_begins_as_its_first_picture_alone(tmp_path: Path) -> None:
@@ -105,48 +112,26 @@ def test_equal_cost_is_the_most_steps_that_cost_no_more(tmp_path: Path) -> None:
     assert own._plan(equal).cost.used <= rows < own._plan(Cell("pre-trained", 0.0, equal.steps + 1)).cost.used
 
 
-def test_tables_and_figures(results: dict[Cell, Result], tmp_path: Path) -> None:
-    text = write_table(list(results.values()), JUDGES, tmp_path)
-    assert "| shared 25%, 4 steps | pre-trained |" in text
-    assert "mean colours" in text
-    assert "FID" not in text
-    assert "CLIP" not in text
-    with (tmp_path / "table1.csv").open() as file:
-        rows = list(csv.reader(file))
-    assert len(rows) == 1 + len(results)
-    kept = json.loads((tmp_path / "table1.json").read_text())["results"]
-    assert [entry["rows"] for entry in kept] == [result.rows for result in results.values()]
-    lines = {"independent": [result for cell, result in results.items() if not cell.share]}
-    write_curves(lines, "rows", tmp_path, "rows", label="rows")
-    better, same = Figure(0.2, 0.1, 0.3), Figure(0.0, -0.1, 0.1)
-    said = write_differences([("a", "b", {"alignment": better, "diversity": same})], JUDGES, tmp_path)
-    assert "| a | b | **0.2 [0.1, 0.3]** | 0 [-0.1, 0.1] |" in said
-    write_grid({"one": np.zeros((2, 3, 32, 32), np.uint8)}, ["a", "b"], tmp_path)
-    for name in ("rows.png", "figure2.png"):
-        with Image.open(tmp_path / name) as image:
-            assert image.width > 100
-    assert (tmp_path / "rows.svg").read_text().startswith("<?xml")
-
-
 def test_a_model_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(CotrunkError, match="There is no model 'sage' here: pre-trained are"):
         experiment(tmp_path).look(Cell("sage"))
 
 
-def test_a_folder_without_a_lora_is_named(tmp_path: Path) -> None:
+def test_a_folder_without_a_lora_is_named_before_the_first_picture(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(CotrunkError, match="holds no LoRA for this StableDiffusionPipeline"):
-        experiment(tmp_path, sage=tmp_path / "empty").look(Cell("sage", 0.0, 2))
+        experiment(tmp_path, sage=tmp_path / "empty")
 
 
-def test_a_lora_is_taken_off_again(tmp_path: Path, trained_lora: Any) -> None:
+def test_a_lora_is_taken_off_again(tmp_path: Path, trained_lora: Path) -> None:
     own = experiment(tmp_path, tuned=trained_lora)
-    before = own.measure([Cell("pre-trained", 0.0, 2)])
-    tuned = own.measure([Cell("tuned", 0.0, 2)])
+    before = own.look(Cell("pre-trained", 0.0, 2))
+    tuned = own.look(Cell("tuned", 0.0, 2))
     for file in (tmp_path / "cells").glob("pre-trained*"):
         file.unlink()
-    again = own.measure([Cell("pre-trained", 0.0, 2)])
-    assert again.figures == before.figures != tuned.figures
+    again = own.look(Cell("pre-trained", 0.0, 2))
+    assert again.digest == before.digest != tuned.digest
+    assert experiment(tmp_path / "alone").look(Cell("pre-trained", 0.0, 2)).digest == before.digest
 
 
 @pytest.fixture(scope="module")
@@ -166,14 +151,12 @@ def trained_lora(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_another_model_in_the_same_folder_is_another_cell(tmp_path: Path) -> None:
     one, other = experiment(tmp_path), experiment(tmp_path)
-    assert one._name(Cell("pre-trained")) == other._name(Cell("pre-trained"))
+    assert one.name(Cell("pre-trained")) == other.name(Cell("pre-trained"))
     pipe = sd_with_text().pipe
     pipe.unet.conv_in.weight.data += 1
-    real = torch.zeros(4, 3, 32, 32).byte()
-    changed = Experiment(pipe, GROUPS, real, {"pre-trained": None}, JUDGES, tmp_path, guidance=3.0)
-    assert changed._name(Cell("pre-trained")) != one._name(Cell("pre-trained"))
-    assert changed.judged_by != one.judged_by
-    assert one._name(Cell("pre-trained", 0.12)) != one._name(Cell("pre-trained", 0.125))
+    changed = Experiment(pipe, GROUPS, {"pre-trained": None}, JUDGES, tmp_path, guidance=3.0)
+    assert changed.name(Cell("pre-trained")) != one.name(Cell("pre-trained"))
+    assert one.name(Cell("pre-trained", 0.12)) != one.name(Cell("pre-trained", 0.125))
 
 
 def test_another_process_finds_the_same_cells(tmp_path: Path) -> None:
@@ -212,44 +195,85 @@ def test_a_lora_of_another_model_is_refused(tmp_path: Path, trained_lora: Path) 
         load_lora(sd3().pipe, trained_lora)
 
 
-def test_seeds_are_pooled_and_groups_may_be_chosen(tmp_path: Path) -> None:
-    own = experiment(tmp_path)
-    cells = [Cell("pre-trained", 0.5, 2, seed) for seed in (0, 1)]
-    one, other, both = own.measure(cells[:1]), own.measure(cells[1:]), own.measure(cells)
-    assert both.seeds == 2
-    assert both.figures["alignment"].value == pytest.approx(
-        (one.figures["alignment"].value + other.figures["alignment"].value) / 2
-    )
-    assert one.figures["frechet"] != other.figures["frechet"]
-    chosen = own.measure(cells, [0, 1])
-    assert chosen.figures["alignment"].value != both.figures["alignment"].value
-    assert np.isnan(own.look(cells[0]).diversity[2])
+def killed_after(waves: int) -> Any:
+    """What `look` is to call, and the pictures that it was told of."""
+    told: list[int] = []
 
+    def on_wave(pictures: int) -> None:
+        told.append(pictures)
+        if len(told) == waves:
+            raise KeyboardInterrupt
 
-def test_a_cell_is_no_better_than_itself_and_differences_are_paired(tmp_path: Path) -> None:
-    own = experiment(tmp_path)
-    cell, other = Cell("pre-trained", 0.5, 2), Cell("pre-trained", 0.0, 2)
-    for figure in own.compare([cell], [cell]).values():
-        assert figure.value == pytest.approx(0, abs=1e-9)
-    found = own.compare([cell], [other])
-    apart = own.measure([cell]).figures["alignment"].value - own.measure([other]).figures["alignment"].value
-    assert found["alignment"].value == pytest.approx(apart, abs=1e-6)
+    return on_wave, told
 
 
 def test_a_killed_cell_goes_on_with_the_next_wave(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = experiment(tmp_path / "whole").pictures(Cell("pre-trained", 0.5, 2))
-    own = experiment(tmp_path / "killed")
-    calls: list[int] = []
+    cell = Cell("pre-trained", 0.5, 2)
+    whole = experiment(tmp_path / "whole").look(cell)
+    own, (kill, told) = experiment(tmp_path / "killed"), killed_after(1)
+    monkeypatch.setattr("cotrunk.evaluation.experiment.WAVE", 3)
+    with pytest.raises(KeyboardInterrupt):
+        own.look(cell, kill)
+    resumed = own.look(cell, kill)
+    assert sum(told) == COUNT
+    assert resumed.rows == whole.rows
+    assert np.abs(resumed.shown.astype(int) - whole.shown.astype(int)).max() <= 1
 
-    def kill(pictures: int) -> None:
-        calls.append(pictures)
-        if len(calls) == 1:
-            raise KeyboardInterrupt
 
+def test_a_wave_in_parts_and_whole_shifts_no_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory had no room for a wave, the run was killed after a part of it, and then there was room."""
+    cell = Cell("pre-trained", 0.5, 2)
+    whole = experiment(tmp_path / "whole").look(cell)
+    own, (kill, told) = experiment(tmp_path / "killed"), killed_after(1)
+    own._warm_up()
+    call = Run._call
+
+    def crowded(run: Run, trees: Any, on_step: Any) -> Any:
+        if sum(len(tree.images) for tree in trees) == COUNT:
+            raise torch.OutOfMemoryError
+        return call(run, trees, on_step)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "_call", crowded)
+        with pytest.raises(KeyboardInterrupt):
+            own.look(cell, kill)
+    resumed = own.look(cell, kill)
+    assert told[0] < COUNT == told[1]
+    assert resumed.rows == whole.rows
+    assert np.abs(resumed.shown.astype(int) - whole.shown.astype(int)).max() <= 1
+
+
+def test_all_parts_of_a_wave_are_as_good_as_the_wave(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cell, own = Cell("pre-trained", 0.5, 2), experiment(tmp_path)
+    kill, told = killed_after(3)
     with monkeypatch.context() as patch:
         patch.setattr("cotrunk.evaluation.experiment.WAVE", 3)
         with pytest.raises(KeyboardInterrupt):
-            own.look(Cell("pre-trained", 0.5, 2), kill)
-        own.look(Cell("pre-trained", 0.5, 2), kill)
-    assert sum(calls) == COUNT
-    assert np.abs(own.pictures(Cell("pre-trained", 0.5, 2)).astype(int) - whole.astype(int)).max() <= 1
+            own.look(cell, kill)
+    assert sum(told) == COUNT
+    own.look(cell, lambda pictures: pytest.fail("pictures were made again"))
+
+
+def broken(own: Experiment, monkeypatch: pytest.MonkeyPatch, *images: int) -> None:
+    """Let these pictures of all cells come out as NaN."""
+    call = Run._call
+
+    def with_nan(run: Run, trees: Any, on_step: Any) -> Any:
+        wave = call(run, trees, on_step)
+        failed = tuple(image for image in wave.images if image in images)
+        for image in failed:
+            wave.output.images[wave.images.index(image)] = torch.nan
+        return dataclasses.replace(wave, failed=failed)
+
+    monkeypatch.setattr(Run, "_call", with_nan)
+
+
+def test_pictures_with_a_nan_are_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = experiment(tmp_path)
+    broken(own, monkeypatch, 0, 3)
+    seen = own.look(Cell("pre-trained", 0.5, 2))
+    assert seen.failed.tolist() == [True, False, False, True, False, False]
+    assert np.isnan(seen.diversity).tolist() == [True, False, True]  # of the first group one picture is left
+    broken(own, monkeypatch, *range(COUNT))
+    with pytest.raises(CotrunkError, match=r"Every picture of pre-trained-independent-2steps.* held a NaN"):
+        own.look(Cell("pre-trained", 0.0, 2))

@@ -56,12 +56,21 @@ def test_training_then_evaluating(groups: Path, tmp_path: Path, tiny_model: pyte
         assert "The LoRA is" in outcome.out
         assert load_file(tmp_path / objective / "pytorch_lora_weights.safetensors")
         loras += ["--lora", f"{objective}={tmp_path / objective}"]
-    tiny_model.setattr(sd_with_text().pipe.__class__, "default_sample_size", 4, raising=False)
-    schemes = ("--shares", "0.5", "--fewer", "2", "--steps", 4, "--seeds", 2, "--guidance", 3, "--max-groups", 2)
+    # the similarities are those of the set: what embedded its captions is not asked again
+    tiny_model.setattr("cotrunk.embedding.sentence_encoder", lambda *_: pytest.fail("captions are embedded again"))
+    schemes = ("--shares", "0.5", "--fewer", "2,6", "--steps", 4, "--seeds", 2, "--guidance", 3, "--max-groups", 2)
     outcome = cotrunk("evaluate", groups, *loras, "--out", tmp_path / "results", *schemes)
     assert outcome.code == 0, outcome.err
     made = {file.name for file in (tmp_path / "results").iterdir() if file.is_file()}
-    assert {"table1.md", "table1.csv", "table1.json", "differences.md", "figure2.png"} <= made
+    assert {
+        "table1.md",
+        "table1.csv",
+        "results.json",
+        "differences.md",
+        "knee.md",
+        "figure2.png",
+        "figure2.svg",
+    } <= made
     assert {"figure3.png", "figure3.svg", "figure4.png", "figure4.svg", "rows.png", "rows.svg"} <= made
     table = (tmp_path / "results" / "table1.md").read_text()
     for model in ("pre-trained", "standard", "sage"):
@@ -95,6 +104,10 @@ def test_tuning_then_generating(tmp_path: Path, tiny_model: pytest.MonkeyPatch) 
         (("evaluate", "nothing", "--out", "results", "--shares", "0.2,2"), "--shares 0.2,2 are out of range"),
         (("evaluate", "nothing", "--out", "results", "--seeds", 0), "--seeds 0 is out of range"),
         (("evaluate", "nothing", "--out", "results", "--fewer", "x"), "--fewer 'x' is no list of numbers"),
+        (("evaluate", "nothing", "--out", "results", "--fewer", "4,0"), "--fewer 4,0 are out of range"),
+        (("evaluate", "nothing", "--out", "results", "--max-groups", -1), "--max-groups -1 is out of range"),
+        (("evaluate", "nothing", "--out", "results", "--height", 30), "--height 30 is no size of a picture"),
+        (("evaluate", "nothing", "--out", "results", "--lora", "a=b", "--lora", "a=c"), "takes a name that is taken"),
         (("tune", "a", "b", "--out", "tuned", "--sample", 2), "--sample 2 is too small"),
     ],
 )

@@ -9,8 +9,8 @@ from rich.markup import escape
 
 from ..errors import CotrunkError
 from .console import err, out
-from .inputs import out_folder
-from .judges import NETWORKS, judges_of
+from .inputs import check_whole, out_folder
+from .judges import NETWORKS, alignment_for, judges_of
 from .options import (
     MACHINE,
     OUTPUT,
@@ -40,26 +40,29 @@ def evaluate(
         str, option(SCHEMES, "X,Y,...", "Parts of the steps to share, beside independent sampling.")
     ] = "0.2,0.3,0.4",
     fewer: Annotated[
-        str, option(SCHEMES, "N,M,...", "Smaller numbers of steps, for the curves of quality over rows.")
+        str, option(SCHEMES, "N,M,...", "Other numbers of steps, fewer above all, for the curves of quality over rows.")
     ] = "",
     steps: Steps = 30,
     seeds: Annotated[int, option(SCHEMES, "N", "Runs of every cell, each from other noise.")] = 1,
     guidance: Guidance = 7.5,
     scheduler: Scheduler = None,
+    height: Annotated[int | None, option(SCHEMES, "N", "Of the pictures; by default what the model makes.")] = None,
+    width: Annotated[int | None, option(SCHEMES, "N", "Of the pictures; by default what the model makes.")] = None,
     max_groups: Annotated[int | None, option(SCHEMES, "N", "Only N of the groups.")] = None,
     features: Annotated[
         str, option(NETWORKS, "NAME", "For Frechet distances: lite0, or inception[:FILE] for what is called FID.")
     ] = "lite0",
     perceptual: Annotated[str, option(NETWORKS, "NAME", "For diversity: lite0 or lpips.")] = "lite0",
     alignment: Annotated[
-        str, option(NETWORKS, "NAME", "For alignment: emoji (of the embedded model), or clip[:FOLDER or hub id].")
-    ] = "emoji",
+        str | None,
+        option(NETWORKS, "NAME", "For alignment: emoji, or clip[:FOLDER or hub id]; emoji for an embedded model."),
+    ] = None,
     device: Annotated[str, option(MACHINE, "NAME", "auto, cpu, cuda, cuda:1, mps, ...")] = "auto",
     dtype: Annotated[str, option(MACHINE, "NAME", "auto, float32, float16 or bfloat16.")] = "auto",
 ) -> None:
     """Compare models and sampling schemes on groups of prompts with real pictures (SAGE, Table 1, Figures 2 to 4).
 
-    Goes on where it stopped when called again: pictures and measurements are kept in `cells/`.
+    Goes on where it stopped when called again: what the networks saw and what was measured is kept in `cells/`.
 
     Example:
 
@@ -70,61 +73,77 @@ def evaluate(
     if not all(0 < share < 1 for share in parts):
         raise CotrunkError(f"--shares {shares} are out of range: use parts of the steps between 0 and 1.")
     counts = _numbers("--fewer", fewer, int)
+    if not all(count > 0 for count in counts):
+        raise CotrunkError(f"--fewer {fewer} are out of range: use numbers of steps of 1 or more.")
+    check_whole("--steps", steps, 1)
+    check_whole("--seeds", seeds, 1)
+    for name, value in (("--max-groups", max_groups), ("--height", height), ("--width", width)):
+        if value is not None:
+            check_whole(name, value, 1)
+        if name != "--max-groups" and (value or 0) % 8:
+            raise CotrunkError(f"{name} {value} is no size of a picture: use a multiple of 8.")
     loras: dict[str, Path | None] = {"pre-trained": None}
     for entry in lora or ():
         name, _, folder = entry.partition("=")
         if not name or not folder:
             raise CotrunkError(f"--lora {entry!r} is no name and folder: use sage=lora-sage, say.")
+        if name in loras:
+            raise CotrunkError(f"--lora {entry!r} takes a name that is taken: choose another.")
         loras[name] = Path(folder)
 
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
     from ..evaluation.experiment import Experiment
+    from ..evaluation.measuring import Measures
     from ..evaluation.paper import Design, write_paper
     from ..models import load_pipeline
-    from ..training.dataset import apart, read_groups
+    from ..training.dataset import apart, read_groups, read_similarities
 
-    if seeds < 1:
-        raise CotrunkError(f"--seeds {seeds} is out of range: use 1 or more.")
-    found = apart(read_groups(Path(groups))[0], seed=0)[:max_groups]
+    everything = read_groups(Path(groups))[0]
+    similarity = dict(zip(map(tuple, everything), read_similarities(Path(groups)), strict=True))
+    found = apart(everything, seed=0)[:max_groups]
+    bins = _bins([similarity[tuple(group)] for group in found])
     with err.status(f"Loading {escape(model)}"):
         pipe = load_pipeline(model, device, dtype, scheduler=scheduler)
-        judges = judges_of(features, perceptual, alignment, str(pipe.device))
-        real = _real([pair.image for group in found for pair in group], pipe)
+        judges = judges_of(features, perceptual, alignment or alignment_for(model), str(pipe.device))
         if getattr(pipe, "safety_checker", None) is not None:
             pipe.safety_checker = None  # it blackens pictures, which are then measured
         captions = [[pair.caption for pair in group] for group in found]
-        experiment = Experiment(pipe, captions, real, loras, judges, out_dir, guidance=guidance)
+        sizes = {name: value for name, value in (("height", height), ("width", width)) if value is not None}
+        experiment = Experiment(pipe, captions, loras, judges, out_dir, guidance=guidance, arguments=sizes)
+        paths = list(dict.fromkeys(pair.image for group in found for pair in group))
+        place = {path: number for number, path in enumerate(paths)}
+        real_groups = [[place[pair.image] for pair in group] for group in found]
+        measures = Measures(experiment, _real(paths, pipe, height, width), real_groups)
 
     design = Design(list(loras), parts, steps, counts, seeds)
     wanted = [run for cell in design.cells(experiment) for run in design.runs(cell)]
     columns: list[Any] = [TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}")]
     with Progress(*columns, TimeRemainingColumn(), console=err) as progress:
-        task = progress.add_task("Pictures", total=len(wanted) * len(experiment.prompts))
-        for number, cell in enumerate(wanted):
-            kind = f"shared {cell.share:.0%}" if cell.share else "independent"
-            progress.update(task, description=f"{cell.model}, {kind}, {cell.steps} steps")
-            try:
+        try:
+            task = progress.add_task("Pictures", total=len(wanted) * len(experiment.prompts))
+            for number, cell in enumerate(wanted):
+                kind = f"shared {cell.share:.0%}" if cell.share else "independent"
+                progress.update(task, description=f"{cell.model}, {kind}, {cell.steps} steps")
                 experiment.look(cell, lambda done: progress.advance(task, done))
-            except KeyboardInterrupt:
-                err.print("Stopped. Call it again to go on.")
-                raise typer.Exit(130) from None
-            progress.update(task, completed=(number + 1) * len(experiment.prompts))
-    text = write_paper(experiment, design, _bins(found), out_dir)
+                progress.update(task, completed=(number + 1) * len(experiment.prompts))
+            task = progress.add_task("Measures", total=None)
+            text = write_paper(
+                measures, design, bins, out_dir, lambda done, of: progress.update(task, completed=done, total=of)
+            )
+        except KeyboardInterrupt:
+            err.print("Stopped. Call it again to go on.")
+            raise typer.Exit(130) from None
     out.print(text, soft_wrap=True, markup=False)
     out.print(f"Tables and figures are in {escape(str(out_dir))}", soft_wrap=True)
 
 
-def _bins(groups: Sequence[Sequence[Any]]) -> dict[float, list[int]]:
+def _bins(similarities: Sequence[float]) -> dict[float, list[int]]:
     """Groups in four bins of equal size by the smallest similarity in them: by the middle of the bin, their places."""
     import numpy as np
 
-    from ..embedding import sentence_encoder
-    from ..grouping import smallest_similarity
-
-    encoder = sentence_encoder("minilm")
-    similarity = np.array([smallest_similarity(encoder.encode([pair.caption for pair in group])) for group in groups])
-    parts = np.array_split(similarity.argsort(), max(1, min(4, len(groups) // 2)))  # two at least, for an interval
+    similarity = np.array(similarities)
+    parts = np.array_split(similarity.argsort(), max(1, min(4, len(similarity) // 2)))  # two at least, for an interval
     return {float(np.median(similarity[part])): part.tolist() for part in parts if len(part)}
 
 
@@ -135,12 +154,12 @@ def _numbers(name: str, text: str, kind: type) -> list[Any]:
         raise CotrunkError(f"{name} {text!r} is no list of numbers: separate them by commas.") from None
 
 
-def _real(paths: Sequence[Path], pipe: Any) -> Any:
-    """(n, 3, height, width) bytes of the real pictures, in the size that the pipeline makes; no picture twice."""
+def _real(paths: Sequence[Path], pipe: Any, height: int | None, width: int | None) -> Any:
+    """(n, 3, height, width) bytes of the real pictures, in the size that the pipeline makes."""
     import torch
 
     from ..training.examples import picture_of, size_of
 
-    height, width = size_of(pipe, None, None)
-    pictures = [picture_of(path, height, width) for path in dict.fromkeys(paths)]
-    return torch.stack([((picture + 1) * 127.5).round().byte() for picture in pictures])
+    size = size_of(pipe, height, width)
+    # bytes one by one: in float32 they would take four times the memory
+    return torch.stack([((picture_of(path, *size) + 1) * 127.5).round().byte() for path in paths])

@@ -1,5 +1,6 @@
 """The networks that `evaluate` and `tune` are asked to judge by."""
 
+import functools
 from typing import Any
 
 from ..errors import CotrunkError
@@ -7,7 +8,20 @@ from ..errors import CotrunkError
 NETWORKS = "Networks"
 
 
+EMBEDDED = ("mini", "mini-dit")  # models whose pictures are emoji
+
+
+def alignment_for(model: str) -> str:
+    """The alignment network that knows what this model draws."""
+    return "emoji" if model in EMBEDDED else "clip"
+
+
 def judges_of(features: str, perceptual: str, alignment: str, device: str) -> Any:
+    """The networks of these names.
+
+    Raises:
+        CotrunkError: no such network, or one whose package or weights are missing.
+    """
     from ..evaluation.emoji import EmojiAlignment
     from ..evaluation.experiment import Judges
     from ..evaluation.networks import Clip, EfficientNetLite0, Inception, Lpips
@@ -18,14 +32,14 @@ def judges_of(features: str, perceptual: str, alignment: str, device: str) -> An
             raise CotrunkError(f"{option} {given!r} is unknown: use {' or '.join(known)}.")
         return known[name](rest)
 
-    lite0 = EfficientNetLite0(device)
+    lite0 = functools.cache(lambda: EfficientNetLite0(device))
     return Judges(
         features=pick(
             "--features",
             features,
-            {"lite0": lambda _: lite0, "inception": lambda file: Inception(device, file or None)},
+            {"lite0": lambda _: lite0(), "inception": lambda file: Inception(device, file or None)},
         ),
-        perceptual=pick("--perceptual", perceptual, {"lite0": lambda _: lite0, "lpips": lambda _: Lpips(device)}),
+        perceptual=pick("--perceptual", perceptual, {"lite0": lambda _: lite0(), "lpips": lambda _: Lpips(device)}),
         alignment=pick(
             "--alignment",
             alignment,

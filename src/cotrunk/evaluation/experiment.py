@@ -1,9 +1,10 @@
-"""Models under sampling schemes: the pictures of every cell, made once and kept, and what is measured on them."""
+"""Models under sampling schemes: the pictures of every cell, made once, and what networks see in them, kept."""
 
 import functools
 import hashlib
 import json
 import re
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,9 @@ from ..models import load_lora
 from ..plan import Branch, Plan, leaf
 from ..waves import WAVE
 from . import metrics
-from .networks import AlignmentNetwork, FeatureNetwork, Inception, PerceptualNetwork
+from .networks import AlignmentNetwork, FeatureNetwork, PerceptualNetwork
+
+SHOWN = 8  # pictures of a cell that are kept to look at
 
 
 @dataclass(frozen=True)
@@ -56,57 +59,45 @@ class Seen:
     Attributes:
         features: (n, d).
         vectors: (n, e) unit vectors, beside which those of the prompts lie.
-        diversity: (groups,) mean distance of two pictures of a group; NaN for a group of one.
+        diversity: (groups,) mean distance of two pictures of a group; NaN where there are no two.
+        failed: (n,) booleans: pictures that held a NaN, which are no pictures to measure.
+        shown: (SHOWN, 3, height, width) bytes of the first pictures; the others are not kept.
         rows, seconds: of denoising, for one picture.
         saving: part of the rows that sharing saved.
-        failed: pictures that held a NaN.
+        digest: tells it from what is seen elsewhere.
     """
 
     features: torch.Tensor
     vectors: torch.Tensor
     diversity: np.ndarray
+    failed: np.ndarray
+    shown: np.ndarray
     rows: float
     seconds: float
     saving: float
-    failed: int
-
-
-@dataclass(frozen=True)
-class Result:
-    """What was measured on a scheme, over all its seeds.
-
-    `frechet` is to the real pictures, `diversity` within groups, `bleed` the part of the pictures that match another
-    prompt of their group better than their own.
-    """
-
-    cell: Cell
-    seeds: int
-    rows: float
-    seconds: float
-    saving: float
-    failed: int
-    figures: dict[str, metrics.Figure]
+    digest: str
 
 
 class Experiment:
-    """Groups of prompts, the real pictures that go with them, a pipeline, and a folder for what comes out.
+    """Groups of prompts, a pipeline, and a folder for what comes out.
 
     Args:
         pipe: the pre-trained pipeline.
         groups: captions, a list a group.
-        real: (n, 3, height, width) bytes, what Frechet distances are taken to.
         loras: by the name of a model, the folder of its LoRA; None for the pipeline as it is.
         judges: the networks.
-        out: a folder; pictures are kept in `cells/`, and a cell that is there is not made again.
+        out: a folder; what was seen in the pictures of a cell is kept in `cells/`, and not made again.
         guidance: the guidance scale of every cell.
         arguments: what the pipeline needs beside the prompt.
+
+    Raises:
+        CotrunkError: no groups, or a LoRA that is none of this pipeline.
     """
 
     def __init__(
         self,
         pipe: Any,
         groups: Sequence[Sequence[str]],
-        real: torch.Tensor,
         loras: dict[str, Path | None],
         judges: Judges,
         out: Path,
@@ -121,137 +112,122 @@ class Experiment:
         ends = np.cumsum([len(group) for group in groups])
         self.groups = [list(range(end - len(group), end)) for group, end in zip(groups, ends, strict=True)]
         self.arguments = {"guidance_scale": guidance, **(arguments or {})}
-        self.real_features = judges.features.features(real)
-        self.text_vectors = judges.alignment.of_texts(self.prompts)
-        self._loaded: str | None = None
         denoiser = pipe.unet if hasattr(pipe, "unet") else pipe.transformer
         facts = [self.prompts, self.groups, self.arguments, _settings_of(pipe.scheduler), weights_digest(denoiser)]
         self.mark = hashlib.sha256(json.dumps(facts, default=str, sort_keys=True).encode()).hexdigest()[:12]
         self.lora_marks = {name: "" if path is None else _file_digest(path) for name, path in loras.items()}
-        judged = torch.cat([self.real_features.flatten(), self.text_vectors.flatten()])
-        self.judged_by = [judges.features.name, judges.perceptual.name, judges.alignment.name]
-        self.judged_by += [hashlib.sha256(judged.numpy().tobytes()).hexdigest()[:12]]
+        self._agreed: set[Cell] = set()  # cells in which these networks were found to see what is written down
+        self._loaded: str | None = None
+        self._warm: str | None = None
+        for name in loras:  # a wrong one is to be known before the first picture, not after hours
+            self._load(name)
+
+    def rows(self, cell: Cell) -> int:
+        """Denoiser rows of a cell, before it is made."""
+        return self._plan(cell).cost.used
 
     def equal_cost(self, cell: Cell) -> Cell:
         """Independent sampling with as many steps as cost no more rows than this cell."""
-        rows = self._plan(cell).cost.used
+        rows = self.rows(cell)
         for steps in range(cell.steps, 0, -1):
             alone = Cell(cell.model, 0.0, steps, cell.seed)
-            if self._plan(alone).cost.used <= rows:
+            if self.rows(alone) <= rows:
                 return alone
         raise CotrunkError(f"No number of steps costs as little as sharing {cell.share:.0%} does.")
 
     def look(self, cell: Cell, on_wave: Callable[[int], None] = lambda pictures: None) -> Seen:
         """Make the pictures of a cell and show them to the networks, or take what is there."""
-        path = self.out / "cells" / f"{self._name(cell)}.seen.npz"
-        by = json.dumps(self.judged_by)
+        path = self.out / "cells" / f"{self.name(cell)}.seen.npz"
         if path.exists():
-            with np.load(path) as known:
-                if str(known["by"]) == by:
-                    return _seen(dict(known))
-        found = self._pictures(cell, on_wave)
-        pictures = torch.from_numpy(found["pictures"])
+            seen = self._read(cell, path)
+            if seen is not None:
+                return seen
+        waves = path.with_suffix(".waves")
+        pictures, failed, facts = self._pictures(cell, waves, on_wave)
+        if failed.all():
+            raise CotrunkError(f"Every picture of {self.name(cell)} held a NaN: use another dtype, bfloat16 say.")
+        good = [[image for image in group if not failed[image]] for group in self.groups]
+        several = [number for number, group in enumerate(good) if len(group) > 1]
         diversity = np.full(len(self.groups), np.nan)
-        several = [number for number, group in enumerate(self.groups) if len(group) > 1]
-        diversity[several] = metrics.diversity(self.judges.perceptual, pictures, self.groups)
-        made = {
-            "by": by,
-            "facts": found["facts"],
+        diversity[several] = metrics.diversity(self.judges.perceptual, pictures, good)
+        made: dict[str, Any] = {
             "features": self.judges.features.features(pictures).float().numpy(),
             "vectors": self.judges.alignment.of_pictures(pictures).float().numpy(),
             "diversity": diversity,
+            "failed": failed,
+            "shown": pictures[:SHOWN].numpy(),
         }
-        write_bytes(path, lambda file: np.savez(file, **made))
+        digest = hashlib.sha256(b"".join(array.tobytes() for array in made.values())).hexdigest()[:12]
+        made |= {"by": self._names, "facts": json.dumps(facts | {"digest": digest})}
+        write_bytes(path, functools.partial(_savez, made))
+        shutil.rmtree(waves)
+        self._agreed.add(cell)
         return _seen(made)
 
-    def measure(self, cells: Sequence[Cell], groups: Sequence[int] | None = None) -> Result:
-        """Measure cells that differ in their seeds alone, as one; on these groups only, or on all."""
-        seen = [self.look(cell) for cell in cells]
-        chosen = range(len(self.groups)) if groups is None else groups
-        rows, parts = self._rows(len(cells), chosen)
-        features, vectors = (torch.cat([getattr(one, name) for one in seen])[rows] for name in ("features", "vectors"))
-        texts = self.text_vectors.repeat(len(cells), 1)[rows]
-        bleeds = [metrics.bleed(one.vectors, self.text_vectors, self.groups) for one in seen]
-        diversity = _mean_diversity(seen)[list(chosen)]
-        figures = {
-            "frechet": metrics.frechet(features.double(), self.real_features, parts, self._dimensions),
-            "alignment": metrics.mean(metrics.alignment(vectors, texts), parts),
-            "diversity": metrics.mean(diversity),
-            "bleed": metrics.mean(np.concatenate(bleeds)[rows], parts),
-        }
-        mean = {name: float(np.mean([getattr(one, name) for one in seen])) for name in ("rows", "seconds", "saving")}
-        return Result(cells[0], len(cells), **mean, failed=sum(one.failed for one in seen), figures=figures)
-
-    def compare(self, cells: Sequence[Cell], others: Sequence[Cell]) -> dict[str, metrics.Figure]:
-        """What cells have more than others, by measure: with the same prompts and seeds, and groups drawn alike."""
-        mine, theirs = ([self.look(cell) for cell in part] for part in (cells, others))
-        rows, parts = self._rows(len(cells), range(len(self.groups)))
-        texts = self.text_vectors.repeat(len(cells), 1)[rows]
-
-        def pooled(seen: list[Seen]) -> tuple[torch.Tensor, np.ndarray, np.ndarray]:
-            features, vectors = (
-                torch.cat([getattr(one, name) for one in seen])[rows] for name in ("features", "vectors")
-            )
-            return features, metrics.alignment(vectors, texts), _mean_diversity(seen)
-
-        (features, aligned, diverse), (other, other_aligned, other_diverse) = pooled(mine), pooled(theirs)
-        return {
-            "frechet": metrics.frechet_difference(features, other, self.real_features, parts, self._dimensions),
-            "alignment": metrics.difference(aligned, other_aligned, parts),
-            "diversity": metrics.difference(diverse, other_diverse),
-        }
-
-    def _rows(self, runs: int, chosen: Sequence[int]) -> tuple[torch.Tensor, list[list[int]]]:
-        """The pictures of these groups in all runs: their places among all pictures of all runs, and the groups by
-        their places among those. Pictures of a group from several seeds belong together, for they share its prompts."""
-        count, rows, parts = len(self.prompts), list[int](), list[list[int]]()
-        for number in chosen:
-            own = [run * count + image for run in range(runs) for image in self.groups[number]]
-            parts.append(list(range(len(rows), len(rows) + len(own))))
-            rows += own
-        return torch.tensor(rows), parts
+    def _read(self, cell: Cell, path: Path) -> Seen | None:
+        """What was seen in a cell; None if other networks saw it, or these with other weights."""
+        with np.load(path) as kept:
+            if str(kept["by"]) != self._names:
+                return None
+            seen = _seen(dict(kept))
+        if cell not in self._agreed:
+            shown = torch.from_numpy(seen.shown)
+            features, vectors = self.judges.features.features(shown), self.judges.alignment.of_pictures(shown)
+            if not (_alike(features, seen.features) and _alike(vectors, seen.vectors)):
+                return None
+            self._agreed.add(cell)
+        return seen
 
     @property
-    def _dimensions(self) -> int | None:
-        """FID is taken in all dimensions; elsewhere the main ones, in which some hundred pictures tell something."""
-        return None if isinstance(self.judges.features, Inception) else 64
+    def _names(self) -> str:
+        return json.dumps([self.judges.features.name, self.judges.perceptual.name, self.judges.alignment.name])
 
-    def pictures(self, cell: Cell) -> np.ndarray:
-        """(n, 3, height, width) bytes of a cell."""
-        return self._pictures(cell, lambda pictures: None)["pictures"]
-
-    def _pictures(self, cell: Cell, on_wave: Callable[[int], None]) -> dict[str, Any]:
-        path = self.out / "cells" / f"{self._name(cell)}.npz"
-        if not path.exists():
-            waves = path.with_suffix(".waves")
-            waves.mkdir(parents=True, exist_ok=True)
+    def _pictures(
+        self, cell: Cell, folder: Path, on_wave: Callable[[int], None]
+    ) -> tuple[torch.Tensor, np.ndarray, dict[str, float]]:
+        """Pictures (n, 3, height, width) in bytes, which of them failed, and what one cost. Waves are kept in the
+        folder, so that a run that was killed goes on with the next."""
+        folder.mkdir(parents=True, exist_ok=True)
+        count, done = len(self.prompts), set[int]()
+        for file in folder.glob("*.npz"):
+            with np.load(file) as wave:
+                done.update(wave["images"].tolist())
+        if len(done) < count:
             self._load(cell.model)
-            plan = self._plan(cell)
-            own = {**self.arguments, "num_inference_steps": cell.steps, "output_type": "pt"}
-            run = prepare(self.pipe, self.prompts, plan=plan, wave_size=WAVE, **own)
+            self._warm_up()
+        plan = self._plan(cell)
+        own = {**self.arguments, "num_inference_steps": cell.steps, "output_type": "pt"}
+        run = prepare(self.pipe, self.prompts, plan=plan, wave_size=WAVE, **own)
+        # a wave that memory had no room for was kept in parts
+        for made in run.waves(skip=done.issuperset):
+            bytes_ = [(picture.float().clamp(0, 1) * 255).round().byte().cpu() for picture in made.output.images]
+            kept = {
+                "images": made.images,
+                "pictures": torch.stack(bytes_).numpy(),
+                "failed": made.failed,
+                "costs": [made.cost.used / len(made.images), made.seconds["denoise"] / len(made.images)],
+            }
+            file = folder / f"{made.images[0]:06d}-{len(made.images)}.npz"
+            write_bytes(file, functools.partial(_savez, kept))
+            on_wave(len(made.images))
+        pictures, failed, costs = np.empty(0, np.uint8), np.zeros(count, bool), np.zeros((count, 2))
+        for file in folder.glob("*.npz"):  # by their images: a part of a wave and the whole of it may both be here
+            with np.load(file) as wave:
+                images = wave["images"]
+                if not pictures.size:
+                    pictures = np.empty((count, *wave["pictures"].shape[1:]), np.uint8)
+                pictures[images], costs[images] = wave["pictures"], wave["costs"]
+                failed[images] = np.isin(images, wave["failed"])
+        rows, seconds = costs.mean(axis=0).tolist()
+        return torch.from_numpy(pictures), failed, {"rows": rows, "seconds": seconds, "saving": plan.cost.saving}
 
-            def file_of(images: Sequence[int]) -> Path:
-                return waves / f"{images[0]:06d}-{len(images)}.npz"
-
-            for wave in run.waves(skip=lambda images: file_of(images).exists()):  # a killed run goes on with the next
-                bytes_ = [(picture.float().clamp(0, 1) * 255).round().byte().cpu() for picture in wave.output.images]
-                counts = [wave.cost.used, wave.seconds["denoise"], len(wave.failed)]
-                made = {"images": wave.images, "pictures": torch.stack(bytes_).numpy(), "counts": counts}
-                write_bytes(file_of(wave.images), functools.partial(_savez, made))
-                on_wave(len(wave.images))
-            parts = [dict(np.load(file)) for file in sorted(waves.glob("*.npz"))]
-            order = np.concatenate([part["images"] for part in parts]).argsort()
-            rows, seconds, failed = np.sum([part["counts"] for part in parts], axis=0)
-            count = len(self.prompts)
-            facts = {"rows": rows / count, "seconds": seconds / count}
-            facts |= {"saving": plan.cost.saving, "failed": int(failed)}
-            stacked = np.concatenate([part["pictures"] for part in parts])[order]
-            write_bytes(path, lambda file: np.savez(file, pictures=stacked, facts=json.dumps(facts)))
-            for file in waves.iterdir():
-                file.unlink()
-            waves.rmdir()
-        with np.load(path) as found:
-            return dict(found)
+    def _warm_up(self) -> None:
+        """The first steps of a model are slower than the others, and not to be timed."""
+        if self._warm != self._loaded:
+            own = {**self.arguments, "num_inference_steps": 2, "output_type": "latent"}
+            for _ in prepare(self.pipe, self.prompts[:WAVE], sharing=None, **own).waves():
+                pass
+            self._warm = self._loaded
 
     def _plan(self, cell: Cell) -> Plan:
         """Groups as they are, branching after `share` of the timesteps."""
@@ -286,7 +262,8 @@ class Experiment:
             load_lora(self.pipe, lora)
         self._loaded = model
 
-    def _name(self, cell: Cell) -> str:
+    def name(self, cell: Cell) -> str:
+        """What its files are called: it tells models, LoRAs, prompts and schemes apart."""
         share = f"share{100 * cell.share:g}" if cell.share else "independent"
         model = re.sub(r"[^A-Za-z0-9]+", "-", cell.model) + self.lora_marks.get(cell.model, "")
         return f"{model}-{share}-{cell.steps}steps-seed{cell.seed}-{self.mark}"
@@ -298,12 +275,15 @@ def _savez(arrays: dict[str, Any], file: BinaryIO) -> None:
 
 def _seen(kept: dict[str, Any]) -> Seen:
     features, vectors = (torch.from_numpy(kept[name]).double() for name in ("features", "vectors"))
-    return Seen(features, vectors, kept["diversity"], **json.loads(str(kept["facts"])))
+    return Seen(features, vectors, kept["diversity"], kept["failed"], kept["shown"], **json.loads(str(kept["facts"])))
 
 
-def _mean_diversity(seen: Sequence[Seen]) -> np.ndarray:
-    """(groups,) over several runs; NaN for a group of one."""
-    return np.mean([one.diversity for one in seen], axis=0)
+def _alike(now: torch.Tensor, then: torch.Tensor) -> bool:
+    """Whether the same network gave both, on another device perhaps: (m, d), and the (n, d) that begin with the same
+    pictures."""
+    if now.shape[1:] != then.shape[1:]:
+        return False
+    return torch.allclose(now.double(), then[: len(now)], rtol=0.01, atol=0.01 * float(then.abs().max()))
 
 
 def _settings_of(scheduler: Any) -> dict[str, Any]:

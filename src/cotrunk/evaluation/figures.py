@@ -1,11 +1,10 @@
-"""Tables and figures of an experiment: the form of the paper's Table 1 and Figures 2 to 4, and curves over rows."""
+"""Figures of an experiment: the form of the paper's Figures 2 to 4, and curves over rows; each as PNG and SVG."""
 
-import csv
+import base64
 import functools
 import io
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -14,103 +13,52 @@ from PIL import Image, ImageDraw, ImageFont
 
 from ..errors import CotrunkError
 from ..files import write_bytes, write_text
-from . import metrics
-from .experiment import Judges, Result
-from .networks import Inception
-
-MEASURES = {  # name -> label, whether larger is better
-    "frechet": ("Frechet distance", False),
-    "alignment": ("alignment", True),
-    "diversity": ("diversity in groups", True),
-    "bleed": ("prompt bleed", False),
-}
-
-
-def scheme(result: Result) -> str:
-    cell = result.cell
-    return f"shared {cell.share:.0%}, {cell.steps} steps" if cell.share else f"independent, {cell.steps} steps"
-
-
-def write_table(results: Sequence[Result], judges: Judges, out: Path, name: str = "table1") -> str:
-    """`NAME.md`, `.csv` and `.json`; returns the Markdown. Every figure with its 95 % interval."""
-    heads = ["scheme", "model", *(f"{label} {'↑' if more else '↓'}" for label, more in MEASURES.values())]
-    heads += ["rows a picture", "saving", "seconds a picture"]
-    lines = ["| " + " | ".join(heads) + " |", "|---|---|" + "---:|" * (len(heads) - 2)]
-    cells = []
-    for result in results:
-        figures = [str(result.figures[measure]) for measure in MEASURES]
-        cost = [f"{result.rows:.1f}", f"{result.saving:.1%}", f"{result.seconds:.3f}"]
-        cells.append([scheme(result), result.cell.model, *figures, *cost])
-        lines.append("| " + " | ".join(cells[-1]) + " |")
-    text = "\n".join(lines) + f"\n\n{_networks(judges)}\n"
-    write_text(out / f"{name}.md", text)
-    buffer = io.StringIO()
-    csv.writer(buffer).writerows([heads, *cells])
-    write_text(out / f"{name}.csv", buffer.getvalue())
-    kept = [asdict(result) | {"scheme": scheme(result)} for result in results]
-    write_text(out / f"{name}.json", json.dumps({"networks": _networks(judges), "results": kept}, indent=1) + "\n")
-    return text
-
-
-def write_differences(
-    rows: Sequence[tuple[str, str, dict[str, metrics.Figure]]], judges: Judges, out: Path, name: str = "differences"
-) -> str:
-    """`NAME.md` and `.json`: what one scheme has more than another. rows: (this, than this, by measure)."""
-    measures = list(rows[0][2]) if rows else []
-    lines = ["| | less | " + " | ".join(MEASURES[measure][0] for measure in measures) + " |"]
-    lines.append("|---|---|" + "---:|" * len(measures))
-    for mine, theirs, figures in rows:
-        cells = []
-        for measure in measures:
-            figure = figures[measure]
-            # an interval on one side of zero is no chance
-            mark = "**" if figure.low > 0 or figure.high < 0 else ""
-            cells.append(f"{mark}{figure}{mark}")
-        lines.append(f"| {mine} | {theirs} | " + " | ".join(cells) + " |")
-    text = "\n".join(lines) + f"\n\nBold: the interval does not hold zero. {_networks(judges)}\n"
-    write_text(out / f"{name}.md", text)
-    kept = [{"this": a, "less": b, **{m: asdict(f) for m, f in figures.items()}} for a, b, figures in rows]
-    write_text(out / f"{name}.json", json.dumps(kept, indent=1) + "\n")
-    return text
-
-
-def _networks(judges: Judges) -> str:
-    return (
-        f"Frechet distance in the features of {judges.features.name} ({_space(judges)}); diversity by "
-        f"{judges.perceptual.name}; alignment and bleed by {judges.alignment.name}. In brackets the 95 % interval by "
-        "bootstrap over groups."
-    )
-
-
-def _space(judges: Judges) -> str:
-    return "all of them" if isinstance(judges.features, Inception) else "the first 64 principal components"
+from .measuring import Result
+from .tables import MEASURES
 
 
 def write_grid(columns: dict[str, np.ndarray], prompts: Sequence[str], out: Path, name: str = "figure2") -> None:
     """Figure 2: a row a prompt, a column a model. columns: by title, pictures (n, 3, height, width) in bytes."""
-    pictures = list(columns.values())
-    count, _, height, width = pictures[0].shape
-    gap, words, top = 6, 210, 26
-    canvas = Image.new("RGB", (words + len(columns) * (width + gap), top + count * (height + gap)), "white")
-    draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(size=14)
+    count, _, height, width = next(iter(columns.values())).shape
+    gap, words, top, small = 6, 210, 26, 14
+    size = (words + len(columns) * (width + gap), top + count * (height + gap))
+    canvas = Image.new("RGB", size, "white")
+    draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(size=small)
+    drawn = []
     for column, (title, own) in enumerate(columns.items()):
         x = words + column * (width + gap)
         draw.text((x + width / 2, 4), title, "#333333", font, anchor="ma")
+        drawn.append(f'<text x="{x + width / 2}" y="{small + 4}" text-anchor="middle">{escape(title)}</text>')
         for row in range(count):
-            canvas.paste(Image.fromarray(own[row].transpose(1, 2, 0)), (x, top + row * (height + gap)))
+            picture, y = Image.fromarray(own[row].transpose(1, 2, 0)), top + row * (height + gap)
+            canvas.paste(picture, (x, y))
+            drawn.append(f'<image x="{x}" y="{y}" width="{width}" height="{height}" href="{_inlined(picture)}"/>')
     for row, prompt in enumerate(prompts):
-        draw.multiline_text((4, top + row * (height + gap) + 4), _wrapped(prompt, 26), "black", font)
+        lines, y = _wrapped(prompt, 26), top + row * (height + gap) + 4
+        draw.multiline_text((4, y), "\n".join(lines), "black", font)
+        drawn += [
+            f'<text x="4" y="{y + (line + 1) * (small + 4)}">{escape(text)}</text>' for line, text in enumerate(lines)
+        ]
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" width="{size[0]}" height="{size[1]}" font-size="{small}"'
+    svg = "\n".join([f'{head} font-family="sans-serif">', *drawn, "</svg>"])
     write_bytes(out / f"{name}.png", lambda file: canvas.save(file, "PNG"))
+    write_text(out / f"{name}.svg", svg + "\n")
 
 
-def _wrapped(text: str, length: int) -> str:
+def _inlined(picture: Image.Image) -> str:
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG")
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def _wrapped(text: str, length: int) -> list[str]:
     lines = [""]
     for word in text.split():
         if lines[-1] and len(lines[-1]) + len(word) >= length:
             lines.append(word)
         else:
             lines[-1] = f"{lines[-1]} {word}".strip()
-    return "\n".join(lines)
+    return lines
 
 
 def write_curves(

@@ -17,6 +17,7 @@ Values = NDArray[np.float64]
 Groups = Sequence[Sequence[int]]  # of pictures
 DRAWS = 1000  # of a bootstrap
 FRECHET_DRAWS = 100  # of one whose every draw needs a matrix root
+PAIRS = 256  # of pictures that are looked at together: in float32 each may take some megabytes
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,19 @@ class Figure:
 
     def __str__(self) -> str:
         return f"{self.value:.4g} [{self.low:.4g}, {self.high:.4g}]"
+
+    @property
+    def is_clear(self) -> bool:
+        """Whether the interval lies on one side of zero."""
+        return self.low > 0 or self.high < 0
+
+
+@dataclass(frozen=True)
+class Change:
+    """What one measure has more than another, as it is and as a part of the other; NaN where that is zero."""
+
+    absolute: Figure
+    relative: Figure
 
 
 def mean(values: Values, groups: Groups | None = None, seed: int = 0) -> Figure:
@@ -51,6 +65,20 @@ def mean(values: Values, groups: Groups | None = None, seed: int = 0) -> Figure:
 def difference(values: Values, others: Values, groups: Groups | None = None, seed: int = 0) -> Figure:
     """The mean of values - others, pairs of the same prompt and seed: a narrower interval than that of either."""
     return mean(values - others, groups, seed)
+
+
+def change(values: Values, others: Values, groups: Groups | None = None, seed: int = 0) -> Change:
+    """`difference`, and the same as a part of the mean of others: both means are taken over the same drawn groups."""
+    _enough(values)
+    parts = [[i] for i in range(len(values))] if groups is None else groups
+    both = np.stack([values, others], axis=1)
+    known = np.isfinite(values - others)
+    owns = [np.array(part, int)[known[list(part)]] for part in parts]
+    sums = np.stack([both[own].sum(axis=0) for own in owns])
+    counts = np.array([len(own) for own in owns])
+    chosen = np.random.default_rng(seed).integers(len(parts), size=(DRAWS, len(parts)))
+    drawn = sums[chosen].sum(axis=1) / np.maximum(counts[chosen].sum(axis=1), 1)[:, None]
+    return _change(sums.sum(axis=0) / max(counts.sum(), 1), drawn)
 
 
 def frechet_distance(features: torch.Tensor, reference: torch.Tensor, dimensions: int | None = 64) -> float:
@@ -86,27 +114,25 @@ def frechet(
     return Figure(value, max(0.0, low - shift), high - shift)
 
 
-def frechet_difference(
+def frechet_change(
     features: torch.Tensor,
     others: torch.Tensor,
     reference: torch.Tensor,
     groups: Groups,
     dimensions: int | None = 64,
     seed: int = 0,
-) -> Figure:
-    """Frechet distance of features less that of others, both to the reference, with its interval: the same groups and
-    the same real pictures are drawn for both."""
+) -> Change:
+    """Frechet distance of features against that of others, both to the reference: the same groups and the same real
+    pictures are drawn for both."""
     mine, theirs = (_projected(x, reference, dimensions)[0].double().numpy() for x in (features, others))
     real = _projected(features, reference, dimensions)[1].double().numpy()
-    draw, drawn = np.random.default_rng(seed), []
+    draw, draws = np.random.default_rng(seed), []
     for _ in range(FRECHET_DRAWS):
         rows = [i for part in draw.integers(len(groups), size=len(groups)) for i in groups[part]]
         some = real[draw.integers(len(real), size=len(real))]
-        drawn.append(_frechet(mine[rows], some) - _frechet(theirs[rows], some))
-    value = _frechet(mine, real) - _frechet(theirs, real)
-    shift = float(np.mean(drawn)) - value
-    low, high = _interval(drawn)
-    return Figure(value, low - shift, high - shift)
+        draws.append([_frechet(mine[rows], some), _frechet(theirs[rows], some)])
+    value, drawn = np.array([_frechet(mine, real), _frechet(theirs, real)]), np.array(draws)
+    return _change(value, drawn - drawn.mean(axis=0) + value)  # moved back, as in `frechet`
 
 
 def kernel_distance(features: torch.Tensor, reference: torch.Tensor) -> float:
@@ -142,7 +168,8 @@ def diversity(network: PerceptualNetwork, pictures: torch.Tensor, groups: Groups
     if not pairs:
         raise CotrunkError("There is no group of two pictures or more: diversity within groups needs some.")
     left, right = (torch.tensor([pair[side] for own in pairs for pair in own]) for side in (0, 1))
-    distances = network.distances(pictures[left], pictures[right]).double().numpy()
+    chunks = zip(torch.split(left, PAIRS), torch.split(right, PAIRS), strict=True)
+    distances = torch.cat([network.distances(pictures[a], pictures[b]) for a, b in chunks]).double().numpy()
     ends = np.cumsum([len(own) for own in pairs])[:-1]
     return np.array([own.mean() for own in np.split(distances, ends)])
 
@@ -187,7 +214,15 @@ def _frechet(mine: Values, theirs: Values) -> float:
     return max(0.0, apart + float(np.trace(one) + np.trace(two)) - 2 * shared)
 
 
-def _interval(drawn: Sequence[float]) -> tuple[float, float]:
+def _change(value: Values, drawn: Values) -> Change:
+    """Of two measures (2,) and their draws (draws, 2): the first against the second."""
+    apart, moved = value[0] - value[1], drawn[:, 0] - drawn[:, 1]
+    with np.errstate(divide="ignore", invalid="ignore"):  # the second may be zero
+        part, parts = apart / abs(value[1]), moved / abs(drawn[:, 1])
+    return Change(Figure(float(apart), *_interval(moved)), Figure(float(part), *_interval(parts)))
+
+
+def _interval(drawn: Sequence[float] | Values) -> tuple[float, float]:
     low, high = np.percentile(drawn, [2.5, 97.5])
     return float(low), float(high)
 

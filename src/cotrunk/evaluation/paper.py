@@ -1,15 +1,17 @@
 """The evaluation of the paper: which cells it takes, and from them Table 1 and Figures 2 to 4; and what it leaves out:
-differences with their intervals, and curves over denoiser rows with fewer steps on them."""
+differences with their intervals, curves over denoiser rows with fewer steps on them, what is as good for fewer rows."""
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from .experiment import Cell, Experiment, Result
-from .figures import scheme, write_curves, write_differences, write_grid, write_table
+from .experiment import SHOWN, Cell, Experiment
+from .figures import write_curves, write_grid
+from .measuring import Measures, Result
+from .tables import Comparison, as_dict, networks, write_comparisons, write_json, write_table
 
-SHOWN = 8  # prompts in Figure 2
+SPARED = 0.2  # part of the rows of independent sampling that shared sampling is to do without, at the same quality
 
 
 @dataclass(frozen=True)
@@ -20,7 +22,7 @@ class Design:
         models: by their names in the experiment, the one to improve on first.
         shares: parts of the steps that are shared, beside independent sampling.
         steps: of the solver.
-        fewer: smaller numbers of steps, for the curves over rows.
+        fewer: other numbers of steps, for the curves over rows.
         seeds: runs of every cell, each from other noise.
     """
 
@@ -31,10 +33,10 @@ class Design:
     seeds: int = 1
 
     def cells(self, experiment: Experiment) -> list[Cell]:
-        """All that are looked at, once each and with their first seed."""
+        """All that are looked at, once each, with their first seed; model by model, for each is loaded anew."""
         own = [*self.table(), *(experiment.equal_cost(cell) for cell in self.table() if cell.share)]
         own += [cell for name in self.models for share in self.curved for cell in self.curve(name, share)]
-        return list(dict.fromkeys(own))
+        return sorted(dict.fromkeys(own), key=lambda cell: self.models.index(cell.model))
 
     def table(self) -> list[Cell]:
         """Those of Table 1: every model independently, and under each share."""
@@ -52,66 +54,116 @@ class Design:
 
     def curve(self, model: str, share: float) -> list[Cell]:
         """A model under a share, over numbers of steps."""
-        return [Cell(model, share, steps) for steps in (*self.fewer, self.steps)]
+        return [Cell(model, share, steps) for steps in sorted({*self.fewer, self.steps})]
+
+    def pairs(self, experiment: Experiment) -> list[tuple[Cell, Cell]]:
+        """Every shared cell of the table against independent sampling, in as many steps and at equal cost, of its own
+        model and of the first; and models under the same share against each other."""
+        shared = [cell for cell in self.table() if cell.share]
+        found = []
+        for cell in shared:
+            for own in self._rivals(cell):
+                found += [(cell, replace(own, share=0.0)), (cell, experiment.equal_cost(own))]
+        found += [(two, one) for one, two in itertools.combinations(shared, 2) if one.share == two.share]
+        return list(dict.fromkeys(found))
+
+    def knees(self, experiment: Experiment) -> list[tuple[Cell, Cell]]:
+        """Every shared cell against the fewest independent steps in whose rows it leaves out `SPARED` or more, of its
+        own model and of the first: more steps would be a weaker rival for the rows. Steps are those of the curves."""
+        curves = [cell for name in self.models for share in self.curved for cell in self.curve(name, share)]
+        rows = {cell: experiment.rows(cell) for cell in dict.fromkeys([*self.table(), *curves])}
+        found = []
+        for cell in [cell for cell in rows if cell.share and self.fewer]:
+            for own in self._rivals(cell):
+                alone = self.curve(own.model, 0.0)
+                dearer = [other for other in alone if rows[cell] <= (1 - SPARED) * rows[other]]
+                if dearer:
+                    found.append((cell, min(dearer, key=rows.__getitem__)))
+        return found
+
+    def _rivals(self, cell: Cell) -> list[Cell]:
+        """A cell with its own model, and with the first."""
+        return list(dict.fromkeys([cell, replace(cell, model=self.models[0])]))
 
     def runs(self, cell: Cell) -> list[Cell]:
         """A cell with all its seeds."""
         return [replace(cell, seed=seed) for seed in range(self.seeds)]
 
 
-def write_paper(experiment: Experiment, design: Design, bins: Mapping[float, Sequence[int]], out: Path) -> str:
-    """Tables and figures of cells that have been looked at, to the folder `out`. Returns the tables as Markdown.
-
-    bins: groups, by the similarity that stands for them in Figure 3.
-    """
-    results = {cell: experiment.measure(design.runs(cell)) for cell in design.cells(experiment)}
-    shared = [cell for cell in design.table() if cell.share]
-    equal = {cell: experiment.equal_cost(cell) for cell in shared}
-    rows = dict.fromkeys([*design.table(), *equal.values()])
-    text = write_table([results[cell] for cell in rows], experiment.judges, out)
-
-    pairs = [(cell, replace(cell, share=0.0)) for cell in shared]
-    pairs += equal.items()
-    pairs += [(one, other) for other, one in itertools.pairwise(shared) if one.share == other.share]
-    differences = [
-        (_named(results[mine]), _named(results[theirs]), experiment.compare(design.runs(mine), design.runs(theirs)))
-        for mine, theirs in pairs
-    ]
-    text += "\n" + write_differences(differences, experiment.judges, out)
-    if shared:
-        _figures(experiment, design, bins, out, lambda cell: results[cell])
-    if design.curved:
-        lines = {
-            f"{name}, {f'shared {share:.0%}' if share else 'independent'}": [
-                results[cell] for cell in design.curve(name, share)
-            ]
-            for name in design.models
-            for share in design.curved
-        }
-        write_curves(lines, "rows", out, "rows", label="denoiser rows a picture")
-    return text
-
-
-def _figures(
-    experiment: Experiment,
+def write_paper(
+    measures: Measures,
     design: Design,
     bins: Mapping[float, Sequence[int]],
     out: Path,
-    result: Callable[[Cell], Result],
-) -> None:
+    on_measured: Callable[[int, int], None] = lambda done, of: None,
+) -> str:
+    """Tables and figures of cells that have been looked at, to the folder `out`, and every number of them to
+    `results.json`. Returns the tables as Markdown.
+
+    Args:
+        bins: groups, by the similarity that stands for them in Figure 3.
+        on_measured: called with how much is measured, and of how much.
+    """
+    experiment = measures.experiment
+    cells, pairs, knees = design.cells(experiment), design.pairs(experiment), design.knees(experiment)
+    similar = bins if design.shares else {}
+    total = len(cells) + len({*pairs, *knees}) + len(design.models) * len(similar)
+    done = itertools.count(1)
+
+    def measured(cell: Cell, groups: Sequence[int] | None = None) -> Result:
+        result = measures.of(design.runs(cell), groups)
+        on_measured(next(done), total)
+        return result
+
+    results = {cell: measured(cell) for cell in cells}
+    compared = {}
+    for this, other in dict.fromkeys([*pairs, *knees]):
+        changes = measures.compare(design.runs(this), design.runs(other))
+        compared[this, other] = Comparison(this, other, 1 - results[this].rows / results[other].rows, changes)
+        on_measured(next(done), total)
     under = {name: Cell(name, design.middle, design.steps) for name in design.models}
-    pictures = {name: experiment.pictures(cell)[:SHOWN] for name, cell in under.items()}
-    write_grid(pictures, experiment.prompts[:SHOWN], out)
-    similar = {
-        name: [experiment.measure(design.runs(cell), groups) for groups in bins.values()]
-        for name, cell in under.items()
+    by_similarity = {name: [measured(cell, groups) for groups in similar.values()] for name, cell in under.items()}
+    equal = [experiment.equal_cost(cell) for cell in design.table() if cell.share]
+    judges, rows = experiment.judges, dict.fromkeys([*design.table(), *equal])
+    text = write_table([results[cell] for cell in rows], judges, out)
+    text += "\n" + write_comparisons([compared[pair] for pair in pairs], judges, out, "differences")
+    if knees:
+        text += "\n" + write_comparisons([compared[pair] for pair in knees], judges, out, "knee")
+    if design.shares:
+        write_grid({name: experiment.look(cell).shown for name, cell in under.items()}, experiment.prompts[:SHOWN], out)
+        write_curves(by_similarity, list(bins), out, "figure3", label="smallest similarity in a group")
+        _write_shares(design, results, out)
+    if design.curved:
+        _write_rows(design, results, out)
+    content = {
+        "networks": networks(judges),
+        "cells": [as_dict(result) for result in results.values()],
+        "differences": [compared[pair].as_dict() for pair in pairs],
+        "knee": [compared[pair].as_dict() for pair in knees],
+        "similarity": [
+            {"similarity": similarity, "groups": len(bins[similarity]), **as_dict(result)}
+            for own in by_similarity.values()
+            for similarity, result in zip(bins, own, strict=True)
+        ],
     }
-    write_curves(similar, list(bins), out, "figure3", label="smallest similarity in a group")
+    write_json(content, out / "results.json")
+    return text
+
+
+def _write_shares(design: Design, results: Mapping[Cell, Result], out: Path) -> None:
+    """Figure 4."""
     shares = (0.0, *design.shares)
-    over = {name: [result(Cell(name, share, design.steps)) for share in shares] for name in design.models}
-    shared_steps = [int(share * design.steps + 1e-9) for share in shares]
-    write_curves(over, shared_steps, out, "figure4", label=f"steps that are shared, of {design.steps}")
+    over = {name: [results[Cell(name, share, design.steps)] for share in shares] for name in design.models}
+    steps = [int(share * design.steps + 1e-9) for share in shares]
+    write_curves(over, steps, out, "figure4", label=f"steps that are shared, of {design.steps}")
 
 
-def _named(result: Result) -> str:
-    return f"{result.cell.model}, {scheme(result)}"
+def _write_rows(design: Design, results: Mapping[Cell, Result], out: Path) -> None:
+    lines = {
+        f"{name}, {f'shared {share:.0%}' if share else 'independent'}": [
+            results[cell] for cell in design.curve(name, share)
+        ]
+        for name in design.models
+        for share in design.curved
+    }
+    write_curves(lines, "rows", out, "rows", label="denoiser rows a picture")

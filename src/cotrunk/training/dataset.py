@@ -278,16 +278,31 @@ def read_groups(folder: Path) -> tuple[list[list[Pair]], dict[str, Any]]:
     Raises:
         CotrunkError: no such set.
     """
-    import pyarrow.parquet as pq
+    columns, summary = _read_parquet(folder, "captions", "images")
+    return [[Pair(c, Path(i)) for c, i in zip(*row, strict=True)] for row in zip(*columns, strict=True)], summary
 
+
+def read_similarities(folder: Path) -> list[float]:
+    """For each group of a set, the smallest cosine between two of its captions, for the encoder that made it.
+
+    Raises:
+        CotrunkError: no such set.
+    """
+    return _read_parquet(folder, "smallest_similarity")[0][0]
+
+
+def _read_parquet(folder: Path, *columns: str) -> tuple[list[list[Any]], dict[str, Any]]:
+    try:
+        import pyarrow.parquet as pq
+    except ImportError as error:
+        raise CotrunkError("Groups are kept as parquet, which needs pyarrow: pip install pyarrow.") from error
     path = folder / "groups.parquet" if folder.is_dir() else folder
     try:
         made = pq.read_table(path)
         summary = json.loads((made.schema.metadata or {})[b"cotrunk"])
-        rows = zip(made["captions"].to_pylist(), made["images"].to_pylist(), strict=True)
+        return [made[column].to_pylist() for column in columns], summary
     except Exception as error:  # a missing or foreign file, in the words of arrow
         raise CotrunkError(f"{path} is no set of groups: make one with cotrunk dataset.") from error
-    return [[Pair(c, Path(i)) for c, i in zip(*row, strict=True)] for row in rows], summary
 
 
 def apart(groups: Sequence[Sequence[Pair]], seed: int) -> list[list[Pair]]:

@@ -1,0 +1,149 @@
+"""What is measured on the cells of an experiment: each with its interval, and kept beside them, for a Frechet distance
+in all dimensions of Inception takes minutes."""
+
+import functools
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..files import write_text
+from . import metrics
+from .experiment import Cell, Experiment, Seen
+from .networks import Inception
+
+
+@dataclass(frozen=True)
+class Result:
+    """What was measured on a scheme, over all its seeds.
+
+    `frechet` is to the real pictures, `diversity` within groups, `bleed` the part of the pictures that match another
+    prompt of their group better than their own. `failed` pictures are left out of all of them.
+    """
+
+    cell: Cell
+    seeds: int
+    rows: float
+    seconds: float
+    saving: float
+    failed: int
+    figures: dict[str, metrics.Figure]
+
+
+class Measures:
+    """Measures of an experiment.
+
+    Args:
+        experiment: the cells.
+        real: (m, 3, height, width) bytes, the pictures that Frechet distances are taken to.
+        real_groups: for each group of prompts, the places of its pictures in `real`.
+    """
+
+    def __init__(self, experiment: Experiment, real: torch.Tensor, real_groups: Sequence[Sequence[int]]) -> None:
+        self.experiment, self._real, self._real_groups = experiment, real, real_groups
+        self._mark = hashlib.sha256(real.contiguous().numpy().data)
+        self._mark.update(json.dumps([list(places) for places in real_groups]).encode())
+
+    def of(self, cells: Sequence[Cell], groups: Sequence[int] | None = None) -> Result:
+        """Measure cells that differ in their seeds alone, as one; on these groups only, or on all."""
+        seen = [self.experiment.look(cell) for cell in cells]
+        chosen = list(range(len(self.experiment.groups)) if groups is None else groups)
+
+        def measure() -> dict[str, Any]:
+            rows, parts = self._rows([~one.failed for one in seen], chosen)
+            features = torch.cat([one.features for one in seen])[rows]
+            vectors = torch.cat([one.vectors for one in seen])[rows]
+            real = self._real_features[self._real_of(chosen)]
+            bleeds = [metrics.bleed(one.vectors, self._texts, self.experiment.groups) for one in seen]
+            figures = {
+                "frechet": metrics.frechet(features, real, parts, self._dimensions),
+                "alignment": metrics.mean(metrics.alignment(vectors, self._texts_of(len(seen))[rows]), parts),
+                "diversity": metrics.mean(_diversity(seen)[chosen]),
+                "bleed": metrics.mean(np.concatenate(bleeds)[rows], parts),
+            }
+            return {name: asdict(figure) for name, figure in figures.items()}
+
+        kept = self._kept("measured", seen, chosen, measure)
+        mean = {name: float(np.mean([getattr(one, name) for one in seen])) for name in ("rows", "seconds", "saving")}
+        failed = sum(int(one.failed.sum()) for one in seen)
+        figures = {name: metrics.Figure(**figure) for name, figure in kept.items()}
+        return Result(cells[0], len(cells), **mean, failed=failed, figures=figures)
+
+    def compare(self, cells: Sequence[Cell], others: Sequence[Cell]) -> dict[str, metrics.Change]:
+        """What cells have more than others, by measure: with the same prompts and seeds, and groups drawn alike."""
+        mine, theirs = ([self.experiment.look(cell) for cell in part] for part in (cells, others))
+        chosen = list(range(len(self.experiment.groups)))
+
+        def measure() -> dict[str, Any]:
+            good = [~(one.failed | other.failed) for one, other in zip(mine, theirs, strict=True)]
+            rows, parts = self._rows(good, chosen)
+            texts = self._texts_of(len(good))[rows]
+            features, others = (torch.cat([one.features for one in seen])[rows] for seen in (mine, theirs))
+            real = self._real_features[self._real_of(chosen)]
+            aligned, others_aligned = (
+                metrics.alignment(torch.cat([one.vectors for one in seen])[rows], texts) for seen in (mine, theirs)
+            )
+            changes = {
+                "frechet": metrics.frechet_change(features, others, real, parts, self._dimensions),
+                "alignment": metrics.change(aligned, others_aligned, parts),
+                "diversity": metrics.change(_diversity(mine), _diversity(theirs)),
+            }
+            return {name: asdict(change) for name, change in changes.items()}
+
+        kept = self._kept("compared", [*mine, *theirs], chosen, measure)
+        return {
+            name: metrics.Change(metrics.Figure(**change["absolute"]), metrics.Figure(**change["relative"]))
+            for name, change in kept.items()
+        }
+
+    def _kept(self, kind: str, seen: Sequence[Seen], chosen: list[int], measure: Callable[[], Any]) -> Any:
+        """What was measured on this before, or is now."""
+        mark = self._mark.copy()
+        mark.update(json.dumps([[one.digest for one in seen], chosen, self._dimensions]).encode())
+        path = self.experiment.out / "cells" / kind / f"{mark.hexdigest()[:24]}.json"
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_text(path, json.dumps(measure()) + "\n")
+        return json.loads(path.read_text(encoding="utf-8"))
+
+    def _rows(self, good: Sequence[np.ndarray], chosen: Sequence[int]) -> tuple[torch.Tensor, list[list[int]]]:
+        """The good pictures of these groups in all runs: their places among all pictures of all runs, and the groups by
+        their places among those. Pictures of a group from several seeds belong together, for they share its prompts."""
+        count, rows, parts = len(self.experiment.prompts), list[int](), list[list[int]]()
+        for number in chosen:
+            images = self.experiment.groups[number]
+            own = [run * count + image for run, fine in enumerate(good) for image in images if fine[image]]
+            parts.append(list(range(len(rows), len(rows) + len(own))))
+            rows += own
+        return torch.tensor(rows, dtype=torch.long), parts
+
+    def _real_of(self, chosen: Sequence[int]) -> list[int]:
+        """The places of the real pictures of these groups, each once."""
+        return sorted({place for number in chosen for place in self._real_groups[number]})
+
+    @functools.cached_property
+    def _real_features(self) -> torch.Tensor:
+        return self.experiment.judges.features.features(self._real).double()
+
+    @functools.cached_property
+    def _texts(self) -> torch.Tensor:
+        return self.experiment.judges.alignment.of_texts(self.experiment.prompts).double()
+
+    def _texts_of(self, runs: int) -> torch.Tensor:
+        return self._texts.repeat(runs, 1)
+
+    @property
+    def _dimensions(self) -> int | None:
+        """FID is taken in all dimensions; elsewhere the main ones, in which some hundred pictures tell something."""
+        return None if isinstance(self.experiment.judges.features, Inception) else 64
+
+
+def _diversity(seen: Sequence[Seen]) -> np.ndarray:
+    """(groups,) mean over the runs in which a group has two pictures; NaN where there is none."""
+    found = np.stack([one.diversity for one in seen])
+    known = ~np.isnan(found)
+    return np.where(known, found, 0).sum(axis=0) / np.where(known.any(axis=0), known.sum(axis=0), np.nan)

@@ -1,0 +1,213 @@
+"""What is measured on cells and put down: intervals, pairs, real pictures of the same groups, tables and figures."""
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from test_experiment import COUNT, JUDGES, broken, experiment
+from test_experiment import trained_lora as trained_lora
+
+from cotrunk.evaluation.experiment import Cell, Experiment
+from cotrunk.evaluation.figures import write_curves, write_grid
+from cotrunk.evaluation.measuring import Measures, Result
+from cotrunk.evaluation.metrics import Change, Figure
+from cotrunk.evaluation.paper import Design, write_paper
+from cotrunk.evaluation.tables import Comparison, write_comparisons, write_json, write_table
+
+REAL = torch.randint(0, 255, (8, 3, 32, 32), generator=torch.Generator().manual_seed(0)).byte()
+REAL_GROUPS = [[0, 1, 2], [3, 4, 5, 0], [6, 7]]
+
+
+def measures(out: Path, own: Experiment | None = None) -> Measures:
+    return Measures(experiment(out) if own is None else own, REAL, REAL_GROUPS)
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> dict[Cell, Result]:
+    own = measures(tmp_path_factory.mktemp("cells"))
+    cells = [*Design(["pre-trained"], [0.25, 0.5], 4).table(), Cell("pre-trained", 0.0, 2)]
+    return {cell: own.of([cell]) for cell in cells}
+
+
+def test_cells_cost_what_their_schemes_say(results: dict[Cell, Result]) -> None:
+    rows = {(cell.share, cell.steps): result.rows for cell, result in results.items()}
+    assert rows[0.0, 4] == 8
+    assert rows[0.0, 2] == 4
+    # groups of 2 and 3 share one step of four, or two; the last prompt is alone
+    assert rows[0.25, 4] == pytest.approx(2 * (COUNT * 4 - 1 * 1 - 2 * 1) / COUNT)
+    assert rows[0.5, 4] == pytest.approx(2 * (COUNT * 4 - 1 * 2 - 2 * 2) / COUNT)
+
+
+def test_every_figure_lies_in_its_interval(results: dict[Cell, Result]) -> None:
+    for result in results.values():
+        assert set(result.figures) == {"frechet", "alignment", "diversity", "bleed"}
+        for figure in result.figures.values():
+            assert figure.low - 1e-9 <= figure.value <= figure.high + 1e-9
+
+
+def test_seeds_are_pooled_and_groups_may_be_chosen(tmp_path: Path) -> None:
+    own = measures(tmp_path)
+    cells = [Cell("pre-trained", 0.5, 2, seed) for seed in (0, 1)]
+    one, other, both = own.of(cells[:1]), own.of(cells[1:]), own.of(cells)
+    assert both.seeds == 2
+    assert both.figures["alignment"].value == pytest.approx(
+        (one.figures["alignment"].value + other.figures["alignment"].value) / 2
+    )
+    assert one.figures["frechet"] != other.figures["frechet"]
+    assert own.of(cells, [0, 1]).figures["alignment"].value != both.figures["alignment"].value
+    assert np.isnan(own.experiment.look(cells[0]).diversity[2])
+
+
+def test_chosen_groups_are_held_against_their_own_real_pictures(tmp_path: Path) -> None:
+    own, cell = experiment(tmp_path), Cell("pre-trained", 0.5, 2)
+    some = Measures(own, REAL, REAL_GROUPS).of([cell], [0, 1]).figures["frechet"]
+    # the real pictures of other groups may be any
+    elsewhere = REAL.clone()
+    elsewhere[6:] = 255
+    assert Measures(own, elsewhere, REAL_GROUPS).of([cell], [0, 1]).figures["frechet"] == some
+    whole = Measures(own, REAL[:6], [*REAL_GROUPS[:2], []]).of([cell], [0, 1])
+    assert whole.figures["frechet"] == some
+
+
+def test_what_is_measured_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cells = [Cell("pre-trained", 0.5, 2)], [Cell("pre-trained", 0.0, 2)]
+    own = measures(tmp_path)
+    first, compared = own.of(cells[0]), own.compare(*cells)
+    for name in ("frechet", "frechet_change", "mean", "change"):
+        monkeypatch.setattr(f"cotrunk.evaluation.metrics.{name}", lambda *_: pytest.fail("measured again"))
+    again = measures(tmp_path)
+    assert again.of(cells[0]) == first
+    assert again.compare(*cells) == compared
+    other = Measures(experiment(tmp_path), REAL.flip(0), REAL_GROUPS)
+    with pytest.raises(pytest.fail.Exception, match="measured again"):
+        other.of(cells[0])
+
+
+def test_a_cell_is_no_better_than_itself_and_differences_are_paired(tmp_path: Path) -> None:
+    own = measures(tmp_path)
+    cell, other = Cell("pre-trained", 0.5, 2), Cell("pre-trained", 0.0, 2)
+    for change in own.compare([cell], [cell]).values():
+        assert change.absolute.value == change.relative.value == pytest.approx(0, abs=1e-9)
+    found = own.compare([cell], [other])
+    mine, theirs = (own.of([one]).figures["alignment"].value for one in (cell, other))
+    assert found["alignment"].absolute.value == pytest.approx(mine - theirs, abs=1e-6)
+    assert found["alignment"].relative.value == pytest.approx((mine - theirs) / theirs, abs=1e-6)
+
+
+def test_pictures_with_a_nan_are_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fine = measures(tmp_path / "fine")
+    cells = [Cell("pre-trained", 0.5, 2, seed) for seed in (0, 1)]
+    seen = fine.experiment.look(cells[0])
+    own = measures(tmp_path / "broken")
+    own.experiment.look(cells[1])  # the other seed is whole
+    broken(own.experiment, monkeypatch, 0, 3)
+    result = own.of(cells[:1])
+    good = [1, 2, 4, 5]
+    texts = JUDGES.alignment.of_texts(fine.experiment.prompts)
+    assert result.failed == 2
+    assert result.figures["alignment"].value == pytest.approx(float((seen.vectors * texts).sum(1)[good].mean()))
+    assert all(np.isfinite(figure.value) for figure in own.of(cells).figures.values())
+    same = own.compare(cells[:1], [Cell("pre-trained", 0.5, 2, 1)])
+    assert np.isfinite(same["frechet"].absolute.value)
+    assert "| 2 |" in write_table([result], JUDGES, tmp_path)
+
+
+def test_equal_cost_is_the_most_steps_that_cost_no_more(tmp_path: Path) -> None:
+    own = experiment(tmp_path)
+    cell = Cell("pre-trained", 0.5, 8)
+    equal = own.equal_cost(cell)
+    assert own.rows(equal) <= own.rows(cell) < own.rows(Cell("pre-trained", 0.0, equal.steps + 1))
+
+
+def test_rivals_are_of_the_own_model_and_of_the_first(tmp_path: Path, trained_lora: Path) -> None:
+    own = experiment(tmp_path, tuned=trained_lora)
+    design = Design(["pre-trained", "tuned"], [0.5], 8, [2, 4, 6, 12])
+    tuned, equal = Cell("tuned", 0.5, 8), own.equal_cost(Cell("tuned", 0.5, 8)).steps
+    against = {other for this, other in design.pairs(own) if this == tuned}
+    alone = {Cell(name, 0.0, steps) for name in ("pre-trained", "tuned") for steps in (8, equal)}
+    assert against == alone | {Cell("pre-trained", 0.5, 8)}
+    assert against <= set(design.cells(own))
+    knees = design.knees(own)
+    assert {(tuned, Cell(name, 0.0, 8)) for name in ("pre-trained", "tuned")} <= set(knees)
+    for this, other in knees:
+        assert own.rows(this) <= 0.8 * own.rows(other)
+        assert other in design.cells(own)
+    assert not Design(["pre-trained", "tuned"], [0.5], 8).knees(own)
+    assert [cell.model for cell in design.cells(own)] == sorted(cell.model for cell in design.cells(own))
+
+
+def test_the_paper_can_be_read_off_its_numbers(tmp_path: Path, trained_lora: Path) -> None:
+    own = measures(tmp_path, experiment(tmp_path, tuned=trained_lora))
+    design = Design(["pre-trained", "tuned"], [0.5], 4, [6])
+    told: list[tuple[int, int]] = []
+    text = write_paper(own, design, {0.5: [0, 1], 0.9: [1, 2]}, tmp_path, lambda *state: told.append(state))
+    assert [done for done, _ in told] == list(range(1, told[-1][1] + 1))
+    found = json.loads((tmp_path / "results.json").read_text())
+    cells = design.cells(own.experiment)
+    assert [Cell(**one["cell"]) for one in found["cells"]] == cells
+    assert all(set(one["figures"]) == {"frechet", "alignment", "diversity", "bleed"} for one in found["cells"])
+    assert len(found["similarity"]) == 4
+    assert {one["similarity"] for one in found["similarity"]} == {0.5, 0.9}
+    first = found["differences"][0]
+    assert (first["this"], first["other"]) == ("pre-trained, shared 50%, 4 steps", "pre-trained, independent, 4 steps")
+    assert {"value", "low", "high"} == set(first["alignment"]["relative"])
+    assert all(one["rows_spared"] >= 0.2 for one in found["knee"])
+    made = {file.name for file in tmp_path.iterdir() if file.is_file()}
+    assert {"table1.md", "table1.csv", "differences.md", "knee.md", "results.json"} <= made
+    assert {f"{name}.{form}" for name in ("figure2", "figure3", "figure4", "rows") for form in ("png", "svg")} <= made
+    assert (tmp_path / "knee.md").read_text() in text
+
+
+def test_tables_and_figures(results: dict[Cell, Result], tmp_path: Path) -> None:
+    text = write_table(list(results.values()), JUDGES, tmp_path)
+    assert "| shared 25%, 4 steps | pre-trained |" in text
+    assert "mean colours" in text
+    assert "FID" not in text
+    assert "CLIP" not in text
+    with (tmp_path / "table1.csv").open() as file:
+        rows = list(csv.reader(file))
+    assert len(rows) == 1 + len(results)
+    lines = {"independent": [result for cell, result in results.items() if not cell.share]}
+    write_curves(lines, "rows", tmp_path, "rows", label="rows")
+    with Image.open(tmp_path / "rows.png") as image:
+        assert image.width > 100
+    assert (tmp_path / "rows.svg").read_text().startswith("<?xml")
+
+
+def changed(value: float, part: float) -> Change:
+    return Change(Figure(value, value - 0.1, value + 0.1), Figure(part, part - 0.05, part + 0.05))
+
+
+def test_differences_are_told_in_percent_too(tmp_path: Path) -> None:
+    one, two = Cell("a", 0.3), Cell("b", 0.0)
+    better = Comparison(one, two, 0.25, {"alignment": changed(0.2, 0.1), "frechet": changed(0.05, 0.3)})
+    worse = Comparison(one, two, 0.25, {"alignment": changed(-0.2, -0.1), "frechet": changed(0.05, 0.3)})
+    said = write_comparisons([better, worse], JUDGES, tmp_path)
+    start = "| a, shared 30%, 30 steps | b, independent, 30 steps |"
+    assert f"{start} **0.2 [0.1, 0.3]** (+10.0% [+5.0%, +15.0%]) | 0.05 [-0.05, 0.15] (+30.0% [" in said
+    assert "| 25.0% | yes |" in said
+    assert "| 25.0% | no |" in said
+
+
+def test_a_part_of_nothing_is_null(tmp_path: Path) -> None:
+    write_json({"a": [float("nan"), 1.0], "b": (float("inf"),)}, tmp_path / "a.json")
+    assert json.loads((tmp_path / "a.json").read_text()) == {"a": [None, 1.0], "b": [None]}
+
+
+def test_the_grid_of_pictures(tmp_path: Path) -> None:
+    from xml.etree import ElementTree
+
+    pictures = np.random.default_rng(0).integers(0, 255, (2, 3, 32, 32), dtype=np.uint8)
+    write_grid({"one & all": pictures, "two": pictures}, ["a <b>", "c " * 20], tmp_path)
+    with Image.open(tmp_path / "figure2.png") as image:
+        size = image.size
+    svg = ElementTree.parse(tmp_path / "figure2.svg").getroot()
+    assert (int(svg.attrib["width"]), int(svg.attrib["height"])) == size
+    texts = [node.text for node in svg.iter("{http://www.w3.org/2000/svg}text")]
+    assert texts[0] == "one & all"
+    assert "a <b>" in texts
+    assert len(list(svg.iter("{http://www.w3.org/2000/svg}image"))) == 4

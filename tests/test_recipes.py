@@ -1,6 +1,8 @@
 """The commands that recipes name exist, with the options that they are given."""
 
+import importlib
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -26,3 +28,40 @@ def test_commands_have_the_options_they_are_given(recipe: str) -> None:
     for name, options in asked:
         known = re.findall(r"(--[a-z-]+)", cotrunk(name, "--help").out)
         assert set(options) <= set(known), (name, set(options) - set(known))
+
+
+@pytest.fixture
+def sage_mini(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """The scripts of recipes/sage-mini can be imported; what else is to be patched."""
+    monkeypatch.syspath_prepend(RECIPES / "sage-mini")
+    for name in ("run", "alignment", "split"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    return monkeypatch
+
+
+def test_sage_mini_asks_for_options_that_are_there(sage_mini: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    run = importlib.import_module("run")
+    asked: list[list[str]] = []
+    sage_mini.setattr(run, "cotrunk", lambda *arguments: asked.append([str(part) for part in arguments]))
+    sage_mini.setattr(run, "export", lambda *_: None)
+    results = tmp_path / "build" / "results"
+    (results / "cells").mkdir(parents=True)
+    (results / "cells" / "one.npz").write_text("")
+    (results / "results.json").write_text("{}")
+    sage_mini.setattr(sys, "argv", ["run.py", "--out", str(tmp_path / "build"), "--results", str(tmp_path / "docs")])
+    run.main()
+    assert [name for name, *_ in asked] == ["dataset", "dataset", "train", "train", "evaluate"]
+    for name, *arguments in asked:
+        known = re.findall(r"(--[a-z-]+)", cotrunk(name, "--help").out)
+        assert {part for part in arguments if part.startswith("--")} <= set(known)
+    assert [file.name for file in (tmp_path / "docs").iterdir()] == ["results.json"]
+
+
+def test_the_judge_of_sage_mini_has_not_seen_what_it_judges(sage_mini: pytest.MonkeyPatch) -> None:
+    alignment, split = importlib.import_module("alignment"), importlib.import_module("split")
+    lines = [{"concept": f"thing {i}", "held_out": i % 7 == 0} for i in range(100)]
+    kinds = alignment.kinds(lines)
+    assert sum(which.int() for which in kinds.values()).tolist() == [1] * 100
+    for line, trained in zip(lines, kinds["trained on"].tolist(), strict=True):
+        assert not trained or not (line["held_out"] or split.apart(line["concept"]))
+    assert 10 < int(kinds["kept apart"].sum()) < 30

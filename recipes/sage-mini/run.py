@@ -1,34 +1,30 @@
 """SAGE on the embedded model, from pictures to tables: groups, a standard and a SAGE fine-tune, and their evaluation.
 
-    python run.py --build ../emoji/build --out build              # all of it; goes on where it stopped
-    python run.py --build ../emoji/build --out build --only evaluate
+    python run.py                                                 # all of it; goes on where it stopped
+    python run.py --only evaluate
 
 1. `pictures`: those that the embedded model was trained on, as files with captions. One concept in five, with all its
    styles, is kept apart: its groups are what is evaluated, and no fine-tune sees it.
 2. `groups`: cliques of similar captions, with `cotrunk dataset`.
 3. `train`: two LoRAs from the same start with the same number of steps on the same groups: `standard` and `sage`.
-4. `evaluate`: `cotrunk evaluate` on the groups that were kept apart.
+4. `evaluate`: `cotrunk evaluate` on the groups that were kept apart; tables and figures are copied to `--results`.
 
 The alignment network is `alignment.py`'s, which is trained first where it is missing.
 """
 
 import argparse
 import json
+import shutil
 import subprocess
 import sys
-import zlib
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from split import apart, caption
 
 HERE = Path(__file__).parent
-KEPT_APART = 5  # one concept in so many is for evaluation
 SIMILAR = ("--similarity-min", "0.6", "--similarity-max", "0.98")
-
-
-def apart(concept: str) -> bool:
-    return zlib.crc32(concept.encode()) % KEPT_APART == 0
 
 
 def export(build: Path, out: Path) -> None:
@@ -41,13 +37,12 @@ def export(build: Path, out: Path) -> None:
         if line["held_out"]:
             continue  # the embedded model has not seen it, and is not to
         part = "held-out" if apart(line["concept"]) else "train"
-        name = f"{line['colour']} {line['concept']}" if line["copy"] else line["concept"]
         folder = out / part
         folder.mkdir(parents=True, exist_ok=True)
         file = folder / f"{number:05d}.png"
         if not file.exists():
             Image.fromarray(picture).save(file)
-        entries[part].append({"file_name": file.name, "text": f"{name}, {line['style']} style"})
+        entries[part].append({"file_name": file.name, "text": caption(line)})
     for part, own in entries.items():
         (out / part / "metadata.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in own))
         print(f"{part}: {len(own)} pictures", flush=True)
@@ -69,7 +64,10 @@ def main() -> None:
     parser.add_argument("--learning-rate", type=float, default=1e-4)
     parser.add_argument("--guidance", type=float, default=5.0)
     parser.add_argument("--groups", type=int, default=400, help="groups to evaluate on")
-    parser.add_argument("--fewer", default="3,4,6,10,15,20", help="numbers of steps of the curves")
+    parser.add_argument("--seeds", type=int, default=2, help="runs of every cell: one has under 1,000 pictures")
+    parser.add_argument("--shares", default="0.1,0.2,0.3,0.4,0.5", help="parts of the steps to share")
+    parser.add_argument("--fewer", default="4,6,10,15,50", help="numbers of steps of the curves, beside 30")
+    parser.add_argument("--results", type=Path, default=HERE.parent.parent / "docs" / "results" / "sage-mini")
     args = parser.parse_args()
     wanted = [args.only] if args.only else ["pictures", "groups", "train", "evaluate"]
     if "pictures" in wanted:
@@ -89,8 +87,13 @@ def main() -> None:
         if not WEIGHTS.exists():
             subprocess.run([sys.executable, HERE / "alignment.py", "--build", args.build], check=True)
         given = [part for name, folder in loras.items() for part in ("--lora", f"{name}={folder}")]
-        settings = ["--guidance", args.guidance, "--max-groups", args.groups, "--fewer", args.fewer]
+        settings = ["--guidance", args.guidance, "--max-groups", args.groups, "--seeds", args.seeds]
+        settings += ["--shares", args.shares, "--fewer", args.fewer]
         cotrunk("evaluate", args.out / "test-groups", *given, "--out", args.out / "results", *settings)
+        args.results.mkdir(parents=True, exist_ok=True)
+        for file in (args.out / "results").iterdir():
+            if file.is_file():  # not cells/
+                shutil.copy(file, args.results / file.name)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Captioned pictures become groups: every source, every broken picture, what is written."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from PIL import Image
 
 from cotrunk import CotrunkError
 from cotrunk.embedding import Encoder
-from cotrunk.training.dataset import GroupSettings, Pair, build_groups, read_groups, read_pairs
+from cotrunk.training.dataset import GroupSettings, Pair, build_groups, read_groups, read_pairs, read_similarities
 
 CAPTIONS = ["a red apple", "a green apple", "a yellow apple", "a grey owl", "a brown owl", "a violin"]
 
@@ -98,7 +99,7 @@ def test_a_set_of_groups(tmp_path: Path) -> None:
     assert (summary["groups"], summary["pictures_in_groups"], summary["edges"]) == (5, 5, 4)
     assert all(pair.image.is_file() for group in groups for pair in group)
     table = pq.read_table(out / "groups.parquet")
-    assert all(value == pytest.approx(0.5) for value in table["smallest_similarity"].to_pylist())
+    assert table["smallest_similarity"].to_pylist() == read_similarities(out) == pytest.approx([0.5] * 5)
     with Image.open(out / "similarities.png") as image:
         assert image.width > 300
     assert [state[1] for state in told if state[0] == "Grouping captions"][-1] == len(pairs)
@@ -139,4 +140,10 @@ def test_captions_that_have_nothing_in_common_are_said(tmp_path: Path) -> None:
 
 def test_a_folder_that_is_no_set_is_named(tmp_path: Path) -> None:
     with pytest.raises(CotrunkError, match="is no set of groups: make one with cotrunk dataset"):
+        read_groups(tmp_path)
+
+
+def test_groups_without_pyarrow_name_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
+    with pytest.raises(CotrunkError, match="needs pyarrow: pip install pyarrow"):
         read_groups(tmp_path)

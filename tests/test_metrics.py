@@ -1,6 +1,7 @@
 """Measures on sets of pictures: values that are known, intervals that hold, networks that are missing."""
 
 import builtins
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -61,6 +62,32 @@ def test_a_paired_difference_has_a_narrower_interval() -> None:
     paired, mine = metrics.difference(two, one), metrics.mean(two)
     assert paired.low < 0.2 < paired.high
     assert paired.high - paired.low < (mine.high - mine.low) / 4
+
+
+def test_a_change_is_a_difference_and_its_part_of_the_other() -> None:
+    draw = np.random.default_rng(0)
+    groups = [[2 * i, 2 * i + 1] for i in range(100)]
+    others = draw.normal(2.0, 0.5, 200)
+    values = 1.1 * others + 0.01 * draw.normal(size=200)
+    found = metrics.change(values, others, groups)
+    plain = metrics.difference(values, others, groups)
+    assert dataclasses.astuple(found.absolute) == pytest.approx(dataclasses.astuple(plain))
+    assert found.relative.low < 0.1 < found.relative.high
+    assert found.relative.high - found.relative.low < 0.01 < found.absolute.high - found.absolute.low
+    values[:2] = np.nan
+    assert metrics.change(values, others, [[], *groups]).relative.value == pytest.approx(0.1, abs=0.01)
+
+
+def test_the_change_of_a_frechet_distance_is_that_of_the_two() -> None:
+    one, two, real = (gaussian(300, [mean] * 4, [1.0] * 4, seed) for seed, mean in enumerate((0.5, 1.0, 0.0)))
+    groups = [[i] for i in range(300)]
+    found = metrics.frechet_change(one, two, real, groups, None)
+    mine, theirs = (metrics.frechet_distance(features, real, None) for features in (one, two))
+    for figure, value in ((found.absolute, mine - theirs), (found.relative, mine / theirs - 1)):
+        assert figure.low < figure.value < figure.high
+        assert figure.value == pytest.approx(value)
+    assert found.relative.is_clear
+    assert found.relative.high - found.relative.low < 0.3
 
 
 def test_the_interval_of_a_frechet_distance_is_around_it() -> None:

@@ -1,6 +1,7 @@
 """Names to pipelines, schedulers, devices and dtypes; nothing here needs a network."""
 
 import socket
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,19 @@ import pytest
 import torch
 from command import pipeline
 from huggingface_hub import errors
+from tiny import sd_with_text
 
 from cotrunk.errors import CotrunkError
 from cotrunk.generation import generate
-from cotrunk.models import SCHEDULERS, check_names, load_pipeline, resolve_device, resolve_dtype, set_scheduler
+from cotrunk.models import (
+    SCHEDULERS,
+    check_names,
+    load_lora,
+    load_pipeline,
+    resolve_device,
+    resolve_dtype,
+    set_scheduler,
+)
 
 RUN_ON_MINI = {"ddim", "ddpm", "dpm++2m", "dpm++2m-sde", "euler", "euler-a", "lcm", "unipc"}
 
@@ -218,3 +228,10 @@ def test_schedulers_that_cannot_take_over_are_named(pipe: Any) -> None:
     with pytest.raises(CotrunkError, match="takes more at each step"):
         set_scheduler(pipe, "CogVideoXDPMScheduler")
     assert type(pipe.scheduler) is diffusers.DPMSolverMultistepScheduler
+
+
+def test_a_lora_without_peft_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pipe = sd_with_text().pipe
+    monkeypatch.setitem(sys.modules, "peft", None)
+    with pytest.raises(CotrunkError, match="A LoRA needs peft: pip install peft"):
+        load_lora(pipe, tmp_path)

@@ -1,5 +1,6 @@
 """From names on the command line to a pipeline, a scheduler, a device and a dtype."""
 
+import importlib.util
 import inspect
 from pathlib import Path
 from typing import Any
@@ -122,10 +123,12 @@ def load_lora(pipe: Any, folder: Path | str) -> None:
     """Give a pipeline a LoRA.
 
     Raises:
-        CotrunkError: no LoRA there, or one of another model.
+        CotrunkError: no LoRA there, one of another model, or no peft to load it with.
     """
     if not hasattr(pipe, "load_lora_weights"):
         raise CotrunkError(f"{type(pipe).__name__} takes no LoRA.")
+    if importlib.util.find_spec("peft") is None:
+        raise CotrunkError("A LoRA needs peft: pip install peft.")
     before = len(pipe.get_active_adapters()) if hasattr(pipe, "get_active_adapters") else 0
     try:
         pipe.load_lora_weights(folder)

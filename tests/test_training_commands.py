@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from command import assert_refused, cotrunk, no_model
 from safetensors.torch import load_file
@@ -58,7 +59,7 @@ def test_training_then_evaluating(groups: Path, tmp_path: Path, tiny_model: pyte
         loras += ["--lora", f"{objective}={tmp_path / objective}"]
     # the similarities are those of the set: what embedded its captions is not asked again
     tiny_model.setattr("cotrunk.embedding.sentence_encoder", lambda *_: pytest.fail("captions are embedded again"))
-    schemes = ("--shares", "0.5", "--fewer", "2,6", "--steps", 4, "--seeds", 2, "--guidance", 3, "--max-groups", 2)
+    schemes = ("--shares", "0.5", "--fewer", "6", "--steps", 4, "--seeds", 2, "--guidance", 3, "--max-groups", 2)
     outcome = cotrunk("evaluate", groups, *loras, "--out", tmp_path / "results", *schemes)
     assert outcome.code == 0, outcome.err
     made = {file.name for file in (tmp_path / "results").iterdir() if file.is_file()}
@@ -76,6 +77,21 @@ def test_training_then_evaluating(groups: Path, tmp_path: Path, tiny_model: pyte
     for model in ("pre-trained", "standard", "sage"):
         assert f"| shared 50%, 4 steps | {model} |" in table
     assert "| sage, shared 50%, 4 steps | standard, shared 50%, 4 steps |" in outcome.out
+
+
+@pytest.mark.parametrize(("model", "alignment"), [("mini", "emoji"), ("other", "clip")])
+def test_pictures_are_of_the_size_asked_for_and_judged_by_what_knows_them(
+    groups: Path, tmp_path: Path, tiny_model: pytest.MonkeyPatch, model: str, alignment: str
+) -> None:
+    asked: list[tuple[str, ...]] = []
+    tiny_model.setattr("cotrunk.commands.evaluate.judges_of", lambda *names: asked.append(names) or JUDGES)
+    sizes = ("--height", 16, "--width", 24, "--steps", 2, "--shares", "0.5", "--max-groups", 2)
+    outcome = cotrunk("evaluate", groups, "--model", model, "--out", tmp_path, *sizes)
+    assert outcome.code == 0, outcome.err
+    assert asked[0][2] == alignment
+    for file in (tmp_path / "cells").glob("*.seen.npz"):
+        with np.load(file) as seen:
+            assert seen["shown"].shape[2:] == (16, 24)
 
 
 def test_tuning_then_generating(tmp_path: Path, tiny_model: pytest.MonkeyPatch) -> None:

@@ -211,7 +211,9 @@ class Experiment:
             write_bytes(file, functools.partial(_savez, kept))
             on_wave(len(made.images))
         pictures, failed, costs = np.empty(0, np.uint8), np.zeros(count, bool), np.zeros((count, 2))
-        for file in folder.glob("*.npz"):  # by their images: a part of a wave and the whole of it may both be here
+        for file in sorted(
+            folder.glob("*.npz")
+        ):  # by their images: a part of a wave and the whole of it may both be here
             with np.load(file) as wave:
                 images = wave["images"]
                 if not pictures.size:

@@ -162,6 +162,13 @@ def test_the_paper_can_be_read_off_its_numbers(tmp_path: Path, trained_lora: Pat
     assert (tmp_path / "knee.md").read_text() in text
 
 
+def test_nothing_need_be_shared(tmp_path: Path) -> None:
+    text = write_paper(measures(tmp_path), Design(["pre-trained"], [], 2, [3]), {0.5: [0, 1]}, tmp_path)
+    assert "| independent, 2 steps | pre-trained |" in text
+    assert json.loads((tmp_path / "results.json").read_text())["similarity"] == []
+    assert not (tmp_path / "figure3.png").exists()
+
+
 def test_tables_and_figures(results: dict[Cell, Result], tmp_path: Path) -> None:
     text = write_table(list(results.values()), JUDGES, tmp_path)
     assert "| shared 25%, 4 steps | pre-trained |" in text

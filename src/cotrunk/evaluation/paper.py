@@ -143,7 +143,7 @@ def write_paper(
         "similarity": [
             {"similarity": similarity, "groups": len(bins[similarity]), **as_dict(result)}
             for own in by_similarity.values()
-            for similarity, result in zip(bins, own, strict=True)
+            for similarity, result in zip(similar, own, strict=True)
         ],
     }
     write_json(content, out / "results.json")

@@ -95,14 +95,24 @@ def test_pictures_are_of_the_size_asked_for_and_judged_by_what_knows_them(
 
 
 def test_tuning_then_generating(tmp_path: Path, tiny_model: pytest.MonkeyPatch) -> None:
-    outcome = cotrunk("tune", *CAPTIONS[:4], "--out", tmp_path / "tuned", "--steps", 4, "--budget", 200)
+    tuning = ("--steps", 4, "--budget", 200, "--guidance", 3, "--scheduler", "ddim")
+    outcome = cotrunk("tune", *CAPTIONS[:4], "--out", tmp_path / "tuned", *tuning)
     assert outcome.code == 0, outcome.err
     assert (tmp_path / "tuned" / "index.html").exists()
     found = json.loads((tmp_path / "tuned" / "same-quality.json").read_text())
     file = tmp_path / "tuned" / "same-quality.json"
     outcome = cotrunk("generate", *CAPTIONS[:2], "--settings", file, "--out", tmp_path / "run")
     assert outcome.code == 0, outcome.err
-    assert json.loads((tmp_path / "run" / "run.json").read_text())["steps"] == found["steps"]
+    assert "warning" not in outcome.err
+    made = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert (made["steps"], made["guidance_scale"], made["settings"]["scheduler"]) == (found["steps"], 3, "ddim")
+    another = ("--model", "other", "--guidance", 2, "--lora", "lora")
+    outcome = cotrunk("generate", *CAPTIONS[:2], "--settings", file, "--out", tmp_path / "another", *another)
+    assert outcome.code == 0, outcome.err
+    assert "the settings were tuned with another model (mini, not other): cotrunk tune finds those" in outcome.err
+    assert "the settings were tuned with another LoRA (none, not lora)" in outcome.err
+    made = json.loads((tmp_path / "another" / "run.json").read_text())
+    assert (made["guidance_scale"], made["settings"]["scheduler"]) == (2, "ddim")
     both = cotrunk("generate", *CAPTIONS[:2], "--settings", file, "--steps", 3, "--out", tmp_path / "other")
     assert_refused(both, "--settings and --steps are both given")
 
@@ -125,6 +135,7 @@ def test_tuning_then_generating(tmp_path: Path, tiny_model: pytest.MonkeyPatch) 
         (("evaluate", "nothing", "--out", "results", "--height", 30), "--height 30 is no size of a picture"),
         (("evaluate", "nothing", "--out", "results", "--lora", "a=b", "--lora", "a=c"), "takes a name that is taken"),
         (("tune", "a", "b", "--out", "tuned", "--sample", 2), "--sample 2 is too small"),
+        (("tune", "a", "b", "--out", "tuned", "--margin", -1), "--margin -1.0 is out of range"),
     ],
 )
 def test_bad_input_is_one_sentence(

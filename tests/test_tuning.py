@@ -1,6 +1,5 @@
 """Settings are tried within a budget, held against independent sampling, and recommended for a reason."""
 
-import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -13,20 +12,14 @@ from test_experiment import Means
 from tiny import sd_with_text
 
 from cotrunk import CotrunkError
-from cotrunk.evaluation.metrics import Figure
+from cotrunk.evaluation.metrics import Figure, difference, kernel, mean
+from cotrunk.evaluation.setting import Basis, Setting, read_settings, write_settings
+from cotrunk.evaluation.trials import WARM, Trials
 from cotrunk.evaluation.tuned import advice, claim, write_tuned
-from cotrunk.evaluation.tuning import (
-    Point,
-    Setting,
-    Tuned,
-    _recommended,
-    pictures_of,
-    read_settings,
-    settings,
-    tune,
-    write_settings,
-)
+from cotrunk.evaluation.tuning import Point, Tuned, _recommended, neighbours, pictures_of, settings, tune
+from cotrunk.waves import Run, Wave
 
+BASIS = Basis("a <model>", None, "ddim", 3.0)
 PROMPTS = ["a red picture", "a green picture", "a blue picture", "a dog", "a cat"]
 ARGUMENTS = {"height": 32, "width": 32, "guidance_scale": 3.0}
 
@@ -43,7 +36,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Tuned]:
 
 def test_everything_is_tried_without_a_budget(whole: tuple[Path, Tuned]) -> None:
     _, tuned = whole
-    assert [point.setting for point in tuned.points] == list(settings(6, -1.0))
+    assert [point.setting for point in tuned.points] == list(settings(6, -1.0, [0.0]))
     assert tuned.left_out == 0
     full = tuned.points[0]
     assert full.rows == 12
@@ -67,7 +60,7 @@ def test_a_budget_is_kept(tmp_path: Path) -> None:
     spent = sum(point.rows for point in tuned.points) + tuned.points[0].rows
     assert spent * len(PROMPTS) <= budget
     assert tuned.left_out > 0
-    assert len(tuned.points) + tuned.left_out == len(list(settings(6)))
+    assert len(tuned.points) + tuned.left_out == len(list(settings(6, -1.0, [0.0])))
 
 
 @pytest.mark.parametrize(
@@ -79,42 +72,164 @@ def test_what_is_too_little_is_said(tmp_path: Path, prompts: list[str], more: di
         tune(sd_with_text().pipe, prompts, Means(), Means(), tmp_path, steps=6, **ARGUMENTS | more)
 
 
-def point(rows: float, alignment: float, *, share: float = 0.0, steps: int = 30, distance: float = 0.0) -> Point:
-    around = lambda value: Figure(value, value - 0.01, value + 0.01)  # noqa: E731
-    measured = (around(alignment), around(0.5 - alignment), around(distance))
-    return Point(Setting(steps, share), rows, 1.0, *measured, 0.2 if share else 0)
+def test_similarities_around_the_threshold_are_tried(whole: tuple[Path, Tuned]) -> None:
+    assert neighbours(0.6) == [0.4, 0.8]
+    assert neighbours(-1.0) == [0.0]  # there is none looser
+    tried = {point.setting.similarity for point in whole[1].points if point.setting.share}
+    assert tried == {-1.0, 0.0}
+
+
+def test_the_pictures_of_another_pipeline_are_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The class of model and scheduler is the same in all."""
+
+    def made(pipe: Any) -> torch.Tensor:
+        return Trials(pipe, PROMPTS, ARGUMENTS, tmp_path).of(Setting(2), 0).pictures
+
+    first = made(sd_with_text().pipe)
+    files = lambda: len(list((tmp_path / "tried").iterdir()))  # noqa: E731
+    other = sd_with_text().pipe
+    other.unet.conv_in.weight.data *= 2
+    assert not torch.equal(made(other), first)
+    spaced = sd_with_text().pipe
+    spaced.scheduler = type(spaced.scheduler).from_config(spaced.scheduler.config, timestep_spacing="trailing")
+    assert not torch.equal(made(spaced), first)
+    made(sd_with_text().pipe.to(torch.bfloat16))
+    assert files() == 4
+    monkeypatch.setattr(Run, "waves", lambda *_, **__: pytest.fail("pictures were made"))
+    assert torch.equal(made(sd_with_text().pipe), first)
+
+
+def test_distances_are_to_pictures_from_other_noise(whole: tuple[Path, Tuned]) -> None:
+    """So that a setting that gives the very pictures of all steps is at the floor, and not closer."""
+    out, tuned = whole
+    pipe, network = sd_with_text().pipe, Means()
+    seen = [network.features(Trials(pipe, PROMPTS, ARGUMENTS, out).of(Setting(6), seed).pictures) for seed in (0, 1)]
+    assert tuned.floor == tuned.points[0].distance == kernel(seen[0], seen[1])
+    fewer = next(point for point in tuned.points if point.setting == Setting(4))
+    pictures = Trials(pipe, PROMPTS, ARGUMENTS, out).of(fewer.setting, 0).pictures
+    assert fewer.distance == kernel(network.features(pictures), seen[1]) != kernel(network.features(pictures), seen[0])
+
+
+def test_what_is_denoised_first_is_not_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps, original = list[int](), Run.waves
+
+    def waves(self: Run, **more: Any) -> Any:
+        steps.append(self.plan.steps)
+        return original(self, **more)
+
+    monkeypatch.setattr(Run, "waves", waves)
+    trials = Trials(sd_with_text().pipe, PROMPTS, ARGUMENTS, tmp_path)
+    for steps_asked in (6, 2):
+        trials.of(Setting(steps_asked), 0)
+    assert steps == [WARM, 6, 2]
+
+
+def test_pictures_that_failed_are_left_out_and_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = Run.waves
+
+    def waves(self: Run, **more: Any) -> Any:
+        for wave in original(self, **more):
+            lost = (4,) if self.plan.steps == 3 else wave.images if self.plan.steps == 2 else ()
+            for image in lost:
+                wave.output.images[wave.images.index(image)] = float("nan")
+            yield Wave(**vars(wave) | {"failed": lost})
+
+    monkeypatch.setattr(Run, "waves", waves)
+    tuned = swept(tmp_path, budget=230)
+    found = {point.setting.steps: point for point in tuned.points if not point.setting.share}
+    assert (found[6].failed, found[3].failed, found[2].failed) == (0, 1, 5)
+    assert np.isfinite(found[3].alignment.value)
+    assert np.isnan(found[3].scores).tolist() == [False, False, False, False, True]
+    assert np.isnan(found[2].alignment.value)
+    assert not tuned.same_quality.failed
+
+
+def test_a_pipeline_that_makes_nothing_but_nan_is_named(tmp_path: Path) -> None:
+    pipe = sd_with_text().pipe
+    pipe.unet.conv_in.weight.data.fill_(float("nan"))
+    with pytest.raises(CotrunkError, match="Nearly all pictures of independent sampling hold NaN"):
+        tune(pipe, PROMPTS, Means(), Means(), tmp_path, steps=2, similarity=-1.0, **ARGUMENTS)
+
+
+DRAWN = np.random.default_rng(0).normal(0, 1, 400)
+
+
+def point(
+    rows: float,
+    alignment: float,
+    *,
+    share: float = 0.0,
+    steps: int = 30,
+    distance: float = 0.0,
+    failed: int = 0,
+    prompts: int = 100,
+    noise: float = 0.02,
+) -> Point:
+    """Scores of this mean, with noise of its own beside the prompts'."""
+    number = int(rows)
+    own, prompt = np.roll(DRAWN, number)[:prompts], DRAWN[-prompts:]
+    scores = alignment + 0.05 * prompt + noise * (own - own.mean())
+    full = 0.5 + 0.05 * prompt
+    around = Figure(distance, distance - 0.01, distance + 0.01)
+    measured = (mean(scores), difference(full, scores), around)
+    return Point(Setting(steps, share), rows, 1.0, *measured, 0.2 if share else 0, failed, tuple(scores.tolist()))
+
+
+FULL = point(60, 0.5, noise=0)
+MARGIN = 0.02
 
 
 def test_recommendations_are_the_cheapest_that_is_as_good_and_the_best_for_half() -> None:
     points = [
-        point(60, 0.5),
+        FULL,
         point(40, 0.5, steps=20),
-        point(20, 0.4, steps=10),
         point(30, 0.495, share=0.3),
-        point(28, 0.495, share=0.4, distance=1.0),
+        point(20, 0.4, steps=10),
+        point(28, 0.496, share=0.4, distance=1.0),
+        point(26, 0.496, steps=13, failed=1),
     ]
-    tuned = _recommended(points, Figure(0.0, -0.02, 0.02), 0)
-    assert tuned.same_quality is points[3]  # the last one is cheaper, but its pictures are other ones
-    assert tuned.half_rows in (points[3], points[4])
+    tuned = _recommended(points, MARGIN, 0)
+    assert tuned.same_quality is points[2]  # the last two are cheaper, but one's pictures are other ones, one's failed
+    assert tuned.half_rows is points[2]  # not the better aligned one, whose pictures are other ones
     assert tuned.sharing_pays
-    assert "Sharing does not pay" not in " ".join(advice(tuned))
+    assert "Sharing is not shown to pay" not in " ".join(advice(tuned))
+    alone = _recommended([points[0], points[4]], MARGIN, 0)
+    assert alone.half_rows is points[4]
+    assert alone.same_quality is points[0]
+
+
+def test_fewer_prompts_recommend_less() -> None:
+    """The same loss, within the margin: shown with many prompts, and not with few."""
+    for prompts, expected in ((300, 20), (5, 60)):
+        points = [point(60, 0.5, noise=0, prompts=prompts), point(20, 0.49, steps=10, noise=0.05, prompts=prompts)]
+        tuned = _recommended(points, MARGIN, 0)
+        assert tuned.same_quality.rows == expected
+        assert tuned.undecided == (expected == 60)
+    assert "1 cheaper setting is neither shown to be as good nor to be worse" in " ".join(advice(tuned))
+
+
+def test_sharing_pays_only_where_it_is_measurably_better() -> None:
+    """By hardly anything is by chance."""
+    alone = point(40, 0.48, steps=20)
+    assert not _recommended([FULL, alone, point(42, 0.4801, share=0.3)], MARGIN, 0).sharing_pays
+    assert _recommended([FULL, alone, point(42, 0.495, share=0.3)], MARGIN, 0).sharing_pays
+    # nobody else is so cheap: there is nothing to compare with
+    assert not _recommended([FULL, alone, point(30, 0.495, share=0.3)], MARGIN, 0).sharing_pays
 
 
 def test_it_says_when_sharing_does_not_pay_and_when_nothing_does() -> None:
-    points = [point(60, 0.5), point(20, 0.499, steps=10), point(42, 0.4, share=0.3)]
-    tuned = _recommended(points, Figure(0.0, -0.02, 0.02), 3)
-    assert not tuned.sharing_pays
-    said = " ".join(advice(tuned))
-    assert "Sharing does not pay on these prompts" in said
+    points = [FULL, point(20, 0.499, steps=10), point(42, 0.4, share=0.3)]
+    said = " ".join(advice(_recommended(points, MARGIN, 3)))
+    assert "Sharing is not shown to pay on these prompts" in said
     assert "3 settings were left out" in said
-    nothing = _recommended([point(60, 0.5), point(20, 0.1, steps=10)], Figure(0.0, -0.02, 0.02), 0)
-    assert claim(nothing) == "No setting was as good as 30 independent steps for fewer rows."
+    nothing = _recommended([FULL, point(20, 0.1, steps=10)], MARGIN, 0)
+    assert claim(nothing) == "No setting was shown to be as good as 30 independent steps for fewer rows."
 
 
 def test_the_page_and_the_settings(whole: tuple[Path, Tuned]) -> None:
     out, tuned = whole
     shown = {tuned.points[0]: pictures_of(sd_with_text().pipe, PROMPTS, tuned.points[0].setting, 0, ARGUMENTS, out)}
-    write_tuned(tuned, shown, "networks", "a <model>", out)
+    write_tuned(tuned, shown, "networks", BASIS, out)
     page = (out / "index.html").read_text()
     assert "a &lt;model&gt;" in page
     assert page.count("<tr") == 1 + len(tuned.points)
@@ -122,29 +237,28 @@ def test_the_page_and_the_settings(whole: tuple[Path, Tuned]) -> None:
     assert "://" not in page
     with Image.open(out / "frontier.png") as image:
         assert image.width > 600
-    assert read_settings(out / "same-quality.json") == tuned.same_quality.setting
+    assert read_settings(out / "same-quality.json") == (tuned.same_quality.setting, BASIS)
 
 
 def test_settings_survive_their_file(tmp_path: Path) -> None:
     one = Setting(12, 0.3, 0.7, 0.02, (0.1, 0.8))
-    write_settings(dataclasses.replace(point(1, 1), setting=one), tmp_path / "a.json")
-    assert read_settings(tmp_path / "a.json") == one
+    write_settings(one, BASIS, tmp_path / "a.json")
+    assert read_settings(tmp_path / "a.json") == (one, BASIS)
     arguments = one.arguments()
     assert arguments["sharing"].similarity == 0.7
     assert arguments["skipping"].tolerance == 0.02
     assert Setting(4).arguments()["sharing"] is None
 
 
-@pytest.mark.parametrize("content", ["", "[]", json.dumps({"step": 3}), "no json"])
-def test_a_file_that_holds_no_settings_is_named(tmp_path: Path, content: str) -> None:
-    (tmp_path / "a.json").write_text(content)
+@pytest.mark.parametrize("content", ["", "[]", {"step": 3}, {"steps": "x"}, {"share": 2}, {"model": 1}, "no json"])
+def test_a_file_that_holds_no_settings_is_named(tmp_path: Path, content: Any) -> None:
+    whole = {"steps": 3, "model": "mini", "lora": None, "scheduler": None, "guidance": 3.0}
+    (tmp_path / "a.json").write_text(content if isinstance(content, str) else json.dumps(whole | content))
     with pytest.raises(CotrunkError, match="is no file of settings: give one that cotrunk tune wrote"):
         read_settings(tmp_path / "a.json")
 
 
 def test_kernel_distance_knows_equal_from_different() -> None:
-    from cotrunk.evaluation.metrics import kernel
-
     draw = np.random.default_rng(0)
     one, two, other = (torch.from_numpy(draw.normal(mean, 1, (60, 8))) for mean in (0, 0, 1))
     same, different = kernel(one, two), kernel(one, other)

@@ -38,6 +38,7 @@ from .options import (
 )
 
 if TYPE_CHECKING:
+    from ..evaluation.setting import Basis, Setting
     from ..folder import Arm, RunFolder
     from ..plan import Cost, Plan
     from ..waves import Run
@@ -75,7 +76,12 @@ def generate(
     guidance_interval: GuidanceInterval = None,
     settings_file: Annotated[
         Path | None,
-        option(SAMPLING, "FILE", "Steps, sharing, skipping and guidance as cotrunk tune found them.", "--settings"),
+        option(
+            SAMPLING,
+            "FILE",
+            "Steps, sharing and skipping as cotrunk tune found them; guidance and scheduler too, where not given.",
+            "--settings",
+        ),
     ] = None,
     model: Model = "mini",
     lora: Lora = None,
@@ -105,7 +111,13 @@ def generate(
     texts = prompts_of(prompts, prompt_file, column)
     out_dir = out_folder(out_name)
     if settings_file is not None:
-        steps, share, similarity, skip, guidance_interval = _tuned(context, settings_file)
+        tuned, basis = _tuned(context, settings_file)
+        steps, share, guidance_interval = tuned.steps, tuned.share, tuned.guidance_interval
+        similarity = "auto" if tuned.similarity is None else str(tuned.similarity)
+        skip = None if tuned.tolerance is None else str(tuned.tolerance)
+        guidance = guidance if _is_given(context, "guidance") else basis.guidance
+        scheduler = scheduler if _is_given(context, "scheduler") else basis.scheduler
+        _warn_of_another(basis, model, lora)
     check_numbers(steps, guidance, seed, images_per_prompt)
     if max_rows is not None:
         check_whole("--max-rows", max_rows, 1)
@@ -216,19 +228,31 @@ def generate(
     _conclude(folder.write_report(settings, facts, [arm for arm, _ in runs], seconds), out_dir)
 
 
-def _tuned(context: typer.Context, path: Path) -> tuple[int, float, str, str | None, tuple[float, float] | None]:
-    """Steps, share, similarity, tolerance and guidance interval from a file of `cotrunk tune`."""
-    from ..evaluation.tuning import read_settings
+def _is_given(context: typer.Context, name: str) -> bool:
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
+
+
+def _tuned(context: typer.Context, path: Path) -> tuple["Setting", "Basis"]:
+    """What is in a file of `cotrunk tune`, none of it given on the command line as well."""
+    from ..evaluation.setting import read_settings
 
     for name in ("steps", "share", "similarity", "skip", "guidance_interval"):
-        source = context.get_parameter_source(name)
-        if source is not None and source.name == "COMMANDLINE":
-            option = name.replace("_", "-")
-            raise CotrunkError(f"--settings and --{option} are both given: leave one of them out.")
-    own = read_settings(path)
-    similarity = "auto" if own.similarity is None else str(own.similarity)
-    tolerance = None if own.tolerance is None else str(own.tolerance)
-    return own.steps, own.share, similarity, tolerance, own.guidance_interval
+        if _is_given(context, name):
+            raise CotrunkError(f"--settings and --{name.replace('_', '-')} are both given: leave one of them out.")
+    return read_settings(path)
+
+
+def _warn_of_another(basis: "Basis", model: str, lora: str | None) -> None:
+    """Settings that suit one model, or one LoRA, need not suit another."""
+    for what, tuned, used in (("model", basis.model, model), ("LoRA", basis.lora, lora)):
+        # a folder has many names
+        same = tuned == used or (
+            tuned is not None and used is not None and Path(tuned).resolve() == Path(used).resolve()
+        )
+        if not same:
+            text = f"the settings were tuned with another {what} ({tuned or 'none'}, not {used or 'none'})"
+            say("yellow", "warning", f"{text}: cotrunk tune finds those that suit this one")
 
 
 def _skipping(tolerance: str | None) -> Skipping | None:

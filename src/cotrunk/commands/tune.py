@@ -37,6 +37,15 @@ def tune(
     ] = None,
     sample: Annotated[int, option(SWEEP, "N", "Prompts to try settings on, drawn by --seed.")] = 32,
     budget: Annotated[int | None, option(SWEEP, "ROWS", "Most denoiser rows to spend; no limit by default.")] = None,
+    margin: Annotated[
+        float,
+        option(
+            SWEEP,
+            "X",
+            "Loss of alignment that counts as none: a part of what pictures have more of it with their own prompt than "
+            "with the others.",
+        ),
+    ] = 0.1,
     model: Model = "mini",
     lora: Lora = None,
     steps: Steps = 30,
@@ -45,8 +54,9 @@ def tune(
     seed: Seed = 0,
     features: Annotated[str, option(NETWORKS, "NAME", "For distances: lite0, or inception[:FILE].")] = "lite0",
     alignment: Annotated[
-        str, option(NETWORKS, "NAME", "emoji (of the embedded model), or clip[:FOLDER or hub id].")
-    ] = "emoji",
+        str | None,
+        option(NETWORKS, "NAME", "emoji (of the embedded model, its default), or clip[:FOLDER or hub id] (of others)."),
+    ] = None,
     device: Annotated[str, option(MACHINE, "NAME", "auto, cpu, cuda, cuda:1, mps, ...")] = "auto",
     dtype: Annotated[str, option(MACHINE, "NAME", "auto, float32, float16 or bfloat16.")] = "auto",
 ) -> None:
@@ -62,12 +72,15 @@ def tune(
     out_dir = out_folder(out_name)
     if sample < 4:
         raise CotrunkError(f"--sample {sample} is too small to compare settings on: use 4 or more.")
+    if not 0 <= margin < 1:
+        raise CotrunkError(f"--margin {margin} is out of range: use 0 or more, below 1.")
 
     import numpy as np
     from rich.progress import Progress, SpinnerColumn, TextColumn
 
+    from ..evaluation.setting import Basis
     from ..evaluation.tuned import advice, claim, named, write_tuned
-    from ..evaluation.tuning import Point, pictures_of, settings
+    from ..evaluation.tuning import Point, pictures_of
     from ..evaluation.tuning import tune as sweep
     from ..models import load_pipeline
 
@@ -76,10 +89,11 @@ def tune(
         texts = texts[start : start + sample]
     with err.status(f"Loading {escape(model)}"):
         pipe = load_pipeline(model, device, dtype, lora=lora, scheduler=scheduler)
-        judges = judges_of(features, "lite0", alignment, str(pipe.device))
+        own = "emoji" if model in ("mini", "mini-dit") else "clip"  # who knows emoji knows nothing else
+        judges = judges_of(features, "lite0", alignment or own, str(pipe.device))
     arguments = {"guidance_scale": guidance}
     with Progress(SpinnerColumn(), TextColumn("{task.description}"), console=err) as progress:
-        task = progress.add_task(f"1 of {len(list(settings(steps)))} settings: {steps} independent steps", total=None)
+        task = progress.add_task(f"The reference: {steps} independent steps, twice", total=None)
 
         def show(point: Point) -> None:
             progress.advance(task)
@@ -94,6 +108,7 @@ def tune(
                 out_dir,
                 steps=steps,
                 budget=budget,
+                margin=margin,
                 seed=seed,
                 on_point=show,
                 **arguments,
@@ -104,7 +119,7 @@ def tune(
     shown = list(dict.fromkeys([found.points[0], found.same_quality, found.half_rows, found.points[-1]]))
     pictures = {p: pictures_of(pipe, texts, p.setting, seed, arguments, out_dir) for p in shown if p is not None}
     networks = f"Alignment by {judges.alignment.name}; kernel distance in the features of {judges.features.name}."
-    write_tuned(found, pictures, networks, model, out_dir)
+    write_tuned(found, pictures, networks, Basis(model, lora, scheduler, guidance), out_dir)
     out.print(claim(found), soft_wrap=True, markup=False)
     for sentence in advice(found):
         out.print(f"  {sentence}", soft_wrap=True, markup=False)

@@ -12,25 +12,26 @@ from PIL import Image
 
 from ..files import write_bytes, write_text
 from .figures import new_figure
-from .tuning import Point, Tuned, write_settings
+from .setting import Basis, write_settings
+from .tuning import Point, Tuned
 
 SHOWN = 8  # pictures of a strip
 
 
-def write_tuned(tuned: Tuned, pictures: dict[Point, np.ndarray], networks: str, title: str, out: Path) -> None:
+def write_tuned(tuned: Tuned, pictures: dict[Point, np.ndarray], networks: str, basis: Basis, out: Path) -> None:
     """`index.html`, `frontier.png`, and a settings file for each recommendation.
 
     pictures: of the points to show, (n, 3, height, width) bytes, in their order.
     """
     out.mkdir(parents=True, exist_ok=True)
-    write_settings(tuned.same_quality, out / "same-quality.json")
+    write_settings(tuned.same_quality.setting, basis, out / "same-quality.json")
     if tuned.half_rows is not None:
-        write_settings(tuned.half_rows, out / "half-the-rows.json")
+        write_settings(tuned.half_rows.setting, basis, out / "half-the-rows.json")
     plot = _plot(tuned)
     write_bytes(out / "frontier.png", lambda file: file.write(plot))
     template = resources.files("cotrunk.evaluation").joinpath("tuned.html").read_text(encoding="utf-8")
     values = {
-        "title": escape(title),
+        "title": escape(basis.model),
         "claim": escape(claim(tuned)),
         "lead": escape(" ".join(advice(tuned))),
         "figure": "data:image/png;base64," + base64.b64encode(plot).decode(),
@@ -45,10 +46,10 @@ def claim(tuned: Tuned) -> str:
     """The one sentence."""
     full, same = tuned.points[0], tuned.same_quality
     if same is full:
-        return f"No setting was as good as {full.setting.steps} independent steps for fewer rows."
+        return f"No setting was shown to be as good as {full.setting.steps} independent steps for fewer rows."
     return (
-        f"{named(same)}: {same.rows:.1f} rows a picture instead of {full.rows:.0f}, not measurably worse than "
-        f"{full.setting.steps} independent steps."
+        f"{named(same)}: {same.rows:.1f} rows a picture instead of {full.rows:.0f}, for an alignment at most "
+        f"{tuned.margin:.2g} behind that of {full.setting.steps} independent steps."
     )
 
 
@@ -56,7 +57,12 @@ def advice(tuned: Tuned) -> list[str]:
     """What else to know, in sentences."""
     sentences = []
     if not tuned.sharing_pays:
-        sentences.append("Sharing does not pay on these prompts: fewer independent steps are as good for as few rows.")
+        sentences.append(
+            "Sharing is not shown to pay on these prompts: independent sampling may be as good for as few rows."
+        )
+    if tuned.undecided:
+        count, are = tuned.undecided, "settings are" if tuned.undecided > 1 else "setting is"
+        sentences.append(f"{count} cheaper {are} neither shown to be as good nor to be worse: more prompts tell.")
     if tuned.half_rows is not None:
         sentences.append(
             f"Best for at most half the rows: {named(tuned.half_rows)}, {tuned.half_rows.rows:.1f} rows a picture."
@@ -77,7 +83,7 @@ def named(point: Point) -> str:
 
 def _row(point: Point, tuned: Tuned) -> str:
     chosen = ' class="chosen"' if point in (tuned.same_quality, tuned.half_rows) else ""
-    cells = [f"{point.rows:.1f}", f"{point.seconds:.2f}", point.alignment, point.behind, point.distance]
+    cells = [f"{point.rows:.1f}", f"{point.seconds:.2f}", point.alignment, point.behind, point.distance, point.failed]
     return f"<tr{chosen}><td>{escape(named(point))}</td>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
 
 
@@ -113,7 +119,7 @@ def _plot(tuned: Tuned) -> bytes:
             )
     panels[1].axhspan(tuned.floor.low, tuned.floor.high, color="#888888", alpha=0.2, label="other noise, all steps")
     for panel, title in zip(
-        panels, ("alignment (higher is better)", "kernel distance to all steps (lower)"), strict=True
+        panels, ("alignment (higher is better)", "kernel distance to other noise, all steps (lower)"), strict=True
     ):
         panel.set_xscale("log")
         panel.set_xlabel("denoiser rows a picture")

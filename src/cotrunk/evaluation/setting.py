@@ -1,0 +1,92 @@
+"""A setting of `cotrunk generate`: steps, sharing, skipping, guidance; and the file that carries it there."""
+
+import json
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Literal
+
+from ..errors import CotrunkError
+from ..files import write_text
+from ..sharing import Sharing
+from ..skipping import Skipping
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What `cotrunk generate --settings` takes.
+
+    Attributes:
+        steps: of the solver.
+        share: part of them that groups share; 0 for independent sampling.
+        similarity: at least this similar; None for the encoder's own threshold.
+        tolerance: of skipping; None for none.
+        guidance_interval: fractions of the steps between which guidance is on; None for all.
+    """
+
+    steps: int
+    share: float = 0.0
+    similarity: float | None = None
+    tolerance: float | None = None
+    guidance_interval: tuple[float, float] | None = None
+
+    @property
+    def family(self) -> str:
+        """Its line in the figure."""
+        parts = [f"shared {self.share:.0%}" if self.share else "independent"]
+        parts += [f"similarity {self.similarity:g}"] if self.similarity is not None else []
+        parts += ["skipping"] if self.tolerance is not None else []
+        parts += ["guided in part"] if self.guidance_interval is not None else []
+        return ", ".join(parts)
+
+    def arguments(self) -> dict[str, Any]:
+        """For `cotrunk.generate`."""
+        similarity: float | Literal["auto"] = "auto" if self.similarity is None else self.similarity
+        return {
+            "sharing": Sharing(share=self.share, similarity=similarity) if self.share else None,
+            "skipping": None if self.tolerance is None else Skipping(tolerance=self.tolerance),
+            "guidance_interval": self.guidance_interval,
+            "num_inference_steps": self.steps,
+        }
+
+
+@dataclass(frozen=True)
+class Basis:
+    """What a setting was tuned on: with another of these, other settings may suit.
+
+    Attributes:
+        model, lora, scheduler: as on the command line; None for no LoRA, and for the model's own scheduler.
+        guidance: the guidance scale.
+    """
+
+    model: str
+    lora: str | None
+    scheduler: str | None
+    guidance: float
+
+
+def write_settings(setting: Setting, basis: Basis, path: Path) -> None:
+    """A file for `cotrunk generate --settings`."""
+    write_text(path, json.dumps(asdict(setting) | asdict(basis), indent=1) + "\n")
+
+
+def read_settings(path: Path) -> tuple[Setting, Basis]:
+    """What `write_settings` wrote.
+
+    Raises:
+        CotrunkError: no such file, or one with other entries.
+    """
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8"))
+        basis = Basis(**{field.name: entries.pop(field.name) for field in fields(Basis)})
+        if entries.get("guidance_interval") is not None:
+            start, stop = map(float, entries["guidance_interval"])
+            entries["guidance_interval"] = (start, stop)
+        setting = Setting(**entries)
+        setting.arguments()  # or a number that is none would be noticed later, in other words
+        is_known = isinstance(setting.steps, int) and isinstance(basis.guidance, int | float)
+        names = (basis.model, basis.lora or "", basis.scheduler or "")
+        if not is_known or not all(isinstance(name, str) for name in names):
+            raise ValueError("an entry of another type")
+    except (OSError, KeyError, TypeError, ValueError, AttributeError, CotrunkError) as error:
+        raise CotrunkError(f"{path} is no file of settings: give one that cotrunk tune wrote.") from error
+    return setting, basis

@@ -1,23 +1,26 @@
 """Training a LoRA: exact resume, every family of denoisers, what is written, what is refused."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from accelerate.state import AcceleratorState
+from diffusers import LCMScheduler
 from PIL import Image
 from running import close, denoiser
 from safetensors.torch import load_file
 from tiny import TinyPipeline, flux, pixart, sd, sd3, sd_with_text, sdxl
 from torch import Tensor
 
-from cotrunk import CotrunkError
+from cotrunk import CotrunkError, generate
 from cotrunk.training.conditions import Conditions
 from cotrunk.training.dataset import Pair
-from cotrunk.training.loss import Loss
+from cotrunk.training.loss import Loss, Terms, sage_loss
 from cotrunk.training.trainer import Step, TrainSettings, losses, train, trained_share, training_schedule
 
 SIZE = {"height": 32, "width": 32}
@@ -129,19 +132,189 @@ def test_a_folder_of_another_training_is_refused(groups: list[list[Pair]], tmp_p
         trained(groups, tmp_path, TrainSettings(**vars(QUICK) | {"steps": 3}))
 
 
+def test_a_training_goes_on_with_its_own_model_and_pictures_alone(groups: list[list[Pair]], tmp_path: Path) -> None:
+    """What was encoded by another text encoder, or from other pictures, is not taken for one's own."""
+    trained(groups, tmp_path / "one")
+    for part in ("unet", "vae", "text_encoder"):
+        pipe = sd_with_text().pipe
+        next(getattr(pipe, part).parameters()).data.mul_(2)
+        with pytest.raises(CotrunkError, match="holds a training with another model"):
+            train(pipe, groups, QUICK, tmp_path / "one")
+    with pytest.raises(CotrunkError, match="holds a training with another model"):
+        train(sd_with_text().pipe.to(torch.bfloat16), groups, QUICK, tmp_path / "one")
+    kept = groups[0][0].image.read_bytes()
+    groups[0][0].image.write_bytes(kept + b" ")
+    with pytest.raises(CotrunkError, match="holds a training with another data"):
+        trained(groups, tmp_path / "one")
+    assert len(list((tmp_path / "one").glob("encoded-*"))) == 6
+    groups[0][0].image.write_bytes(kept)
+    trained(groups, tmp_path / "other")
+    elsewhere = [[Pair(pair.caption, tmp_path / "gone.png") for pair in group] for group in groups]
+    with pytest.raises(CotrunkError, match=r"gone\.png cannot be read any more"):
+        trained(elsewhere, tmp_path / "one")
+
+
+def test_a_checkpoint_of_another_configuration_is_named(groups: list[list[Pair]], tmp_path: Path) -> None:
+    trained(groups, tmp_path)
+    for changed, said in (
+        ({"loss": Loss(share=0.3)}, r"another share \(0.4, not 0.3\): give the same"),
+        ({"ema": 0.9}, r"another ema \(None, not 0.9\): give the same"),
+    ):
+        with pytest.raises(CotrunkError, match=said):
+            trained(groups, tmp_path, TrainSettings(**vars(QUICK) | changed))
+    path = tmp_path / "checkpoint.pt"
+    whole = path.read_bytes()
+    for content in (whole[:1000], b"", b"no checkpoint"):
+        path.write_bytes(content)
+        with pytest.raises(CotrunkError, match=r"checkpoint.pt is no checkpoint of cotrunk train: choose another"):
+            trained(groups, tmp_path)
+    path.write_bytes(whole)
+    state = torch.load(path, weights_only=True)
+    for changed in ({"lora": {}}, {"lora": {name: x[:1] for name, x in state["lora"].items()}}, {"optimiser": {}}):
+        torch.save(state | changed, path)
+        with pytest.raises(CotrunkError, match=r"checkpoint\.pt is of another model or another configuration"):
+            trained(groups, tmp_path)
+
+
+@pytest.mark.parametrize("killed_at", [2, 9, 13])
+def test_encoding_goes_on_where_it_was_killed(
+    groups: list[list[Pair]], tmp_path: Path, killed_at: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cotrunk.training.examples.CHUNK", 2)
+    _, whole = trained(groups, tmp_path / "whole")
+    told: list[int] = []
+
+    def kill(done: int, of: int) -> None:
+        assert of == 9 + 10  # pictures, captions and the empty caption
+        told.append(done)
+        if done >= killed_at:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        trained(groups, tmp_path / "killed", on_encoded=kill)
+    again: list[int] = []
+    _, resumed = trained(groups, tmp_path / "killed", on_encoded=lambda done, of: again.append(done))
+    assert told + again == [2, 4, 6, 8, 9, 11, 13, 15, 17, 19]
+    assert all(torch.equal(resumed[name], tensor) for name, tensor in whole.items())
+
+
+def test_processes_wait_for_the_one_that_encodes(
+    groups: list[list[Pair]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Encoding may take hours; by default they give up after ten minutes."""
+
+    def made(**arguments: Any) -> None:
+        (handler,) = arguments["kwargs_handlers"]
+        assert handler.timeout >= timedelta(days=1)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("accelerate.Accelerator", made)
+    with pytest.raises(KeyboardInterrupt):
+        trained(groups, tmp_path)
+
+
+def test_the_losses_of_a_step_are_the_mean_of_its_passes(
+    groups: list[list[Pair]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passes: list[Terms] = []
+
+    def recorded(*arguments: Any) -> Terms:
+        passes.append(sage_loss(*arguments))
+        return passes[-1]
+
+    monkeypatch.setattr("cotrunk.training.trainer.sage_loss", recorded)
+    trained(groups, tmp_path, TrainSettings(**vars(QUICK) | {"steps": 2, "accumulation": 3}))
+    for number, line in enumerate(losses(tmp_path / "losses.jsonl")):
+        for name in ("total", "shared", "target", "branch"):
+            own = [float(getattr(terms, name).detach()) for terms in passes[3 * number : 3 * number + 3]]
+            assert line[name] == pytest.approx(np.mean(own), abs=2e-6)
+            assert len(set(own)) == 3
+
+
+def test_what_is_drawn_at_a_checkpoint_is_what_would_be_saved(groups: list[list[Pair]], tmp_path: Path) -> None:
+    """With an average, that; and training goes on with the weights themselves."""
+    pipeline, drawn = sd_with_text(), list[dict[str, Tensor]]()
+
+    def look(step: int) -> None:
+        drawn.append({name: x.clone() for name, x in pipeline.pipe.unet.named_parameters() if "lora" in name})
+
+    settings = TrainSettings(**vars(QUICK) | {"ema": 0.9, "steps": 4})
+    train(pipeline.pipe, groups, settings, tmp_path / "seen", on_checkpoint=look)
+    saved = {name: x for name, x in pipeline.pipe.unet.named_parameters() if "lora" in name}
+    assert all(torch.equal(drawn[-1][name], x) for name, x in saved.items())
+    unseen = sd_with_text()
+    train(unseen.pipe, groups, TrainSettings(**vars(settings) | {"checkpoint_every": 4}), tmp_path / "unseen")
+    assert all(torch.equal(x, saved[name]) for name, x in unseen.pipe.unet.named_parameters() if "lora" in name)
+
+
+@pytest.fixture
+def fresh_accelerator() -> Iterator[None]:
+    """What accelerate remembers of the first training in a process is the mixed precision, too."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def test_half_weights_in_mixed_precision_draw_at_a_checkpoint(
+    groups: list[list[Pair]], tmp_path: Path, fresh_accelerator: None
+) -> None:
+    pipeline, made = sd_with_text(), list[Any]()
+    pipeline.pipe.to(torch.bfloat16)
+    settings = TrainSettings(**vars(QUICK) | {"steps": 2, "mixed_precision": "bf16"})
+
+    def draw(step: int) -> None:
+        made.append(generate(pipeline.pipe, ["a dog", "a cat"], num_inference_steps=2, output_type="np", **SIZE))
+
+    train(pipeline.pipe, groups, settings, tmp_path, on_checkpoint=draw)
+    assert len(made) == 1
+    assert np.isfinite(made[0].images).all()
+
+
+def test_a_precision_that_the_machine_has_not_is_named(
+    groups: list[list[Pair]], tmp_path: Path, fresh_accelerator: None
+) -> None:
+    with pytest.raises(CotrunkError, match=r"mixed_precision 'fp17' is not usable here \(.*\): use no\.$"):
+        trained(groups, tmp_path, TrainSettings(**vars(QUICK) | {"mixed_precision": "fp17"}))
+
+
 def test_what_failed_before_its_first_checkpoint_is_no_training(groups: list[list[Pair]], tmp_path: Path) -> None:
     with pytest.raises(Exception, match="divisible"):
         trained(groups, tmp_path, TrainSettings(**vars(QUICK) | {"height": 30}))
     trained(groups, tmp_path)
 
 
-def test_the_branch_point_of_a_training_is_that_of_sampling() -> None:
-    assert trained_share(sd().pipe.scheduler, 0.4) == pytest.approx(0.4, abs=0.01)
-    shifted = sd3().pipe.scheduler
-    assert trained_share(shifted, 0.4) == pytest.approx(0.4, abs=0.01)
-    shifted = type(shifted).from_config(shifted.config, shift=3.0)
+def share_of(pipeline: TinyPipeline, share: float, **sizes: int) -> float:
+    """`trained_share` of a pipeline that takes embeddings."""
+    inputs = pipeline.inputs(1) | sizes
+    return trained_share(Conditions(pipeline.pipe, **inputs), share)
+
+
+def test_the_branch_point_of_a_training_is_that_of_sampling(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = Conditions.of
+    monkeypatch.setattr(Conditions, "of", lambda self, captions: original(self, None))
+    assert share_of(sd(), 0.4) == pytest.approx(0.4, abs=0.01)
+    plain, shifted = sd3(), sd3()
+    assert share_of(plain, 0.4) == pytest.approx(0.4, abs=0.01)
+    scheduler = shifted.pipe.scheduler
+    shifted.pipe.scheduler = type(scheduler).from_config(scheduler.config, shift=3.0)
     sigma = 3 * 0.6 / (1 + 2 * 0.6)  # after 40 % of the steps
-    assert trained_share(shifted, 0.4) == pytest.approx(1 - sigma, abs=0.01)
+    assert share_of(shifted, 0.4) == pytest.approx(1 - sigma, abs=0.01)
+    quick = sd()
+    quick.pipe.scheduler = LCMScheduler.from_config(quick.pipe.scheduler.config)  # refuses a thousand steps
+    assert share_of(quick, 0.4) == 0.4
+
+
+@pytest.mark.parametrize("side", [16, 64])
+def test_the_branch_point_of_flux_depends_on_the_size(side: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As Flux shifts its flow: by more, the more tokens there are; a token of this one is 2 x 2 pixels."""
+    original = Conditions.of
+    monkeypatch.setattr(Conditions, "of", lambda self, captions: original(self, None))
+    mu = 0.5 + (1.15 - 0.5) * ((side // 2) ** 2 - 256) / (4096 - 256)
+    sigma = np.exp(mu) / (np.exp(mu) + 1 / 0.6 - 1)  # after 40 % of the steps
+    pipeline = flux()
+    own = pipeline.pipe.scheduler
+    assert share_of(pipeline, 0.4, height=side, width=side) == pytest.approx(1 - sigma, abs=0.001)
+    assert pipeline.pipe.scheduler is own
 
 
 @pytest.mark.parametrize("build", [sdxl, sd3, flux])
@@ -181,8 +354,19 @@ def test_the_schedule_of_a_training_goes_from_data_to_noise() -> None:
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
-    [({"steps": 0}, "steps 0 is out of range"), ({"rank": 2.5}, "rank 2.5"), ({"ema": 1.0}, "ema 1.0")],
+    [
+        ({"steps": 0}, "steps 0 is out of range"),
+        ({"rank": 2.5}, "rank 2.5"),
+        ({"ema": 1.0}, "ema 1.0"),
+        ({"tracker": "paper"}, "tracker 'paper' is unknown: use one of .*tensorboard"),
+    ],
 )
 def test_bad_settings_are_named(arguments: dict[str, Any], said: str) -> None:
     with pytest.raises(CotrunkError, match=said):
         TrainSettings(**arguments)
+
+
+def test_a_tracker_without_its_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("accelerate.tracking.get_available_trackers", list)
+    with pytest.raises(CotrunkError, match="tracker 'tensorboard' needs its package: pip install tensorboard"):
+        TrainSettings(tracker="tensorboard")

@@ -1,5 +1,6 @@
 """The pictures and captions of a set of groups as a model knows them: encoded once, kept on disk in half precision."""
 
+import functools
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -35,7 +36,7 @@ class Examples:
         self.count = len(place)
         self._latents = np.load(folder / "latents.npy", mmap_mode="r")
         self._common = torch.load(folder / "common.pt", weights_only=True)
-        names = json.loads((folder / "done.json").read_text(encoding="utf-8"))["conditions"]
+        names = json.loads((folder / "captions.json").read_text(encoding="utf-8"))["names"]
         self._rows = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in names}
 
     def batch(
@@ -62,41 +63,69 @@ def encode(
     folder: Path,
     told: Told = lambda done, of: None,
 ) -> None:
-    """Encode the pictures and captions of these groups into a folder; where that was done before, nothing is."""
-    if (folder / "done.json").exists():
-        return
+    """Encode the pictures and captions of these groups into a folder; what it holds is not encoded again."""
     folder.mkdir(parents=True, exist_ok=True)
     pairs, (height, width) = _pairs(groups), size
     captions = [*(pair.caption for pair in pairs), ""]
+    of = len(pairs) + len(captions)
     chunk = max(1, min(CHUNK, PIXELS // (height * width)))
-    latents: np.memmap | None = None
-    for start in range(0, len(pairs), chunk):
-        part = _latents(pipe, pairs[start : start + chunk], height, width).numpy()
-        if latents is None:
-            latents = _created(folder / "latents.npy", len(pairs), part)
-        latents[start : start + len(part)] = part
-        told(min(start + chunk, len(pairs)), len(pairs) + len(captions))
-    rows: dict[str, np.memmap] = {}
-    for start in range(0, len(captions), CHUNK):
-        some = captions[start : start + CHUNK]
+    pictures = _Rows(folder, "pictures", len(pairs))
+    while pictures.filled < len(pairs):
+        part = pairs[pictures.filled : pictures.filled + chunk]
+        pictures.add({"latents": _latents(pipe, part, height, width).numpy()})
+        told(pictures.filled, of)
+    zeros = getattr(pipe.config, "force_zeros_for_empty_prompt", False)  # SDXL takes zeros for an empty prompt
+    texts = _Rows(folder, "captions", len(captions))
+    while texts.filled < len(captions):
+        some = captions[texts.filled : texts.filled + CHUNK]
         flat = _flat(moved(moved(conditions.of(some), torch.half), "cpu"))
-        own = {name: value for name, value in flat.items() if _has_rows(name, value, len(some))}
-        if not start:
-            common = {name: value for name, value in flat.items() if name not in own}
-            write_bytes(folder / "common.pt", lambda file, common=common: torch.save(common, file))  # type: ignore[misc]
-            rows = {name: _created(folder / f"{name}.npy", len(captions), value.numpy()) for name, value in own.items()}
-        for name, array in rows.items():
-            array[start : start + len(some)] = own[name].numpy()
-        told(len(pairs) + start + len(some), len(pairs) + len(captions))
-    if getattr(pipe.config, "force_zeros_for_empty_prompt", False):  # SDXL takes zeros for an empty prompt
-        for name, array in rows.items():
-            if name.rpartition(".")[2] in ("encoder_hidden_states", "text_embeds"):
-                array[-1] = 0
-    for array in rows.values():
-        array.flush()
-    if latents is not None:
-        latents.flush()
-    write_text(folder / "done.json", json.dumps({"conditions": list(rows)}) + "\n")
+        if not texts.filled:
+            names = [name for name, value in flat.items() if _has_rows(name, value, len(some))]
+            common = {name: value for name, value in flat.items() if name not in names}
+            write_bytes(folder / "common.pt", functools.partial(torch.save, common))
+        else:
+            names = texts.names
+        if zeros and not some[-1]:
+            for name in names:
+                if name.rpartition(".")[2] in ("encoder_hidden_states", "text_embeds"):
+                    flat[name][-1] = 0
+        texts.add({name: flat[name].numpy() for name in names})
+        told(len(pairs) + texts.filled, of)
+
+
+class _Rows:
+    """Arrays on disk that are filled from the first row on. Rows that were added before a run was killed stay.
+
+    Attributes:
+        filled: rows that are there.
+        names: of the arrays, each in a file of its own; known when there are rows.
+    """
+
+    def __init__(self, folder: Path, kind: str, count: int) -> None:
+        self._folder, self._record, self._count = folder, folder / f"{kind}.json", count
+        self._arrays: dict[str, np.memmap] = {}
+        self.filled, self.names = 0, list[str]()
+        if self._record.exists():
+            known = json.loads(self._record.read_text(encoding="utf-8"))
+            self.filled, self.names = known["filled"], known["names"]
+
+    def add(self, rows: dict[str, np.ndarray]) -> None:
+        """The next rows of every array."""
+        if not self.filled:
+            self.names = list(rows)
+            self._arrays = {name: self._created(name, values) for name, values in rows.items()}
+        elif not self._arrays:
+            self._arrays = {name: np.load(self._folder / f"{name}.npy", mmap_mode="r+") for name in self.names}
+        count = len(rows[self.names[0]])
+        for name, array in self._arrays.items():
+            array[self.filled : self.filled + count] = rows[name]
+            array.flush()  # before the record says that they are there
+        self.filled += count
+        write_text(self._record, json.dumps({"filled": self.filled, "names": self.names}) + "\n")
+
+    def _created(self, name: str, like: np.ndarray) -> np.memmap:
+        shape = (self._count, *like.shape[1:])
+        return np.lib.format.open_memmap(self._folder / f"{name}.npy", mode="w+", dtype=like.dtype, shape=shape)
 
 
 def size_of(pipe: Any, height: int | None, width: int | None) -> tuple[int, int]:
@@ -137,10 +166,6 @@ def _latents(pipe: Any, pairs: Sequence[Pair], height: int, width: int) -> torch
     found = vae.encode(pictures.to(vae.device, vae.dtype)).latent_dist.mode()
     shift, scale = getattr(vae.config, "shift_factor", None) or 0.0, vae.config.scaling_factor
     return ((found - shift) * scale).half().cpu()
-
-
-def _created(path: Path, rows: int, like: np.ndarray) -> np.memmap:
-    return np.lib.format.open_memmap(path, mode="w+", dtype=like.dtype, shape=(rows, *like.shape[1:]))
 
 
 def _has_rows(name: str, value: Any, count: int) -> bool:

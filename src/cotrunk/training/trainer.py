@@ -6,7 +6,9 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +16,19 @@ import numpy as np
 import torch
 
 from ..errors import CotrunkError
+from ..evaluation.identity import model_digest
 from ..files import write_bytes, write_text
+from ..hub import first_line
 from ..noise import NoiseSchedule, read_schedule
+from ..replacing import replaced
 from .conditions import Conditions, moved
 from .dataset import Pair
 from .examples import Examples, Told, encode, size_of
 from .loss import Loss, Terms, sage_loss
 
 TARGETS = ("to_q", "to_k", "to_v", "to_out.0")  # the layers that get a LoRA: those of attention
+PATIENCE = timedelta(days=7)  # of the processes that wait for the one that encodes or draws
+TERMS = ("total", "shared", "target", "branch")  # of the loss, as they are logged
 
 
 @dataclass(frozen=True)
@@ -74,6 +81,8 @@ class TrainSettings:
             value = getattr(self, name)
             if value is not None and not low <= value < high:
                 raise CotrunkError(f"{name} {value!r} is out of range: use {low} or more, below {high}.")
+        if self.tracker is not None:
+            _check_tracker(self.tracker)
 
 
 @dataclass(frozen=True)
@@ -82,7 +91,7 @@ class Step:
 
     number: int  # from 1
     of: int
-    terms: Terms
+    terms: Terms  # means over the passes of the step
     gradient: float
 
 
@@ -107,40 +116,51 @@ def train(
         out: a folder: `encoded-.../`, `checkpoint.pt`, `losses.jsonl`, `settings.json`, the LoRA and its card.
         on_step: told after every step.
         on_encoded: told how many of the pictures and captions are encoded.
-        on_checkpoint: told after every checkpoint, when the pipeline draws with what it has learned.
+        on_checkpoint: told after every checkpoint, when the pipeline draws with the LoRA as it would be saved then.
 
     Raises:
-        CotrunkError: a pipeline that takes no LoRA, or a folder with a run of other settings.
+        CotrunkError: a pipeline that takes no LoRA, a mixed precision that this machine has not, pictures that are
+            gone, or a folder with a run of another model, other groups or other settings.
     """
-    from accelerate import Accelerator
-    from peft import LoraConfig
-    from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
+    from accelerate import Accelerator, InitProcessGroupKwargs
 
+    try:
+        from peft import LoraConfig
+        from peft.utils import get_peft_model_state_dict
+    except ImportError as error:
+        raise CotrunkError("Training needs peft: pip install 'cotrunk[train]'.") from error
     if not hasattr(type(pipe), "save_lora_weights"):
         raise CotrunkError(f"{type(pipe).__name__} takes no LoRA in diffusers: train another pipeline.")
     out.mkdir(parents=True, exist_ok=True)
-    accelerator = Accelerator(
-        mixed_precision=settings.mixed_precision,
-        gradient_accumulation_steps=settings.accumulation,
-        log_with=settings.tracker,
-        project_dir=out,
-    )
+    try:
+        accelerator = Accelerator(
+            mixed_precision=settings.mixed_precision,
+            gradient_accumulation_steps=settings.accumulation,
+            log_with=settings.tracker,
+            project_dir=out,
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
+        )
+    except (ImportError, ValueError) as error:
+        why = first_line(error)
+        raise CotrunkError(
+            f"mixed_precision {settings.mixed_precision!r} is not usable here ({why}): use no."
+        ) from error
     pipe.to(accelerator.device)
     sizes = {name: value for name in ("height", "width") if (value := getattr(settings, name)) is not None}
     conditions = Conditions(pipe, **sizes)
     denoiser: Any = conditions.denoiser
     size = size_of(pipe, settings.height, settings.width)
-    folder = out / f"encoded-{_digest(groups)}-{size[0]}x{size[1]}"
+    run = {"pipeline": type(pipe).__name__, "model": model_digest(pipe), "data": _digest(groups)}
+    run |= {"processes": accelerator.num_processes, **json.loads(json.dumps(asdict(settings)))}
+    folder = out / f"encoded-{run['data']}-{run['model']}-{size[0]}x{size[1]}"
     if accelerator.is_main_process:
         encode(pipe, conditions, groups, size, folder, on_encoded)
     accelerator.wait_for_everyone()
     conditions.of([""])  # every process is to know how its denoiser is called
     examples = Examples(folder, groups)
-    _park(pipe, denoiser)
     schedule = training_schedule(pipe.scheduler)
-    loss = replace(settings.loss, share=trained_share(pipe.scheduler, settings.loss.share))
-    run = {"pipeline": type(pipe).__name__, "data": _digest(groups), "processes": accelerator.num_processes}
-    run |= json.loads(json.dumps(asdict(settings)))
+    loss = replace(settings.loss, share=trained_share(conditions, settings.loss.share))
+    _park(pipe, denoiser)
 
     denoiser.requires_grad_(False)
     if settings.gradient_checkpointing:
@@ -155,7 +175,7 @@ def train(
         weight.data = weight.data.float()  # what is trained stays exact, whatever the model's own type
     optimiser = torch.optim.AdamW(weights, lr=settings.learning_rate, fused=True)
     average = None if settings.ema is None else [weight.detach().clone() for weight in weights]
-    first = _resume(out, run, accelerator, denoiser, optimiser, average, set_peft_model_state_dict)
+    first = _resume(out, run, accelerator, denoiser, optimiser, average)
     prepared, optimiser = accelerator.prepare(denoiser, optimiser)
     conditions.model = prepared
     timesteps = torch.tensor(schedule.timesteps, device=accelerator.device)
@@ -168,6 +188,7 @@ def train(
         accelerator.init_trackers("cotrunk")
     prepared.train()
     for number in range(first, settings.steps):
+        passes: list[Terms] = []
         for part in range(settings.accumulation):
             with accelerator.accumulate(prepared):
                 place = accelerator.process_index * settings.accumulation + part
@@ -179,6 +200,7 @@ def train(
                 named = moved(moved(named, accelerator.device), denoiser.dtype)
                 terms = sage_loss(denoise, latents, named, members, schedule, loss, generator)
                 accelerator.backward(terms.total)
+                passes.append(terms)
                 norm = accelerator.clip_grad_norm_(weights, settings.clip) if accelerator.sync_gradients else 0.0
                 optimiser.step()
                 optimiser.zero_grad(set_to_none=True)
@@ -186,11 +208,10 @@ def train(
             for mean, weight in zip(average, weights, strict=True):
                 mean.lerp_(weight.detach(), 1 - settings.ema)
         if accelerator.is_main_process:
-            step = Step(number + 1, settings.steps, replace(terms, total=terms.total.detach()), float(norm))
+            step = Step(number + 1, settings.steps, _mean(passes), float(norm))
             _log(out / "losses.jsonl", step)
             if settings.tracker is not None:
-                parts = ("total", "shared", "target", "branch")
-                accelerator.log({name: float(getattr(step.terms, name)) for name in parts}, step=step.number)
+                accelerator.log({name: float(getattr(step.terms, name)) for name in TERMS}, step=step.number)
             on_step(step)
             if step.number % settings.checkpoint_every == 0 or step.number == settings.steps:
                 state = {"step": step.number, "lora": get_peft_model_state_dict(denoiser), "average": average}
@@ -201,7 +222,9 @@ def train(
                 write_text(out / "settings.json", json.dumps(run, indent=1) + "\n")
                 prepared.eval()
                 pipe.to(accelerator.device)
-                on_checkpoint(step.number)
+                # parts of several types go together, as in training
+                with _averaged(weights, average), accelerator.autocast():
+                    on_checkpoint(step.number)
                 _park(pipe, denoiser)
                 prepared.train()
     accelerator.wait_for_everyone()
@@ -213,6 +236,32 @@ def train(
     if not accelerator.is_main_process:
         return out / "pytorch_lora_weights.safetensors"
     return _save(pipe, conditions.name, get_peft_model_state_dict(denoiser), settings, out)
+
+
+def _check_tracker(name: str) -> None:
+    from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
+
+    if name not in LOGGER_TYPE_TO_CLASS:
+        raise CotrunkError(f"tracker {name!r} is unknown: use one of {', '.join(map(str, LOGGER_TYPE_TO_CLASS))}.")
+    if name not in map(str, get_available_trackers()):  # accelerate would log nothing, and say nothing
+        raise CotrunkError(f"tracker {name!r} needs its package: pip install {name}.")
+
+
+def _mean(passes: Sequence[Terms]) -> Terms:
+    return Terms(*(torch.stack([getattr(terms, name).detach() for terms in passes]).mean() for name in TERMS))
+
+
+@contextmanager
+def _averaged(weights: Sequence[torch.Tensor], average: Sequence[torch.Tensor] | None) -> Iterator[None]:
+    """Let the average, where there is one, stand in for the weights."""
+    raw = [weight.detach().clone() for weight in weights]
+    for weight, mean in zip(weights, weights if average is None else average, strict=True):
+        weight.data.copy_(mean)
+    try:
+        yield
+    finally:
+        for weight, own in zip(weights, raw, strict=True):
+            weight.data.copy_(own)
 
 
 def _park(pipe: Any, denoiser: torch.nn.Module) -> None:
@@ -247,26 +296,39 @@ def _chosen(count: int, settings: TrainSettings, step: int, place: int, processe
     return chosen
 
 
-def trained_share(scheduler: Any, share: float, steps: int = 1000) -> float:
+def trained_share(conditions: Conditions, share: float, steps: int = 1000) -> float:
     """The part of the training timesteps that lies above the branch point of a sampling run that shares `share` of its
     steps. Where sampling steps lie evenly among the training timesteps these are the same; a shifted flow spends more
-    of its steps on much noise."""
-    scheduler = copy.deepcopy(scheduler)
-    try:
-        scheduler.set_timesteps(steps)
-    except Exception:  # Flux wants the size of its pictures first: its base shift stands for it
-        scheduler.set_timesteps(steps, mu=scheduler.config.get("base_shift", 0.5))
+    of its steps on much noise, and how many depends on the size of the pictures: the pipeline itself is asked."""
+    pipe, scheduler = conditions.pipe, copy.deepcopy(conditions.pipe.scheduler)
+    with replaced(pipe, "scheduler", scheduler):
+        try:
+            Conditions(pipe, **conditions.arguments | {"num_inference_steps": steps}).of([""])
+        except Exception:  # a scheduler that makes no schedule of so many steps (LCM): its few lie evenly
+            return share
     timesteps = scheduler.timesteps
     branch = float(timesteps[min(len(timesteps) - 1, int(share * len(timesteps)))])
     return min(0.999, max(0.001, 1 - branch / scheduler.config.num_train_timesteps))
 
 
 def _digest(groups: Sequence[Sequence[Pair]]) -> str:
-    found = hashlib.sha256()
+    """Of captions and pictures: a picture that was changed has another size or time."""
+    found, known = hashlib.sha256(), dict[Pair, str]()
     for group in groups:
         for pair in group:
-            found.update(f"{pair.caption}\n{pair.image.name}\n".encode())
+            if pair not in known:
+                known[pair] = f"{pair.caption}\n{pair.image.name} {_stamp(pair.image)}\n"
+            found.update(known[pair].encode())
+        found.update(b"\n")
     return found.hexdigest()[:12]
+
+
+def _stamp(path: Path) -> str:
+    try:
+        state = path.stat()
+    except OSError as error:
+        raise CotrunkError(f"{path} cannot be read any more: make the groups anew with cotrunk dataset.") from error
+    return f"{state.st_size} {state.st_mtime_ns}"
 
 
 def _resume(
@@ -276,16 +338,20 @@ def _resume(
     denoiser: torch.nn.Module,
     optimiser: torch.optim.Optimizer,
     average: list[torch.Tensor] | None,
-    load: Callable[..., Any],
 ) -> int:
     """Take a checkpoint's state, where there is one. Returns the number of steps done."""
+    from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
+
     path = out / "checkpoint.pt"
     if not path.exists():
         return 0
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    known = state["run"]
-    for name, asked in run.items():
-        if name not in ("steps", "checkpoint_every", "tracker") and asked != known.get(name):
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        known = {**state["run"], **state["run"]["loss"]}
+    except Exception as error:  # cut off, or no checkpoint of ours: in the words of torch
+        raise CotrunkError(f"{path} is no checkpoint of cotrunk train: choose another folder.") from error
+    for name, asked in {**run, **run["loss"]}.items():
+        if name not in ("steps", "checkpoint_every", "tracker", "loss") and asked != known.get(name):
             raise CotrunkError(
                 f"{out} holds a training with another {name} ({known.get(name)}, not {asked}): "
                 "give the same to go on with it, or choose another folder."
@@ -293,7 +359,9 @@ def _resume(
     if run["steps"] < state["step"]:
         raise CotrunkError(f"{out} holds {state['step']} steps already: ask for as many or more.")
     try:
-        load(denoiser, state["lora"])
+        if state["lora"].keys() != get_peft_model_state_dict(denoiser).keys():
+            raise KeyError("layers")  # peft would leave out those it does not know
+        set_peft_model_state_dict(denoiser, state["lora"])
         optimiser.load_state_dict(state["optimiser"])
     except (KeyError, RuntimeError, ValueError) as error:
         raise CotrunkError(f"{path} is of another model or another configuration: choose another folder.") from error
@@ -307,7 +375,7 @@ def _resume(
 
 def _log(path: Path, step: Step) -> None:
     """One line a step; lines from beyond the checkpoint that a killed run went back to are written again."""
-    terms = {name: round(float(getattr(step.terms, name)), 6) for name in ("total", "shared", "target", "branch")}
+    terms = {name: round(float(getattr(step.terms, name)), 6) for name in TERMS}
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps({"step": step.number, **terms, "gradient": round(step.gradient, 6)}) + "\n")
 
@@ -327,7 +395,7 @@ def plot_losses(log: Path, path: Path) -> None:
     figure = new_figure(figsize=(8, 4), layout="constrained")
     axis = figure.subplots()
     width = max(1, len(lines) // 50)
-    for name in ("total", "shared", "target", "branch"):
+    for name in TERMS:
         values = np.array([line[name] for line in lines])
         if values.any():
             smooth = np.convolve(values, np.ones(width) / width, mode="valid")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from command import assert_refused, cotrunk, no_model
+from command import assert_refused, cotrunk, no_model, pixels
 from safetensors.torch import load_file
 from test_dataset import CAPTIONS, coco, folder_of
 from test_experiment import JUDGES
@@ -45,7 +45,7 @@ def test_what_is_left_out_of_a_set_is_said(tmp_path: Path) -> None:
 
 
 def test_training_then_evaluating(groups: Path, tmp_path: Path, tiny_model: pytest.MonkeyPatch) -> None:
-    settings = ("--steps", 2, "--batch", 2, "--rank", 2, "--height", 32, "--width", 32, "--checkpoint-every", 1)
+    settings = ("--steps", 2, "--batch", 2, "--rank", 2, "--height", 32, "--width", 16, "--checkpoint-every", 1)
     (tmp_path / "validation.txt").write_text("\n".join(CAPTIONS[:2]))
     settings += ("--validation", tmp_path / "validation.txt")
     loras = []
@@ -54,6 +54,7 @@ def test_training_then_evaluating(groups: Path, tmp_path: Path, tiny_model: pyte
         assert outcome.code == 0, outcome.err
         assert (tmp_path / objective / "losses.png").exists()
         assert {file.name for file in (tmp_path / objective / "validation").iterdir()} == {"000001.png", "000002.png"}
+        assert pixels(tmp_path / objective / "validation" / "000002.png").shape == (32, 2 * 16, 3)
         assert "The LoRA is" in outcome.out
         assert load_file(tmp_path / objective / "pytorch_lora_weights.safetensors")
         loras += ["--lora", f"{objective}={tmp_path / objective}"]
@@ -126,6 +127,7 @@ def test_tuning_then_generating(tmp_path: Path, tiny_model: pytest.MonkeyPatch) 
         (("train", "nothing", "--out", "lora"), "is no set of groups"),
         (("train", "nothing", "--out", "lora", "--share", 1.5), "share 1.5 is out of range"),
         (("train", "nothing", "--out", "lora", "--seed", -1), "seed -1 is out of range"),
+        (("train", "nothing", "--out", "lora", "--tracker", "paper"), "tracker 'paper' is unknown: use one of"),
         (("evaluate", "nothing", "--out", "results", "--lora", "sage"), "--lora 'sage' is no name and folder"),
         (("evaluate", "nothing", "--out", "results", "--shares", "0.2,2"), "--shares 0.2,2 are out of range"),
         (("evaluate", "nothing", "--out", "results", "--seeds", 0), "--seeds 0 is out of range"),

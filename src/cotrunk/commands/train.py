@@ -96,6 +96,7 @@ def train(
         width=width,
     )
     prompts = read_prompts(validation).prompts if validation is not None else []
+    sizes: dict[str, Any] = {name: value for name, value in (("height", height), ("width", width)) if value is not None}
     found, _ = read_groups(Path(groups))
     with err.status(f"Loading {escape(model)}"):
         pipe = load_pipeline(model, "cpu", dtype)  # accelerate moves it where it belongs
@@ -117,7 +118,7 @@ def train(
             plot_losses(out_dir / "losses.jsonl", out_dir / "losses.png")
             if prompts:
                 progress.update(task, description="Drawing the validation prompts")
-                _draw(pipe, prompts, share, out_dir / "validation" / f"{step:06d}.png")
+                _draw(pipe, prompts, share, sizes, out_dir / "validation" / f"{step:06d}.png")
 
         try:
             file = run(pipe, found, settings, out_dir, on_step=show, on_encoded=encoded, on_checkpoint=checkpoint)
@@ -127,14 +128,14 @@ def train(
     out.print(f"The LoRA is {escape(str(file))}", soft_wrap=True)
 
 
-def _draw(pipe: Any, prompts: list[str], share: float, path: Path) -> None:
+def _draw(pipe: Any, prompts: list[str], share: float, sizes: dict[str, Any], path: Path) -> None:
     """A row of pictures that share their early steps, as they will be used."""
     from PIL import Image
 
     from ..generation import generate
     from ..sharing import Sharing
 
-    made = generate(pipe, prompts, sharing=Sharing(share=share, similarity=0.3), num_inference_steps=20)
+    made = generate(pipe, prompts, sharing=Sharing(share=share, similarity=0.3), num_inference_steps=20, **sizes)
     width, height = made.images[0].size
     row = Image.new("RGB", (width * len(prompts), height))
     for number, picture in enumerate(made.images):

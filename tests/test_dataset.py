@@ -1,14 +1,16 @@
 """Captioned pictures become groups: every source, every broken picture, what is written."""
 
 import json
+import re
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from cotrunk import CotrunkError
 from cotrunk.embedding import Encoder
@@ -59,7 +61,7 @@ def words(captions: Any) -> np.ndarray:
 
 
 ENCODER = Encoder("words", words)
-SETTINGS = GroupSettings(low=0.4, high=0.9)
+SETTINGS = GroupSettings(similarity_min=0.4, similarity_max=0.9)
 
 
 @pytest.mark.parametrize("form", ["jsonl", "csv", "coco"])
@@ -129,6 +131,91 @@ def test_sources_that_are_none_are_named(tmp_path: Path, source: str, said: str)
         (tmp_path / name / "metadata.jsonl").write_text(json.dumps(entry))
     with pytest.raises(CotrunkError, match=said):
         read_pairs(str(tmp_path / source))
+
+
+COCO: dict[str, Any] = {
+    "images": [{"id": 1, "file_name": "1.png"}],
+    "annotations": [{"id": 1, "image_id": 1, "caption": "a dog"}],
+}
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "said"),
+    [
+        ("metadata.csv", "text,file_name\na dog\n", "metadata.csv, entry 1 has no usable file_name"),
+        ("metadata.csv", "file_name,text\n1.png,a dog, alone\n", "entry 1 does not have the columns of a table"),
+        ("metadata.csv", 'file_name,text\n1.png,"a dog\n', "is a broken table"),
+        ("metadata.csv", "file_name,text\n1.png,caf\u00e9\n".encode("latin-1"), "metadata.csv is not UTF-8"),
+        ("metadata.jsonl", '"a dog"\n', "entry 1 does not have the columns of a table"),
+        ("metadata.jsonl", '{"file_name": 1, "text": "a dog"}\n', "entry 1 has no usable file_name"),
+        ("metadata.jsonl", '{"file_name": "1.png", "text": 1}\n', "the prompt is of type int"),
+        ("metadata.jsonl", b'{"file_name": "1.png", "text": "\xe9"}\n', "metadata.jsonl is not UTF-8"),
+        ("a.json", COCO | {"annotations": [{"image_id": 1, "caption": "a dog"}]}, "annotation 1 has no usable id"),
+        ("a.json", COCO | {"annotations": [{"id": 1, "caption": "a dog"}]}, "annotation 1 has no usable image_id"),
+        ("a.json", COCO | {"annotations": ["a dog"]}, "annotation 1 has no usable id"),
+        ("a.json", COCO | {"images": [{"id": 1}]}, "image 1 has no usable file_name"),
+        ("a.json", COCO | {"images": [{"file_name": "1.png"}]}, "image 1 has no usable id"),
+        ("a.json", COCO | {"images": 1}, "is not in COCO's form"),
+        ("a.json", b'{"images": "\xe9"}', "a.json is not UTF-8"),
+    ],
+)
+def test_bad_entries_are_named(tmp_path: Path, file: str, content: Any, said: str) -> None:
+    path = tmp_path / file
+    text = json.dumps(content) if isinstance(content, dict) else content
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(CotrunkError, match=re.escape(said)):
+        read_pairs(str(path if file.endswith("a.json") else tmp_path))
+
+
+class Rows:
+    """A dataset of the hub as its library gives it: pictures are decoded when a row is asked for."""
+
+    column_names = ("image", "captions")
+
+    def __init__(self, images: list[Any]) -> None:
+        self.images = images
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, number: int) -> dict[str, Any]:
+        if isinstance(self.images[number], Exception):
+            raise self.images[number]
+        return {"image": self.images[number], "captions": [CAPTIONS[number], "not this one"]}
+
+
+def test_rows_of_the_hub_without_a_usable_picture_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = Image.new("L", (8, 8))
+    (tmp_path / "cut.png").write_bytes(picture(tmp_path / "whole.png").read_bytes()[:50])
+    cut = Image.open(tmp_path / "cut.png")
+    rows = Rows([whole, None, UnidentifiedImageError("no picture"), cut, whole])
+    library = SimpleNamespace(load_dataset=lambda name, split: rows if (name, split) == ("some/set", "test") else None)
+    monkeypatch.setitem(sys.modules, "datasets", library)
+    found = read_pairs("some/set:test", export=tmp_path / "images")
+    assert [pair.caption for pair in found.pairs] == [CAPTIONS[0], CAPTIONS[4]]
+    assert all(Image.open(pair.image).mode == "RGB" for pair in found.pairs)
+    assert found.unusable == {
+        "some/set:test, row 1": "it has no picture",
+        "some/set:test, row 2": "it is no readable picture (UnidentifiedImageError)",
+        "some/set:test, row 3": "it is no readable picture (OSError)",
+    }
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"similarity_min": 0.9}, "similarity_min 0.9 and similarity_max 0.9 are no range"),
+        ({"min_group": 1}, "min_group 1 is out of range: use a whole number of 2 or more"),
+        ({"min_group": 4, "max_group": 3}, "max_group 3 is out of range: use a whole number of 4 or more"),
+        ({"per_caption": 0}, "per_caption 0 is out of range: use a whole number of 1 or more"),
+        ({"max_groups": 0}, "max_groups 0 is out of range"),
+        ({"max_groups": -1}, "max_groups -1 is out of range"),
+        ({"seed": -1}, "seed -1 is out of range"),
+    ],
+)
+def test_settings_out_of_range_are_named(changed: dict[str, Any], said: str) -> None:
+    with pytest.raises(CotrunkError, match=said):
+        GroupSettings(**changed)
 
 
 def test_captions_that_have_nothing_in_common_are_said(tmp_path: Path) -> None:

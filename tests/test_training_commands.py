@@ -123,6 +123,9 @@ def test_tuning_then_generating(tmp_path: Path, tiny_model: pytest.MonkeyPatch) 
     [
         (("dataset", "in"), "Where to?"),
         (("dataset", "in", "--out", "set", "--similarity-min", 0.9, "--similarity-max", 0.6), "are no range"),
+        (("dataset", "in", "--out", "set", "--min-group", 1), "min_group 1 is out of range"),
+        (("dataset", "in", "--out", "set", "--per-caption", 0), "per_caption 0 is out of range"),
+        (("dataset", "in", "--out", "set", "--max-groups", -1), "max_groups -1 is out of range"),
         (("dataset", "in", "--out", "set", "--encoder", "pipeline"), "--encoder pipeline needs a pipeline"),
         (("train", "nothing", "--out", "lora"), "is no set of groups"),
         (("train", "nothing", "--out", "lora", "--share", 1.5), "share 1.5 is out of range"),

@@ -50,11 +50,6 @@ def dataset(
     from ..training.dataset import GroupSettings, build_groups, read_pairs
 
     settings = GroupSettings(similarity_min, similarity_max, min_group, max_group, per_caption, max_groups, seed)
-    if not -1 <= similarity_min < similarity_max <= 1:
-        raise CotrunkError(
-            f"--similarity-min {similarity_min} and --similarity-max {similarity_max} are no range: give two cosines, "
-            "the smaller one first."
-        )
     if encoder == "pipeline":
         raise CotrunkError("--encoder pipeline needs a pipeline: use minilm, or a model of sentence-transformers.")
     with err.status("Reading captions and pictures") as status:

@@ -20,6 +20,7 @@ from PIL import Image
 from ..embedding import Encoder
 from ..errors import CotrunkError
 from ..files import write_bytes, write_text
+from ..hub import first_line
 from ..prompts import checked
 from .cliques import sample_cliques, similarity_graph
 
@@ -27,6 +28,7 @@ CAPTIONS = ("text", "caption", "prompt", "captions")  # what a table may call th
 NAMED = 5  # pictures that cannot be read are named up to here, then counted
 
 Progress = Callable[[str, int, int], None]  # what is done, how much of it, of how much
+Unusable = tuple[str, str]  # a picture by its name, and why it cannot be used
 
 
 @dataclass(frozen=True)
@@ -50,20 +52,38 @@ class GroupSettings:
     """How captions become groups.
 
     Attributes:
-        low, high: tau_min and tau_max, the range of cosines inside a group; 0.6 and 0.9 in Table 1 of the paper.
-        smallest, largest: captions in a group.
+        similarity_min, similarity_max: tau_min and tau_max, the range of cosines inside a group; 0.6 and 0.9 in Table 1
+            of the paper.
+        min_group, max_group: captions in a group.
         per_caption: most groups whose first member a caption is.
-        in_all: most groups; None: no limit.
+        max_groups: most groups; None: no limit.
         seed: of what is drawn where there are more.
+
+    Raises:
+        CotrunkError: a value out of its range.
     """
 
-    low: float = 0.6
-    high: float = 0.9
-    smallest: int = 2
-    largest: int = 5
+    similarity_min: float = 0.6
+    similarity_max: float = 0.9
+    min_group: int = 2
+    max_group: int = 5
     per_caption: int = 4
-    in_all: int | None = None
+    max_groups: int | None = None
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not -1 <= self.similarity_min < self.similarity_max <= 1:
+            raise CotrunkError(
+                f"similarity_min {self.similarity_min} and similarity_max {self.similarity_max} are no range: give two "
+                "cosines, the smaller one first."
+            )
+        least = {"min_group": 2, "max_group": self.min_group, "per_caption": 1, "max_groups": 1, "seed": 0}
+        for name, low in least.items():
+            value = getattr(self, name)
+            if value is None and name == "max_groups":
+                continue
+            if isinstance(value, bool) or not isinstance(value, int) or value < low:
+                raise CotrunkError(f"{name} {value!r} is out of range: use a whole number of {low} or more.")
 
 
 def read_pairs(source: str, images: Path | None = None, export: Path | None = None) -> Pairs:
@@ -80,6 +100,7 @@ def read_pairs(source: str, images: Path | None = None, export: Path | None = No
         CotrunkError: a source that is none of these, or in which nothing can be used.
     """
     path = Path(source)
+    found: Iterator[Pair | Unusable]
     if path.is_file() and path.suffix == ".json":
         found = _coco(path, images or path.parent)
     elif path.is_dir():
@@ -90,12 +111,16 @@ def read_pairs(source: str, images: Path | None = None, export: Path | None = No
         )
     else:
         found = _hub(source, export or Path("images"))
-    pairs, unusable = [], {}
-    for pair in found:
-        if why := _wrong(pair):
-            unusable[str(pair.image)] = why
+    pairs: list[Pair] = []
+    unusable: dict[str, str] = {}
+    for item in found:
+        if not isinstance(item, Pair):
+            name, why = item
+            unusable[name] = why
+        elif wrong := _wrong(item):
+            unusable[str(item.image)] = wrong
         else:
-            pairs.append(pair)
+            pairs.append(item)
     if not pairs:
         named = "; ".join(f"{name}: {why}" for name, why in list(unusable.items())[:NAMED])
         raise CotrunkError(f"{source} holds no captioned picture that can be used ({named or 'it is empty'}).")
@@ -118,21 +143,24 @@ def build_groups(
     """
     vectors = encoder.encode([pair.caption for pair in pairs])
     graph = similarity_graph(
-        vectors, settings.low, settings.high, progress=lambda done: progress("Comparing captions", done, len(pairs))
+        vectors,
+        settings.similarity_min,
+        settings.similarity_max,
+        progress=lambda done: progress("Comparing captions", done, len(pairs)),
     )
     cliques = sample_cliques(
         graph.neighbours,
-        smallest=settings.smallest,
-        largest=settings.largest,
+        smallest=settings.min_group,
+        largest=settings.max_group,
         per_caption=settings.per_caption,
-        in_all=settings.in_all,
+        in_all=settings.max_groups,
         seed=settings.seed,
         progress=lambda done: progress("Grouping captions", done, len(pairs)),
     )
     if not cliques.groups:
         raise CotrunkError(
-            f"No two of the {len(pairs)} captions have a similarity between {settings.low:g} and {settings.high:g} "
-            f"for {encoder.name}: lower the smaller number, or take more pictures."
+            f"No two of the {len(pairs)} captions have a similarity between {settings.similarity_min:g} and "
+            f"{settings.similarity_max:g} for {encoder.name}: lower the smaller number, or take more pictures."
         )
     similarities = [_similarities(vectors, group) for group in cliques.groups]
     sizes = Counter(map(len, cliques.groups))
@@ -179,41 +207,51 @@ def _wrong(pair: Pair) -> str | None:
 
 
 def _coco(path: Path, images: Path) -> Iterator[Pair]:
-    content = _json(path.read_text(encoding="utf-8"), path)
-    if not isinstance(content, dict) or not {"images", "annotations"} <= content.keys():
+    content = _json(_text(path), path)
+    if not isinstance(content, dict) or not all(isinstance(content.get(n), list) for n in ("images", "annotations")):
         raise CotrunkError(f"{path} is not in COCO's form: it needs the lists images and annotations.")
-    captions: dict[Any, tuple[Any, str]] = {}
-    for annotation in content["annotations"]:
-        known = captions.get(annotation.get("image_id"))
-        if "caption" in annotation and (known is None or annotation["id"] < known[0]):
+    captions: dict[int | str, tuple[int, Any]] = {}
+    for number, annotation in enumerate(content["annotations"], 1):
+        if isinstance(annotation, dict) and "caption" not in annotation:
+            continue  # of boxes, say
+        _needs(annotation, f"{path}, annotation {number}", id=int, image_id=int | str)
+        known = captions.get(annotation["image_id"])
+        if known is None or annotation["id"] < known[0]:
             captions[annotation["image_id"]] = (annotation["id"], annotation["caption"])
-    for image in content["images"]:
-        if image["id"] in captions:
-            caption = checked(captions[image["id"]][1] or "", f"{path}, picture {image['id']}")
-            yield Pair(" ".join(caption.split()), images / image["file_name"])
-        else:
-            yield Pair("", images / image["file_name"])  # to be counted among what cannot be used
+    for number, image in enumerate(content["images"], 1):
+        _needs(image, f"{path}, image {number}", id=int | str, file_name=str)
+        _, caption = captions.get(image["id"], (0, ""))  # one without a caption is counted among what cannot be used
+        text = checked(caption or "", f"{path}, picture {image['id']}")
+        yield Pair(" ".join(text.split()), images / image["file_name"])
 
 
 def _folder(folder: Path) -> Iterator[Pair]:
     lines, table = folder / "metadata.jsonl", folder / "metadata.csv"
-    if lines.exists():
-        text = lines.read_text(encoding="utf-8")
-        entries = [_json(line, f"{lines}, line {i}") for i, line in enumerate(text.splitlines(), 1) if line.strip()]
-    elif table.exists():
-        entries = list(csv.DictReader(io.StringIO(table.read_text(encoding="utf-8-sig"))))
-    else:
+    path = lines if lines.exists() else table
+    if not path.exists():
         raise CotrunkError(f"{folder} has no metadata.jsonl or metadata.csv: it needs one with file_name and text.")
+    text = _text(path)
+    if path is lines:
+        found = enumerate(text.split("\n"), 1)
+        entries = [_json(line, f"{path}, line {number}") for number, line in found if line.strip()]
+    else:
+        try:
+            entries = list(csv.DictReader(io.StringIO(text, newline=""), strict=True))
+        except csv.Error as error:
+            raise CotrunkError(f"{path} is a broken table ({error}): mend it.") from error
     for number, entry in enumerate(entries, 1):
-        where = f"{lines if lines.exists() else table}, entry {number}"
+        where = f"{path}, entry {number}"
+        if not isinstance(entry, dict) or None in entry:  # where DictReader puts what has no column
+            raise CotrunkError(f"{where} does not have the columns of a table: mend it.")
         name = next((column for column in CAPTIONS if column in entry), None)
         if "file_name" not in entry or name is None:
             raise CotrunkError(f"{where} needs file_name and one of {', '.join(CAPTIONS)}; it has {', '.join(entry)}.")
+        _needs(entry, where, file_name=str)
         caption = entry[name][0] if isinstance(entry[name], list) and entry[name] else entry[name]
         yield Pair(checked(caption or "", where), folder / entry["file_name"])
 
 
-def _hub(source: str, export: Path) -> Iterator[Pair]:
+def _hub(source: str, export: Path) -> Iterator[Pair | Unusable]:
     try:
         import datasets
     except ImportError as error:
@@ -224,9 +262,9 @@ def _hub(source: str, export: Path) -> Iterator[Pair]:
     try:
         rows = datasets.load_dataset(name, split=split or "train")
     except Exception as error:  # no network, no such dataset, no such split
-        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        why = first_line(error)
         raise CotrunkError(
-            f"There is no file or folder {source}, and no dataset of that name was loaded ({first})."
+            f"There is no file or folder {source}, and no dataset of that name was loaded ({why})."
         ) from error
     column = next((column for column in CAPTIONS if column in rows.column_names), None)
     if "image" not in rows.column_names or column is None:
@@ -234,13 +272,37 @@ def _hub(source: str, export: Path) -> Iterator[Pair]:
     # a folder for each dataset, split and version: names of files are numbers of rows
     export = export / re.sub(r"[^A-Za-z0-9]+", "-", f"{source}-{getattr(rows, '_fingerprint', '')}")
     export.mkdir(parents=True, exist_ok=True)
-    for number, row in enumerate(rows):
-        file = export / f"{number:07d}.png"
+    for number in range(len(rows)):
+        where, file = f"{source}, row {number}", export / f"{number:07d}.png"
+        try:
+            row = rows[number]  # decodes the picture
+            picture = row["image"] if row["image"] is None else row["image"].convert("RGB")
+        except Exception as error:  # whatever a broken picture makes Pillow say
+            yield where, f"it is no readable picture ({type(error).__name__})"
+            continue
+        if picture is None:
+            yield where, "it has no picture"
+            continue
         if not file.exists():
-            picture = row["image"].convert("RGB")
             write_bytes(file, functools.partial(picture.save, format="PNG"))
         caption = next(iter(row[column]), "") if isinstance(row[column], list) else row[column]
-        yield Pair(checked(caption or "", f"{source}, row {number}"), file)
+        yield Pair(checked(caption or "", where), file)
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise CotrunkError(f"{path} cannot be read ({error.strerror}): check its permissions.") from error
+    except UnicodeDecodeError as error:
+        raise CotrunkError(f"{path} is not UTF-8: save it as UTF-8.") from error
+
+
+def _needs(entry: Any, where: str, **kinds: Any) -> None:
+    """That an entry of a file has values of these types under these names."""
+    for name, kind in kinds.items():
+        if not isinstance(entry, dict) or not isinstance(entry.get(name), kind):
+            raise CotrunkError(f"{where} has no usable {name}: mend it.")
 
 
 def _json(text: str, where: object) -> Any:

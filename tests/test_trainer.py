@@ -143,12 +143,15 @@ def test_a_training_goes_on_with_its_own_model_and_pictures_alone(groups: list[l
     with pytest.raises(CotrunkError, match="holds a training with another model"):
         train(sd_with_text().pipe.to(torch.bfloat16), groups, QUICK, tmp_path / "one")
     kept = groups[0][0].image.read_bytes()
-    groups[0][0].image.write_bytes(kept + b" ")
+    groups[0][0].image.write_bytes(kept + b" ")  # a picture still, and another file
     with pytest.raises(CotrunkError, match="holds a training with another data"):
         trained(groups, tmp_path / "one")
-    assert len(list((tmp_path / "one").glob("encoded-*"))) == 6
-    groups[0][0].image.write_bytes(kept)
-    trained(groups, tmp_path / "other")
+    assert len(list((tmp_path / "one").glob("encoded-*"))) == 1  # it is noticed before anything is encoded
+    (tmp_path / "one" / "checkpoint.pt").unlink()
+    pipe = sd_with_text().pipe
+    next(pipe.text_encoder.parameters()).data.mul_(2)
+    train(pipe, groups, QUICK, tmp_path / "one")
+    assert len(list((tmp_path / "one").glob("encoded-*"))) == 2
     elsewhere = [[Pair(pair.caption, tmp_path / "gone.png") for pair in group] for group in groups]
     with pytest.raises(CotrunkError, match=r"gone\.png cannot be read any more"):
         trained(elsewhere, tmp_path / "one")

@@ -153,6 +153,7 @@ def train(
     run = {"pipeline": type(pipe).__name__, "model": model_digest(pipe), "data": _digest(groups)}
     run |= {"processes": accelerator.num_processes, **json.loads(json.dumps(asdict(settings)))}
     folder = out / f"encoded-{run['data']}-{run['model']}-{size[0]}x{size[1]}"
+    state = _checkpoint(out, run)  # before encoding, which may take hours
     if accelerator.is_main_process:
         encode(pipe, conditions, groups, size, folder, on_encoded)
     accelerator.wait_for_everyone()
@@ -175,7 +176,7 @@ def train(
         weight.data = weight.data.float()  # what is trained stays exact, whatever the model's own type
     optimiser = torch.optim.AdamW(weights, lr=settings.learning_rate, fused=True)
     average = None if settings.ema is None else [weight.detach().clone() for weight in weights]
-    first = _resume(out, run, accelerator, denoiser, optimiser, average)
+    first = 0 if state is None else _resume(state, out, accelerator, denoiser, optimiser, average)
     prepared, optimiser = accelerator.prepare(denoiser, optimiser)
     conditions.model = prepared
     timesteps = torch.tensor(schedule.timesteps, device=accelerator.device)
@@ -200,7 +201,7 @@ def train(
                 named = moved(moved(named, accelerator.device), denoiser.dtype)
                 terms = sage_loss(denoise, latents, named, members, schedule, loss, generator)
                 accelerator.backward(terms.total)
-                passes.append(terms)
+                passes.append(replace(terms, total=terms.total.detach()))
                 norm = accelerator.clip_grad_norm_(weights, settings.clip) if accelerator.sync_gradients else 0.0
                 optimiser.step()
                 optimiser.zero_grad(set_to_none=True)
@@ -248,7 +249,7 @@ def _check_tracker(name: str) -> None:
 
 
 def _mean(passes: Sequence[Terms]) -> Terms:
-    return Terms(*(torch.stack([getattr(terms, name).detach() for terms in passes]).mean() for name in TERMS))
+    return Terms(*(torch.stack([getattr(terms, name) for terms in passes]).mean() for name in TERMS))
 
 
 @contextmanager
@@ -331,20 +332,11 @@ def _stamp(path: Path) -> str:
     return f"{state.st_size} {state.st_mtime_ns}"
 
 
-def _resume(
-    out: Path,
-    run: dict[str, Any],
-    accelerator: Any,
-    denoiser: torch.nn.Module,
-    optimiser: torch.optim.Optimizer,
-    average: list[torch.Tensor] | None,
-) -> int:
-    """Take a checkpoint's state, where there is one. Returns the number of steps done."""
-    from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
-
+def _checkpoint(out: Path, run: dict[str, Any]) -> dict[str, Any] | None:
+    """The checkpoint of this very run; None where there is none."""
     path = out / "checkpoint.pt"
     if not path.exists():
-        return 0
+        return None
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
         known = {**state["run"], **state["run"]["loss"]}
@@ -358,13 +350,29 @@ def _resume(
             )
     if run["steps"] < state["step"]:
         raise CotrunkError(f"{out} holds {state['step']} steps already: ask for as many or more.")
+    return state
+
+
+def _resume(
+    state: dict[str, Any],
+    out: Path,
+    accelerator: Any,
+    denoiser: torch.nn.Module,
+    optimiser: torch.optim.Optimizer,
+    average: list[torch.Tensor] | None,
+) -> int:
+    """Take a checkpoint's state. Returns the number of steps done."""
+    from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
+
     try:
         if state["lora"].keys() != get_peft_model_state_dict(denoiser).keys():
             raise KeyError("layers")  # peft would leave out those it does not know
         set_peft_model_state_dict(denoiser, state["lora"])
         optimiser.load_state_dict(state["optimiser"])
     except (KeyError, RuntimeError, ValueError) as error:
-        raise CotrunkError(f"{path} is of another model or another configuration: choose another folder.") from error
+        raise CotrunkError(
+            f"{out / 'checkpoint.pt'} is of another model or another configuration: choose another folder."
+        ) from error
     if accelerator.scaler is not None and "scaler" in state:
         accelerator.scaler.load_state_dict(state["scaler"])
     if average is not None:

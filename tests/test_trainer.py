@@ -1,6 +1,7 @@
 """Training a LoRA: exact resume, every family of denoisers, what is written, what is refused."""
 
 import json
+import os
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -142,11 +143,15 @@ def test_a_training_goes_on_with_its_own_model_and_pictures_alone(groups: list[l
             train(pipe, groups, QUICK, tmp_path / "one")
     with pytest.raises(CotrunkError, match="holds a training with another model"):
         train(sd_with_text().pipe.to(torch.bfloat16), groups, QUICK, tmp_path / "one")
-    kept = groups[0][0].image.read_bytes()
-    groups[0][0].image.write_bytes(kept + b" ")  # a picture still, and another file
+    path = groups[0][0].image
+    kept, times = path.read_bytes(), (path.stat().st_atime_ns, path.stat().st_mtime_ns)
+    path.write_bytes(kept + b" ")  # a picture still, and another file
     with pytest.raises(CotrunkError, match="holds a training with another data"):
         trained(groups, tmp_path / "one")
     assert len(list((tmp_path / "one").glob("encoded-*"))) == 1  # it is noticed before anything is encoded
+    path.write_bytes(kept)
+    os.utime(path, ns=times)
+    trained(groups, tmp_path / "one")
     (tmp_path / "one" / "checkpoint.pt").unlink()
     pipe = sd_with_text().pipe
     next(pipe.text_encoder.parameters()).data.mul_(2)

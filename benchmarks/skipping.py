@@ -32,7 +32,7 @@ import torch
 from rivals import deep_cache, first_block_cache, mag_cache, merged_tokens, taylor_seer
 
 from cotrunk import Skipping, generate
-from cotrunk.evaluation.experiment import weights_digest
+from cotrunk.evaluation.identity import weights_digest
 from cotrunk.evaluation.metrics import frechet_distance
 from cotrunk.evaluation.networks import EfficientNetLite0
 from cotrunk.models import load_pipeline, set_scheduler

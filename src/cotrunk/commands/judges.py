@@ -6,8 +6,6 @@ from typing import Any
 from ..errors import CotrunkError
 
 NETWORKS = "Networks"
-
-
 EMBEDDED = ("mini", "mini-dit")  # models whose pictures are emoji
 
 

@@ -8,7 +8,7 @@ from rich.markup import escape
 from ..errors import CotrunkError
 from .console import err, out
 from .inputs import out_folder, prompts_of
-from .judges import NETWORKS, judges_of
+from .judges import NETWORKS, alignment_for, judges_of
 from .options import (
     MACHINE,
     OUTPUT,
@@ -89,8 +89,7 @@ def tune(
         texts = texts[start : start + sample]
     with err.status(f"Loading {escape(model)}"):
         pipe = load_pipeline(model, device, dtype, lora=lora, scheduler=scheduler)
-        own = "emoji" if model in ("mini", "mini-dit") else "clip"  # who knows emoji knows nothing else
-        judges = judges_of(features, "lite0", alignment or own, str(pipe.device))
+        judges = judges_of(features, "lite0", alignment or alignment_for(model), str(pipe.device))
     arguments = {"guidance_scale": guidance}
     with Progress(SpinnerColumn(), TextColumn("{task.description}"), console=err) as progress:
         task = progress.add_task(f"The reference: {steps} independent steps, twice", total=None)

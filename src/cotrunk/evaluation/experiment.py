@@ -21,6 +21,7 @@ from ..models import load_lora
 from ..plan import Branch, Plan, leaf
 from ..waves import WAVE
 from . import metrics
+from .identity import scheduler_facts, weights_digest
 from .networks import AlignmentNetwork, FeatureNetwork, PerceptualNetwork
 
 SHOWN = 8  # pictures of a cell that are kept to look at
@@ -113,7 +114,7 @@ class Experiment:
         self.groups = [list(range(end - len(group), end)) for group, end in zip(groups, ends, strict=True)]
         self.arguments = {"guidance_scale": guidance, **(arguments or {})}
         denoiser = pipe.unet if hasattr(pipe, "unet") else pipe.transformer
-        facts = [self.prompts, self.groups, self.arguments, _settings_of(pipe.scheduler), weights_digest(denoiser)]
+        facts = [self.prompts, self.groups, self.arguments, scheduler_facts(pipe.scheduler), weights_digest(denoiser)]
         self.mark = hashlib.sha256(json.dumps(facts, default=str, sort_keys=True).encode()).hexdigest()[:12]
         self.lora_marks = {name: "" if path is None else _file_digest(path) for name, path in loras.items()}
         self._agreed: set[Cell] = set()  # cells in which these networks were found to see what is written down
@@ -286,23 +287,6 @@ def _alike(now: torch.Tensor, then: torch.Tensor) -> bool:
     if now.shape[1:] != then.shape[1:]:
         return False
     return torch.allclose(now.double(), then[: len(now)], rtol=0.01, atol=0.01 * float(then.abs().max()))
-
-
-def _settings_of(scheduler: Any) -> dict[str, Any]:
-    """What a scheduler is and was set to. What diffusers notes beside it is in no order: `_use_default_values` is a
-    list made of a set."""
-    own = {name: value for name, value in scheduler.config.items() if not name.startswith("_")}
-    return {"class": type(scheduler).__name__, **own}
-
-
-def weights_digest(module: torch.nn.Module) -> str:
-    """What tells these weights from others: a sample of every tensor."""
-    found = hashlib.sha256()
-    for name, tensor in module.state_dict().items():
-        flat = tensor.detach().flatten()
-        some = flat[:: max(1, len(flat) // 64)].float().cpu()
-        found.update(name.encode() + some.numpy().tobytes())
-    return found.hexdigest()[:12]
 
 
 def _file_digest(path: Path) -> str:

@@ -1,14 +1,13 @@
-"""Train the autoencoder of the embedded model: 64 x 64 pictures <-> 8 x 8 x 16 latents.
+"""Train the autoencoder of the embedded model: 128 x 128 pictures <-> 16 x 16 x 16 latents.
 
-    python autoencoder.py --build build --steps 2800
+    python autoencoder.py --build build --steps 3600
 
 Resumes by itself from `build/autoencoder.ckpt`; the finished model, its latents standardised per channel, goes
-to `build/autoencoder/` in diffusers' format.
+to `build/autoencoder/` in diffusers' format. `--factor 16` makes its rival, 8 x 8 x 32 latents.
 """
 
 import argparse
 import json
-import time
 from pathlib import Path
 
 import numpy as np
@@ -16,43 +15,57 @@ import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL
 
-from training import Average, autocast, device, faster_precision, learning_rate, save
+from captions import digest, read_lines
+from perceptual import Perceptual
+from training import autocast, device, train
 
 SEED = 0
-# norm_num_groups=4: with 16 groups on 16 channels every channel would lose its mean, and the picture its colours
-CONFIG = {
-    "block_out_channels": (16, 48, 96, 128),
-    "down_block_types": ("DownEncoderBlock2D",) * 4,
-    "up_block_types": ("UpDecoderBlock2D",) * 4,
-    "latent_channels": 16,
-    "layers_per_block": 1,
-    "norm_num_groups": 4,
-    "scaling_factor": 1.0,
-}
+DECAY = 0.998  # of the averaged weights
+# pixels a side of one latent -> widths, latent channels
+SHAPES = {8: ((16, 32, 96, 160), 16), 16: ((16, 32, 64, 128, 128), 32)}
+
+
+def config(factor: int, size: int) -> dict:
+    widths, channels = SHAPES[factor]
+    return {
+        "block_out_channels": widths,
+        "down_block_types": ("DownEncoderBlock2D",) * len(widths),
+        "up_block_types": ("UpDecoderBlock2D",) * len(widths),
+        "latent_channels": channels,
+        "layers_per_block": 1,
+        # with 16 groups on 16 channels every channel would lose its mean, and the picture its colours
+        "norm_num_groups": 4,
+        "sample_size": size,
+        "scaling_factor": 1.0,
+    }
 
 
 def load_pictures(build: Path) -> torch.Tensor:
-    """All pictures as float (n, 3, size, size) in [-1, 1]."""
-    array = np.load(build / "pictures.npz")["pictures"]
-    return torch.from_numpy(array).permute(0, 3, 1, 2).float() / 127.5 - 1
+    """All pictures, copies in other colours too, as bytes (n, 3, size, size)."""
+    return torch.from_numpy(np.load(build / "pictures.npz")["pictures"]).permute(0, 3, 1, 2).contiguous()
 
 
-def held_out(n: int) -> torch.Tensor:
-    """Boolean mask (n,) of the 5 % of pictures that the autoencoder never sees."""
-    return torch.rand(n, generator=torch.Generator().manual_seed(SEED)) < 0.05
+def as_float(pictures: torch.Tensor) -> torch.Tensor:
+    """Bytes -> [-1, 1], on the device."""
+    return pictures.to(device()).float() / 127.5 - 1
+
+
+def held_out(build: Path) -> torch.Tensor:
+    """Boolean mask (n,) of the pictures that no training of this recipe sees."""
+    return torch.tensor([line["held_out"] for line in read_lines(build)])
 
 
 def augment(batch: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Mirror half of the pictures and shift each by up to 4 pixels on white."""
+    """Mirror half of the pictures and shift each by up to 8 pixels on white."""
     n, _, height, width = batch.shape
     flip = torch.rand(n, generator=generator) < 0.5
     batch = torch.where(flip[:, None, None, None], batch.flip(-1), batch)
-    padded = F.pad(batch, (4, 4, 4, 4), value=1.0)
-    shifts = torch.randint(0, 9, (n, 2), generator=generator).tolist()
+    padded = F.pad(batch, (8, 8, 8, 8), value=255)
+    shifts = torch.randint(0, 17, (n, 2), generator=generator).tolist()
     return torch.stack([padded[i, :, y : y + height, x : x + width] for i, (y, x) in enumerate(shifts)])
 
 
-def reconstruction_loss(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+def pixel_loss(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     """L1 + L2 + L1 of the picture gradients at two scales, which keeps outlines and eyes sharp."""
     loss = F.l1_loss(output, target) + 2 * F.mse_loss(output, target)
     for scale in (1, 2):
@@ -66,10 +79,10 @@ def reconstruction_loss(output: torch.Tensor, target: torch.Tensor) -> torch.Ten
 def psnr(model: AutoencoderKL, pictures: torch.Tensor) -> float:
     """Mean PSNR in dB of the reconstructions, values clipped to the picture range."""
     errors = []
-    for batch in pictures.split(64):
-        batch = batch.to(device())
-        output = model.decode(model.encode(batch).latent_dist.mode()).sample.clamp(-1, 1)
-        errors.append(((output - batch) / 2).square().mean(dim=(1, 2, 3)))
+    for batch in pictures.split(32):
+        target = as_float(batch)
+        output = model.decode(model.encode(target).latent_dist.mode()).sample.clamp(-1, 1)
+        errors.append(((output - target) / 2).square().mean(dim=(1, 2, 3)))
     return float((-10 * torch.log10(torch.cat(errors))).mean())
 
 
@@ -77,7 +90,7 @@ def psnr(model: AutoencoderKL, pictures: torch.Tensor) -> float:
 def standardise(model: AutoencoderKL, pictures: torch.Tensor) -> None:
     """Fold the per-channel mean and deviation of the latents into the two 1 x 1 convolutions around them, so that
     every latent channel has mean 0 and deviation 1 and a stock pipeline needs no constants."""
-    latents = torch.cat([model.encode(b.to(device())).latent_dist.mode() for b in pictures.split(64)])
+    latents = torch.cat([model.encode(as_float(b)).latent_dist.mode() for b in pictures.split(32)])
     mean, std = latents.mean(dim=(0, 2, 3)), latents.std(dim=(0, 2, 3))
     channels = len(mean)
     quant, post = model.quant_conv, model.post_quant_conv
@@ -91,67 +104,48 @@ def standardise(model: AutoencoderKL, pictures: torch.Tensor) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--build", type=Path, default=Path(__file__).parent / "build")
-    parser.add_argument("--steps", type=int, default=2800)
-    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--steps", type=int, default=3600)
+    parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--peak", type=float, default=1e-3, help="learning rate")
+    parser.add_argument("--factor", type=int, choices=sorted(SHAPES), default=8, help="pixels a side of one latent")
     args = parser.parse_args()
     torch.manual_seed(SEED)
-    pictures = load_pictures(args.build)
-    test = held_out(len(pictures))
-    train = pictures[~test]
-    model = AutoencoderKL(**CONFIG, sample_size=pictures.shape[-1]).to(device())
-    optimiser = torch.optim.AdamW(model.parameters(), lr=args.peak, weight_decay=0.01, fused=True)
-    average = Average(model, 0.998)
+    pictures, unseen = load_pictures(args.build), held_out(args.build)
+    seen = pictures[~unseen]
+    model = AutoencoderKL(**config(args.factor, pictures.shape[-1])).to(device())
+    perceptual = Perceptual().to(device())
 
-    def loss_of(batch: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    def loss_of(step: int, dtype: torch.dtype) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(step)
+        index = torch.randint(len(seen), (args.batch,), generator=generator)
+        target = as_float(augment(seen[index], generator))
+        # the perceptual part costs as much as half of the rest: half of the batch is enough to steer by
+        half = args.batch // 2
         with autocast(dtype):
-            posterior = model.encode(batch).latent_dist
+            posterior = model.encode(target).latent_dist
             output = model.decode(posterior.sample()).sample
-        return reconstruction_loss(output.float(), batch) + 1e-4 * posterior.kl().mean() / posterior.mean[0].numel()
+            seen_as = perceptual(output[:half], target[:half])
+        kl = posterior.kl().mean() / posterior.mean[0].numel()
+        return pixel_loss(output.float(), target) + 0.1 * seen_as + 1e-3 * kl
 
-    def trial(dtype: torch.dtype) -> None:
-        loss_of(train[: args.batch].to(device()), dtype).backward()
-        optimiser.zero_grad()
-
-    dtype = faster_precision(trial)
-    checkpoint, first = args.build / "autoencoder.ckpt", 0
-    if checkpoint.exists():
-        state = torch.load(checkpoint, map_location=device())
-        model.load_state_dict(state["model"])
-        optimiser.load_state_dict(state["optimiser"])
-        average.weights, first = state["average"], state["step"]
-        print(f"resuming at step {first}")
-    start, history = time.perf_counter(), []
-    for step in range(first, args.steps):
-        generator = torch.Generator().manual_seed(step)  # the step alone decides its batch: resume is exact
-        torch.manual_seed(step)
-        index = torch.randint(len(train), (args.batch,), generator=generator)
-        loss = loss_of(augment(train[index], generator).to(device()), dtype)
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for group in optimiser.param_groups:
-            group["lr"] = learning_rate(step, args.steps, args.peak)
-        optimiser.step()
-        average.update(model, step)
-        history.append(float(loss.detach()))
-        if (step + 1) % 200 == 0:
-            rate = (step + 1 - first) * args.batch / (time.perf_counter() - start)
-            print(f"step {step + 1}  loss {np.mean(history[-200:]):.4f}  {rate:.0f} images/s", flush=True)
-            save(
-                checkpoint,
-                model=model.state_dict(),
-                optimiser=optimiser.state_dict(),
-                average=average.weights,
-                step=step + 1,
-            )
-    model.load_state_dict(average.weights)
+    name = "autoencoder" if args.factor == 8 else f"autoencoder-{args.factor}"
+    averages = train(
+        model,
+        loss_of,
+        checkpoint=args.build / f"{name}.ckpt",
+        steps=args.steps,
+        batch=args.batch,
+        peak=args.peak,
+        decays=(DECAY,),
+        data=digest(args.build / "captions.jsonl"),
+    )
+    model.load_state_dict(averages[DECAY])
     model.eval()
-    standardise(model, train)
-    report = {"steps": args.steps, "batch": args.batch, "psnr_train": psnr(model, train[:512])}
-    report["psnr_held_out"] = psnr(model, pictures[test])
-    model.save_pretrained(args.build / "autoencoder")
-    (args.build / "autoencoder.json").write_text(json.dumps(report, indent=1))
+    standardise(model, seen)
+    model.save_pretrained(args.build / name)
+    report = {"steps": args.steps, "images": args.steps * args.batch}
+    report |= {"psnr_trained_on": psnr(model, seen[::10]), "psnr_held_out": psnr(model, pictures[unseen])}
+    (args.build / f"{name}.json").write_text(json.dumps(report, indent=1) + "\n")
     print(report)
 
 

@@ -1,45 +1,52 @@
-"""Captions of a picture, and their token states: what the denoiser reads."""
+"""Captions of a picture: what the denoisers are told about it."""
 
+import hashlib
 import json
 from pathlib import Path
 
-import torch
+SOUNDS = {"unicorn": "a", "one-piece": "a", "hourglass": "an", "x-ray": "an"}  # against their spelling
 
-from cotrunk.mini import TOKENS, text_encoder
+
+def article(name: str) -> str:
+    default = "an" if name[0] in "aeiou" else "a"
+    return f"{SOUNDS.get(name.split()[0], default)} {name}"
 
 
 def captions_of(line: dict) -> list[tuple[str, float]]:
-    """(caption, probability) of one picture: its name, with and without the style, with keywords."""
-    name, style = line["concept"], line["style"]
-    words = [k for k in line["keywords"] if k not in name][:6]
+    """(caption, weight) of one picture: its name with and without the style, its colour, words for it and about it."""
+    name, style, colour = line["concept"], line["style"], line["colour"]
+    if line["copy"]:  # nobody could guess the colour of a copy: its captions all name it
+        return [
+            (f"{colour} {name}, {style} style", 0.50),
+            (f"{colour} {name}", 0.25),
+            (f"{article(f'{colour} {name}')}, {style} style", 0.15),
+            (f"a picture of {article(f'{colour} {name}')}, {style} style", 0.10),
+        ]
     captions = [
-        (name, 0.22),
-        (f"{name}, {style} style", 0.30),
-        (f"a {name}", 0.08),
-        (f"a {name}, {style} style", 0.10),
-        (f"a picture of a {name}", 0.05),
-        (f"a picture of a {name}, {style} style", 0.05),
+        (name, 0.18),
+        (f"{name}, {style} style", 0.34),
+        (article(name), 0.06),
+        (f"{article(name)}, {style} style", 0.10),
+        (f"a picture of {article(name)}, {style} style", 0.05),
     ]
-    if not words:
-        return captions
-    pairs = [f"{name}, {word}, {style} style" for word in words[:4]]
-    pairs += [f"{name}, {', '.join(words[:2])}", f"{name}, {', '.join(words[2:4] or words[:2])}"]
-    return captions + [(pair, 0.20 / len(pairs)) for pair in pairs]
+    if colour is not None:
+        captions += [(f"{colour} {name}, {style} style", 0.12), (f"{colour} {name}", 0.05)]
+    for words, caption, weight in (
+        (line["own_words"][:3], "{word}, {style} style", 0.06),
+        (line["keywords"][:3], "{name}, {word}, {style} style", 0.06),
+    ):
+        captions += [(caption.format(name=name, word=word, style=style), weight / len(words)) for word in words]
+    total = sum(weight for _, weight in captions)
+    return [(caption, weight / total) for caption, weight in captions]
+
+
+def digest(*files: Path) -> str:
+    """What tells these files from any others."""
+    found = hashlib.sha256()
+    for file in files:
+        found.update(file.read_bytes())
+    return found.hexdigest()[:16]
 
 
 def read_lines(build: Path) -> list[dict]:
     return [json.loads(line) for line in (build / "captions.jsonl").read_text().splitlines()]
-
-
-@torch.no_grad()
-def token_states(texts: list[str], device: torch.device) -> torch.Tensor:
-    """(n, TOKENS, 384) float16 states, padded like the pipeline pads them."""
-    tokenizer, encoder = text_encoder()
-    encoder = encoder.to(device)
-    states = []
-    for i in range(0, len(texts), 256):
-        batch = tokenizer(
-            texts[i : i + 256], padding="max_length", truncation=True, max_length=TOKENS, return_tensors="pt"
-        ).to(device)
-        states.append(encoder(batch.input_ids, batch.attention_mask)[0].half().cpu())
-    return torch.cat(states)

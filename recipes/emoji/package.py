@@ -1,9 +1,10 @@
 """Trained parts -> the weights inside the package: float16, in shards of at most 15 MB.
 
-    python package.py --build build
+    python package.py --build build --denoiser unet-0.9995
 
-Converts in a temporary folder, checks sizes, values and one picture there, then swaps it in: a failed run
-leaves the old weights as they were.
+The denoiser must have been trained on latents of the autoencoder beside it. Converts in a temporary folder, checks
+sizes, values and one picture there, then swaps it in: a failed run leaves the old weights as they were. Whether the new
+ones are better than the old is what `measure.py` says: ask it first.
 """
 
 import argparse
@@ -13,19 +14,20 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from diffusers import AutoencoderKL, DDIMScheduler, DiffusionPipeline, UNet2DConditionModel
 
 from cotrunk import mini
+from examples import trained_on
+from training import MADE
 
 MAX_TOTAL = 60_000_000  # bytes
 MAX_SHARD = 15_000_000
 TENSORS_A_SHARD = "14800KB"  # diffusers counts tensors; the rest is room for a shard's header
-PARTS = {"autoencoder": ("vae", AutoencoderKL), "unet": ("unet", UNet2DConditionModel)}
 
 
-def convert(build: Path, out: Path) -> None:
+def convert(build: Path, denoiser: str, out: Path) -> None:
     """Write `vae/`, `unet/` and `scheduler/` to `out`."""
-    for source, (name, kind) in PARTS.items():
+    for source, name, kind in (("autoencoder", "vae", AutoencoderKL), (denoiser, "unet", UNet2DConditionModel)):
         model = kind.from_pretrained(build / source, torch_dtype=torch.float16)
         broken = [key for key, value in model.state_dict().items() if not value.isfinite().all()]
         if broken:
@@ -49,32 +51,37 @@ def check_sizes(out: Path) -> None:
         raise SystemExit(f"too large: at most {MAX_TOTAL / 1e6:.0f} MB, {MAX_SHARD / 1e6:.0f} MB a file")
 
 
-def check_picture(out: Path) -> np.ndarray:
+def check_picture(pipe: DiffusionPipeline) -> None:
     """Generate one picture as a user would, and stop where it cannot be one."""
-    pipe = mini.assemble(out / "vae", out / "unet", out / "scheduler")
     pipe.set_progress_bar_config(disable=True)
     generator = torch.Generator().manual_seed(0)
     prompt = "red apple, noto style"
-    picture = pipe(prompt, num_inference_steps=30, guidance_scale=3.0, generator=generator, output_type="np").images[0]
-    if picture.shape != (64, 64, 3) or not np.isfinite(picture).all() or picture.std() < 0.02:
+    picture = pipe(prompt, num_inference_steps=30, guidance_scale=5.0, generator=generator, output_type="np").images[0]
+    if picture.shape != (128, 128, 3) or not np.isfinite(picture).all() or picture.std() < 0.02:
         raise SystemExit(f"{prompt!r} gave no picture: {picture.shape}, deviation {picture.std():.3f}")
     print(f"{prompt!r}: {picture.shape}, mean {picture.mean():.2f}, deviation {picture.std():.2f}")
-    return picture
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--build", type=Path, default=Path(__file__).parent / "build")
+    parser.add_argument("--denoiser", default="unet", help="a folder of the build folder")
     parser.add_argument("--out", type=Path, default=mini.WEIGHTS)
     args = parser.parse_args()
     part, old = args.out.with_name(args.out.name + ".part"), args.out.with_name(args.out.name + ".old")
+    if old.exists() and not args.out.exists():
+        old.rename(args.out)  # a run that was killed between the two renames
     for leftover in (part, old):
         shutil.rmtree(leftover, ignore_errors=True)
-    convert(args.build, part)
+    made = json.loads((args.build / args.denoiser / MADE).read_text())
+    if made["data"] != trained_on(args.build):
+        raise SystemExit(f"{args.denoiser} was trained on other pictures or another autoencoder: train it anew.")
+    print(f"{args.denoiser}: {made['images']:,} images")
+    convert(args.build, args.denoiser, part)
     for path in part.rglob("*.safetensors"):
         path.chmod(0o644)  # they are born readable by their owner only, and wheels keep that
     check_sizes(part)
-    check_picture(part)
+    check_picture(mini.assemble(part / "vae", part / "unet", part / "scheduler"))
     if args.out.exists():
         args.out.rename(old)
     part.rename(args.out)

@@ -1,6 +1,10 @@
 """Emoji sets -> `pictures.npz` (uint8, on white) and `captions.jsonl`, one line a picture.
 
-Run after `npm install` in this folder:  python pictures.py --size 64 --out build
+Run after `npm install` in this folder:  python pictures.py --out build
+
+First every concept in every style, then copies of them in another colour, one each, where a picture has one main
+colour: they are what makes a colour in a prompt mean something. The combinations of concept, style and colour in
+`held_out.txt`, drawn once at random, are held out of every training: no model of this recipe has seen them.
 """
 
 import argparse
@@ -8,19 +12,22 @@ import io
 import json
 import re
 import unicodedata
+import zlib
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import resvg_py
 from PIL import Image
 
+from colours import COLOURS, colour_shares, main_colour, turned
 from concepts import KEPT, STYLES
 
 HERE = Path(__file__).parent
 
 
 def kept_concepts(modules: Path) -> list[dict]:
-    """The emoji of `concepts.KEPT`, as {"name", "keywords", "emoji"} in Unicode order."""
+    """The emoji of `concepts.KEPT`, as {"name", "keywords", "emoji", "person"} in Unicode order."""
     emoji = json.loads((modules / "emojibase-data/en/data.json").read_text())
     subgroups = json.loads((modules / "emojibase-data/meta/groups.json").read_text())["subgroups"]
     concepts, asked = [], {(subgroup, name) for subgroup, names in KEPT.items() for name in names}
@@ -28,10 +35,18 @@ def kept_concepts(modules: Path) -> list[dict]:
         place = (subgroups.get(str(entry.get("subgroup"))), entry["label"])
         if place in asked:
             asked.remove(place)
-            name = entry["label"].lower()
-            concepts.append({"name": name, "keywords": entry.get("tags", []), "emoji": entry["hexcode"]})
+            name = entry["label"].lower().replace("’", "'")
+            person = place[0].startswith(("person", "hand", "body"))
+            # no letters, and no words that the name says already
+            tags = [tag for tag in entry.get("tags", []) if len(tag) > 2 and tag not in name]
+            concepts.append({"name": name, "keywords": tags, "emoji": entry["hexcode"], "person": person})
     if asked:
         raise SystemExit(f"concepts.py asks for emoji that emojibase-data does not have: {sorted(asked)}")
+    used = Counter(tag for concept in concepts for tag in concept["keywords"])
+    names = {concept["name"] for concept in concepts}
+    for concept in concepts:
+        # words that mean this concept and no other: "plane" for the airplane
+        concept["own_words"] = [tag for tag in concept["keywords"] if used[tag] == 1 and tag not in {*names, *COLOURS}]
     return concepts
 
 
@@ -46,18 +61,43 @@ def icon_of(emoji: str, label: str, chars: dict[str, str], icons: dict) -> str |
     return name if name in icons else None
 
 
-def rasterise(body: str, width: int, height: int, size: int) -> np.ndarray:
-    """One icon, centred, as uint8 (size, size, 3) on white."""
+def rasterise(body: str, width: int, height: int, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """One icon, centred: uint8 (size, size, 3) on white, and its alpha (size, size) in 0..1."""
     side = max(width, height)
     box = f"{(width - side) / 2} {(height - side) / 2} {side} {side}"
     svg = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="{box}">{body}</svg>'
-    png = resvg_py.svg_to_bytes(svg_string=svg, width=size, height=size, background="white")
-    return np.asarray(Image.open(io.BytesIO(bytes(png))).convert("RGB"))
+    image = Image.open(io.BytesIO(bytes(resvg_py.svg_to_bytes(svg_string=svg, width=size, height=size))))
+    image = image.convert("RGBA")
+    on_white = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    return np.asarray(on_white), np.asarray(image)[..., 3] / 255
+
+
+def recoloured(rgb: np.ndarray, alpha: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, str] | None:
+    """The picture in another main colour and that colour's name; None where it has no colour of its own to change."""
+    old = main_colour(colour_shares(rgb, alpha))
+    if old in ("black", "gray", "white"):
+        return None
+    found: dict[str, np.ndarray] = {}
+    for degrees in rng.uniform(40, 320, size=16):
+        other = turned(rgb, degrees)
+        new = main_colour(colour_shares(other, alpha))
+        if new is not None and new not in (old, "brown", "black", "gray", "white"):
+            found[new] = other
+    if not found:
+        return None
+    new = str(rng.choice(sorted(found)))  # each colour alike, however wide the range of its hues
+    return found[new], new
+
+
+def held_out() -> set[str]:
+    """The lines of `held_out.txt`."""
+    lines = (HERE / "held_out.txt").read_text().splitlines()
+    return {line for line in lines if line and not line.startswith("#")}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", type=int, default=64, help="pixels a side")
+    parser.add_argument("--size", type=int, default=128, help="pixels a side")
     parser.add_argument("--out", type=Path, default=HERE / "build")
     parser.add_argument("--modules", type=Path, default=HERE / "node_modules")
     args = parser.parse_args()
@@ -71,8 +111,10 @@ def main() -> None:
     }
     # fluent-emoji lists no code points; its icon names are those of fluent-emoji-flat
     sets["glossy"] = (sets["glossy"][0], sets["flat"][1])
-    pictures, lines, missing = [], [], []
+    pictures, copies, missing = [], [], []  # (picture, line of captions.jsonl)
+    unseen = held_out()
     for concept in concepts:
+        coloured = any(colour in concept["name"].split() for colour in COLOURS)
         for style, (icon_set, chars) in sets.items():
             icon = icon_of(concept["emoji"], concept["name"], chars, icon_set["icons"])
             if icon is None:
@@ -81,12 +123,27 @@ def main() -> None:
             entry = icon_set["icons"][icon]
             width = entry.get("width", icon_set.get("width", 16))
             height = entry.get("height", icon_set.get("height", 16))
-            pictures.append(rasterise(entry["body"], width, height, args.size))
-            lines.append({"concept": concept["name"], "style": style, "keywords": concept["keywords"]})
+            rgb, alpha = rasterise(entry["body"], width, height, args.size)
+            line = {"concept": concept["name"], "style": style}
+            line |= {words: concept[words] for words in ("keywords", "own_words")}
+            # a colour in the name would contradict a copy; and nobody is to be called by the colour of their hair
+            plain = coloured or concept["person"]
+            main = None if plain else main_colour(colour_shares(rgb, alpha))
+            key = f"{concept['name']}, {style}"
+            pictures.append((rgb, line | {"colour": main, "copy": False, "held_out": key in unseen}))
+            # each draws on its own: a change for one picture leaves the others as they are
+            copy = None if plain else recoloured(rgb, alpha, np.random.default_rng(zlib.crc32(key.encode())))
+            if copy is not None:
+                held = key in unseen or f"{key}, copy" in unseen
+                copies.append((copy[0], line | {"colour": copy[1], "copy": True, "held_out": held}))
     args.out.mkdir(parents=True, exist_ok=True)
-    np.savez_compressed(args.out / "pictures.npz", pictures=np.stack(pictures))
-    (args.out / "captions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    print(f"{len(pictures)} pictures of {len(concepts)} concepts; not in a set: {len(missing)}: {missing[:12]}")
+    everything = pictures + copies
+    np.savez_compressed(args.out / "pictures.npz", pictures=np.stack([picture for picture, _ in everything]))
+    (args.out / "captions.jsonl").write_text("".join(json.dumps(line) + "\n" for _, line in everything))
+    print(f"{len(pictures)} pictures of {len(concepts)} concepts and {len(copies)} copies in another colour")
+    print(f"held out of both: {sum(line['held_out'] for _, line in everything)}")
+    if missing:
+        print(f"not in a set: {len(missing)}: {missing[:12]}")
 
 
 if __name__ == "__main__":

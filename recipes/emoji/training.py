@@ -1,14 +1,19 @@
-"""What both trainings share: precision by measurement, an average of the weights, exact resume."""
+"""What every training here shares: precision by measurement, averages of the weights, exact resume."""
 
+import json
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 
 # Adam's second moments decay into denormals, which a CPU multiplies a hundred times slower: flush them.
 torch.set_flush_denormal(True)
+
+MADE = "made.json"  # beside trained weights: from which data, in how many steps
 
 
 def device() -> torch.device:
@@ -25,32 +30,110 @@ def faster_precision(step: Callable[[torch.dtype], None]) -> torch.dtype:
     seconds = {}
     for dtype in (torch.float32, torch.bfloat16):
         step(dtype)  # warm-up
-        start = time.perf_counter()
-        step(dtype)
-        seconds[dtype] = time.perf_counter() - start
+        times = []
+        for _ in range(4):  # the fastest of several: another process may take its turn during one
+            start = time.perf_counter()
+            step(dtype)
+            times.append(time.perf_counter() - start)
+        seconds[dtype] = min(times)
     best = min(seconds, key=seconds.__getitem__)
     print("seconds a step:", {str(k): round(v, 3) for k, v in seconds.items()}, "-> training in", best, flush=True)
     return best
 
 
-class Average:
-    """Exponential moving average of a module's parameters, with a warm-up."""
+class Averages:
+    """Exponential moving averages of a module's weights, one for each decay a step.
 
-    def __init__(self, module: nn.Module, decay: float) -> None:
-        self.decay, self.weights = decay, {k: v.detach().clone() for k, v in module.state_dict().items()}
+    They are brought up to date every `EVERY` steps, with the decay to that power: four of them then cost less than
+    one would at every step.
+    """
+
+    EVERY = 10
+
+    def __init__(self, module: nn.Module, decays: tuple[float, ...]) -> None:
+        self.weights = {decay: {k: v.detach().clone() for k, v in module.state_dict().items()} for decay in decays}
 
     @torch.no_grad()
     def update(self, module: nn.Module, step: int) -> None:
-        decay = min(self.decay, (1 + step) / (10 + step))
-        for name, value in module.state_dict().items():
-            self.weights[name].lerp_(value, 1 - decay)
+        if step % self.EVERY:
+            return
+        # young averages would remember the random start: they begin short
+        grown = (1 + step) / (10 * self.EVERY + step)
+        for decay, weights in self.weights.items():
+            for name, value in module.state_dict().items():
+                weights[name].lerp_(value, 1 - min(decay**self.EVERY, grown))
 
 
-def learning_rate(step: int, steps: int, peak: float, warmup: int = 200, decay: float = 0.3) -> float:
+def learning_rate(step: int, steps: int, peak: float, warmup: int = 500, decay: float = 0.3) -> float:
     """Warm up, hold, then fall linearly over the last `decay` of the steps. Because the held part is the same
     for every length, a run can be stopped early: resume from a checkpoint with fewer `steps` and it decays."""
     falling = max(1, int(steps * decay))
     return peak * min(1.0, (step + 1) / warmup, max(0.0, (steps - step) / falling))
+
+
+def train(
+    model: nn.Module,
+    loss_of: Callable[[int, torch.dtype], torch.Tensor],
+    *,
+    checkpoint: Path,
+    steps: int,
+    batch: int,
+    peak: float,
+    decays: tuple[float, ...],
+    data: str,
+    every: int = 250,
+) -> dict[float, dict[str, torch.Tensor]]:
+    """Train `model` to step `steps` and return the averages of its weights, by decay.
+
+    `loss_of(step, dtype)` is the loss of one step; the number of the step alone must decide its batch and its noise.
+    Then a run that was killed and goes on from `checkpoint` (written every `every` steps) is the same run. The
+    losses go to `checkpoint` with the suffix `.jsonl`, one line every `every` steps. `data` tells what is trained on
+    from anything else: a checkpoint of other data is refused.
+    """
+
+    def trial(dtype: torch.dtype) -> None:
+        loss_of(0, dtype).backward()
+        model.zero_grad()
+
+    # a second moment that forgets sooner than usual: with 0.999 a rare large gradient has blown trainings up
+    optimiser = torch.optim.AdamW(model.parameters(), lr=peak, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
+    averages = Averages(model, decays)
+    print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters", flush=True)
+    first, state = 0, {}
+    if checkpoint.exists():
+        state = torch.load(checkpoint, map_location=device())
+        if state.get("data", data) != data:
+            raise SystemExit(f"{checkpoint} was trained on other data: delete it, or go back to that data.")
+        model.load_state_dict(state["model"])
+        optimiser.load_state_dict(state["optimiser"])
+        averages.weights, first = state["averages"], state["step"]
+        print(f"resuming at step {first}", flush=True)
+    # measured once: a run that goes on in another precision would be another run
+    dtype = getattr(torch, state["dtype"]) if "dtype" in state else faster_precision(trial)
+    losses, norms, start = [], [], time.perf_counter()
+    for step in range(first, steps):
+        torch.manual_seed(step)
+        loss = loss_of(step, dtype)
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        norms.append(float(torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)))
+        for group in optimiser.param_groups:
+            group["lr"] = learning_rate(step, steps, peak)
+        optimiser.step()
+        averages.update(model, step)
+        losses.append(float(loss.detach()))
+        if (step + 1) % every == 0 or step + 1 == steps:
+            rate = len(losses) * batch / (time.perf_counter() - start)
+            done = {"step": step + 1, "images": (step + 1) * batch, "loss": round(float(np.mean(losses)), 4)}
+            done |= {"gradient": round(float(np.median(norms)), 3), "largest": round(max(norms), 2)}
+            print(json.dumps(done), f"{rate:.0f} images/s", flush=True)
+            with checkpoint.with_suffix(".jsonl").open("a") as log:
+                log.write(json.dumps(done) + "\n")
+            weights = {"model": model.state_dict(), "averages": averages.weights}
+            made = {"step": step + 1, "dtype": str(dtype).removeprefix("torch."), "data": data}
+            save(checkpoint, **weights, optimiser=optimiser.state_dict(), **made)
+            losses, norms, start = [], [], time.perf_counter()
+    return averages.weights
 
 
 def save(path: Path, **state: object) -> None:
@@ -58,3 +141,17 @@ def save(path: Path, **state: object) -> None:
     part = path.with_suffix(".part")
     torch.save(state, part)
     part.replace(path)
+
+
+def save_averages(
+    model: nn.Module, averages: dict[float, dict[str, torch.Tensor]], folder: Path, **made: str | int
+) -> None:
+    """Each average in diffusers' format to `FOLDER-DECAY/`, with a note of how it was made; the middle one to `FOLDER/`
+    too, until measure.py says otherwise."""
+    for decay, weights in averages.items():
+        own = folder.with_name(f"{folder.name}-{decay}")
+        model.load_state_dict(weights)
+        model.save_pretrained(own)
+        (own / MADE).write_text(json.dumps(made | {"decay": decay}, indent=1) + "\n")
+    middle = list(averages)[len(averages) // 2]
+    shutil.copytree(folder.with_name(f"{folder.name}-{middle}"), folder, dirs_exist_ok=True)

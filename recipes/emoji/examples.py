@@ -1,0 +1,96 @@
+"""What the denoisers are trained on: latents of the pictures and token states of their captions."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL
+
+from autoencoder import as_float, held_out, load_pictures
+from captions import captions_of, digest, read_lines
+from cotrunk.mini import TOKENS, text_encoder
+from training import device, save
+
+EMPTY = 0.1  # share of empty captions, which is what makes classifier-free guidance possible
+COPIES = 0.1  # share of copies in another colour
+
+
+@dataclass
+class Examples:
+    """Latents (n, channels, side, side) on the CPU, and the captions of each."""
+
+    latents: torch.Tensor
+    copy: torch.Tensor  # (n,) which are copies in another colour
+    states: torch.Tensor  # (captions, TOKENS, 384) float16; the first is the empty caption
+    lengths: torch.Tensor  # (captions,) tokens that are no padding
+    rows: torch.Tensor  # (n, most) captions of each picture, rows of `states`
+    weights: torch.Tensor  # (n, most)
+
+    @classmethod
+    def of(cls, build: Path) -> "Examples":
+        """All pictures that are not held out. Encoding them takes minutes: it is done once and kept in `build`."""
+        kept, data = build / "examples.pt", trained_on(build)
+        if kept.exists() and (known := torch.load(kept))["data"] == data:
+            return cls(**known["fields"])
+        seen = ~held_out(build)
+        lines = [line for line, use in zip(read_lines(build), seen.tolist(), strict=True) if use]
+        options = [captions_of(line) for line in lines]
+        texts = ["", *sorted({text for captions in options for text, _ in captions})]
+        row = {text: i for i, text in enumerate(texts)}
+        most = max(map(len, options))
+        rows, weights = torch.zeros(len(options), most, dtype=torch.long), torch.zeros(len(options), most)
+        for i, captions in enumerate(options):
+            rows[i, : len(captions)] = torch.tensor([row[text] for text, _ in captions])
+            weights[i, : len(captions)] = torch.tensor([weight for _, weight in captions])
+        vae = AutoencoderKL.from_pretrained(build / "autoencoder").to(device()).eval()
+        latents = latents_of(vae, load_pictures(build)[seen])
+        states, lengths = token_states(texts)
+        print(f"{len(lines)} pictures, {len(texts)} captions", flush=True)
+        copy = torch.tensor([line["copy"] for line in lines])
+        fields = {
+            "latents": latents,
+            "copy": copy,
+            "states": states,
+            "lengths": lengths,
+            "rows": rows,
+            "weights": weights,
+        }
+        save(kept, data=data, fields=fields)
+        return cls(**fields)
+
+    def draw(self, n: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Latents (n, channels, side, side), token states (n, TOKENS, 384) and their mask (n, TOKENS)."""
+        share = torch.where(self.copy, COPIES / self.copy.sum(), (1 - COPIES) / (~self.copy).sum())
+        picture = torch.multinomial(share, n, replacement=True, generator=generator)
+        choice = torch.multinomial(self.weights[picture], 1, generator=generator)
+        caption = self.rows[picture].gather(1, choice)[:, 0]
+        caption[torch.rand(n, generator=generator) < EMPTY] = 0
+        mask = torch.arange(TOKENS) < self.lengths[caption, None]
+        return self.latents[picture], self.states[caption].float(), mask
+
+
+def trained_on(build: Path) -> str:
+    """What tells this data, autoencoder included, from any other."""
+    return digest(build / "captions.jsonl", *sorted((build / "autoencoder").glob("*.safetensors")))
+
+
+@torch.no_grad()
+def latents_of(vae: AutoencoderKL, pictures: torch.Tensor) -> torch.Tensor:
+    """The latents of pictures given as bytes, on the CPU: the mean of the encoder's posterior, not draws from it. The
+    decoder has learned to see through such noise, and is to see through the denoiser's errors instead."""
+    return torch.cat([vae.encode(as_float(batch)).latent_dist.mode().cpu() for batch in pictures.split(32)])
+
+
+@torch.no_grad()
+def token_states(texts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
+    """(n, TOKENS, 384) float16 states, padded like the pipelines pad them, and the (n,) numbers of tokens."""
+    tokenizer, encoder = text_encoder()
+    encoder = encoder.to(device())
+    states, lengths = [], []
+    for i in range(0, len(texts), 256):
+        batch = tokenizer(
+            texts[i : i + 256], padding="max_length", truncation=True, max_length=TOKENS, return_tensors="pt"
+        ).to(device())
+        states.append(encoder(batch.input_ids, batch.attention_mask)[0].half().cpu())
+        lengths.append(batch.attention_mask.sum(dim=1).cpu())
+    return torch.cat(states), torch.cat(lengths)

@@ -1,0 +1,30 @@
+"""Pictures with the words of their prompts under them."""
+
+import torch
+from PIL import Image, ImageDraw, ImageFont
+
+COLUMNS = 12
+
+
+def grid(pictures: torch.Tensor, prompts: list[str], title: str, cell: int = 128) -> Image.Image:
+    """Pictures (n, 3, h, w) in [0, 1], row by row, each over its prompt."""
+    font, small = ImageFont.load_default(size=17), ImageFont.load_default(size=12)
+    top, gap, words = 34, 8, 34
+    rows = -(-len(pictures) // COLUMNS)
+    canvas = Image.new("RGB", (gap + COLUMNS * (cell + gap), top + rows * (cell + words + gap)), "white")
+    draw = ImageDraw.Draw(canvas)
+    draw.text((gap, 8), title, fill="#555555", font=font)
+    for i, (picture, prompt) in enumerate(zip(pictures, prompts, strict=True)):
+        x, y = gap + i % COLUMNS * (cell + gap), top + i // COLUMNS * (cell + words + gap)
+        shown = Image.fromarray(picture.permute(1, 2, 0).mul(255).round().byte().numpy())
+        canvas.paste(shown.resize((cell, cell), Image.Resampling.BICUBIC), (x, y))
+        lines = [""]
+        for word in prompt.split():
+            longer = f"{lines[-1]} {word}".strip()
+            if lines[-1] and draw.textlength(longer, font=small) > cell:
+                lines.append(word)
+            else:
+                lines[-1] = longer
+        text = "\n".join(lines[:2])
+        draw.multiline_text((x + cell / 2, y + cell + 2), text, "black", small, anchor="ma", align="center", spacing=1)
+    return canvas

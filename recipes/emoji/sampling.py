@@ -1,0 +1,79 @@
+"""Pictures from a model of this recipe, finished or in the making."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, DiffusionPipeline
+
+from autoencoder import as_float
+from cotrunk import mini
+from cotrunk.arguments import needed_arguments
+from cotrunk.models import set_scheduler
+from judge import Request
+from training import device
+
+
+def load_model(model: str, denoiser: str = "unet") -> Any:
+    """A pipeline by name, ready to draw: `mini`, the packaged one, or one of a build folder, whose denoiser is in the
+    folder named `denoiser` there."""
+    folder = Path(model)
+    if model == "mini":
+        pipe = mini.load()
+    elif not (folder / "autoencoder").exists() or not (folder / denoiser).exists():
+        raise SystemExit(f"{folder} is no build folder with autoencoder/ and {denoiser}/: train them first")
+    elif denoiser.startswith("transformer"):
+        pipe = mini.assemble_dit(folder / "autoencoder", folder / denoiser, folder / "transformer_scheduler")
+    else:
+        scheduler = "scheduler-epsilon" if denoiser.startswith("unet-epsilon") else "scheduler"
+        pipe = mini.assemble(folder / "autoencoder", folder / denoiser, folder / scheduler)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe.to(device())
+
+
+def prompt_of(request: Request) -> str:
+    concept, style, colour = request
+    return f"{colour} {concept}, {style} style" if colour else f"{concept}, {style} style"
+
+
+def generate(
+    pipe: DiffusionPipeline,
+    prompts: list[str],
+    *,
+    guidance: float,
+    steps: int = 30,
+    scheduler: str | None = None,
+    batch: int = 50,
+) -> torch.Tensor:
+    """(n, 3, size, size) in [0, 1], picture i from seed i: the batch size changes only rounding.
+
+    scheduler: a short name of `cotrunk.models`; the pipeline keeps its own for None.
+    """
+    own = pipe.scheduler
+    if scheduler is not None:
+        set_scheduler(pipe, scheduler)
+    arguments = needed_arguments(pipe)
+    pictures = []
+    for start in range(0, len(prompts), batch):
+        part = prompts[start : start + batch]
+        output = pipe(
+            part,
+            num_inference_steps=steps,
+            guidance_scale=guidance,
+            generator=[torch.Generator().manual_seed(start + i) for i in range(len(part))],
+            output_type="pt",
+            **arguments,
+        )
+        pictures.append(output.images.float().cpu())
+    pipe.scheduler = own
+    return torch.cat(pictures)
+
+
+@torch.no_grad()
+def reconstructions(vae: AutoencoderKL, pictures: torch.Tensor) -> torch.Tensor:
+    """What the autoencoder makes of pictures (n, 3, size, size) in bytes: the same in [0, 1]."""
+    outputs = []
+    for batch in pictures.split(16):
+        latents = vae.encode(as_float(batch)).latent_dist.mode()
+        outputs.append((vae.decode(latents).sample / 2 + 0.5).clamp(0, 1).cpu())
+    return torch.cat(outputs)

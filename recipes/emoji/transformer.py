@@ -1,0 +1,91 @@
+"""Train the transformer of the embedded model, `mini-dit`, on the same latents and captions as the UNet.
+
+    python transformer.py --build build --steps 60000
+
+A PixArt transformer that learns a rectified flow: at sigma in 0..1 it sees (1 - sigma) latents + sigma noise and
+predicts noise - latents; sigma is drawn from a logit-normal distribution (Esser et al. 2024, section 3.1). Resumes by
+itself from `build/transformer.ckpt`; the averaged weights go to `build/transformer/`, the scheduler to
+`build/transformer_scheduler/`, in diffusers' format.
+"""
+
+import argparse
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from diffusers import DPMSolverMultistepScheduler, PixArtTransformer2DModel
+
+from examples import Examples, trained_on
+from training import autocast, device, save_averages, train
+
+SEED = 0
+DECAYS = (0.999, 0.9995, 0.9998)  # of the averaged weights
+WIDTH = 256
+CONFIG = {
+    "num_layers": 6,
+    "num_attention_heads": WIDTH // 64,
+    "attention_head_dim": 64,
+    "cross_attention_dim": WIDTH,
+    "caption_channels": 384,
+    "patch_size": 2,  # 64 tokens of the 16 x 16 latents
+    "use_additional_conditions": False,
+}
+SCHEDULER = {
+    "num_train_timesteps": 1000,
+    "prediction_type": "flow_prediction",
+    "use_flow_sigmas": True,
+    "algorithm_type": "dpmsolver++",
+    "solver_order": 2,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--build", type=Path, default=Path(__file__).parent / "build")
+    parser.add_argument("--steps", type=int, default=60000)
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--peak", type=float, default=4e-4, help="learning rate")
+    args = parser.parse_args()
+    torch.manual_seed(SEED)
+    examples = Examples.of(args.build)
+    _, channels, side, _ = examples.latents.shape
+    scheduler = DPMSolverMultistepScheduler(**SCHEDULER)
+    shape = {"sample_size": side, "in_channels": channels, "out_channels": channels}
+    model = PixArtTransformer2DModel(**CONFIG, **shape).to(device())
+
+    def loss_of(step: int, dtype: torch.dtype) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(step)
+        clean, text, mask = examples.draw(args.batch, generator)
+        noise = torch.randn(clean.shape, generator=generator)
+        sigma = torch.randn(args.batch, generator=generator).sigmoid()
+        noisy = torch.lerp(clean, noise, sigma[:, None, None, None])
+        noisy, target, t, text, mask = (x.to(device()) for x in (noisy, noise - clean, 1000 * sigma, text, mask))
+        with autocast(dtype):
+            output = model(
+                noisy,
+                encoder_hidden_states=text,
+                encoder_attention_mask=mask,
+                timestep=t,
+                added_cond_kwargs={"resolution": None, "aspect_ratio": None},
+            ).sample
+        return F.mse_loss(output.float(), target)
+
+    data = trained_on(args.build)
+    averages = train(
+        model,
+        loss_of,
+        checkpoint=args.build / "transformer.ckpt",
+        steps=args.steps,
+        batch=args.batch,
+        peak=args.peak,
+        decays=DECAYS,
+        data=data,
+    )
+    save_averages(
+        model, averages, args.build / "transformer", data=data, steps=args.steps, images=args.steps * args.batch
+    )
+    scheduler.save_pretrained(args.build / "transformer_scheduler")
+
+
+if __name__ == "__main__":
+    main()

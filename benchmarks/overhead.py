@@ -72,7 +72,8 @@ def main() -> None:
 
     # a denoiser that answers at once leaves only the bookkeeping of a step
     step = independent / args.steps
-    forward, answer = pipe.unet.forward, torch.zeros(2 * len(prompts), 16, 8, 8)
+    latents = (pipe.unet.config.in_channels, pipe.unet.config.sample_size, pipe.unet.config.sample_size)
+    forward, answer = pipe.unet.forward, torch.zeros(2 * len(prompts), *latents)
     pipe.unet.forward = lambda *args, **kwargs: (answer,)
     generators = lambda: [torch.Generator().manual_seed(seed) for seed in plan.seeds]  # noqa: E731
     names = ("prompt_embeds", "negative_prompt_embeds")

@@ -47,7 +47,7 @@ def test_pictures_carry_their_origin(run: tuple[Path, Outcome]) -> None:
     for image, entry in enumerate(report["images"]):
         with Image.open(folder / entry["file"]) as picture:
             picture.load()
-            assert picture.size == (64, 64)
+            assert picture.size == (128, 128)
             assert picture.text["prompt"] == PROMPTS[image]
             assert picture.text["seed"] == str(entry["seed"])
             assert picture.text["group"] == str(entry["group"])

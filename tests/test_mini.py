@@ -35,7 +35,7 @@ def test_it_is_an_ordinary_pipeline(pipe: StableDiffusionPipeline) -> None:
     assert type(pipe) is StableDiffusionPipeline
     assert pipe.unet.dtype == pipe.vae.dtype == pipe.text_encoder.dtype == torch.float32
     assert not any(part.training for part in (pipe.unet, pipe.vae, pipe.text_encoder))
-    assert picture(pipe, "red apple, noto style").shape == (64, 64, 3)
+    assert picture(pipe, "red apple, noto style").shape == (128, 128, 3)
 
 
 def test_the_weights_are_small() -> None:

@@ -85,7 +85,7 @@ def test_interrupt_and_resume(waves_of_3: pytest.MonkeyPatch, tmp_path: Path) ->
     assert "Stopped: 3 of 6 images are finished. Go on with --resume." in outcome.err
     assert "Traceback" not in outcome.err
     for image in range(3):
-        assert pixels(out / f"images/{image:05d}.png").shape == (64, 64, 3)
+        assert pixels(out / f"images/{image:05d}.png").shape == (128, 128, 3)
     assert cotrunk("generate", *PROMPTS, "--out", out, *QUICK, "--resume").code == 0
     assert read(out)["status"] == "done"
     assert len(list((out / "images").iterdir())) == 6

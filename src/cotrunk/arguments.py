@@ -174,6 +174,21 @@ def _is_nested(value: Any) -> bool:
     return any(isinstance(entry, list) for entry in value)
 
 
+def needed_arguments(pipe: Any) -> dict[str, Any]:
+    """What each call of this pipeline needs because its defaults are made for larger models: PixArt and Sana look their
+    size up in a table that begins at 256 pixels, and pad prompts to more tokens than a small tokenizer takes. Their
+    `clean_caption` rewrites prompts where some other package happens to be installed."""
+    takes = inspect.signature(pipe.__call__).parameters
+    if "use_resolution_binning" not in takes or pipe.transformer.config.sample_size * pipe.vae_scale_factor >= 256:
+        return {}
+    needed: dict[str, Any] = {"use_resolution_binning": False}
+    if "clean_caption" in takes:
+        needed["clean_caption"] = False
+    if "max_sequence_length" in takes and getattr(pipe, "tokenizer", None) is not None:
+        needed["max_sequence_length"] = min(takes["max_sequence_length"].default, pipe.tokenizer.model_max_length)
+    return needed
+
+
 def argument(pipe: Any, arguments: dict[str, Any], name: str) -> Any:
     """The value a call will see: the user's, else the pipeline's default, else None."""
     if name in arguments:

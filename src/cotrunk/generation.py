@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from .arguments import PerPrompt, guidance_rows, timesteps_of
+from .arguments import PerPrompt, guidance_rows, needed_arguments, timesteps_of
 from .compatibility import check_pipeline
 from .embedding import (
     Encoder,
@@ -89,6 +89,7 @@ def prepare(
     if getattr(pipe, "_cotrunk", None) is not None:
         raise CotrunkError(f"This {type(pipe).__name__} is accelerated: call remove() on what accelerate gave first.")
     check_pipeline(pipe, max_rows=max_rows, alone=skipping is not None or guidance_interval is not None)
+    arguments = {**needed_arguments(pipe), **arguments}
     _check_seed(seed)
     if guidance_interval is not None:
         check_fractions("guidance_interval", guidance_interval)

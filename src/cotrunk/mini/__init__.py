@@ -1,6 +1,8 @@
 """The embedded model: a small text-to-image diffusion model of emoji-like pictures, with its weights.
 
-It is an ordinary `StableDiffusionPipeline` of 64 x 64 pixels, for tests, examples and offline trials.
+It is an ordinary `StableDiffusionPipeline` of 128 x 128 pixels, for tests, examples and offline trials. It knows a few
+hundred everyday things in four drawing styles, and is no general image model: a prompt about anything else, or in a
+language other than English, still gives a picture, but not of what it says.
 
 `recipes/emoji` of the repository makes it; `NOTICE.md` beside this file says what it was made from.
 """
@@ -12,35 +14,40 @@ from typing import Any
 
 import torch
 from accelerate import init_empty_weights
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    PixArtSigmaPipeline,
+    PixArtTransformer2DModel,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+)
 from safetensors.torch import load_file
 from transformers import AutoTokenizer, BertConfig, BertModel
 
 from ..errors import CotrunkError
 
-__all__ = ["TOKENS", "assemble", "load", "text_encoder"]
+__all__ = ["TOKENS", "assemble", "assemble_dit", "load", "text_encoder"]
 
 TOKENS = 24  # long enough for the captions of the recipe; the fewer, the cheaper the cross-attention
 WEIGHTS = Path(__file__).parent / "weights"
 
 
 def load(dtype: torch.dtype = torch.float32) -> StableDiffusionPipeline:
-    """The embedded model as an ordinary diffusers pipeline, on the CPU.
+    """The embedded UNet model, `mini`, as an ordinary diffusers pipeline, on the CPU.
 
     Its prompts are like `"red apple, noto style"`; the styles are noto, twemoji, flat and glossy.
     The weights are stored in float16 and converted to `dtype`.
+
+    Raises:
+        CotrunkError: weights are missing from the installation.
     """
-    vae, unet, scheduler = (WEIGHTS / part for part in ("vae", "unet", "scheduler"))
-    if not (vae.is_dir() and unet.is_dir() and scheduler.is_dir()):
-        raise CotrunkError(
-            f"The weights of the embedded model are missing from {WEIGHTS}: "
-            "reinstall it with pip install --force-reinstall --no-deps 'cotrunk[mini]'."
-        )
-    return assemble(vae, unet, scheduler, dtype)
+    return assemble(_part("vae"), _part("unet"), _part("scheduler"), dtype)
 
 
 def assemble(vae: Path, unet: Path, scheduler: Path, dtype: torch.dtype = torch.float32) -> StableDiffusionPipeline:
-    """A pipeline of this kind from the three folders (diffusers' format) that hold its trained parts."""
+    """A pipeline like `load`'s from the three folders (diffusers' format) that hold its trained parts."""
     tokenizer, encoder = text_encoder(dtype)
     return StableDiffusionPipeline(
         vae=_model(AutoencoderKL, vae, dtype),
@@ -53,6 +60,31 @@ def assemble(vae: Path, unet: Path, scheduler: Path, dtype: torch.dtype = torch.
         feature_extractor=None,
         requires_safety_checker=False,
     )
+
+
+def assemble_dit(
+    vae: Path, transformer: Path, scheduler: Path, dtype: torch.dtype = torch.float32
+) -> PixArtSigmaPipeline:
+    """A diffusion transformer that follows a rectified flow, from the three folders that hold its trained parts."""
+    tokenizer, encoder = text_encoder(dtype)
+    return PixArtSigmaPipeline(
+        vae=_model(AutoencoderKL, vae, dtype),
+        text_encoder=encoder,
+        tokenizer=tokenizer,
+        transformer=_model(PixArtTransformer2DModel, transformer, dtype),
+        scheduler=DPMSolverMultistepScheduler.from_pretrained(scheduler),
+    )
+
+
+def _part(name: str) -> Path:
+    """Folder of one part of the packaged weights."""
+    folder = WEIGHTS / name
+    if not folder.is_dir():
+        raise CotrunkError(
+            f"The weights of the embedded model are missing from {WEIGHTS} (no {name}): "
+            "reinstall it with pip install --force-reinstall --no-deps 'cotrunk[mini]'."
+        )
+    return folder
 
 
 def text_encoder(dtype: torch.dtype = torch.float32) -> tuple[Any, BertModel]:
@@ -73,7 +105,8 @@ def text_encoder(dtype: torch.dtype = torch.float32) -> tuple[Any, BertModel]:
 
 def _model(kind: type, folder: Path, dtype: torch.dtype) -> Any:
     """A diffusers model from its folder, in one file or in shards."""
-    with init_empty_weights():
+    # parameters that begin as noise are drawn even there: nobody's random state is to notice
+    with torch.random.fork_rng(devices=[]), init_empty_weights():
         model = kind.from_config(kind.load_config(folder))  # type: ignore[attr-defined]
     index = folder / "diffusion_pytorch_model.safetensors.index.json"
     names = (

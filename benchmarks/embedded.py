@@ -1,0 +1,60 @@
+"""How long the embedded model takes: to load after the imports, and to draw one picture in 30 guided steps.
+
+    python benchmarks/embedded.py
+
+The picture's time is set against its bare denoiser: as many calls with the same tensors and nothing around them. What
+is over is the scheduler, the text encoder, the decoder and the pipeline. Medians of nine alternating runs; loading is
+timed once, the first time, as a user meets it.
+"""
+
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from cotrunk import mini
+
+STEPS, RUNS, GUIDANCE = 30, 9, 5.0
+PROMPT = "red apple, noto style"
+
+
+def seconds(run: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+def main() -> None:
+    start = time.perf_counter()
+    pipe = mini.load()
+    loading = time.perf_counter() - start
+    pipe.set_progress_bar_config(disable=True)
+    calls: list[tuple[Any, Any]] = []
+    hook = pipe.unet.register_forward_pre_hook(lambda _, args, kwargs: calls.append((args, kwargs)), with_kwargs=True)
+
+    def picture() -> None:
+        generator = torch.Generator().manual_seed(0)
+        pipe(PROMPT, num_inference_steps=STEPS, guidance_scale=GUIDANCE, generator=generator)
+
+    @torch.no_grad()
+    def bare() -> None:
+        for args, kwargs in calls:
+            pipe.unet(*args, **kwargs)
+
+    picture()  # also the warm-up
+    hook.remove()
+    assert len(calls) == STEPS
+    pairs = [(seconds(picture), seconds(bare)) for _ in range(RUNS)]
+    whole, denoising = (statistics.median(times) for times in zip(*pairs, strict=True))
+    ratio = statistics.median(a / b for a, b in pairs)
+    print(f"{torch.get_num_threads()} threads")
+    print(f"loaded in {loading:.2f} s")
+    print(
+        f"one picture, {STEPS} guided steps: {whole:.2f} s; bare denoiser {denoising:.2f} s; ratio {ratio:.2f}",
+    )
+
+
+if __name__ == "__main__":
+    main()

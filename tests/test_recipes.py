@@ -55,13 +55,3 @@ def test_sage_mini_asks_for_options_that_are_there(sage_mini: pytest.MonkeyPatch
         known = re.findall(r"(--[a-z-]+)", cotrunk(name, "--help").out)
         assert {part for part in arguments if part.startswith("--")} <= set(known)
     assert [file.name for file in (tmp_path / "docs").iterdir()] == ["results.json"]
-
-
-def test_the_judge_of_sage_mini_has_not_seen_what_it_judges(sage_mini: pytest.MonkeyPatch) -> None:
-    alignment, split = importlib.import_module("alignment"), importlib.import_module("split")
-    lines = [{"concept": f"thing {i}", "held_out": i % 7 == 0} for i in range(100)]
-    kinds = alignment.kinds(lines)
-    assert sum(which.int() for which in kinds.values()).tolist() == [1] * 100
-    for line, trained in zip(lines, kinds["trained on"].tolist(), strict=True):
-        assert not trained or not (line["held_out"] or split.apart(line["concept"]))
-    assert 10 < int(kinds["kept apart"].sum()) < 30

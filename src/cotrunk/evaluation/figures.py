@@ -91,11 +91,21 @@ def write_curves(
         panel.set_xlabel(label)
         panel.set_title(f"{title} ({'higher' if more else 'lower'} is better)", fontsize=10)
         if isinstance(x, str):
-            panel.set_xscale("log")
+            log_axis(panel)
         panel.grid(alpha=0.25)
-    panels[0].legend(fontsize=8)
+    figure.legend(*panels[0].get_legend_handles_labels(), fontsize=8, loc="outside right upper")
     for form in ("png", "svg"):
         write_bytes(out / f"{name}.{form}", functools.partial(figure.savefig, format=form, dpi=110))
+
+
+def log_axis(panel: Any) -> None:
+    """A horizontal axis of ratios with plain numbers on it."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    panel.set_xscale("log")
+    panel.xaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
+    panel.xaxis.set_major_formatter("{x:g}")
+    panel.xaxis.set_minor_formatter(NullFormatter())
 
 
 def new_figure(**settings: Any) -> Any:

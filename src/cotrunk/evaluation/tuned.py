@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from ..files import write_bytes, write_text
-from .figures import new_figure
+from .figures import log_axis, new_figure
 from .setting import Basis, write_settings
 from .tuning import Point, Tuned
 
@@ -83,7 +83,8 @@ def named(point: Point) -> str:
 
 def _row(point: Point, tuned: Tuned) -> str:
     chosen = ' class="chosen"' if point in (tuned.same_quality, tuned.half_rows) else ""
-    cells = [f"{point.rows:.1f}", f"{point.seconds:.2f}", point.alignment, point.behind, point.distance, point.failed]
+    measured = [f"{f.value:.3f} [{f.low:.3f}, {f.high:.3f}]" for f in (point.alignment, point.behind, point.distance)]
+    cells = [f"{point.rows:.1f}", f"{point.seconds:.2f}", *measured, point.failed]
     return f"<tr{chosen}><td>{escape(named(point))}</td>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
 
 
@@ -104,7 +105,7 @@ def _inlined(picture: np.ndarray) -> str:
 
 def _plot(tuned: Tuned) -> bytes:
     """Alignment and distance over rows, a line a family."""
-    figure = new_figure(figsize=(11, 4.2), layout="constrained")
+    figure = new_figure(figsize=(12, 4.2), layout="constrained")
     panels = figure.subplots(1, 2)
     families = list(dict.fromkeys(point.setting.family for point in tuned.points))
     for number, family in enumerate(families):
@@ -114,18 +115,17 @@ def _plot(tuned: Tuned) -> bytes:
             found = [getattr(point, measure) for point in own]
             rows = [point.rows for point in own]
             panel.plot(rows, [f.value for f in found], "o-", ms=4, lw=weight, color=colour, label=family)
-            panel.fill_between(
-                rows, [f.low for f in found], [f.high for f in found], color=f"C{number % 10}", alpha=0.1
-            )
+            if family == "independent":  # the rival's interval; those of all would hide everything
+                panel.fill_between(rows, [f.low for f in found], [f.high for f in found], color=colour, alpha=0.1)
     panels[1].axhspan(tuned.floor.low, tuned.floor.high, color="#888888", alpha=0.2, label="other noise, all steps")
     for panel, title in zip(
         panels, ("alignment (higher is better)", "kernel distance to other noise, all steps (lower)"), strict=True
     ):
-        panel.set_xscale("log")
+        log_axis(panel)
         panel.set_xlabel("denoiser rows a picture")
         panel.set_title(title, fontsize=10)
         panel.grid(alpha=0.25)
-    panels[1].legend(fontsize=8)
+    figure.legend(*panels[1].get_legend_handles_labels(), fontsize=8, loc="outside right upper")
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110)
     return buffer.getvalue()

@@ -17,8 +17,8 @@ from typing import Any
 
 import torch
 
-from cotrunk import Branch, Plan, generate, mini
-from cotrunk.plan import leaf
+from cotrunk import Plan, generate, mini
+from cotrunk.plan import flat_tree
 
 SUBJECTS = (
     "red apple", "owl", "pizza", "sunflower", "rocket", "guitar", "snowman", "cat", "fire engine", "house", "bicycle",
@@ -30,10 +30,7 @@ STYLES = ("noto", "twemoji", "flat", "glossy")
 def shared_plan(prompts: list[str], steps: int, share: float) -> Plan:
     """Groups of four, as written down: this benchmark is not about grouping."""
     stop = int(share * steps + 1e-9)
-    trees = []
-    for first in range(0, len(prompts), 4):
-        images = tuple(range(first, first + 4))
-        trees.append(Branch(images, 0, stop, 0.5, tuple(leaf(i, stop, steps) for i in images)))
+    trees = [tree for first in range(0, len(prompts), 4) for tree in flat_tree(range(first, first + 4), stop, steps)]
     return Plan(tuple(prompts), tuple(i // 4 for i in range(len(prompts))), tuple(trees), steps, steps)
 
 

@@ -19,14 +19,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from cotrunk import Branch, Plan, Skipping, generate, mini
+from cotrunk import Plan, Skipping, generate, mini
 from cotrunk.evaluation import metrics
 from cotrunk.evaluation.emoji import EmojiAlignment
 from cotrunk.evaluation.figures import new_figure
 from cotrunk.evaluation.networks import EfficientNetLite0
 from cotrunk.files import write_bytes, write_text
 from cotrunk.models import set_scheduler
-from cotrunk.plan import leaf
+from cotrunk.plan import flat_tree
 
 STEPS, GUIDANCE, SEEDS = 50, 5.0, (0, 1)
 STYLES = ("noto", "twemoji", "flat", "glossy")
@@ -69,10 +69,7 @@ def plan(setting: Setting, seed: int, timesteps: int) -> Plan:
     """Groups of four as they are; independent pictures have noise of their own."""
     stop, trees, seeds = int(setting.share * timesteps + 1e-9), [], []
     for number, group in enumerate(GROUPS):
-        if stop:
-            trees.append(Branch(tuple(group), 0, stop, 0.5, tuple(leaf(i, stop, timesteps) for i in group)))
-        else:
-            trees += [leaf(image, 0, timesteps) for image in group]
+        trees += flat_tree(group, stop, timesteps)
         seeds += [10_000 * seed + 10 * number + (0 if stop else member) for member in range(len(group))]
     return Plan(tuple(PROMPTS), tuple(seeds), tuple(trees), setting.steps, timesteps)
 

@@ -17,6 +17,7 @@ from tiny import sd_with_text
 
 from cotrunk import CotrunkError
 from cotrunk.evaluation.experiment import Cell, Experiment, Judges, Seen
+from cotrunk.generation import WARM_STEPS
 from cotrunk.waves import Run
 
 GROUPS = [["a red picture", "a green picture"], ["a dog", "a cat", "a cow"], ["alone"]]
@@ -91,7 +92,7 @@ def test_first_steps_of_a_model_are_not_timed(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(Run, "waves", spy)
     for steps in (2, 4):
         own.look(Cell("pre-trained", 0.5, steps))
-    assert [run.plan.steps for run in runs] == [2, 2, 4]
+    assert [run.plan.steps for run in runs] == [WARM_STEPS, 2, 4]
     assert [bool(run.plan.cost.saving) for run in runs] == [False, True, True]
 
 
@@ -224,7 +225,6 @@ def test_a_wave_in_parts_and_whole_shifts_no_picture(tmp_path: Path, monkeypatch
     cell = Cell("pre-trained", 0.5, 2)
     whole = experiment(tmp_path / "whole").look(cell)
     own, (kill, told) = experiment(tmp_path / "killed"), killed_after(1)
-    own._warm_up()
     call = Run._call
 
     def crowded(run: Run, trees: Any, on_step: Any) -> Any:

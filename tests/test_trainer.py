@@ -21,8 +21,10 @@ from torch import Tensor
 from cotrunk import CotrunkError, generate
 from cotrunk.training.conditions import Conditions
 from cotrunk.training.dataset import Pair
+from cotrunk.training.log import Step, read_losses
 from cotrunk.training.loss import Loss, Terms, sage_loss
-from cotrunk.training.trainer import Step, TrainSettings, losses, train, trained_share, training_schedule
+from cotrunk.training.settings import TrainSettings
+from cotrunk.training.trainer import train, trained_share, training_schedule
 
 SIZE = {"height": 32, "width": 32}
 QUICK = TrainSettings(steps=6, groups=2, rank=2, learning_rate=1e-2, checkpoint_every=2, caption_dropout=0.3, **SIZE)
@@ -85,7 +87,7 @@ def test_training_changes_the_lora_and_nothing_else(groups: list[list[Pair]], tm
         if "lora" not in name:
             assert torch.equal(tensor, fresh[name.replace(".base_layer", "")]), name
     assert [step.number for step in steps] == list(range(1, 7))
-    assert [line["step"] for line in losses(tmp_path / "losses.jsonl")] == list(range(1, 7))
+    assert [line["step"] for line in read_losses(tmp_path / "losses.jsonl")] == list(range(1, 7))
     kept = {"checkpoint.pt", "losses.jsonl", "settings.json", "README.md", "pytorch_lora_weights.safetensors"}
     assert {file.name for file in tmp_path.iterdir() if file.is_file()} == kept
 
@@ -232,7 +234,7 @@ def test_the_losses_of_a_step_are_the_mean_of_its_passes(
 
     monkeypatch.setattr("cotrunk.training.trainer.sage_loss", recorded)
     trained(groups, tmp_path, TrainSettings(**vars(QUICK) | {"steps": 2, "accumulation": 3}))
-    for number, line in enumerate(losses(tmp_path / "losses.jsonl")):
+    for number, line in enumerate(read_losses(tmp_path / "losses.jsonl")):
         for name in ("total", "shared", "target", "branch"):
             own = [float(getattr(terms, name).detach()) for terms in passes[3 * number : 3 * number + 3]]
             assert line[name] == pytest.approx(np.mean(own), abs=2e-6)

@@ -14,9 +14,10 @@ from tiny import sd_with_text
 from cotrunk import CotrunkError
 from cotrunk.evaluation.metrics import Figure, difference, kernel, mean
 from cotrunk.evaluation.setting import Basis, Setting, read_settings, write_settings
-from cotrunk.evaluation.trials import WARM, Trials
+from cotrunk.evaluation.trials import Trials
 from cotrunk.evaluation.tuned import advice, claim, write_tuned
 from cotrunk.evaluation.tuning import Point, Tuned, _recommended, neighbours, pictures_of, settings, tune
+from cotrunk.generation import WARM_STEPS
 from cotrunk.waves import Run, Wave
 
 BASIS = Basis("a <model>", None, "ddim", 3.0)
@@ -121,7 +122,7 @@ def test_what_is_denoised_first_is_not_timed(tmp_path: Path, monkeypatch: pytest
     trials = Trials(sd_with_text().pipe, PROMPTS, ARGUMENTS, tmp_path)
     for steps_asked in (6, 2):
         trials.of(Setting(steps_asked), 0)
-    assert steps == [WARM, 6, 2]
+    assert steps == [WARM_STEPS, 6, 2]
 
 
 def test_pictures_that_failed_are_left_out_and_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,11 @@ from .errors import CotrunkError
 DENOISERS = ("unet", "transformer", "transformer_2")  # where pipelines have them
 
 
+def denoisers_of(pipe: Any) -> list[str]:
+    """The names under which the pipeline has its denoisers; most have one."""
+    return [name for name in DENOISERS if isinstance(getattr(pipe, name, None), torch.nn.Module)]
+
+
 def _stateful_hooks(module: torch.nn.Module) -> Iterator[tuple[torch.nn.Module, ModelHook]]:
     for part in unwrap_module(module).modules():
         registry = getattr(unwrap_module(part), "_diffusers_hook", None)
@@ -47,7 +52,7 @@ def check_pipeline(pipe: Any, *, max_rows: int | None, alone: bool = False) -> N
     alone: rows will be left out, which caches and perturbed attention cannot live with.
     """
     kind = type(pipe).__name__
-    denoisers = [n for n in DENOISERS if isinstance(getattr(pipe, n, None), torch.nn.Module)]
+    denoisers = denoisers_of(pipe)
     if not denoisers:
         raise CotrunkError(
             f"{kind} has no denoiser that cotrunk knows ({', '.join(DENOISERS)}): call the pipeline itself."

@@ -61,6 +61,15 @@ def leaf(image: int, start: int, timesteps: int) -> Branch:
     return Branch((image,), start, timesteps)
 
 
+def flat_tree(images: Sequence[int], stop: int, timesteps: int, similarity: float = 0.0) -> list[Branch]:
+    """A group that shares its timesteps before `stop` and parts at once: one tree, or a leaf an image where there is
+    nothing to share."""
+    if stop == 0 or len(images) == 1:
+        return [leaf(image, 0, timesteps) for image in images]
+    ordered = tuple(sorted(images))
+    return [Branch(ordered, 0, stop, similarity, tuple(leaf(image, stop, timesteps) for image in ordered))]
+
+
 @dataclass(frozen=True)
 class Cost:
     """Denoiser rows: what a run used, and what the same images would use one by one."""

@@ -17,7 +17,7 @@ import numpy as np
 
 from .errors import CotrunkError
 from .grouping import dendrogram, group_prompts, smallest_similarity
-from .plan import Branch, Plan, leaf
+from .plan import Branch, Plan, flat_tree, leaf
 
 Mode = Literal["flat", "adaptive", "tree"]
 
@@ -222,11 +222,7 @@ def _tree(
     if sharing.mode == "tree":
         return _grow(group, dendrogram(own), sharing, threshold, timesteps, order)
     similarity = smallest_similarity(own)
-    stop = branch_point(sharing, threshold, similarity, timesteps, order)
-    if stop == 0:
-        return [leaf(i, 0, timesteps) for i in group]
-    children = tuple(leaf(i, stop, timesteps) for i in sorted(group))
-    return [Branch(tuple(sorted(group)), 0, stop, similarity, children)]
+    return flat_tree(group, branch_point(sharing, threshold, similarity, timesteps, order), timesteps, similarity)
 
 
 def _grow(

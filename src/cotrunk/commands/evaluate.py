@@ -12,12 +12,15 @@ from .console import err, out
 from .inputs import check_whole, out_folder
 from .judges import NETWORKS, alignment_for, judges_of
 from .options import (
-    MACHINE,
     OUTPUT,
+    Device,
+    Dtype,
     Guidance,
+    Height,
     Model,
     Scheduler,
     Steps,
+    Width,
     option,
 )
 
@@ -46,8 +49,8 @@ def evaluate(
     seeds: Annotated[int, option(SCHEMES, "N", "Runs of every cell, each from other noise.")] = 1,
     guidance: Guidance = 7.5,
     scheduler: Scheduler = None,
-    height: Annotated[int | None, option(SCHEMES, "N", "Of the pictures; by default what the model makes.")] = None,
-    width: Annotated[int | None, option(SCHEMES, "N", "Of the pictures; by default what the model makes.")] = None,
+    height: Height = None,
+    width: Width = None,
     max_groups: Annotated[int | None, option(SCHEMES, "N", "Only N of the groups.")] = None,
     features: Annotated[
         str, option(NETWORKS, "NAME", "For Frechet distances: lite0, or inception[:FILE] for what is called FID.")
@@ -57,8 +60,8 @@ def evaluate(
         str | None,
         option(NETWORKS, "NAME", "For alignment: emoji, or clip[:FOLDER or hub id]; emoji for an embedded model."),
     ] = None,
-    device: Annotated[str, option(MACHINE, "NAME", "auto, cpu, cuda, cuda:1, mps, ...")] = "auto",
-    dtype: Annotated[str, option(MACHINE, "NAME", "auto, float32, float16 or bfloat16.")] = "auto",
+    device: Device = "auto",
+    dtype: Dtype = "auto",
 ) -> None:
     """Compare models and sampling schemes on groups of prompts with real pictures (SAGE, Table 1, Figures 2 to 4).
 

@@ -18,6 +18,8 @@ from .options import (
     OUTPUT,
     SAMPLING,
     Column,
+    Device,
+    Dtype,
     Encoder,
     Guidance,
     GuidanceInterval,
@@ -91,8 +93,8 @@ def generate(
     scheduler: Scheduler = None,
     seed: Seed = 0,
     images_per_prompt: PerPrompt = 1,
-    device: Annotated[str, option(MACHINE, "NAME", "auto, cpu, cuda, cuda:1, mps, ...")] = "auto",
-    dtype: Annotated[str, option(MACHINE, "NAME", "auto, float32, float16 or bfloat16.")] = "auto",
+    device: Device = "auto",
+    dtype: Dtype = "auto",
     max_rows: Annotated[
         int | None, option(MACHINE, "N", "Most denoiser rows at once; halves by itself when memory runs out.")
     ] = None,
@@ -170,7 +172,7 @@ def generate(
     seconds = {"load": time.perf_counter() - begin}
 
     from ..embedding import condition_keys
-    from ..generation import prepare
+    from ..generation import prepare, warm_up
 
     warn(pipe, texts, condition_keys(pipe, texts))
     arguments: dict[str, Any] = {"num_inference_steps": steps, "guidance_scale": guidance}
@@ -214,7 +216,10 @@ def generate(
     runs = [(main, run)]
     try:
         if compare:
-            begin += _warm_up(pipe, run.plan, texts, arguments, max_rows)
+            start = time.perf_counter()
+            with err.status("Warming up"):  # whichever came first would lose the comparison
+                warm_up(pipe, texts, max_rows=max_rows, **arguments)
+            begin += time.perf_counter() - start
         _denoise(folder, runs)
         if compare:  # only now is it known what skipping spared, and so what equal cost is
             runs += _comparisons(pipe, run.plan, folder.journal(main).cost, texts, arguments, max_rows)
@@ -294,19 +299,6 @@ def _comparisons(
         own = {**arguments, "num_inference_steps": arm.plan.steps}
         runs.append((arm, prepare(pipe, texts, plan=arm.plan, max_rows=max_rows, **own)))
     return runs
-
-
-def _warm_up(pipe: Any, plan: "Plan", texts: list[str], arguments: dict[str, Any], max_rows: int | None) -> float:
-    """A few steps that nobody counts, and their seconds: whatever a process denoises first is slow, and would lose
-    the comparison."""
-    from ..arguments import timesteps_of
-    from ..generation import prepare
-
-    start = time.perf_counter()
-    few = {**arguments, "num_inference_steps": min(4, plan.steps)}
-    with err.status("Warming up"):
-        next(prepare(pipe, texts, plan=plan.independent(*timesteps_of(pipe, few)), max_rows=max_rows, **few).waves())
-    return time.perf_counter() - start
 
 
 def _denoise(folder: "RunFolder", runs: Sequence[tuple["Arm", "Run"]]) -> None:

@@ -89,6 +89,10 @@ Scheduler = Annotated[
     option(SAMPLING, "NAME", "ddim, dpm++2m, euler, unipc, ..., or a class of diffusers; else the model's own."),
 ]
 Seed = Annotated[int, option(SAMPLING, "N", "Seed of the run: the same seed, the same images.")]
+Height = Annotated[int | None, option(SAMPLING, "N", "Of the pictures; by default what the model makes.")]
+Width = Annotated[int | None, option(SAMPLING, "N", "Of the pictures; by default what the model makes.")]
+Device = Annotated[str, option(MACHINE, "NAME", "auto, cpu, cuda, cuda:1, mps, ...")]
+Dtype = Annotated[str, option(MACHINE, "NAME", "auto, float32, float16 or bfloat16.")]
 PerPrompt = Annotated[
     int, option(SAMPLING, "N", "Images of each prompt; they do not share with each other.", "--images-per-prompt")
 ]

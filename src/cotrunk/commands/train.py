@@ -10,7 +10,7 @@ from ..files import write_bytes
 from ..prompts import read_prompts
 from .console import err, out
 from .inputs import out_folder
-from .options import MACHINE, OUTPUT, Model, OutFolder, option
+from .options import MACHINE, OUTPUT, Height, Model, OutFolder, Width, option
 
 OBJECTIVE, TRAINING = "Objective", "Training"
 
@@ -41,8 +41,8 @@ def train(
     rank: Annotated[int, option(TRAINING, "N", "Of the LoRA.")] = 16,
     caption_dropout: Annotated[float, option(TRAINING, "X", "Part of the groups that train without captions.")] = 0.1,
     ema: Annotated[float | None, option(TRAINING, "X", "Decay of an average of the weights, 0.999 say.")] = None,
-    height: Annotated[int | None, option(TRAINING, "N", "Of the pictures; by default what the model makes.")] = None,
-    width: Annotated[int | None, option(TRAINING, "N", "Of the pictures; by default what the model makes.")] = None,
+    height: Height = None,
+    width: Width = None,
     checkpoint_every: Annotated[int, option(TRAINING, "N", "Steps between checkpoints.")] = 500,
     seed: Annotated[int, option(TRAINING, "N", "Of everything that is drawn.")] = 0,
     tracker: Annotated[
@@ -74,8 +74,9 @@ def train(
 
     from ..models import load_pipeline
     from ..training.dataset import read_groups
+    from ..training.log import Step, plot_losses
     from ..training.loss import Loss
-    from ..training.trainer import Step, TrainSettings, plot_losses
+    from ..training.settings import TrainSettings
     from ..training.trainer import train as run
 
     settings = TrainSettings(

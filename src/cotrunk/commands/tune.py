@@ -10,9 +10,10 @@ from .console import err, out
 from .inputs import out_folder, prompts_of
 from .judges import NETWORKS, alignment_for, judges_of
 from .options import (
-    MACHINE,
     OUTPUT,
     Column,
+    Device,
+    Dtype,
     Guidance,
     Lora,
     Model,
@@ -57,8 +58,8 @@ def tune(
         str | None,
         option(NETWORKS, "NAME", "emoji (of the embedded model, its default), or clip[:FOLDER or hub id] (of others)."),
     ] = None,
-    device: Annotated[str, option(MACHINE, "NAME", "auto, cpu, cuda, cuda:1, mps, ...")] = "auto",
-    dtype: Annotated[str, option(MACHINE, "NAME", "auto, float32, float16 or bfloat16.")] = "auto",
+    device: Device = "auto",
+    dtype: Dtype = "auto",
 ) -> None:
     """Find the settings that suit a model and prompts, before a large run: fewer steps, sharing, skipping, guidance.
 

@@ -16,13 +16,13 @@ import torch
 from ..arguments import guidance_rows, timesteps_of
 from ..errors import CotrunkError
 from ..files import write_bytes
-from ..generation import prepare
+from ..generation import prepare, warm_up
 from ..models import load_lora
-from ..plan import Branch, Plan, leaf
+from ..plan import Plan, flat_tree
 from ..waves import WAVE
 from . import metrics
-from .identity import scheduler_facts, weights_digest
-from .networks import AlignmentNetwork, FeatureNetwork, PerceptualNetwork
+from .identity import model_digest, scheduler_facts
+from .networks import AlignmentNetwork, FeatureNetwork, PerceptualNetwork, as_bytes
 
 SHOWN = 8  # pictures of a cell that are kept to look at
 
@@ -113,8 +113,7 @@ class Experiment:
         ends = np.cumsum([len(group) for group in groups])
         self.groups = [list(range(end - len(group), end)) for group, end in zip(groups, ends, strict=True)]
         self.arguments = {"guidance_scale": guidance, **(arguments or {})}
-        denoiser = pipe.unet if hasattr(pipe, "unet") else pipe.transformer
-        facts = [self.prompts, self.groups, self.arguments, scheduler_facts(pipe.scheduler), weights_digest(denoiser)]
+        facts = [self.prompts, self.groups, self.arguments, scheduler_facts(pipe.scheduler), model_digest(pipe)]
         self.mark = hashlib.sha256(json.dumps(facts, default=str, sort_keys=True).encode()).hexdigest()[:12]
         self.lora_marks = {name: "" if path is None else _file_digest(path) for name, path in loras.items()}
         self._agreed: set[Cell] = set()  # cells in which these networks were found to see what is written down
@@ -195,16 +194,17 @@ class Experiment:
                 done.update(wave["images"].tolist())
         if len(done) < count:
             self._load(cell.model)
-            self._warm_up()
+            if self._warm != self._loaded:
+                warm_up(self.pipe, self.prompts, **self.arguments)
+                self._warm = self._loaded
         plan = self._plan(cell)
         own = {**self.arguments, "num_inference_steps": cell.steps, "output_type": "pt"}
         run = prepare(self.pipe, self.prompts, plan=plan, wave_size=WAVE, **own)
         # a wave that memory had no room for was kept in parts
         for made in run.waves(skip=done.issuperset):
-            bytes_ = [(picture.float().clamp(0, 1) * 255).round().byte().cpu() for picture in made.output.images]
             kept = {
                 "images": made.images,
-                "pictures": torch.stack(bytes_).numpy(),
+                "pictures": torch.stack([as_bytes(picture).cpu() for picture in made.output.images]).numpy(),
                 "failed": made.failed,
                 "costs": [made.cost.used / len(made.images), made.seconds["denoise"] / len(made.images)],
             }
@@ -212,9 +212,8 @@ class Experiment:
             write_bytes(file, functools.partial(_savez, kept))
             on_wave(len(made.images))
         pictures, failed, costs = np.empty(0, np.uint8), np.zeros(count, bool), np.zeros((count, 2))
-        for file in sorted(
-            folder.glob("*.npz")
-        ):  # by their images: a part of a wave and the whole of it may both be here
+        # in the order of their images: a part of a wave and the whole of it may both be here
+        for file in sorted(folder.glob("*.npz")):
             with np.load(file) as wave:
                 images = wave["images"]
                 if not pictures.size:
@@ -223,14 +222,6 @@ class Experiment:
                 failed[images] = np.isin(images, wave["failed"])
         rows, seconds = costs.mean(axis=0).tolist()
         return torch.from_numpy(pictures), failed, {"rows": rows, "seconds": seconds, "saving": plan.cost.saving}
-
-    def _warm_up(self) -> None:
-        """The first steps of a model are slower than the others, and not to be timed."""
-        if self._warm != self._loaded:
-            own = {**self.arguments, "num_inference_steps": 2, "output_type": "latent"}
-            for _ in prepare(self.pipe, self.prompts[:WAVE], sharing=None, **own).waves():
-                pass
-            self._warm = self._loaded
 
     def _plan(self, cell: Cell) -> Plan:
         """Groups as they are, branching after `share` of the timesteps."""
@@ -242,10 +233,7 @@ class Experiment:
         trees = []
         for number, group in enumerate(self.groups):
             own_seed = _seed(cell.seed, number, 0)
-            if stop and len(group) > 1:
-                trees.append(Branch(tuple(group), 0, stop, 0.0, tuple(leaf(i, stop, timesteps) for i in group)))
-            else:
-                trees += [leaf(image, 0, timesteps) for image in group]
+            trees += flat_tree(group, stop, timesteps)
             for member, image in enumerate(group):
                 # shared or not, the first picture of a group starts from the same noise
                 seeds[image] = own_seed if stop else _seed(cell.seed, number, member)

@@ -82,14 +82,14 @@ class Measures:
             good = [~(one.failed | other.failed) for one, other in zip(mine, theirs, strict=True)]
             rows, parts = self._rows(good, chosen)
             texts = self._texts_of(len(good))[rows]
-            features, others = (torch.cat([one.features for one in seen])[rows] for seen in (mine, theirs))
-            real = self._real_features[self._real_of(chosen)]
-            aligned, others_aligned = (
+            features, other_features = (torch.cat([one.features for one in seen])[rows] for seen in (mine, theirs))
+            aligned, other_aligned = (
                 metrics.alignment(torch.cat([one.vectors for one in seen])[rows], texts) for seen in (mine, theirs)
             )
+            real = self._real_features[self._real_of(chosen)]
             changes = {
-                "frechet": metrics.frechet_change(features, others, real, parts, self._dimensions),
-                "alignment": metrics.change(aligned, others_aligned, parts),
+                "frechet": metrics.frechet_change(features, other_features, real, parts, self._dimensions),
+                "alignment": metrics.change(aligned, other_aligned, parts),
                 "diversity": metrics.change(_diversity(mine), _diversity(theirs)),
             }
             return {name: asdict(change) for name, change in changes.items()}

@@ -89,7 +89,7 @@ def frechet_distance(features: torch.Tensor, reference: torch.Tensor, dimensions
         dimensions: of the subspace it is taken in, the reference's first principal components. With fewer than some
             ten thousand pictures a covariance of 2,048 dimensions is mostly chance. None: all, which is what FID takes.
     """
-    return _frechet(*(x.double().numpy() for x in _projected(features, reference, dimensions)))
+    return _frechet(*_projected(reference, dimensions, features, reference))
 
 
 def frechet(
@@ -100,7 +100,7 @@ def frechet(
     seed: int = 0,
 ) -> Figure:
     """`frechet_distance` with its interval; groups as for `mean`, and the reference's pictures one by one."""
-    mine, theirs = (x.double().numpy() for x in _projected(features, reference, dimensions))
+    mine, theirs = _projected(reference, dimensions, features, reference)
     parts = [[i] for i in range(len(mine))] if groups is None else groups
     draw = np.random.default_rng(seed)
     drawn = []
@@ -124,8 +124,7 @@ def frechet_change(
 ) -> Change:
     """Frechet distance of features against that of others, both to the reference: the same groups and the same real
     pictures are drawn for both."""
-    mine, theirs = (_projected(x, reference, dimensions)[0].double().numpy() for x in (features, others))
-    real = _projected(features, reference, dimensions)[1].double().numpy()
+    mine, theirs, real = _projected(reference, dimensions, features, others, reference)
     draw, draws = np.random.default_rng(seed), []
     for _ in range(FRECHET_DRAWS):
         rows = [i for part in draw.integers(len(groups), size=len(groups)) for i in groups[part]]
@@ -193,15 +192,14 @@ def bleed(pictures: torch.Tensor, texts: torch.Tensor, groups: Groups) -> Values
     return wrong
 
 
-def _projected(
-    features: torch.Tensor, reference: torch.Tensor, dimensions: int | None
-) -> tuple[torch.Tensor, torch.Tensor]:
-    _enough(features)
-    _enough(reference)
+def _projected(reference: torch.Tensor, dimensions: int | None, *features: torch.Tensor) -> list[Values]:
+    """Features in the subspace of the reference's first principal components, or as they are."""
+    for own in features:
+        _enough(own)
     if dimensions is None:
-        return features, reference
+        return [own.double().numpy() for own in features]
     axes = torch.linalg.svd(reference - reference.mean(dim=0), full_matrices=False).Vh[:dimensions].T
-    return features @ axes, reference @ axes
+    return [(own @ axes).double().numpy() for own in features]
 
 
 def _frechet(mine: Values, theirs: Values) -> float:

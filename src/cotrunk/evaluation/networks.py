@@ -153,8 +153,8 @@ class Inception:
     @torch.no_grad()
     def features(self, pictures: torch.Tensor) -> torch.Tensor:
         """(n, 2048). The network resizes to 299 x 299 itself, as TensorFlow does."""
-        as_bytes = _as_bytes(pictures)
-        return torch.cat([self._net(batch.to(self._device))[0].double().cpu() for batch in torch.split(as_bytes, 32)])
+        batches = torch.split(as_bytes(pictures), 32)
+        return torch.cat([self._net(batch.to(self._device))[0].double().cpu() for batch in batches])
 
 
 class Clip:
@@ -175,7 +175,7 @@ class Clip:
     def of_pictures(self, pictures: torch.Tensor) -> torch.Tensor:
         found = []
         for batch in torch.split(pictures, 32):
-            inputs = self._processor(images=list(_as_bytes(batch)), return_tensors="pt").to(self._device)
+            inputs = self._processor(images=list(as_bytes(batch)), return_tensors="pt").to(self._device)
             found.append(F.normalize(_vectors(self._net.get_image_features(**inputs)).double(), dim=1).cpu())
         return torch.cat(found)
 
@@ -194,8 +194,11 @@ def _as_float(pictures: torch.Tensor) -> torch.Tensor:
     return pictures.float() / 255 if pictures.dtype is torch.uint8 else pictures.float()
 
 
-def _as_bytes(pictures: torch.Tensor) -> torch.Tensor:
-    return pictures if pictures.dtype is torch.uint8 else (pictures.float() * 255).round().clamp(0, 255).byte()
+def as_bytes(pictures: torch.Tensor) -> torch.Tensor:
+    """Pictures in [0, 1] as bytes; a NaN is black."""
+    if pictures.dtype is torch.uint8:
+        return pictures
+    return (pictures.float().nan_to_num().clamp(0, 1) * 255).round().byte()
 
 
 def _vectors(output: Any) -> torch.Tensor:

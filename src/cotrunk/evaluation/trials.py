@@ -11,11 +11,10 @@ import numpy as np
 import torch
 
 from ..files import write_bytes
-from ..generation import prepare
+from ..generation import prepare, warm_up
 from .identity import model_digest, scheduler_facts
+from .networks import as_bytes
 from .setting import Setting
-
-WARM = 4  # steps that nobody counts
 
 
 @dataclass(frozen=True)
@@ -64,7 +63,9 @@ class Trials:
 
     def _make(self, setting: Setting, seed: int, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._warm_up()
+        if not self._is_warm:
+            warm_up(self.pipe, self.prompts, **self.arguments)
+            self._is_warm = True
         own = {**self.arguments, **setting.arguments(), "output_type": "pt"}
         run = prepare(self.pipe, self.prompts, seed=seed, **own)
         count = len(self.prompts)
@@ -73,7 +74,7 @@ class Trials:
         rows, seconds, shared = 0, 0.0, 0
         for wave in run.waves():
             for image, picture in zip(wave.images, wave.output.images, strict=True):
-                pictures[image] = (picture.float().nan_to_num().clamp(0, 1) * 255).round().byte().cpu().numpy()
+                pictures[image] = as_bytes(picture).cpu().numpy()
             failed.update(wave.failed)
             rows += wave.cost.used
             seconds += wave.seconds["denoise"]
@@ -86,10 +87,3 @@ class Trials:
         }
         stacked = np.stack([pictures[image] for image in range(count)])
         write_bytes(path, lambda file: np.savez(file, pictures=stacked, facts=json.dumps(facts)))
-
-    def _warm_up(self) -> None:
-        """A few steps that nobody counts: whatever a process denoises first is slow, and would look dear."""
-        if not self._is_warm:
-            few = {**self.arguments, "num_inference_steps": WARM, "output_type": "latent"}
-            next(prepare(self.pipe, self.prompts, sharing=None, **few).waves())
-            self._is_warm = True

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from ..compatibility import DENOISERS
+from ..compatibility import denoisers_of
 from ..denoiser import parameters_of
 from ..errors import CotrunkError
 from ..replacing import replaced
@@ -28,7 +28,7 @@ class Conditions:
 
     def __init__(self, pipe: Any, **arguments: Any) -> None:
         self.pipe = pipe
-        names = [name for name in DENOISERS if isinstance(getattr(pipe, name, None), torch.nn.Module)]
+        names = denoisers_of(pipe)
         if len(names) != 1:
             raise CotrunkError(f"{type(pipe).__name__} has {len(names)} denoisers: training takes one.")
         self.name = names[0]

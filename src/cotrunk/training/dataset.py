@@ -382,14 +382,9 @@ def apart(groups: Sequence[Sequence[Pair]], seed: int) -> list[list[Pair]]:
 
 def _write_histogram(path: Path, similarities: Sequence[list[float]], sizes: Counter[int]) -> None:
     """How similar the pairs of the groups are, and how large the groups."""
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise CotrunkError("The histogram needs matplotlib: pip install 'cotrunk[train]'.") from error
-    from matplotlib.figure import Figure
+    from ..evaluation.figures import new_figure
 
-    del matplotlib
-    figure = Figure(figsize=(8, 3), layout="constrained")
+    figure = new_figure(figsize=(8, 3), layout="constrained")
     left, right = figure.subplots(1, 2)
     left.hist([value for values in similarities for value in values], bins=40, color="#3a7d5d")
     left.set_xlabel("similarity of two captions of a group")

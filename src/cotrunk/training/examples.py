@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from ..compatibility import denoisers_of
 from ..errors import CotrunkError
 from ..files import write_bytes, write_text
 from ..rows import SHARED
@@ -130,8 +131,7 @@ class _Rows:
 
 def size_of(pipe: Any, height: int | None, width: int | None) -> tuple[int, int]:
     """Height and width of the pictures in pixels: what is asked for, or what the pipeline makes by default."""
-    config = (pipe.unet if hasattr(pipe, "unet") else pipe.transformer).config
-    side = getattr(config, "sample_size", None)
+    side = getattr(getattr(pipe, denoisers_of(pipe)[0]).config, "sample_size", None)
     default = side * pipe.vae_scale_factor if isinstance(side, int) else None
     height, width = height or default, width or default
     if height is None or width is None:

@@ -4,10 +4,9 @@ import copy
 import functools
 import hashlib
 import json
-import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -24,75 +23,12 @@ from ..replacing import replaced
 from .conditions import Conditions, moved
 from .dataset import Pair
 from .examples import Examples, Told, encode, size_of
-from .loss import Loss, Terms, sage_loss
+from .log import TERMS, Step, write_step
+from .loss import Terms, sage_loss
+from .settings import TrainSettings
 
 TARGETS = ("to_q", "to_k", "to_v", "to_out.0")  # the layers that get a LoRA: those of attention
 PATIENCE = timedelta(days=7)  # of the processes that wait for the one that encodes or draws
-TERMS = ("total", "shared", "target", "branch")  # of the loss, as they are logged
-
-
-@dataclass(frozen=True)
-class TrainSettings:
-    """How to train. The defaults are the paper's where it gives them.
-
-    Attributes:
-        loss: what is minimised.
-        steps: optimiser steps.
-        groups: groups in a step, before `accumulation`.
-        accumulation: passes whose gradients are added up in a step.
-        learning_rate: constant.
-        rank: of the LoRA (the paper does not give it); its alpha is the same.
-        caption_dropout: part of the groups that train without captions, so that guidance keeps working.
-        clip: largest norm of the gradient.
-        ema: decay of an average of the LoRA's weights that is saved instead of them; None: no average.
-        gradient_checkpointing: less memory, a third more time.
-        mixed_precision: of `accelerate`: "no", "fp16" or "bf16".
-        tracker: that `accelerate` knows ("tensorboard", "wandb", ...), beside `losses.jsonl`; None: no other.
-        checkpoint_every: steps between checkpoints.
-        seed: of everything that is drawn.
-        height, width: of the pictures in pixels; None: what the pipeline makes by default.
-    """
-
-    loss: Loss = field(default_factory=Loss)
-    steps: int = 20_000
-    groups: int = 4
-    accumulation: int = 1
-    learning_rate: float = 1e-4
-    rank: int = 16
-    caption_dropout: float = 0.1
-    clip: float = 1.0
-    ema: float | None = None
-    gradient_checkpointing: bool = False
-    mixed_precision: str = "no"
-    tracker: str | None = None
-    checkpoint_every: int = 500
-    seed: int = 0
-    height: int | None = None
-    width: int | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("steps", "groups", "accumulation", "rank", "checkpoint_every"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise CotrunkError(f"{name} {value!r} is out of range: use a whole number of 1 or more.")
-        if isinstance(self.seed, bool) or not isinstance(self.seed, int) or self.seed < 0:
-            raise CotrunkError(f"seed {self.seed!r} is out of range: use a whole number of 0 or more.")
-        for name, low, high in (("caption_dropout", 0, 1), ("ema", 0, 1), ("learning_rate", 0, math.inf)):
-            value = getattr(self, name)
-            if value is not None and not low <= value < high:
-                raise CotrunkError(f"{name} {value!r} is out of range: use {low} or more, below {high}.")
-        if self.tracker is not None:
-            _check_tracker(self.tracker)
-
-
-@dataclass(frozen=True)
-class Step:
-    """What one optimiser step did, for those who watch."""
-
-    number: int  # from 1
-    of: int
-    terms: Terms  # means over the passes of the step
-    gradient: float
 
 
 def train(
@@ -210,7 +146,7 @@ def train(
                 mean.lerp_(weight.detach(), 1 - settings.ema)
         if accelerator.is_main_process:
             step = Step(number + 1, settings.steps, _mean(passes), float(norm))
-            _log(out / "losses.jsonl", step)
+            write_step(out / "losses.jsonl", step)
             if settings.tracker is not None:
                 accelerator.log({name: float(getattr(step.terms, name)) for name in TERMS}, step=step.number)
             on_step(step)
@@ -239,15 +175,6 @@ def train(
     return _save(pipe, conditions.name, get_peft_model_state_dict(denoiser), settings, out)
 
 
-def _check_tracker(name: str) -> None:
-    from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
-
-    if name not in LOGGER_TYPE_TO_CLASS:
-        raise CotrunkError(f"tracker {name!r} is unknown: use one of {', '.join(map(str, LOGGER_TYPE_TO_CLASS))}.")
-    if name not in map(str, get_available_trackers()):  # accelerate would log nothing, and say nothing
-        raise CotrunkError(f"tracker {name!r} needs its package: pip install {name}.")
-
-
 def _mean(passes: Sequence[Terms]) -> Terms:
     return Terms(*(torch.stack([getattr(terms, name) for terms in passes]).mean() for name in TERMS))
 
@@ -255,8 +182,11 @@ def _mean(passes: Sequence[Terms]) -> Terms:
 @contextmanager
 def _averaged(weights: Sequence[torch.Tensor], average: Sequence[torch.Tensor] | None) -> Iterator[None]:
     """Let the average, where there is one, stand in for the weights."""
+    if average is None:
+        yield
+        return
     raw = [weight.detach().clone() for weight in weights]
-    for weight, mean in zip(weights, weights if average is None else average, strict=True):
+    for weight, mean in zip(weights, average, strict=True):
         weight.data.copy_(mean)
     try:
         yield
@@ -379,40 +309,6 @@ def _resume(
         for mean, saved in zip(average, state["average"], strict=True):
             mean.copy_(saved)
     return state["step"]
-
-
-def _log(path: Path, step: Step) -> None:
-    """One line a step; lines from beyond the checkpoint that a killed run went back to are written again."""
-    terms = {name: round(float(getattr(step.terms, name)), 6) for name in TERMS}
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps({"step": step.number, **terms, "gradient": round(step.gradient, 6)}) + "\n")
-
-
-def losses(path: Path) -> Iterator[dict[str, float]]:
-    """The log of a training, step by step, the latest line of each."""
-    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    latest = {line["step"]: line for line in lines}
-    yield from (latest[step] for step in sorted(latest))
-
-
-def plot_losses(log: Path, path: Path) -> None:
-    """The terms of the loss over the steps, smoothed."""
-    from ..evaluation.figures import new_figure
-
-    lines = list(losses(log))
-    figure = new_figure(figsize=(8, 4), layout="constrained")
-    axis = figure.subplots()
-    width = max(1, len(lines) // 50)
-    for name in TERMS:
-        values = np.array([line[name] for line in lines])
-        if values.any():
-            smooth = np.convolve(values, np.ones(width) / width, mode="valid")
-            axis.plot([line["step"] for line in lines][width - 1 :], smooth, label=name)
-    axis.set_xlabel("optimiser steps")
-    axis.set_ylabel(f"loss, mean of {width} steps" if width > 1 else "loss")
-    axis.grid(alpha=0.25)
-    axis.legend()
-    write_bytes(path, functools.partial(figure.savefig, format="png", dpi=110))
 
 
 def _save(pipe: Any, name: str, state: dict[str, torch.Tensor], settings: TrainSettings, out: Path) -> Path:

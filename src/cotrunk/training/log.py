@@ -1,0 +1,58 @@
+"""The log of a training: a line a step, and the curves of it."""
+
+import functools
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ..files import write_bytes
+from .loss import Terms
+
+TERMS = ("total", "shared", "target", "branch")  # of the loss, as they are logged
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one optimiser step did, for those who watch."""
+
+    number: int  # from 1
+    of: int
+    terms: Terms  # means over the passes of the step
+    gradient: float
+
+
+def write_step(path: Path, step: Step) -> None:
+    """One line a step; lines from beyond the checkpoint that a killed run went back to are written again."""
+    terms = {name: round(float(getattr(step.terms, name)), 6) for name in TERMS}
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps({"step": step.number, **terms, "gradient": round(step.gradient, 6)}) + "\n")
+
+
+def read_losses(path: Path) -> Iterator[dict[str, float]]:
+    """The log of a training, step by step, the latest line of each."""
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    latest = {line["step"]: line for line in lines}
+    yield from (latest[step] for step in sorted(latest))
+
+
+def plot_losses(log: Path, path: Path) -> None:
+    """The terms of the loss over the steps, smoothed."""
+    from ..evaluation.figures import new_figure
+
+    lines = list(read_losses(log))
+    figure = new_figure(figsize=(8, 4), layout="constrained")
+    axis = figure.subplots()
+    width = max(1, len(lines) // 50)
+    for name in TERMS:
+        values = np.array([line[name] for line in lines])
+        if values.any():
+            smooth = np.convolve(values, np.ones(width) / width, mode="valid")
+            axis.plot([line["step"] for line in lines][width - 1 :], smooth, label=name)
+    axis.set_xlabel("optimiser steps")
+    axis.set_ylabel(f"loss, mean of {width} steps" if width > 1 else "loss")
+    axis.grid(alpha=0.25)
+    axis.legend()
+    write_bytes(path, functools.partial(figure.savefig, format="png", dpi=110))

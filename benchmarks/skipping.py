@@ -38,7 +38,7 @@ from cotrunk.evaluation.networks import EfficientNetLite0
 from cotrunk.models import load_pipeline, set_scheduler
 
 GUIDANCE = 5.0
-TOLERANCES = (0.002, 0.005, 0.01, 0.02, 0.04, 0.08, 0.16, 0.3)
+TOLERANCES = (0.003, 0.006, 0.011, 0.02, 0.035, 0.06, 0.1)
 STYLES = ("noto", "twemoji", "flat", "glossy")
 SUBJECTS = (
     "red apple", "owl", "pizza", "sunflower", "rocket", "guitar", "snowman", "cat", "fire engine", "house", "bicycle",

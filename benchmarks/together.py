@@ -54,7 +54,7 @@ class Setting:
 
 
 def settings() -> list[Setting]:
-    interval, tolerances = (0.1, 0.8), (0.01, 0.02, 0.04, 0.08, 0.15)
+    interval, tolerances = (0.1, 0.8), (0.006, 0.011, 0.02, 0.035, 0.06)
     found = [Setting(steps) for steps in (50, 30, 20, 15, 12, 10, 8, 6, 5, 4, 3)]
     found += [Setting(share=share) for share in (0.2, 0.3, 0.4)]
     found += [Setting(tolerance=tolerance) for tolerance in tolerances]

@@ -40,7 +40,7 @@ def test_tolerance_zero_computes_every_step(case: tuple[str, str], steps: int) -
 @pytest.mark.parametrize("steps", [1, 3, 8, 20, 50])
 def test_the_first_steps_and_the_last_are_computed(case: tuple[str, str], rule: str, steps: int) -> None:
     ran = run(case, Skipping(rule=rule, tolerance=1e9), steps)
-    assert all(map(all, ran.computed[:3]))
+    assert all(map(all, ran.computed[: 1 if rule == "error" else 3]))
     assert all(ran.computed[-1])
     assert ran.samples.isfinite().all()
 
@@ -81,7 +81,7 @@ def test_an_image_alone_is_the_image_in_a_batch(case: tuple[str, str], rule: str
 @EVERY
 def test_skipping_beats_fewer_steps_reuse_and_the_best_pattern_of_others(case: tuple[str, str]) -> None:
     full = plain(case)
-    for tolerance in (0.0001, 0.002):
+    for tolerance in (0.003, 0.01):
         ours = run(case, Skipping(tolerance=tolerance))
         steps = math.ceil(ours.evaluations)
         assert decibels(ours.samples, full) > decibels(plain(case, steps), full) + 1
@@ -89,7 +89,7 @@ def test_skipping_beats_fewer_steps_reuse_and_the_best_pattern_of_others(case: t
             for prediction in ("reuse", "linear"):
                 fixed = run(case, Skipping(rule="fixed", every=every, prediction=prediction, correct=False))
                 if fixed.evaluations <= ours.evaluations:
-                    assert decibels(ours.samples, full) > decibels(fixed.samples, full), (tolerance, every, prediction)
+                    assert decibels(ours.samples, full) > decibels(fixed.samples, full) + 1, (every, prediction)
 
 
 @EVERY

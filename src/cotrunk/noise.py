@@ -15,7 +15,7 @@ import torch
 from .errors import CotrunkError
 
 KINDS = ("epsilon", "v_prediction", "sample", "flow")
-FAINTEST = 0.05  # below this alpha a sample counts as if it held this much data
+FAINTEST = 0.02  # of data, however little there is: this much is added to alpha, in squares
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class NoiseSchedule:
         begins to take shape; towards the end it is the ratio itself.
         """
         alpha, sigma = self.levels[step]
-        return math.asinh(sigma / max(alpha, 1e-3))
+        return math.asinh(sigma / math.hypot(alpha, FAINTEST))
 
     def data_of(self, step: int, sample: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
         """The data that an output predicts, given the sample (not divided by alpha) that it was computed from."""
@@ -63,18 +63,17 @@ class NoiseSchedule:
             return (alpha * sample - data) / max(sigma, 1e-8)
         return data if self.kind == "sample" else (sample - data) / max(sigma, 1e-8)
 
+    def velocity(self, step: int) -> float:
+        """How wrong the velocity (alpha * noise - sigma * data) is where the output is wrong by one: errors of models
+        of all kinds compare in it."""
+        alpha, sigma = self.levels[step]
+        return {"epsilon": 1 / math.hypot(alpha, FAINTEST), "sample": 1 / max(sigma, FAINTEST)}.get(self.kind, 1.0)
+
     def drift(self, step: int) -> float:
-        """What an error of the model's output at this step changes in the image that is taking shape, in units of the
-        data: the change of the sample at the next step by the first-order solver (DDIM, Euler), over alpha. Where there
-        is hardly any data yet, the smallest errors matter most."""
+        """How wrong the next sample is where the velocity at this step is wrong by one, by the first-order solver
+        (DDIM, Euler)."""
         (alpha, sigma), (alpha_next, sigma_next) = self.levels[step : step + 2]
-        if self.kind == "epsilon":
-            change = sigma_next - sigma * alpha_next / max(alpha, 1e-8)
-        elif self.kind == "sample":
-            change = alpha_next - alpha * sigma_next / max(sigma, 1e-8)
-        else:
-            change = sigma_next * alpha - sigma * alpha_next
-        return abs(change) / max(alpha, FAINTEST)
+        return abs(sigma_next * alpha - sigma * alpha_next)
 
 
 def read_schedule(scheduler: Any, timesteps: Sequence[float]) -> NoiseSchedule:

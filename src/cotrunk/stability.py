@@ -16,17 +16,16 @@ from typing import Any, Protocol
 
 import torch
 
+from .gaps import SAME, Gaps, Nodes
 from .noise import NoiseSchedule, read_schedule
 from .skipping import Skipping
 from .solver import Solver
 
 NODES = 3  # computed outputs that are kept for each image: enough for a quadratic
 KNOTS = {"reuse": 1, "linear": 2, "quadratic": 3, "damped": 2}  # of them a prediction rests on
-FIRST = 3  # steps that are computed before anything is predicted
+FIRST = 3  # steps that the rule "fixed" computes before anything is predicted
 STEEPEST = 7.0  # most that an extrapolation may amplify noise in the outputs: the sum of its weights' sizes
-ALONE = 0.1  # of its drift counts where a single evaluation is left out: between two that are computed, an
-# interpolation is nearly exact (measured on `mini`)
-GROWTH = 1.25  # a prediction's error grows with the distance to the last node to this power (measured on `mini`)
+MEMORY = 0.8  # of what an image's predictions missed before, when another is tried: a single miss is mostly chance
 
 
 Jumps = Callable[[int], Collection[int]]  # step -> images whose outputs from here on belong to another function
@@ -58,40 +57,30 @@ class Policy(Protocol):
         """Told where the solver went."""
 
 
-@dataclass(frozen=True)
-class Miss:
-    """By how much a prediction missed a computed output.
-
-    Attributes:
-        size: RMS of (prediction - output) over RMS of the output.
-        distance: in time, from the last node.
-    """
-
-    size: float
-    distance: float
-
-
 @dataclass
 class History:
     """What is known of one image.
 
     Attributes:
-        times: of its computed outputs, in the slots 0, 1, ... of `Trajectories.outputs`: latest first.
+        times, nodes: of its computed outputs, the time and the step, in the slots 0, 1, ... of `Trajectories.outputs`:
+            latest first.
         last: the step at which the latest was computed.
-        miss: of the last prediction that could be tried; None before there was one.
+        scale: how large its predictions' misses have been beside those that the law of `gaps.py` expects; None before
+            one could be tried.
         damping: the part of its trend that the output kept between the last two nodes, 0 to 1.
         resume: the step at which the denoiser computes this image again.
     """
 
     times: list[float] = field(default_factory=list)
+    nodes: list[int] = field(default_factory=list)
     last: int = -1
-    miss: Miss | None = None
+    scale: float | None = None
     damping: float = 1.0
     resume: int = 0
 
     def forget(self) -> None:
         """What was computed so far says nothing about what comes."""
-        self.times, self.miss, self.damping = [], None, 1.0
+        self.times, self.nodes, self.scale, self.damping = [], [], None, 1.0
 
     def between(self, now: float, time: float) -> list[float]:
         """Weights of the output computed now, and of the slots, in what lies between them at `time`."""
@@ -118,6 +107,7 @@ class Trajectories:
         self.skipping, self.timesteps, self.jumps = skipping, timesteps, jumps
         self.histories = [History() for _ in range(images)]
         self.schedule: NoiseSchedule | None = None
+        self.gaps: Gaps | None = None
         self.outputs: list[torch.Tensor] = []  # (N, ...) each: slot k holds every image's k-th latest computed output
         self.used: dict[int, torch.Tensor] = {}  # (N, ...) outputs that the solver got, since the first open gap
         self.correcting = skipping.correct
@@ -139,7 +129,7 @@ class Trajectories:
         around, skipping = self._around(step), self.skipping
         within = skipping.tokens is not None and step < self.timesteps - 1
         within = within and not (skipping.rule == "error" and skipping.tolerance == 0)
-        return tuple(within and h.miss is not None and i not in around for i, h in enumerate(self.histories))
+        return tuple(within and h.scale is not None and i not in around for i, h in enumerate(self.histories))
 
     def observe(
         self, step: int, computed: tuple[bool, ...], solver: Solver, output: torch.Tensor, sample: torch.Tensor
@@ -153,6 +143,7 @@ class Trajectories:
         if self.schedule is None:
             timesteps = solver.timesteps()[: self.timesteps]
             self.schedule = read_schedule(solver.scheduler, timesteps.tolist())
+            self.gaps = Gaps(self.schedule, self.timesteps, self.skipping.longest, self._is_moderate)
         for image in self.jumps(step):
             self.histories[image].forget()
         time = self.schedule.time(step)
@@ -213,25 +204,27 @@ class Trajectories:
 
     def _learn(self, step: int, time: float, computed: tuple[bool, ...], output: torch.Tensor) -> None:
         """Take in the computed outputs and decide what follows."""
-        misses, dampings = self._lessons(time, computed, output)
-        self._push(computed, time, output)
-        for history, known, miss, damping in zip(self.histories, computed, misses, dampings, strict=True):
+        scales, dampings = self._lessons(step, time, computed, output)
+        self._push(step, computed, time, output)
+        for history, known, scale, damping in zip(self.histories, computed, scales, dampings, strict=True):
             if known:
-                history.last, history.miss, history.damping = step, miss, damping
+                history.last, history.scale, history.damping = step, scale, damping
                 history.resume = step + 1 + self._leave_out(history, step)
 
     def _lessons(
-        self, time: float, computed: tuple[bool, ...], output: torch.Tensor
-    ) -> tuple[list[Miss | None], list[float]]:
-        """What the computed outputs say about prediction, for each image: by how much it would have missed them, and
-        how far the trend before the last node went on to them: 0 not at all, 1 as it was."""
+        self, step: int, time: float, computed: tuple[bool, ...], output: torch.Tensor
+    ) -> tuple[list[float | None], list[float]]:
+        """What the computed outputs say about prediction, for each image: the scale of its misses, and how far the
+        trend before the last node went on to them: 0 not at all, 1 as it was."""
+        assert self.schedule is not None
+        assert self.gaps is not None
         needed = KNOTS[self.skipping.prediction]
         enough = [
             known and len(h.times) >= needed and not same(time, h.times[0])
             for h, known in zip(self.histories, computed, strict=True)
         ]
         if not any(enough):
-            return [h.miss for h in self.histories], [h.damping for h in self.histories]
+            return [h.scale for h in self.histories], [h.damping for h in self.histories]
         weights = [self._weights(h, time) if known else [] for h, known in zip(self.histories, enough, strict=True)]
         exact = output.to(self.outputs[0].dtype)
         difference = self._combined(weights) - exact
@@ -240,28 +233,29 @@ class Trajectories:
             places = difference.abs().mean(dim=1 if output.ndim == 4 else 2)
             old = places if self.unstable is None else self.unstable
             self.unstable = torch.where(along(enough, places), places, old)
-        figures = [_mean_square(difference), _mean_square(exact)]
+        figures = [_mean_square(difference)]
         if len(self.outputs) > 1:
             trend = self.outputs[0] - self.outputs[1]
             went_on = ((exact - self.outputs[0]) * trend).float().flatten(1).mean(dim=1)
             figures.append(went_on / _mean_square(trend).clamp(min=1e-20))
-        missed, size, *shares = torch.stack(figures).tolist()  # the one wait for the device in a step
-        misses: list[Miss | None] = []
+        missed, *shares = torch.stack(figures).tolist()  # the one wait for the device in a step
+        scales: list[float | None] = []
         dampings = []
         for image, history in enumerate(self.histories):
             if not enough[image]:
-                misses.append(history.miss)
+                scales.append(history.scale)
                 dampings.append(history.damping)
                 continue
-            relative = math.sqrt(missed[image] / max(size[image], 1e-12))
-            misses.append(Miss(relative, abs(time - history.times[0])))
+            expected = self.gaps.expected_miss(self._nodes(history), step)
+            scale = max(1e-3, math.sqrt(missed[image]) * self.schedule.velocity(step) / expected)
+            scales.append(scale if history.scale is None else history.scale**MEMORY * scale ** (1 - MEMORY))
             if shares and len(history.times) > 1:
                 latest, before = history.times[:2]
                 going_on = shares[0][image] * (latest - before) / (time - latest)
                 dampings.append(min(1.0, max(0.0, going_on)) if math.isfinite(going_on) else 1.0)
             else:
                 dampings.append(1.0)
-        return misses, dampings
+        return scales, dampings
 
     def _combined(self, weights: list[list[float]]) -> torch.Tensor:
         """(N, ...): for each image the weighted sum of its slots."""
@@ -272,7 +266,7 @@ class Trajectories:
                 total += along(column, outputs) * outputs
         return total
 
-    def _push(self, computed: tuple[bool, ...], time: float, output: torch.Tensor) -> None:
+    def _push(self, step: int, computed: tuple[bool, ...], time: float, output: torch.Tensor) -> None:
         """Computed outputs into slot 0; the older ones of these images move on."""
         output = output.to(torch.promote_types(output.dtype, torch.float32))
         # a second evaluation at the same time (Heun, PNDM) takes the place of the first
@@ -283,46 +277,42 @@ class Trajectories:
         for slot in range(len(self.outputs) - 1, 0, -1):
             self.outputs[slot] = torch.where(along(moves, output), self.outputs[slot - 1], self.outputs[slot])
         self.outputs[0] = torch.where(along(computed, output), output, self.outputs[0])
-        for history, moved in zip(self.histories, moves, strict=True):
-            if moved:
-                history.times = [time, *history.times][:NODES]
+        for history, known, moved in zip(self.histories, computed, moves, strict=True):
+            if known:
+                kept = 0 if moved else 1
+                history.times = [time, *history.times[kept:]][:NODES]
+                history.nodes = [step, *history.nodes[kept:]][:NODES]
 
     def _leave_out(self, history: History, step: int) -> int:
         """How many evaluations to leave out from the step after this one on."""
         skipping = self.skipping
         first, stop = (fraction * self.timesteps for fraction in skipping.window)
-        # the last step is always computed, and no prediction before one has been tried
+        # the last step is always computed
         most = min(math.ceil(stop), self.timesteps - 1) - (step + 1)
-        if step + 1 < max(first, FIRST) or history.miss is None or most < 1:
+        if step + 1 < first or most < 1:
             return 0
         if skipping.rule == "fixed":
-            return min(skipping.every - 1, most)
-        return self._within_tolerance(history, history.miss, step, min(most, skipping.longest))
+            # no prediction before one has been tried
+            return 0 if step + 1 < FIRST or history.scale is None else min(skipping.every - 1, most)
+        assert self.gaps is not None
+        # the law and what was seen count alike: a law may be wrong for a model, and a miss is mostly chance
+        scale = 1.0 if history.scale is None else math.sqrt(history.scale)
+        return min(self.gaps.next(self._nodes(history), skipping.tolerance / scale) - (step + 1), most)
 
-    def _within_tolerance(self, history: History, miss: Miss, step: int, most: int) -> int:
-        """The most steps from the next one on, up to `most`, over which the image drifts by less than the tolerance.
+    def _nodes(self, history: History) -> Nodes:
+        """The steps that a prediction rests on, by the law: two at most."""
+        return tuple(history.nodes[: min(2, KNOTS[self.skipping.prediction])])
 
-        The miss of the last prediction, scaled to a longer or shorter distance, is the error expected of the next one;
-        each step turns its output's error into a drift of the image, as the first-order solver does.
-        """
+    def _is_moderate(self, nodes: Nodes, step: int) -> bool:
+        """Whether a prediction from these nodes can hardly amplify noise in them. Of a damped one the trend counts in
+        full: how much of it will be left is not known."""
         assert self.schedule is not None
-        if self.skipping.tolerance == 0:
-            return 0
-        drift, latest = 0.0, history.times[0]
-        for left_out in range(most):
-            at = step + 1 + left_out
-            time = self.schedule.time(at)
-            if sum(map(abs, self._weights(history, time))) > STEEPEST:
-                return left_out
-            drift += self.schedule.drift(at) * miss.size * (abs(time - latest) / miss.distance) ** GROWTH
-            counted = drift * (ALONE if left_out == 0 else 1.0)
-            if not counted <= self.skipping.tolerance:  # also where it is NaN
-                return left_out
-        return most
+        times = [self.schedule.time(node) for node in nodes]
+        return sum(map(abs, lagrange(times, self.schedule.time(step)))) <= STEEPEST
 
 
 def same(time: float, other: float) -> bool:
-    return abs(time - other) < 1e-6
+    return abs(time - other) < SAME
 
 
 def _mean_square(tensor: torch.Tensor) -> torch.Tensor:

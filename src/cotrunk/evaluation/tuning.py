@@ -22,7 +22,7 @@ from .networks import AlignmentNetwork, FeatureNetwork
 from .setting import Setting
 from .trials import Trial, Trials
 
-SHARES, TOLERANCES, INTERVAL = (0.2, 0.3, 0.4), (0.01, 0.03, 0.1), (0.1, 0.8)
+SHARES, TOLERANCES, INTERVAL = (0.2, 0.3, 0.4), (0.01, 0.02, 0.05), (0.1, 0.8)
 FEWER = (0.67, 0.5, 0.34, 0.25, 0.17, 0.12)  # parts of the steps that are asked for
 LEAST = 4  # prompts to compare settings on
 UNKNOWN = metrics.Figure(np.nan, np.nan, np.nan)  # where next to no picture is left to measure

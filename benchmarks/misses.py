@@ -1,0 +1,102 @@
+"""By how much predictions miss the outputs of a model: the law that gaps are laid out by (`cotrunk.gaps`).
+
+    python benchmarks/misses.py --model mini       # a minute
+
+A run of all steps, its guided outputs recorded. From every two outputs up to seven steps apart the trend is taken on to
+every one of the next seven, and the RMS by which it misses, as a velocity, is held against the distances in time: the
+law that fits best, with its scatter, and the law that is built in, with what it is off by in parts of the run.
+"""
+
+import argparse
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+
+from cotrunk.arguments import needed_arguments
+from cotrunk.gaps import BEND, REUSED, TREND
+from cotrunk.models import load_pipeline, set_scheduler
+from cotrunk.noise import NoiseSchedule, read_schedule
+
+SUBJECTS = (
+    "red apple, noto",
+    "cat, flat",
+    "pizza, glossy",
+    "rocket, twemoji",
+    "owl, noto",
+    "house, flat",
+    "fish, noto",
+)
+PROMPTS = [f"{subject} style" for subject in SUBJECTS]
+FARTHEST = 7  # steps
+
+
+def recorded(pipe: Any, steps: int, guidance: float) -> tuple[torch.Tensor, NoiseSchedule]:
+    """(steps, pictures, values) guided outputs."""
+    outputs, step = [], pipe.scheduler.step
+
+    def record(model_output: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        outputs.append(model_output.flatten(1).clone())
+        return step(model_output, *args, **kwargs)
+
+    pipe.scheduler.step = record
+    generators = [torch.Generator().manual_seed(i) for i in range(len(PROMPTS))]
+    settings = {"num_inference_steps": steps, "guidance_scale": guidance, "output_type": "latent"}
+    pipe(PROMPTS, generator=generators, **settings, **needed_arguments(pipe))
+    return torch.stack(outputs), read_schedule(pipe.scheduler, pipe.scheduler.timesteps.tolist())
+
+
+def misses(outputs: torch.Tensor, schedule: NoiseSchedule) -> Iterator[tuple[int, float, float, float]]:
+    """(step, time from the last node, time from the one before, miss as a velocity), mean over the pictures."""
+    times = [schedule.time(step) for step in range(len(outputs))]
+    near = range(1, FARTHEST + 1)
+    for before in range(len(outputs)):
+        for latest in (before + distance for distance in near):
+            for step in (latest + distance for distance in near):
+                if step < len(outputs) and times[before] - times[latest] > 1e-6:
+                    part = (times[latest] - times[step]) / (times[before] - times[latest])
+                    trend = outputs[latest] + part * (outputs[latest] - outputs[before])
+                    miss = float((trend - outputs[step]).square().mean(dim=1).sqrt().mean())
+                    distances = times[latest] - times[step], times[before] - times[step]
+                    yield step, *distances, miss * schedule.velocity(step)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="mini")
+    parser.add_argument("--scheduler", default="dpm++2m")
+    parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--guidance", type=float, default=5.0)
+    args = parser.parse_args()
+    torch.set_grad_enabled(False)
+    torch.set_flush_denormal(True)
+    pipe = load_pipeline(args.model, "cpu")
+    pipe.set_progress_bar_config(disable=True)
+    set_scheduler(pipe, args.scheduler)
+    outputs, schedule = recorded(pipe, args.steps, args.guidance)
+    steps, latest, before, miss = (np.array(column) for column in zip(*misses(outputs, schedule), strict=True))
+    known = np.stack([np.ones(len(miss)), np.log(latest), np.log(before)], axis=1)
+    fitted, *_ = np.linalg.lstsq(known, np.log(miss), rcond=None)
+    scatter = float(np.std(np.log(miss) - known @ fitted))
+    print(f"{args.model}, {args.scheduler}, {args.steps} steps, guidance {args.guidance:g}: {len(miss)} predictions")
+    print(
+        f"best fit: {math.exp(fitted[0]):.2f} * latest^{fitted[1]:.2f} * before^{fitted[2]:.2f}, off by {scatter:.2f}"
+    )
+    off = np.log(miss) - np.log(TREND * latest * before**BEND)
+    print(f"built in: {TREND} * latest * before^{BEND}, off by {off.std():.2f} about {math.exp(off.mean()):.2f} times;")
+    for part in np.array_split(np.arange(args.steps), 6):
+        own = off[np.isin(steps, part)]
+        if len(own):
+            print(f"  steps {part[0]:2d} to {part[-1]:2d}: {math.exp(own.mean()):.2f} times, off by {own.std():.2f}")
+    reused = [float((outputs[0] - outputs[step]).square().mean(dim=1).sqrt().mean()) for step in range(1, FARTHEST + 1)]
+    far = [schedule.time(0) - schedule.time(step) for step in range(1, FARTHEST + 1)]
+    ratios = [
+        miss * schedule.velocity(n) / (REUSED * d) for n, (miss, d) in enumerate(zip(reused, far, strict=True), 1)
+    ]
+    print(f"first output used again: {', '.join(f'{ratio:.2f}' for ratio in ratios)} times {REUSED} * time")
+
+
+if __name__ == "__main__":
+    main()

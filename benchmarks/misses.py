@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from cotrunk.arguments import needed_arguments
-from cotrunk.gaps import BEND, REUSED, TREND
+from cotrunk.gaps import BEND, NOISY, REUSED, TREND
 from cotrunk.models import load_pipeline, set_scheduler
 from cotrunk.noise import NoiseSchedule, read_schedule
 
@@ -77,13 +77,14 @@ def main() -> None:
     set_scheduler(pipe, args.scheduler)
     outputs, schedule = recorded(pipe, args.steps, args.guidance)
     steps, latest, before, miss = (np.array(column) for column in zip(*misses(outputs, schedule), strict=True))
+    miss /= np.array([1 + NOISY * schedule.time(step) for step in range(args.steps)])[steps]
     known = np.stack([np.ones(len(miss)), np.log(latest), np.log(before)], axis=1)
     fitted, *_ = np.linalg.lstsq(known, np.log(miss), rcond=None)
     scatter = float(np.std(np.log(miss) - known @ fitted))
     print(f"{args.model}, {args.scheduler}, {args.steps} steps, guidance {args.guidance:g}: {len(miss)} predictions")
-    print(
-        f"best fit: {math.exp(fitted[0]):.2f} * latest^{fitted[1]:.2f} * before^{fitted[2]:.2f}, off by {scatter:.2f}"
-    )
+    print(f"miss / (1 + {NOISY} time), and the deviation of its logarithm:")
+    rate, latest_power, before_power = math.exp(fitted[0]), *fitted[1:]
+    print(f"best fit: {rate:.2f} * latest^{latest_power:.2f} * before^{before_power:.2f}, off by {scatter:.2f}")
     off = np.log(miss) - np.log(TREND * latest * before**BEND)
     print(f"built in: {TREND} * latest * before^{BEND}, off by {off.std():.2f} about {math.exp(off.mean()):.2f} times;")
     for part in np.array_split(np.arange(args.steps), 6):

@@ -16,7 +16,8 @@ from .noise import NoiseSchedule
 
 # the law: RMS by which a prediction misses the velocity, for data of deviation 1
 REUSED = 1.5  # * (time since the last node), where the last output is used again
-TREND, BEND = 1.1, 0.4  # * (time since the last node) * (time since the one before) ** BEND, where its trend goes on
+# * (1 + NOISY * time) * (time since the last node) * (time since the one before) ** BEND, where its trend goes on
+TREND, BEND, NOISY = 0.8, 0.4, 0.3
 LAST = 0.1  # a lower sigma counts as this one: the weight of late errors stays finite
 SAME = 1e-6  # times closer than this are one
 LEVELS = 20  # limits closer than one part in so many are one: images lay out their gaps together
@@ -45,7 +46,7 @@ class Gaps:
         """RMS by which a prediction from these nodes misses the velocity at a step, by the law."""
         time = self.schedule.time(step)
         latest, *before = (max(0.0, self.schedule.time(node) - time) for node in nodes)
-        return TREND * latest * before[0] ** BEND if before else REUSED * latest
+        return TREND * (1 + NOISY * time) * latest * before[0] ** BEND if before else REUSED * latest
 
     def next(self, nodes: Nodes, limit: float) -> int:
         """The step to compute after `nodes[0]`, if no gap is to cost more than `limit`.

@@ -71,6 +71,18 @@ def learning_rate(step: int, steps: int, peak: float, warmup: int = 500, decay: 
     return peak * min(1.0, (step + 1) / warmup, max(0.0, (steps - step) / falling))
 
 
+def optimisers_of(model: nn.Module, peak: float, matrices: tuple[str, ...]) -> list[torch.optim.Optimizer]:
+    """AdamW; with Muon (Jordan et al. 2024) for the matrices of the linear layers whose names begin so."""
+    layers = [part for name, part in model.named_modules() if isinstance(part, nn.Linear) and name.startswith(matrices)]
+    own = [layer.weight for layer in layers]
+    ids = {id(weight) for weight in own}
+    others = [weight for weight in model.parameters() if id(weight) not in ids]
+    # a second moment that forgets sooner than usual: with 0.999 a rare large gradient has blown trainings up
+    adam = torch.optim.AdamW(others, lr=peak, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
+    # steps as long as AdamW's, so that both go with one learning rate
+    return [torch.optim.Muon(own, lr=peak, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"), adam] if own else [adam]
+
+
 def train(
     model: nn.Module,
     loss_of: Callable[[int, torch.dtype], torch.Tensor],
@@ -82,21 +94,22 @@ def train(
     decays: tuple[float, ...],
     data: str,
     every: int = 250,
+    matrices: tuple[str, ...] = (),
 ) -> dict[float, dict[str, torch.Tensor]]:
     """Train `model` to step `steps` and return the averages of its weights, by decay.
 
     `loss_of(step, dtype)` is the loss of one step; the number of the step alone must decide its batch and its noise.
     Then a run that was killed and goes on from `checkpoint` (written every `every` steps) is the same run. The
     losses go to `checkpoint` with the suffix `.jsonl`, one line every `every` steps. `data` tells what is trained on
-    from anything else: a checkpoint of other data is refused.
+    from anything else: a checkpoint of other data is refused. The matrices of the linear layers whose
+    names begin with one of `matrices` are trained by Muon, everything else by AdamW.
     """
 
     def trial(dtype: torch.dtype) -> None:
         loss_of(0, dtype).backward()
         model.zero_grad()
 
-    # a second moment that forgets sooner than usual: with 0.999 a rare large gradient has blown trainings up
-    optimiser = torch.optim.AdamW(model.parameters(), lr=peak, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
+    optimisers = optimisers_of(model, peak, matrices)
     averages = Averages(model, decays)
     print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters", flush=True)
     first, state = 0, {}
@@ -105,7 +118,8 @@ def train(
         if state.get("data", data) != data:
             raise SystemExit(f"{checkpoint} was trained on other data: delete it, or go back to that data.")
         model.load_state_dict(state["model"])
-        optimiser.load_state_dict(state["optimiser"])
+        for optimiser, saved in zip(optimisers, state["optimisers"], strict=True):
+            optimiser.load_state_dict(saved)
         averages.weights, first = state["averages"], state["step"]
         print(f"resuming at step {first}", flush=True)
     # measured once: a run that goes on in another precision would be another run
@@ -114,12 +128,13 @@ def train(
     for step in range(first, steps):
         torch.manual_seed(step)
         loss = loss_of(step, dtype)
-        optimiser.zero_grad(set_to_none=True)
+        model.zero_grad(set_to_none=True)
         loss.backward()
         norms.append(float(torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)))
-        for group in optimiser.param_groups:
-            group["lr"] = learning_rate(step, steps, peak)
-        optimiser.step()
+        for optimiser in optimisers:
+            for group in optimiser.param_groups:
+                group["lr"] = learning_rate(step, steps, peak)
+            optimiser.step()
         averages.update(model, step)
         losses.append(float(loss.detach()))
         if (step + 1) % every == 0 or step + 1 == steps:
@@ -131,7 +146,7 @@ def train(
                 log.write(json.dumps(done) + "\n")
             weights = {"model": model.state_dict(), "averages": averages.weights}
             made = {"step": step + 1, "dtype": str(dtype).removeprefix("torch."), "data": data}
-            save(checkpoint, **weights, optimiser=optimiser.state_dict(), **made)
+            save(checkpoint, **weights, optimisers=[optimiser.state_dict() for optimiser in optimisers], **made)
             losses, norms, start = [], [], time.perf_counter()
     return averages.weights
 

@@ -80,6 +80,7 @@ def main() -> None:
         peak=args.peak,
         decays=DECAYS,
         data=data,
+        matrices=("transformer_blocks.",),
     )
     save_averages(
         model, averages, args.build / "transformer", data=data, steps=args.steps, images=args.steps * args.batch

@@ -30,7 +30,7 @@ def trained(checkpoint: Path, killed_at: int | None = None, data: str = "these")
     from training import train
 
     torch.manual_seed(0)
-    model = nn.Linear(3, 2)
+    model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))  # the first by Muon
 
     def loss_of(step: int, dtype: torch.dtype) -> torch.Tensor:
         if step == killed_at:
@@ -39,7 +39,18 @@ def trained(checkpoint: Path, killed_at: int | None = None, data: str = "these")
         return (model(x) - x[:, :2] + 0.1 * torch.randn(4, 2)).square().mean()
 
     arguments = {"steps": 40, "batch": 4, "peak": 0.01, "decays": (0.9, 0.99), "every": 5, "data": data}
-    return train(model, loss_of, checkpoint=checkpoint, **arguments)[0.99]
+    return train(model, loss_of, checkpoint=checkpoint, matrices=("0",), **arguments)[0.99]
+
+
+def test_muon_has_the_matrices_of_the_named_layers_and_adam_everything_else() -> None:
+    from training import optimisers_of
+
+    model = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.Linear(4, 2))
+    muon, adam = optimisers_of(model, 0.1, ("0", "1"))
+    assert [weight.shape for weight in muon.param_groups[0]["params"]] == [(4, 3)]
+    assert len(adam.param_groups[0]["params"]) == 5
+    (alone,) = optimisers_of(model, 0.1, ())
+    assert len(alone.param_groups[0]["params"]) == 6
 
 
 @pytest.mark.parametrize("killed_at", [3, 5, 23, 39])

@@ -1,7 +1,7 @@
 """What skipping is worth: how close pictures stay to those of a full run, over denoiser rows and time.
 
     python benchmarks/skipping.py --out docs/results/skipping            # hours on two cores; goes on where it stopped
-    python benchmarks/skipping.py --steps 50 --schedulers ddim --families plain error --out /tmp/few
+    python benchmarks/skipping.py --steps 50 --schedulers ddim --families "plain*" error --out /tmp/few
 
 The rivals, all on an embedded model with the same prompts and seeds: the plain solver with fewer steps (the one that
 counts), one evaluation in k with the output reused or extrapolated, SADA's rule as published and as its code has it;
@@ -20,6 +20,7 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -220,7 +221,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, nargs="+", default=[50, 25, 15])
     parser.add_argument("--schedulers", nargs="+", default=["ddim", "euler", "dpm++2m"])
     parser.add_argument("--model", default="mini")
-    parser.add_argument("--families", nargs="+", help="beginnings of the names of families; all by default")
+    parser.add_argument("--families", nargs="+", default=["*"], help="their names; * stands for any text")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     file = args.out / "points.jsonl"
@@ -235,7 +236,7 @@ def main() -> None:
         set_scheduler(pipe, scheduler)
         reference = None
         for arm in arms(steps, hasattr(pipe, "unet")):
-            if args.families and not arm.family.startswith(tuple(args.families)):
+            if not any(fnmatchcase(arm.family, name) for name in args.families):
                 continue
             key = run | {"scheduler": scheduler, "steps": steps, "family": arm.family, "label": arm.label}
             if any(key.items() <= point.items() for point in points):

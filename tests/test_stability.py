@@ -13,7 +13,7 @@ from torch import Tensor
 
 from cotrunk import CotrunkError, Skipping
 from cotrunk.noise import NoiseSchedule, read_schedule
-from cotrunk.stability import lagrange
+from cotrunk.stability import Trajectories, lagrange
 
 EVERY = pytest.mark.parametrize("case", SCHEDULERS, ids="-".join)
 
@@ -90,6 +90,72 @@ def test_skipping_beats_fewer_steps_reuse_and_the_best_pattern_of_others(case: t
                 fixed = run(case, Skipping(rule="fixed", every=every, prediction=prediction, correct=False))
                 if fixed.evaluations <= ours.evaluations:
                     assert decibels(ours.samples, full) > decibels(fixed.samples, full) + 1, (every, prediction)
+
+
+@EVERY
+@pytest.mark.parametrize("prediction", ["damped", "reuse", "linear", "quadratic"])
+def test_a_prediction_cannot_amplify_noise(case: tuple[str, str], prediction: str) -> None:
+    """However high the tolerance: the sizes of its weights add up to 7 at most."""
+    sums: list[float] = []
+    original = Trajectories._combined
+
+    def spy(self: Trajectories, weights: list[list[float]]) -> Tensor:
+        if self.correcting is False:
+            sums.extend(sum(map(abs, own)) for own in weights)
+        return original(self, weights)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trajectories, "_lessons", _no_lessons)
+        patch.setattr(Trajectories, "_combined", spy)
+        ran = run(case, Skipping(1.0, prediction=prediction, correct=False))
+    assert ran.evaluations < 25
+    assert 0 < max(sums) <= 7 + 1e-9
+
+
+def _no_lessons(self: Trajectories, *_: object) -> tuple[list[float | None], list[float]]:
+    return [None for _ in self.histories], [1.0 for _ in self.histories]
+
+
+def test_an_image_whose_predictions_miss_more_is_computed_more_often() -> None:
+    schedules: dict[float, list[int]] = {}
+    for size in (0.1, 1.0, 10.0):
+
+        def wild(schedule: NoiseSchedule, step: int, x: Tensor, size: float = size) -> Tensor:
+            rough = torch.randn(x.shape[1:], generator=torch.Generator().manual_seed(step), dtype=x.dtype)
+            return (size * rough).expand_as(x)
+
+        ran = run(("ddim", "v_prediction"), Skipping(0.05), model=wild)
+        schedules[size] = [step for step, computed in enumerate(ran.computed) if computed[0]]
+    assert len(schedules[0.1]) < len(schedules[1.0]) < len(schedules[10.0])
+
+
+def test_an_image_that_failed_is_computed() -> None:
+    """A NaN says nothing about how well it can be predicted."""
+
+    def broken(schedule: NoiseSchedule, step: int, x: Tensor) -> Tensor:
+        return torch.full_like(x, math.nan) if step > 5 else torch.zeros_like(x)
+
+    ran = run(("ddim", "v_prediction"), Skipping(0.001), model=broken)
+    first = next(step for step, computed in enumerate(ran.computed) if computed[0] and step > 5)
+    assert all(computed[0] for computed in ran.computed[first + 1 :])
+
+
+def test_gaps_are_laid_out_to_the_end_of_the_window() -> None:
+    """The last of them is as long as the others, not what is left."""
+    ran = run(("ddim", "v_prediction"), Skipping(0.02, window=(0.2, 0.7)))
+    letters = "".join("x" if step[0] else "." for step in ran.computed)
+    lengths = [len(gap) for gap in letters.split("x") if gap]
+    assert all(letters[at] == "x" for at in (*range(10), *range(35, 50)))
+    assert lengths[-1] >= max(lengths) / 2
+
+
+def test_inversion_goes_back_in_time() -> None:
+    import diffusers
+
+    scheduler = diffusers.DDIMInverseScheduler(timestep_spacing="trailing")
+    ran = sample(scheduler, 20, Skipping(0.01))
+    assert 3 < ran.evaluations < 20
+    assert ran.samples.isfinite().all()
 
 
 @EVERY

@@ -64,8 +64,8 @@ class NoiseSchedule:
         return data if self.kind == "sample" else (sample - data) / max(sigma, 1e-8)
 
     def velocity(self, step: int) -> float:
-        """How wrong the velocity (alpha * noise - sigma * data) is where the output is wrong by one: errors of models
-        of all kinds compare in it."""
+        """How wrong the velocity (alpha * noise - sigma * data; noise - data of a flow) is where the output is wrong by
+        one: errors of models of all kinds compare in it."""
         alpha, sigma = self.levels[step]
         return {"epsilon": 1 / math.hypot(alpha, FAINTEST), "sample": 1 / max(sigma, FAINTEST)}.get(self.kind, 1.0)
 
@@ -73,6 +73,9 @@ class NoiseSchedule:
         """How wrong the next sample is where the velocity at this step is wrong by one, by the first-order solver
         (DDIM, Euler)."""
         (alpha, sigma), (alpha_next, sigma_next) = self.levels[step : step + 2]
+        if step and (alpha, sigma) == (alpha_next, sigma_next):
+            # the second evaluation of a step (Heun): its half of what the step does
+            return self.drift(step - 1) / 2
         return abs(sigma_next * alpha - sigma * alpha_next)
 
 

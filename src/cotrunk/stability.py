@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 import torch
 
-from .gaps import SAME, Gaps, Nodes
+from .gaps import Gaps, Nodes, same
 from .noise import NoiseSchedule, read_schedule
 from .skipping import Skipping
 from .solver import Solver
@@ -25,6 +25,7 @@ NODES = 3  # computed outputs that are kept for each image: enough for a quadrat
 KNOTS = {"reuse": 1, "linear": 2, "quadratic": 3, "damped": 2}  # of them a prediction rests on
 FIRST = 3  # steps that the rule "fixed" computes before anything is predicted
 STEEPEST = 7.0  # most that an extrapolation may amplify noise in the outputs: the sum of its weights' sizes
+LEAST = 1e-3  # an image's factor to the law, or most: one over it
 MEMORY = 0.8  # of what an image's predictions missed before, when another is tried: a single miss is mostly chance
 
 
@@ -143,7 +144,9 @@ class Trajectories:
         if self.schedule is None:
             timesteps = solver.timesteps()[: self.timesteps]
             self.schedule = read_schedule(solver.scheduler, timesteps.tolist())
-            self.gaps = Gaps(self.schedule, self.timesteps, self.skipping.longest, self._is_moderate)
+            stop = min(math.ceil(self.skipping.window[1] * self.timesteps), self.timesteps - 1)
+            knots = KNOTS[self.skipping.prediction]
+            self.gaps = Gaps(self.schedule, stop, self.skipping.longest, knots, is_moderate)
         for image in self.jumps(step):
             self.histories[image].forget()
         time = self.schedule.time(step)
@@ -247,7 +250,8 @@ class Trajectories:
                 dampings.append(history.damping)
                 continue
             expected = self.gaps.expected_miss(self._nodes(history), step)
-            scale = max(1e-3, math.sqrt(missed[image]) * self.schedule.velocity(step) / expected)
+            scale = math.sqrt(missed[image]) * self.schedule.velocity(step) / expected
+            scale = min(max(scale, LEAST), 1 / LEAST)  # in this order a NaN stays one
             scales.append(scale if history.scale is None else history.scale**MEMORY * scale ** (1 - MEMORY))
             if shares and len(history.times) > 1:
                 latest, before = history.times[:2]
@@ -300,19 +304,8 @@ class Trajectories:
         return min(self.gaps.next(self._nodes(history), skipping.tolerance / scale) - (step + 1), most)
 
     def _nodes(self, history: History) -> Nodes:
-        """The steps that a prediction rests on, by the law: two at most."""
-        return tuple(history.nodes[: min(2, KNOTS[self.skipping.prediction])])
-
-    def _is_moderate(self, nodes: Nodes, step: int) -> bool:
-        """Whether a prediction from these nodes can hardly amplify noise in them. Of a damped one the trend counts in
-        full: how much of it will be left is not known."""
-        assert self.schedule is not None
-        times = [self.schedule.time(node) for node in nodes]
-        return sum(map(abs, lagrange(times, self.schedule.time(step)))) <= STEEPEST
-
-
-def same(time: float, other: float) -> bool:
-    return abs(time - other) < SAME
+        """The steps that a prediction rests on."""
+        return tuple(history.nodes[: KNOTS[self.skipping.prediction]])
 
 
 def _mean_square(tensor: torch.Tensor) -> torch.Tensor:
@@ -329,6 +322,12 @@ def lagrange(knots: list[float], time: float) -> list[float]:
                 weight *= (time - other) / (own - other)
         weights.append(weight)
     return weights
+
+
+def is_moderate(knots: list[float], time: float) -> bool:
+    """Whether a prediction from nodes at these times can hardly amplify noise in them. Of a damped one the trend counts
+    in full: how much of it will be left is not known."""
+    return sum(map(abs, lagrange(knots, time))) <= STEEPEST
 
 
 def along(values: Any, like: torch.Tensor) -> torch.Tensor:

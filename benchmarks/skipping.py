@@ -10,8 +10,8 @@ are installed) on a UNet, the caches of diffusers on a transformer. Theirs is a 
 
 Measures, against the same pictures by all steps: PSNR; a perceptual distance and a Frechet distance in the features of
 EfficientNet-Lite0, the latter as a share of the distance between two sets of pictures from other seeds.
-Every point is written to `points.jsonl` as soon as it is known and not computed again; `curves.png` and `table.md` are
-made from it.
+Every point is written to `points.jsonl` as soon as it is known and not computed again; `table.md` and a figure for each
+scheduler and number of steps are made from it.
 """
 
 import argparse
@@ -36,6 +36,7 @@ from cotrunk import Skipping, generate
 from cotrunk.evaluation.identity import weights_digest
 from cotrunk.evaluation.metrics import frechet_distance
 from cotrunk.evaluation.networks import EfficientNetLite0
+from cotrunk.files import write_bytes, write_text
 from cotrunk.models import load_pipeline, set_scheduler
 
 GUIDANCE = 5.0
@@ -169,34 +170,25 @@ MEASURES = {
 
 
 def plot(points: list[dict[str, Any]], path: Path) -> None:
-    """A row of panels for each scheduler and number of steps, a panel a measure, a line a family."""
-    runs = list(dict.fromkeys((point["scheduler"], point["steps"]) for point in points))
-    size = (5.6 * len(MEASURES), 4.0 * len(runs))
-    figure, axes = plt.subplots(len(runs), len(MEASURES), figsize=size, layout="constrained", squeeze=False)
-    colours = {family: f"C{i % 10}" for i, family in enumerate(dict.fromkeys(p["family"] for p in points))}
-    for row, run in zip(axes, runs, strict=True):
-        own = [point for point in points if (point["scheduler"], point["steps"]) == run]
-        for axis, (measure, label) in zip(row, MEASURES.items(), strict=True):
-            for family in dict.fromkeys(point["family"] for point in own):
-                line = sorted((p for p in own if p["family"] == family), key=lambda p: p["cost"])
-                weight = 2.4 if family in ("error", "plain, fewer steps") else 1.0
-                axis.plot(
-                    [p["cost"] for p in line],
-                    [p[measure] for p in line],
-                    marker="o",
-                    markersize=3,
-                    linewidth=weight,
-                    color=colours[family],
-                    label=family,
-                )
-            axis.set_xlabel(f"rows a picture ({2 * run[1]} in full); for parts of a denoiser, time in rows")
-            axis.set_title(f"{run[0]}, {run[1]} steps: {label}", fontsize=9)
-            axis.set_yscale("linear" if measure == "psnr" else "log")
-            axis.grid(alpha=0.25)
-    axes[0][0].legend(fontsize=7)
-    part = path.with_suffix(".part.png")
-    figure.savefig(part, dpi=90)
-    part.replace(path)
+    """One scheduler and number of steps: a panel a measure, a line a family."""
+    steps = points[0]["steps"]
+    points = [
+        point for point in points if point["rows"] is None or point["rows"] < 2 * steps
+    ]  # the full run is no point
+    figure, axes = plt.subplots(1, len(MEASURES), figsize=(5.6 * len(MEASURES), 4.0), layout="constrained")
+    families = list(dict.fromkeys(point["family"] for point in points))
+    for axis, (measure, label) in zip(axes, MEASURES.items(), strict=True):
+        for number, family in enumerate(families):
+            line = sorted((p for p in points if p["family"] == family), key=lambda p: (p["cost"], p[measure]))
+            weight = 2.4 if family in ("error", "plain, fewer steps") else 1.0
+            costs, values = [p["cost"] for p in line], [p[measure] for p in line]
+            axis.plot(costs, values, "o-", markersize=3, linewidth=weight, color=f"C{number % 10}", label=family)
+        axis.set_xlabel(f"rows a picture ({2 * steps} in full); for parts of a denoiser, time in rows")
+        axis.set_title(f"{points[0]['scheduler']}, {steps} steps: {label}", fontsize=9)
+        axis.set_yscale("linear" if measure == "psnr" else "log")
+        axis.grid(alpha=0.25)
+    axes[0].legend(fontsize=7)
+    write_bytes(path, partial(figure.savefig, format="png", dpi=90))
     plt.close(figure)
 
 
@@ -260,8 +252,10 @@ def main() -> None:
             print(json.dumps(point), flush=True)
         shown = [point for point in points if run.items() <= point.items()]
         if shown:
-            plot(shown, args.out / "curves.png")
-            (args.out / "table.md").write_text(table(shown))
+            write_text(args.out / "table.md", table(shown))
+            own = [point for point in shown if (point["scheduler"], point["steps"]) == (scheduler, steps)]
+            if own:
+                plot(own, args.out / f"{scheduler.replace('+', 'p')}-{steps}.png")
 
 
 if __name__ == "__main__":

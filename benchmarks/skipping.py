@@ -33,6 +33,7 @@ import torch
 from rivals import deep_cache, first_block_cache, mag_cache, merged_tokens, taylor_seer
 
 from cotrunk import Skipping, generate
+from cotrunk.compatibility import denoisers_of
 from cotrunk.evaluation.identity import weights_digest
 from cotrunk.evaluation.metrics import frechet_distance
 from cotrunk.evaluation.networks import EfficientNetLite0
@@ -222,12 +223,13 @@ def main() -> None:
     torch.set_flush_denormal(True)
     pipe, judge = load_pipeline(args.model, "cpu"), EfficientNetLite0()
     prompts = PROMPTS[: args.images]
-    denoiser = pipe.unet if hasattr(pipe, "unet") else pipe.transformer
-    run = {"model": args.model, "weights": weights_digest(denoiser), "images": len(prompts), "guidance": GUIDANCE}
+    (denoiser,) = denoisers_of(pipe)
+    weights = weights_digest(getattr(pipe, denoiser))
+    run = {"model": args.model, "weights": weights, "images": len(prompts), "guidance": GUIDANCE}
     for steps, scheduler in itertools.product(args.steps, args.schedulers):
         set_scheduler(pipe, scheduler)
         reference = None
-        for arm in arms(steps, hasattr(pipe, "unet")):
+        for arm in arms(steps, denoiser == "unet"):
             if not any(fnmatchcase(arm.family, name) for name in args.families):
                 continue
             key = run | {"scheduler": scheduler, "steps": steps, "family": arm.family, "label": arm.label}

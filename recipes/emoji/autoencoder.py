@@ -6,7 +6,6 @@ Resumes by itself from `build/autoencoder.ckpt`; the finished model, its latents
 to `build/autoencoder/` in diffusers' format. `--factor 16` makes its rival, 8 x 8 x 32 latents.
 """
 
-import argparse
 import json
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from diffusers import AutoencoderKL
 
 from captions import digest, read_lines
 from perceptual import Perceptual
-from training import autocast, device, train
+from training import autocast, device, train, training_options
 
 SEED = 0
 DECAY = 0.998  # of the averaged weights
@@ -102,11 +101,7 @@ def standardise(model: AutoencoderKL, pictures: torch.Tensor) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--build", type=Path, default=Path(__file__).parent / "build")
-    parser.add_argument("--steps", type=int, default=3600)
-    parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--peak", type=float, default=1e-3, help="learning rate")
+    parser = training_options(__doc__, steps=3600, batch=16, peak=1e-3)
     parser.add_argument("--factor", type=int, choices=sorted(SHAPES), default=8, help="pixels a side of one latent")
     args = parser.parse_args()
     torch.manual_seed(SEED)

@@ -1,5 +1,6 @@
 """What every training here shares: precision by measurement, averages of the weights, exact resume."""
 
+import argparse
 import json
 import shutil
 import time
@@ -14,6 +15,16 @@ from torch import nn
 torch.set_flush_denormal(True)
 
 MADE = "made.json"  # beside trained weights: from which data, in how many steps
+
+
+def training_options(description: str | None, *, steps: int, batch: int, peak: float) -> argparse.ArgumentParser:
+    """What every training here is told on its command line, with its own defaults."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--build", type=Path, default=Path(__file__).parent / "build")
+    parser.add_argument("--steps", type=int, default=steps)
+    parser.add_argument("--batch", type=int, default=batch)
+    parser.add_argument("--peak", type=float, default=peak, help="learning rate")
+    return parser
 
 
 def device() -> torch.device:

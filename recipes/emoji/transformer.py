@@ -8,15 +8,12 @@ itself from `build/transformer.ckpt`; the averaged weights go to `build/transfor
 `build/transformer_scheduler/`, in diffusers' format.
 """
 
-import argparse
-from pathlib import Path
-
 import torch
 import torch.nn.functional as F
 from diffusers import DPMSolverMultistepScheduler, PixArtTransformer2DModel
 
 from examples import Examples, trained_on
-from training import autocast, device, save_averages, train
+from training import autocast, device, save_averages, train, training_options
 
 SEED = 0
 DECAYS = (0.999, 0.9995, 0.9998)  # of the averaged weights
@@ -40,11 +37,7 @@ SCHEDULER = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--build", type=Path, default=Path(__file__).parent / "build")
-    parser.add_argument("--steps", type=int, default=60000)
-    parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--peak", type=float, default=4e-4, help="learning rate")
+    parser = training_options(__doc__, steps=60000, batch=32, peak=4e-4)
     args = parser.parse_args()
     torch.manual_seed(SEED)
     examples = Examples.of(args.build)

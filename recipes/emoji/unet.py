@@ -7,15 +7,12 @@ by itself from `build/unet.ckpt`; the averaged weights go to `build/unet/`, the 
 diffusers' format. To stop early after n steps, call it again with n / 0.7: then the learning rate falls to zero.
 """
 
-import argparse
-from pathlib import Path
-
 import torch
 import torch.nn.functional as F
 from diffusers import DDIMScheduler, UNet2DConditionModel
 
 from examples import Examples, trained_on
-from training import autocast, device, save_averages, train
+from training import autocast, device, save_averages, train, training_options
 
 SEED = 0
 DECAYS = (0.999, 0.9995, 0.9998)  # of the averaged weights
@@ -48,11 +45,7 @@ SCHEDULERS = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--build", type=Path, default=Path(__file__).parent / "build")
-    parser.add_argument("--steps", type=int, default=60000)
-    parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--peak", type=float, default=4e-4, help="learning rate")
+    parser = training_options(__doc__, steps=60000, batch=32, peak=4e-4)
     parser.add_argument("--prediction", choices=sorted(SCHEDULERS), default="v_prediction")
     args = parser.parse_args()
     torch.manual_seed(SEED)

@@ -106,6 +106,8 @@ class Trajectories:
 
     def __init__(self, skipping: Skipping, images: int, timesteps: int, jumps: Jumps = no_images) -> None:
         self.skipping, self.timesteps, self.jumps = skipping, timesteps, jumps
+        # the step at which the last gap ends: the last one is always computed
+        self.stop = min(math.ceil(skipping.window[1] * timesteps), timesteps - 1)
         self.histories = [History() for _ in range(images)]
         self.schedule: NoiseSchedule | None = None
         self.gaps: Gaps | None = None
@@ -144,9 +146,8 @@ class Trajectories:
         if self.schedule is None:
             timesteps = solver.timesteps()[: self.timesteps]
             self.schedule = read_schedule(solver.scheduler, timesteps.tolist())
-            stop = min(math.ceil(self.skipping.window[1] * self.timesteps), self.timesteps - 1)
             knots = KNOTS[self.skipping.prediction]
-            self.gaps = Gaps(self.schedule, stop, self.skipping.longest, knots, is_moderate)
+            self.gaps = Gaps(self.schedule, self.stop, self.skipping.longest, knots, is_moderate)
         for image in self.jumps(step):
             self.histories[image].forget()
         time = self.schedule.time(step)
@@ -290,10 +291,8 @@ class Trajectories:
     def _leave_out(self, history: History, step: int) -> int:
         """How many evaluations to leave out from the step after this one on."""
         skipping = self.skipping
-        first, stop = (fraction * self.timesteps for fraction in skipping.window)
-        # the last step is always computed
-        most = min(math.ceil(stop), self.timesteps - 1) - (step + 1)
-        if step + 1 < first or most < 1:
+        most = self.stop - (step + 1)
+        if step + 1 < skipping.window[0] * self.timesteps or most < 1:
             return 0
         if skipping.rule == "fixed":
             # no prediction before one has been tried
@@ -301,7 +300,7 @@ class Trajectories:
         assert self.gaps is not None
         # the law and what was seen count alike: a law may be wrong for a model, and a miss is mostly chance
         scale = 1.0 if history.scale is None else math.sqrt(history.scale)
-        return min(self.gaps.next(self._nodes(history), skipping.tolerance / scale) - (step + 1), most)
+        return self.gaps.next(self._nodes(history), skipping.tolerance / scale) - (step + 1)
 
     def _nodes(self, history: History) -> Nodes:
         """The steps that a prediction rests on."""

@@ -11,13 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from running import recorded
+from running import close, recorded
 from test_metrics import Brightness
 from tiny import sd_with_text
 
 from cotrunk import CotrunkError
 from cotrunk.evaluation.experiment import Cell, Experiment, Judges, Seen
 from cotrunk.generation import WARM_STEPS
+from cotrunk.models import load_lora, take_off_lora
 from cotrunk.waves import Run
 
 GROUPS = [["a red picture", "a green picture"], ["a dog", "a cat", "a cow"], ["alone"]]
@@ -183,8 +184,6 @@ def test_a_lora_of_another_model_is_refused(tmp_path: Path, trained_lora: Path) 
     from safetensors.torch import load_file, save_file
     from tiny import sd3
 
-    from cotrunk.models import load_lora
-
     state = load_file(trained_lora / "pytorch_lora_weights.safetensors")
     (tmp_path / "other").mkdir()
     other = {name.replace("unet.", "transformer."): tensor for name, tensor in state.items()}
@@ -193,6 +192,38 @@ def test_a_lora_of_another_model_is_refused(tmp_path: Path, trained_lora: Path) 
         load_lora(sd_with_text().pipe, tmp_path / "other")
     with pytest.raises(CotrunkError, match="holds no LoRA for this StableDiffusion3Pipeline"):
         load_lora(sd3().pipe, trained_lora)
+
+
+def test_a_lora_leaves_nothing_behind(tmp_path: Path, trained_lora: Path) -> None:
+    own, fresh = experiment(tmp_path, tuned=trained_lora, other=trained_lora), sd_with_text().pipe.unet.state_dict()
+    name = "mid_block.attentions.0.transformer_blocks.0.attn1.to_q.weight"
+    for model in ("tuned", "other", "pre-trained", "tuned", "pre-trained"):
+        own._load(model)
+        found = own.pipe.unet.state_dict()
+        assert found.keys() == fresh.keys()
+        assert torch.equal(found[name], fresh[name]) == (model == "pre-trained")
+        if model == "pre-trained":
+            assert all(torch.equal(found[name], weight) for name, weight in fresh.items())
+
+
+def test_a_lora_is_what_diffusers_makes_of_it(trained_lora: Path) -> None:
+    """Fused, the pictures are the same; and another may come on top."""
+    pipeline, theirs = sd_with_text(), sd_with_text()
+    inputs = pipeline.inputs(1) | {"num_inference_steps": 2, "output_type": "latent"}
+
+    def latents(pipe: Any) -> torch.Tensor:
+        return pipe(**inputs, generator=torch.Generator().manual_seed(0)).images
+
+    before = latents(pipeline.pipe)
+    changed = load_lora(pipeline.pipe, trained_lora)
+    theirs.pipe.load_lora_weights(trained_lora)
+    assert close(latents(pipeline.pipe), latents(theirs.pipe))
+    assert not close(latents(pipeline.pipe), before, 1e-3)
+    once = {name: weight.clone() for name, weight in pipeline.pipe.unet.state_dict().items()}
+    load_lora(pipeline.pipe, trained_lora)
+    assert once.keys() == pipeline.pipe.unet.state_dict().keys()
+    take_off_lora(pipeline.pipe, changed)
+    assert torch.equal(latents(pipeline.pipe), before)
 
 
 def killed_after(waves: int) -> Any:

@@ -17,7 +17,7 @@ from ..arguments import guidance_rows, timesteps_of
 from ..errors import CotrunkError
 from ..files import write_bytes
 from ..generation import prepare, warm_up
-from ..models import load_lora
+from ..models import load_lora, take_off_lora
 from ..plan import Plan, flat_tree
 from ..waves import WAVE
 from . import metrics
@@ -118,6 +118,7 @@ class Experiment:
         self.lora_marks = {name: "" if path is None else _file_digest(path) for name, path in loras.items()}
         self._agreed: set[Cell] = set()  # cells in which these networks were found to see what is written down
         self._loaded: str | None = None
+        self._changed: dict[str, torch.Tensor] = {}  # weights of the pipeline that the LoRA changed, as they were
         self._warm: str | None = None
         for name in loras:  # a wrong one is to be known before the first picture, not after hours
             self._load(name)
@@ -247,10 +248,11 @@ class Experiment:
         if model == self._loaded:
             return
         if self._loaded is not None and self.loras[self._loaded] is not None:
-            self.pipe.unload_lora_weights()
+            take_off_lora(self.pipe, self._changed)
+        self._loaded = None  # whatever is met on the way
         lora = self.loras[model]
         if lora is not None:
-            load_lora(self.pipe, lora)
+            self._changed = load_lora(self.pipe, lora)
         self._loaded = model
 
     def name(self, cell: Cell) -> str:

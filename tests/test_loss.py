@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from cotrunk import CotrunkError
 from cotrunk.noise import NoiseSchedule
-from cotrunk.training.loss import Loss, Terms, first_shared_step, sage_loss
+from cotrunk.training.loss import Loss, Terms, first_shared_step, sage_loss, trunk_noise
 
 STEPS, SHAPE, TOKENS, WIDTH = 50, (3, 4, 4), 5, 6
 KINDS = ("epsilon", "v_prediction", "flow", "sample")
@@ -88,7 +88,11 @@ def slowly(
         target.append((mine - (soft if loss.through_target else soft.detach())).square().mean())
         errors = []
         for n in group:
-            answer, truth, weight = output(latents[n], t_b, eps, text[n], mask[n])
+            # "trunk": the noise under which the branch's own picture is where the trunk leaves it
+            alpha, sigma = own.levels[first]
+            left = (alpha * z_mean + sigma * eps - alpha * latents[n]) / sigma
+            met = left if loss.branch_noise == "trunk" else eps
+            answer, truth, weight = output(latents[n], t_b, met, text[n], mask[n])
             errors.append(weight * (answer - truth).square().mean())
         branch.append(torch.stack(errors).mean())
     parts = [torch.stack(values).mean() for values in (shared, target, branch)]
@@ -108,20 +112,41 @@ def gradients(model: Small, total: Tensor) -> Iterator[Tensor]:
     kind=st.sampled_from(KINDS),
     weighting=st.sampled_from(["uniform", "min-snr"]),
     through_target=st.booleans(),
+    branch_noise=st.sampled_from(["drawn", "trunk"]),
     share=st.floats(0.05, 0.95),
     weights=st.tuples(st.floats(0, 3), st.floats(0, 3)),
 )
 def test_every_term_and_its_gradient_are_those_of_equation_3(
-    sizes: list[int], kind: str, weighting: Any, through_target: bool, share: float, weights: tuple[float, float]
+    sizes: list[int],
+    kind: str,
+    weighting: Any,
+    through_target: bool,
+    branch_noise: Any,
+    share: float,
+    weights: tuple[float, float],
 ) -> None:
     model, (latents, conditions, groups) = Small(), batch(sizes)
-    loss = Loss("sage", share, *weights, through_target, weighting)
+    loss = Loss("sage", share, *weights, through_target, weighting, branch_noise=branch_noise)
     fast = sage_loss(model, latents, conditions, groups, schedule(kind), loss, torch.Generator().manual_seed(7))
     slow = slowly(model, latents, conditions, groups, kind, loss)
     for name in ("shared", "target", "branch", "total"):
         torch.testing.assert_close(getattr(fast, name).double(), getattr(slow, name).double(), atol=1e-5, rtol=1e-4)
     for ours, theirs in zip(gradients(model, fast.total), gradients(model, slow.total), strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-3)
+
+
+def test_a_branch_that_predicts_its_picture_meets_the_states_it_was_trained_on() -> None:
+    """DDIM from where the trunk leaves off, with a model that knows the branch's picture."""
+    own, first = schedule("sample"), 30
+    z, z_mean, eps = torch.randn(3, 1, *SHAPE, dtype=torch.float64)
+    seen = trunk_noise(own.levels[first], eps, z_mean, z)
+    alpha, sigma = own.levels[first]
+    state = alpha * z_mean + sigma * eps
+    for step in range(first, 0, -5):
+        alpha, sigma = own.levels[step]
+        torch.testing.assert_close(state, alpha * z + sigma * seen)
+        alpha_next, sigma_next = own.levels[step - 5]
+        state = alpha_next * z + sigma_next * (state - alpha * z) / sigma
 
 
 def test_the_order_of_groups_and_members_changes_nothing() -> None:
@@ -188,6 +213,7 @@ def test_the_standard_objective_is_equation_2() -> None:
     [
         ({"objective": "best"}, "objective 'best' is unknown: use sage or standard"),
         ({"weighting": "snr"}, "weighting 'snr' is unknown: use uniform or min-snr"),
+        ({"branch_noise": "own"}, "branch_noise 'own' is unknown: use drawn or trunk"),
         ({"share": 0}, "share 0 is out of range"),
         ({"share": 1.0}, r"share 1\.0 is out of range"),
         ({"target_weight": -1}, "target_weight -1 is out of range"),

@@ -50,8 +50,9 @@ def test_sage_mini_asks_for_options_that_are_there(sage_mini: pytest.MonkeyPatch
     (results / "results.json").write_text("{}")
     sage_mini.setattr(sys, "argv", ["run.py", "--out", str(tmp_path / "build"), "--results", str(tmp_path / "docs")])
     run.main()
-    assert [name for name, *_ in asked] == ["dataset", "dataset", "train", "train", "evaluate"]
+    assert [name for name, *_ in asked] == ["dataset"] * 2 + ["train"] * 3 + ["evaluate"] * 2
     for name, *arguments in asked:
         known = re.findall(r"(--[a-z-]+)", cotrunk(name, "--help").out)
         assert {part for part in arguments if part.startswith("--")} <= set(known)
-    assert [file.name for file in (tmp_path / "docs").iterdir()] == ["results.json"]
+    assert [file.name for file in (tmp_path / "docs" / "table").iterdir()] == ["results.json"]
+    assert not (results / "results.json").exists()  # nothing of one evaluation is taken for the other's

@@ -18,7 +18,8 @@ from safetensors.torch import load_file
 from tiny import TinyPipeline, flux, pixart, sd, sd3, sd_with_text, sdxl
 from torch import Tensor
 
-from cotrunk import CotrunkError, generate
+from cotrunk import CotrunkError, generate, mini
+from cotrunk.models import load_lora
 from cotrunk.training.conditions import Conditions
 from cotrunk.training.dataset import Pair
 from cotrunk.training.log import Step, read_losses
@@ -92,8 +93,9 @@ def test_training_changes_the_lora_and_nothing_else(groups: list[list[Pair]], tm
     assert {file.name for file in tmp_path.iterdir() if file.is_file()} == kept
 
 
-def test_the_pipeline_takes_what_was_trained(groups: list[list[Pair]], tmp_path: Path) -> None:
-    pipeline, _ = trained(groups, tmp_path)
+@pytest.mark.parametrize("layers", ["attention", "all"])
+def test_the_pipeline_takes_what_was_trained(groups: list[list[Pair]], tmp_path: Path, layers: Any) -> None:
+    pipeline, _ = trained(groups, tmp_path, TrainSettings(**vars(QUICK) | {"layers": layers}))
     inputs = pipeline.inputs(1) | {"num_inference_steps": 2, "output_type": "latent"}
     generator = lambda: torch.Generator().manual_seed(0)  # noqa: E731
     expected = pipeline.pipe(**inputs, generator=generator()).images
@@ -102,6 +104,20 @@ def test_the_pipeline_takes_what_was_trained(groups: list[list[Pair]], tmp_path:
     other.pipe.load_lora_weights(tmp_path)
     assert close(other.pipe(**inputs, generator=generator()).images, expected)
     assert not close(before, expected, 1e-3)
+
+
+def test_all_layers_are_taken_whatever_they_are_called(groups: list[list[Pair]], tmp_path: Path) -> None:
+    """`mini` pools its prompt in layers whose names the older style of LoRA files has no place for."""
+    sizes = {"height": 128, "width": 128}
+    settings = TrainSettings(steps=1, groups=1, rank=1, learning_rate=1e-2, layers="all", **sizes)
+    pipe, other = mini.load(), mini.load()
+    weights = load_file(train(pipe, groups, settings, tmp_path))
+    load_lora(other, tmp_path)
+    trained_ones = {name for name, part in pipe.unet.named_modules() if hasattr(part, "lora_A")}
+    assert len(trained_ones) == len(weights) / 2
+    pooled = "add_embedding.pool.q_proj"
+    assert pooled in trained_ones
+    assert not torch.equal(other.unet.get_submodule(pooled).weight, mini.load().unet.get_submodule(pooled).weight)
 
 
 @pytest.mark.parametrize("killed_after", [1, 2, 5])
@@ -133,6 +149,16 @@ def test_a_folder_of_another_training_is_refused(groups: list[list[Pair]], tmp_p
         trained(groups[:2], tmp_path)
     with pytest.raises(CotrunkError, match="holds 6 steps already"):
         trained(groups, tmp_path, TrainSettings(**vars(QUICK) | {"steps": 3}))
+
+
+def test_a_training_that_knew_fewer_options_goes_on(groups: list[list[Pair]], tmp_path: Path) -> None:
+    """It did what is now the default."""
+    trained(groups, tmp_path, TrainSettings(**vars(QUICK) | {"steps": 2}))
+    state = torch.load(tmp_path / "checkpoint.pt")
+    del state["run"]["layers"], state["run"]["loss"]["branch_noise"]
+    torch.save(state, tmp_path / "checkpoint.pt")
+    trained(groups, tmp_path, QUICK)
+    assert len(list(read_losses(tmp_path / "losses.jsonl"))) == QUICK.steps
 
 
 def test_a_training_goes_on_with_its_own_model_and_pictures_alone(groups: list[list[Pair]], tmp_path: Path) -> None:
@@ -368,6 +394,7 @@ def test_the_schedule_of_a_training_goes_from_data_to_noise() -> None:
         ({"steps": 0}, "steps 0 is out of range"),
         ({"rank": 2.5}, "rank 2.5"),
         ({"ema": 1.0}, "ema 1.0"),
+        ({"layers": "some"}, "layers 'some' are unknown: use attention or all"),
         ({"tracker": "paper"}, "tracker 'paper' is unknown: use one of .*tensorboard"),
     ],
 )

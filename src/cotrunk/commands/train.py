@@ -31,6 +31,10 @@ def train(
     through_target: Annotated[
         bool, option(OBJECTIVE, "", "Let the gradient flow through the soft target too.", "--through-target")
     ] = False,
+    branch_noise: Annotated[
+        Literal["drawn", "trunk"],
+        option(OBJECTIVE, "NAME", "drawn: as published; trunk: branches start from where their trunk leaves them."),
+    ] = "drawn",
     weighting: Annotated[
         Literal["uniform", "min-snr"], option(OBJECTIVE, "NAME", "w_t: uniform or min-snr.")
     ] = "uniform",
@@ -39,6 +43,9 @@ def train(
     accumulation: Annotated[int, option(TRAINING, "N", "Passes of --batch groups in a step.")] = 1,
     learning_rate: Annotated[float, option(TRAINING, "X", "Constant.")] = 1e-4,
     rank: Annotated[int, option(TRAINING, "N", "Of the LoRA.")] = 16,
+    layers: Annotated[
+        Literal["attention", "all"], option(TRAINING, "NAME", "That get a LoRA: attention, or all of the denoiser's.")
+    ] = "attention",
     caption_dropout: Annotated[float, option(TRAINING, "X", "Part of the groups that train without captions.")] = 0.1,
     ema: Annotated[float | None, option(TRAINING, "X", "Decay of an average of the weights, 0.999 say.")] = None,
     height: Height = None,
@@ -80,12 +87,13 @@ def train(
     from ..training.trainer import train as run
 
     settings = TrainSettings(
-        loss=Loss(objective, share, shared_weight, target_weight, through_target, weighting),
+        loss=Loss(objective, share, shared_weight, target_weight, through_target, weighting, branch_noise=branch_noise),
         steps=steps,
         groups=batch,
         accumulation=accumulation,
         learning_rate=learning_rate,
         rank=rank,
+        layers=layers,
         caption_dropout=caption_dropout,
         ema=ema,
         gradient_checkpointing=gradient_checkpointing,

@@ -12,6 +12,7 @@ from ..rows import SHARED, Folding
 
 Weighting = Literal["uniform", "min-snr"]
 Objective = Literal["sage", "standard"]
+BranchNoise = Literal["drawn", "trunk"]
 # (noisy latents (rows, ...), step of the schedule of each row (rows,), conditions with one entry a row) -> outputs
 Denoiser = Callable[[torch.Tensor, torch.Tensor, dict[str, Any]], torch.Tensor]
 
@@ -30,6 +31,8 @@ class Loss:
         through_target: whether the gradient flows through the soft target as well. False makes it a teacher.
         weighting: w_t: "uniform", or "min-snr" (Hang et al. 2023).
         snr_limit: gamma of min-snr.
+        branch_noise: what branches of "sage" learn to take away: "drawn", the noise alone, as published; "trunk": what
+            a branch meets in sampling, where the trunk has already drawn the mean of the group (see `trunk_noise`).
 
     Raises:
         CotrunkError: a value out of its range.
@@ -42,9 +45,12 @@ class Loss:
     through_target: bool = False
     weighting: Weighting = "uniform"
     snr_limit: float = 5.0
+    branch_noise: BranchNoise = "drawn"
 
     def __post_init__(self) -> None:
-        for name, value, known in (("objective", self.objective, Objective), ("weighting", self.weighting, Weighting)):
+        names = {"objective": Objective, "weighting": Weighting, "branch_noise": BranchNoise}
+        for name, known in names.items():
+            value = getattr(self, name)
             if value not in get_args(known):
                 raise CotrunkError(f"{name} {value!r} is unknown: use {' or '.join(get_args(known))}.")
         if not 0 < self.share < 1:
@@ -112,6 +118,9 @@ def sage_loss(
     shared_step = torch.randint(first_shared, steps, shape, generator=generator).to(latents.device)
     branch_step = torch.randint(0, max(1, first_shared), shape, generator=generator).to(latents.device)
     noise = torch.randn((len(ordered), *latents.shape[1:]), generator=generator).to(latents)
+    branch_noise = noise[own]
+    if loss.branch_noise == "trunk":
+        branch_noise = trunk_noise(schedule.levels[first_shared], noise[own], mean_latents[own], latents)
 
     def predicted(parts: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor, dict[str, Any]]]) -> list[torch.Tensor]:
         """Weighted squared errors and outputs of rows given as (latents, steps, noise, conditions)."""
@@ -121,7 +130,7 @@ def sage_loss(
         return [outputs, weight * _squared(outputs - target)]
 
     outputs, errors = predicted(
-        [(mean_latents, shared_step, noise, mean_conditions), (latents, branch_step[own], noise[own], conditions)]
+        [(mean_latents, shared_step, noise, mean_conditions), (latents, branch_step[own], branch_noise, conditions)]
     )
     with torch.set_grad_enabled(loss.through_target and torch.is_grad_enabled()):
         apart, _ = predicted([(latents, shared_step[own], noise[own], conditions)])
@@ -136,6 +145,21 @@ def sage_loss(
 def first_shared_step(schedule: NoiseSchedule, share: float) -> int:
     """T*: the training step from which on, towards noise, sampling is shared."""
     return min(len(schedule.levels) - 1, max(1, round((1 - share) * len(schedule.levels))))
+
+
+def trunk_noise(
+    branch_point: tuple[float, float], noise: torch.Tensor, mean_latents: torch.Tensor, latents: torch.Tensor
+) -> torch.Tensor:
+    """What is noise to a branch that starts from its trunk. All (rows, ...).
+
+    At the branch point, with levels (alpha, sigma), a trunk that drew the mean picture z-bar under the noise eps is at
+    alpha z-bar + sigma eps. Seen from the branch's own picture z that is alpha z + sigma eps', with
+    eps' = eps + alpha / sigma (z-bar - z); and a deterministic solver that predicts z from there keeps this eps' up to
+    the end. So the states that a branch meets are those of its own picture under eps'. Equation 3 noises it with eps,
+    which no branch ever meets.
+    """
+    alpha, sigma = branch_point
+    return noise + alpha / sigma * (mean_latents - latents)
 
 
 def noised(

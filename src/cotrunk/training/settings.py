@@ -2,9 +2,12 @@
 
 import math
 from dataclasses import dataclass, field
+from typing import Literal, get_args
 
 from ..errors import CotrunkError
 from .loss import Loss
+
+Layers = Literal["attention", "all"]
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,8 @@ class TrainSettings:
         checkpoint_every: steps between checkpoints.
         seed: of everything that is drawn.
         height, width: of the pictures in pixels; None: what the pipeline makes by default.
+        layers: that get a LoRA: those of "attention", or "all" linear and convolutional ones. A UNet computes most of
+            a picture outside of attention.
     """
 
     loss: Loss = field(default_factory=Loss)
@@ -45,6 +50,7 @@ class TrainSettings:
     seed: int = 0
     height: int | None = None
     width: int | None = None
+    layers: Layers = "attention"
 
     def __post_init__(self) -> None:
         for name in ("steps", "groups", "accumulation", "rank", "checkpoint_every"):
@@ -57,6 +63,8 @@ class TrainSettings:
             value = getattr(self, name)
             if value is not None and not low <= value < high:
                 raise CotrunkError(f"{name} {value!r} is out of range: use {low} or more, below {high}.")
+        if self.layers not in get_args(Layers):
+            raise CotrunkError(f"layers {self.layers!r} are unknown: use {' or '.join(get_args(Layers))}.")
         if self.tracker is not None:
             _check_tracker(self.tracker)
 

@@ -27,7 +27,8 @@ from .log import TERMS, Step, write_step
 from .loss import Terms, sage_loss
 from .settings import TrainSettings
 
-TARGETS = ("to_q", "to_k", "to_v", "to_out.0")  # the layers that get a LoRA: those of attention
+LORA_FILE = "pytorch_lora_weights.safetensors"  # as diffusers calls it
+ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]  # as diffusers calls the layers of attention
 PATIENCE = timedelta(days=7)  # of the processes that wait for the one that encodes or draws
 
 
@@ -104,7 +105,10 @@ def train(
         denoiser.enable_gradient_checkpointing()
     torch.manual_seed(settings.seed)
     config = LoraConfig(
-        r=settings.rank, lora_alpha=settings.rank, init_lora_weights="gaussian", target_modules=list(TARGETS)
+        r=settings.rank,
+        lora_alpha=settings.rank,
+        init_lora_weights="gaussian",
+        target_modules=ATTENTION if settings.layers == "attention" else _layers(denoiser),
     )
     denoiser.add_adapter(config)
     weights = [parameter for parameter in denoiser.parameters() if parameter.requires_grad]
@@ -171,8 +175,17 @@ def train(
         for mean, weight in zip(average, weights, strict=True):
             weight.data.copy_(mean)
     if not accelerator.is_main_process:
-        return out / "pytorch_lora_weights.safetensors"
+        return out / LORA_FILE
     return _save(pipe, conditions.name, get_peft_model_state_dict(denoiser), settings, out)
+
+
+def _layers(denoiser: torch.nn.Module) -> list[str]:
+    """Names of all layers that can have a LoRA: of grouped convolutions peft has none."""
+    return [
+        name
+        for name, layer in denoiser.named_modules()
+        if type(layer) is torch.nn.Linear or (isinstance(layer, torch.nn.Conv2d) and layer.groups == 1)
+    ]
 
 
 def _mean(passes: Sequence[Terms]) -> Terms:
@@ -269,7 +282,8 @@ def _checkpoint(out: Path, run: dict[str, Any]) -> dict[str, Any] | None:
         return None
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-        known = {**state["run"], **state["run"]["loss"]}
+        # what trainings that began without these options did
+        known = {"layers": "attention", "branch_noise": "drawn", **state["run"], **state["run"]["loss"]}
     except Exception as error:  # cut off, or no checkpoint of ours: in the words of torch
         raise CotrunkError(f"{path} is no checkpoint of cotrunk train: choose another folder.") from error
     for name, asked in {**run, **run["loss"]}.items():
@@ -313,27 +327,28 @@ def _resume(
 
 def _save(pipe: Any, name: str, state: dict[str, torch.Tensor], settings: TrainSettings, out: Path) -> Path:
     """The LoRA in diffusers' format, and a card that says how it was made."""
-    from diffusers.utils import convert_state_dict_to_diffusers
-
     part = out / ".lora.part"
-    layers = {f"{name}_lora_layers": convert_state_dict_to_diffusers(state) if name == "unet" else state}
-    type(pipe).save_lora_weights(save_directory=part, **layers)
-    file = out / "pytorch_lora_weights.safetensors"
+    # as peft names them: not every layer has a name in the older style
+    type(pipe).save_lora_weights(save_directory=part, **{f"{name}_lora_layers": state})
+    file = out / LORA_FILE
     (part / file.name).replace(file)
     part.rmdir()
     loss = settings.loss
     names = {"sage": "shared sampling (SAGE, arXiv 2509.15865, equation 3)", "standard": "single pictures"}
+    purpose = names[loss.objective]
+    if loss.objective == "sage" and loss.branch_noise == "trunk":
+        purpose += ", with branches that start from their trunk"
     write_text(
         out / "README.md",
         f"""---
 library_name: diffusers
 tags: [lora, text-to-image, cotrunk]
 ---
-# A LoRA for {type(pipe).__name__}, trained for {names[loss.objective]}
+# A LoRA for {type(pipe).__name__}, trained for {purpose}
 
 Trained with cotrunk for {settings.steps} steps of {settings.groups * settings.accumulation} groups; rank
-{settings.rank}, learning rate {settings.learning_rate:g}, {loss.share:.0%} of the trajectory shared. All settings
-are in `settings.json`, the losses in `losses.jsonl`.
+{settings.rank} ({settings.layers}), learning rate {settings.learning_rate:g}, {loss.share:.0%} of the steps shared.
+All settings are in `settings.json`, the losses in `losses.jsonl`.
 
 ```python
 pipe.load_lora_weights("{out.name}")

@@ -101,15 +101,15 @@ def main() -> None:
 
         if not WEIGHTS.exists():
             subprocess.run([sys.executable, HERE / "alignment.py", "--build", args.build], check=True)
+        out = args.out / "results"
+        settings = ["--guidance", args.guidance, "--seeds", args.seeds]
+        settings += ["--dtype", "bfloat16"] if args.bfloat16 else []
         # the curves take many cells: of the pre-trained model and of our best alone
         for part, models, more in (
             ("table", list(loras), ["--shares", args.shares]),
             ("curve", ["sage-trunk"], ["--shares", args.curved, "--fewer", args.fewer]),
         ):
             given = [word for name in models for word in ("--lora", f"{name}={loras[name]}")]
-            settings = ["--guidance", args.guidance, "--seeds", args.seeds]
-            settings += ["--dtype", "bfloat16"] if args.bfloat16 else []
-            out = args.out / "results"
             cotrunk("evaluate", args.out / "test-groups", *given, "--out", out, *settings, *more)
             (args.results / part).mkdir(parents=True, exist_ok=True)
             for file in list(out.iterdir()):

@@ -1,4 +1,4 @@
-"""How long the embedded model takes: to load after the imports, and to draw one picture in 30 guided steps.
+"""How long the embedded models take: to load after the imports, and to draw one picture in 30 guided steps.
 
     python benchmarks/embedded.py
 
@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from cotrunk import mini
+from cotrunk.arguments import needed_arguments
 
 STEPS, RUNS, GUIDANCE = 30, 9, 5.0
 PROMPT = "red apple, noto style"
@@ -26,22 +27,28 @@ def seconds(run: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def main() -> None:
+def measure(name: str, load: Callable[[], Any], denoiser_name: str) -> None:
     start = time.perf_counter()
-    pipe = mini.load()
+    pipe = load()
     loading = time.perf_counter() - start
     pipe.set_progress_bar_config(disable=True)
+    denoiser = getattr(pipe, denoiser_name)
     calls: list[tuple[Any, Any]] = []
-    hook = pipe.unet.register_forward_pre_hook(lambda _, args, kwargs: calls.append((args, kwargs)), with_kwargs=True)
+    hook = denoiser.register_forward_pre_hook(lambda _, args, kwargs: calls.append((args, kwargs)), with_kwargs=True)
 
     def picture() -> None:
-        generator = torch.Generator().manual_seed(0)
-        pipe(PROMPT, num_inference_steps=STEPS, guidance_scale=GUIDANCE, generator=generator)
+        pipe(
+            PROMPT,
+            num_inference_steps=STEPS,
+            guidance_scale=GUIDANCE,
+            generator=torch.Generator().manual_seed(0),
+            **needed_arguments(pipe),
+        )
 
     @torch.no_grad()
     def bare() -> None:
         for args, kwargs in calls:
-            pipe.unet(*args, **kwargs)
+            denoiser(*args, **kwargs)
 
     picture()  # also the warm-up
     hook.remove()
@@ -49,11 +56,16 @@ def main() -> None:
     pairs = [(seconds(picture), seconds(bare)) for _ in range(RUNS)]
     whole, denoising = (statistics.median(times) for times in zip(*pairs, strict=True))
     ratio = statistics.median(a / b for a, b in pairs)
-    print(f"{torch.get_num_threads()} threads")
-    print(f"loaded in {loading:.2f} s")
     print(
-        f"one picture, {STEPS} guided steps: {whole:.2f} s; bare denoiser {denoising:.2f} s; ratio {ratio:.2f}",
+        f"{name}: loaded in {loading:.2f} s; one picture, {STEPS} guided steps: {whole:.2f} s; "
+        f"bare denoiser {denoising:.2f} s; ratio {ratio:.2f}"
     )
+
+
+def main() -> None:
+    print(f"{torch.get_num_threads()} threads")
+    measure("mini", mini.load, "unet")
+    measure("mini-dit", mini.load_dit, "transformer")
 
 
 if __name__ == "__main__":

@@ -61,7 +61,7 @@ def plot(points: list[dict], floor: dict, title: str, path: Path) -> None:
 def main() -> None:
     here = Path(__file__).parent
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="mini", help="mini, or a build folder")
+    parser.add_argument("--model", default="mini", help="mini, mini-dit, or a build folder")
     parser.add_argument("--denoiser", default="unet", help="a folder of the build folder")
     parser.add_argument("--build", type=Path, default=here / "build", help="where pictures.npz is")
     parser.add_argument("--guidance", type=float, default=5.0)
@@ -70,7 +70,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=here / "build" / "measured")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
-    name = args.model if args.model == "mini" else args.denoiser
+    name = args.model if args.model in ("mini", "mini-dit") else args.denoiser
     file = args.out / f"knee-{name}.jsonl"
     points = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
     pipe, network = load_model(args.model, args.denoiser), EfficientNetLite0(device().type)
@@ -78,7 +78,8 @@ def main() -> None:
     asked = drawn(real, args.prompts)
     prompts = [prompt_of(request) for request in asked]
     # points of other weights stay in the file, and out of the figure
-    folder = mini.WEIGHTS / "unet" if args.model == "mini" else Path(args.model) / args.denoiser
+    packaged = {"mini": mini.WEIGHTS / "unet", "mini-dit": mini.WEIGHTS / "transformer"}
+    folder = packaged.get(args.model, Path(args.model) / args.denoiser)
     weights = digest(*sorted(folder.glob("*.safetensors")))
     title = f"{name}: {args.prompts} prompts, guidance {args.guidance:g}, {len(real.names)} concepts"
     floor = real.measures(real.features[[real.row[concept, style] for concept, style, _ in asked]], asked)

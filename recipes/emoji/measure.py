@@ -81,7 +81,7 @@ def table(results: list[dict[str, Any]]) -> str:
 def main() -> None:
     here = Path(__file__).parent
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default=str(here / "build"), help="mini, or a build folder")
+    parser.add_argument("--model", default=str(here / "build"), help="mini, mini-dit, or a build folder")
     parser.add_argument("--denoiser", nargs="+", default=["unet"], help="folders of the build folder")
     parser.add_argument("--build", type=Path, default=here / "build", help="where pictures.npz is")
     parser.add_argument("--guidance", type=float, nargs="+", default=[5.0], help="guidance scales")
@@ -92,7 +92,7 @@ def main() -> None:
     args = parser.parse_args()
     start = time.perf_counter()
     args.out.mkdir(parents=True, exist_ok=True)
-    packaged = args.model == "mini"
+    packaged = args.model in ("mini", "mini-dit")
     name = args.model if packaged else "-".join(args.denoiser)
     network = EfficientNetLite0(device().type)
     real = Real.of(args.build, network)

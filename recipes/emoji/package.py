@@ -1,8 +1,8 @@
 """Trained parts -> the weights inside the package: float16, in shards of at most 15 MB.
 
-    python package.py --build build --denoiser unet-0.9995
+    python package.py --build build --unet unet-0.9995 --transformer transformer-0.9995
 
-The denoiser must have been trained on latents of the autoencoder beside it. Converts in a temporary folder, checks
+The denoisers must have been trained on latents of the autoencoder beside them. Converts in a temporary folder, checks
 sizes, values and one picture there, then swaps it in: a failed run leaves the old weights as they were. Whether the new
 ones are better than the old is what `measure.py` says: ask it first.
 """
@@ -14,9 +14,17 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, DiffusionPipeline, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    DiffusionPipeline,
+    DPMSolverMultistepScheduler,
+    PixArtTransformer2DModel,
+    UNet2DConditionModel,
+)
 
 from cotrunk import mini
+from cotrunk.arguments import needed_arguments
 from examples import trained_on
 from training import MADE
 
@@ -25,9 +33,13 @@ MAX_SHARD = 15_000_000
 TENSORS_A_SHARD = "14800KB"  # diffusers counts tensors; the rest is room for a shard's header
 
 
-def convert(build: Path, denoiser: str, out: Path) -> None:
-    """Write `vae/`, `unet/` and `scheduler/` to `out`."""
-    for source, name, kind in (("autoencoder", "vae", AutoencoderKL), (denoiser, "unet", UNet2DConditionModel)):
+def convert(build: Path, unet: str, transformer: str, out: Path) -> None:
+    """Write `vae/`, `unet/`, `transformer/` and their schedulers to `out`."""
+    for source, name, kind in (
+        ("autoencoder", "vae", AutoencoderKL),
+        (unet, "unet", UNet2DConditionModel),
+        (transformer, "transformer", PixArtTransformer2DModel),
+    ):
         model = kind.from_pretrained(build / source, torch_dtype=torch.float16)
         broken = [key for key, value in model.state_dict().items() if not value.isfinite().all()]
         if broken:
@@ -39,6 +51,9 @@ def convert(build: Path, denoiser: str, out: Path) -> None:
         config.write_text(json.dumps(entries, indent=2, sort_keys=True) + "\n")
     # 1 is what StableDiffusionPipeline insists on; with "trailing" timesteps it has no effect
     DDIMScheduler.from_pretrained(build / "scheduler", steps_offset=1).save_pretrained(out / "scheduler")
+    DPMSolverMultistepScheduler.from_pretrained(build / "transformer_scheduler").save_pretrained(
+        out / "transformer_scheduler"
+    )
 
 
 def check_sizes(out: Path) -> None:
@@ -56,7 +71,8 @@ def check_picture(pipe: DiffusionPipeline) -> None:
     pipe.set_progress_bar_config(disable=True)
     generator = torch.Generator().manual_seed(0)
     prompt = "red apple, noto style"
-    picture = pipe(prompt, num_inference_steps=30, guidance_scale=5.0, generator=generator, output_type="np").images[0]
+    settings = {"num_inference_steps": 30, "guidance_scale": 5.0, "generator": generator, "output_type": "np"}
+    picture = pipe(prompt, **settings, **needed_arguments(pipe)).images[0]
     if picture.shape != (128, 128, 3) or not np.isfinite(picture).all() or picture.std() < 0.02:
         raise SystemExit(f"{prompt!r} gave no picture: {picture.shape}, deviation {picture.std():.3f}")
     print(f"{prompt!r}: {picture.shape}, mean {picture.mean():.2f}, deviation {picture.std():.2f}")
@@ -65,7 +81,8 @@ def check_picture(pipe: DiffusionPipeline) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--build", type=Path, default=Path(__file__).parent / "build")
-    parser.add_argument("--denoiser", default="unet", help="a folder of the build folder")
+    parser.add_argument("--unet", default="unet", help="a folder of the build folder")
+    parser.add_argument("--transformer", default="transformer", help="a folder of the build folder")
     parser.add_argument("--out", type=Path, default=mini.WEIGHTS)
     args = parser.parse_args()
     part, old = args.out.with_name(args.out.name + ".part"), args.out.with_name(args.out.name + ".old")
@@ -73,15 +90,17 @@ def main() -> None:
         old.rename(args.out)  # a run that was killed between the two renames
     for leftover in (part, old):
         shutil.rmtree(leftover, ignore_errors=True)
-    made = json.loads((args.build / args.denoiser / MADE).read_text())
-    if made["data"] != trained_on(args.build):
-        raise SystemExit(f"{args.denoiser} was trained on other pictures or another autoencoder: train it anew.")
-    print(f"{args.denoiser}: {made['images']:,} images")
-    convert(args.build, args.denoiser, part)
+    for denoiser in (args.unet, args.transformer):
+        made = json.loads((args.build / denoiser / MADE).read_text())
+        if made["data"] != trained_on(args.build):
+            raise SystemExit(f"{denoiser} was trained on other pictures or another autoencoder: train it anew.")
+        print(f"{denoiser}: {made['images']:,} images")
+    convert(args.build, args.unet, args.transformer, part)
     for path in part.rglob("*.safetensors"):
         path.chmod(0o644)  # they are born readable by their owner only, and wheels keep that
     check_sizes(part)
     check_picture(mini.assemble(part / "vae", part / "unet", part / "scheduler"))
+    check_picture(mini.assemble_dit(part / "vae", part / "transformer", part / "transformer_scheduler"))
     if args.out.exists():
         args.out.rename(old)
     part.rename(args.out)

@@ -15,11 +15,13 @@ from training import device
 
 
 def load_model(model: str, denoiser: str = "unet") -> Any:
-    """A pipeline by name, ready to draw: `mini`, the packaged one, or one of a build folder, whose denoiser is in the
-    folder named `denoiser` there."""
+    """A pipeline by name, ready to draw: `mini` and `mini-dit` of the package, or one of a build folder, whose
+    denoiser is in the folder named `denoiser` there."""
     folder = Path(model)
     if model == "mini":
         pipe = mini.load()
+    elif model == "mini-dit":
+        pipe = mini.load_dit()
     elif not (folder / "autoencoder").exists() or not (folder / denoiser).exists():
         raise SystemExit(f"{folder} is no build folder with autoencoder/ and {denoiser}/: train them first")
     elif denoiser.startswith("transformer"):

@@ -80,7 +80,7 @@ def load_pipeline(
     scheduler: str | None = None,
     denoiser: bool = True,
 ) -> Any:
-    """A diffusers pipeline by name: "mini", a folder that `save_pretrained` wrote, or an id on the model hub.
+    """A diffusers pipeline by name: "mini", "mini-dit", a folder that `save_pretrained` wrote, or an id on the hub.
 
     Args:
         lora: as for `load_lora`.
@@ -91,10 +91,10 @@ def load_pipeline(
         CotrunkError: no such model, LoRA, scheduler, device or dtype.
     """
     device = resolve_device(device)
-    if model == "mini":
+    if model in ("mini", "mini-dit"):
         from . import mini
 
-        pipe = mini.load(resolve_dtype(dtype, device))
+        pipe = (mini.load if model == "mini" else mini.load_dit)(resolve_dtype(dtype, device))
     else:
         local = is_here(model, "model_index.json", "mini")
         from diffusers import DiffusionPipeline

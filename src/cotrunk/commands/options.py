@@ -77,7 +77,11 @@ GuidanceInterval = Annotated[
 ]
 Model = Annotated[
     str,
-    option(SAMPLING, "MODEL", "mini (comes with cotrunk), or a diffusers pipeline: an id on the hub or a folder."),
+    option(
+        SAMPLING,
+        "MODEL",
+        "mini or mini-dit (both come with cotrunk), or a diffusers pipeline: an id on the hub or a folder.",
+    ),
 ]
 Lora = Annotated[
     str | None, option(SAMPLING, "DIR", "A LoRA for the model: a folder that cotrunk train wrote, a file, a hub id.")

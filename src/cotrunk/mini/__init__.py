@@ -1,10 +1,13 @@
-"""The embedded model: a small text-to-image diffusion model of emoji-like pictures, with its weights.
+"""The embedded models: small text-to-image diffusion models of emoji-like pictures, with their weights.
 
-It is an ordinary `StableDiffusionPipeline` of 128 x 128 pixels, for tests, examples and offline trials. It knows a few
-hundred everyday things in four drawing styles, and is no general image model: a prompt about anything else, or in a
-language other than English, still gives a picture, but not of what it says.
+Both draw pictures of 128 x 128 pixels and are ordinary diffusers pipelines, for tests, examples and offline trials:
+`load` gives a UNet in a `StableDiffusionPipeline`, `load_dit` a diffusion transformer that follows a rectified flow in
+a `PixArtSigmaPipeline`. They share the text encoder and the autoencoder.
 
-`recipes/emoji` of the repository makes it; `NOTICE.md` beside this file says what it was made from.
+They know a few hundred everyday things in four drawing styles. They are not general image models: a prompt about
+anything else, or in a language other than English, still gives a picture, but not of what it says.
+
+`recipes/emoji` of the repository makes them; `NOTICE.md` beside this file says what they were made from.
 """
 
 import importlib.util
@@ -28,7 +31,7 @@ from transformers import AutoTokenizer, BertConfig, BertModel
 
 from ..errors import CotrunkError
 
-__all__ = ["TOKENS", "assemble", "assemble_dit", "load", "text_encoder"]
+__all__ = ["TOKENS", "assemble", "assemble_dit", "load", "load_dit", "text_encoder"]
 
 TOKENS = 24  # long enough for the captions of the recipe; the fewer, the cheaper the cross-attention
 WEIGHTS = Path(__file__).parent / "weights"
@@ -44,6 +47,18 @@ def load(dtype: torch.dtype = torch.float32) -> StableDiffusionPipeline:
         CotrunkError: weights are missing from the installation.
     """
     return assemble(_part("vae"), _part("unet"), _part("scheduler"), dtype)
+
+
+def load_dit(dtype: torch.dtype = torch.float32) -> PixArtSigmaPipeline:
+    """The embedded transformer model, `mini-dit`, as an ordinary diffusers pipeline, on the CPU.
+
+    Prompts as for `load`. `cotrunk.generate` takes it as it is; called by itself it wants `clean_caption=False,
+    use_resolution_binning=False, max_sequence_length=TOKENS`, for its class knows no pictures this small.
+
+    Raises:
+        CotrunkError: weights are missing from the installation.
+    """
+    return assemble_dit(_part("vae"), _part("transformer"), _part("transformer_scheduler"), dtype)
 
 
 def assemble(vae: Path, unet: Path, scheduler: Path, dtype: torch.dtype = torch.float32) -> StableDiffusionPipeline:
@@ -65,7 +80,7 @@ def assemble(vae: Path, unet: Path, scheduler: Path, dtype: torch.dtype = torch.
 def assemble_dit(
     vae: Path, transformer: Path, scheduler: Path, dtype: torch.dtype = torch.float32
 ) -> PixArtSigmaPipeline:
-    """A diffusion transformer that follows a rectified flow, from the three folders that hold its trained parts."""
+    """A pipeline like `load_dit`'s from the three folders (diffusers' format) that hold its trained parts."""
     tokenizer, encoder = text_encoder(dtype)
     return PixArtSigmaPipeline(
         vae=_model(AutoencoderKL, vae, dtype),

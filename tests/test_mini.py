@@ -1,4 +1,4 @@
-"""The embedded model: an ordinary pipeline, small, quiet to load, and the same after saving."""
+"""The embedded models: ordinary pipelines, small, quiet to load, and the same after saving."""
 
 import importlib.util
 from collections.abc import Callable
@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import DiffusionPipeline, StableDiffusionPipeline
+from diffusers import DiffusionPipeline, PixArtSigmaPipeline, StableDiffusionPipeline
 
-from cotrunk import mini
+from cotrunk import Skipping, generate, mini
+from cotrunk.arguments import needed_arguments
 from cotrunk.embedding import sentence_encoder
 from cotrunk.errors import CotrunkError
 
@@ -21,21 +22,28 @@ def pipe() -> StableDiffusionPipeline:
     return quiet(mini.load())
 
 
-def quiet(pipe: StableDiffusionPipeline) -> StableDiffusionPipeline:
+@pytest.fixture(scope="module")
+def transformer() -> PixArtSigmaPipeline:
+    return quiet(mini.load_dit())
+
+
+def quiet(pipe: DiffusionPipeline) -> DiffusionPipeline:
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
 
-def picture(pipe: StableDiffusionPipeline, prompt: str) -> np.ndarray:
-    generator = torch.Generator().manual_seed(7)
-    return pipe(prompt, num_inference_steps=2, guidance_scale=3.0, generator=generator, output_type="np").images[0]
+def picture(pipe: DiffusionPipeline, prompt: str) -> np.ndarray:
+    arguments = {"num_inference_steps": 2, "guidance_scale": 3.0, "output_type": "np", **needed_arguments(pipe)}
+    return pipe(prompt, generator=torch.Generator().manual_seed(7), **arguments).images[0]
 
 
-def test_it_is_an_ordinary_pipeline(pipe: StableDiffusionPipeline) -> None:
+def test_they_are_ordinary_pipelines(pipe: StableDiffusionPipeline, transformer: PixArtSigmaPipeline) -> None:
     assert type(pipe) is StableDiffusionPipeline
-    assert pipe.unet.dtype == pipe.vae.dtype == pipe.text_encoder.dtype == torch.float32
-    assert not any(part.training for part in (pipe.unet, pipe.vae, pipe.text_encoder))
-    assert picture(pipe, "red apple, noto style").shape == (128, 128, 3)
+    assert type(transformer) is PixArtSigmaPipeline
+    for own, denoiser in ((pipe, pipe.unet), (transformer, transformer.transformer)):
+        parts = (denoiser, own.vae, own.text_encoder)
+        assert all(part.dtype == torch.float32 and not part.training for part in parts)
+        assert picture(own, "red apple, noto style").shape == (128, 128, 3)
 
 
 def test_the_weights_are_small() -> None:
@@ -49,10 +57,22 @@ def test_the_weights_name_no_folder_of_their_maker() -> None:
         assert "_name_or_path" not in config.read_text(), config
 
 
-def test_prompts_matter_and_runs_repeat(pipe: StableDiffusionPipeline) -> None:
-    apple = picture(pipe, "red apple")
-    assert np.array_equal(apple, picture(pipe, "red apple"))
-    assert not np.allclose(apple, picture(pipe, "fire engine"), atol=0.05)
+@pytest.mark.parametrize("name", ["pipe", "transformer"])
+def test_prompts_matter_and_runs_repeat(name: str, request: pytest.FixtureRequest) -> None:
+    own = request.getfixturevalue(name)
+    apple = picture(own, "red apple")
+    assert np.array_equal(apple, picture(own, "red apple"))
+    assert not np.allclose(apple, picture(own, "fire engine"), atol=0.05)
+
+
+def test_the_transformer_shares_and_skips(transformer: PixArtSigmaPipeline) -> None:
+    """Its class wants arguments that `generate` knows by itself."""
+    prompts = ["a red apple", "a green apple", "a yellow apple"]
+    result = generate(transformer, prompts, skipping=Skipping(tolerance=1.0), num_inference_steps=8, guidance_scale=3.0)
+    assert len(result.images) == 3
+    assert result.spared["sharing"] > 0
+    assert result.spared["skipping"] > 0
+    assert result.cost.used < result.cost.independent
 
 
 def test_padding_is_hidden_from_the_text_encoder(pipe: StableDiffusionPipeline) -> None:
@@ -69,24 +89,35 @@ def test_padding_is_hidden_from_the_text_encoder(pipe: StableDiffusionPipeline) 
 def test_saving_and_loading_keeps_every_picture(
     pipe: StableDiffusionPipeline, tmp_path: Path, kind: type[DiffusionPipeline]
 ) -> None:
-    pipe.save_pretrained(tmp_path)
-    loaded = quiet(kind.from_pretrained(tmp_path))
-    assert type(loaded) is StableDiffusionPipeline
+    loaded = saved_and_loaded(pipe, tmp_path, kind)
     assert loaded.text_encoder.config.use_attention_mask is True
+
+
+def test_saving_and_loading_the_transformer(transformer: PixArtSigmaPipeline, tmp_path: Path) -> None:
+    saved_and_loaded(transformer, tmp_path, DiffusionPipeline)
+
+
+def saved_and_loaded(pipe: DiffusionPipeline, folder: Path, kind: type[DiffusionPipeline]) -> DiffusionPipeline:
+    """The same pipeline from its folder; it must draw the same."""
+    pipe.save_pretrained(folder)
+    loaded = quiet(kind.from_pretrained(folder))
+    assert type(loaded) is type(pipe)
     assert loaded.tokenizer.model_max_length == mini.TOKENS
     for prompt in ("red apple, noto style", "tiger " * 40):
         assert np.array_equal(picture(loaded, prompt), picture(pipe, prompt))
+    return loaded
 
 
 def test_loading_is_quiet_and_leaves_the_random_state(capfd: pytest.CaptureFixture[str]) -> None:
     state = torch.get_rng_state()
-    loaded = mini.load(torch.bfloat16)
+    loaded, transformer = mini.load(torch.bfloat16), mini.load_dit(torch.bfloat16)
     assert loaded.unet.dtype == loaded.vae.dtype == loaded.text_encoder.dtype == torch.bfloat16
+    assert transformer.transformer.dtype == torch.bfloat16
     assert torch.equal(state, torch.get_rng_state())
     assert capfd.readouterr() == ("", "")
 
 
-@pytest.mark.parametrize("load", [mini.load, lambda: sentence_encoder("minilm")])
+@pytest.mark.parametrize("load", [mini.load, mini.load_dit, lambda: sentence_encoder("minilm")])
 def test_a_missing_text_encoder_names_its_remedy(load: Callable[[], Any], monkeypatch: pytest.MonkeyPatch) -> None:
     find_spec = importlib.util.find_spec
 
@@ -98,7 +129,10 @@ def test_a_missing_text_encoder_names_its_remedy(load: Callable[[], Any], monkey
         load()
 
 
-def test_missing_weights_name_their_remedy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+@pytest.mark.parametrize("load", [mini.load, mini.load_dit])
+def test_missing_weights_name_their_remedy(
+    load: Callable[[], Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setattr(mini, "WEIGHTS", tmp_path / "weights")
     with pytest.raises(CotrunkError, match=r"weights .* missing .* pip install .*'cotrunk\[mini\]'"):
-        mini.load()
+        load()

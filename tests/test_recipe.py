@@ -21,7 +21,7 @@ def _recipe(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(torch, "set_flush_denormal", lambda on: True)
     monkeypatch.syspath_prepend(str(RECIPE))
     yield
-    for name in ("training", "captions", "colours", "concepts"):
+    for name in ("training", "captions", "colours", "concepts", "teacher"):
         sys.modules.pop(name, None)
 
 
@@ -186,3 +186,35 @@ def test_what_is_held_out_is_a_list_of_concepts_in_styles() -> None:
         assert name in names
         assert style in STYLES
         assert copy in ([], ["copy"])
+
+
+def test_the_teacher_knows_a_state_of_the_flow_by_its_signal(tmp_path: Path) -> None:
+    """At every sigma a UNet whose v is right gives noise - latents; guidance adds to it what the prompt does."""
+    from diffusers import DDIMScheduler
+    from teacher import Teacher
+    from tiny import sd
+
+    sd().pipe.unet.save_pretrained(tmp_path / "unet")
+    DDIMScheduler(rescale_betas_zero_snr=True, timestep_spacing="trailing").save_pretrained(tmp_path / "scheduler")
+    teacher = Teacher(tmp_path / "unet", tmp_path / "scheduler", guidance=3.0)
+    latents, noise = torch.randn(2, 5, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    sigma = torch.tensor([0.02, 0.3, 0.5, 0.8, 1.0])
+    asked = []
+
+    def perfect(states: torch.Tensor, t: torch.Tensor, text: torch.Tensor) -> object:
+        asked.append(t)
+        norm = torch.hypot(1 - sigma, sigma)
+        alpha, level = (x[:, None, None, None] for x in ((1 - sigma) / norm, sigma / norm))
+        v = alpha * noise - level * latents
+        louder = v + 0.1 * norm[:, None, None, None]
+        return type("Output", (), {"sample": torch.cat([louder, v])})
+
+    teacher.model = perfect  # type: ignore[assignment]
+    shape = sigma[:, None, None, None]
+    text = torch.zeros(5, 3, 32)
+    velocity = teacher.velocity(torch.lerp(latents, noise, shape), sigma, text, text)
+    # alpha + level is 1 / norm: what the prompt adds, 0.1 of the velocity, comes three times
+    assert torch.allclose(velocity, noise - latents + 0.3, atol=1e-5)
+    (steps,) = asked
+    assert torch.allclose(teacher.signal[steps[[0, 2]].round().long()].float(), torch.tensor([0.9998, 0.7071]), atol=2e-3)
+    assert steps[4] == 999

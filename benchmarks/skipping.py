@@ -72,6 +72,11 @@ class Arm:
     skipping: Skipping | None = None
     patched: Callable[[Any], Any] = field(default=nullcontext)
 
+    @property
+    def is_partial(self) -> bool:
+        """Whether it leaves out parts of an evaluation: only its time then says what it saves."""
+        return self.patched is not nullcontext or bool(self.skipping and self.skipping.tokens)
+
 
 def arms(steps: int, is_unet: bool) -> Iterator[Arm]:
     fewer = sorted({max(2, round(steps * part)) for part in (0.8, 0.66, 0.5, 0.4, 0.33, 0.28, 0.24, 0.2)}, reverse=True)
@@ -95,6 +100,9 @@ def arms(steps: int, is_unet: bool) -> Iterator[Arm]:
         yield Arm("error, undamped", f"tolerance {tolerance:g}", skipping=linear)
         uncorrected = Skipping(tolerance, correct=False)
         yield Arm("error, uncorrected", f"tolerance {tolerance:g}", skipping=uncorrected)
+    for tolerance, tokens in itertools.product(TOLERANCES, (0.75, 0.5)):
+        some = Skipping(tolerance, tokens=tokens)
+        yield Arm(f"error, {tokens:.0%} of the tokens", f"tolerance {tolerance:g}", skipping=some)
     yield from part_arms(steps, is_unet)
 
 
@@ -243,10 +251,9 @@ def main() -> None:
                 continue
             whole = 2.0 * steps
             in_time = whole * seconds / reference.seconds
-            is_partial = arm.patched is not nullcontext  # parts of every row: only its time says what it saves
             saved = 1 - rows / whole
             point = key | reference.compared(pictures) | {"seconds": seconds, "full_seconds": reference.seconds}
-            point |= {"rows": None if is_partial else rows, "cost": in_time if is_partial else rows}
+            point |= {"rows": None if arm.is_partial else rows, "cost": in_time if arm.is_partial else rows}
             point["ratio"] = (1 - seconds / reference.seconds) / saved if saved > 0.01 else 1.0
             points.append(point)
             with file.open("a") as log:

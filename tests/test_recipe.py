@@ -191,8 +191,9 @@ def test_what_is_held_out_is_a_list_of_concepts_in_styles() -> None:
 def test_the_teacher_knows_a_state_of_the_flow_by_its_signal(tmp_path: Path) -> None:
     """At every sigma a UNet whose v is right gives noise - latents; guidance adds to it what the prompt does."""
     from diffusers import DDIMScheduler
-    from teacher import Teacher
     from tiny import sd
+
+    from teacher import Teacher
 
     sd().pipe.unet.save_pretrained(tmp_path / "unet")
     DDIMScheduler(rescale_betas_zero_snr=True, timestep_spacing="trailing").save_pretrained(tmp_path / "scheduler")
@@ -216,5 +217,6 @@ def test_the_teacher_knows_a_state_of_the_flow_by_its_signal(tmp_path: Path) -> 
     # alpha + level is 1 / norm: what the prompt adds, 0.1 of the velocity, comes three times
     assert torch.allclose(velocity, noise - latents + 0.3, atol=1e-5)
     (steps,) = asked
-    assert torch.allclose(teacher.signal[steps[[0, 2]].round().long()].float(), torch.tensor([0.9998, 0.7071]), atol=2e-3)
+    signal = teacher.signal[steps[[0, 2]].round().long()].float()
+    assert torch.allclose(signal, torch.tensor([0.9998, 0.7071]), atol=2e-3)
     assert steps[4] == 999

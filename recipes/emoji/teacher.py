@@ -35,7 +35,9 @@ class Teacher:
         return len(rising) - (right + (alpha - low) / (high - low)).float()
 
     @torch.no_grad()
-    def velocity(self, noisy: torch.Tensor, sigma: torch.Tensor, text: torch.Tensor, empty: torch.Tensor) -> torch.Tensor:
+    def velocity(
+        self, noisy: torch.Tensor, sigma: torch.Tensor, text: torch.Tensor, empty: torch.Tensor
+    ) -> torch.Tensor:
         """noise - latents, as the UNet predicts both.
 
         Args:

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from diffusers import DPMSolverMultistepScheduler, PixArtTransformer2DModel
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from captions import digest
 from examples import Examples, trained_on
 from teacher import Teacher
 from training import autocast, device, save_averages, train, training_options
@@ -83,6 +84,9 @@ def main() -> None:
         return F.mse_loss(output.float(), target)
 
     data = trained_on(args.build)
+    target = data
+    if teacher:
+        target += f" from {digest(*sorted((args.build / args.teacher).glob('*.safetensors')))} at {args.guidance:g}"
     averages = train(
         model,
         loss_of,
@@ -91,7 +95,7 @@ def main() -> None:
         batch=args.batch,
         peak=args.peak,
         decays=DECAYS,
-        data=data,
+        data=target,  # a checkpoint of other targets would be another training
         matrices=("transformer_blocks.",),
     )
     save_averages(

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from .noise import NoiseSchedule
 
 # the law: RMS by which a prediction misses the velocity, for data of deviation 1
-REUSED = 1.5  # * (time since the last node), where the last output is used again
+REUSED = 0.9  # * (time since the last node), where the last output is used again
 # * (1 + NOISY * time) * (time since the last node) * (time since the one before) ** BEND, where its trend goes on
 TREND, BEND, NOISY = 0.8, 0.4, 0.3
 LAST = 0.1  # a lower sigma counts as this one: the weight of late errors stays finite

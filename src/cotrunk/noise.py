@@ -15,7 +15,7 @@ import torch
 from .errors import CotrunkError
 
 KINDS = ("epsilon", "v_prediction", "sample", "flow")
-FAINTEST = 0.02  # of data, however little there is: this much is added to alpha, in squares
+FAINTEST = 0.01  # of data, however little there is: this much is added to alpha, in squares
 
 
 @dataclass(frozen=True)

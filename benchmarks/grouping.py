@@ -10,6 +10,7 @@ one before it.
 """
 
 import argparse
+import hashlib
 import json
 import resource
 import subprocess
@@ -90,9 +91,9 @@ def embed(size: int, folder: Path | None, cache: Path) -> None:
     start, cpu = time.perf_counter(), time.process_time()
     vectors = encoder.encode(prompts)
     seconds = f"{time.perf_counter() - start:.1f} ({time.process_time() - cpu:.1f})"
-    np.save(vector_file(cache, size), vectors)
+    np.save(vector_file(cache, size, folder), vectors)
     facts = {"seconds": seconds, "threshold": threshold}
-    vector_file(cache, size).with_suffix(".json").write_text(json.dumps(facts))
+    vector_file(cache, size, folder).with_suffix(".json").write_text(json.dumps(facts))
 
 
 def group(size: int, threshold: float, vectors_at: Path | None) -> None:
@@ -112,8 +113,10 @@ def peak_mib() -> float:
     return kilobytes / 1024 / (1024 if sys.platform == "darwin" else 1)  # macOS counts bytes
 
 
-def vector_file(cache: Path, size: int) -> Path:
-    return cache / f"minilm-{size}.npy"
+def vector_file(cache: Path, size: int, folder: Path | None) -> Path:
+    """Other prompts have other vectors: their origin is in the name."""
+    origin = "templates" if folder is None else hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:8]
+    return cache / f"minilm-{origin}-{size}.npy"
 
 
 def main() -> None:
@@ -133,7 +136,7 @@ def main() -> None:
         return
     if arguments.step == "group":
         size = arguments.sizes[0]
-        group(size, threshold, None if arguments.synthetic_vectors else vector_file(cache, size))
+        group(size, threshold, None if arguments.synthetic_vectors else vector_file(cache, size, folder))
         return
 
     def child(step: str, size: int, threshold: float | None = None) -> str:
@@ -154,9 +157,9 @@ def main() -> None:
         if arguments.synthetic_vectors:
             embed_seconds, used = "-", 0.5 if threshold is None else threshold
         else:
-            if not vector_file(cache, size).with_suffix(".json").exists():
+            if not vector_file(cache, size, folder).with_suffix(".json").exists():
                 child("embed", size)
-            facts = json.loads(vector_file(cache, size).with_suffix(".json").read_text())
+            facts = json.loads(vector_file(cache, size, folder).with_suffix(".json").read_text())
             embed_seconds, used = facts["seconds"], facts["threshold"] if threshold is None else threshold
         found = json.loads(child("group", size, used))
         mean = size / found["groups"]

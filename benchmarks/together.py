@@ -23,6 +23,7 @@ from cotrunk import Plan, Skipping, generate, mini
 from cotrunk.evaluation import metrics
 from cotrunk.evaluation.emoji import EmojiAlignment
 from cotrunk.evaluation.figures import new_figure
+from cotrunk.evaluation.identity import weights_digest
 from cotrunk.evaluation.networks import EfficientNetLite0
 from cotrunk.files import write_bytes, write_text
 from cotrunk.models import set_scheduler
@@ -110,8 +111,9 @@ def main() -> None:
     first: np.ndarray | None = None
     file = args.out / "points.jsonl"
     points = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    own = {"scheduler": args.scheduler, "weights": weights_digest(pipe.unet)}
     for setting in settings():
-        key = json.loads(json.dumps(asdict(setting) | {"scheduler": args.scheduler, "family": setting.family}))
+        key = json.loads(json.dumps(asdict(setting) | own | {"family": setting.family}))
         known = next((point for point in points if key.items() <= point.items()), None)
         if known is not None and first is not None:
             continue
@@ -119,12 +121,12 @@ def main() -> None:
         pictures = torch.cat([pictures for pictures, _, _ in made])
         aligned = metrics.alignment(aligner.of_pictures(pictures), texts)
         first = aligned if first is None else first
-        own = [[run * len(PROMPTS) + image for image in group] for run in range(len(SEEDS)) for group in GROUPS]
+        run_groups = [[run * len(PROMPTS) + image for image in group] for run in range(len(SEEDS)) for group in GROUPS]
         figures = {
             "alignment": metrics.mean(aligned, groups),
             "behind": metrics.difference(first, aligned, groups),
             "frechet": metrics.frechet(network.features(pictures), reference, groups),
-            "diversity": metrics.mean(metrics.diversity(network, pictures, own)),
+            "diversity": metrics.mean(metrics.diversity(network, pictures, run_groups)),
         }
         point = key | {"rows": float(np.mean([rows for _, rows, _ in made]))}
         point |= {"seconds": float(np.mean([seconds for _, _, seconds in made]))}
@@ -134,8 +136,9 @@ def main() -> None:
             with file.open("a") as log:
                 log.write(json.dumps(point) + "\n")
         print(f"{setting}: {point['rows']:.1f} rows, alignment {figures['alignment']}", flush=True)
-        write_text(args.out / "table.md", table(points))
-        plot(points, args.out / "curves.png")
+        shown = [point for point in points if own.items() <= point.items()]  # others stay in the file
+        write_text(args.out / "table.md", table(shown))
+        plot(shown, args.out / "curves.png")
 
 
 def table(points: list[dict[str, Any]]) -> str:

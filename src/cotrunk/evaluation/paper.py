@@ -1,5 +1,5 @@
 """The evaluation of the paper: which cells it takes, and from them Table 1 and Figures 2 to 4; and what it leaves out:
-differences with their intervals, curves over denoiser rows with fewer steps on them, what is as good for fewer rows."""
+differences with their intervals, curves over denoiser rows, and shared schemes beside fewer steps."""
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence

@@ -2,9 +2,12 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from command import assert_refused, cotrunk, no_model, pixels
 from safetensors.torch import load_file
 from test_dataset import CAPTIONS, coco, folder_of
@@ -93,6 +96,32 @@ def test_pictures_are_of_the_size_asked_for_and_judged_by_what_knows_them(
     for file in (tmp_path / "cells").glob("*.seen.npz"):
         with np.load(file) as seen:
             assert seen["shown"].shape[2:] == (16, 24)
+
+
+def blackened(images: Any, clip_input: Any) -> tuple[Any, list[bool]]:
+    return torch.zeros_like(images), [True] * len(images)
+
+
+@pytest.mark.parametrize("command", ["evaluate", "tune"])
+def test_pictures_are_measured_as_they_are_without_a_safety_checker(
+    groups: Path, tmp_path: Path, tiny_model: pytest.MonkeyPatch, command: str
+) -> None:
+    pipe = sd_with_text().pipe
+    pipe.safety_checker = blackened
+    pipe.feature_extractor = lambda pictures, return_tensors: SimpleNamespace(
+        to=lambda device: SimpleNamespace(pixel_values=torch.zeros(1))
+    )
+    tiny_model.setattr(models, "load_pipeline", lambda *_, **__: pipe)
+    if command == "tune":
+        outcome = cotrunk("tune", *CAPTIONS[:4], "--out", tmp_path, "--steps", 4, "--budget", 200)
+        made = [np.load(file)["pictures"] for file in (tmp_path / "tried").glob("*.npz")]
+    else:
+        schemes = ("--steps", 2, "--shares", "0.5", "--max-groups", 2)
+        outcome = cotrunk("evaluate", groups, "--out", tmp_path, *schemes)
+        made = [np.load(file)["shown"] for file in (tmp_path / "cells").glob("*.seen.npz")]
+    assert outcome.code == 0, outcome.err
+    assert made
+    assert all(pictures.any() for pictures in made)
 
 
 def test_tuning_then_generating(tmp_path: Path, tiny_model: pytest.MonkeyPatch) -> None:

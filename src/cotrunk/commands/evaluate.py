@@ -10,7 +10,7 @@ from rich.markup import escape
 from ..errors import CotrunkError
 from .console import err, out
 from .inputs import check_whole, out_folder
-from .judges import NETWORKS, alignment_for, judges_of
+from .judges import NETWORKS, alignment_for, judges_of, take_off_checker
 from .options import (
     OUTPUT,
     Device,
@@ -109,8 +109,7 @@ def evaluate(
     with err.status(f"Loading {escape(model)}"):
         pipe = load_pipeline(model, device, dtype, scheduler=scheduler)
         judges = judges_of(features, perceptual, alignment or alignment_for(model), str(pipe.device))
-        if getattr(pipe, "safety_checker", None) is not None:
-            pipe.safety_checker = None  # it blackens pictures, which are then measured
+        take_off_checker(pipe)
         captions = [[pair.caption for pair in group] for group in found]
         sizes = {name: value for name, value in (("height", height), ("width", width)) if value is not None}
         experiment = Experiment(pipe, captions, loras, judges, out_dir, guidance=guidance, arguments=sizes)

@@ -14,6 +14,12 @@ def alignment_for(model: str) -> str:
     return "emoji" if model in EMBEDDED else "clip"
 
 
+def take_off_checker(pipe: Any) -> None:
+    """Let a pipeline show all its pictures: a safety checker blackens some, which would then be measured."""
+    if getattr(pipe, "safety_checker", None) is not None:
+        pipe.safety_checker = None
+
+
 def judges_of(features: str, perceptual: str, alignment: str, device: str) -> Any:
     """The networks of these names.
 

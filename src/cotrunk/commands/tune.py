@@ -8,7 +8,7 @@ from rich.markup import escape
 from ..errors import CotrunkError
 from .console import err, out
 from .inputs import out_folder, prompts_of
-from .judges import NETWORKS, alignment_for, judges_of
+from .judges import NETWORKS, alignment_for, judges_of, take_off_checker
 from .options import (
     OUTPUT,
     Column,
@@ -91,6 +91,7 @@ def tune(
     with err.status(f"Loading {escape(model)}"):
         pipe = load_pipeline(model, device, dtype, lora=lora, scheduler=scheduler)
         judges = judges_of(features, "lite0", alignment or alignment_for(model), str(pipe.device))
+        take_off_checker(pipe)
     arguments = {"guidance_scale": guidance}
     with Progress(SpinnerColumn(), TextColumn("{task.description}"), console=err) as progress:
         task = progress.add_task(f"The reference: {steps} independent steps, twice", total=None)

@@ -170,6 +170,9 @@ def test_tuning_then_generating(tmp_path: Path, tiny_model: pytest.MonkeyPatch) 
         (("evaluate", "nothing", "--out", "results", "--lora", "a=b", "--lora", "a=c"), "takes a name that is taken"),
         (("tune", "a", "b", "--out", "tuned", "--sample", 2), "--sample 2 is too small"),
         (("tune", "a", "b", "--out", "tuned", "--margin", -1), "--margin -1.0 is out of range"),
+        (("tune", *"abcde", "--out", "tuned", "--sample", 4, "--seed", -1), "--seed -1 is out of range"),
+        (("tune", "a", "b", "--out", "tuned", "--steps", 0), "--steps 0 is out of range"),
+        (("tune", "a", "b", "--out", "tuned", "--guidance", "nan"), "--guidance nan is out of range"),
     ],
 )
 def test_bad_input_is_one_sentence(

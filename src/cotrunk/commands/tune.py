@@ -7,7 +7,7 @@ from rich.markup import escape
 
 from ..errors import CotrunkError
 from .console import err, out
-from .inputs import out_folder, prompts_of
+from .inputs import check_numbers, out_folder, prompts_of
 from .judges import NETWORKS, alignment_for, judges_of, take_off_checker
 from .options import (
     OUTPUT,
@@ -71,6 +71,7 @@ def tune(
     """
     texts = prompts_of(prompts, prompt_file, column)
     out_dir = out_folder(out_name)
+    check_numbers(steps, guidance, seed, images_per_prompt=1)
     if sample < 4:
         raise CotrunkError(f"--sample {sample} is too small to compare settings on: use 4 or more.")
     if not 0 <= margin < 1:

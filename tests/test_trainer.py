@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState
-from diffusers import LCMScheduler
+from diffusers import EDMEulerScheduler, LCMScheduler
 from PIL import Image
 from running import close, denoiser
 from safetensors.torch import load_file
@@ -314,8 +314,11 @@ def test_a_precision_that_the_machine_has_not_is_named(
 
 
 def test_what_failed_before_its_first_checkpoint_is_no_training(groups: list[list[Pair]], tmp_path: Path) -> None:
-    with pytest.raises(Exception, match="divisible"):
-        trained(groups, tmp_path, TrainSettings(**vars(QUICK) | {"height": 30}))
+    def kill(done: int, of: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        trained(groups, tmp_path, TrainSettings(**vars(QUICK) | {"rank": 4}), on_encoded=kill)
     trained(groups, tmp_path)
 
 
@@ -378,6 +381,13 @@ def test_a_pipeline_without_loras_is_named(groups: list[list[Pair]], tmp_path: P
         train(pixart().pipe, groups, QUICK, tmp_path)
 
 
+def test_a_scheduler_without_a_schedule_is_named_before_encoding(groups: list[list[Pair]], tmp_path: Path) -> None:
+    pipe = sd_with_text().pipe
+    pipe.scheduler = EDMEulerScheduler()
+    with pytest.raises(CotrunkError, match=r"EDMEulerScheduler does not say how noisy a timestep is: train a pipeline"):
+        train(pipe, groups, QUICK, tmp_path, on_encoded=lambda done, of: pytest.fail("encoded"))
+
+
 def test_the_schedule_of_a_training_goes_from_data_to_noise() -> None:
     for build in (sd, sd3):
         schedule = training_schedule(build().pipe.scheduler)
@@ -394,6 +404,9 @@ def test_the_schedule_of_a_training_goes_from_data_to_noise() -> None:
         ({"steps": 0}, "steps 0 is out of range"),
         ({"rank": 2.5}, "rank 2.5"),
         ({"ema": 1.0}, "ema 1.0"),
+        ({"height": 30}, "height 30 is no size of a picture: use a multiple of 8"),
+        ({"width": 0}, "width 0 is no size of a picture"),
+        ({"width": -8}, "width -8"),
         ({"layers": "some"}, "layers 'some' are unknown: use attention or all"),
         ({"tracker": "paper"}, "tracker 'paper' is unknown: use one of .*tensorboard"),
     ],

@@ -29,7 +29,7 @@ class TrainSettings:
         tracker: that `accelerate` knows ("tensorboard", "wandb", ...), beside `losses.jsonl`; None: no other.
         checkpoint_every: steps between checkpoints.
         seed: of everything that is drawn.
-        height, width: of the pictures in pixels; None: what the pipeline makes by default.
+        height, width: of the pictures in pixels, multiples of 8; None: what the pipeline makes by default.
         layers: that get a LoRA: those of "attention", or "all" linear and convolutional ones. A UNet computes most of
             a picture outside of attention.
     """
@@ -63,6 +63,12 @@ class TrainSettings:
             value = getattr(self, name)
             if value is not None and not low <= value < high:
                 raise CotrunkError(f"{name} {value!r} is out of range: use {low} or more, below {high}.")
+        for name in ("height", "width"):
+            value = getattr(self, name)
+            if value is None:
+                continue
+            if isinstance(value, bool) or not isinstance(value, int) or value < 8 or value % 8:
+                raise CotrunkError(f"{name} {value!r} is no size of a picture: use a multiple of 8.")
         if self.layers not in get_args(Layers):
             raise CotrunkError(f"layers {self.layers!r} are unknown: use {' or '.join(get_args(Layers))}.")
         if self.tracker is not None:

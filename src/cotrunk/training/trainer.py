@@ -56,8 +56,9 @@ def train(
         on_checkpoint: told after every checkpoint, when the pipeline draws with the LoRA as it would be saved then.
 
     Raises:
-        CotrunkError: a pipeline that takes no LoRA, a mixed precision that this machine has not, pictures that are
-            gone, or a folder with a run of another model, other groups or other settings.
+        CotrunkError: a pipeline that takes no LoRA, a scheduler that does not say how noisy a timestep is, a mixed
+            precision that this machine has not, pictures that are gone, or a folder with a run of another model, other
+            groups or other settings.
     """
     from accelerate import Accelerator, InitProcessGroupKwargs
 
@@ -68,6 +69,7 @@ def train(
         raise CotrunkError("Training needs peft: pip install 'cotrunk[train]'.") from error
     if not hasattr(type(pipe), "save_lora_weights"):
         raise CotrunkError(f"{type(pipe).__name__} takes no LoRA in diffusers: train another pipeline.")
+    schedule = training_schedule(pipe.scheduler)
     out.mkdir(parents=True, exist_ok=True)
     try:
         accelerator = Accelerator(
@@ -96,7 +98,6 @@ def train(
     accelerator.wait_for_everyone()
     conditions.of([""])  # every process is to know how its denoiser is called
     examples = Examples(folder, groups)
-    schedule = training_schedule(pipe.scheduler)
     loss = replace(settings.loss, share=trained_share(conditions, settings.loss.share))
     _park(pipe, denoiser)
 
@@ -216,10 +217,19 @@ def _park(pipe: Any, denoiser: torch.nn.Module) -> None:
 
 
 def training_schedule(scheduler: Any) -> NoiseSchedule:
-    """The noise at every timestep that the model was trained on, the least noisy first."""
+    """The noise at every timestep that the model was trained on, the least noisy first.
+
+    Raises:
+        CotrunkError: a scheduler that does not say how noisy they are.
+    """
+    try:
+        is_flow = read_schedule(scheduler, ()).kind == "flow"
+    except CotrunkError as error:  # which is worded for sampling
+        raise CotrunkError(
+            f"{type(scheduler).__name__} does not say how noisy a timestep is: train a pipeline with another scheduler."
+        ) from error
     count = int(scheduler.config.num_train_timesteps)
     # a flow at timestep 0 is the picture itself: there is nothing to learn
-    is_flow = read_schedule(scheduler, ()).kind == "flow"
     return read_schedule(scheduler, [float(t) for t in (range(1, count + 1) if is_flow else range(count))])
 
 

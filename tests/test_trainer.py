@@ -22,6 +22,7 @@ from cotrunk import CotrunkError, generate, mini
 from cotrunk.models import load_lora
 from cotrunk.training.conditions import Conditions
 from cotrunk.training.dataset import Pair
+from cotrunk.training.examples import _latents
 from cotrunk.training.log import Step, read_losses
 from cotrunk.training.loss import Loss, Terms, sage_loss
 from cotrunk.training.settings import TrainSettings
@@ -210,6 +211,18 @@ def test_a_checkpoint_of_another_configuration_is_named(groups: list[list[Pair]]
         torch.save(state | changed, path)
         with pytest.raises(CotrunkError, match=r"checkpoint\.pt is of another model or another configuration"):
             trained(groups, tmp_path)
+
+
+def test_a_vae_that_overflows_in_half_precision_encodes_in_single(groups: list[list[Pair]]) -> None:
+    pipe = sd_with_text().pipe
+    pipe.vae.encoder.conv_in.weight.data.fill_(6e4)
+    pipe.vae.half()
+    pipe.vae.register_to_config(force_upcast=True)
+    assert _latents(pipe, groups[0], 32, 32).isfinite().all()
+    assert pipe.vae.dtype == torch.float16
+    pipe.vae.register_to_config(force_upcast=False)
+    with pytest.raises(CotrunkError, match=r"The latents of .*00\.png are not finite: use another dtype, bfloat16 say"):
+        _latents(pipe, groups[0], 32, 32)
 
 
 @pytest.mark.parametrize("killed_at", [2, 9, 13])

@@ -160,12 +160,27 @@ def _pairs(groups: Sequence[Sequence[Pair]]) -> list[Pair]:
 
 @torch.no_grad()
 def _latents(pipe: Any, pairs: Sequence[Pair], height: int, width: int) -> torch.Tensor:
-    """(pictures, channels, height, width) as the denoiser knows them, in half precision: the most likely, no draws."""
+    """(pictures, channels, height, width) as the denoiser knows them, in half precision: the most likely, no draws.
+
+    Raises:
+        CotrunkError: latents that are not finite.
+    """
     pictures = torch.stack([picture_of(pair.image, height, width) for pair in pairs])
-    vae = pipe.vae
-    found = vae.encode(pictures.to(vae.device, vae.dtype)).latent_dist.mode()
+    vae, kind = pipe.vae, pipe.vae.dtype
+    overflows = kind == torch.float16 and getattr(vae.config, "force_upcast", False)  # SDXL's does
+    if overflows:
+        vae.to(torch.float32)
+    try:
+        found = vae.encode(pictures.to(vae.device, vae.dtype)).latent_dist.mode()
+    finally:
+        if overflows:
+            vae.to(kind)
     shift, scale = getattr(vae.config, "shift_factor", None) or 0.0, vae.config.scaling_factor
-    return ((found - shift) * scale).half().cpu()
+    latents = ((found - shift) * scale).half().cpu()
+    for pair, own in zip(pairs, latents, strict=True):
+        if not own.isfinite().all():
+            raise CotrunkError(f"The latents of {pair.image} are not finite: use another dtype, bfloat16 say.")
+    return latents
 
 
 def _has_rows(name: str, value: Any, count: int) -> bool:

@@ -23,7 +23,7 @@ from cotrunk.models import load_lora
 from cotrunk.training.conditions import Conditions
 from cotrunk.training.dataset import Pair
 from cotrunk.training.examples import _latents
-from cotrunk.training.log import Step, read_losses
+from cotrunk.training.log import Step, plot_losses, read_losses, write_step
 from cotrunk.training.loss import Loss, Terms, sage_loss
 from cotrunk.training.settings import TrainSettings
 from cotrunk.training.trainer import train, trained_share, training_schedule
@@ -278,6 +278,19 @@ def test_the_losses_of_a_step_are_the_mean_of_its_passes(
             own = [float(getattr(terms, name).detach()) for terms in passes[3 * number : 3 * number + 3]]
             assert line[name] == pytest.approx(np.mean(own), abs=2e-6)
             assert len(set(own)) == 3
+
+
+def test_a_torn_line_of_losses_is_passed_over(tmp_path: Path) -> None:
+    log = tmp_path / "losses.jsonl"
+    terms = Terms(*(torch.tensor(0.5) for _ in range(4)))
+    for number in (1, 2):
+        write_step(log, Step(number, 3, terms, 1.0))
+    log.write_bytes(log.read_bytes()[:-9])
+    write_step(log, Step(3, 3, terms, 1.0))
+    assert [line["step"] for line in read_losses(log)] == [1, 3]
+    plot_losses(log, tmp_path / "losses.png")
+    write_step(log, Step(2, 3, terms, 1.0))
+    assert [line["step"] for line in read_losses(log)] == [1, 2, 3]
 
 
 def test_what_is_drawn_at_a_checkpoint_is_what_would_be_saved(groups: list[list[Pair]], tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,14 +28,24 @@ class Step:
 def write_step(path: Path, step: Step) -> None:
     """One line a step; lines from beyond the checkpoint that a killed run went back to are written again."""
     terms = {name: round(float(getattr(step.terms, name)), 6) for name in TERMS}
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps({"step": step.number, **terms, "gradient": round(step.gradient, 6)}) + "\n")
+    line = json.dumps({"step": step.number, **terms, "gradient": round(step.gradient, 6)}) + "\n"
+    with path.open("a+b") as file:
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":  # torn by a power cut
+                file.write(b"\n")
+        file.write(line.encode())
 
 
 def read_losses(path: Path) -> Iterator[dict[str, float]]:
     """The log of a training, step by step, the latest line of each."""
-    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    latest = {line["step"]: line for line in lines}
+    latest: dict[float, dict[str, float]] = {}
+    for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            line = json.loads(text)
+        except ValueError:
+            continue  # torn by a power cut
+        latest[line["step"]] = line
     yield from (latest[step] for step in sorted(latest))
 
 

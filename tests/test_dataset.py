@@ -14,7 +14,7 @@ from PIL import Image, UnidentifiedImageError
 
 from cotrunk import CotrunkError
 from cotrunk.embedding import Encoder
-from cotrunk.training.dataset import GroupSettings, Pair, build_groups, read_groups, read_pairs, read_similarities
+from cotrunk.training.dataset import GroupSettings, Pair, apart, build_groups, read_groups, read_pairs, read_similarities
 
 CAPTIONS = ["a red apple", "a green apple", "a yellow apple", "a grey owl", "a brown owl", "a violin"]
 
@@ -86,6 +86,25 @@ def test_what_cannot_be_used_is_named_and_left_out(tmp_path: Path) -> None:
         "there is no such file",
         "it is no readable picture (UnidentifiedImageError)",
     ]
+
+
+def test_a_picture_is_taken_with_its_first_caption(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path, "jsonl")
+    with (folder / "metadata.jsonl").open("a") as file:
+        for name in ("pictures/0.png", "pictures/../pictures/0.png"):
+            file.write(json.dumps({"file_name": name, "text": "some fruit"}) + "\n")
+    found = read_pairs(str(folder))
+    assert [pair.caption for pair in found.pairs] == CAPTIONS
+    assert list(found.unusable) == [
+        f"{folder / 'pictures/0.png'}, caption 2",
+        f"{folder / 'pictures/../pictures/0.png'}, caption 3",
+    ]
+
+
+def test_groups_apart_have_no_picture_in_common() -> None:
+    groups = [[Pair(f"{word} {name}", Path(name)) for name in "ab"] for word in ("a", "one", "some")]
+    assert len(apart(groups, 0)) == 1
+    assert len(apart([*groups, [Pair("a c", Path("c"))]], 0)) == 2
 
 
 def test_a_set_of_groups(tmp_path: Path) -> None:

@@ -41,7 +41,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class Pairs:
-    """What a source holds: the pairs that can be used, and the pictures that cannot, with the reason."""
+    """What a source holds: the pairs that can be used, and the pictures and captions that cannot, with the reason."""
 
     pairs: list[Pair]
     unusable: dict[str, str]
@@ -87,7 +87,7 @@ class GroupSettings:
 
 
 def read_pairs(source: str, images: Path | None = None, export: Path | None = None) -> Pairs:
-    """Captioned pictures.
+    """Captioned pictures, each with one caption: the first that can be used.
 
     Args:
         source: annotations of COCO (a json file with `images` and `annotations`; of a picture's captions, the one with
@@ -113,6 +113,7 @@ def read_pairs(source: str, images: Path | None = None, export: Path | None = No
         found = _hub(source, export or Path("images"))
     pairs: list[Pair] = []
     unusable: dict[str, str] = {}
+    captions = Counter[Path]()
     for item in found:
         if not isinstance(item, Pair):
             name, why = item
@@ -120,7 +121,12 @@ def read_pairs(source: str, images: Path | None = None, export: Path | None = No
         elif wrong := _wrong(item):
             unusable[str(item.image)] = wrong
         else:
-            pairs.append(item)
+            place = item.image.resolve()
+            captions[place] += 1
+            if captions[place] == 1:
+                pairs.append(item)
+            else:
+                unusable[f"{item.image}, caption {captions[place]}"] = "a picture is taken with its first caption alone"
     if not pairs:
         named = "; ".join(f"{name}: {why}" for name, why in list(unusable.items())[:NAMED])
         raise CotrunkError(f"{source} holds no captioned picture that can be used ({named or 'it is empty'}).")
@@ -370,12 +376,13 @@ def _read_parquet(folder: Path, *columns: str) -> tuple[list[list[Any]], dict[st
 def apart(groups: Sequence[Sequence[Pair]], seed: int) -> list[list[Pair]]:
     """Groups that have no picture in common, in an order drawn at random: cliques overlap, and groups that share
     pictures are not independent."""
-    used: set[Pair] = set()
+    used: set[Path] = set()
     chosen = []
     for number in np.random.default_rng(seed).permutation(len(groups)):
         group = list(groups[number])
-        if used.isdisjoint(group):
-            used.update(group)
+        pictures = {pair.image for pair in group}
+        if used.isdisjoint(pictures):
+            used |= pictures
             chosen.append(group)
     return chosen
 

@@ -14,7 +14,15 @@ from PIL import Image, UnidentifiedImageError
 
 from cotrunk import CotrunkError
 from cotrunk.embedding import Encoder
-from cotrunk.training.dataset import GroupSettings, Pair, apart, build_groups, read_groups, read_pairs, read_similarities
+from cotrunk.training.dataset import (
+    GroupSettings,
+    Pair,
+    apart,
+    build_groups,
+    read_groups,
+    read_pairs,
+    read_similarities,
+)
 
 CAPTIONS = ["a red apple", "a green apple", "a yellow apple", "a grey owl", "a brown owl", "a violin"]
 

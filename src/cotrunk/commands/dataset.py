@@ -57,7 +57,7 @@ def dataset(
         for name, why in list(found.unusable.items())[:NAMED]:
             say("yellow", "warning", f"{name} is left out: {why}")
         if len(found.unusable) > NAMED:
-            say("yellow", "warning", f"{len(found.unusable) - NAMED} more pictures are left out")
+            say("yellow", "warning", f"{len(found.unusable) - NAMED} more are left out")
         status.update(f"Embedding {len(found.pairs):,} captions")
         summary = build_groups(
             found.pairs,

@@ -7,7 +7,6 @@ from types import SimpleNamespace
 import pytest
 from PIL import Image
 
-from cotrunk import folder as module
 from cotrunk.errors import CotrunkError
 from cotrunk.files import write_bytes, write_text
 from cotrunk.folder import SHARED, Arm, RunFolder, groups_of
@@ -191,7 +190,7 @@ def test_open_says_that_it_cannot_write(tmp_path: Path, monkeypatch: pytest.Monk
     def refuse(**kwargs: object) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(module.tempfile, "TemporaryFile", refuse)
+    monkeypatch.setattr("tempfile.TemporaryFile", refuse)
     with pytest.raises(CotrunkError, match=r"Cannot write to .*: Permission denied\. Choose another --out"):
         RunFolder(tmp_path).open(SETTINGS, resume=False)
 

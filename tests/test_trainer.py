@@ -402,6 +402,12 @@ def test_other_families_train_too(build: Callable[[], TinyPipeline], groups: lis
     assert all(tensor.isfinite().all() for tensor in weights.values())
 
 
+def test_an_out_that_is_a_file_is_named(groups: list[list[Pair]], tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(CotrunkError, match=r"Cannot write to .*file: .*\. Choose another --out"):
+        trained(groups, tmp_path / "file")
+
+
 def test_a_pipeline_without_loras_is_named(groups: list[list[Pair]], tmp_path: Path) -> None:
     with pytest.raises(CotrunkError, match="PixArtAlphaPipeline takes no LoRA"):
         train(pixart().pipe, groups, QUICK, tmp_path)

@@ -147,6 +147,15 @@ def test_tuning_then_generating(tmp_path: Path, tiny_model: pytest.MonkeyPatch) 
     assert_refused(both, "--settings and --steps are both given")
 
 
+@pytest.mark.parametrize("command", ["dataset", "train", "evaluate", "tune"])
+@pytest.mark.parametrize("out", ["file", "file/out"])
+def test_out_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str, out: str) -> None:
+    no_model(monkeypatch)
+    (tmp_path / "file").write_text("mine")
+    assert_refused(cotrunk(command, "nothing", "--out", tmp_path / out), "Cannot write to", "Choose another --out")
+    assert (tmp_path / "file").read_text() == "mine"
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

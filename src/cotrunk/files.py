@@ -2,6 +2,7 @@
 
 import os
 import re
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +19,20 @@ def writing(path: Path) -> Iterator[None]:
     except OSError as error:
         why = error.strerror or error
         raise CotrunkError(f"Cannot write {path}: {why}. Make room or choose another place.") from error
+
+
+def check_folder(path: Path) -> None:
+    """That a folder is there to be written to, or can be made; it is not made.
+
+    Raises:
+        CotrunkError: it cannot be written.
+    """
+    try:
+        there = next(place for place in (path, *path.absolute().parents) if place.exists())
+        tempfile.TemporaryFile(dir=there).close()
+    except OSError as error:
+        why = error.strerror or error
+        raise CotrunkError(f"Cannot write to {path}: {why}. Choose another --out.") from None
 
 
 def write_bytes(path: Path, write: Callable[[BinaryIO], object]) -> None:

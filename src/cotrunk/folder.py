@@ -12,7 +12,6 @@ and its wave computed again, to the same images.
 
 import json
 import os
-import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -25,7 +24,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from . import __version__
 from .errors import CotrunkError
-from .files import remove_parts, write_bytes, write_text, writing
+from .files import check_folder, remove_parts, write_bytes, write_text, writing
 from .plan import Branch, Cost, Plan
 from .report import write_page
 from .sharing import why_nothing_shared
@@ -71,12 +70,8 @@ class RunFolder:
         Raises:
             CotrunkError: it cannot be written, or holds another run.
         """
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            tempfile.TemporaryFile(dir=self.path).close()
-        except OSError as error:
-            why = error.strerror or error
-            raise CotrunkError(f"Cannot write to {self.path}: {why}. Choose another --out.") from None
+        check_folder(self.path)
+        self.path.mkdir(parents=True, exist_ok=True)
         there = [name for name in CONTENT if (self.path / name).exists()]
         if not there:
             return False

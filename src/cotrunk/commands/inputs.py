@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from ..errors import CotrunkError
+from ..files import check_folder
 from ..prompts import checked, read_prompts
 from .console import err, warn_alike, warn_truncated
 
@@ -65,4 +66,5 @@ def check_whole(option: str, value: int, least: int, most: int | None = None) ->
 def out_folder(name: str | None) -> Path:
     if not name:
         raise CotrunkError("Where to? Name a folder with --out DIR.")
+    check_folder(Path(name))
     return Path(name)

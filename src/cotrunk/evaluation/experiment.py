@@ -15,7 +15,7 @@ import torch
 
 from ..arguments import guidance_rows, timesteps_of
 from ..errors import CotrunkError
-from ..files import write_bytes
+from ..files import check_folder, write_bytes
 from ..generation import prepare, warm_up
 from ..models import load_lora, take_off_lora
 from ..plan import Plan, flat_tree
@@ -108,6 +108,7 @@ class Experiment:
     ) -> None:
         if not groups:
             raise CotrunkError("There are no groups of prompts: give at least one.")
+        check_folder(out)
         self.pipe, self.loras, self.judges, self.out = pipe, loras, judges, out
         self.prompts = [prompt for group in groups for prompt in group]
         ends = np.cumsum([len(group) for group in groups])

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..files import write_bytes
+from ..files import check_folder, write_bytes
 from ..generation import prepare, warm_up
 from .identity import model_digest, scheduler_facts
 from .networks import as_bytes
@@ -44,6 +44,7 @@ class Trials:
     """
 
     def __init__(self, pipe: Any, prompts: Sequence[str], arguments: dict[str, Any], out: Path) -> None:
+        check_folder(out)
         self.pipe, self.prompts, self.arguments, self.out = pipe, prompts, arguments, out
         self._facts = [list(prompts), arguments, model_digest(pipe), scheduler_facts(pipe.scheduler)]
         self._is_warm = False

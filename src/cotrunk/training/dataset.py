@@ -19,7 +19,7 @@ from PIL import Image
 
 from ..embedding import Encoder
 from ..errors import CotrunkError
-from ..files import write_bytes, write_text
+from ..files import check_folder, write_bytes, write_text
 from ..hub import first_line
 from ..prompts import checked
 from .cliques import sample_cliques, similarity_graph
@@ -147,6 +147,7 @@ def build_groups(
     Raises:
         CotrunkError: no two captions are similar enough, or `out` cannot be written.
     """
+    check_folder(out)
     vectors = encoder.encode([pair.caption for pair in pairs])
     graph = similarity_graph(
         vectors,

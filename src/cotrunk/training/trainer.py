@@ -16,7 +16,7 @@ import torch
 
 from ..errors import CotrunkError
 from ..evaluation.identity import model_digest
-from ..files import write_bytes, write_text
+from ..files import check_folder, write_bytes, write_text
 from ..hub import first_line
 from ..noise import NoiseSchedule, read_schedule
 from ..replacing import replaced
@@ -58,7 +58,7 @@ def train(
     Raises:
         CotrunkError: a pipeline that takes no LoRA, a scheduler that does not say how noisy a timestep is, a mixed
             precision that this machine has not, pictures that are gone, or a folder with a run of another model, other
-            groups or other settings.
+            groups or other settings; or one that cannot be written.
     """
     from accelerate import Accelerator, InitProcessGroupKwargs
 
@@ -70,6 +70,7 @@ def train(
     if not hasattr(type(pipe), "save_lora_weights"):
         raise CotrunkError(f"{type(pipe).__name__} takes no LoRA in diffusers: train another pipeline.")
     schedule = training_schedule(pipe.scheduler)
+    check_folder(out)
     out.mkdir(parents=True, exist_ok=True)
     try:
         accelerator = Accelerator(

@@ -4,6 +4,7 @@ import socket
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import diffusers
@@ -57,6 +58,18 @@ def test_a_scheduler_is_refused_with_those_that_run(pipe: Any, name: str) -> Non
         set_scheduler(pipe, name)
     assert set(str(refusal.value).rsplit(": use ", 1)[1].rstrip(".").split(", ")) == RUN_ON_MINI
     assert pipe.scheduler is before
+
+
+@pytest.mark.parametrize("name", ["ddim", "ddpm", "pndm"])
+def test_a_scheduler_is_set_up_for_latents(name: str) -> None:
+    """Where the model's own scheduler says nothing, a class would clip them to -1..1, or begin with Runge-Kutta."""
+    pipe = SimpleNamespace(scheduler=diffusers.DPMSolverMultistepScheduler(beta_schedule="scaled_linear"))
+    set_scheduler(pipe, name)
+    assert not pipe.scheduler.config.get("clip_sample", False)
+    assert pipe.scheduler.config.get("skip_prk_steps", True)
+    pipe = SimpleNamespace(scheduler=diffusers.DDPMScheduler(beta_schedule="scaled_linear", clip_sample=True))
+    set_scheduler(pipe, "ddim")
+    assert pipe.scheduler.config.clip_sample  # its own word counts
 
 
 def test_scheduler_names(pipe: Any) -> None:

@@ -148,6 +148,17 @@ def test_a_video_pipeline() -> None:
     assert torch.equal(pixels(pipeline, whole), pixels(pipeline, zero))
 
 
+def test_what_sharing_spared_guidance_spares_no_more() -> None:
+    """Whether guidance is a call of its own (wan) or a copy in the batch: both count alike."""
+    counts = [
+        skipped(pipeline, pipeline.inputs(2), None, sharing=EVERYONE, guidance_interval=(0.0, 0.5)).spared
+        for pipeline in (wan(), sd())
+    ]
+    assert counts[0] == counts[1]
+    assert counts[0]["sharing"] > 0
+    assert counts[0]["guidance"] > 0
+
+
 @pytest.mark.parametrize("build", [sd, sd3])
 def test_guidance_is_off_outside_its_interval(build: Callable[[], TinyPipeline]) -> None:
     pipeline = build()

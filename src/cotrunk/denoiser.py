@@ -23,7 +23,7 @@ from .rows import assemble, pick
 from .stability import Policy
 from .tokens import TokenLayers
 
-REFRESH = 3  # forwards of a row, one of which at least computes all its tokens
+REFRESH = 3  # forwards in a row that compute some tokens of it, at most
 
 Sources = Callable[[int], tuple[int, ...]]
 
@@ -122,7 +122,8 @@ class FoldHook:
         if self.rows.unguided(meter.step):
             if self.last is not None and copies == 1 and (self.last.step, self.last.rows) == (meter.step, rows):
                 # the pipeline calls for each guidance branch: this is the unconditional one
-                self._count(rows, 0, {"guidance": rows})
+                own = len(set(sources))  # the others were spared by sharing
+                self._count(rows, 0, {"guidance": own, "sharing": rows - own})
                 return self.last.output
             copy = self.rows.conditional_copy if copies == 2 else None
         # before the first answer nobody knows what form one has

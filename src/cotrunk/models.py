@@ -27,6 +27,8 @@ SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
     "pndm": ("PNDMScheduler", {}),
     "unipc": ("UniPCMultistepScheduler", {}),
 }
+# of settings that a model's own scheduler does not have, where a class assumes what suits models of pixels
+LATENT = {"clip_sample": False, "skip_prk_steps": True}
 
 
 def check_names(device: str, dtype: str, scheduler: str | None = None) -> None:
@@ -209,11 +211,14 @@ def set_scheduler(pipe: Any, name: str) -> None:
         CotrunkError: no such scheduler, or one that cannot run the noise schedule of this model.
     """
     kind, settings = scheduler_class(name)
+    takes = inspect.signature(kind).parameters
     if why := _misfit(pipe.scheduler, kind):
         fitting = ", ".join(n for n in SCHEDULERS if not _misfit(pipe.scheduler, scheduler_class(n)[0]))
         raise CotrunkError(f"{name} {why}: use {fitting or 'its own scheduler'}.")
     try:
-        pipe.scheduler = kind.from_config(pipe.scheduler.config, **settings)
+        config = pipe.scheduler.config
+        assumed = {name: value for name, value in LATENT.items() if name in takes and name not in config}
+        pipe.scheduler = kind.from_config(config, **assumed, **settings)
     except (NotImplementedError, ValueError) as error:  # a setting of the model's own that this class has not
         why = first_line(error)
         raise CotrunkError(f"{name} cannot take over the settings of the model's scheduler ({why}).") from error

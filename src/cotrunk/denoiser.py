@@ -122,8 +122,8 @@ class FoldHook:
         if self.rows.unguided(meter.step):
             if self.last is not None and copies == 1 and (self.last.step, self.last.rows) == (meter.step, rows):
                 # the pipeline calls for each guidance branch: this is the unconditional one
-                own = len(set(sources))  # the others were spared by sharing
-                self._count(rows, 0, {"guidance": own, "sharing": rows - own})
+                paid = len(set(sources))  # the others were spared by sharing
+                self._count(rows, 0, {"guidance": paid, "sharing": rows - paid})
                 return self.last.output
             copy = self.rows.conditional_copy if copies == 2 else None
         # before the first answer nobody knows what form one has

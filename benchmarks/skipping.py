@@ -37,7 +37,7 @@ from cotrunk.compatibility import denoisers_of
 from cotrunk.evaluation.identity import weights_digest
 from cotrunk.evaluation.metrics import frechet_distance
 from cotrunk.evaluation.networks import EfficientNetLite0
-from cotrunk.files import write_bytes, write_text
+from cotrunk.files import read_lines, write_bytes, write_text
 from cotrunk.models import load_pipeline, set_scheduler
 
 GUIDANCE = 5.0
@@ -226,7 +226,7 @@ def main() -> None:
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     file = args.out / "points.jsonl"
-    points = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    points = read_lines(file) if file.exists() else []
     torch.set_grad_enabled(False)
     torch.set_flush_denormal(True)
     pipe, judge = load_pipeline(args.model, "cpu"), EfficientNetLite0()

@@ -25,7 +25,7 @@ from cotrunk.evaluation.emoji import EmojiAlignment
 from cotrunk.evaluation.figures import new_figure
 from cotrunk.evaluation.identity import weights_digest
 from cotrunk.evaluation.networks import EfficientNetLite0
-from cotrunk.files import write_bytes, write_text
+from cotrunk.files import read_lines, write_bytes, write_text
 from cotrunk.models import set_scheduler
 from cotrunk.plan import flat_tree
 
@@ -110,7 +110,7 @@ def main() -> None:
     reference = network.features(torch.cat([draw(pipe, Setting(), seed + 100)[0] for seed in SEEDS]))
     first: np.ndarray | None = None
     file = args.out / "points.jsonl"
-    points = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    points = read_lines(file) if file.exists() else []
     own = {"scheduler": args.scheduler, "weights": weights_digest(pipe.unet)}
     for setting in settings():
         key = json.loads(json.dumps(asdict(setting) | own | {"family": setting.family}))

@@ -195,6 +195,12 @@ def test_open_says_that_it_cannot_write(tmp_path: Path, monkeypatch: pytest.Monk
         RunFolder(tmp_path).open(SETTINGS, resume=False)
 
 
+def test_open_names_a_link_to_nowhere(tmp_path: Path) -> None:
+    (tmp_path / "run").symlink_to(tmp_path / "gone")
+    with pytest.raises(CotrunkError, match=r"Cannot write to .*run: .*\. Choose another --out"):
+        RunFolder(tmp_path / "run").open(SETTINGS, resume=False)
+
+
 def test_resume_sweeps_up_half_files(folder: RunFolder) -> None:
     write(folder, wave(0, 1))
     half = folder.path / "images/.00002.png.77.part"

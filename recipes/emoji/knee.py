@@ -19,6 +19,8 @@ import matplotlib.pyplot as plt
 from captions import digest
 from cotrunk import mini
 from cotrunk.evaluation.networks import EfficientNetLite0
+from cotrunk.files import read_lines
+from cotrunk.models import EMBEDDED
 from judge import Real
 from measure import drawn
 from sampling import generate, load_model, prompt_of
@@ -70,9 +72,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=here / "build" / "measured")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
-    name = args.model if args.model in ("mini", "mini-dit") else args.denoiser
+    name = args.model if args.model in EMBEDDED else args.denoiser
     file = args.out / f"knee-{name}.jsonl"
-    points = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    points = read_lines(file) if file.exists() else []
     pipe, network = load_model(args.model, args.denoiser), EfficientNetLite0(device().type)
     real = Real.of(args.build, network)
     asked = drawn(real, args.prompts)

@@ -31,6 +31,7 @@ from autoencoder import load_pictures
 from colours import colour_shares, main_colour
 from concepts import STYLES
 from cotrunk.evaluation.networks import EfficientNetLite0
+from cotrunk.models import EMBEDDED
 from grids import grid
 from judge import Real, Request
 from sampling import generate, load_model, prompt_of, reconstructions
@@ -92,7 +93,7 @@ def main() -> None:
     args = parser.parse_args()
     start = time.perf_counter()
     args.out.mkdir(parents=True, exist_ok=True)
-    packaged = args.model in ("mini", "mini-dit")
+    packaged = args.model in EMBEDDED
     name = args.model if packaged else "-".join(args.denoiser)
     network = EfficientNetLite0(device().type)
     real = Real.of(args.build, network)

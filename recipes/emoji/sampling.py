@@ -9,7 +9,7 @@ from diffusers import AutoencoderKL, DiffusionPipeline
 from autoencoder import as_float
 from cotrunk import mini
 from cotrunk.arguments import needed_arguments
-from cotrunk.models import set_scheduler
+from cotrunk.models import EMBEDDED, set_scheduler
 from judge import Request
 from training import device
 
@@ -18,10 +18,8 @@ def load_model(model: str, denoiser: str = "unet") -> Any:
     """A pipeline by name, ready to draw: `mini` and `mini-dit` of the package, or one of a build folder, whose
     denoiser is in the folder named `denoiser` there."""
     folder = Path(model)
-    if model == "mini":
-        pipe = mini.load()
-    elif model == "mini-dit":
-        pipe = mini.load_dit()
+    if model in EMBEDDED:
+        pipe = getattr(mini, EMBEDDED[model])()
     elif not (folder / "autoencoder").exists() or not (folder / denoiser).exists():
         raise SystemExit(f"{folder} is no build folder with autoencoder/ and {denoiser}/: train them first")
     elif denoiser.startswith("transformer"):

@@ -1,12 +1,13 @@
 """Files that are whole or absent: written under a temporary name, then renamed."""
 
+import json
 import os
 import re
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from .errors import CotrunkError
 
@@ -28,11 +29,22 @@ def check_folder(path: Path) -> None:
         CotrunkError: it cannot be written.
     """
     try:
-        there = next(place for place in (path, *path.absolute().parents) if place.exists())
+        there = next(place for place in (path, *path.absolute().parents) if os.path.lexists(place))
         tempfile.TemporaryFile(dir=there).close()
     except OSError as error:
         why = error.strerror or error
         raise CotrunkError(f"Cannot write to {path}: {why}. Choose another --out.") from None
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The lines of a log in JSON. One that a kill or a power cut has torn is passed over."""
+    lines = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            lines.append(json.loads(line))
+        except ValueError:
+            continue
+    return lines
 
 
 def write_bytes(path: Path, write: Callable[[BinaryIO], object]) -> None:

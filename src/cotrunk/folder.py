@@ -24,7 +24,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from . import __version__
 from .errors import CotrunkError
-from .files import check_folder, remove_parts, write_bytes, write_text, writing
+from .files import check_folder, read_lines, remove_parts, write_bytes, write_text, writing
 from .plan import Branch, Cost, Plan
 from .report import write_page
 from .sharing import why_nothing_shared
@@ -71,7 +71,8 @@ class RunFolder:
             CotrunkError: it cannot be written, or holds another run.
         """
         check_folder(self.path)
-        self.path.mkdir(parents=True, exist_ok=True)
+        with writing(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
         there = [name for name in CONTENT if (self.path / name).exists()]
         if not there:
             return False
@@ -145,12 +146,7 @@ class RunFolder:
     def _lines(self) -> Iterator[dict[str, Any]]:
         """The journal, latest line first."""
         journal = self.path / "waves.jsonl"
-        lines = journal.read_text(encoding="utf-8", errors="replace").splitlines() if journal.exists() else []
-        for line in reversed(lines):
-            try:
-                yield json.loads(line)
-            except ValueError:
-                continue  # torn by a kill
+        yield from reversed(read_lines(journal) if journal.exists() else [])
 
     def picture(self, arm: Arm, image: int) -> Path:
         return self.path / arm.pictures / f"{image:05d}.png"

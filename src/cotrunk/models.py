@@ -9,6 +9,7 @@ from typing import Any
 from .errors import CotrunkError
 from .hub import first_line, is_here
 
+EMBEDDED = {"mini": "load", "mini-dit": "load_dit"}  # models that come with cotrunk -> their function in `mini`
 # the usual names of the solvers -> diffusers class, settings
 SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
     "ddim": ("DDIMScheduler", {}),
@@ -93,10 +94,10 @@ def load_pipeline(
         CotrunkError: no such model, LoRA, scheduler, device or dtype.
     """
     device = resolve_device(device)
-    if model in ("mini", "mini-dit"):
+    if model in EMBEDDED:
         from . import mini
 
-        pipe = (mini.load if model == "mini" else mini.load_dit)(resolve_dtype(dtype, device))
+        pipe = getattr(mini, EMBEDDED[model])(resolve_dtype(dtype, device))
     else:
         local = is_here(model, "model_index.json", "mini")
         from diffusers import DiffusionPipeline
@@ -211,13 +212,12 @@ def set_scheduler(pipe: Any, name: str) -> None:
         CotrunkError: no such scheduler, or one that cannot run the noise schedule of this model.
     """
     kind, settings = scheduler_class(name)
-    takes = inspect.signature(kind).parameters
     if why := _misfit(pipe.scheduler, kind):
         fitting = ", ".join(n for n in SCHEDULERS if not _misfit(pipe.scheduler, scheduler_class(n)[0]))
         raise CotrunkError(f"{name} {why}: use {fitting or 'its own scheduler'}.")
     try:
-        config = pipe.scheduler.config
-        assumed = {name: value for name, value in LATENT.items() if name in takes and name not in config}
+        config, takes = pipe.scheduler.config, inspect.signature(kind).parameters
+        assumed = {key: value for key, value in LATENT.items() if key in takes and key not in config}
         pipe.scheduler = kind.from_config(config, **assumed, **settings)
     except (NotImplementedError, ValueError) as error:  # a setting of the model's own that this class has not
         why = first_line(error)

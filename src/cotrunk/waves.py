@@ -20,13 +20,8 @@ from .plan import Branch, Cost, Plan
 from .skipping import Skipping
 from .stability import policy_of
 
-CONDITIONAL_FIRST = (
-    "ZImage",
-    "Lumina",
-    "StableCascade",
-    "Wuerstchen",
-    "AceStep",
-)  # of their two rows, the one with the prompt
+# pipelines of which the first of two rows is the one with the prompt
+CONDITIONAL_FIRST = ("ZImage", "Lumina", "StableCascade", "Wuerstchen", "AceStep")
 SPARED = ("sharing", "guidance", "skipping")  # what spares rows
 WAVE = 32  # images in one call of the pipeline; memory of latents, text states and decoding grows with it
 

@@ -4,13 +4,14 @@ import functools
 from typing import Any
 
 from ..errors import CotrunkError
+from ..models import EMBEDDED
 
 NETWORKS = "Networks"
-EMBEDDED = ("mini", "mini-dit")  # models whose pictures are emoji
 
 
 def alignment_for(model: str) -> str:
     """The alignment network that knows what this model draws."""
+    # the embedded ones draw emoji
     return "emoji" if model in EMBEDDED else "clip"
 
 

@@ -84,7 +84,7 @@ def write_comparisons(rows: Sequence[Comparison], judges: Judges, out: Path, nam
         cells[-1] += [f"{row.spared:.1%}", "yes" if row.not_shown_worse else "no"]
     text = (
         f"{_markdown(heads, cells)}\n\nIn parentheses as a part of the other's. Bold: the interval does not hold zero. "
-        f"As good: neither alignment nor Frechet distance is measurably worse. {networks(judges)}\n"
+        f"Not shown worse: neither alignment nor Frechet distance is measurably worse. {networks(judges)}\n"
     )
     write_text(out / f"{name}.md", text)
     return text

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..files import write_bytes
+from ..files import read_lines, write_bytes
 from .loss import Terms
 
 TERMS = ("total", "shared", "target", "branch")  # of the loss, as they are logged
@@ -39,13 +39,7 @@ def write_step(path: Path, step: Step) -> None:
 
 def read_losses(path: Path) -> Iterator[dict[str, float]]:
     """The log of a training, step by step, the latest line of each."""
-    latest: dict[float, dict[str, float]] = {}
-    for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            line = json.loads(text)
-        except ValueError:
-            continue  # torn by a power cut
-        latest[line["step"]] = line
+    latest = {line["step"]: line for line in read_lines(path)}
     yield from (latest[step] for step in sorted(latest))
 
 

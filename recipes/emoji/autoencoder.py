@@ -128,6 +128,7 @@ def main() -> None:
         model,
         loss_of,
         checkpoint=args.build / f"{name}.ckpt",
+        start=args.start,
         steps=args.steps,
         batch=args.batch,
         peak=args.peak,

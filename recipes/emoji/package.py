@@ -1,6 +1,7 @@
 """Trained parts -> the weights inside the package: float16, in shards of at most 15 MB.
 
     python package.py --build build --unet unet-0.9995 --transformer transformer-0.9995
+    python package.py --build build --unpack  # to train on from the packaged weights
 
 The denoisers must have been trained on latents of the autoencoder beside them. Converts in a temporary folder, checks
 sizes, values and one picture there, then swaps it in: a failed run leaves the old weights as they were. Whether the new
@@ -56,6 +57,15 @@ def convert(build: Path, unet: str, transformer: str, out: Path) -> None:
     )
 
 
+def unpack(weights: Path, build: Path) -> None:
+    """The other way: `convert`'s folders under the names they have in a build folder, to train on from there."""
+    for name in ("unet", "scheduler", "transformer", "transformer_scheduler"):
+        shutil.copytree(weights / name, build / name)
+    shutil.copytree(weights / "vae", build / "autoencoder")
+    for denoiser in ("unet", "transformer"):
+        (build / denoiser / MADE).write_text(json.dumps({"data": trained_on(build), "steps": 0, "images": 0}) + "\n")
+
+
 def check_sizes(out: Path) -> None:
     """Print the size of every file and stop where a limit is passed."""
     sizes = {path.relative_to(out): path.stat().st_size for path in sorted(out.rglob("*")) if path.is_file()}
@@ -84,7 +94,11 @@ def main() -> None:
     parser.add_argument("--unet", default="unet", help="a folder of the build folder")
     parser.add_argument("--transformer", default="transformer", help="a folder of the build folder")
     parser.add_argument("--out", type=Path, default=mini.WEIGHTS)
+    parser.add_argument("--unpack", action="store_true", help="from the package into the build folder instead")
     args = parser.parse_args()
+    if args.unpack:
+        unpack(args.out, args.build)
+        return
     part, old = args.out.with_name(args.out.name + ".part"), args.out.with_name(args.out.name + ".old")
     if old.exists() and not args.out.exists():
         old.rename(args.out)  # a run that was killed between the two renames

@@ -24,6 +24,9 @@ def training_options(description: str | None, *, steps: int, batch: int, peak: f
     parser.add_argument("--steps", type=int, default=steps)
     parser.add_argument("--batch", type=int, default=batch)
     parser.add_argument("--peak", type=float, default=peak, help="learning rate")
+    parser.add_argument(
+        "--start", help="weights to begin from where there is no checkpoint: a folder of the build folder"
+    )
     return parser
 
 
@@ -106,6 +109,7 @@ def train(
     data: str,
     every: int = 250,
     matrices: tuple[str, ...] = (),
+    start: str | None = None,
 ) -> dict[float, dict[str, torch.Tensor]]:
     """Train `model` to step `steps` and return the averages of its weights, by decay.
 
@@ -113,13 +117,17 @@ def train(
     Then a run that was killed and goes on from `checkpoint` (written every `every` steps) is the same run. The
     losses go to `checkpoint` with the suffix `.jsonl`, one line every `every` steps. `data` tells what is trained on
     from anything else: a checkpoint of other data is refused. The matrices of the linear layers whose
-    names begin with one of `matrices` are trained by Muon, everything else by AdamW.
+    names begin with one of `matrices` are trained by Muon, everything else by AdamW. Without a checkpoint it begins
+    from the weights of the folder `start` beside it (diffusers' format), or at random.
     """
 
     def trial(dtype: torch.dtype) -> None:
         loss_of(0, dtype).backward()
         model.zero_grad()
 
+    if start and not checkpoint.exists():
+        model.load_state_dict(type(model).from_pretrained(checkpoint.with_name(start)).state_dict())
+        print(f"beginning from {start}", flush=True)
     optimisers = optimisers_of(model, peak, matrices)
     averages = Averages(model, decays)
     print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters", flush=True)
@@ -135,7 +143,7 @@ def train(
         print(f"resuming at step {first}", flush=True)
     # measured once: a run that goes on in another precision would be another run
     dtype = getattr(torch, state["dtype"]) if "dtype" in state else faster_precision(trial)
-    losses, norms, start = [], [], time.perf_counter()
+    losses, norms, began = [], [], time.perf_counter()
     for step in range(first, steps):
         torch.manual_seed(step)
         loss = loss_of(step, dtype)
@@ -149,7 +157,7 @@ def train(
         averages.update(model, step)
         losses.append(float(loss.detach()))
         if (step + 1) % every == 0 or step + 1 == steps:
-            rate = len(losses) * batch / (time.perf_counter() - start)
+            rate = len(losses) * batch / (time.perf_counter() - began)
             done = {"step": step + 1, "images": (step + 1) * batch, "loss": round(float(np.mean(losses)), 4)}
             done |= {"gradient": round(float(np.median(norms)), 3), "largest": round(max(norms), 2)}
             print(json.dumps(done), f"{rate:.0f} images/s", flush=True)
@@ -158,7 +166,7 @@ def train(
             weights = {"model": model.state_dict(), "averages": averages.weights}
             made = {"step": step + 1, "dtype": str(dtype).removeprefix("torch."), "data": data}
             save(checkpoint, **weights, optimisers=[optimiser.state_dict() for optimiser in optimisers], **made)
-            losses, norms, start = [], [], time.perf_counter()
+            losses, norms, began = [], [], time.perf_counter()
     return averages.weights
 
 

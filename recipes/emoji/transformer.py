@@ -84,18 +84,19 @@ def main() -> None:
         return F.mse_loss(output.float(), target)
 
     data = trained_on(args.build)
-    target = data
+    lesson = data
     if teacher:
-        target += f" from {digest(*sorted((args.build / args.teacher).glob('*.safetensors')))} at {args.guidance:g}"
+        lesson += f" from {digest(*sorted((args.build / args.teacher).glob('*.safetensors')))} at {args.guidance:g}"
     averages = train(
         model,
         loss_of,
         checkpoint=args.build / "transformer.ckpt",
+        start=args.start,
         steps=args.steps,
         batch=args.batch,
         peak=args.peak,
         decays=DECAYS,
-        data=target,  # a checkpoint of other targets would be another training
+        data=lesson,  # a checkpoint of other targets would be another training
         matrices=("transformer_blocks.",),
     )
     save_averages(

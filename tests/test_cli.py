@@ -13,7 +13,7 @@ import torch
 from command import PROMPTS, QUICK, Outcome, assert_refused, cotrunk, no_model, pipeline, pixels, read
 from PIL import Image
 
-from cotrunk import __version__
+from cotrunk import CotrunkError, __version__
 from cotrunk.generation import generate
 from cotrunk.plan import Plan
 from cotrunk.skipping import Skipping
@@ -342,6 +342,30 @@ def test_a_model_that_does_not_fit_in_memory(command: str, monkeypatch: pytest.M
 def test_a_video_pipeline_is_refused_before_denoising(model: pytest.MonkeyPatch, tmp_path: Path) -> None:
     model.setattr(pipeline(), "video_processor", object(), raising=False)
     assert_refused(cotrunk("generate", "a cat", "--out", tmp_path / "run"), "makes video: use cotrunk.generate")
+
+
+def test_a_pipeline_that_wants_a_picture_is_refused_before_denoising(model: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from diffusers import StableDiffusionImg2ImgPipeline
+
+    model.setattr(type(pipeline()), "__call__", StableDiffusionImg2ImgPipeline.__call__)
+    said = "draws from a picture too (image): use cotrunk.generate"
+    assert_refused(cotrunk("generate", "a cat", "--out", tmp_path / "run"), said)
+
+
+def test_compare_with_a_scheduler_that_cannot_take_as_few_steps(model: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """What costs more than the run is then the nearest there is."""
+
+    def timesteps_of(pipe: Any, arguments: dict[str, Any]) -> tuple[int, int]:
+        steps = arguments["num_inference_steps"]
+        if steps < 4:
+            raise CotrunkError("too few")
+        return steps, steps
+
+    model.setattr("cotrunk.arguments.timesteps_of", timesteps_of)
+    settings = ("--steps", 5, "--share", 0.9, "--similarity", -1, "--max-group", 0)
+    outcome = cotrunk("generate", *PROMPTS, *settings, "--out", tmp_path / "run", "--compare")
+    assert outcome.code == 0, outcome
+    assert read(tmp_path / "run")["compare"]["equal_cost"]["rows"] > read(tmp_path / "run")["rows"]["used"]
 
 
 def test_brackets_in_a_model_name_are_no_markup(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from schedulers import CALL_KWARGS, DIFFUSION, FLOW, SCHEDULERS
 from tiny import TinyPipeline, flux, sd, sd3, sd_from_picture, sd_perturbed, sdxl
 from torch import Tensor, nn
 
-from cotrunk import CotrunkError
+from cotrunk import CotrunkError, Skipping
 from cotrunk.attaching import attached
 from cotrunk.denoiser import FoldHook, RowPlan
 from cotrunk.meter import Meter
@@ -243,11 +243,22 @@ def test_guidance_that_cannot_be_predicted_is_said_and_counted() -> None:
     assert result.cost.used == sum(rows) > result.plan.cost.used
 
 
-def test_a_pipeline_that_takes_other_steps_than_planned_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("planned", "said"),
+    [
+        (STEPS + 1, "took 4 scheduler steps .* 5 were planned"),
+        (STEPS - 1, "takes more scheduler steps .* the 3 that"),
+        (1, "takes more scheduler steps .* the 1 that"),
+    ],
+)
+@pytest.mark.parametrize("skipping", [None, Skipping(rule="fixed", every=2)])
+def test_a_pipeline_that_takes_other_steps_than_planned_is_refused(
+    planned: int, said: str, skipping: Skipping | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     tiny = sd()
-    monkeypatch.setattr("cotrunk.generation.timesteps_of", lambda pipe, arguments: (STEPS, STEPS + 1))
-    with pytest.raises(CotrunkError, match=r"took 4 scheduler steps .* 5 were planned"):
-        run(tiny, tiny.inputs(2))
+    monkeypatch.setattr("cotrunk.generation.timesteps_of", lambda pipe, arguments: (STEPS, planned))
+    with pytest.raises(CotrunkError, match=said):
+        run(tiny, tiny.inputs(2), skipping=skipping)
 
 
 def test_a_callback_may_interrupt() -> None:

@@ -90,6 +90,19 @@ def test_the_mean_is_that_of_a_plain_loop(sources: Sources, copies: int) -> None
     torch.testing.assert_close(folded["text_embeds"], expected[:, 0])
 
 
+@few
+@given(partitions(), copies, st.integers(1, 6))
+def test_rows_that_come_second_fold_as_those_that_come_first(sources: Sources, copies: int, layers: int) -> None:
+    rows = len(sources) * copies
+    values = random(rows, layers, 4, 3)
+    folding, name = Folding(sources, rows, CPU), "encoder_hidden_states_llama3"  # (layers, rows, tokens, channels)
+    folded = folding.fold({"encoder_hidden_states": values, name: values.transpose(0, 1)})
+    assert torch.equal(folded[name].transpose(0, 1), folded["encoder_hidden_states"])
+    picked = pick({name: values.transpose(0, 1)}, rows, [0])[name]
+    assert torch.equal(picked.transpose(0, 1), values[:1])
+    assert folding.unfit({name: values.transpose(0, 1)}) is None
+
+
 @pytest.mark.parametrize("additive", [False, True])
 @pytest.mark.parametrize("name", MASKS)
 @few

@@ -1,5 +1,6 @@
 """Skipping in pipelines: what runs and what does not, alone and with sharing, guidance and side networks."""
 
+import functools
 import inspect
 from collections.abc import Callable
 from typing import Any
@@ -205,6 +206,9 @@ def test_forwards_have_the_sizes_that_were_asked_for() -> None:
     assert set(ran) <= {4, 8}
     assert filled.cost.used == sum(ran) > free.cost.used
     assert close(pixels(pipeline, filled), pixels(pipeline, free))
+    ran.clear()
+    skipped(pipeline, inputs, Skipping(tolerance=0.05), row_sizes=(4, 8), max_rows=5)
+    assert max(ran) <= 5
 
 
 # --- a plain accelerator ------------------------------------------------------------------------------------
@@ -255,6 +259,41 @@ def test_it_is_taken_off_without_a_trace(raises: bool, tmp_path: Any) -> None:
     assert type(pipeline.pipe) is kind
     after = state(pipeline)
     assert all(after[part].keys() == before[part].keys() for part in before)
+
+
+def test_several_runs_of_the_scheduler_in_one_call_are_accelerated_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As of a long video that is made piece by piece."""
+    pipeline = sd()
+    once = type(pipeline.pipe).__call__
+
+    @functools.wraps(once)
+    def twice(self: Any, *args: Any, **kwargs: Any) -> Any:
+        once(self, *args, **kwargs)
+        return once(self, *args, **kwargs)
+
+    with accelerate(pipeline.pipe, EVERY_THIRD) as acceleration:
+        alone = bare(pipeline, pipeline.inputs(2), [1, 2], num_inference_steps=STEPS)
+    rows = acceleration.rows
+    monkeypatch.setattr(type(pipeline.pipe), "__call__", twice)
+    with accelerate(pipeline.pipe, EVERY_THIRD) as acceleration:
+        again = bare(pipeline, pipeline.inputs(2), [1, 2], num_inference_steps=STEPS)
+    assert acceleration.rows == 2 * rows
+    assert again.shape == alone.shape
+    assert torch.as_tensor(again).isfinite().all()
+
+
+def test_an_interval_where_guidance_is_no_second_row() -> None:
+    pipeline = flux()
+    with pytest.raises(CotrunkError, match="Guidance costs FluxPipeline no row of its own"):
+        skipped(pipeline, pipeline.inputs(1), None, guidance_interval=(0.1, 0.8), guidance_scale=3.5)
+
+
+def test_two_transformers_that_hand_over() -> None:
+    pipeline = wan()
+    pipeline.pipe.register_to_config(boundary_ratio=0.5)
+    pipeline.pipe.transformer_2 = pipeline.pipe.transformer
+    with pytest.raises(CotrunkError, match="hands over from one transformer to another"):
+        skipped(pipeline, pipeline.inputs(1))
 
 
 def test_a_pipeline_is_accelerated_once() -> None:

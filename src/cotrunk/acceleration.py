@@ -107,6 +107,7 @@ class _FirstSight:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         policy = self._own(step)
         if policy is None:
+            solver.begin(step)
             self._begun, self.everyone = step, tuple(range(len(sample)))
             left, asked = len(solver.timesteps()), getattr(self._pipe, "_num_timesteps", None)
             # a run may end before its scheduler does (`denoising_end`), which only the pipeline knows

@@ -68,6 +68,11 @@ def check_pipeline(pipe: Any, *, max_rows: int | None, alone: bool = False) -> N
         if alone and (has_caches(module) or is_perturbed(pipe)):
             what = "has a cache enabled" if has_caches(module) else "guides by perturbed attention"
             raise CotrunkError(f"{kind}.{name} {what}, which cannot go with skipping: choose one of them.")
+        if alone and name == "transformer_2" and getattr(pipe.config, "boundary_ratio", None) is not None:
+            raise CotrunkError(
+                f"{kind} hands over from one transformer to another on the way, and no answer of the first foretells "
+                "the second's: use neither skipping nor an interval."
+            )
         if max_rows is not None and is_perturbed(pipe):
             raise CotrunkError(
                 f"{kind} guides by perturbed attention, which cannot work in chunks: leave max_rows out."

@@ -189,7 +189,8 @@ class FoldHook:
 
     def _filled(self, rows: int) -> int:
         """The number of rows that a forward has in place of `rows`."""
-        larger = [size for size in self.meter.row_sizes or () if size >= rows]
+        most = self.meter.max_rows or math.inf
+        larger = [size for size in self.meter.row_sizes or () if rows <= size <= most]
         return min(larger) if larger and self.divisible else rows
 
     def _parts(self, live: list[int], images: int) -> list[tuple[list[int], torch.Tensor | None]]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from .arguments import PerPrompt, guidance_rows, needed_arguments, timesteps_of
+from .arguments import PerPrompt, argument, guidance_rows, needed_arguments, timesteps_of
 from .compatibility import check_pipeline
 from .embedding import (
     Encoder,
@@ -102,7 +102,7 @@ def prepare(
         prompts = arguments.pop("prompt")
     elif "prompt" in arguments:
         raise CotrunkError("prompts and prompt are both given: give one of them.")
-    if plan is not None and prompts is None and not any("prompt_embeds" in name for name in arguments):
+    if plan is not None and prompts is None and arguments.get("prompt_embeds") is None:
         prompts = plan.prompts
     if prompts is not None:
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
@@ -120,6 +120,8 @@ def prepare(
     own = PerPrompt(pipe, count, arguments)
     steps, timesteps = timesteps_of(pipe, arguments)
     rows, keys = guidance_rows(pipe, arguments), own.keys()
+    if guidance_interval is not None:
+        _check_has_interval(pipe, rows, argument(pipe, arguments, "guidance_scale"))
     if plan is None:
         vectors, threshold = vectors_of(pipe, prompts, sharing, arguments)
         plan = make_plan(
@@ -278,6 +280,17 @@ def _check_seed(seed: Any) -> None:
     seeds = seed if isinstance(seed, list | tuple) else [seed]
     if not all(isinstance(s, int) and not isinstance(s, bool) and 0 <= s < 2**63 for s in seeds):
         raise CotrunkError(f"seed {seed!r} is not a whole number from 0 to 2**63 - 1, or a list with one a prompt.")
+
+
+def _check_has_interval(pipe: Any, rows: int, scale: Any) -> None:
+    """Guidance can be off at a step where it is a second row beside the first."""
+    kind = type(pipe).__name__
+    if rows > 2:
+        raise CotrunkError(f"{kind} guides by {rows} rows, and guidance_interval is for two: leave it out.")
+    if rows == 1 and scale is not None and scale > 1:
+        raise CotrunkError(
+            f"Guidance costs {kind} no row of its own with these arguments: leave guidance_interval out."
+        )
 
 
 def _check_row_sizes(sizes: Any) -> None:

@@ -19,6 +19,7 @@ CONDITIONS = {
     "encoder_hidden_states_1",
     "encoder_hidden_states_2",
     "encoder_hidden_states_t5",  # HunyuanDiT
+    "encoder_hidden_states_llama3",  # HiDream
     "pooled_projections",
     "pooled_embeds",  # HiDream
     "pooled_text_emb",  # aMUSEd
@@ -41,6 +42,8 @@ MASKS = {
 }
 # Plain lists with one entry a row (Z-Image, Qwen-Image); any other list is a container of tensors.
 ROW_LISTS = {"x", "cap_feats", "img_shapes", "txt_seq_lens"}
+# Tensors whose second dimension has one entry a row: (layers, R, tokens, channels).
+ROWS_SECOND = {"encoder_hidden_states_llama3"}
 # Numbers of tokens: a folded row is as long as its longest member.
 LENGTHS = {"txt_seq_lens"}
 
@@ -98,7 +101,10 @@ class Folding:
     def fold(self, named: dict[str, Any]) -> dict[str, Any]:
         """The arguments of a call with live rows only; nested dicts (`added_cond_kwargs`) included."""
         masks = {MASKS[k]: v for k, v in named.items() if k in MASKS and isinstance(v, torch.Tensor) and v.ndim == 2}
-        return {name: self._fold(name, value, masks.get(name)) for name, value in named.items()}
+        return {
+            name: _rows_first(name, self._fold(name, _rows_first(name, value), masks.get(name)))
+            for name, value in named.items()
+        }
 
     def unfit(self, named: dict[str, Any]) -> str | None:
         """What cannot be folded, as a sentence; None if everything can.
@@ -111,7 +117,7 @@ class Folding:
                 if why := self.unfit(value):
                     return why
                 continue
-            for tensor in tree_leaves(value) if name not in SHARED and name not in MASKS else ():
+            for tensor in tree_leaves(_rows_first(name, value)) if name not in SHARED and name not in MASKS else ():
                 if not isinstance(tensor, torch.Tensor) or not tensor.ndim:
                     continue
                 if name in CONDITIONS:
@@ -178,6 +184,11 @@ def _has_rows(tensor: torch.Tensor, rows: int) -> bool:
     return tensor.ndim > 0 and tensor.shape[0] == rows
 
 
+def _rows_first(name: str, value: Any) -> Any:
+    """A tensor with its rows in front where they come second, and the other way round."""
+    return value.transpose(0, 1) if name in ROWS_SECOND and isinstance(value, torch.Tensor) else value
+
+
 def _mean_of_ragged(rows: list[torch.Tensor]) -> torch.Tensor:
     """Mean of (tokens, channels) tensors of different lengths: at each token over the rows that reach it."""
     longest = max(rows, key=len)
@@ -201,7 +212,7 @@ def pick(named: dict[str, Any], rows: int, which: slice | list[int]) -> dict[str
             return value[which] if isinstance(which, slice) else [value[row] for row in which]
         return tree_map_only(torch.Tensor, lambda x: x[which] if _has_rows(x, rows) else x, value)
 
-    return {name: part(name, value) for name, value in named.items()}
+    return {name: _rows_first(name, part(name, _rows_first(name, value))) for name, value in named.items()}
 
 
 def assemble(parts: list[Any], sizes: list[int], inverse: torch.Tensor | None, *, listed: bool = False) -> Any:

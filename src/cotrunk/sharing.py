@@ -61,6 +61,7 @@ class Sharing:
                     f"max_similarity {self.max_similarity} leaves nothing above similarity {self.similarity}: "
                     "choose a larger one."
                 )
+            object.__setattr__(self, "max_similarity", float(self.max_similarity))
         is_whole = isinstance(self.max_group, int) and not isinstance(self.max_group, bool)
         if self.max_group is not None and (not is_whole or self.max_group < 1):
             raise CotrunkError(f"max_group {self.max_group} is not a group size: use 1 or more, or None for no limit.")

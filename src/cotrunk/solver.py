@@ -32,13 +32,20 @@ class Solver:
     def __init__(self, scheduler: Any, step: Callable[..., Any]) -> None:
         self.scheduler, self._step = scheduler, step
         self._marks: dict[int, _Mark] = {}
+        self._begun = 0  # steps taken before the run at hand
         self.returned: torch.Tensor | None = None  # what the latest step gave; the pipeline may have changed it since
         self.timestep: Any = None  # of the step at hand
 
     def mark(self, step: int, sample: torch.Tensor, arguments: dict[str, Any]) -> None:
-        """Remember where this step begins."""
+        """Remember where a step begins. Steps are counted from the beginning of the pipeline's call here, and from that
+        of the run everywhere else."""
         change = None if self.returned is None or sample is self.returned else sample - self.returned
-        self._marks[step] = _Mark(sample, _copied(vars(self.scheduler)), arguments, change)
+        self._marks[step - self._begun] = _Mark(sample, _copied(vars(self.scheduler)), arguments, change)
+
+    def begin(self, step: int) -> None:
+        """A further run of the scheduler begins at this step of the call."""
+        marks = {0: mark} if (mark := self._marks.get(step - self._begun)) is not None else {}
+        self._marks, self._begun = marks, step
 
     def timesteps(self) -> torch.Tensor:
         """At the first step of a run, its timesteps from here on: a run from a picture begins in the middle."""

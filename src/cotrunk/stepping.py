@@ -71,6 +71,11 @@ def _take_step(
 
     images: N, or 0 where only the sample tells.
     """
+    if meter.step >= meter.timesteps:
+        raise CotrunkError(
+            f"The pipeline takes more scheduler steps with these arguments than the {meter.timesteps} that were "
+            "planned: cotrunk cannot run it so."
+        )
     policy = rows.policy
     if policy is not None and solver is not None:
         named = dict(zip(inspect.signature(step).parameters, args, strict=False)) | kwargs

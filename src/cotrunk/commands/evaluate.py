@@ -9,7 +9,7 @@ from rich.markup import escape
 
 from ..errors import CotrunkError
 from .console import err, out
-from .inputs import check_whole, out_folder
+from .inputs import check_draws_from_text, check_whole, out_folder
 from .judges import NETWORKS, alignment_for, judges_of, take_off_checker
 from .options import (
     OUTPUT,
@@ -108,6 +108,7 @@ def evaluate(
     bins = _bins([similarity[tuple(group)] for group in found])
     with err.status(f"Loading {escape(model)}"):
         pipe = load_pipeline(model, device, dtype, scheduler=scheduler)
+        check_draws_from_text(pipe)
         judges = judges_of(features, perceptual, alignment or alignment_for(model), str(pipe.device))
         take_off_checker(pipe)
         captions = [[pair.caption for pair in group] for group in found]

@@ -12,7 +12,7 @@ from rich.markup import escape
 from ..errors import CotrunkError
 from ..skipping import Skipping, check_fractions
 from .console import Bar, err, left_out, out, print_summary, say
-from .inputs import check_numbers, check_whole, out_folder, prompts_of, sharing_of, warn
+from .inputs import check_draws_from_text, check_numbers, check_whole, out_folder, prompts_of, sharing_of, warn
 from .options import (
     MACHINE,
     OUTPUT,
@@ -163,9 +163,7 @@ def generate(
         return
     with err.status(f"Loading {escape(model)}"):
         pipe = load_pipeline(model, device, dtype, lora=lora, scheduler=scheduler)
-    for part, product in (("vocoder", "sound"), ("video_processor", "video")):
-        if hasattr(pipe, part):
-            raise CotrunkError(f"{type(pipe).__name__} makes {product}: use cotrunk.generate in Python.")
+    check_draws_from_text(pipe)
     device, dtype = str(pipe.device), str(pipe.dtype).removeprefix("torch.")
     if resuming:
         folder.check_dtype(dtype)
@@ -291,7 +289,11 @@ def _comparisons(
 
     # the most steps that cost no more rows than the run did
     for steps in range(plan.steps, 0, -1):
-        equal = plan.independent(*timesteps_of(pipe, {**arguments, "num_inference_steps": steps}))
+        try:
+            counts = timesteps_of(pipe, {**arguments, "num_inference_steps": steps})
+        except CotrunkError:  # too few for this scheduler
+            break
+        equal = plan.independent(*counts)
         if equal.cost.used <= cost.used:
             break
     runs = []

@@ -1,5 +1,6 @@
-"""What `generate` and `plan` are given: read and checked, one clear sentence where it is wrong."""
+"""What the commands are given: read and checked, one clear sentence where it is wrong."""
 
+import inspect
 import math
 from collections.abc import Hashable, Sequence
 from pathlib import Path
@@ -12,6 +13,10 @@ from .console import err, warn_alike, warn_truncated
 
 if TYPE_CHECKING:
     from ..sharing import Mode, Sharing
+
+
+# what draws from a text, and from a picture where there is one
+PICTURE_OR_NONE = ("Flux2", "FluxKontext", "OmniGen", "GlmImage")
 
 
 def prompts_of(arguments: Sequence[str] | None, file: str | None, column: str) -> list[str]:
@@ -34,6 +39,18 @@ def warn(pipe: Any, prompts: list[str], conditions: Sequence[Hashable]) -> None:
 
     warn_truncated(truncated(pipe, prompts), prompts)
     warn_alike(conditions, prompts)
+
+
+def check_draws_from_text(pipe: Any) -> None:
+    """A command has texts alone to give, and makes pictures."""
+    kind = type(pipe).__name__
+    for part, product in (("vocoder", "sound"), ("video_processor", "video")):
+        if hasattr(pipe, part):
+            raise CotrunkError(f"{kind} makes {product}: use cotrunk.generate in Python.")
+    takes = inspect.signature(pipe.__call__).parameters
+    for name in ("image", "control_image", "mask_image"):
+        if name in takes and not kind.startswith(PICTURE_OR_NONE):
+            raise CotrunkError(f"{kind} draws from a picture too ({name}): use cotrunk.generate in Python.")
 
 
 def check_numbers(steps: int, guidance: float, seed: int, images_per_prompt: int) -> None:

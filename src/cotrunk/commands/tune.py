@@ -7,7 +7,7 @@ from rich.markup import escape
 
 from ..errors import CotrunkError
 from .console import err, out
-from .inputs import check_numbers, out_folder, prompts_of
+from .inputs import check_draws_from_text, check_numbers, out_folder, prompts_of
 from .judges import NETWORKS, alignment_for, judges_of, take_off_checker
 from .options import (
     OUTPUT,
@@ -91,6 +91,7 @@ def tune(
         texts = texts[start : start + sample]
     with err.status(f"Loading {escape(model)}"):
         pipe = load_pipeline(model, device, dtype, lora=lora, scheduler=scheduler)
+        check_draws_from_text(pipe)
         judges = judges_of(features, "lite0", alignment or alignment_for(model), str(pipe.device))
         take_off_checker(pipe)
     arguments = {"guidance_scale": guidance}

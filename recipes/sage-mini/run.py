@@ -15,6 +15,7 @@ The alignment network is `alignment.py`'s, which is trained first where it is mi
 """
 
 import argparse
+import functools
 import json
 import shutil
 import subprocess
@@ -24,6 +25,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 from split import apart, caption
+
+from cotrunk.files import write_bytes, write_text
 
 HERE = Path(__file__).parent
 OBJECTIVES = {
@@ -48,10 +51,10 @@ def export(build: Path, out: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         file = folder / f"{number:05d}.png"
         if not file.exists():
-            Image.fromarray(picture).save(file)
+            write_bytes(file, functools.partial(Image.fromarray(picture).save, format="PNG"))
         entries[part].append({"file_name": file.name, "text": caption(line)})
     for part, own in entries.items():
-        (out / part / "metadata.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in own))
+        write_text(out / part / "metadata.jsonl", "".join(json.dumps(entry) + "\n" for entry in own))
         print(f"{part}: {len(own)} pictures", flush=True)
 
 

@@ -94,6 +94,42 @@ def test_training_changes_the_lora_and_nothing_else(groups: list[list[Pair]], tm
     assert {file.name for file in tmp_path.iterdir() if file.is_file()} == kept
 
 
+class Interrupted(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("mixed_precision", ["no", "bf16"])
+def test_an_interrupted_training_gives_the_pipeline_back(
+    groups: list[list[Pair]], tmp_path: Path, mixed_precision: Any, fresh_accelerator: None
+) -> None:
+    """In a notebook it is called again, and goes on."""
+    pipeline = sd_with_text()
+    unet, inputs = pipeline.pipe.unet, pipeline.inputs(1) | {"num_inference_steps": 2, "output_type": "latent"}
+    draw = lambda: pipeline.pipe(**inputs, generator=torch.Generator().manual_seed(0)).images  # noqa: E731
+    settings = TrainSettings(**vars(QUICK) | {"mixed_precision": mixed_precision, "gradient_checkpointing": True})
+    before, forward = draw(), unet.forward
+
+    def interrupt(step: Step) -> None:
+        if step.number == 3:
+            raise Interrupted
+
+    with pytest.raises(Interrupted):
+        train(pipeline.pipe, groups, settings, tmp_path, on_step=interrupt)
+    assert torch.equal(draw(), before)
+    assert not unet.training
+    assert not unet.is_gradient_checkpointing
+    assert unet.forward.__func__ is forward.__func__
+    assert all(parameter.requires_grad for parameter in unet.parameters())
+    done = list[Step]()
+    train(pipeline.pipe, groups, settings, tmp_path, on_step=done.append)
+    assert [step.number for step in done] == [3, 4, 5, 6]  # its last checkpoint was at 2
+    assert not unet.training
+    assert not close(draw(), before, 1e-3)
+    assert {parameter.requires_grad for name, parameter in unet.named_parameters() if "lora" not in name} == {True}
+    with pytest.raises(CotrunkError, match="has a LoRA already"):
+        train(pipeline.pipe, groups, settings, tmp_path)
+
+
 @pytest.mark.parametrize("layers", ["attention", "all"])
 def test_the_pipeline_takes_what_was_trained(groups: list[list[Pair]], tmp_path: Path, layers: Any) -> None:
     pipeline, _ = trained(groups, tmp_path, TrainSettings(**vars(QUICK) | {"layers": layers}))

@@ -29,6 +29,8 @@ from .settings import TrainSettings
 
 LORA_FILE = "pytorch_lora_weights.safetensors"  # as diffusers calls it
 ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]  # as diffusers calls the layers of attention
+# what accelerate puts on a model; its own way back takes off diffusers' wrapper of forward, too
+PREPARED = ("forward", "_original_forward", "_is_accelerate_prepared")
 PATIENCE = timedelta(days=7)  # of the processes that wait for the one that encodes or draws
 
 
@@ -48,7 +50,8 @@ def train(
     with the same weights as one that was not: what a step draws depends on its number alone.
 
     Args:
-        pipe: a pipeline with its decoder and text encoders; its denoiser gets the LoRA and keeps it.
+        pipe: a pipeline with its decoder and text encoders; its denoiser gets the LoRA and keeps it, unless the
+            training is interrupted.
         groups: of `dataset.read_groups`.
         out: a folder: `encoded-.../`, `checkpoint.pt`, `losses.jsonl`, `settings.json`, the LoRA and its card.
         on_step: told after every step.
@@ -56,9 +59,9 @@ def train(
         on_checkpoint: told after every checkpoint, when the pipeline draws with the LoRA as it would be saved then.
 
     Raises:
-        CotrunkError: a pipeline that takes no LoRA, a scheduler that does not say how noisy a timestep is, a mixed
-            precision that this machine has not, pictures that are gone, or a folder with a run of another model, other
-            groups or other settings; or one that cannot be written.
+        CotrunkError: a pipeline that takes no LoRA, or has one; a scheduler that does not say how noisy a timestep is;
+            a mixed precision that this machine has not; pictures that are gone; a folder with a run of another model,
+            other groups or other settings, or one that cannot be written.
     """
     from accelerate import Accelerator, InitProcessGroupKwargs
 
@@ -89,6 +92,11 @@ def train(
     sizes = {name: value for name in ("height", "width") if (value := getattr(settings, name)) is not None}
     conditions = Conditions(pipe, **sizes)
     denoiser: Any = conditions.denoiser
+    if getattr(denoiser, "peft_config", None):  # it would be switched off in training, and mixed up in what is saved
+        raise CotrunkError(
+            f"The {conditions.name} has a LoRA already: call pipe.fuse_lora() to train on top of it, "
+            "and pipe.unload_lora_weights() in any case."
+        )
     size = size_of(pipe, settings.height, settings.width)
     run = {"pipeline": type(pipe).__name__, "model": model_digest(pipe), "data": _digest(groups)}
     run |= {"processes": accelerator.num_processes, **json.loads(json.dumps(asdict(settings)))}
@@ -100,11 +108,6 @@ def train(
     conditions.of([""])  # every process is to know how its denoiser is called
     examples = Examples(folder, groups)
     loss = replace(settings.loss, share=trained_share(conditions, settings.loss.share))
-    _park(pipe, denoiser)
-
-    denoiser.requires_grad_(False)
-    if settings.gradient_checkpointing:
-        denoiser.enable_gradient_checkpointing()
     torch.manual_seed(settings.seed)
     config = LoraConfig(
         r=settings.rank,
@@ -112,73 +115,73 @@ def train(
         init_lora_weights="gaussian",
         target_modules=ATTENTION if settings.layers == "attention" else _layers(denoiser),
     )
-    denoiser.add_adapter(config)
-    weights = [parameter for parameter in denoiser.parameters() if parameter.requires_grad]
-    for weight in weights:
-        weight.data = weight.data.float()  # what is trained stays exact, whatever the model's own type
-    optimiser = torch.optim.AdamW(weights, lr=settings.learning_rate, fused=True)
-    average = None if settings.ema is None else [weight.detach().clone() for weight in weights]
-    first = 0 if state is None else _resume(state, out, accelerator, denoiser, optimiser, average)
-    prepared, optimiser = accelerator.prepare(denoiser, optimiser)
-    conditions.model = prepared
-    timesteps = torch.tensor(schedule.timesteps, device=accelerator.device)
+    with _lent(pipe, denoiser, config, accelerator.device, settings.gradient_checkpointing):
+        weights = [parameter for parameter in denoiser.parameters() if parameter.requires_grad]
+        for weight in weights:
+            weight.data = weight.data.float()  # what is trained stays exact, whatever the model's own type
+        optimiser = torch.optim.AdamW(weights, lr=settings.learning_rate, fused=True)
+        average = None if settings.ema is None else [weight.detach().clone() for weight in weights]
+        first = 0 if state is None else _resume(state, out, accelerator, denoiser, optimiser, average)
+        prepared, optimiser = accelerator.prepare(denoiser, optimiser)
+        conditions.model = prepared
+        timesteps = torch.tensor(schedule.timesteps, device=accelerator.device)
 
-    def denoise(noisy: torch.Tensor, steps: torch.Tensor, named: dict[str, Any]) -> torch.Tensor:
-        with accelerator.autocast():
-            return conditions.call(noisy.to(denoiser.dtype), timesteps[steps], named).float()
+        def denoise(noisy: torch.Tensor, steps: torch.Tensor, named: dict[str, Any]) -> torch.Tensor:
+            with accelerator.autocast():
+                return conditions.call(noisy.to(denoiser.dtype), timesteps[steps], named).float()
 
-    if settings.tracker is not None:
-        accelerator.init_trackers("cotrunk")
-    prepared.train()
-    for number in range(first, settings.steps):
-        passes: list[Terms] = []
-        for part in range(settings.accumulation):
-            with accelerator.accumulate(prepared):
-                place = accelerator.process_index * settings.accumulation + part
-                generator = torch.Generator().manual_seed(_seed(settings.seed, number, place))
-                chosen = _chosen(len(examples.groups), settings, number, place, accelerator.num_processes)
-                without = (torch.rand(len(chosen), generator=generator) < settings.caption_dropout).tolist()
-                latents, named, members = examples.batch(chosen, without)
-                latents = latents.to(accelerator.device, torch.float32)
-                named = moved(moved(named, accelerator.device), denoiser.dtype)
-                terms = sage_loss(denoise, latents, named, members, schedule, loss, generator)
-                accelerator.backward(terms.total)
-                passes.append(replace(terms, total=terms.total.detach()))
-                norm = accelerator.clip_grad_norm_(weights, settings.clip) if accelerator.sync_gradients else 0.0
-                optimiser.step()
-                optimiser.zero_grad(set_to_none=True)
-        if average is not None and settings.ema is not None:
+        if settings.tracker is not None:
+            accelerator.init_trackers("cotrunk")
+        prepared.train()
+        for number in range(first, settings.steps):
+            passes: list[Terms] = []
+            for part in range(settings.accumulation):
+                with accelerator.accumulate(prepared):
+                    place = accelerator.process_index * settings.accumulation + part
+                    generator = torch.Generator().manual_seed(_seed(settings.seed, number, place))
+                    chosen = _chosen(len(examples.groups), settings, number, place, accelerator.num_processes)
+                    without = (torch.rand(len(chosen), generator=generator) < settings.caption_dropout).tolist()
+                    latents, named, members = examples.batch(chosen, without)
+                    latents = latents.to(accelerator.device, torch.float32)
+                    named = moved(moved(named, accelerator.device), denoiser.dtype)
+                    terms = sage_loss(denoise, latents, named, members, schedule, loss, generator)
+                    accelerator.backward(terms.total)
+                    passes.append(replace(terms, total=terms.total.detach()))
+                    norm = accelerator.clip_grad_norm_(weights, settings.clip) if accelerator.sync_gradients else 0.0
+                    optimiser.step()
+                    optimiser.zero_grad(set_to_none=True)
+            if average is not None and settings.ema is not None:
+                for mean, weight in zip(average, weights, strict=True):
+                    mean.lerp_(weight.detach(), 1 - settings.ema)
+            if accelerator.is_main_process:
+                step = Step(number + 1, settings.steps, _mean(passes), float(norm))
+                write_step(out / "losses.jsonl", step)
+                if settings.tracker is not None:
+                    accelerator.log({name: float(getattr(step.terms, name)) for name in TERMS}, step=step.number)
+                on_step(step)
+                if step.number % settings.checkpoint_every == 0 or step.number == settings.steps:
+                    state = {"step": step.number, "lora": get_peft_model_state_dict(denoiser), "average": average}
+                    state |= {"optimiser": optimiser.state_dict(), "run": run}
+                    if accelerator.scaler is not None:
+                        state["scaler"] = accelerator.scaler.state_dict()
+                    write_bytes(out / "checkpoint.pt", functools.partial(torch.save, state))
+                    write_text(out / "settings.json", json.dumps(run, indent=1) + "\n")
+                    prepared.eval()
+                    pipe.to(accelerator.device)
+                    # parts of several types go together, as in training
+                    with _averaged(weights, average), accelerator.autocast():
+                        on_checkpoint(step.number)
+                    _park(pipe, denoiser)
+                    prepared.train()
+        accelerator.wait_for_everyone()
+        if settings.tracker is not None:
+            accelerator.end_training()
+        if average is not None:
             for mean, weight in zip(average, weights, strict=True):
-                mean.lerp_(weight.detach(), 1 - settings.ema)
-        if accelerator.is_main_process:
-            step = Step(number + 1, settings.steps, _mean(passes), float(norm))
-            write_step(out / "losses.jsonl", step)
-            if settings.tracker is not None:
-                accelerator.log({name: float(getattr(step.terms, name)) for name in TERMS}, step=step.number)
-            on_step(step)
-            if step.number % settings.checkpoint_every == 0 or step.number == settings.steps:
-                state = {"step": step.number, "lora": get_peft_model_state_dict(denoiser), "average": average}
-                state |= {"optimiser": optimiser.state_dict(), "run": run}
-                if accelerator.scaler is not None:
-                    state["scaler"] = accelerator.scaler.state_dict()
-                write_bytes(out / "checkpoint.pt", functools.partial(torch.save, state))
-                write_text(out / "settings.json", json.dumps(run, indent=1) + "\n")
-                prepared.eval()
-                pipe.to(accelerator.device)
-                # parts of several types go together, as in training
-                with _averaged(weights, average), accelerator.autocast():
-                    on_checkpoint(step.number)
-                _park(pipe, denoiser)
-                prepared.train()
-    accelerator.wait_for_everyone()
-    if settings.tracker is not None:
-        accelerator.end_training()
-    if average is not None:
-        for mean, weight in zip(average, weights, strict=True):
-            weight.data.copy_(mean)
-    if not accelerator.is_main_process:
-        return out / LORA_FILE
-    return _save(pipe, conditions.name, get_peft_model_state_dict(denoiser), settings, out)
+                weight.data.copy_(mean)
+        if not accelerator.is_main_process:
+            return out / LORA_FILE
+        return _save(pipe, conditions.name, get_peft_model_state_dict(denoiser), settings, out)
 
 
 def _layers(denoiser: torch.nn.Module) -> list[str]:
@@ -208,6 +211,35 @@ def _averaged(weights: Sequence[torch.Tensor], average: Sequence[torch.Tensor] |
     finally:
         for weight, own in zip(weights, raw, strict=True):
             weight.data.copy_(own)
+
+
+@contextmanager
+def _lent(pipe: Any, denoiser: Any, config: Any, device: torch.device, checkpointing: bool) -> Iterator[None]:
+    """The denoiser with a new LoRA, and nothing but that to train. Afterwards the pipeline draws as before: with the
+    LoRA, or, where the training was interrupted, without it, so that it can be trained again."""
+    needed = {parameter: parameter.requires_grad for parameter in denoiser.parameters()}
+    own = {name: vars(denoiser)[name] for name in PREPARED if name in vars(denoiser)}
+    was_training, was_checkpointing = denoiser.training, denoiser.is_gradient_checkpointing
+    denoiser.requires_grad_(False)
+    denoiser.add_adapter(config)
+    if checkpointing:
+        denoiser.enable_gradient_checkpointing()
+    _park(pipe, denoiser)
+    try:
+        yield
+    except BaseException:  # an interrupt in a notebook as well
+        denoiser.unload_lora()
+        raise
+    finally:
+        for name in PREPARED:
+            vars(denoiser).pop(name, None)
+        vars(denoiser).update(own)
+        if checkpointing and not was_checkpointing:
+            denoiser.disable_gradient_checkpointing()
+        for parameter, value in needed.items():
+            parameter.requires_grad_(value)
+        denoiser.train(was_training)
+        pipe.to(device)
 
 
 def _park(pipe: Any, denoiser: torch.nn.Module) -> None:

@@ -11,7 +11,7 @@ are installed) on a UNet, the caches of diffusers on a transformer. Theirs is a 
 Measures, against the same pictures by all steps: PSNR; a perceptual distance and a Frechet distance in the features of
 EfficientNet-Lite0, the latter as a share of the distance between two sets of pictures from other seeds.
 Every point is written to `points.jsonl` as soon as it is known and not computed again; `table.md` and a figure for each
-scheduler and number of steps are made from it.
+scheduler and number of steps are made from it: a folder for each model.
 """
 
 import argparse
@@ -40,7 +40,6 @@ from cotrunk.evaluation.networks import EfficientNetLite0
 from cotrunk.files import read_lines, write_bytes, write_text
 from cotrunk.models import load_pipeline, set_scheduler
 
-GUIDANCE = 5.0
 TOLERANCES = (0.003, 0.006, 0.011, 0.02, 0.035, 0.06, 0.1)
 STYLES = ("noto", "twemoji", "flat", "glossy")
 SUBJECTS = (
@@ -78,7 +77,7 @@ class Arm:
         return self.patched is not nullcontext or bool(self.skipping and self.skipping.tokens)
 
 
-def arms(steps: int, is_unet: bool) -> Iterator[Arm]:
+def arms(steps: int, guidance: float, is_unet: bool) -> Iterator[Arm]:
     fewer = sorted({max(2, round(steps * part)) for part in (0.8, 0.66, 0.5, 0.4, 0.33, 0.28, 0.24, 0.2)}, reverse=True)
     for few in fewer:
         yield Arm("plain, fewer steps", f"{few} steps", steps=few)
@@ -103,10 +102,10 @@ def arms(steps: int, is_unet: bool) -> Iterator[Arm]:
     for tolerance, tokens in itertools.product(TOLERANCES, (0.75, 0.5)):
         some = Skipping(tolerance, tokens=tokens)
         yield Arm(f"error, {tokens:.0%} of the tokens", f"tolerance {tolerance:g}", skipping=some)
-    yield from part_arms(steps, is_unet)
+    yield from part_arms(steps, guidance, is_unet)
 
 
-def part_arms(steps: int, is_unet: bool) -> Iterator[Arm]:
+def part_arms(steps: int, guidance: float, is_unet: bool) -> Iterator[Arm]:
     """Those that leave out parts of every evaluation."""
     if is_unet:
         for n in (2, 3, 5):
@@ -122,12 +121,14 @@ def part_arms(steps: int, is_unet: bool) -> Iterator[Arm]:
 
         def mag(pipe: Any, threshold: float = threshold) -> Any:
             one = Arm("calibration", "")
-            return mag_cache(pipe, threshold, steps, lambda: draw(pipe, PROMPTS[:4], steps, one))
+            return mag_cache(pipe, threshold, steps, lambda: draw(pipe, PROMPTS[:4], steps, guidance, one))
 
         yield Arm("MagCache", label, patched=mag)
 
 
-def draw(pipe: Any, prompts: list[str], steps: int, arm: Arm, seed: int = 0) -> tuple[torch.Tensor, float, float]:
+def draw(
+    pipe: Any, prompts: list[str], steps: int, guidance: float, arm: Arm, seed: int = 0
+) -> tuple[torch.Tensor, float, float]:
     """Pictures (n, 3, h, w) in [0, 1], denoiser rows a picture, seconds of denoising a picture."""
     with arm.patched(pipe):
         result = generate(
@@ -137,7 +138,7 @@ def draw(pipe: Any, prompts: list[str], steps: int, arm: Arm, seed: int = 0) -> 
             seed=[seed + i for i in range(len(prompts))],
             skipping=arm.skipping,
             num_inference_steps=arm.steps or steps,
-            guidance_scale=GUIDANCE,
+            guidance_scale=guidance,
             output_type="pt",
         )
     pictures = result.images if isinstance(result.images, torch.Tensor) else torch.stack(list(result.images))
@@ -155,10 +156,10 @@ class Reference:
     apart: float  # Frechet distance between these and the pictures from other seeds
 
     @classmethod
-    def of(cls, pipe: Any, judge: EfficientNetLite0, prompts: list[str], steps: int) -> "Reference":
-        pictures, _, _ = draw(pipe, prompts, steps, Arm("reference", ""))
+    def of(cls, pipe: Any, judge: EfficientNetLite0, prompts: list[str], steps: int, guidance: float) -> "Reference":
+        pictures, _, _ = draw(pipe, prompts, steps, guidance, Arm("reference", ""))
         # timed here: the first run of a process is slower
-        others, _, seconds = draw(pipe, prompts, steps, Arm("other seeds", ""), seed=100_000)
+        others, _, seconds = draw(pipe, prompts, steps, guidance, Arm("other seeds", ""), seed=100_000)
         features = judge.features(pictures)
         return cls(judge, pictures, features, seconds, frechet_distance(judge.features(others), features))
 
@@ -222,6 +223,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, nargs="+", default=[50, 25, 15])
     parser.add_argument("--schedulers", nargs="+", default=["ddim", "euler", "dpm++2m"])
     parser.add_argument("--model", default="mini")
+    parser.add_argument("--guidance", type=float, default=5.0, help="3 suits mini-dit")
     parser.add_argument("--families", nargs="+", default=["*"], help="their names; * stands for any text")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
@@ -233,19 +235,19 @@ def main() -> None:
     prompts = PROMPTS[: args.images]
     (denoiser,) = denoisers_of(pipe)
     weights = weights_digest(getattr(pipe, denoiser))
-    run = {"model": args.model, "weights": weights, "images": len(prompts), "guidance": GUIDANCE}
+    run = {"model": args.model, "weights": weights, "images": len(prompts), "guidance": args.guidance}
     for steps, scheduler in itertools.product(args.steps, args.schedulers):
         set_scheduler(pipe, scheduler)
         reference = None
-        for arm in arms(steps, denoiser == "unet"):
+        for arm in arms(steps, args.guidance, denoiser == "unet"):
             if not any(fnmatchcase(arm.family, name) for name in args.families):
                 continue
             key = run | {"scheduler": scheduler, "steps": steps, "family": arm.family, "label": arm.label}
             if any(key.items() <= point.items() for point in points):
                 continue
-            reference = reference or Reference.of(pipe, judge, prompts, steps)
+            reference = reference or Reference.of(pipe, judge, prompts, steps, args.guidance)
             try:
-                pictures, rows, seconds = draw(pipe, prompts, steps, arm)
+                pictures, rows, seconds = draw(pipe, prompts, steps, args.guidance, arm)
             except ImportError as error:
                 print(f"{arm.family} left out: {error}", flush=True)
                 continue

@@ -99,7 +99,8 @@ def load_pipeline(
 
         pipe = getattr(mini, EMBEDDED[model])(resolve_dtype(dtype, device))
     else:
-        local = is_here(model, "model_index.json", "mini")
+        embedded = " or ".join(EMBEDDED)
+        local = is_here(model, "model_index.json", embedded)
         from diffusers import DiffusionPipeline
 
         try:
@@ -111,8 +112,8 @@ def load_pipeline(
             raise
         except Exception as error:  # whatever the libraries meet in a foreign folder
             raise CotrunkError(
-                f"{model} cannot be loaded as a diffusers pipeline ({first_line(error)}): use mini, another hub id, "
-                "or a folder that save_pretrained wrote."
+                f"{model} cannot be loaded as a diffusers pipeline ({first_line(error)}): use {embedded}, another hub "
+                "id, or a folder that save_pretrained wrote."
             ) from error
     pipe.set_progress_bar_config(disable=True)
     pipe.to(device)

@@ -26,6 +26,9 @@ def prompts_of(arguments: Sequence[str] | None, file: str | None, column: str) -
         texts = [checked(text, f"prompt {i}") for i, text in enumerate(arguments or ())]
         if not all(texts):
             raise CotrunkError("A prompt is empty: give every prompt some text.")
+        for text in texts:  # drawn, its name would be a picture that nobody asked for
+            if len(text) < 255 and Path(text).suffix and Path(text).is_file():
+                raise CotrunkError(f"{text} is a file: give its prompts with --prompts {text}.")
         return texts
     found = read_prompts(Path(file), column)
     if found.blank:

@@ -280,6 +280,7 @@ def test_prompts_come_one_way(tmp_path: Path) -> None:
     assert_refused(cotrunk("generate", "a dog", "--prompts", tmp_path / "p.txt", *out), "either as arguments or with")
     assert_refused(cotrunk("generate", *out), "either as arguments or with")
     assert_refused(cotrunk("generate", "a dog", " ", *out), "A prompt is empty")
+    assert_refused(cotrunk("generate", tmp_path / "p.txt", *out), "is a file", "--prompts")
     assert_refused(cotrunk("generate", "--prompts", tmp_path / "none.txt", *out), "There is no file")
     assert_refused(cotrunk("generate", "--prompts", tmp_path, *out), "is a folder")
 

@@ -166,7 +166,7 @@ def test_a_single_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["./nowhere/at all", "/nowhere/at/all", "a b c", "a/b/c", "x" * 300])
 def test_a_name_that_no_hub_can_have(name: str) -> None:
-    with pytest.raises(CotrunkError, match=r"There is no model .*: use mini, a folder, or a hub id"):
+    with pytest.raises(CotrunkError, match=r"There is no model .*: use mini or mini-dit, a folder, or a hub id"):
         load_pipeline(name, "cpu")
 
 

@@ -29,6 +29,7 @@ class Means:
     """Features and alignment that are known: mean colours, and lengths of texts."""
 
     name = "mean colours"
+    resize = "1 x 1 pixel, mean"
 
     def features(self, pictures: torch.Tensor) -> torch.Tensor:
         return pictures.double().mean(dim=(2, 3))

@@ -162,17 +162,48 @@ def test_the_paper_can_be_read_off_its_numbers(tmp_path: Path, trained_lora: Pat
     assert (tmp_path / "knee.md").read_text() in text
 
 
+def test_the_curves_can_be_read_off_a_table(tmp_path: Path, trained_lora: Path) -> None:
+    """Line by line as they are drawn, from the fewest rows to the most; the steps of the table among the others."""
+    own = measures(tmp_path, experiment(tmp_path, tuned=trained_lora))
+    design = Design(["pre-trained", "tuned"], [0.5], 4, [6, 2])
+    text = write_paper(own, design, {0.5: [0, 1]}, tmp_path)
+    assert (tmp_path / "curve.md").read_text() in text
+    with (tmp_path / "curve.csv").open() as file:
+        heads, *lines = csv.reader(file)
+    with (tmp_path / "table1.csv").open() as file:
+        table = list(csv.reader(file))
+    assert heads == table[0]
+    assert [(line[1], line[0]) for line in lines] == [
+        (model, f"{scheme}, {steps} steps")
+        for model in design.models
+        for scheme in ("independent", "shared 50%")
+        for steps in (2, 4, 6)
+    ]
+    rows = [float(line[heads.index("rows a picture")]) for line in lines]
+    assert all(rows[start : start + 3] == sorted(set(rows[start : start + 3])) for start in range(0, len(rows), 3))
+    assert [line for line in lines if line[0] == "shared 50%, 4 steps"] == [
+        line for line in table if line[0] == "shared 50%, 4 steps"
+    ]
+
+
 def test_nothing_need_be_shared(tmp_path: Path) -> None:
     text = write_paper(measures(tmp_path), Design(["pre-trained"], [], 2, [3]), {0.5: [0, 1]}, tmp_path)
     assert "| independent, 2 steps | pre-trained |" in text
     assert json.loads((tmp_path / "results.json").read_text())["similarity"] == []
     assert not (tmp_path / "figure3.png").exists()
+    assert "| independent, 3 steps | pre-trained |" in (tmp_path / "curve.md").read_text()
+
+
+def test_without_other_steps_there_is_no_curve(tmp_path: Path) -> None:
+    write_paper(measures(tmp_path), Design(["pre-trained"], [], 2), {}, tmp_path)
+    assert (tmp_path / "table1.md").exists()
+    assert not any((tmp_path / name).exists() for name in ("curve.md", "curve.csv", "rows.png"))
 
 
 def test_tables_and_figures(results: dict[Cell, Result], tmp_path: Path) -> None:
     text = write_table(list(results.values()), JUDGES, tmp_path)
     assert "| shared 25%, 4 steps | pre-trained |" in text
-    assert "mean colours" in text
+    assert "the features of mean colours (pictures brought to 1 x 1 pixel, mean; the first 64" in text
     assert "FID" not in text
     assert "CLIP" not in text
     with (tmp_path / "table1.csv").open() as file:

@@ -23,6 +23,7 @@ class FeatureNetwork(Protocol):
     """What a picture holds, as a vector."""
 
     name: str
+    resize: str  # what pictures are brought to before it sees them: other sizes and other ways give other features
 
     def features(self, pictures: torch.Tensor) -> torch.Tensor:
         """Pictures (n, 3, height, width) in [0, 1], or in bytes, to (n, d), on the CPU."""
@@ -53,6 +54,8 @@ class EfficientNetLite0:
     """Features, and a distance made as LPIPS is, but without learned weights of its channels."""
 
     name = "EfficientNet-Lite0"
+    side, interpolation = 224, "bicubic"
+    resize = f"{side} x {side} pixels, {interpolation}, antialiased"
 
     def __init__(self, device: str = "cpu") -> None:
         try:
@@ -73,7 +76,7 @@ class EfficientNetLite0:
         net = self._net
         for batch in torch.split(pictures, self._batch):
             x = _as_float(batch).to(self._device)
-            x = F.interpolate(x, size=(224, 224), mode="bicubic", antialias=True).clamp(0, 1)
+            x = F.interpolate(x, size=(self.side, self.side), mode=self.interpolation, antialias=True).clamp(0, 1)
             # the ported TensorFlow weights expect (byte - 127) / 128, not the usual ImageNet means
             x = ((x * 255 - 127) / 128).contiguous(memory_format=torch.channels_last)
             x, found = net._swish(net._bn0(net._conv_stem(x))), []
@@ -142,17 +145,20 @@ class Inception:
             raise CotrunkError("Inception needs torch-fidelity: pip install torch-fidelity.") from error
         try:
             self._net = FeatureExtractorInceptionV3("inception", ["2048"], feature_extractor_weights_path=weights)
-        except Exception as error:  # the download's own words
+        except Exception as error:  # the words of the download, or of torch about a file that is something else
+            why = "cannot be downloaded" if weights is None else f"are not in {weights}"
             raise CotrunkError(
-                "The weights of Inception cannot be downloaded: give --features inception:FILE with its "
-                "pt_inception-2015-12-05-6726825d.pth."
+                f"The weights of Inception {why}: give --features inception:FILE with torch-fidelity's "
+                "weights-inception-2015-12-05-6726825d.pth."
             ) from error
         self._net.to(device).eval()
         self._device = device
+        side = self._net.INPUT_IMAGE_SIZE
+        self.resize = f"{side} x {side} pixels, bilinear as in TensorFlow 1, not antialiased"
 
     @torch.no_grad()
     def features(self, pictures: torch.Tensor) -> torch.Tensor:
-        """(n, 2048). The network resizes to 299 x 299 itself, as TensorFlow does."""
+        """(n, 2048). The network resizes by itself."""
         batches = torch.split(as_bytes(pictures), 32)
         return torch.cat([self._net(batch.to(self._device))[0].double().cpu() for batch in batches])
 

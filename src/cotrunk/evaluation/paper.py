@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from .experiment import SHOWN, Cell, Experiment
+from .experiment import SHOWN, Cell, Experiment, Judges
 from .figures import write_curves, write_grid
 from .measuring import Measures, Result
 from .tables import Comparison, as_dict, networks, write_comparisons, write_json, write_table
@@ -134,7 +134,7 @@ def write_paper(
         write_curves(by_similarity, list(bins), out, "figure3", label="smallest similarity in a group")
         _write_shares(design, results, out)
     if design.curved:
-        _write_rows(design, results, out)
+        text += "\n" + _write_curve(design, results, judges, out)
     content = {
         "networks": networks(judges),
         "cells": [as_dict(result) for result in results.values()],
@@ -158,7 +158,8 @@ def _write_shares(design: Design, results: Mapping[Cell, Result], out: Path) -> 
     write_curves(over, steps, out, "figure4", label=f"steps that are shared, of {design.steps}")
 
 
-def _write_rows(design: Design, results: Mapping[Cell, Result], out: Path) -> None:
+def _write_curve(design: Design, results: Mapping[Cell, Result], judges: Judges, out: Path) -> str:
+    """Every model under every curved share over its rows: `rows`, the figure, and `curve`, its table, line by line."""
     lines = {
         f"{name}, {f'shared {share:.0%}' if share else 'independent'}": [
             results[cell] for cell in design.curve(name, share)
@@ -167,3 +168,4 @@ def _write_rows(design: Design, results: Mapping[Cell, Result], out: Path) -> No
         for share in design.curved
     }
     write_curves(lines, "rows", out, "rows", label="denoiser rows a picture")
+    return write_table(list(itertools.chain(*lines.values())), judges, out, "curve")

@@ -97,14 +97,14 @@ def write_json(content: Any, path: Path) -> None:
 
 def networks(judges: Judges) -> str:
     return (
-        f"Frechet distance in the features of {judges.features.name} ({_space(judges)}); diversity by "
-        f"{judges.perceptual.name}; alignment and bleed by {judges.alignment.name}. In brackets the 95 % interval by "
-        "bootstrap over groups."
+        f"Frechet distance in the features of {judges.features.name} (pictures brought to {judges.features.resize}; "
+        f"{_space(judges)}); diversity by {judges.perceptual.name}; alignment and bleed by {judges.alignment.name}. In "
+        "brackets the 95 % interval by bootstrap over groups."
     )
 
 
 def _space(judges: Judges) -> str:
-    return "all of them" if isinstance(judges.features, Inception) else "the first 64 principal components"
+    return "all dimensions" if isinstance(judges.features, Inception) else "the first 64 principal components"
 
 
 def _change(change: metrics.Change) -> str:

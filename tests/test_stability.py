@@ -3,19 +3,24 @@
 import functools
 import math
 import statistics
+from typing import get_args
 
 import pytest
 import torch
 from analytic import SCHEDULERS, Sampled, decibels, sample
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import Tensor
 
 from cotrunk import CotrunkError, Skipping
 from cotrunk.noise import NoiseSchedule, read_schedule
+from cotrunk.skipping import Rule
 from cotrunk.stability import Trajectories, lagrange
 
+RULES = [Skipping(rule=rule) for rule in get_args(Rule)]
 EVERY = pytest.mark.parametrize("case", SCHEDULERS, ids="-".join)
+
+
+def named(skipping: Skipping) -> str:
+    return f"{skipping.rule}-{skipping.tolerance:g}"
 
 
 def run(case: tuple[str, str], skipping: Skipping | None = None, steps: int = 50, **arguments: object) -> Sampled:
@@ -28,7 +33,7 @@ def plain(case: tuple[str, str], steps: int = 50) -> Tensor:
 
 
 @EVERY
-@pytest.mark.parametrize("steps", [8, 15, 50])
+@pytest.mark.parametrize("steps", [8, 15, 25, 30, 50])
 def test_tolerance_zero_computes_every_step(case: tuple[str, str], steps: int) -> None:
     skipped = run(case, Skipping(tolerance=0), steps)
     assert all(map(all, skipped.computed))
@@ -36,11 +41,11 @@ def test_tolerance_zero_computes_every_step(case: tuple[str, str], steps: int) -
 
 
 @EVERY
-@pytest.mark.parametrize("rule", ["error", "fixed", "paper", "released"])
-@pytest.mark.parametrize("steps", [1, 3, 8, 20, 50])
-def test_the_first_steps_and_the_last_are_computed(case: tuple[str, str], rule: str, steps: int) -> None:
-    ran = run(case, Skipping(rule=rule, tolerance=1e9), steps)
-    assert all(map(all, ran.computed[: 1 if rule == "error" else 3]))
+@pytest.mark.parametrize("skipping", [Skipping(tolerance=1e9), *RULES], ids=named)
+@pytest.mark.parametrize("steps", [1, 3, 8, 15, 20, 25, 30, 50])
+def test_the_first_steps_and_the_last_are_computed(case: tuple[str, str], skipping: Skipping, steps: int) -> None:
+    ran = run(case, skipping, steps)
+    assert all(map(all, ran.computed[: 1 if skipping.rule == "error" else 3]))
     assert all(ran.computed[-1])
     assert ran.samples.isfinite().all()
 
@@ -69,13 +74,13 @@ def test_no_tolerance_gives_the_longest_gaps(case: tuple[str, str]) -> None:
 
 
 @EVERY
-@settings(max_examples=3, deadline=None)
-@given(rule=st.sampled_from(["error", "paper", "released"]), seed=st.integers(0, 7), tolerance=st.floats(0.001, 0.1))
-def test_an_image_alone_is_the_image_in_a_batch(case: tuple[str, str], rule: str, seed: int, tolerance: float) -> None:
-    skipping = Skipping(rule=rule, tolerance=tolerance)
-    together, alone = run(case, skipping), run(case, skipping, seeds=range(seed, seed + 1))
-    assert [step[seed] for step in together.computed] == [step[0] for step in alone.computed]
-    torch.testing.assert_close(together.samples[seed], alone.samples[0])
+@pytest.mark.parametrize("skipping", [Skipping(0.003), *RULES, Skipping(0.1)], ids=named)
+def test_an_image_alone_is_the_image_in_a_batch_of_16(case: tuple[str, str], skipping: Skipping) -> None:
+    together = run(case, skipping, seeds=range(16))
+    for seed in (0, 7, 15):
+        alone = run(case, skipping, seeds=range(seed, seed + 1))
+        assert [step[seed] for step in together.computed] == [step[0] for step in alone.computed]
+        torch.testing.assert_close(together.samples[seed], alone.samples[0])
 
 
 @EVERY
@@ -186,11 +191,26 @@ def test_weights_of_a_polynomial_sum_to_one_and_reproduce_its_knots(knots: list[
         ({"rule": "magic"}, "rule 'magic' is unknown: use error, fixed, paper, released"),
         ({"prediction": "cubic"}, "prediction .cubic. is unknown"),
         ({"every": 0}, "every 0 is out of range"),
+        ({"every": 4}, "every 4 has no effect under the rule 'error': leave it out, or use the rule 'fixed'"),
+        ({"rule": "fixed", "tolerance": 0.1}, "tolerance 0.1 has no effect under the rule 'fixed'"),
+        ({"rule": "fixed", "longest": 4}, "longest 4 has no effect under the rule 'fixed'"),
+        ({"rule": "paper", "tolerance": 0.1}, "0.1 has no effect under the rule 'paper': .* use the rule 'error'"),
+        ({"rule": "paper", "every": 4}, "every 4 has no effect .* use the rule 'fixed'"),
+        ({"rule": "paper", "tokens": 0.5}, "tokens 0.5 has no effect .* use the rule 'error' or 'fixed'"),
+        ({"rule": "released", "prediction": "linear"}, "prediction 'linear' has no effect under the rule 'released'"),
+        ({"rule": "released", "correct": False}, "correct False has no effect under the rule 'released'"),
+        ({"rule": "released", "window": (0.2, 0.8)}, r"window \(0.2, 0.8\) has no effect under the rule 'released'"),
+        ({"rule": "released", "longest": 4}, "longest 4 has no effect under the rule 'released'"),
     ],
 )
 def test_bad_values_are_named(arguments: dict, said: str) -> None:
     with pytest.raises(CotrunkError, match=said):
         Skipping(**arguments)
+
+
+def test_a_default_is_no_request() -> None:
+    for rule in get_args(Rule):
+        Skipping(rule=rule, tolerance=0.02, every=3, correct=True, window=(0, 1), tokens=None)
 
 
 def test_a_schedule_that_cannot_be_read_is_named() -> None:

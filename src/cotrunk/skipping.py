@@ -1,6 +1,6 @@
 """What a user says about skipping: which rule decides, how far it may go."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal, get_args
 
 from .errors import CotrunkError
@@ -8,10 +8,20 @@ from .errors import CotrunkError
 Rule = Literal["error", "fixed", "paper", "released"]
 Prediction = Literal["damped", "reuse", "linear", "quadratic"]
 
+# the options that a rule reads; the published ones have a window, a prediction and a longest gap of their own
+READ: dict[Rule, tuple[str, ...]] = {
+    "error": ("tolerance", "prediction", "correct", "window", "longest", "tokens"),
+    "fixed": ("every", "prediction", "correct", "window", "tokens"),
+    "paper": (),
+    "released": (),
+}
+
 
 @dataclass(frozen=True)
 class Skipping:
     """How images leave out evaluations of the denoiser where their own trajectory is smooth (SADA).
+
+    An option is refused under a rule that does not read it. "paper" and "released" read none.
 
     Attributes:
         tolerance: for the rule "error": how far an image may be expected to drift while evaluations are left out,
@@ -25,13 +35,14 @@ class Skipping:
         correct: at each computed step put right what the predictions before it did to the latents, now that the output
             is known on both sides of them.
         window: skipping starts and ends at these fractions of the steps.
-        longest: most evaluations left out in a row.
+        longest: for the rule "error": most evaluations left out in a row.
         tokens: at steps that are computed, the share of the tokens that transformer blocks compute for an image, those
             whose outputs were predicted worst; the others come from the blocks' caches. None computes all.
-            Whether it pays beside leaving out whole evaluations has not been measured yet.
+            On the embedded `mini` it does not pay beside leaving out whole evaluations (docs/skipping.md); on models
+            of a usual size it has not been measured.
 
     Raises:
-        CotrunkError: a value out of its range.
+        CotrunkError: a value out of its range, or one that the rule does not read.
     """
 
     tolerance: float = 0.02
@@ -58,6 +69,14 @@ class Skipping:
         if self.tokens is not None and not (_is_number(self.tokens) and 0 < self.tokens <= 1):
             raise CotrunkError(f"skipping tokens {self.tokens!r} is out of range: use a share above 0, at most 1.")
         check_fractions("skipping window", self.window)
+        for option in fields(self):
+            value = getattr(self, option.name)
+            if option.name not in ("rule", *READ[self.rule]) and value != option.default:
+                readers = " or ".join(repr(rule) for rule, read in READ.items() if option.name in read)
+                raise CotrunkError(
+                    f"skipping {option.name} {value!r} has no effect under the rule {self.rule!r}: leave it out, or "
+                    f"use the rule {readers}."
+                )
 
 
 def check_fractions(name: str, pair: object) -> None:

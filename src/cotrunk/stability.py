@@ -130,8 +130,7 @@ class Trajectories:
         """For each image that is computed at this step, whether some of its tokens are enough: whenever it is known
         which, and neither the steps around a jump nor the last one."""
         around, skipping = self._around(step), self.skipping
-        within = skipping.tokens is not None and step < self.timesteps - 1
-        within = within and not (skipping.rule == "error" and skipping.tolerance == 0)
+        within = skipping.tokens is not None and skipping.tolerance > 0 and step < self.timesteps - 1
         return tuple(within and h.scale is not None and i not in around for i, h in enumerate(self.histories))
 
     def observe(

@@ -2,7 +2,10 @@
 
 import builtins
 import dataclasses
+import sys
+from types import ModuleType
 from typing import Any
+from urllib.error import URLError
 
 import numpy as np
 import pytest
@@ -12,6 +15,8 @@ from hypothesis import strategies as st
 
 from cotrunk import CotrunkError
 from cotrunk.evaluation import metrics, networks
+from cotrunk.evaluation.experiment import Judges
+from cotrunk.evaluation.tables import networks as said_of
 
 
 class Brightness:
@@ -171,6 +176,90 @@ def test_a_network_that_is_not_installed_names_its_remedy(
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(CotrunkError, match=said):
         network()
+
+
+PICTURES = torch.randint(0, 256, (40, 3, 8, 8), generator=torch.Generator().manual_seed(0)).byte()  # several batches
+
+
+class Distance(torch.nn.Module):
+    """Called as the package lpips has it."""
+
+    def __init__(self, net: str, verbose: bool) -> None:
+        assert net == "alex"
+        super().__init__()
+
+    def forward(self, one: torch.Tensor, other: torch.Tensor, normalize: bool) -> torch.Tensor:
+        assert normalize  # from [0, 1]
+        assert 0 <= float(one.min()) <= float(one.max()) <= 1
+        return (one - other).abs().mean(dim=(1, 2, 3), keepdim=True)
+
+
+class Extractor(torch.nn.Module):
+    """Called as torch-fidelity has it."""
+
+    INPUT_IMAGE_SIZE = 12
+
+    def __init__(self, name: str, features_list: list[str], feature_extractor_weights_path: str | None) -> None:
+        assert features_list == ["2048"]
+        super().__init__()
+
+    def forward(self, pictures: torch.Tensor) -> tuple[torch.Tensor]:
+        assert pictures.dtype is torch.uint8
+        return (pictures.float().mean(dim=(2, 3)),)
+
+
+def stand_in(patch: pytest.MonkeyPatch, lpips: Any = Distance, inception: Any = Extractor) -> None:
+    """Packages that are not installed, with these in them."""
+    contents = {"lpips": {"LPIPS": lpips}, "torch_fidelity": {}}
+    contents["torch_fidelity.feature_extractor_inceptionv3"] = {"FeatureExtractorInceptionV3": inception}
+    for name, own in contents.items():
+        module = ModuleType(name)
+        vars(module).update(own)
+        patch.setitem(sys.modules, name, module)
+
+
+def test_lpips_is_given_pictures_as_it_takes_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    stand_in(monkeypatch)
+    network, others = networks.Lpips(), PICTURES.flip(0)
+    expected = (PICTURES / 255 - others / 255).abs().mean(dim=(1, 2, 3))
+    assert torch.allclose(network.distances(PICTURES, others), expected)
+    assert torch.allclose(network.distances(PICTURES / 255, others / 255), expected)
+
+
+def test_inception_is_given_pictures_as_it_takes_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    stand_in(monkeypatch)
+    network = networks.Inception()
+    expected = PICTURES.double().mean(dim=(2, 3))
+    assert torch.allclose(network.features(PICTURES), expected)
+    assert torch.allclose(network.features(PICTURES / 255), expected)
+
+
+def test_tables_say_what_pictures_are_brought_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the networks have it, not as somebody wrote it down."""
+    stand_in(monkeypatch)
+    lite0, seen = networks.EfficientNetLite0(), list[torch.Size]()
+    lite0._net._conv_stem.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].shape))
+    lite0.features(PICTURES[:1])
+    height, width = seen[0][2:]
+    expected = f"EfficientNet-Lite0 (pictures brought to {height} x {width} pixels, bicubic, antialiased; the first 64"
+    assert expected in said_of(Judges(lite0, lite0, lite0))
+    said = said_of(Judges(networks.Inception(), networks.Lpips(), lite0))
+    assert "Inception-v3 (FID) (pictures brought to 12 x 12 pixels, bilinear" in said
+    assert "; all dimensions); diversity by LPIPS (AlexNet);" in said
+
+
+def test_weights_that_cannot_be_downloaded_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreachable(*_: Any, **__: Any) -> Any:
+        raise URLError("no network")
+
+    stand_in(monkeypatch, unreachable, unreachable)
+    with pytest.raises(CotrunkError, match=r"cannot be downloaded: put alexnet-owt-7be5be79\.pth into .*checkpoints\.$"):
+        networks.Lpips()
+    given = r"give --features inception:FILE with .* weights-inception-2015-12-05-6726825d\.pth\.$"
+    with pytest.raises(CotrunkError, match=f"weights of Inception cannot be downloaded: {given}"):
+        networks.Inception()
+    with pytest.raises(CotrunkError, match=rf"weights of Inception are not in other\.pth: {given}"):
+        networks.Inception(weights="other.pth")
 
 
 def test_clip_that_is_not_there_is_named(tmp_path: Any) -> None:

@@ -65,6 +65,15 @@ def test_prompts_matter_and_runs_repeat(name: str, request: pytest.FixtureReques
     assert not np.allclose(apple, picture(own, "fire engine"), atol=0.05)
 
 
+@pytest.mark.parametrize("name", ["pipe", "transformer"])
+@pytest.mark.parametrize("prompt", ["赤いりんご", "тигр в снегу", "قطة خضراء", "frobnicated quuxle of zorp", "🦊", ""])
+def test_what_it_does_not_know_still_gives_a_picture(name: str, prompt: str, request: pytest.FixtureRequest) -> None:
+    made = picture(request.getfixturevalue(name), prompt)
+    assert made.shape == (128, 128, 3)
+    assert np.isfinite(made).all()
+    assert made.std() > 0.01  # something is on it
+
+
 def test_the_transformer_shares_and_skips(transformer: PixArtSigmaPipeline) -> None:
     """Its class wants arguments that `generate` knows by itself."""
     prompts = ["a red apple", "a green apple", "a yellow apple"]

@@ -3,15 +3,16 @@
 import functools
 import math
 import statistics
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 import torch
-from analytic import SCHEDULERS, Sampled, decibels, sample
+from analytic import SCHEDULERS, SIZE, Sampled, decibels, sample
 from torch import Tensor
 
 from cotrunk import CotrunkError, Skipping
 from cotrunk.noise import NoiseSchedule, read_schedule
+from cotrunk.sada import Sada
 from cotrunk.skipping import Rule
 from cotrunk.stability import Trajectories, lagrange
 
@@ -218,3 +219,105 @@ def test_a_schedule_that_cannot_be_read_is_named() -> None:
 
     with pytest.raises(CotrunkError, match="EDMEulerScheduler does not say how noisy"):
         read_schedule(diffusers.EDMEulerScheduler(), [1.0])
+
+
+# --- the published rules, by what is known of the authors' code ----------------------------------------------
+
+COMPUTED = {  # of 50 steps in the tail, whatever the criterion says
+    "diffusion": [25, 29, 33, 37, 41, 45, 48, 49],
+    "flow": [21, 25, 29, 33, 37, 41, 45, 48, 49],
+}
+
+
+def steps_of(ran: Sampled, image: int = 0) -> list[int]:
+    return [step for step, computed in enumerate(ran.computed) if computed[image]]
+
+
+def observed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Tensor, Tensor]]:
+    """(output, sample) of every step as the scheduler gets them, filled as `Sada` runs."""
+    seen: list[tuple[Tensor, Tensor]] = []
+    original = Sada.observe
+
+    def spy(self: Sada, *arguments: Any) -> tuple[Tensor, Tensor]:
+        seen.append(original(self, *arguments))
+        return seen[-1]
+
+    monkeypatch.setattr(Sada, "observe", spy)
+    return seen
+
+
+@EVERY
+@pytest.mark.parametrize("rule", ["paper", "released"])
+def test_the_tail_of_the_published_rules_is_a_pattern(case: tuple[str, str], rule: str) -> None:
+    ran = run(case, Skipping(rule=rule))
+    flux = rule == "released" and case[1] == "flow"
+    tail = COMPUTED["flow" if flux else "diffusion"]
+    for image in range(len(ran.samples)):
+        computed = steps_of(ran, image)
+        assert computed[:11] == list(range(11))
+        assert [step for step in computed if step >= tail[0]] == tail
+
+
+@pytest.mark.parametrize("case", [case for case in SCHEDULERS if case[1] != "flow"], ids="-".join)
+def test_released_decides_and_predicts_as_the_code_does(case: tuple[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = observed(monkeypatch)
+    ran = run(case, Skipping(rule="released"), seeds=range(16))
+    scheduler = SCHEDULERS[case]()
+    scheduler.set_timesteps(50)
+    schedule = read_schedule(scheduler, scheduler.timesteps.tolist())
+    known = [torch.tensor(computed) for computed in ran.computed]
+    samples, data, noises, gradients = [], [], [], []
+    for step, (output, x) in enumerate(seen):
+        alpha, sigma = schedule.levels[step]
+        samples.append(x * alpha if schedule.divided else x)
+        data.append(schedule.data_of(step, samples[-1], output))
+        noise = (samples[-1] - alpha * data[-1]) / sigma
+        # a skip has no noise of its own
+        noises.append(torch.where(known[step][:, None], noise, noises[-1]) if noises else noise)
+        # 50 where the model was trained on 1,000 steps: with it the extrapolated sample hardly leaves the last one
+        rate = 50 * float(scheduler.betas[int(scheduler.timesteps[step])])
+        gradients.append(rate / 2 * (noises[-1] / sigma - samples[-1]))
+    stable = []
+    for step in range(10, 24):
+        y, y1, y2 = gradients[step], gradients[step - 1], gradients[step - 2]
+        product = torch.nn.functional.cosine_similarity(y, y - 2 * y1 + y2, dim=1)
+        stable.append(product >= 0)
+        # a solver of second order does not go along -y: where the product is next to nothing, it is that which decides
+        clear, computed = product.abs() > 0.02, known[step + 1]
+        assert torch.equal(computed[clear], product[clear] < 0), step
+        guess = samples[step] - (0.625 * y + 0.75 * y1 - 0.375 * y2) / 50
+        alpha, sigma = schedule.levels[step + 1]
+        predicted = (guess - sigma * noises[step]) / alpha
+        torch.testing.assert_close(data[step + 1][~computed], predicted[~computed], rtol=1e-4, atol=1e-4)
+    assert 0.3 < torch.stack(stable).double().mean() < 0.7
+    # three steps past the last of four nodes, with weights that add up to 9.9 in size
+    weights = {13: -231 / 384, 17: 315 / 128, 21: -495 / 128, 25: 1155 / 384}
+    polynomial = sum(weight * data[node] for node, weight in weights.items())
+    torch.testing.assert_close(data[28], polynomial, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("bend", [1, -1])
+@pytest.mark.parametrize("case", [case for case in SCHEDULERS if case[1] == "flow"], ids="-".join)
+def test_released_goes_by_the_velocity_of_a_flow(
+    case: tuple[str, str], bend: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the code does for Flux, with 22 evaluations of 50 where its criterion always holds and 30 where it never does:
+    the first skip in a row goes on with the trend, the others use the last computed output again."""
+    direction = bend * torch.rand(SIZE, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+    def bending(schedule: NoiseSchedule, step: int, x: Tensor) -> Tensor:
+        return (direction * step**2).expand_as(x)
+
+    seen = observed(monkeypatch)
+    ran = run(case, Skipping(rule="released"), model=bending)
+    computed = steps_of(ran)
+    early = [*range(11), 15, 20] if bend > 0 else list(range(21))
+    assert computed == early + COMPUTED["flow"]
+    for step in set(range(50)) - set(computed):
+        last = max(at for at in computed if at < step)
+        # the code takes the two steps before for one step apart, though skips may lie between them
+        before = max(at for at in computed if at < last)
+        expected = direction * last**2
+        if step == last + 1:
+            expected = 2 * expected - direction * before**2
+        torch.testing.assert_close(seen[step][0][0], expected, rtol=1e-5, atol=1e-5)

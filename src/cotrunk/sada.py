@@ -8,7 +8,9 @@ the released code takes one decision for a whole batch:
 
 Both reuse the last noise at a skipped step, and in the second half compute every fourth step only, with the data
 prediction extrapolated by a polynomial through four nodes in the index of the step. As in the code, the nodes may be
-predictions themselves.
+predictions themselves, and nothing bounds the weights of the polynomial.
+
+For flow models the code has another method (its path for Flux), and so has `released`: it goes by the velocity alone.
 """
 
 from typing import Any
@@ -23,6 +25,7 @@ from .stability import Jumps, along, lagrange, no_images
 COEFFICIENTS = {"paper": (5 / 6, 5 / 6, -2 / 3), "released": (5 / 8, 6 / 8, -3 / 8)}
 # at 50 steps: skipping from step 10 to 47, by the polynomial from step 24 on; the same fractions at other numbers
 FIRST, STOP, TAIL = 10 / 50, 47 / 50, 24 / 50
+FLUX_TAIL = 20 / 50
 INTERVAL = 4  # in the tail one step in so many is computed; also the most skipped in a row before it
 TERMS = 4  # nodes of the polynomial
 
@@ -47,6 +50,9 @@ class Sada:
         self.data: torch.Tensor | None = None  # data predictions for the images to skip
         self.noise: torch.Tensor | None = None
         self.before: torch.Tensor  # the sample of the step at hand, not divided by alpha
+        self.stable = [False] * images  # by the criterion
+        self.is_flux = False  # known with the schedule: whether the path for Flux is followed
+        self.velocities: list[torch.Tensor] = []  # there, of the last two steps, latest first
         self.correcting = False
         self.unstable: torch.Tensor | None = None
 
@@ -56,7 +62,7 @@ class Sada:
         return tuple(not skip or image in around for image, skip in enumerate(self.skip))
 
     def partial(self, step: int) -> tuple[bool, ...]:
-        """All tokens are computed: pruning them is left to `tokens.py`."""
+        """All tokens are computed: these rules read no option."""
         return (False,) * len(self.skip)
 
     def observe(
@@ -72,9 +78,12 @@ class Sada:
             self.schedule = read_schedule(scheduler, solver.timesteps()[: self.timesteps].tolist())
             if output.shape != sample.shape:
                 raise CotrunkError(f"The rule {self.rule!r} knows no learned variances: use the rule 'error'.")
+            self.is_flux = self.rule == "released" and self.schedule.kind == "flow"
+        self.skip = [not known for known in computed]
+        if self.is_flux:
+            return self._by_velocity(output), sample
         alpha, sigma = self.schedule.levels[step]
         x = (sample * alpha if self.schedule.divided else sample).float()
-        self.skip = [not known for known in computed]
         if self.data is not None and any(self.skip):
             made = self.schedule.output_for(step, x, self.data).to(output.dtype)
             output = torch.where(along(self.skip, output), made, output)
@@ -96,22 +105,22 @@ class Sada:
             return
         alpha, _ = self.schedule.levels[step + 1]
         x = (new_sample * alpha if self.schedule.divided else new_sample).float()
-        stable = [False] * len(self.skip)
         guess = x
         if len(self.gradients) == 3:
             y, y1, y2 = self.gradients
             c, c1, c2 = COEFFICIENTS[self.rule]
             guess = self.before - self._step_in_time(step) * (c * y + c1 * y1 + c2 * y2)
             criterion = ((x - guess) * (y - 2 * y1 + y2)).flatten(1).mean(dim=1)
-            stable = (criterion <= 0).tolist()
-        tail = step >= round(TAIL * self.timesteps) and len(self.nodes) == TERMS
+            self.stable = (criterion <= 0).tolist()
+        tail = step >= round((FLUX_TAIL if self.is_flux else TAIL) * self.timesteps)
+        tail = tail and (self.is_flux or len(self.nodes) == TERMS)
         inside = max(3, round(FIRST * self.timesteps)) <= step < round(STOP * self.timesteps)
         inside = inside and step + 2 < self.timesteps
-        for image, is_stable in enumerate(stable):
+        for image, is_stable in enumerate(self.stable):
             wanted = step % INTERVAL != 0 if tail else is_stable
             self.skip[image] = inside and wanted and self.in_a_row[image] < INTERVAL
             self.in_a_row[image] = self.in_a_row[image] + 1 if self.skip[image] else 0
-        if not any(self.skip):
+        if self.is_flux or not any(self.skip):
             return
         if tail:
             weights = lagrange([float(at) for at, _ in self.nodes], float(step + 1))
@@ -120,6 +129,24 @@ class Sada:
             alpha, sigma = self.schedule.levels[step + 1]
             assert self.noise is not None
             self.data = (guess - sigma * self.noise) / max(alpha, 1e-8)
+
+    def _by_velocity(self, output: torch.Tensor) -> torch.Tensor:
+        """The released code's path for Flux: the outputs (N, ...) of a flow, predicted for skipped images.
+
+        The trend of the last two outputs goes on at the first skip in a row. A skip counts as one more output equal to
+        the last, so that at the next one there is no trend, and the last computed output is used again.
+        """
+        velocity = output.float()
+        if len(self.velocities) == 2:
+            last, before = self.velocities
+            guess = 2 * last - before
+            # the mean of the second difference, which is nothing where the output was guessed
+            bends = (velocity - guess).flatten(1).mean(dim=1).tolist()
+            self.stable = [skip or bend >= 0 for skip, bend in zip(self.skip, bends, strict=True)]
+            output = torch.where(along(self.skip, output), guess.to(output.dtype), output)
+            velocity = torch.where(along(self.skip, velocity), last, velocity)
+        self.velocities = [velocity, *self.velocities][:2]
+        return output
 
     def _gradient(self, scheduler: Any, step: int, x: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
         """dx/dt of the probability flow; t runs from 0 to 1."""

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from cotrunk.commands.inputs import prompts_of
 from cotrunk.errors import CotrunkError
 from cotrunk.prompts import PromptFile, read_prompts
 
@@ -143,6 +144,18 @@ def test_json_lines_round_trip(write):
     prompts = ["naïve café", "日本の庭", "emoji 🦊", 'quote " and , comma']
     content = "\n".join(json.dumps({"prompt": prompt}) for prompt in prompts)
     assert read_prompts(write("p.jsonl", content)).prompts == prompts
+
+
+@pytest.mark.parametrize("prompt", ["a cat." + "x" * 300, "Кот. " + "и" * 137, "a\0cat.txt"])
+def test_a_prompt_that_can_be_no_name_of_a_file_is_a_prompt(prompt):
+    """The limit of a name is one of bytes."""
+    assert prompts_of([prompt], None, "prompt") == [prompt]
+
+
+def test_a_file_given_as_a_prompt_is_named(write):
+    path = str(write("p.txt", "a cat"))
+    with pytest.raises(CotrunkError, match=r"is a file: give its prompts with --prompts"):
+        prompts_of(["a dog", path], None, "prompt")
 
 
 def test_import_is_light():

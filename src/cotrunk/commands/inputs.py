@@ -2,6 +2,7 @@
 
 import inspect
 import math
+import os
 from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -27,7 +28,8 @@ def prompts_of(arguments: Sequence[str] | None, file: str | None, column: str) -
         if not all(texts):
             raise CotrunkError("A prompt is empty: give every prompt some text.")
         for text in texts:  # drawn, its name would be a picture that nobody asked for
-            if len(text) < 255 and Path(text).suffix and Path(text).is_file():
+            # os's answer is no where Path's is an error: a prompt may be longer than a file's name
+            if Path(text).suffix and os.path.isfile(text):  # noqa: PTH113
                 raise CotrunkError(f"{text} is a file: give its prompts with --prompts {text}.")
         return texts
     found = read_prompts(Path(file), column)

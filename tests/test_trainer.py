@@ -2,6 +2,11 @@
 
 import json
 import os
+import pickle
+import signal
+import socket
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -10,7 +15,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from accelerate import tracking
 from accelerate.state import AcceleratorState
+from accelerate.utils import LoggerType
 from diffusers import EDMEulerScheduler, LCMScheduler
 from PIL import Image
 from running import close, denoiser
@@ -130,6 +137,47 @@ def test_an_interrupted_training_gives_the_pipeline_back(
         train(pipeline.pipe, groups, settings, tmp_path)
 
 
+def recorders(patch: pytest.MonkeyPatch) -> list[Any]:
+    """What takes TensorBoard's place, which need not be installed, in the trainings to come."""
+    made = []
+
+    class Recorder(tracking.GeneralTracker):
+        name = tracker = "tensorboard"
+        requires_logging_directory = True
+
+        def __init__(self, run_name: str, logging_dir: Path) -> None:
+            super().__init__()
+            self.folder, self.logged, self.is_closed = Path(logging_dir), dict[int, Any](), False
+            made.append(self)
+
+        def log(self, values: dict[str, Any], step: int, **_: Any) -> None:
+            self.logged[step] = values
+
+        def finish(self) -> None:
+            self.is_closed = True
+
+    patch.setitem(tracking.LOGGER_TYPE_TO_CLASS, "tensorboard", Recorder)
+    patch.setattr(tracking, "get_available_trackers", lambda: [LoggerType.TENSORBOARD])
+    return made
+
+
+def test_a_tracker_is_closed_when_a_training_is_interrupted(
+    groups: list[list[Pair]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some keep the latest steps until then."""
+
+    def interrupt(step: Step) -> None:
+        if step.number == 3:
+            raise Interrupted
+
+    made, settings = recorders(monkeypatch), TrainSettings(**vars(QUICK) | {"tracker": "tensorboard"})
+    with pytest.raises(Interrupted):
+        trained(groups, tmp_path, settings, on_step=interrupt)
+    trained(groups, tmp_path, settings)
+    assert [list(one.logged) for one in made] == [[1, 2, 3], [3, 4, 5, 6]]
+    assert [one.is_closed for one in made] == [True, True]
+
+
 @pytest.mark.parametrize("layers", ["attention", "all"])
 def test_the_pipeline_takes_what_was_trained(groups: list[list[Pair]], tmp_path: Path, layers: Any) -> None:
     pipeline, _ = trained(groups, tmp_path, TrainSettings(**vars(QUICK) | {"layers": layers}))
@@ -172,8 +220,92 @@ def test_a_killed_training_ends_with_the_same_weights(
     with pytest.raises(KeyboardInterrupt):
         trained(groups, tmp_path / "killed", settings, on_step=kill)
     _, resumed = trained(groups, tmp_path / "killed", settings)
-    assert whole.keys() == resumed.keys()
-    assert all(torch.equal(resumed[name], tensor) for name, tensor in whole.items())
+    assert same_weights(resumed, whole)
+
+
+def process(script: str, groups: list[list[Pair]], *arguments: object, **environment: str) -> subprocess.Popen[bytes]:
+    """Another Python, with this module as `t`, these groups as `groups` and the arguments in `sys.argv`."""
+    head = "import pickle, sys, pathlib, test_trainer as t\ngroups = pickle.load(sys.stdin.buffer)\n"
+    paths = os.pathsep.join([str(Path(__file__).parent), *filter(None, sys.path)])
+    # one thread, as in this process: with another number sums round otherwise
+    own = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", **environment}
+    words = [sys.executable, "-c", head + script, *map(str, arguments)]
+    started = subprocess.Popen(words, env=own, stdin=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert started.stdin is not None
+    with started.stdin as stdin:
+        pickle.dump(groups, stdin)
+    started.stdin = None  # or it would be flushed again
+    return started
+
+
+def same_weights(mine: dict[str, Tensor], others: dict[str, Tensor]) -> bool:
+    return mine.keys() == others.keys() and all(torch.equal(tensor, others[name]) for name, tensor in mine.items())
+
+
+KILLED = """
+import os, signal
+def kill(step):
+    if step.number == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+t.trained(groups, pathlib.Path(sys.argv[1]), on_step=kill)
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="this system has no SIGKILL")
+def test_a_training_whose_process_was_killed_ends_with_the_same_weights(
+    groups: list[list[Pair]], tmp_path: Path
+) -> None:
+    """Nothing had the time to tidy up, and another process goes on."""
+    killed = process(KILLED, groups, tmp_path / "killed")
+    _, said = killed.communicate()
+    assert killed.returncode == -signal.SIGKILL, said
+    log = tmp_path / "killed" / "losses.jsonl"
+    assert [line["step"] for line in read_losses(log)] == [1, 2, 3]
+    assert torch.load(tmp_path / "killed" / "checkpoint.pt")["step"] == 2
+    assert not (tmp_path / "killed" / "pytorch_lora_weights.safetensors").exists()
+    done = list[Step]()
+    _, resumed = trained(groups, tmp_path / "killed", on_step=done.append)
+    assert [step.number for step in done] == [3, 4, 5, 6]
+    _, whole = trained(groups, tmp_path / "whole")
+    assert same_weights(resumed, whole)
+    assert list(read_losses(log)) == list(read_losses(tmp_path / "whole" / "losses.jsonl"))
+
+
+OBJECTIVES = ("sage", "standard")
+ONE_OF_TWO = """
+t.recorders(t.pytest.MonkeyPatch())
+for objective in t.OBJECTIVES:
+    t.trained(groups, pathlib.Path(sys.argv[1]) / objective, t.few(objective, tracker="tensorboard"))
+"""
+
+
+def few(objective: Any, **changed: Any) -> TrainSettings:
+    return TrainSettings(**vars(QUICK) | {"steps": 3, "loss": Loss(objective)} | changed)
+
+
+def test_two_processes_train_one_lora(groups: list[list[Pair]], tmp_path: Path) -> None:
+    """As `accelerate launch` starts them. Each takes a half of a step's groups: that is one process in two passes. And
+    they train again, though the tracker of the first training is closed."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "ACCELERATE_USE_CPU": "true"}
+    both = [process(ONE_OF_TWO, groups, tmp_path, RANK=rank, LOCAL_RANK=rank, **common) for rank in ("0", "1")]
+    try:
+        alone = {name: trained(groups, tmp_path / "alone" / name, few(name, accumulation=2))[1] for name in OBJECTIVES}
+        said = [one.communicate(timeout=120)[1].decode() for one in both]
+    finally:
+        for one in both:
+            one.kill()
+    assert [one.returncode for one in both] == [0, 0], "\n".join(said)
+    for objective, expected in alone.items():
+        weights = load_file(tmp_path / objective / "pytorch_lora_weights.safetensors")
+        assert weights.keys() == expected.keys()
+        assert all(torch.allclose(weights[name], tensor, atol=1e-5) for name, tensor in expected.items())
+        assert json.loads((tmp_path / objective / "settings.json").read_text())["processes"] == 2
+        logs = (read_losses(folder / objective / "losses.jsonl") for folder in (tmp_path, tmp_path / "alone"))
+        for mine, theirs in zip(*logs, strict=True):
+            assert mine == pytest.approx(theirs, abs=2e-6)
 
 
 def test_a_folder_of_another_training_is_refused(groups: list[list[Pair]], tmp_path: Path) -> None:

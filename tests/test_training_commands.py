@@ -12,9 +12,11 @@ from command import assert_refused, cotrunk, no_model, pixels
 from safetensors.torch import load_file
 from test_dataset import CAPTIONS, coco, folder_of
 from test_experiment import JUDGES
+from test_trainer import recorders
 from tiny import sd_with_text
 
 from cotrunk import models
+from cotrunk.training.log import read_losses
 
 SIMILAR = ("--similarity-min", 0.3, "--similarity-max", 0.99)
 
@@ -81,6 +83,21 @@ def test_training_then_evaluating(groups: Path, tmp_path: Path, tiny_model: pyte
     for model in ("pre-trained", "standard", "sage"):
         assert f"| shared 50%, 4 steps | {model} |" in table
     assert "| sage, shared 50%, 4 steps | standard, shared 50%, 4 steps |" in outcome.out
+
+
+def test_a_tracker_is_told_what_is_logged(groups: Path, tmp_path: Path, tiny_model: pytest.MonkeyPatch) -> None:
+    made = recorders(tiny_model)
+    settings = ("--steps", 3, "--batch", 2, "--rank", 2, "--height", 32, "--width", 16)
+    outcome = cotrunk("train", groups, "--out", tmp_path, *settings, "--tracker", "tensorboard")
+    assert outcome.code == 0, outcome.err
+    (tracker,) = made
+    assert tracker.folder == tmp_path
+    assert tracker.is_closed
+    for line in read_losses(tmp_path / "losses.jsonl"):
+        step, gradient = line.pop("step"), line.pop("gradient")
+        assert gradient > 0
+        assert tracker.logged.pop(step) == pytest.approx(line, abs=1e-6)
+    assert not tracker.logged
 
 
 @pytest.mark.parametrize(("model", "alignment"), [("mini", "emoji"), ("other", "clip")])

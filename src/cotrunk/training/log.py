@@ -21,7 +21,7 @@ class Step:
 
     number: int  # from 1
     of: int
-    terms: Terms  # means over the passes of the step
+    terms: Terms  # means over the passes of the step, in all processes
     gradient: float
 
 

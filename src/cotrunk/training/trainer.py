@@ -115,7 +115,10 @@ def train(
         init_lora_weights="gaussian",
         target_modules=ATTENTION if settings.layers == "attention" else _layers(denoiser),
     )
-    with _lent(pipe, denoiser, config, accelerator.device, settings.gradient_checkpointing):
+    with (
+        _lent(pipe, denoiser, config, accelerator.device, settings.gradient_checkpointing),
+        _tracked(accelerator, settings.tracker),
+    ):
         weights = [parameter for parameter in denoiser.parameters() if parameter.requires_grad]
         for weight in weights:
             weight.data = weight.data.float()  # what is trained stays exact, whatever the model's own type
@@ -130,8 +133,6 @@ def train(
             with accelerator.autocast():
                 return conditions.call(noisy.to(denoiser.dtype), timesteps[steps], named).float()
 
-        if settings.tracker is not None:
-            accelerator.init_trackers("cotrunk")
         prepared.train()
         for number in range(first, settings.steps):
             passes: list[Terms] = []
@@ -153,8 +154,9 @@ def train(
             if average is not None and settings.ema is not None:
                 for mean, weight in zip(average, weights, strict=True):
                     mean.lerp_(weight.detach(), 1 - settings.ema)
+            mean_terms = _mean(accelerator, passes)
             if accelerator.is_main_process:
-                step = Step(number + 1, settings.steps, _mean(passes), float(norm))
+                step = Step(number + 1, settings.steps, mean_terms, float(norm))
                 write_step(out / "losses.jsonl", step)
                 if settings.tracker is not None:
                     accelerator.log({name: float(getattr(step.terms, name)) for name in TERMS}, step=step.number)
@@ -173,15 +175,13 @@ def train(
                         on_checkpoint(step.number)
                     _park(pipe, denoiser)
                     prepared.train()
-        accelerator.wait_for_everyone()
-        if settings.tracker is not None:
-            accelerator.end_training()
         if average is not None:
             for mean, weight in zip(average, weights, strict=True):
                 weight.data.copy_(mean)
-        if not accelerator.is_main_process:
-            return out / LORA_FILE
-        return _save(pipe, conditions.name, get_peft_model_state_dict(denoiser), settings, out)
+        if accelerator.is_main_process:
+            _save(pipe, conditions.name, get_peft_model_state_dict(denoiser), settings, out)
+        accelerator.wait_for_everyone()  # whoever returns finds the file
+        return out / LORA_FILE
 
 
 def _layers(denoiser: torch.nn.Module) -> list[str]:
@@ -193,8 +193,25 @@ def _layers(denoiser: torch.nn.Module) -> list[str]:
     ]
 
 
-def _mean(passes: Sequence[Terms]) -> Terms:
-    return Terms(*(torch.stack([getattr(terms, name) for terms in passes]).mean() for name in TERMS))
+def _mean(accelerator: Any, passes: Sequence[Terms]) -> Terms:
+    """Over the passes of all processes."""
+    own = torch.stack([torch.stack([getattr(terms, name) for name in TERMS]) for terms in passes]).mean(dim=0)
+    return Terms(**dict(zip(TERMS, accelerator.reduce(own, "mean"), strict=True)))
+
+
+@contextmanager
+def _tracked(accelerator: Any, tracker: str | None) -> Iterator[None]:
+    """Log to a tracker too. It is closed even after an interrupt: some keep the latest steps until then."""
+    if tracker is None:
+        yield
+        return
+    accelerator.init_trackers("cotrunk")
+    try:
+        yield
+    finally:
+        # accelerator.end_training() would part the processes too, and they may train again
+        for own in accelerator.trackers:
+            own.finish()
 
 
 @contextmanager
@@ -368,13 +385,12 @@ def _resume(
     return state["step"]
 
 
-def _save(pipe: Any, name: str, state: dict[str, torch.Tensor], settings: TrainSettings, out: Path) -> Path:
+def _save(pipe: Any, name: str, state: dict[str, torch.Tensor], settings: TrainSettings, out: Path) -> None:
     """The LoRA in diffusers' format, and a card that says how it was made."""
     part = out / ".lora.part"
     # as peft names them: not every layer has a name in the older style
     type(pipe).save_lora_weights(save_directory=part, **{f"{name}_lora_layers": state})
-    file = out / LORA_FILE
-    (part / file.name).replace(file)
+    (part / LORA_FILE).replace(out / LORA_FILE)
     part.rmdir()
     loss = settings.loss
     names = {"sage": "shared sampling (SAGE, arXiv 2509.15865, equation 3)", "standard": "single pictures"}
@@ -398,4 +414,3 @@ pipe.load_lora_weights("{out.name}")
 ```
 """,
     )
-    return file

@@ -1,6 +1,7 @@
 """Out of memory, and numbers that are none."""
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -11,8 +12,9 @@ from schedulers import SCHEDULERS
 from tiny import flux, sd
 from torch import Tensor, nn
 
-from cotrunk import Sharing
+from cotrunk import Branch, Plan, Sharing
 from cotrunk.generation import prepare
+from cotrunk.plan import flat_tree
 from cotrunk.waves import Run
 
 # --- out of memory ------------------------------------------------------------------------------------------
@@ -76,6 +78,31 @@ def test_out_of_memory_in_the_decoder_halves_the_wave() -> None:
     assert [len(wave.images) for wave in waves] == decoded == [2, 2]
     assert close(result.images, expected.images)
     assert result.cost == expected.cost  # of the waves that came to an end
+
+
+def test_a_limit_once_found_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Groups of several sizes, of which no half of a wave need fit: they are packed to the limit, not halved again."""
+    trees, first = [], 0
+    for size in [1, 4, 2, 5, 3] * 8:
+        trees += flat_tree(range(first, first + size), 1, STEPS)
+        first += size
+    called, refused = [], []
+
+    def call(run: Run, trees: Sequence[Branch], on_step: Any) -> tuple[int, ...]:
+        images = tuple(image for tree in trees for image in tree.images)
+        if len(images) > 24:
+            refused.append(len(images))
+            raise torch.OutOfMemoryError
+        called.append(images)
+        return images
+
+    monkeypatch.setattr(Run, "_call", call)
+    plan = Plan(("a",) * first, (0,) * first, tuple(trees), STEPS, STEPS)
+    assert list(Run(sd().pipe, plan, None).waves()) == called
+    assert len(refused) == 1
+    assert [image for images in called for image in images] == list(range(first))
+    # but for what is left of a wave of the plan
+    assert len(called) <= 2 * len(list(plan.waves(refused[0] // 2)))
 
 
 # --- images that fail ---------------------------------------------------------------------------------------

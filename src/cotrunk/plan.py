@@ -70,6 +70,18 @@ def flat_tree(images: Sequence[int], stop: int, timesteps: int, similarity: floa
     return [Branch(ordered, 0, stop, similarity, tuple(leaf(image, stop, timesteps) for image in ordered))]
 
 
+def packed(trees: Sequence[Branch], size: int) -> Iterator[tuple[Branch, ...]]:
+    """Trees to run together, in their order: at most `size` images, except that a tree is never cut."""
+    wave: list[Branch] = []
+    for tree in trees:
+        if wave and sum(len(t.images) for t in wave) + len(tree.images) > size:
+            yield tuple(wave)
+            wave = []
+        wave.append(tree)
+    if wave:
+        yield tuple(wave)
+
+
 @dataclass(frozen=True)
 class Cost:
     """Denoiser rows: what a run used, and what the same images would use one by one."""
@@ -137,15 +149,8 @@ class Plan:
         return rows
 
     def waves(self, size: int) -> Iterator[tuple[Branch, ...]]:
-        """Trees to run together: at most `size` images, except that a tree is never cut."""
-        wave: list[Branch] = []
-        for tree in self.trees:
-            if wave and sum(len(t.images) for t in wave) + len(tree.images) > size:
-                yield tuple(wave)
-                wave = []
-            wave.append(tree)
-        if wave:
-            yield tuple(wave)
+        """All trees, packed into those to run together."""
+        return packed(self.trees, size)
 
     def independent(self, steps: int | None = None, timesteps: int | None = None) -> "Plan":
         """The same images from the same noise, nothing shared; in fewer steps if asked."""

@@ -1,6 +1,7 @@
 """The images of a plan, wave by wave: each wave is one call of the pipeline with the hook attached."""
 
 import itertools
+import math
 import time
 import warnings
 from collections import Counter
@@ -16,12 +17,12 @@ from .attaching import attached
 from .denoiser import RowPlan
 from .errors import CotrunkError
 from .meter import Meter
-from .plan import Branch, Cost, Plan
+from .plan import Branch, Cost, Plan, packed
 from .skipping import Skipping
 from .stability import policy_of
 
 # pipelines of which the first of two rows is the one with the prompt
-CONDITIONAL_FIRST = ("ZImage", "Lumina", "StableCascade", "Wuerstchen", "AceStep")
+CONDITIONAL_FIRST = ("ZImage", "Lumina", "StableCascade", "Wuerstchen", "AceStep", "OmniGen")
 SPARED = ("sharing", "guidance", "skipping")  # what spares rows
 WAVE = 32  # images in one call of the pipeline; memory of latents, text states and decoding grows with it
 
@@ -81,29 +82,29 @@ class Run:
             on_step: called after every scheduler step with the wave's `Meter`.
         """
         for trees in self.plan.waves(self.wave_size):
-            images = tuple(image for tree in trees for image in tree.images)
-            if not skip(images):
-                yield from self._wave(trees, on_step)
+            if skip([image for tree in trees for image in tree.images]):
+                continue
+            while trees:
+                part = next(packed(trees, self.wave_size))
+                wave = self._attempt(part, on_step)
+                if wave is not None:
+                    yield wave
+                    trees = trees[len(part) :]
+                    continue
+                # not inside `except`: the exception holds the tensors that are to be freed
+                if torch.cuda.is_available():
+                    torch.cuda.empty_cache()
+                self.wave_size = sum(len(tree.images) for tree in part) // 2
 
-    def _wave(self, trees: tuple[Branch, ...], on_step: Callable[[Meter], None] | None) -> Iterator[Wave]:
-        images, wave = sum(len(tree.images) for tree in trees), None
-        if images <= self.wave_size or len(trees) == 1:
-            try:
-                wave = self._call(trees, on_step)
-            except torch.OutOfMemoryError:
-                # not in the denoiser, which halves its own chunks: the texts or the decoder of so many images
-                if len(trees) == 1:
-                    raise
-        if wave is not None:
-            yield wave
-            return
-        # not inside `except`: the exception holds the tensors that are to be freed
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-        self.wave_size = max(1, min(self.wave_size, images // 2))
-        half = len(trees) // 2
-        yield from self._wave(trees[:half], on_step)
-        yield from self._wave(trees[half:], on_step)
+    def _attempt(self, trees: tuple[Branch, ...], on_step: Callable[[Meter], None] | None) -> Wave | None:
+        """One call, or None where the memory is too small for its texts or its decoder. (The denoiser halves its own
+        chunks.)"""
+        try:
+            return self._call(trees, on_step)
+        except torch.OutOfMemoryError:
+            if len(trees) == 1:  # a group is never cut
+                raise
+            return None
 
     def _call(self, trees: tuple[Branch, ...], on_step: Callable[[Meter], None] | None) -> Wave:
         images = tuple(image for tree in trees for image in tree.images)
@@ -135,7 +136,10 @@ class Run:
         """Where the rows of one call come from. A new policy each time: what it remembers is of these images."""
         policy, interval = None, None
         if self.guidance_interval is not None:
-            start, stop = (round(fraction * self.plan.timesteps) for fraction in self.guidance_interval)
+            # between whole steps of the solver: one of second order takes both its evaluations from one function
+            order = getattr(self.pipe.scheduler, "order", 1)
+            whole = math.ceil(self.plan.timesteps / order)
+            start, stop = (round(fraction * whole) * order for fraction in self.guidance_interval)
             interval = (start, stop)
         if self.skipping is not None:
             policy = policy_of(self.skipping, images, self.plan.timesteps, jumps(sources, interval or ()).__getitem__)

@@ -200,7 +200,7 @@ def _mean_of_ragged(rows: list[torch.Tensor]) -> torch.Tensor:
     return (first + difference / count).to(longest.dtype)
 
 
-def pick(named: dict[str, Any], rows: int, which: slice | list[int]) -> dict[str, Any]:
+def pick(named: dict[str, Any], rows: int, which: list[int]) -> dict[str, Any]:
     """Some rows of the arguments of a call of `rows` rows; one may be picked several times."""
 
     def part(name: str, value: Any) -> Any:
@@ -209,7 +209,7 @@ def pick(named: dict[str, Any], rows: int, which: slice | list[int]) -> dict[str
         if isinstance(value, dict):
             return pick(value, rows, which)
         if name in ROW_LISTS and isinstance(value, list) and len(value) == rows:
-            return value[which] if isinstance(which, slice) else [value[row] for row in which]
+            return [value[row] for row in which]
         return tree_map_only(torch.Tensor, lambda x: x[which] if _has_rows(x, rows) else x, value)
 
     return {name: _rows_first(name, part(name, _rows_first(name, value))) for name, value in named.items()}

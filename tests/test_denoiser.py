@@ -284,6 +284,64 @@ def test_an_unknown_condition_is_refused_before_its_first_row() -> None:
         pipe.unet(torch.ones(2, 3), torch.tensor(1), mood=torch.eye(2))
 
 
+class Frames(nn.Module):
+    """Its conditions have a row a frame, as those of AnimateDiff, so its rows cannot be told apart."""
+
+    def __init__(self, most: int = 99) -> None:
+        super().__init__()
+        self.most = most
+
+    def forward(self, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor) -> tuple[Tensor]:
+        if len(sample) > self.most:
+            raise torch.OutOfMemoryError
+        own = encoder_hidden_states.reshape(len(sample), -1, *encoder_hidden_states.shape[1:])
+        return (sample + own.mean(dim=(1, 2, 3))[:, None],)
+
+
+def called(rows: RowPlan, meter: Meter, *, images: int = 2, copies: int = 1, most: int = 99) -> list[Tensor]:
+    """What the denoiser gives in two steps of so many images."""
+    pipe = SimpleNamespace(unet=Frames(most), scheduler=SCHEDULERS["ddim"]())
+    sample, texts = torch.ones(copies * images, 3), torch.randn(5 * copies * images, 2, 4)
+    outputs = []
+    with attached(pipe, rows, [0] * images, meter):
+        for step in range(2):
+            meter.step = step
+            outputs.append(pipe.unet(sample * step, torch.tensor(1), encoder_hidden_states=texts)[0])
+    return outputs
+
+
+def skipping_second(images: int) -> RowPlan:
+    """All images are computed at the first step and none at the second."""
+    policy: Any = SimpleNamespace(computes=lambda step: (step == 0,) * images, correcting=False, unstable=None)
+    return RowPlan(lambda step: tuple(range(images)), policy)
+
+
+@pytest.mark.parametrize(
+    ("rows", "meter", "options", "said"),
+    [
+        (skipping_second(2), Meter(2), {}, "No rows can be left out of a Frames: its condition .* has 10 rows where"),
+        (RowPlan(lambda step: (0, 1), interval=(0, 1)), Meter(2), {"copies": 2}, "No rows can be left out"),
+        (RowPlan(lambda step: (0, 1)), Meter(2, max_rows=1), {}, "A Frames cannot run in chunks: .* Leave max_rows"),
+        (RowPlan(lambda step: (0, 1)), Meter(2, row_sizes=(4,)), {}, "A Frames cannot run in chunks"),
+        (RowPlan(lambda step: (0, 0)), Meter(2), {}, "Prompts cannot share steps in a Frames"),
+    ],
+)
+def test_rows_that_cannot_be_told_apart_are_refused_at_the_first_call(
+    rows: RowPlan, meter: Meter, options: dict[str, int], said: str
+) -> None:
+    with pytest.raises(CotrunkError, match=said):
+        called(rows, meter, **options)
+    assert meter.rows == 0
+
+
+def test_rows_that_cannot_be_told_apart_may_run_whole_or_not_at_all() -> None:
+    assert len(called(RowPlan(lambda step: (0, 1)), Meter(2, max_rows=2))) == 2
+    first, second = called(skipping_second(1), Meter(2), images=1)
+    assert torch.equal(first, second)
+    with pytest.raises(torch.OutOfMemoryError):  # the user's: half of them would not run
+        called(RowPlan(lambda step: (0, 1)), Meter(2), most=1)
+
+
 # --- noise --------------------------------------------------------------------------------------------------
 
 

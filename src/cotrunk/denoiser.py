@@ -19,7 +19,7 @@ from diffusers.utils.torch_utils import unwrap_module
 from .compatibility import clear_caches
 from .errors import CotrunkError
 from .meter import Meter, now
-from .rows import assemble, pick
+from .rows import Folding, assemble, pick
 from .stability import Policy
 from .tokens import TokenLayers
 
@@ -129,18 +129,12 @@ class FoldHook:
         # before the first answer nobody knows what form one has
         computed = self.rows.computes(meter.step) if self.last is not None else None
         folding = meter.folding(sources, rows, device, computed, copy)
-        if not folding.is_identity and (sources, rows) not in self.fitting:
-            if folding.live and (why := folding.unfit(named)):
-                kind = type(unwrap_module(self.module)).__name__
-                if not folding.shared:
-                    raise CotrunkError(
-                        f"No rows can be left out of a {kind}: {why}. Use neither skipping nor an interval."
-                    )
-                raise CotrunkError(
-                    f"Prompts cannot share steps in a {kind}: {why}. Use sharing=None, or give what differs the same "
-                    "for all of a group."
-                )
-            self.fitting.add((sources, rows))
+        if folding.live and (sources, rows) not in self.fitting:
+            if why := folding.unfit(named):
+                self._refuse_if_apart(folding, copies, why)
+                self.divisible = False
+            else:
+                self.fitting.add((sources, rows))
         spared = {"sharing": folding.shared, "guidance": folding.unguided, "skipping": folding.predicted}
         self._count(rows, len(folding.live), spared)
         listed = isinstance(sample, list)
@@ -171,6 +165,21 @@ class FoldHook:
         if self.rows.remembers:
             self.last = _Answer(output, rows, meter.step)
         return output
+
+    def _refuse_if_apart(self, folding: Folding, copies: int, why: str) -> None:
+        """Raise `CotrunkError` if some rows of such a call are to run without the others, now or at a later step."""
+        kind, rows = type(unwrap_module(self.module)).__name__, folding.rows
+        if folding.shared:
+            raise CotrunkError(
+                f"Prompts cannot share steps in a {kind}: {why}. Use sharing=None, or give what differs the same "
+                "for all of a group."
+            )
+        # of one image all rows run or none; before an accelerated call has seen its latents, their number is unknown
+        several = self.rows.policy is not None and len(self.rows.sources(self.meter.step)) > 1
+        if not folding.is_identity or several or (self.rows.interval is not None and copies == 2):
+            raise CotrunkError(f"No rows can be left out of a {kind}: {why}. Use neither skipping nor an interval.")
+        if (self.meter.max_rows or rows) < rows or self._filled(rows) > rows:
+            raise CotrunkError(f"A {kind} cannot run in chunks: {why}. Leave max_rows and row_sizes out.")
 
     def _with_last(self, inverse: torch.Tensor | None, outputs: list[Any], sizes: list[int], rows: int) -> torch.Tensor:
         assert inverse is not None

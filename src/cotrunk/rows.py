@@ -110,7 +110,7 @@ class Folding:
         """What cannot be folded, as a sentence; None if everything can.
 
         Whatever is neither known as a condition nor equal among the members of a row would silently become the first
-        member's. Waits for the device: to be asked once a partition.
+        member's. Where rows have several members it waits for the device: to be asked once a partition.
         """
         for name, value in named.items():
             if isinstance(value, dict):
@@ -123,7 +123,7 @@ class Folding:
                 if name in CONDITIONS:
                     if not _has_rows(tensor, self.rows) and len(tensor) > 1 and not isinstance(value, list):
                         return f"its condition {name} has {len(tensor)} rows where the call has {self.rows}"
-                elif _has_rows(tensor, self.rows):
+                elif self._padded.shape[1] > 1 and _has_rows(tensor, self.rows):
                     members = torch.nan_to_num(tensor[self._padded].float())
                     if (members - members[:, :1]).abs().max() > 1e-3 * members.abs().max():  # more than rounding
                         return f"its argument {name} differs among them, and cotrunk does not know how to average it"

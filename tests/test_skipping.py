@@ -201,16 +201,45 @@ def test_sharing_skipping_and_guidance_multiply() -> None:
 
 def test_forwards_have_the_sizes_that_were_asked_for() -> None:
     pipeline = sd()
-    inputs = pipeline.inputs(3)
-    free = skipped(pipeline, inputs, Skipping(tolerance=0.05))
+    inputs, skipping = pipeline.inputs(3), Skipping(tolerance=0.1)
     ran = recorded(pipeline.pipe.unet)
-    filled = skipped(pipeline, inputs, Skipping(tolerance=0.05), row_sizes=(4, 8))
-    assert set(ran) <= {4, 8}
+    free = skipped(pipeline, inputs, skipping, num_inference_steps=20)
+    assert set(ran) == {2, 4, 6}
+    ran.clear()
+    filled = skipped(pipeline, inputs, skipping, num_inference_steps=20, row_sizes=(4, 8))
+    assert set(ran) == {4, 8}
     assert filled.cost.used == sum(ran) > free.cost.used
     assert close(pixels(pipeline, filled), pixels(pipeline, free))
     ran.clear()
-    skipped(pipeline, inputs, Skipping(tolerance=0.05), row_sizes=(4, 8), max_rows=5)
+    with accelerate(pipeline.pipe, skipping, row_sizes=(4, 8)) as acceleration:
+        own = bare(pipeline, inputs, filled.plan.seeds, num_inference_steps=20)
+    assert set(ran) == {4, 8}
+    assert acceleration.rows == sum(ran) == filled.cost.used
+    assert close(own, pixels(pipeline, free))
+    ran.clear()
+    skipped(pipeline, inputs, skipping, row_sizes=(4, 8), max_rows=5)
     assert max(ran) <= 5
+
+
+def test_a_compiled_denoiser_gives_the_same_images_and_meets_few_shapes() -> None:
+    pipeline, compiled = sd(), list[int]()
+    inputs, skipping = pipeline.inputs(3), Skipping(tolerance=0.1)
+    expected = skipped(pipeline, inputs, skipping, num_inference_steps=20)
+
+    def eager(graph: torch.fx.GraphModule, example: list[Tensor]) -> Callable[..., Any]:
+        compiled.extend(len(tensor) for tensor in example if tensor.shape[1:] == (4, 16, 16))
+        return graph.forward
+
+    torch._dynamo.reset()
+    pipeline.pipe.unet = torch.compile(pipeline.pipe.unet, backend=eager, dynamic=False)
+    result = skipped(pipeline, inputs, skipping, num_inference_steps=20, row_sizes=(4, 8))
+    with accelerate(pipeline.pipe, skipping, row_sizes=(4, 8)):
+        accelerated = bare(pipeline, inputs, result.plan.seeds, num_inference_steps=20)
+    torch._dynamo.reset()
+    assert sorted(compiled) == [4, 8]
+    assert result.spared == expected.spared
+    for images in (pixels(pipeline, result), accelerated):
+        assert close(images, pixels(pipeline, expected), 1e-5)
 
 
 # --- a plain accelerator ------------------------------------------------------------------------------------
@@ -354,6 +383,8 @@ def test_bad_arguments_are_named(arguments: dict[str, Any], said: str) -> None:
         generate(pipeline.pipe, **pipeline.inputs(1), **arguments)
     with pytest.raises(CotrunkError, match="skipping is a float"):
         accelerate(pipeline.pipe, 0.1)
+    with pytest.raises(CotrunkError, match="row_sizes 8 is no list"):
+        accelerate(pipeline.pipe, row_sizes=8)
 
 
 # --- what a review found -------------------------------------------------------------------------------------

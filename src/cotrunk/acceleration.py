@@ -2,6 +2,7 @@
 
 import functools
 import sys
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, Self
 
@@ -11,6 +12,7 @@ from .attaching import attached
 from .compatibility import check_pipeline
 from .denoiser import RowPlan
 from .errors import CotrunkError
+from .generation import _check_row_sizes
 from .meter import Meter
 from .noise import read_schedule
 from .skipping import Skipping
@@ -22,12 +24,13 @@ class Acceleration:
     """A pipeline that leaves evaluations out. Each of its calls is a new run, with a history of its own.
 
     Attributes:
-        rows, rows_asked: denoiser rows computed, and those that the pipeline asked for, over all its calls so far.
+        rows, rows_asked: denoiser rows computed, copies for `row_sizes` included, and those that the pipeline asked
+            for, over all its calls so far.
     """
 
-    def __init__(self, pipe: Any, skipping: Skipping) -> None:
+    def __init__(self, pipe: Any, skipping: Skipping, row_sizes: Sequence[int] | None = None) -> None:
         self.rows = self.rows_asked = 0
-        self._pipe, self._skipping, self._kind = pipe, skipping, type(pipe)
+        self._pipe, self._skipping, self._row_sizes, self._kind = pipe, skipping, row_sizes, type(pipe)
 
         @functools.wraps(self._kind.__call__)
         def skipping_call(pipe: Any, *args: Any, **kwargs: Any) -> Any:
@@ -51,17 +54,22 @@ class Acceleration:
 
     def _call(self, *args: Any, **kwargs: Any) -> Any:
         check_pipeline(self._pipe, max_rows=None, alone=True)  # caches may have been enabled meanwhile
-        meter, policy = Meter(sys.maxsize), _FirstSight(self._skipping, self._pipe)
+        meter, policy = Meter(sys.maxsize, row_sizes=self._row_sizes), _FirstSight(self._skipping, self._pipe)
         try:
             rows = RowPlan(lambda step: policy.everyone, policy, tokens=self._skipping.tokens)
             with attached(self._pipe, rows, None, meter):
                 return self._kind.__call__(self._pipe, *args, **kwargs)
         finally:
-            self.rows += meter.rows
+            self.rows += meter.rows + meter.rows_filled
             self.rows_asked += meter.rows_asked
 
 
-def accelerate(pipe: Any, skipping: Skipping = Skipping()) -> Acceleration:  # noqa: B008 (frozen)
+def accelerate(
+    pipe: Any,
+    skipping: Skipping = Skipping(),  # noqa: B008 (frozen)
+    *,
+    row_sizes: Sequence[int] | None = None,
+) -> Acceleration:
     """Let a pipeline leave out evaluations of its denoiser where an image's own trajectory is smooth (SADA).
 
     For good, until `remove()`, or in a `with` block:
@@ -70,16 +78,23 @@ def accelerate(pipe: Any, skipping: Skipping = Skipping()) -> Acceleration:  # n
             images = pipe("a red apple").images
         print(acceleration.rows, "of", acceleration.rows_asked)
 
+    Args:
+        pipe: any diffusers pipeline with a `unet` or `transformer` and a `scheduler`.
+        skipping: the rule and its limits.
+        row_sizes: the numbers of rows that a forward may have, so that a compiled denoiser meets few shapes; as of
+            `generate`.
+
     Raises:
-        CotrunkError: a pipeline that cotrunk cannot handle, or one that is accelerated already.
+        CotrunkError: bad arguments, a pipeline that cotrunk cannot handle, or one that is accelerated already.
     """
     if not isinstance(skipping, Skipping):
         raise CotrunkError(f"skipping is a {type(skipping).__name__}: give Skipping(tolerance=0.02), say.")
     if getattr(pipe, "_cotrunk", None) is not None:
         raise CotrunkError(f"This {type(pipe).__name__} is accelerated already: call remove() on what accelerate gave.")
     check_pipeline(pipe, max_rows=None, alone=True)
+    _check_row_sizes(row_sizes)
     read_schedule(pipe.scheduler, ())
-    return Acceleration(pipe, skipping)
+    return Acceleration(pipe, skipping, row_sizes)
 
 
 class _FirstSight:

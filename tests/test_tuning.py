@@ -1,22 +1,26 @@
 """Settings are tried within a budget, held against independent sampling, and recommended for a reason."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import diffusers
 import numpy as np
 import pytest
 import torch
+from command import assert_refused, cotrunk
 from PIL import Image
 from test_experiment import Means
-from tiny import sd_with_text
+from tiny import _unet, sd_with_text
 
 from cotrunk import CotrunkError
 from cotrunk.evaluation.metrics import Figure, difference, kernel, mean
 from cotrunk.evaluation.setting import Basis, Setting, read_settings, write_settings
 from cotrunk.evaluation.trials import Trials
 from cotrunk.evaluation.tuned import advice, claim, write_tuned
-from cotrunk.evaluation.tuning import Point, Tuned, _recommended, neighbours, pictures_of, settings, tune
+from cotrunk.evaluation.tuning import Point, Tuned, _recommended, neighbours, settings, tune
 from cotrunk.generation import WARM_STEPS
 from cotrunk.waves import Run, Wave
 
@@ -25,8 +29,9 @@ PROMPTS = ["a red picture", "a green picture", "a blue picture", "a dog", "a cat
 ARGUMENTS = {"height": 32, "width": 32, "guidance_scale": 3.0}
 
 
-def swept(out: Path, **more: Any) -> Tuned:
-    return tune(sd_with_text().pipe, PROMPTS, Means(), Means(), out, steps=6, similarity=-1.0, **ARGUMENTS | more)
+def swept(out: Path, pipe: Any = None, **more: Any) -> Tuned:
+    trials = Trials(pipe or sd_with_text().pipe, PROMPTS, ARGUMENTS, out)
+    return tune(trials, Means(), Means(), **{"steps": 6, "similarity": -1.0} | more)
 
 
 @pytest.fixture(scope="module")
@@ -37,14 +42,18 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Tuned]:
 
 def test_everything_is_tried_without_a_budget(whole: tuple[Path, Tuned]) -> None:
     _, tuned = whole
-    assert [point.setting for point in tuned.points] == list(settings(6, -1.0, [0.0]))
+    refused = [Setting(few, 0.3, -1.0) for few in (3, 2)]
+    assert [point.setting for point in tuned.points] == [s for s in settings(6, -1.0, [0.0]) if s not in refused]
+    assert tuned.refused == {
+        "No step would be shared: the prompts are too different, or the steps too few.": refused,
+    }
     assert tuned.left_out == 0
     full = tuned.points[0]
     assert full.rows == 12
     assert full.behind.value == 0
     for point in tuned.points[1:]:
         assert point.rows <= full.rows
-        assert (point.saved_by_sharing > 0) == (int(point.setting.share * point.setting.steps) > 0)
+        assert (point.saved_by_sharing > 0) == (point.setting.share > 0)
         if not point.setting.share and point.setting.tolerance is None:
             assert point.rows == 2 * point.setting.steps
 
@@ -61,16 +70,99 @@ def test_a_budget_is_kept(tmp_path: Path) -> None:
     spent = sum(point.rows for point in tuned.points) + tuned.points[0].rows
     assert spent * len(PROMPTS) <= budget
     assert tuned.left_out > 0
-    assert len(tuned.points) + tuned.left_out == len(list(settings(6, -1.0, [0.0])))
+    assert len(tuned.points) + tuned.left_out + 2 == len(list(settings(6, -1.0, [0.0])))
+
+
+def test_what_is_too_little_is_said(tmp_path: Path) -> None:
+    with pytest.raises(CotrunkError, match="A budget of 100 rows is not enough"):
+        swept(tmp_path, budget=100)
+    assert_refused(cotrunk("tune", *PROMPTS[:3], "--out", tmp_path), "3 prompts are too few to compare settings on")
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 30])
+def test_no_setting_is_tried_twice_and_none_with_more_steps(steps: int) -> None:
+    found = list(settings(steps, None, [0.4, 0.8]))
+    assert len(set(found)) == len(found)
+    assert max(setting.steps for setting in found) == steps
+
+
+def guided_by_an_input(pipe: Any) -> None:
+    """As a distilled model (LCM): guidance is no row of its own."""
+    pipe.unet = _unet(attention_head_dim=4, time_cond_proj_dim=8)
+
+
+def unreadable(pipe: Any) -> None:
+    pipe.scheduler = diffusers.EDMEulerScheduler()
 
 
 @pytest.mark.parametrize(
-    ("prompts", "more", "said"),
-    [(PROMPTS[:3], {}, "3 prompts are too few"), (PROMPTS, {"budget": 100}, "A budget of 100 rows is not enough")],
+    ("change", "count", "without", "said"),
+    [
+        (guided_by_an_input, 4, "guidance_interval", "skipping with guidance in part (4 settings). Guidance costs"),
+        (unreadable, 13, "tolerance", "skipping (13 settings). EDMEulerScheduler does not say how noisy"),
+    ],
 )
-def test_what_is_too_little_is_said(tmp_path: Path, prompts: list[str], more: dict[str, Any], said: str) -> None:
-    with pytest.raises(CotrunkError, match=said):
-        tune(sd_with_text().pipe, prompts, Means(), Means(), tmp_path, steps=6, **ARGUMENTS | more)
+def test_a_setting_that_the_pipeline_refuses_is_named_and_the_sweep_goes_on(
+    tmp_path: Path, change: Callable[[Any], None], count: int, without: str, said: str
+) -> None:
+    pipe = sd_with_text().pipe
+    change(pipe)
+    tuned = swept(tmp_path, pipe)
+    assert {getattr(point.setting, without) for point in tuned.points} == {None}
+    assert any(point.setting.share for point in tuned.points)
+    assert count in [len(refused) for refused in tuned.refused.values()]
+    assert f"Not possible here: {said}" in " ".join(advice(tuned))
+
+
+def test_what_is_refused_is_known_before_rows_are_spent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    done = list[str]()
+    for owner, name in ((Trials, "predicted"), (Run, "waves")):
+        original = getattr(owner, name)
+        noted = lambda *given, original=original, name=name: done.append(name) or original(*given)  # noqa: E731
+        monkeypatch.setattr(owner, name, noted)
+    swept(tmp_path, budget=200)
+    assert done == sorted(done)
+
+
+def test_a_setting_that_fails_only_when_it_runs_is_named_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = Run.waves
+
+    def waves(self: Run, **more: Any) -> Any:
+        if self.skipping is not None:
+            raise CotrunkError("No rows can be left out of a UNet.")
+        return original(self, **more)
+
+    monkeypatch.setattr(Run, "waves", waves)
+    tuned = swept(tmp_path)
+    assert len(tuned.refused["No rows can be left out of a UNet."]) == 13
+    assert {point.setting.tolerance for point in tuned.points} == {None}
+
+
+def test_prompts_that_cannot_be_compared_are_tried_without_sharing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any) -> Any:
+        raise CotrunkError("A T5Gemma is no torch module.")
+
+    monkeypatch.setattr("cotrunk.evaluation.trials.pipeline_encoder", refuse)
+    tuned = swept(tmp_path, similarity=None)
+    assert list(tuned.refused) == ["A T5Gemma is no torch module."]
+    assert not any(point.setting.share for point in tuned.points)
+
+
+def test_without_guidance_none_is_left_out(tmp_path: Path) -> None:
+    trials = Trials(sd_with_text().pipe, PROMPTS, ARGUMENTS | {"guidance_scale": 1.0}, tmp_path)
+    tuned = tune(trials, Means(), Means(), steps=2, similarity=-1.0)
+    assert len(tuned.refused["Guidance is off, and cannot be left out."]) == 2
+
+
+def test_the_threshold_of_the_encoder_is_found_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = list[Any]()
+    for module in ("generation", "evaluation.trials"):
+        monkeypatch.setattr(f"cotrunk.{module}.auto_threshold", lambda encoder: asked.append(encoder) or 0.0)
+    tuned = swept(tmp_path, similarity=None)
+    assert any(point.setting.share for point in tuned.points)
+    assert len(asked) == 1
 
 
 def test_similarities_around_the_threshold_are_tried(whole: tuple[Path, Tuned]) -> None:
@@ -145,11 +237,38 @@ def test_pictures_that_failed_are_left_out_and_counted(tmp_path: Path, monkeypat
     assert not tuned.same_quality.failed
 
 
+def test_pictures_that_failed_are_made_anew_by_another_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Meanwhile the decoder may have been told to work in another precision."""
+    original = Run.waves
+
+    def failing(self: Run, **more: Any) -> Any:
+        return (Wave(**vars(wave) | {"failed": (1,)}) for wave in original(self, **more))
+
+    pipe, full = sd_with_text().pipe, Setting(2)
+    monkeypatch.setattr(Run, "waves", failing)
+    first = Trials(pipe, PROMPTS, ARGUMENTS, tmp_path)
+    assert first.of(full, 0).good == [0, 2, 3, 4]
+    monkeypatch.setattr(Run, "waves", original)
+    assert first.of(full, 0).good == [0, 2, 3, 4]
+    assert Trials(pipe, PROMPTS, ARGUMENTS, tmp_path).of(full, 0).good == [0, 1, 2, 3, 4]
+
+
+def test_pictures_of_a_pipeline_that_blackens_some_are_not_those_of_one_that_does_not(tmp_path: Path) -> None:
+    pipe = sd_with_text().pipe
+    pipe.safety_checker = lambda images, clip_input: (torch.zeros_like(images), [True] * len(images))
+    pipe.feature_extractor = lambda pictures, return_tensors: SimpleNamespace(
+        to=lambda device: SimpleNamespace(pixel_values=torch.zeros(1))
+    )
+    assert not Trials(pipe, PROMPTS, ARGUMENTS, tmp_path).of(Setting(2), 0).pictures.any()
+    pipe.safety_checker = None
+    assert Trials(pipe, PROMPTS, ARGUMENTS, tmp_path).of(Setting(2), 0).pictures.any()
+
+
 def test_a_pipeline_that_makes_nothing_but_nan_is_named(tmp_path: Path) -> None:
     pipe = sd_with_text().pipe
     pipe.unet.conv_in.weight.data.fill_(float("nan"))
     with pytest.raises(CotrunkError, match="Nearly all pictures of independent sampling hold NaN"):
-        tune(pipe, PROMPTS, Means(), Means(), tmp_path, steps=2, similarity=-1.0, **ARGUMENTS)
+        swept(tmp_path, pipe, steps=2)
 
 
 DRAWN = np.random.default_rng(0).normal(0, 1, 400)
@@ -229,7 +348,8 @@ def test_it_says_when_sharing_does_not_pay_and_when_nothing_does() -> None:
 
 def test_the_page_and_the_settings(whole: tuple[Path, Tuned]) -> None:
     out, tuned = whole
-    shown = {tuned.points[0]: pictures_of(sd_with_text().pipe, PROMPTS, tuned.points[0].setting, 0, ARGUMENTS, out)}
+    kept = Trials(sd_with_text().pipe, PROMPTS, ARGUMENTS, out).of(tuned.points[0].setting, 0).pictures.numpy()
+    shown = {tuned.points[0]: kept}
     write_tuned(tuned, shown, "networks", BASIS, out)
     page = (out / "index.html").read_text()
     assert "a &lt;model&gt;" in page

@@ -72,17 +72,21 @@ def tune(
     texts = prompts_of(prompts, prompt_file, column)
     out_dir = out_folder(out_name)
     check_numbers(steps, guidance, seed, images_per_prompt=1)
-    if sample < 4:
-        raise CotrunkError(f"--sample {sample} is too small to compare settings on: use 4 or more.")
     if not 0 <= margin < 1:
         raise CotrunkError(f"--margin {margin} is out of range: use 0 or more, below 1.")
+
+    from ..evaluation.setting import LEAST, Basis
+
+    for what, count in ((f"--sample {sample} is too small", sample), (f"{len(texts)} prompts are too few", len(texts))):
+        if count < LEAST:
+            raise CotrunkError(f"{what} to compare settings on: use {LEAST} or more.")
 
     import numpy as np
     from rich.progress import Progress, SpinnerColumn, TextColumn
 
-    from ..evaluation.setting import Basis
+    from ..evaluation.trials import Trials
     from ..evaluation.tuned import advice, claim, named, write_tuned
-    from ..evaluation.tuning import Point, pictures_of
+    from ..evaluation.tuning import Point
     from ..evaluation.tuning import tune as sweep
     from ..models import load_pipeline
 
@@ -94,7 +98,7 @@ def tune(
         check_draws_from_text(pipe)
         judges = judges_of(features, "lite0", alignment or alignment_for(model), str(pipe.device))
         take_off_checker(pipe)
-    arguments = {"guidance_scale": guidance}
+        trials = Trials(pipe, texts, {"guidance_scale": guidance}, out_dir)
     with Progress(SpinnerColumn(), TextColumn("{task.description}"), console=err) as progress:
         task = progress.add_task(f"The reference: {steps} independent steps, twice", total=None)
 
@@ -104,23 +108,20 @@ def tune(
 
         try:
             found = sweep(
-                pipe,
-                texts,
+                trials,
                 judges.features,
                 judges.alignment,
-                out_dir,
                 steps=steps,
                 budget=budget,
                 margin=margin,
                 seed=seed,
                 on_point=show,
-                **arguments,
             )
         except KeyboardInterrupt:
             err.print("Stopped. Call it again to go on.")
             raise typer.Exit(130) from None
     shown = list(dict.fromkeys([found.points[0], found.same_quality, found.half_rows, found.points[-1]]))
-    pictures = {p: pictures_of(pipe, texts, p.setting, seed, arguments, out_dir) for p in shown if p is not None}
+    pictures = {p: trials.of(p.setting, seed).pictures.numpy() for p in shown if p is not None}
     networks = f"Alignment by {judges.alignment.name}; kernel distance in the features of {judges.features.name}."
     write_tuned(found, pictures, networks, Basis(model, lora, scheduler, guidance), out_dir)
     out.print(claim(found), soft_wrap=True, markup=False)

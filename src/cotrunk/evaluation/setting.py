@@ -10,6 +10,8 @@ from ..files import write_text
 from ..sharing import Sharing
 from ..skipping import Skipping
 
+LEAST = 4  # prompts to compare settings on
+
 
 @dataclass(frozen=True)
 class Setting:

@@ -3,15 +3,19 @@
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from ..embedding import auto_threshold, pipeline_encoder
+from ..errors import CotrunkError
 from ..files import check_folder, write_bytes
 from ..generation import prepare, warm_up
+from ..waves import Run
 from .identity import model_digest, scheduler_facts
 from .networks import as_bytes
 from .setting import Setting
@@ -46,29 +50,50 @@ class Trials:
     def __init__(self, pipe: Any, prompts: Sequence[str], arguments: dict[str, Any], out: Path) -> None:
         check_folder(out)
         self.pipe, self.prompts, self.arguments, self.out = pipe, prompts, arguments, out
-        self._facts = [list(prompts), arguments, model_digest(pipe), scheduler_facts(pipe.scheduler)]
-        self._is_warm = False
+        blackens = getattr(pipe, "safety_checker", None) is not None
+        self._facts = [list(prompts), arguments, model_digest(pipe), scheduler_facts(pipe.scheduler), blackens]
+        self._made: set[Path] = set()
 
-    def predicted(self, setting: Setting, seed: int) -> float:
-        """Rows of a setting before it runs; what skipping and guidance spare is not known before."""
-        return prepare(self.pipe, self.prompts, seed=seed, **{**self.arguments, **setting.arguments()}).plan.cost.used
+    @cached_property
+    def threshold(self) -> float:
+        """The similarity that "auto" stands for: found once, it takes the text encoder longer than the prompts."""
+        return auto_threshold(pipeline_encoder(self.pipe))
+
+    def predicted(self, setting: Setting, seed: int) -> int:
+        """Rows of a setting before it runs; what skipping and guidance spare is not known before.
+
+        Raises:
+            CotrunkError: the pipeline cannot do it, or it would leave out nothing that a simpler one does not.
+        """
+        plan = self._prepared(setting, seed).plan
+        if setting.share and plan.cost.used == plan.cost.independent:
+            raise CotrunkError("No step would be shared: the prompts are too different, or the steps too few.")
+        if setting.guidance_interval is not None and plan.guidance_rows == 1:
+            raise CotrunkError("Guidance is off, and cannot be left out.")
+        return plan.cost.used
 
     def of(self, setting: Setting, seed: int) -> Trial:
-        """Make the pictures of a setting, or take what is there."""
+        """Make the pictures of a setting, or take what is there; pictures that failed are made anew by another process,
+        for something that the facts do not hold may have been put right since."""
         facts = json.dumps([*self._facts, asdict(setting), seed], default=str)
         path = self.out / "tried" / f"{hashlib.sha256(facts.encode()).hexdigest()[:16]}.npz"
-        if not path.exists():
+        kept = _kept(path) if path.exists() else None
+        if kept is None or (len(kept.good) < len(self.prompts) and path not in self._made):
             self._make(setting, seed, path)
-        with np.load(path) as found:
-            return Trial(torch.from_numpy(found["pictures"]), **json.loads(str(found["facts"])))
+            kept = _kept(path)
+        return kept
+
+    def _prepared(self, setting: Setting, seed: int) -> Run:
+        if setting.share and setting.similarity is None:
+            setting = replace(setting, similarity=self.threshold)
+        own = {**self.arguments, **setting.arguments(), "output_type": "pt"}
+        return prepare(self.pipe, self.prompts, seed=seed, **own)
 
     def _make(self, setting: Setting, seed: int, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        if not self._is_warm:
+        if not self._made:
             warm_up(self.pipe, self.prompts, **self.arguments)
-            self._is_warm = True
-        own = {**self.arguments, **setting.arguments(), "output_type": "pt"}
-        run = prepare(self.pipe, self.prompts, seed=seed, **own)
+        run = self._prepared(setting, seed)
         count = len(self.prompts)
         pictures: dict[int, np.ndarray] = {}
         failed: set[int] = set()
@@ -88,3 +113,9 @@ class Trials:
         }
         stacked = np.stack([pictures[image] for image in range(count)])
         write_bytes(path, lambda file: np.savez(file, pictures=stacked, facts=json.dumps(facts)))
+        self._made.add(path)
+
+
+def _kept(path: Path) -> Trial:
+    with np.load(path) as found:
+        return Trial(torch.from_numpy(found["pictures"]), **json.loads(str(found["facts"])))

@@ -2,6 +2,7 @@
 
 import base64
 import io
+from collections.abc import Sequence
 from html import escape
 from importlib import resources
 from pathlib import Path
@@ -12,7 +13,7 @@ from PIL import Image
 
 from ..files import write_bytes, write_text
 from .figures import log_axis, new_figure
-from .setting import Basis, write_settings
+from .setting import Basis, Setting, write_settings
 from .tuning import Point, Tuned
 
 SHOWN = 8  # pictures of a strip
@@ -69,6 +70,9 @@ def advice(tuned: Tuned) -> list[str]:
         )
     if tuned.left_out:
         sentences.append(f"{tuned.left_out} settings were left out for want of budget.")
+    for why, settings in tuned.refused.items():
+        count = f"{len(settings)} setting{'s' if len(settings) > 1 else ''}"
+        sentences.append(f"Not possible here: {_in_common(settings)} ({count}). {why}")
     sentences.append(
         "Measures on few pictures are rough, and no network sees everything: look at the pictures before a large run."
     )
@@ -79,6 +83,16 @@ def named(point: Point) -> str:
     tolerance = point.setting.tolerance
     skipping = "" if tolerance is None else f", tolerance {tolerance:g}"
     return f"{point.setting.family}, {point.setting.steps} steps{skipping}"
+
+
+def _in_common(settings: Sequence[Setting]) -> str:
+    """What to call those that are refused for one reason: by what all of them do."""
+    does = {
+        "sharing": [bool(setting.share) for setting in settings],
+        "skipping": [setting.tolerance is not None for setting in settings],
+        "guidance in part": [setting.guidance_interval is not None for setting in settings],
+    }
+    return " with ".join(what for what, each in does.items() if all(each)) or "some steps"
 
 
 def _row(point: Point, tuned: Tuned) -> str:

@@ -8,23 +8,18 @@ pictures of fewer steps resemble those from the same noise, whatever they are wo
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
 from ..errors import CotrunkError
-from ..generation import vectors_of
-from ..sharing import Sharing
 from . import metrics
 from .networks import AlignmentNetwork, FeatureNetwork
-from .setting import Setting
+from .setting import LEAST, Setting
 from .trials import Trial, Trials
 
 SHARES, TOLERANCES, INTERVAL = (0.2, 0.3, 0.4), (0.01, 0.02, 0.05), (0.1, 0.8)
 FEWER = (0.67, 0.5, 0.34, 0.25, 0.17, 0.12)  # parts of the steps that are asked for
-LEAST = 4  # prompts to compare settings on
 UNKNOWN = metrics.Figure(np.nan, np.nan, np.nan)  # where next to no picture is left to measure
 
 
@@ -66,6 +61,7 @@ class Tuned:
         sharing_pays: whether a shared point is measurably better than all independent ones of no more rows.
         undecided: settings cheaper than `same_quality` that more prompts may show to lose no more.
         left_out: settings that the budget had no room for.
+        refused: settings that are not possible here, by the reason.
     """
 
     points: list[Point]
@@ -76,12 +72,13 @@ class Tuned:
     sharing_pays: bool
     undecided: int
     left_out: int
+    refused: dict[str, list[Setting]]
 
 
 def settings(steps: int, similarity: float | None = None, others: Sequence[float] = ()) -> Iterator[Setting]:
     """What is tried, the most telling first. others: similarities to try beside the first."""
     yield Setting(steps)
-    fewer = list(dict.fromkeys(max(2, round(part * steps)) for part in FEWER))
+    fewer = [few for few in dict.fromkeys(max(2, round(part * steps)) for part in FEWER) if few < steps]
     yield from (Setting(few) for few in fewer)
     yield from (Setting(steps, tolerance=tolerance) for tolerance in TOLERANCES)
     yield from (Setting(steps, share, similarity) for share in SHARES)
@@ -99,11 +96,9 @@ def neighbours(threshold: float) -> list[float]:
 
 
 def tune(
-    pipe: Any,
-    prompts: Sequence[str],
+    trials: Trials,
     features: FeatureNetwork,
     alignment: AlignmentNetwork,
-    out: Path,
     *,
     steps: int = 30,
     similarity: float | None = None,
@@ -111,46 +106,49 @@ def tune(
     margin: float = 0.1,
     seed: int = 0,
     on_point: Callable[[Point], None] = lambda point: None,
-    **arguments: Any,
 ) -> Tuned:
-    """Try settings on these prompts until `budget` denoiser rows are used up; None: all of them.
-
-    Pictures are kept in `out/tried/`, and a setting that is there is not tried again.
+    """Try settings until `budget` denoiser rows are used up; None: all of them. Those that the pipeline refuses are
+    left out, with its reason; one that it does not refuse is not tried again where its pictures are kept.
 
     Args:
+        trials: of a pipeline and `LEAST` prompts or more.
         margin: the loss of alignment that counts as none, as a part of what pictures have more of it with their own
-            prompt than with the others: a scale that does not depend on network or number of prompts.
+            prompt than with the others: a scale that does not depend on network or number of prompts. 0 to below 1.
 
     Raises:
-        CotrunkError: too few prompts, a margin out of range, a budget that is not enough for independent sampling, or
-            a pipeline whose pictures hold NaN.
+        CotrunkError: a pipeline that refuses independent sampling or whose pictures hold NaN, or a budget that is not
+            enough for it.
     """
-    if len(prompts) < LEAST:
-        raise CotrunkError(f"{len(prompts)} prompts are too few to compare settings on: give four or more.")
-    if not 0 <= margin < 1:
-        raise CotrunkError(f"margin {margin} is out of range: use 0 or more, below 1.")
-    trials = Trials(pipe, prompts, arguments, out)
-    sharing = Sharing() if similarity is None else Sharing(similarity=similarity)
-    _, threshold = vectors_of(pipe, prompts, sharing)
-    texts = alignment.of_texts(prompts)
     full = Setting(steps)
-    cost = 2 * trials.predicted(full, seed)
-    if budget is not None and cost > budget:
-        raise CotrunkError(f"A budget of {budget} rows is not enough: independent sampling takes {cost:.0f}.")
+    costs = {full: trials.predicted(full, seed)}
+    if budget is not None and 2 * costs[full] > budget:
+        raise CotrunkError(f"A budget of {budget} rows is not enough: independent sampling takes {2 * costs[full]}.")
+    refused: dict[str, list[Setting]] = {}
+    for setting in settings(steps, similarity, _others(trials, similarity)):
+        try:
+            costs[setting] = trials.predicted(setting, seed)
+        except CotrunkError as error:
+            refused.setdefault(str(error), []).append(setting)
+    texts = alignment.of_texts(trials.prompts)
     first, other = trials.of(full, seed), trials.of(full, seed + 1)
     if min(len(first.good), len(other.good)) < LEAST:
         raise CotrunkError("Nearly all pictures of independent sampling hold NaN: use another dtype or scheduler.")
     expected = _scores(first, alignment, texts)
     lost = margin * _lead(other, alignment, texts)
     unlike = features.features(other.pictures[other.good])
-    used, left_out = other.rows * len(prompts), 0
+    count = len(trials.prompts)
+    used, left_out = other.rows * count, 0
     points: list[Point] = []
-    for setting in settings(steps, similarity, neighbours(threshold)):
-        if points and budget is not None and used + trials.predicted(setting, seed) > budget:
+    for setting, cost in costs.items():
+        if points and budget is not None and used + cost > budget:
             left_out += 1
             continue
-        trial = trials.of(setting, seed)
-        used += trial.rows * len(prompts)
+        try:
+            trial = trials.of(setting, seed)
+        except CotrunkError as error:  # some models show only when they run that rows cannot be left out
+            refused.setdefault(str(error), []).append(setting)
+            continue
+        used += trial.rows * count
         scores, measurable = _scores(trial, alignment, texts), len(trial.good) > 1
         point = Point(
             setting=setting,
@@ -160,19 +158,19 @@ def tune(
             behind=metrics.difference(expected, scores) if measurable else UNKNOWN,
             distance=metrics.kernel(features.features(trial.pictures[trial.good]), unlike) if measurable else UNKNOWN,
             saved_by_sharing=trial.shared,
-            failed=len(prompts) - len(trial.good),
+            failed=count - len(trial.good),
             scores=tuple(scores.tolist()),
         )
         points.append(point)
         on_point(point)
-    return _recommended(points, lost, left_out)
+    return _recommended(points, lost, left_out, refused)
 
 
-def pictures_of(
-    pipe: Any, prompts: Sequence[str], setting: Setting, seed: int, arguments: dict[str, Any], out: Path
-) -> np.ndarray:
-    """(n, 3, height, width) bytes of a setting that has been tried."""
-    return Trials(pipe, prompts, arguments, out).of(setting, seed).pictures.numpy()
+def _others(trials: Trials, similarity: float | None) -> list[float]:
+    try:
+        return neighbours(trials.threshold if similarity is None else similarity)
+    except CotrunkError:  # prompts that cannot be compared: the settings that share are refused for it
+        return []
 
 
 def _scores(trial: Trial, alignment: AlignmentNetwork, texts: torch.Tensor) -> metrics.Values:
@@ -189,7 +187,9 @@ def _lead(trial: Trial, alignment: AlignmentNetwork, texts: torch.Tensor) -> flo
     return max(0.0, float(own / count - (products.sum() - own) / (count * (count - 1))))
 
 
-def _recommended(points: list[Point], margin: float, left_out: int) -> Tuned:
+def _recommended(
+    points: list[Point], margin: float, left_out: int = 0, refused: dict[str, list[Setting]] | None = None
+) -> Tuned:
     """The answers to the questions that people ask. A setting is as good as all steps if its loss is shown to be small,
     not if a loss is not shown: with fewer prompts nothing is shown, and little is recommended."""
     full = points[0]
@@ -209,6 +209,7 @@ def _recommended(points: list[Point], margin: float, left_out: int) -> Tuned:
         sharing_pays=any(_pays(p, sound) for p in sound if p.setting.share),
         undecided=len(undecided),
         left_out=left_out,
+        refused=refused or {},
     )
 
 

@@ -2,6 +2,7 @@
 
 from types import SimpleNamespace
 
+import diffusers
 import numpy as np
 import pytest
 import torch
@@ -88,8 +89,15 @@ def clap() -> ClapModel:
     return ClapModel(ClapConfig(text_config=text, audio_config=audio, projection_dim=8))
 
 
-def pipe_with(text_encoder: torch.nn.Module | None, **parts: object) -> SimpleNamespace:
-    return SimpleNamespace(tokenizer=tokenizer(), text_encoder=text_encoder, **parts)
+class Pipe(SimpleNamespace):
+    """A pipeline as far as its texts go."""
+
+    def __call__(self, prompt):
+        raise NotImplementedError
+
+
+def pipe_with(text_encoder: torch.nn.Module | None, **parts: object) -> Pipe:
+    return Pipe(tokenizer=tokenizer(), text_encoder=text_encoder, **parts)
 
 
 def alone(output_of, prompt: str) -> torch.Tensor:
@@ -146,13 +154,13 @@ def test_no_prompts():
 
 def test_first_whole_pair_is_used():
     second = CLIPTextModelWithProjection(clip_config()).eval()
-    pipe = SimpleNamespace(tokenizer=None, text_encoder=None, tokenizer_2=tokenizer(), text_encoder_2=second)
+    pipe = Pipe(tokenizer=None, text_encoder=None, tokenizer_2=tokenizer(), text_encoder_2=second)
     assert pipeline_encoder(pipe).name == "CLIPTextModelWithProjection"
     pipe.tokenizer_2 = SimpleNamespace(tokenizer=tokenizer())  # a processor
     assert pipeline_encoder(pipe).encode(PROMPTS).shape == (5, 8)
 
 
-@pytest.mark.parametrize("pipe", [pipe_with(None), SimpleNamespace()])
+@pytest.mark.parametrize("pipe", [pipe_with(None), Pipe()])
 def test_no_text_encoder(pipe):
     with pytest.raises(CotrunkError, match=r"prompt_embeds.*minilm"):
         pipeline_encoder(pipe)
@@ -174,25 +182,28 @@ def test_truncated():
     long = " ".join(["a"] * 10 + ["small red dog"])
     assert truncated(pipe_with(t5()), ["a dog", long, "the house"]) == {1: "small red dog"}
     assert truncated(pipe_with(None), [long]) == {0: "small red dog"}  # the tokenizer is enough
-    assert truncated(SimpleNamespace(), [long]) == {}
+    assert truncated(Pipe(), [long]) == {}
     assert truncated(pipe_with(t5()), []) == {}
-    assert truncated(SimpleNamespace(tokenizer=tokenizer(int(1e30)), text_encoder=None), [long]) == {}
+    assert truncated(Pipe(tokenizer=tokenizer(int(1e30)), text_encoder=None), [long]) == {}
 
 
 def test_truncated_at_the_pipelines_own_limit():
-    class Pipe:
-        tokenizer = tokenizer(int(1e30))
-        text_encoder = None
-
+    class Limited(Pipe):
         def __call__(self, prompt, max_sequence_length=5):
             raise NotImplementedError
 
-    assert truncated(Pipe(), ["a dog", "a small red dog running"]) == {1: "dog running"}
+    pipe, prompts = Limited(tokenizer=tokenizer(int(1e30))), ["a dog", "a small red dog running"]
+    assert truncated(pipe, prompts) == {1: "dog running"}
+    assert truncated(pipe, prompts, {"max_sequence_length": 3}) == {0: "dog", 1: "small red dog running"}
+    assert truncated(pipe, prompts, {"max_sequence_length": 1}) == {0: "a dog", 1: "a small red dog running"}
+    alike = condition_keys(pipe, prompts, {"max_sequence_length": 3})
+    assert alike[0] == alike[1]
+    assert len(set(condition_keys(pipe, ["a dog", "a cat"]))) == 2
 
 
 def test_prompts_that_no_tokenizer_tells_apart():
     def alike(first, second, **pipe):
-        one, other = condition_keys(SimpleNamespace(**pipe), [first, second])
+        one, other = condition_keys(Pipe(**pipe), [first, second])
         return one == other
 
     short, long = tokenizer(6), tokenizer(int(1e30))  # 6 leave room for 4 words
@@ -201,7 +212,17 @@ def test_prompts_that_no_tokenizer_tells_apart():
     assert alike("a cat in the rain", "a cat in the house", tokenizer=short)
     assert not alike("a cat in the rain", "a cat in the house", tokenizer=short, tokenizer_3=long)
     assert not alike("a zebra", "a lion")  # no tokenizer: the texts
-    assert condition_keys(SimpleNamespace(tokenizer=short), []) == []
+    assert condition_keys(Pipe(tokenizer=short), []) == []
+
+
+@pytest.mark.parametrize("pipeline", ["PixArtAlpha", "PixArtSigma", "Sana", "Latte", "Lumina"])
+def test_prompts_that_the_pipeline_itself_makes_equal(pipeline):
+    kind = getattr(diffusers, f"{pipeline}Pipeline")
+    pipe = kind.__new__(kind)
+    vars(pipe).update(tokenizer=tokenizer(), text_encoder=None)
+    arguments = {"clean_caption": False}  # cleaning needs other packages
+    one, other, third = condition_keys(pipe, ["A Red Dog", " a red dog", "a red cat"], arguments)
+    assert one == other != third
 
 
 def test_from_prompt_embeds():

@@ -4,7 +4,7 @@ import copy
 import hashlib
 import inspect
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -26,6 +26,16 @@ _COMMON = re.compile(
 # what is part of the prompt itself, in its several encodings
 _PROMPT = re.compile(
     r"(pooled_|generated_)?prompt(_embeds)?(_[a-z]*\d?)?|(prompt_|prompt_embeds_)?(attention_)?mask(_\d)?"
+)
+# pipelines in which each prompt may have several pictures to go by: a list of them is for all prompts
+_REFERENCES = (
+    "BriaFibo2Pipeline",
+    "Flux2KleinKVPipeline",
+    "Flux2KleinPipeline",
+    "Flux2Pipeline",
+    "QwenImage21Pipeline",
+    "QwenImageEditPlusPipeline",
+    "ZImageOmniPipeline",
 )
 _OURS = {
     "generator": "seed=",
@@ -61,7 +71,8 @@ class PerPrompt:
         # it, where the entries are lists: one a prompt, each with a picture a network
         nets = getattr(getattr(pipe, "controlnet", None), "nets", None)
         self.networks = len(nets) if nets is not None else 0
-        self.prompts = prompts
+        self.references = type(pipe).__name__ in _REFERENCES
+        self.prompts, self.arguments = prompts, arguments
         self.own: dict[str, Any] = {}
         self.common: dict[str, Any] = {}
         for name, value in arguments.items():
@@ -88,6 +99,8 @@ class PerPrompt:
 
     def _check(self, name: str, value: Any) -> bool:
         """Whether the value has one entry a prompt (or will be repeated to have); refuses any other length."""
+        if self.references and name == "image" and isinstance(value, list | tuple):
+            return False
         if self.networks and name in ("image", "control_image"):
             if not isinstance(value, list | tuple):
                 return False
@@ -189,7 +202,7 @@ def needed_arguments(pipe: Any) -> dict[str, Any]:
     return needed
 
 
-def argument(pipe: Any, arguments: dict[str, Any], name: str) -> Any:
+def argument(pipe: Any, arguments: Mapping[str, Any], name: str) -> Any:
     """The value a call will see: the user's, else the pipeline's default, else None."""
     if name in arguments:
         return arguments[name]
@@ -250,14 +263,17 @@ def timesteps_of(pipe: Any, arguments: dict[str, Any]) -> tuple[int, int]:
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
         raise CotrunkError(f"num_inference_steps {steps} is out of range: use a whole number of 1 or more.")
     scheduler = copy.deepcopy(pipe.scheduler)
+    takes = inspect.signature(scheduler.set_timesteps).parameters
+    # what the pipeline hands on; but for `strength`, which most take off the schedule, as below
+    handed_on = [name for name in takes if name in inspect.signature(pipe.__call__).parameters and name != "strength"]
+    schedule: dict[str, Any] = {name: argument(pipe, arguments, name) for name in handed_on}
+    schedule["num_inference_steps"] = steps
     for name in ("timesteps", "sigmas"):
         if arguments.get(name) is not None:
-            steps = len(arguments[name])
-            if name in inspect.signature(scheduler.set_timesteps).parameters:
-                schedule: dict[str, Any] = {name: arguments[name]}
+            schedule["num_inference_steps"] = steps = len(arguments[name])
+            if name in takes:  # and not a number of them as well
+                del schedule["num_inference_steps"]
                 break
-    else:
-        schedule = {"num_inference_steps": steps}
     if scheduler.config.get("use_dynamic_shifting"):
         schedule["mu"] = 1.0  # shifts the timesteps, does not change their number
     try:

@@ -1,8 +1,9 @@
 """Prompts to unit vectors: the pipeline's own text encoder, a sentence encoder, or embeddings made elsewhere."""
 
 import inspect
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from .arguments import argument
 from .errors import CotrunkError
 from .grouping import cosine_similarities, unit_rows
 from .hub import first_line, is_here
@@ -17,6 +19,7 @@ from .hub import first_line, is_here
 BATCH = 64  # prompts a forward of a text encoder
 LONGEST = 512  # tokens read of a prompt where the tokenizer sets no limit of its own
 SUFFIXES = ("", "_2", "_3", "_4")  # of a pipeline's tokenizers and text encoders
+NONE: Mapping[str, Any] = MappingProxyType({})  # arguments of a call that leaves all to the pipeline
 
 Vectors = NDArray[np.float32]
 
@@ -79,7 +82,7 @@ def pipeline_encoder(pipe: Any) -> Encoder:
         raise CotrunkError(f"A {type(text_encoder).__name__} is no torch module: group with encoder='minilm'.")
     return Encoder(
         name=type(text_encoder).__name__,
-        encode=_batched(lambda prompts: _embed(tokenizer, text_encoder, prompts, _token_limit(pipe, tokenizer))),
+        encode=_batched(lambda prompts: _embed(tokenizer, text_encoder, prompts, _token_limit(pipe, tokenizer, {}))),
     )
 
 
@@ -147,35 +150,35 @@ def from_prompt_embeds(
     return unit_rows(vectors.detach().float().cpu().numpy())
 
 
-def truncated(pipe: Any, prompts: Sequence[str]) -> dict[int, str]:
+def truncated(pipe: Any, prompts: Sequence[str], arguments: Mapping[str, Any] = NONE) -> dict[int, str]:
     """The prompts that the pipeline's first tokenizer cuts: index -> the text at the end that is not read.
 
-    The limit is the tokenizer's, or the default of the pipeline's `max_sequence_length` where that is
-    smaller. A second text encoder may read further (T5 in SD 3 and Flux). Empty without a tokenizer or where
-    it has no limit.
+    The limit is the tokenizer's, or the `max_sequence_length` of a call with these arguments where that is smaller. A
+    second text encoder may read further (T5 in SD 3 and Flux). Empty without a tokenizer or where it has no limit.
     """
     tokenizer, _ = _first_pair(pipe)
     if tokenizer is None:
         return {}
-    tokens, room = _tokens(pipe, tokenizer, prompts)
+    tokens, room = _tokens(pipe, tokenizer, _rewritten(pipe, prompts, arguments), arguments)
     if room is None:
         return {}
     return {i: tokenizer.decode(ids[room:]).strip() for i, ids in enumerate(tokens) if len(ids) > room}
 
 
-def condition_keys(pipe: Any, prompts: Sequence[str]) -> list[Hashable]:
-    """What the pipeline's tokenizers read of each prompt, up to their limits.
+def condition_keys(pipe: Any, prompts: Sequence[str], arguments: Mapping[str, Any] = NONE) -> list[Hashable]:
+    """What the pipeline's tokenizers read of each prompt in a call with these arguments, up to their limits.
 
     Prompts with equal keys have equal conditions (words that a tokenizer does not know all look alike, say), so only
     their noise tells their images apart. Without a tokenizer: the prompts themselves.
     """
+    texts = _rewritten(pipe, prompts, arguments)
     readings: list[list[bytes]] = []
     for suffix in SUFFIXES:
         tokenizer = _tokenizer(getattr(pipe, f"tokenizer{suffix}", None))
         if tokenizer is not None:
-            tokens, room = _tokens(pipe, tokenizer, prompts)
+            tokens, room = _tokens(pipe, tokenizer, texts, arguments)
             readings.append([np.asarray(ids[:room], np.int32).tobytes() for ids in tokens])
-    return list(zip(*readings, strict=True)) if readings else list(prompts)
+    return list(zip(*readings, strict=True)) if readings else list(texts)
 
 
 def auto_threshold(encoder: Encoder) -> float:
@@ -216,21 +219,27 @@ def _tokenizer(component: Any) -> Any:
     return getattr(component, "tokenizer", component)
 
 
-def _tokens(pipe: Any, tokenizer: Any, prompts: Sequence[str]) -> tuple[list[list[int]], int | None]:
-    """The tokens of each prompt without special ones, and how many of them are read (None: all)."""
-    limit = _token_limit(pipe, tokenizer)
-    room = None if limit is None else limit - tokenizer.num_special_tokens_to_add()
-    if not prompts:
+def _rewritten(pipe: Any, prompts: Sequence[str], arguments: Mapping[str, Any]) -> list[str]:
+    """The prompts as the pipeline gives them to its tokenizers: some write them small and clean them first."""
+    if not hasattr(pipe, "_text_preprocessing"):
+        return list(prompts)
+    return pipe._text_preprocessing(list(prompts), clean_caption=bool(argument(pipe, arguments, "clean_caption")))
+
+
+def _tokens(
+    pipe: Any, tokenizer: Any, texts: list[str], arguments: Mapping[str, Any]
+) -> tuple[list[list[int]], int | None]:
+    """The tokens of each text without special ones, and how many of them are read (None: all)."""
+    limit = _token_limit(pipe, tokenizer, arguments)
+    room = None if limit is None else max(0, limit - tokenizer.num_special_tokens_to_add())
+    if not texts:
         return [], room
-    return tokenizer(list(prompts), add_special_tokens=False, verbose=False)["input_ids"], room
+    return tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"], room
 
 
-def _token_limit(pipe: Any, tokenizer: Any) -> int | None:
+def _token_limit(pipe: Any, tokenizer: Any, arguments: Mapping[str, Any]) -> int | None:
     """Tokens of a prompt that are read, special ones included; None where nothing limits them."""
-    limits = [tokenizer.model_max_length]
-    parameters = inspect.signature(type(pipe).__call__).parameters if callable(pipe) else {}
-    if "max_sequence_length" in parameters:
-        limits.append(parameters["max_sequence_length"].default)
+    limits = [tokenizer.model_max_length, argument(pipe, arguments, "max_sequence_length")]
     # a tokenizer without a limit says 1e30
     known = [limit for limit in limits if isinstance(limit, int) and 0 < limit < 1_000_000]
     return min(known, default=None)

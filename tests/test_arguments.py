@@ -1,6 +1,7 @@
 """The pipeline's own arguments pass through; those that do not fit are refused before denoising."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import diffusers
@@ -8,12 +9,13 @@ import pytest
 import torch
 from PIL import Image
 from running import STEPS, bare, close, denoiser, recorded, run
-from tiny import TinyPipeline, sd, sd_controlnet, sd_with_text
+from tiny import TinyPipeline, sd, sd_controlnet, sd_from_picture, sd_with_text, sdxl
 from torch import Tensor, nn
 
-from cotrunk import CotrunkError, generate
-from cotrunk.arguments import PerPrompt, guidance_rows
+from cotrunk import CotrunkError, Plan, generate
+from cotrunk.arguments import PerPrompt, guidance_rows, timesteps_of
 from cotrunk.compatibility import check_pipeline
+from cotrunk.generation import warm_up
 
 
 def test_callbacks_pass_through() -> None:
@@ -106,6 +108,59 @@ def test_the_wrong_number_of_pictures_is_refused(nets: int, image: Any, message:
     with pytest.raises(CotrunkError, match=message):
         run(tiny, tiny.inputs(3) | {"image": image})
     assert rows == []
+
+
+class Flux2Pipeline:
+    """Its `image` is what every prompt goes by, one picture or several."""
+
+    def __call__(self, prompt: Any, image: Any, control_image: Any) -> None: ...
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_several_pictures_to_go_by_are_for_all_prompts(count: int) -> None:
+    arguments = {"prompt": ["a", "b"], "image": pictures(count), "control_image": pictures(2)}
+    own = PerPrompt(Flux2Pipeline(), 2, arguments)
+    call = own.of([1])
+    assert call["image"] == arguments["image"]
+    assert call["control_image"] == arguments["control_image"][1:]
+    del arguments["control_image"]
+    assert len(set(PerPrompt(Flux2Pipeline(), 2, arguments).keys())) == 1
+
+
+# --- the number of steps ------------------------------------------------------------------------------------
+
+
+def test_what_a_pipeline_hands_on_to_its_scheduler_counts() -> None:
+    pipe = diffusers.SanaSprintPipeline.__new__(diffusers.SanaSprintPipeline)
+    vars(pipe).update(scheduler=diffusers.SCMScheduler())
+    assert timesteps_of(pipe, {}) == (2, 2)  # over a timestep of its own between
+    with pytest.raises(CotrunkError, match="SCMScheduler cannot make a schedule of 4 steps"):
+        timesteps_of(pipe, {"num_inference_steps": 4})
+    assert timesteps_of(pipe, {"num_inference_steps": 4, "intermediate_timesteps": None}) == (4, 4)
+
+
+@pytest.mark.parametrize("given", [{"timesteps": [900, 500, 100]}, {"sigmas": [9.0, 3.0, 1.0]}])
+def test_a_schedule_of_the_users(given: dict[str, Any]) -> None:
+    tiny = sdxl()
+    assert timesteps_of(tiny.pipe, given)[0] == 3
+    assert timesteps_of(tiny.pipe, {**given, "num_inference_steps": 7}) == timesteps_of(tiny.pipe, given)
+
+
+@pytest.mark.parametrize(
+    ("build", "arguments", "steps"),
+    [
+        (sd, {"num_inference_steps": 30}, 4),
+        (sd, {"num_inference_steps": 2}, 2),
+        (sd_from_picture, {"num_inference_steps": 30, "strength": 0.2}, 6),  # of 4 steps none would be left
+    ],
+)
+def test_warming_up_takes_few_steps_where_it_can(
+    build: Callable[[], TinyPipeline], arguments: dict[str, Any], steps: int
+) -> None:
+    tiny = build()
+    rows = recorded(tiny.pipe.unet)
+    warm_up(tiny.pipe, None, **tiny.inputs(2), **arguments)
+    assert len(rows) == steps
 
 
 # --- refused ------------------------------------------------------------------------------------------------
@@ -232,6 +287,19 @@ def test_a_plan_is_not_replayed_where_it_would_share_too_much() -> None:
     again = {"prompts": prompts, "plan": plan, "num_inference_steps": STEPS}
     refused(tiny, again | {"negative_prompt": ["a", "b", "c"]}, "differ in another argument now")
     refused(tiny, again | {"guidance_scale": 1.0}, "counts 2 rows an evaluation, this call takes 1")
+
+
+@pytest.mark.parametrize("again", [{}, {"prompts": ["prompt 0", "prompt 1"]}])
+def test_a_plan_of_embeddings_is_not_replayed_without_them(again: dict[str, Any], tmp_path: Path) -> None:
+    tiny = sd_with_text()
+    texts = {"prompts": ["a cat", "a dog"]}
+    assert not run(tiny, texts, sharing=None).plan.settings.get("prompt_embeds")
+    inputs = sd().inputs(2)
+    made = run(tiny, inputs)
+    made.plan.independent().save(tmp_path / "plan.json")
+    plan = Plan.load(tmp_path / "plan.json")
+    refused(tiny, {"plan": plan, "num_inference_steps": STEPS, **again}, "made from prompt_embeds, which are not in it")
+    run(tiny, inputs, plan=plan)
 
 
 @pytest.mark.parametrize(("scale", "picture", "rows"), [(7.5, 1.5, 3), (1.0, 1.5, 1), (7.5, 0.5, 1)])

@@ -1,5 +1,7 @@
 """The contract of sharing, line by line, on tiny random pipelines: what a user may rely on."""
 
+import copy
+import pickle
 from dataclasses import replace
 from typing import Any
 
@@ -11,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from schedulers import CALL_KWARGS, DIFFUSION, SCHEDULERS
 
-from cotrunk import Branch, Plan, Sharing, generate
+from cotrunk import Branch, Plan, Sharing, generate, mini
 from cotrunk.plan import leaf
 
 STEPS = 6
@@ -179,6 +181,25 @@ def test_duplicates_and_several_images_of_a_prompt_differ() -> None:
                 assert not any({i, j} <= set(tree.images) for tree in result.plan.trees)
 
 
+@pytest.mark.parametrize(
+    ("prompts", "arguments"),
+    [
+        (["A Red Fox", "a red fox ", "a red owl"], {}),
+        (["green cat, flat style", "green cat, noto style", "red cat"], {"max_sequence_length": 4}),
+    ],
+)
+def test_prompts_that_the_model_reads_alike_differ_by_their_noise(
+    prompts: list[str], arguments: dict[str, Any]
+) -> None:
+    pipe = mini.load_dit()
+    pipe.set_progress_bar_config(disable=True)
+    common = {"num_inference_steps": 2, "output_type": "latent", "sharing": ANYONE, **arguments}
+    result = generate(pipe, prompts, **common)
+    assert not any({0, 1} <= set(tree.images) for tree in result.plan.trees)
+    assert relative(result.images[0], result.images[1]) > 1e-2
+    assert len(result.plan.trees) == 2  # the third shares with one of them
+
+
 # --- 7. plans and cost ------------------------------------------------------------------------------------------------
 
 
@@ -207,6 +228,16 @@ def test_predicted_cost_is_counted_with_schedulers_of_other_lengths(name: str, g
     assert made.cost == made.plan.cost
     order = pipeline.pipe.scheduler.order
     assert all(node.stop % order == 0 for tree in made.plan.trees for node in tree.nodes() if node.children)
+
+
+@pytest.mark.parametrize("twice", [copy.deepcopy, copy.copy, lambda result: pickle.loads(pickle.dumps(result))])
+def test_a_result_can_be_copied_and_pickled(twice: Any) -> None:
+    result = images_of(tiny.sd(), 2)
+    again = twice(result)
+    assert again.plan == result.plan
+    assert torch.equal(again.images, result.images)
+    with pytest.raises(AttributeError, match="no 'frames', only images"):
+        _ = again.frames
 
 
 # --- 8. only the prompt may differ ------------------------------------------------------------------------------------

@@ -5,7 +5,10 @@ from typing import Any
 
 import pytest
 from command import PROMPTS, QUICK, Outcome, assert_refused, cotrunk, pipeline
+from tiny import sd_with_text
 
+from cotrunk.generation import generate
+from cotrunk.models import load_pipeline
 from cotrunk.plan import Plan
 
 
@@ -111,3 +114,33 @@ def test_long_prompts_are_cut_in_the_table() -> None:
 def test_a_long_prompt_without_spaces_keeps_its_beginning() -> None:
     outcome = cotrunk("plan", "\N{CJK UNIFIED IDEOGRAPH-82F9}" * 90, "a red apple")
     assert "prompt 0 ('" + "\N{CJK UNIFIED IDEOGRAPH-82F9}" * 39 + "…') is too long" in outcome.err
+
+
+def test_a_saved_plan_replays_where_guidance_is_distilled_into_the_denoiser(tmp_path: Path) -> None:
+    tiny = sd_with_text()
+    tiny.pipe.unet = type(tiny.pipe.unet).from_config(tiny.pipe.unet.config, time_cond_proj_dim=8)
+    tiny.pipe.save_pretrained(tmp_path / "model")
+    options = ("--model", tmp_path / "model", "--similarity", "-1", "--steps", 4, "--share", "0.5")
+    outcome = cotrunk("plan", "a cat", "a dog", *options, "--save", tmp_path / "plan.json")
+    assert outcome.code == 0, outcome.err
+    assert "6 denoiser rows instead of 8" in outcome.out  # one an evaluation
+    plan = Plan.load(tmp_path / "plan.json")
+    arguments = {"num_inference_steps": 4, "height": 32, "width": 32, "output_type": "latent"}
+    result = generate(load_pipeline(str(tmp_path / "model"), "cpu"), plan=plan, **arguments)
+    assert result.cost == plan.cost
+
+    (tmp_path / "model/unet/config.json").write_text("{broken")
+    outcome = cotrunk("plan", "a cat", *options)
+    assert outcome.code == 2
+    assert "model's unet cannot be read" in outcome.err.splitlines()[-1]
+
+
+@pytest.mark.usefixtures("no_denoiser")
+def test_more_prompts_than_can_be_grouped_are_refused_before_they_are_embedded(monkeypatch: pytest.MonkeyPatch) -> None:
+    def forward(*args: Any, **kwargs: Any) -> None:
+        raise AssertionError("prompts were embedded")
+
+    monkeypatch.setattr("cotrunk.grouping.DENSE_LIMIT", 2)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr(pipeline().text_encoder, "forward", forward)
+    assert_refused(cotrunk("plan", "a cat", "a dog", "a cow"), "More than 2 prompts need faiss")

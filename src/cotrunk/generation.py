@@ -2,7 +2,8 @@
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,8 @@ from .sharing import Sharing, make_plan
 from .skipping import Skipping, check_fractions
 from .waves import SPARED, WAVE, Run, Wave, merged_output
 
-WARM_STEPS = 4  # of `warm_up`
+WARM_STEPS = 4  # of `warm_up`, at most
+FROM_EMBEDDINGS = "prompt_embeds"  # among a plan's settings: it was made without texts
 
 
 @dataclass(frozen=True)
@@ -52,9 +54,10 @@ class Result:
     seconds: dict[str, float]
 
     def __getattr__(self, name: str) -> Any:
-        if not name.startswith("_") and name in self.output:
-            return self.output[name]
-        raise AttributeError(f"the output of this pipeline has no {name!r}, only {', '.join(self.output)}")
+        output = vars(self).get("output", {})  # not there yet while a copy is being made
+        if not name.startswith("_") and name in output:
+            return output[name]
+        raise AttributeError(f"the output of this pipeline has no {name!r}, only {', '.join(output)}")
 
 
 def prepare(
@@ -102,8 +105,10 @@ def prepare(
         prompts = arguments.pop("prompt")
     elif "prompt" in arguments:
         raise CotrunkError("prompts and prompt are both given: give one of them.")
-    if plan is not None and prompts is None and arguments.get("prompt_embeds") is None:
-        prompts = plan.prompts
+    if plan is not None and arguments.get("prompt_embeds") is None:
+        if plan.settings.get(FROM_EMBEDDINGS):  # its prompts are numbers, not texts to draw
+            raise CotrunkError("The plan was made from prompt_embeds, which are not in it: give the same ones again.")
+        prompts = plan.prompts if prompts is None else prompts
     if prompts is not None:
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
         for i, prompt in enumerate(prompts):
@@ -115,50 +120,70 @@ def prepare(
         raise CotrunkError("There are no prompts: give at least one.")
     if prompts is not None:
         arguments = {"prompt": prompts, **arguments}
-        if plan is None and sharing is not None:
-            check_size(count)
     own = PerPrompt(pipe, count, arguments)
-    steps, timesteps = timesteps_of(pipe, arguments)
-    rows, keys = guidance_rows(pipe, arguments), own.keys()
     if guidance_interval is not None:
-        _check_has_interval(pipe, rows, argument(pipe, arguments, "guidance_scale"))
+        _check_has_interval(pipe, guidance_rows(pipe, arguments), argument(pipe, arguments, "guidance_scale"))
     if plan is None:
-        vectors, threshold = vectors_of(pipe, prompts, sharing, arguments)
-        plan = make_plan(
-            [f"prompt {i}" for i in range(count)] if prompts is None else prompts,
-            vectors,
-            sharing,
-            threshold,
-            steps=steps,
-            timesteps=timesteps,
-            order=getattr(pipe.scheduler, "order", 1),
-            guidance_rows=rows,
-            seed=seed,
-            images_per_prompt=num_images_per_prompt,
-            identities=own.identities(prompts),
-            # only who shares must know which prompts read alike
-            conditions=None if prompts is None or sharing is None else condition_keys(pipe, prompts),
-            keys=keys,
-        )
-    elif len(plan.prompts) != count or (prompts is not None and list(plan.prompts) != prompts):
+        plan = plan_of(pipe, own, sharing, seed=seed, images_per_prompt=num_images_per_prompt)
+    else:
+        _check_replays(plan, pipe, own)
+    seconds = {"embed": time.perf_counter() - begin}
+    return Run(pipe, plan, own, max_rows, row_sizes, wave_size, skipping, guidance_interval, seconds)
+
+
+def plan_of(
+    pipe: Any, own: PerPrompt, sharing: Sharing | None, *, seed: int | Sequence[int] = 0, images_per_prompt: int = 1
+) -> Plan:
+    """What is to be shared in a call with these arguments. Asks the pipeline for its text encoders, its scheduler and
+    what its denoiser's config says, so that a plan can be made without a denoiser."""
+    arguments, prompts = own.arguments, own.arguments.get("prompt")
+    conditions = None
+    if sharing is not None:
+        check_size(own.prompts)
+        # only who shares must know which prompts read alike
+        conditions = None if prompts is None else condition_keys(pipe, prompts, arguments)
+    steps, timesteps = timesteps_of(pipe, arguments)
+    vectors, threshold = vectors_of(pipe, prompts, sharing, arguments)
+    plan = make_plan(
+        [f"prompt {i}" for i in range(own.prompts)] if prompts is None else prompts,
+        vectors,
+        sharing,
+        threshold,
+        steps=steps,
+        timesteps=timesteps,
+        order=getattr(pipe.scheduler, "order", 1),
+        guidance_rows=guidance_rows(pipe, arguments),
+        seed=seed,
+        images_per_prompt=images_per_prompt,
+        identities=own.identities(prompts),
+        conditions=conditions,
+        keys=own.keys(),
+    )
+    return plan if prompts is not None else replace(plan, settings={**plan.settings, FROM_EMBEDDINGS: True})
+
+
+def _check_replays(plan: Plan, pipe: Any, own: PerPrompt) -> None:
+    """Raise `CotrunkError` if a call with these arguments cannot follow the plan."""
+    prompts, keys = own.arguments.get("prompt"), own.keys()
+    _, timesteps = timesteps_of(pipe, own.arguments)
+    rows = guidance_rows(pipe, own.arguments)
+    if len(plan.prompts) != own.prompts or (prompts is not None and list(plan.prompts) != prompts):
         raise CotrunkError("The plan is for other prompts: give the prompts it was made with, or make a new plan.")
-    elif plan.timesteps != timesteps:
+    if plan.timesteps != timesteps:
         raise CotrunkError(
             f"The plan is for {plan.timesteps} timesteps, this call would take {timesteps}: "
             f"use num_inference_steps={plan.steps} and the plan's scheduler, or make a new plan."
         )
-    elif plan.guidance_rows != rows:
+    if plan.guidance_rows != rows:
         raise CotrunkError(
             f"The plan counts {plan.guidance_rows} rows an evaluation, this call takes {rows}: "
             "use the guidance it was made with, or make a new plan."
         )
-    elif any(len({keys[plan.prompt_of(image)] for image in tree.images}) > 1 for tree in plan.trees):
+    if any(len({keys[plan.prompt_of(image)] for image in tree.images}) > 1 for tree in plan.trees):
         raise CotrunkError(
             "The plan shares between prompts that differ in another argument now (a negative prompt, say): "
             "make a new plan."
         )
-    seconds = {"embed": time.perf_counter() - begin}
-    return Run(pipe, plan, own, max_rows, row_sizes, wave_size, skipping, guidance_interval, seconds)
 
 
 def generate(
@@ -247,7 +272,11 @@ def generate(
 def warm_up(pipe: Any, prompts: Sequence[str], **arguments: Any) -> None:
     """Make the first wave of the prompts in a few steps that nobody counts: whatever a process denoises first is slow,
     and would look dear beside what comes after. Arguments as of `generate`."""
-    few = {**arguments, "num_inference_steps": WARM_STEPS, "output_type": "latent"}
+    few = {**arguments, "output_type": "latent"}
+    with suppress(CotrunkError):  # fewer steps than the scheduler or a `strength` allows: take all of them
+        steps = min(WARM_STEPS, timesteps_of(pipe, arguments)[0])
+        timesteps_of(pipe, {**arguments, "num_inference_steps": steps})
+        few["num_inference_steps"] = steps
     next(prepare(pipe, prompts, sharing=None, **few).waves())
 
 

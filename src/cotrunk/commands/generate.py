@@ -169,13 +169,14 @@ def generate(
         folder.check_dtype(dtype)
     seconds = {"load": time.perf_counter() - begin}
 
+    from ..arguments import needed_arguments
     from ..embedding import condition_keys
     from ..generation import prepare, warm_up
 
-    warn(pipe, texts, condition_keys(pipe, texts))
-    arguments: dict[str, Any] = {"num_inference_steps": steps, "guidance_scale": guidance}
+    arguments: dict[str, Any] = {**needed_arguments(pipe), "num_inference_steps": steps, "guidance_scale": guidance}
     if negative is not None:
         arguments["negative_prompt"] = negative
+    warn(pipe, texts, condition_keys(pipe, texts, arguments))
     with err.status("Planning"):
         run = prepare(
             pipe,

@@ -1,10 +1,12 @@
 """`cotrunk plan`."""
 
 from pathlib import Path
-from typing import Annotated
+from types import SimpleNamespace
+from typing import Annotated, Any
 
 from rich.markup import escape
 
+from ..errors import CotrunkError
 from .console import err, out, print_plan
 from .inputs import check_numbers, check_whole, prompts_of, sharing_of, warn
 from .options import (
@@ -58,36 +60,48 @@ def plan(
     check_whole("--show", show, 0)
     sharing = sharing_of(share, similarity, max_group, mode, encoder)
 
-    from ..arguments import guidance_rows, timesteps_of
+    from ..arguments import PerPrompt, needed_arguments
     from ..embedding import condition_keys
-    from ..generation import vectors_of
+    from ..generation import plan_of
     from ..models import check_names, load_pipeline
-    from ..sharing import make_plan
 
     check_names("auto", "auto", scheduler)
     with err.status(f"Loading the text encoder of {escape(model)}"):
         pipe = load_pipeline(model, "auto", scheduler=scheduler, denoiser=False)
-    conditions = condition_keys(pipe, texts)
-    warn(pipe, texts, conditions)
-    arguments = {"num_inference_steps": steps, "guidance_scale": guidance}
+        _describe_denoisers(pipe, model)
+    arguments = {**needed_arguments(pipe), "num_inference_steps": steps, "guidance_scale": guidance}
+    warn(pipe, texts, condition_keys(pipe, texts, arguments))
     with err.status(f"Comparing {len(texts)} prompts"):
-        vectors, threshold = vectors_of(pipe, texts, sharing)
-        steps, timesteps = timesteps_of(pipe, arguments)
-        made = make_plan(
-            texts,
-            vectors,
-            sharing,
-            threshold,
-            steps=steps,
-            timesteps=timesteps,
-            order=getattr(pipe.scheduler, "order", 1),
-            guidance_rows=guidance_rows(pipe, arguments),
-            seed=seed,
-            images_per_prompt=images_per_prompt,
-            conditions=conditions,
-        )
+        own = PerPrompt(pipe, len(texts), {"prompt": texts, **arguments})
+        made = plan_of(pipe, own, sharing, seed=seed, images_per_prompt=images_per_prompt)
     if save is not None:
         made.save(save)
     print_plan(made, show)
     if save is not None:
         out.print(f"The plan is in {escape(str(save))}", soft_wrap=True)
+
+
+def _describe_denoisers(pipe: Any, model: str) -> None:
+    """Give a pipeline that was loaded without its denoisers what their configs say: whether guidance costs a row."""
+    from diffusers import AutoModel, DiffusionPipeline
+    from diffusers.configuration_utils import FrozenDict
+
+    from ..compatibility import DENOISERS
+    from ..hub import first_line, is_here
+    from ..models import EMBEDDED
+
+    absent = [name for name in DENOISERS if getattr(pipe, name, pipe) is None]
+    if not absent:
+        return
+    local = is_here(model, "model_index.json", " or ".join(EMBEDDED))
+    parts = DiffusionPipeline.load_config(model, local_files_only=local)
+    for name in absent:
+        if parts.get(name, [None])[0] is None:  # an optional one that this model does not have
+            continue
+        try:
+            config = AutoModel.load_config(model, subfolder=name, local_files_only=local)
+        except (OSError, ValueError) as error:
+            raise CotrunkError(
+                f"The config of {model}'s {name} cannot be read ({first_line(error)}): download the model anew, whole."
+            ) from error
+        setattr(pipe, name, SimpleNamespace(config=FrozenDict(config)))

@@ -14,7 +14,7 @@ no training saw; its floor is the row of the real pictures that were asked for. 
 
 400 prompts, `<concept>, <style> style`, are drawn from what was trained on, and all held-out combinations are asked for
 too: a concept in a style, or in a style and a colour, that no training saw. Seeds are fixed; nothing is hand-picked.
-Writes `measured-NAME.json` and picture grids to `--out` and prints a markdown table.
+Writes `measured-NAME.json`, reconstructions and picture grids to `--out` and prints a markdown table.
 """
 
 import argparse
@@ -26,13 +26,14 @@ from typing import Any
 
 import diffusers
 import torch
+from PIL import Image
 
 from autoencoder import load_pictures
 from colours import colour_shares, main_colour
 from concepts import STYLES
 from cotrunk.evaluation.networks import EfficientNetLite0
 from cotrunk.models import EMBEDDED
-from grids import grid
+from grids import COLUMNS, grid
 from judge import Real, Request
 from sampling import generate, load_model, prompt_of, reconstructions
 from training import device
@@ -79,6 +80,16 @@ def table(results: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def beside(originals: torch.Tensor, again: torch.Tensor, words: list[str], rows: int = 2) -> Image.Image:
+    """The first pictures (n, 3, h, w), a row of originals over a row of what the autoencoder made of them."""
+    pictures, prompts = [], []
+    for start in range(0, min(len(words), rows * COLUMNS), COLUMNS):
+        part = slice(start, start + COLUMNS)
+        pictures += [*originals[part], *again[part]]
+        prompts += [*words[part], *["again"] * len(words[part])]
+    return grid(torch.stack(pictures), prompts, "held-out pictures, and from their latents")
+
+
 def main() -> None:
     here = Path(__file__).parent
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -108,6 +119,8 @@ def main() -> None:
     everything: list[Request] = [(concept, style, None) for concept, style in real.row]
     held = real.held_out.tolist()
     unseen = [request for request, out in zip(everything, held, strict=True) if out]
+    words = [prompt_of(request) for request in unseen]
+    beside(real.pictures[real.held_out], again[real.held_out], words).save(args.out / "reconstructions.png")
     results: list[dict[str, Any]] = [
         {"name": "real pictures", "n": len(held), **real.recognised(real.features, real.concept)},
         {"name": "real, each left out of its centroid", "n": len(held), **real.left_out()},

@@ -2,6 +2,7 @@
 
     python run.py                                                 # all of it; goes on where it stopped
     python run.py --only evaluate
+    python run.py --seen                                          # fine-tunes that know what they are evaluated on
 
 1. `pictures`: those that the embedded model was trained on, as files with captions. One concept in five, with all its
    styles, is kept apart: its groups are what is evaluated, and no fine-tune sees it.
@@ -12,6 +13,10 @@
    all models at 30 steps, `curve/` the pre-trained and the best at fewer steps too.
 
 The alignment network is `alignment.py`'s, which is trained first where it is missing.
+
+The embedded model has seen all these pictures. A fine-tune without those kept apart forgets some of them, which
+is held against it beside what it does for sharing. With `--seen` fine-tunes learn from all pictures, as the model did:
+nobody knows less than another, and what is compared is sharing.
 """
 
 import argparse
@@ -38,21 +43,21 @@ SIMILAR = ("--similarity-min", "0.6", "--similarity-max", "0.98")
 
 
 def export(build: Path, out: Path) -> None:
-    """`train/` and `held-out/`: pictures and `metadata.jsonl`."""
+    """`train/`, `held-out/`, and `seen/` with the pictures of both: pictures and `metadata.jsonl`."""
     lines = [json.loads(line) for line in (build / "captions.jsonl").read_text().splitlines()]
     with np.load(build / "pictures.npz") as found:
         pictures = found["pictures"]
-    entries: dict[str, list[dict[str, str]]] = {"train": [], "held-out": []}
+    entries: dict[str, list[dict[str, str]]] = {"train": [], "held-out": [], "seen": []}
     for number, (line, picture) in enumerate(zip(lines, pictures, strict=True)):
         if line["held_out"]:
             continue  # the embedded model has not seen it, and is not to
-        part = "held-out" if apart(line["concept"]) else "train"
-        folder = out / part
-        folder.mkdir(parents=True, exist_ok=True)
-        file = folder / f"{number:05d}.png"
-        if not file.exists():
-            write_bytes(file, functools.partial(Image.fromarray(picture).save, format="PNG"))
-        entries[part].append({"file_name": file.name, "text": caption(line)})
+        for part in ("held-out" if apart(line["concept"]) else "train", "seen"):
+            folder = out / part
+            folder.mkdir(parents=True, exist_ok=True)
+            file = folder / f"{number:05d}.png"
+            if not file.exists():
+                write_bytes(file, functools.partial(Image.fromarray(picture).save, format="PNG"))
+            entries[part].append({"file_name": file.name, "text": caption(line)})
     for part, own in entries.items():
         write_text(out / part / "metadata.jsonl", "".join(json.dumps(entry) + "\n" for entry in own))
         print(f"{part}: {len(own)} pictures", flush=True)
@@ -70,6 +75,8 @@ def main() -> None:
     parser.add_argument("--build", type=Path, default=HERE.parent / "emoji" / "build", help="of recipes/emoji")
     parser.add_argument("--out", type=Path, default=HERE / "build")
     parser.add_argument("--only", choices=["pictures", "groups", "train", "evaluate"])
+    parser.add_argument("--seen", action="store_true", help="fine-tunes learn from what is kept apart, too")
+    parser.add_argument("--objectives", nargs="+", choices=list(OBJECTIVES), default=list(OBJECTIVES))
     parser.add_argument("--steps", type=int, default=800, help="optimiser steps of each fine-tune")
     parser.add_argument("--batch", type=int, default=8, help="groups in a step")
     parser.add_argument("--rank", type=int, default=32)
@@ -83,22 +90,24 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=2, help="runs of every cell: one has 548 pictures")
     parser.add_argument("--shares", default="0.3,0.4", help="parts of the steps to share")
     parser.add_argument("--curved", default="0.4", help="share of the curves over rows")
+    parser.add_argument("--curves-of", nargs="+", choices=list(OBJECTIVES), default=["sage-trunk"])
     parser.add_argument("--fewer", default="10,15", help="numbers of steps of the curves, beside 30")
     parser.add_argument("--results", type=Path, default=HERE.parent.parent / "docs" / "results" / "sage-mini")
     args = parser.parse_args()
+    source = "seen" if args.seen else "train"
     wanted = [args.only] if args.only else ["pictures", "groups", "train", "evaluate"]
     if "pictures" in wanted:
         export(args.build, args.out)
     if "groups" in wanted:
-        cotrunk("dataset", args.out / "train", "--out", args.out / "train-groups", *SIMILAR, "--per-caption", 2)
+        cotrunk("dataset", args.out / source, "--out", args.out / f"{source}-groups", *SIMILAR, "--per-caption", 2)
         cotrunk("dataset", args.out / "held-out", "--out", args.out / "test-groups", *SIMILAR, "--per-caption", 1)
-    loras = {name: args.out / f"lora-{name}" for name in OBJECTIVES}
+    loras = {name: args.out / f"lora-{source}-{name}" for name in args.objectives}
     if "train" in wanted:
         for name, folder in loras.items():
             training = ["--steps", args.steps, "--batch", args.batch, "--rank", args.rank, "--layers", "all"]
             training += ["--learning-rate", args.learning_rate, "--ema", 0.99, "--checkpoint-every", 200]
             training += ["--mixed-precision", "bf16"] if args.bfloat16 else []
-            cotrunk("train", args.out / "train-groups", *OBJECTIVES[name], "--out", folder, *training)
+            cotrunk("train", args.out / f"{source}-groups", *OBJECTIVES[name], "--out", folder, *training)
     if "evaluate" in wanted:
         from cotrunk.evaluation.emoji import WEIGHTS
 
@@ -107,17 +116,18 @@ def main() -> None:
         out = args.out / "results"
         settings = ["--guidance", args.guidance, "--seeds", args.seeds]
         settings += ["--dtype", "bfloat16"] if args.bfloat16 else []
-        # the curves take many cells: of the pre-trained model and of our best alone
+        results = args.results / "seen" if args.seen else args.results
+        # the curves take many cells: by default of the pre-trained model and of our best alone
         for part, models, more in (
             ("table", list(loras), ["--shares", args.shares]),
-            ("curve", ["sage-trunk"], ["--shares", args.curved, "--fewer", args.fewer]),
+            ("curve", args.curves_of, ["--shares", args.curved, "--fewer", args.fewer]),
         ):
             given = [word for name in models for word in ("--lora", f"{name}={loras[name]}")]
             cotrunk("evaluate", args.out / "test-groups", *given, "--out", out, *settings, *more)
-            (args.results / part).mkdir(parents=True, exist_ok=True)
+            (results / part).mkdir(parents=True, exist_ok=True)
             for file in list(out.iterdir()):
                 if file.is_file():  # not cells/, which both have in common
-                    shutil.copy(file, args.results / part / file.name)
+                    shutil.copy(file, results / part / file.name)
                     file.unlink()
 
 

@@ -101,6 +101,7 @@ def evaluate(
     from ..evaluation.paper import Design, write_paper
     from ..models import load_pipeline
     from ..training.dataset import apart, read_groups, read_similarities
+    from ..training.examples import pixels_of, size_of
 
     everything = read_groups(Path(groups))[0]
     similarity = dict(zip(map(tuple, everything), read_similarities(Path(groups)), strict=True))
@@ -117,7 +118,7 @@ def evaluate(
         paths = list(dict.fromkeys(pair.image for group in found for pair in group))
         place = {path: number for number, path in enumerate(paths)}
         real_groups = [[place[pair.image] for pair in group] for group in found]
-        measures = Measures(experiment, _real(paths, pipe, height, width), real_groups)
+        measures = Measures(experiment, pixels_of(paths, *size_of(pipe, height, width)), real_groups)
 
     design = Design(list(loras), parts, steps, counts, seeds)
     wanted = [run for cell in design.cells(experiment) for run in design.runs(cell)]
@@ -155,14 +156,3 @@ def _numbers(name: str, text: str, kind: type) -> list[Any]:
         return [kind(part) for part in text.split(",") if part.strip()]
     except ValueError:
         raise CotrunkError(f"{name} {text!r} is no list of numbers: separate them by commas.") from None
-
-
-def _real(paths: Sequence[Path], pipe: Any, height: int | None, width: int | None) -> Any:
-    """(n, 3, height, width) bytes of the real pictures, in the size that the pipeline makes."""
-    import torch
-
-    from ..training.examples import picture_of, size_of
-
-    size = size_of(pipe, height, width)
-    # bytes one by one: in float32 they would take four times the memory
-    return torch.stack([((picture_of(path, *size) + 1) * 127.5).round().byte() for path in paths])

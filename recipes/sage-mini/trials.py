@@ -1,0 +1,123 @@
+"""What equation 3 leaves open, tried one by one: a short fine-tune each, and one evaluation of all of them.
+
+    python trials.py --bfloat16                # after run.py's pictures and groups; goes on where it stopped
+
+Every trial differs from `base` in what its name says, and in nothing else: equation 3 with branches that start from
+where their trunk leaves them. They are evaluated on the first groups that were kept apart, 40 % of 30 steps shared,
+each against independent sampling of its own model too: what a trial forgets is told from what it does for sharing.
+Tables go to `--results`.
+
+How z-bar is formed is no option of `cotrunk train`: `First` replaces it here, for that trial alone.
+"""
+
+import argparse
+import sys
+from collections.abc import Mapping
+from contextlib import nullcontext
+from pathlib import Path
+from unittest.mock import patch
+
+import torch
+from run import HERE
+
+from cotrunk.cli import main as command
+from cotrunk.commands.judges import judges_of
+from cotrunk.evaluation.experiment import Cell, Experiment
+from cotrunk.evaluation.measuring import Measures
+from cotrunk.evaluation.tables import Comparison, write_comparisons, write_table
+from cotrunk.models import load_pipeline
+from cotrunk.rows import Folding
+from cotrunk.training.dataset import apart, read_groups
+from cotrunk.training.examples import pixels_of, size_of
+
+SHARE = 0.4
+
+STEPS = 250
+TRIALS = {
+    "base": (),
+    "standard": ("--objective", "standard"),
+    "lambda_1 = 0": ("--shared-weight", "0"),
+    "lambda_1 = 4": ("--shared-weight", "4"),
+    "lambda_2 = 0": ("--target-weight", "0"),
+    "lambda_2 = 4": ("--target-weight", "4"),
+    "through the target": ("--through-target",),
+    "z-bar is a member": (),
+    "t_s from 50 %": ("--share", "0.5"),
+    "rank 4": ("--rank", "4"),
+    "rate 3e-4": ("--learning-rate", "3e-4"),
+    "750 steps": ("--steps", "750"),
+}
+
+
+class First(Folding):
+    """A group's mean latents are its first member's; its mean condition stays the mean."""
+
+    def mean(self, tensor: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+        return self.first(tensor) if tensor.ndim == 4 else super().mean(tensor, mask)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=HERE / "build")
+    parser.add_argument("--only", nargs="+", choices=list(TRIALS), default=list(TRIALS), help="trials, by name")
+    parser.add_argument("--part", choices=["train", "evaluate"], help="only this")
+    parser.add_argument("--groups", type=int, default=120, help="that are evaluated")
+    parser.add_argument("--bfloat16", action="store_true", help="as of run.py")
+    parser.add_argument(
+        "--results", type=Path, default=HERE.parent.parent / "docs" / "results" / "sage-mini" / "trials"
+    )
+    args = parser.parse_args()
+    wanted = dict.fromkeys(["base", *args.only])
+    loras = {name: args.out / "trials" / "".join(c if c.isalnum() else "-" for c in name) for name in wanted}
+    common = ["--steps", str(STEPS), "--batch", "8", "--rank", "32", "--layers", "all", "--branch-noise", "trunk"]
+    common += ["--learning-rate", "1e-3", "--ema", "0.99", "--checkpoint-every", "100"]
+    common += ["--mixed-precision", "bf16"] if args.bfloat16 else []
+    for name, folder in loras.items() if args.part != "evaluate" else ():
+        for encoded in loras["base"].glob("encoded-*"):  # the same pictures and captions, encoded once
+            folder.mkdir(exist_ok=True)
+            if not (folder / encoded.name).exists():
+                (folder / encoded.name).symlink_to(encoded.resolve())
+        words = ["train", str(args.out / "train-groups"), "--out", str(folder), *common, *TRIALS[name]]
+        print("cotrunk", *words, flush=True)
+        sys.argv[1:] = words
+        with patch("cotrunk.training.loss.Folding", First) if name == "z-bar is a member" else nullcontext():
+            try:
+                command()
+            except SystemExit as done:
+                if done.code:
+                    raise
+    if args.part != "train":
+        evaluate(loras, args.out, args.groups, "bfloat16" if args.bfloat16 else "float32", args.results)
+
+
+def evaluate(loras: Mapping[str, Path], build: Path, count: int, dtype: str, results: Path) -> None:
+    """`table1.md`: every trial independently and shared; `differences.md`: each shared against its own independent
+    sampling, and against the base under the same sharing."""
+    torch.set_grad_enabled(False)
+    torch.set_flush_denormal(True)
+    groups = apart(read_groups(build / "test-groups")[0], seed=0)[:count]
+    pipe = load_pipeline("mini", "cpu", dtype)
+    judges = judges_of("lite0", "lite0", "emoji", "cpu")
+    captions = [[pair.caption for pair in group] for group in groups]
+    models = {"pre-trained": None, **loras}
+    experiment = Experiment(pipe, captions, models, judges, build / "trial-results", guidance=5.0)
+    paths = list(dict.fromkeys(pair.image for group in groups for pair in group))
+    place = {path: number for number, path in enumerate(paths)}
+    real_groups = [[place[pair.image] for pair in group] for group in groups]
+    measures = Measures(experiment, pixels_of(paths, *size_of(pipe, None, None)), real_groups)
+    found, differences = [], []
+    for name in models:
+        alone, shared = Cell(name), Cell(name, SHARE)
+        found += [measures.of([alone]), measures.of([shared])]
+        for other in (alone, Cell("base", SHARE)):
+            if other != shared:
+                spared = 1 - experiment.rows(shared) / experiment.rows(other)
+                differences.append(Comparison(shared, other, spared, measures.compare([shared], [other])))
+        print(name, found[-1].figures, flush=True)
+    results.mkdir(parents=True, exist_ok=True)
+    print(write_table(found, judges, results))
+    print(write_comparisons(differences, judges, results))
+
+
+if __name__ == "__main__":
+    main()

@@ -207,11 +207,15 @@ def table(points: list[dict[str, Any]]) -> str:
         "|---|---:|---|---|---:|---:|---:|---:|---:|",
     ]
     for p in points:
-        rows, ratio = ("-", "-") if p["rows"] is None else (f"{p['rows']:.1f}", f"{p['ratio']:.2f}")
+        rows = "-" if p["rows"] is None else f"{p['rows']:.1f}"
+        ratio = "-" if p["rows"] is None or p["ratio"] is None else f"{p['ratio']:.2f}"
         lines.append(
             f"| {p['scheduler']} | {p['steps']} | {p['family']} | {p['label']} | {rows} | {ratio} | "
             f"{p['psnr']:.1f} | {p['perceptual']:.4f} | {100 * p['frechet']:.1f} |"
         )
+    some = points[0]
+    lines += ["", f"{some['model']}, {some['images']} pictures, guidance {some['guidance']:g}; perceptual and Frechet"]
+    lines[-1] += f" distances in the features of {EfficientNetLite0.name}."
     return "\n".join(lines) + "\n"
 
 
@@ -223,6 +227,7 @@ def main() -> None:
     parser.add_argument("--schedulers", nargs="+", default=["ddim", "euler", "dpm++2m"])
     parser.add_argument("--model", default="mini")
     parser.add_argument("--guidance", type=float, default=5.0, help="3 suits mini-dit")
+    parser.add_argument("--no-clock", action="store_true", help="other work runs beside: say nothing of time")
     parser.add_argument("--families", nargs="+", default=["*"], help="their names; * stands for any text")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
@@ -239,6 +244,8 @@ def main() -> None:
         set_scheduler(pipe, scheduler)
         reference = None
         for arm in arms(steps, args.guidance, denoiser == "unet"):
+            if args.no_clock and arm.is_partial:
+                continue
             if not any(fnmatchcase(arm.family, name) for name in args.families):
                 continue
             key = run | {"scheduler": scheduler, "steps": steps, "family": arm.family, "label": arm.label}
@@ -255,7 +262,8 @@ def main() -> None:
             saved = 1 - rows / whole
             point = key | reference.compared(pictures) | {"seconds": seconds, "full_seconds": reference.seconds}
             point |= {"rows": None if arm.is_partial else rows, "cost": in_time if arm.is_partial else rows}
-            point["ratio"] = (1 - seconds / reference.seconds) / saved if saved > 0.01 else 1.0
+            ratio = (1 - seconds / reference.seconds) / saved if saved > 0.01 else 1.0
+            point["ratio"] = None if args.no_clock else ratio
             points.append(point)
             with file.open("a") as log:
                 log.write(json.dumps(point) + "\n")

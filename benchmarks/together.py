@@ -10,7 +10,6 @@ together. `table.md`, `curves.png` and `points.jsonl` come out.
 """
 
 import argparse
-import itertools
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -95,6 +94,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--scheduler", default="ddim")
+    parser.add_argument("--no-clock", action="store_true", help="other work runs beside: say nothing of time")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     torch.set_grad_enabled(False)
@@ -129,7 +129,8 @@ def main() -> None:
             "diversity": metrics.mean(metrics.diversity(network, pictures, run_groups)),
         }
         point = key | {"rows": float(np.mean([rows for _, rows, _ in made]))}
-        point |= {"seconds": float(np.mean([seconds for _, _, seconds in made]))}
+        seconds = float(np.mean([seconds for _, _, seconds in made]))
+        point |= {"seconds": None if args.no_clock else seconds}
         point |= {name: asdict(figure) for name, figure in figures.items()}
         if known is None:
             points.append(point)
@@ -148,31 +149,35 @@ def table(points: list[dict[str, Any]]) -> str:
     for p in points:
         shown = [str(metrics.Figure(**p[name])) for name in ("alignment", "behind", "frechet", "diversity")]
         tolerance = "-" if p["tolerance"] is None else f"{p['tolerance']:g}"
+        seconds = "-" if p["seconds"] is None else f"{p['seconds']:.3f}"
         cells = [p["family"], str(p["steps"]), tolerance, f"{p['rows']:.1f}", f"{full['rows'] / p['rows']:.1f} x"]
-        lines.append("| " + " | ".join([*cells, f"{p['seconds']:.3f}", *shown]) + " |")
+        lines.append("| " + " | ".join([*cells, seconds, *shown]) + " |")
     return "\n".join(lines) + "\n"
 
 
 def plot(points: list[dict[str, Any]], path: Path) -> None:
+    """Intervals are drawn of differences alone: those of values are as wide as the prompts differ, for all alike."""
     titles = {
-        "alignment": "alignment (higher)",
+        "behind": "alignment behind 50 independent steps (lower)",
         "frechet": "Frechet distance (lower)",
-        "diversity": "diversity (higher)",
+        "diversity": "diversity in groups (higher)",
     }
-    figure = new_figure(figsize=(15, 4.4), layout="constrained")
+    figure = new_figure(figsize=(15, 5.2), layout="constrained")
+    families = list(dict.fromkeys(_family(point) for point in points))
     for panel, (measure, title) in zip(figure.subplots(1, 3), titles.items(), strict=True):
-        for number, (family, some) in enumerate(itertools.groupby(sorted(points, key=_family), key=_family)):
-            own = sorted(some, key=lambda p: p["rows"])
-            rows, colour = [p["rows"] for p in own], f"C{number % 10}"
+        for number, family in enumerate(families):
+            own = sorted((p for p in points if _family(p) == family), key=lambda p: p["rows"])
+            rows, values = [p["rows"] for p in own], [p[measure]["value"] for p in own]
             weight = 2.6 if family == "independent" else 1.3
-            panel.plot(rows, [p[measure]["value"] for p in own], "o-", ms=4, lw=weight, color=colour, label=family)
-            bounds = ([p[measure][end] for p in own] for end in ("low", "high"))
-            panel.fill_between(rows, *bounds, color=colour, alpha=0.1)
+            panel.plot(rows, values, "o-", ms=4, lw=weight, color=f"C{number}", label=family)
+            if measure == "behind" and family != "independent":
+                ends = [[abs(p[measure][end] - p[measure]["value"]) for p in own] for end in ("low", "high")]
+                panel.errorbar(rows, values, ends, fmt="none", color=f"C{number}", alpha=0.35, lw=1)
         panel.set_xscale("log")
         panel.set_xlabel("denoiser rows a picture")
         panel.set_title(title, fontsize=10)
         panel.grid(alpha=0.25)
-    panel.legend(fontsize=8)
+    figure.legend(*panel.get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=9)
     write_bytes(path, lambda file: figure.savefig(file, format="png", dpi=100))
 
 

@@ -371,7 +371,9 @@ def test_a_strip_shows_what_happened_to_a_picture(tmp_path: Path) -> None:
     assert "Skipping tolerance0.02" in parsed.text
     assert "Guided between10 % and 80 % of the steps" in parsed.text
     strips = parsed.all("svg", "strip")
-    assert [strip["aria-label"] for strip in strips] == ["computed at 8 of 12 steps, predicted at the others"] * 2
+    label = "Of 12 steps: 4 for itself, 4 once for the group, 4 predicted, 5 without guidance"
+    assert [strip["aria-label"] for strip in strips] == [label] * 2
+    assert parsed.text.count(label) == 2  # a title, to be read under the pointer
     assert "empty where its output was predicted" in parsed.text
 
 

@@ -81,7 +81,8 @@ def strip_svg(letters: str) -> str:
             top = 0 if letter.isupper() else 0.5
             cells.append(f'<path class="{kind}" d="M{x:.2f} {top}H{end * width:.2f}V1H{x:.2f}Z"/>')
         start = end
-    computed = sum(letter not in "Pp" for letter in letters)
-    label = f"computed at {computed} of {len(letters)} steps, predicted at the others"
+    ways = {"for itself": "Cc", "once for the group": "Ss", "predicted": "Pp", "without guidance": "csp"}
+    counts = {way: sum(letter in which for letter in letters) for way, which in ways.items()}
+    label = f"Of {len(letters)} steps: " + ", ".join(f"{count} {way}" for way, count in counts.items() if count)
     size = 'viewBox="0 0 100 1" preserveAspectRatio="none"'
-    return f'<svg class="strip" {size} role="img" aria-label="{label}">{"".join(cells)}</svg>'
+    return f'<svg class="strip" {size} role="img" aria-label="{label}"><title>{label}</title>{"".join(cells)}</svg>'

@@ -342,6 +342,10 @@ def test_it_says_when_sharing_does_not_pay_and_when_nothing_does() -> None:
     said = " ".join(advice(_recommended(points, MARGIN, 3)))
     assert "Sharing is not shown to pay on these prompts" in said
     assert "3 settings were left out" in said
+    fewer = _recommended(points[:2], MARGIN, 1)
+    assert claim(fewer).startswith("Independent, 10 steps: 20.0 rows a picture instead of 60")
+    assert advice(fewer)[0] == "Sharing was not tried."  # nothing is said of what nobody has seen
+    assert "1 setting was left out" in " ".join(advice(fewer))
     nothing = _recommended([FULL, point(20, 0.1, steps=10)], MARGIN, 0)
     assert claim(nothing) == "No setting was shown to be as good as 30 independent steps for fewer rows."
 

@@ -34,7 +34,7 @@ def write_tuned(tuned: Tuned, pictures: dict[Point, np.ndarray], networks: str, 
     values = {
         "title": escape(basis.model),
         "claim": escape(claim(tuned)),
-        "lead": escape(" ".join(advice(tuned))),
+        "lead": "<br>".join(map(escape, advice(tuned))),
         "figure": "data:image/png;base64," + base64.b64encode(plot).decode(),
         "strips": "\n".join(_strip(point, own) for point, own in pictures.items()),
         "rows": "\n".join(_row(point, tuned) for point in tuned.points),
@@ -48,8 +48,9 @@ def claim(tuned: Tuned) -> str:
     full, same = tuned.points[0], tuned.same_quality
     if same is full:
         return f"No setting was shown to be as good as {full.setting.steps} independent steps for fewer rows."
+    name = named(same)
     return (
-        f"{named(same)}: {same.rows:.1f} rows a picture instead of {full.rows:.0f}, for an alignment at most "
+        f"{name[0].upper()}{name[1:]}: {same.rows:.1f} rows a picture instead of {full.rows:.0f}, for an alignment at most "
         f"{tuned.margin:.2g} behind that of {full.setting.steps} independent steps."
     )
 
@@ -57,7 +58,9 @@ def claim(tuned: Tuned) -> str:
 def advice(tuned: Tuned) -> list[str]:
     """What else to know, in sentences."""
     sentences = []
-    if not tuned.sharing_pays:
+    if not any(point.setting.share for point in tuned.points):
+        sentences.append("Sharing was not tried.")
+    elif not tuned.sharing_pays:
         sentences.append(
             "Sharing is not shown to pay on these prompts: independent sampling may be as good for as few rows."
         )
@@ -69,10 +72,11 @@ def advice(tuned: Tuned) -> list[str]:
             f"Best for at most half the rows: {named(tuned.half_rows)}, {tuned.half_rows.rows:.1f} rows a picture."
         )
     if tuned.left_out:
-        sentences.append(f"{tuned.left_out} settings were left out for want of budget.")
+        were = "settings were" if tuned.left_out > 1 else "setting was"
+        sentences.append(f"{tuned.left_out} {were} left out for want of budget.")
     for why, settings in tuned.refused.items():
-        count = f"{len(settings)} setting{'s' if len(settings) > 1 else ''}"
-        sentences.append(f"Not possible here: {_in_common(settings)} ({count}). {why}")
+        many = f"{len(settings)} setting{'s' if len(settings) > 1 else ''}"
+        sentences.append(f"Not possible here: {_in_common(settings)} ({many}). {why}")
     sentences.append(
         "Measures on few pictures are rough, and no network sees everything: look at the pictures before a large run."
     )

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from command import cotrunk
 
 RECIPES = Path(__file__).parent.parent / "recipes"
@@ -34,12 +35,15 @@ def test_commands_have_the_options_they_are_given(recipe: str) -> None:
 def sage_mini(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """The scripts of recipes/sage-mini can be imported; what else is to be patched."""
     monkeypatch.syspath_prepend(RECIPES / "sage-mini")
-    for name in ("run", "alignment", "split"):
+    for name in ("run", "alignment", "split", "trials"):
         monkeypatch.delitem(sys.modules, name, raising=False)
     return monkeypatch
 
 
-def test_sage_mini_asks_for_options_that_are_there(sage_mini: pytest.MonkeyPatch, tmp_path: Path) -> None:
+@pytest.mark.parametrize("seen", [[], ["--seen"]])
+def test_sage_mini_asks_for_options_that_are_there(
+    sage_mini: pytest.MonkeyPatch, tmp_path: Path, seen: list[str]
+) -> None:
     run = importlib.import_module("run")
     asked: list[list[str]] = []
     sage_mini.setattr(run, "cotrunk", lambda *arguments: asked.append([str(part) for part in arguments]))
@@ -48,11 +52,34 @@ def test_sage_mini_asks_for_options_that_are_there(sage_mini: pytest.MonkeyPatch
     (results / "cells").mkdir(parents=True)
     (results / "cells" / "one.npz").write_text("")
     (results / "results.json").write_text("{}")
-    sage_mini.setattr(sys, "argv", ["run.py", "--out", str(tmp_path / "build"), "--results", str(tmp_path / "docs")])
+    docs = tmp_path / "docs"
+    sage_mini.setattr(sys, "argv", ["run.py", *seen, "--out", str(tmp_path / "build"), "--results", str(docs)])
     run.main()
     assert [name for name, *_ in asked] == ["dataset"] * 2 + ["train"] * 3 + ["evaluate"] * 2
     for name, *arguments in asked:
         known = re.findall(r"(--[a-z-]+)", cotrunk(name, "--help").out)
         assert {part for part in arguments if part.startswith("--")} <= set(known)
-    assert [file.name for file in (tmp_path / "docs" / "table").iterdir()] == ["results.json"]
+    groups = tmp_path / "build" / ("seen-groups" if seen else "train-groups")
+    assert [arguments[1] for arguments in asked if arguments[0] == "train"] == [str(groups)] * 3
+    assert [file.name for file in (docs / ("seen" if seen else "") / "table").iterdir()] == ["results.json"]
     assert not (results / "results.json").exists()  # nothing of one evaluation is taken for the other's
+
+
+def test_trials_ask_for_options_that_are_there(sage_mini: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    trials = importlib.import_module("trials")
+    asked: list[list[str]] = []
+    sage_mini.setattr(trials, "command", lambda: asked.append(sys.argv[1:]))
+    sage_mini.setattr(sys, "argv", ["trials.py", "--part", "train", "--out", str(tmp_path)])
+    trials.main()
+    known = set(re.findall(r"(--[a-z-]+)", cotrunk("train", "--help").out))
+    assert len(asked) == len(trials.TRIALS)
+    assert all({part for part in own if part.startswith("--")} <= known for own in asked)
+    assert len({own[own.index("--out") + 1] for own in asked}) == len(asked)
+
+
+def test_one_member_can_stand_for_the_mean_picture(sage_mini: pytest.MonkeyPatch) -> None:
+    trials = importlib.import_module("trials")
+    folding = trials.First([0, 0, 2], 3, torch.device("cpu"))
+    latents, condition = torch.randn(3, 4, 2, 2), torch.randn(3, 5, 6)
+    assert torch.equal(folding.mean(latents), latents[[0, 2]])
+    assert torch.allclose(folding.mean(condition)[0], condition[:2].mean(dim=0), atol=1e-6)

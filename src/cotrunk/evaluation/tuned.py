@@ -50,8 +50,8 @@ def claim(tuned: Tuned) -> str:
         return f"No setting was shown to be as good as {full.setting.steps} independent steps for fewer rows."
     name = named(same)
     return (
-        f"{name[0].upper()}{name[1:]}: {same.rows:.1f} rows a picture instead of {full.rows:.0f}, for an alignment at most "
-        f"{tuned.margin:.2g} behind that of {full.setting.steps} independent steps."
+        f"{name[0].upper()}{name[1:]}: {same.rows:.1f} rows a picture instead of {full.rows:.0f}, for an alignment "
+        f"at most {tuned.margin:.2g} behind that of {full.setting.steps} independent steps."
     )
 
 

@@ -201,7 +201,7 @@ def test_sharing_skipping_and_guidance_multiply() -> None:
 
 def test_forwards_have_the_sizes_that_were_asked_for() -> None:
     pipeline = sd()
-    inputs, skipping = pipeline.inputs(3), Skipping(tolerance=0.1)
+    inputs, skipping = pipeline.inputs(3), Skipping(tolerance=0.05)
     ran = recorded(pipeline.pipe.unet)
     free = skipped(pipeline, inputs, skipping, num_inference_steps=20)
     assert set(ran) == {2, 4, 6}
@@ -223,7 +223,7 @@ def test_forwards_have_the_sizes_that_were_asked_for() -> None:
 
 def test_a_compiled_denoiser_gives_the_same_images_and_meets_few_shapes() -> None:
     pipeline, compiled = sd(), list[int]()
-    inputs, skipping = pipeline.inputs(3), Skipping(tolerance=0.1)
+    inputs, skipping = pipeline.inputs(3), Skipping(tolerance=0.05)
     expected = skipped(pipeline, inputs, skipping, num_inference_steps=20)
 
     def eager(graph: torch.fx.GraphModule, example: list[Tensor]) -> Callable[..., Any]:

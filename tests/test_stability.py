@@ -14,7 +14,7 @@ from cotrunk import CotrunkError, Skipping
 from cotrunk.noise import NoiseSchedule, read_schedule
 from cotrunk.sada import Sada
 from cotrunk.skipping import Rule
-from cotrunk.stability import Trajectories, lagrange
+from cotrunk.stability import LARGE, Trajectories, lagrange
 
 RULES = [Skipping(rule=rule) for rule in get_args(Rule)]
 EVERY = pytest.mark.parametrize("case", SCHEDULERS, ids="-".join)
@@ -321,3 +321,17 @@ def test_released_goes_by_the_velocity_of_a_flow(
         if step == last + 1:
             expected = 2 * expected - direction * before**2
         torch.testing.assert_close(seen[step][0][0], expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("case", [("euler", "flow"), ("dpm++2m", "v_prediction"), ("euler", "epsilon")], ids="-".join)
+def test_first_predictions_are_trusted_less_the_more_the_first_output_overshoots(case: tuple[str, str]) -> None:
+    def first_gap(size: float) -> int:
+        """Evaluations left out after the first one, which predicts data of this RMS."""
+
+        def model(schedule: NoiseSchedule, step: int, x: Tensor) -> Tensor:
+            return schedule.output_for(step, x, torch.full_like(x, size))
+
+        computed = [step[0] for step in run(case, Skipping(tolerance=0.1), model=model).computed]
+        return computed.index(True, 1) - 1
+
+    assert first_gap(0.5) == first_gap(1.0) == first_gap(LARGE - 0.1) > first_gap(2 * LARGE)

@@ -45,6 +45,11 @@ class NoiseSchedule:
         alpha, sigma = self.levels[step]
         return math.asinh(sigma / math.hypot(alpha, FAINTEST))
 
+    def whole(self, step: int, sample: torch.Tensor) -> torch.Tensor:
+        """A scheduler's sample as alpha * data + sigma * noise, in float32 at least."""
+        exact = sample.to(torch.promote_types(sample.dtype, torch.float32))
+        return exact * self.levels[step][0] if self.divided else exact
+
     def data_of(self, step: int, sample: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
         """The data that an output predicts, given the sample (not divided by alpha) that it was computed from."""
         alpha, sigma = self.levels[step]

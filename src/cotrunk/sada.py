@@ -83,7 +83,7 @@ class Sada:
         if self.is_flux:
             return self._by_velocity(output), sample
         alpha, sigma = self.schedule.levels[step]
-        x = (sample * alpha if self.schedule.divided else sample).float()
+        x = self.schedule.whole(step, sample)
         if self.data is not None and any(self.skip):
             made = self.schedule.output_for(step, x, self.data).to(output.dtype)
             output = torch.where(along(self.skip, output), made, output)
@@ -103,8 +103,7 @@ class Sada:
         assert self.schedule is not None
         if step + 1 >= self.timesteps:
             return
-        alpha, _ = self.schedule.levels[step + 1]
-        x = (new_sample * alpha if self.schedule.divided else new_sample).float()
+        x = self.schedule.whole(step + 1, new_sample)
         guess = x
         if len(self.gradients) == 3:
             y, y1, y2 = self.gradients

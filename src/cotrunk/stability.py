@@ -25,6 +25,7 @@ NODES = 3  # computed outputs that are kept for each image: enough for a quadrat
 KNOTS = {"reuse": 1, "linear": 2, "quadratic": 3, "damped": 2}  # of them a prediction rests on
 FIRST = 3  # steps that the rule "fixed" computes before anything is predicted
 STEEPEST = 7.0  # most that an extrapolation may amplify noise in the outputs: the sum of its weights' sizes
+LARGE, STEEP = 4.0, 3  # RMS of the data that a first output predicts, by which the law was measured; see `_overshoot`
 LEAST = 1e-3  # an image's factor to the law, or most: one over it
 MEMORY = 0.8  # of what an image's predictions missed before, when another is tried: a single miss is mostly chance
 
@@ -68,6 +69,7 @@ class History:
         last: the step at which the latest was computed.
         scale: how large its predictions' misses have been beside those that the law of `gaps.py` expects; None before
             one could be tried.
+        overshoot: what stands for it until then.
         damping: the part of its trend that the output kept between the last two nodes, 0 to 1.
         resume: the step at which the denoiser computes this image again.
     """
@@ -76,12 +78,13 @@ class History:
     nodes: list[int] = field(default_factory=list)
     last: int = -1
     scale: float | None = None
+    overshoot: float = 1.0
     damping: float = 1.0
     resume: int = 0
 
     def forget(self) -> None:
         """What was computed so far says nothing about what comes."""
-        self.times, self.nodes, self.scale, self.damping = [], [], None, 1.0
+        self.times, self.nodes, self.scale, self.overshoot, self.damping = [], [], None, 1.0, 1.0
 
     def between(self, now: float, time: float) -> list[float]:
         """Weights of the output computed now, and of the slots, in what lies between them at `time`."""
@@ -160,6 +163,7 @@ class Trajectories:
             sample = self._corrected(step, time, computed, solver, output, sample)
             self.used[step] = output
         if any(computed):
+            self._overshoot(step, computed, output, sample)
             self._learn(step, time, computed, output)
         return output, sample
 
@@ -204,6 +208,23 @@ class Trajectories:
         for at in [at for at in self.used if at < first]:
             del self.used[at]
         return sample
+
+    def _overshoot(self, step: int, computed: tuple[bool, ...], output: torch.Tensor, sample: torch.Tensor) -> None:
+        """How much an image's first predictions may miss, told from its first output alone.
+
+        Guidance makes the first outputs predict data that are far too large, and what overshoots has to come down: the
+        first outputs change the more the larger the data are. The law was measured where they begin with an RMS of
+        `LARGE`; smaller ones are not held to change less.
+        """
+        assert self.schedule is not None
+        fresh = [known and not history.times for history, known in zip(self.histories, computed, strict=True)]
+        if not any(fresh):
+            return
+        data = self.schedule.data_of(step, self.schedule.whole(step, sample), output)
+        sizes = _mean_square(data).sqrt().tolist()
+        for history, size, is_fresh in zip(self.histories, sizes, fresh, strict=True):
+            if is_fresh:
+                history.overshoot = min(max((size / LARGE) ** STEEP, 1.0), 1 / LEAST)
 
     def _learn(self, step: int, time: float, computed: tuple[bool, ...], output: torch.Tensor) -> None:
         """Take in the computed outputs and decide what follows."""
@@ -298,7 +319,7 @@ class Trajectories:
             return 0 if step + 1 < FIRST or history.scale is None else min(skipping.every - 1, most)
         assert self.gaps is not None
         # the law and what was seen count alike: a law may be wrong for a model, and a miss is mostly chance
-        scale = 1.0 if history.scale is None else math.sqrt(history.scale)
+        scale = history.overshoot if history.scale is None else math.sqrt(history.scale)
         return self.gaps.next(self._nodes(history), skipping.tolerance / scale) - (step + 1)
 
     def _nodes(self, history: History) -> Nodes:

@@ -208,3 +208,14 @@ def test_bad_input_is_one_sentence(
     no_model(monkeypatch)
     folder_of(tmp_path / "in", "jsonl")
     assert_refused(cotrunk(*arguments), said)
+
+
+def test_the_first_of_several_processes_speaks_for_all(
+    groups: Path, tmp_path: Path, tiny_model: pytest.MonkeyPatch
+) -> None:
+    tiny_model.setenv("RANK", "1")
+    settings = ("--steps", 1, "--batch", 2, "--rank", 2, "--height", 32, "--width", 16)
+    outcome = cotrunk("train", groups, "--out", tmp_path, *settings)
+    assert outcome.code == 0, outcome.err
+    assert "The LoRA is" not in outcome.out
+    assert "Training" not in outcome.err

@@ -12,7 +12,7 @@ from .attaching import attached
 from .compatibility import check_pipeline
 from .denoiser import RowPlan
 from .errors import CotrunkError
-from .generation import _check_row_sizes
+from .generation import check_row_sizes
 from .meter import Meter
 from .noise import read_schedule
 from .skipping import Skipping
@@ -92,7 +92,7 @@ def accelerate(
     if getattr(pipe, "_cotrunk", None) is not None:
         raise CotrunkError(f"This {type(pipe).__name__} is accelerated already: call remove() on what accelerate gave.")
     check_pipeline(pipe, max_rows=None, alone=True)
-    _check_row_sizes(row_sizes)
+    check_row_sizes(row_sizes)
     read_schedule(pipe.scheduler, ())
     return Acceleration(pipe, skipping, row_sizes)
 

@@ -98,7 +98,7 @@ def prepare(
     _check_seed(seed)
     if guidance_interval is not None:
         check_fractions("guidance_interval", guidance_interval)
-    _check_row_sizes(row_sizes)
+    check_row_sizes(row_sizes)
     if skipping is not None:
         read_schedule(pipe.scheduler, ())
     if "prompt" in arguments and prompts is None:  # as the pipelines call it
@@ -322,7 +322,8 @@ def _check_has_interval(pipe: Any, rows: int, scale: Any) -> None:
         )
 
 
-def _check_row_sizes(sizes: Any) -> None:
+def check_row_sizes(sizes: Any) -> None:
+    """Raise `CotrunkError` unless these are numbers of rows that a forward may have, or None."""
     if sizes is None:
         return
     listed = isinstance(sizes, list | tuple) and len(sizes) > 0

@@ -1,5 +1,6 @@
 """`cotrunk train`."""
 
+import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -112,7 +113,8 @@ def train(
     columns: list[Any] = [TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}")]
     smooth: dict[str, float] = {}
 
-    with Progress(*columns, TimeRemainingColumn(), console=err) as progress:
+    is_first = os.environ.get("RANK", "0") == "0"  # of the processes of accelerate launch: it speaks for all
+    with Progress(*columns, TimeRemainingColumn(), console=err, disable=not is_first) as progress:
         task = progress.add_task(f"Encoding {sum(map(len, found)):,} pictures", total=steps)
 
         def show(step: Step) -> None:
@@ -134,7 +136,8 @@ def train(
         except KeyboardInterrupt:
             err.print("Stopped. Call it again to go on from the last checkpoint.")
             raise typer.Exit(130) from None
-    out.print(f"The LoRA is {escape(str(file))}", soft_wrap=True)
+    if is_first:
+        out.print(f"The LoRA is {escape(str(file))}", soft_wrap=True)
 
 
 def _draw(pipe: Any, prompts: list[str], share: float, sizes: dict[str, Any], path: Path) -> None:

@@ -43,9 +43,6 @@ TRIALS = {
     "through the target": ("--through-target",),
     "z-bar is a member": (),
     "t_s from 50 %": ("--share", "0.5"),
-    "rank 4": ("--rank", "4"),
-    "rate 3e-4": ("--learning-rate", "3e-4"),
-    "750 steps": ("--steps", "750"),
 }
 
 

@@ -89,7 +89,7 @@ def main() -> None:
 
 def evaluate(loras: Mapping[str, Path], build: Path, count: int, dtype: str, results: Path) -> None:
     """`table1.md`: every trial independently and shared; `differences.md`: each shared against its own independent
-    sampling, and against the base under the same sharing."""
+    sampling, and against the base and the standard fine-tune under the same sharing."""
     torch.set_grad_enabled(False)
     torch.set_flush_denormal(True)
     groups = apart(read_groups(build / "test-groups")[0], seed=0)[:count]
@@ -106,7 +106,7 @@ def evaluate(loras: Mapping[str, Path], build: Path, count: int, dtype: str, res
     for name in models:
         alone, shared = Cell(name), Cell(name, SHARE)
         found += [measures.of([alone]), measures.of([shared])]
-        for other in (alone, Cell("base", SHARE)):
+        for other in (alone, *(Cell(rival, SHARE) for rival in ("base", "standard") if rival in models)):
             if other != shared:
                 spared = 1 - experiment.rows(shared) / experiment.rows(other)
                 differences.append(Comparison(shared, other, spared, measures.compare([shared], [other])))

@@ -102,7 +102,8 @@ def main() -> None:
     pipe = mini.load()
     pipe.set_progress_bar_config(disable=True)
     set_scheduler(pipe, args.scheduler)
-    network, aligner = EfficientNetLite0(), EmojiAlignment()
+    network = EfficientNetLite0()
+    aligner = EmojiAlignment(network)
     texts = aligner.of_texts(PROMPTS).repeat(len(SEEDS), 1)
     # pictures of a group from all seeds belong together
     groups = [[run * len(PROMPTS) + image for run in range(len(SEEDS)) for image in group] for group in GROUPS]

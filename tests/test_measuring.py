@@ -186,6 +186,24 @@ def test_the_curves_can_be_read_off_a_table(tmp_path: Path, trained_lora: Path) 
     ]
 
 
+def test_more_shares_are_in_figure_4_and_in_no_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: dict[str, tuple[list[int], list[Cell]]] = {}
+
+    def curves(lines: dict[str, list[Result]], places: list[int], out: Path, name: str, **_: str) -> None:
+        drawn[name] = places, [result.cell for result in lines["pre-trained"]]
+
+    monkeypatch.setattr("cotrunk.evaluation.paper.write_curves", curves)
+    design = Design(["pre-trained"], [0.5], 4, more_shares=[0.75, 0.25])
+    text = write_paper(measures(tmp_path), design, {0.5: [0, 1]}, tmp_path)
+    shares = [0.0, 0.25, 0.5, 0.75]
+    assert drawn["figure4"] == ([0, 1, 2, 3], [Cell("pre-trained", share, 4) for share in shares])
+    assert "shared 50%" in text
+    assert "shared 25%" not in text + (tmp_path / "table1.md").read_text()
+    cells = json.loads((tmp_path / "results.json").read_text())["cells"]
+    assert {0.25, 0.75} <= {own["cell"]["share"] for own in cells}
+    assert len([own for own in cells if own["cell"]["steps"] != 4]) == 1  # the equal cost of one half shared, alone
+
+
 def test_nothing_need_be_shared(tmp_path: Path) -> None:
     text = write_paper(measures(tmp_path), Design(["pre-trained"], [], 2, [3]), {0.5: [0, 1]}, tmp_path)
     assert "| independent, 2 steps | pre-trained |" in text

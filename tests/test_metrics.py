@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from cotrunk import CotrunkError
 from cotrunk.evaluation import metrics, networks
+from cotrunk.evaluation.emoji import EmojiAlignment
 from cotrunk.evaluation.experiment import Judges
 from cotrunk.evaluation.tables import networks as said_of
 
@@ -24,8 +25,9 @@ class Brightness:
 
     name = "brightness"
 
-    def distances(self, pictures: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
-        return (pictures.float() - others.float()).flatten(1).mean(dim=1).abs()
+    def distances(self, pictures: torch.Tensor, pairs: torch.Tensor) -> torch.Tensor:
+        left, right = pictures.float().flatten(1).mean(dim=1)[pairs].unbind(dim=1)
+        return (left - right).abs()
 
 
 def gaussian(n: int, mean: list[float], deviation: list[float], seed: int = 0) -> torch.Tensor:
@@ -220,10 +222,11 @@ def stand_in(patch: pytest.MonkeyPatch, lpips: Any = Distance, inception: Any = 
 
 def test_lpips_is_given_pictures_as_it_takes_them(monkeypatch: pytest.MonkeyPatch) -> None:
     stand_in(monkeypatch)
-    network, others = networks.Lpips(), PICTURES.flip(0)
-    expected = (PICTURES / 255 - others / 255).abs().mean(dim=(1, 2, 3))
-    assert torch.allclose(network.distances(PICTURES, others), expected)
-    assert torch.allclose(network.distances(PICTURES / 255, others / 255), expected)
+    network, count = networks.Lpips(), len(PICTURES)
+    pairs = torch.cartesian_prod(torch.arange(count), torch.arange(count))
+    expected = (PICTURES[pairs[:, 0]] / 255 - PICTURES[pairs[:, 1]] / 255).abs().mean(dim=(1, 2, 3))
+    assert torch.allclose(network.distances(PICTURES, pairs), expected)
+    assert torch.allclose(network.distances(PICTURES / 255, pairs), expected)
 
 
 def test_inception_is_given_pictures_as_it_takes_them(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -232,6 +235,33 @@ def test_inception_is_given_pictures_as_it_takes_them(monkeypatch: pytest.Monkey
     expected = PICTURES.double().mean(dim=(2, 3))
     assert torch.allclose(network.features(PICTURES), expected)
     assert torch.allclose(network.features(PICTURES / 255), expected)
+
+
+def test_a_distance_is_of_two_pictures_whatever_is_compared_beside(monkeypatch: pytest.MonkeyPatch) -> None:
+    network, pictures = networks.EfficientNetLite0(), PICTURES[:5]
+    pairs = torch.combinations(torch.arange(5))
+    apart = torch.cat([network.distances(pictures[pair], torch.tensor([[0, 1]])) for pair in pairs])
+    looked_at = list[int]()
+    network._net._conv_stem.register_forward_pre_hook(lambda _, inputs: looked_at.append(len(inputs[0])))
+    together = network.distances(pictures, pairs)
+    assert sum(looked_at) == 5  # once each, though each is in several pairs
+    assert torch.allclose(together, apart, rtol=1e-4)
+    assert (together > 0.01).all()
+    assert network.distances(pictures, torch.tensor([[1, 1]])).item() == 0
+    monkeypatch.setattr(networks, "PAIRS", 2)
+    assert torch.allclose(network.distances(pictures, pairs), together, rtol=1e-4)
+
+
+def test_features_of_the_same_pictures_are_made_once() -> None:
+    network, looked_at = networks.EfficientNetLite0(), list[int]()
+    network._net._conv_stem.register_forward_pre_hook(lambda _, inputs: looked_at.append(len(inputs[0])))
+    pictures = PICTURES[:2].clone()
+    first = network.features(pictures)
+    EmojiAlignment(network).of_pictures(pictures)
+    assert sum(looked_at) == 2
+    pictures[0] = 255  # the same tensor shows something else now
+    assert not torch.equal(network.features(pictures), first)
+    assert sum(looked_at) == 4
 
 
 def test_tables_say_what_pictures_are_brought_to(monkeypatch: pytest.MonkeyPatch) -> None:

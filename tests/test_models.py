@@ -248,3 +248,35 @@ def test_a_lora_without_peft_names_it(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(CotrunkError, match="A LoRA needs peft: pip install peft"):
         load_lora(pipe, tmp_path)
+
+
+# Compiling.
+
+
+def test_a_pipeline_is_compiled_for_any_number_of_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sd_with_text().pipe.save_pretrained(tmp_path)
+    graphs = list[Any]()
+
+    def backend(graph: Any, inputs: list[torch.Tensor]) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    in_place = torch.nn.Module.compile
+    monkeypatch.setattr("cotrunk.models._check_compiler", lambda device: None)  # which asks for a real one
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **given: in_place(self, backend=backend, **given))
+    pipe, bare = load_pipeline(str(tmp_path), "cpu", compiled=True), load_pipeline(str(tmp_path), "cpu")
+    run = {"num_inference_steps": 2, "output_type": "np", "height": 32, "width": 32}
+    for count in (2, 3, 5, 4):
+        prompts = [f"a picture of {number}" for number in range(count)]
+        made, expected = (generate(own, prompts, sharing=None, **run) for own in (pipe, bare))
+        assert np.allclose(made.images, expected.images, atol=1e-5)
+    assert 1 <= len(graphs) <= 2  # a first number may be taken for a constant, no later one
+
+
+def test_a_machine_that_cannot_compile_says_so_before_anything_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(function: Any) -> Any:
+        raise RuntimeError("no C++ compiler found")
+
+    monkeypatch.setattr(torch, "compile", missing)
+    with pytest.raises(CotrunkError, match=r"cannot compile for cpu here \(no C\+\+ compiler.*leave out --compile"):
+        load_pipeline("nothing-of-this-name", "cpu", compiled=True)

@@ -189,6 +189,7 @@ def test_out_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         (("evaluate", "nothing", "--out", "results", "--lora", "sage"), "--lora 'sage' is no name and folder"),
         (("evaluate", "nothing", "--out", "results", "--shares", "0.2,2"), "--shares 0.2,2 are out of range"),
         (("evaluate", "nothing", "--out", "results", "--seeds", 0), "--seeds 0 is out of range"),
+        (("evaluate", "nothing", "--out", "results", "--more-shares", "0"), "--more-shares 0 are out of range"),
         (("evaluate", "nothing", "--out", "results", "--fewer", "x"), "--fewer 'x' is no list of numbers"),
         (("evaluate", "nothing", "--out", "results", "--fewer", "4,0"), "--fewer 4,0 are out of range"),
         (("evaluate", "nothing", "--out", "results", "--max-groups", -1), "--max-groups -1 is out of range"),

@@ -8,9 +8,10 @@
    styles, is kept apart: its groups are what is evaluated, and no fine-tune sees it.
 2. `groups`: cliques of similar captions, with `cotrunk dataset`.
 3. `train`: three LoRAs from the same start with the same number of steps on the same groups: `standard`, `sage` as
-   published, and `sage-trunk`, whose branches start in training from where their trunk leaves them in sampling.
+   published, and `sage-trunk`, whose branches start in training from where their trunk leaves them in sampling, and
+   which does without equation 3's first term (`trials.py` has what led to it).
 4. `evaluate`: `cotrunk evaluate` on the groups that were kept apart; tables and figures go to `--results`: `table/` has
-   all models at 30 steps, `curve/` the pre-trained and the best at fewer steps too.
+   all shares at 30 steps, `curve/` one of them at fewer and more steps.
 
 The alignment network is `alignment.py`'s, which is trained first where it is missing.
 
@@ -37,7 +38,7 @@ HERE = Path(__file__).parent
 OBJECTIVES = {
     "standard": ("--objective", "standard"),
     "sage": ("--objective", "sage"),
-    "sage-trunk": ("--objective", "sage", "--branch-noise", "trunk"),
+    "sage-trunk": ("--objective", "sage", "--branch-noise", "trunk", "--shared-weight", "0"),
 }
 SIMILAR = ("--similarity-min", "0.6", "--similarity-max", "0.98")
 
@@ -86,12 +87,13 @@ def main() -> None:
         action="store_true",
         help="twice as fast with AMX, AVX512-BF16 or a GPU, four times slower without",
     )
+    parser.add_argument("--compile", action="store_true", help="the denoiser, for the evaluation: minutes that pay off")
     parser.add_argument("--guidance", type=float, default=5.0)
     parser.add_argument("--seeds", type=int, default=2, help="runs of every cell: one has 548 pictures")
-    parser.add_argument("--shares", default="0.3,0.4", help="parts of the steps to share")
+    parser.add_argument("--shares", default="0.2,0.3,0.4", help="parts of the steps to share")
+    parser.add_argument("--more-shares", default="0.1,0.5", help="others, for figure 4 alone")
     parser.add_argument("--curved", default="0.4", help="share of the curves over rows")
-    parser.add_argument("--curves-of", nargs="+", choices=list(OBJECTIVES), default=["sage-trunk"])
-    parser.add_argument("--fewer", default="10,15", help="numbers of steps of the curves, beside 30")
+    parser.add_argument("--fewer", default="3,4,6,10,15,20,50", help="numbers of steps of the curves, beside 30")
     parser.add_argument("--results", type=Path, default=HERE.parent.parent / "docs" / "results" / "sage-mini")
     args = parser.parse_args()
     source = "seen" if args.seen else "train"
@@ -105,7 +107,7 @@ def main() -> None:
     if "train" in wanted:
         for name, folder in loras.items():
             training = ["--steps", args.steps, "--batch", args.batch, "--rank", args.rank, "--layers", "all"]
-            training += ["--learning-rate", args.learning_rate, "--ema", 0.99, "--checkpoint-every", 200]
+            training += ["--learning-rate", args.learning_rate, "--ema", 0.998, "--checkpoint-every", 200]
             training += ["--mixed-precision", "bf16"] if args.bfloat16 else []
             cotrunk("train", args.out / f"{source}-groups", *OBJECTIVES[name], "--out", folder, *training)
     if "evaluate" in wanted:
@@ -116,13 +118,13 @@ def main() -> None:
         out = args.out / "results"
         settings = ["--guidance", args.guidance, "--seeds", args.seeds]
         settings += ["--dtype", "bfloat16"] if args.bfloat16 else []
+        settings += ["--compile"] if args.compile else []
         results = args.results / "seen" if args.seen else args.results
-        # the curves take many cells: by default of the pre-trained model and of our best alone
-        for part, models, more in (
-            ("table", list(loras), ["--shares", args.shares]),
-            ("curve", args.curves_of, ["--shares", args.curved, "--fewer", args.fewer]),
+        given = [word for name, folder in loras.items() for word in ("--lora", f"{name}={folder}")]
+        for part, more in (
+            ("table", ["--shares", args.shares, "--more-shares", args.more_shares]),
+            ("curve", ["--shares", args.curved, "--fewer", args.fewer]),
         ):
-            given = [word for name in models for word in ("--lora", f"{name}={loras[name]}")]
             cotrunk("evaluate", args.out / "test-groups", *given, "--out", out, *settings, *more)
             (results / part).mkdir(parents=True, exist_ok=True)
             for file in list(out.iterdir()):

@@ -43,6 +43,17 @@ TRIALS = {
     "through the target": ("--through-target",),
     "z-bar is a member": (),
     "t_s from 50 %": ("--share", "0.5"),
+    **{
+        f"lambda_1 = 0, {name}": ("--shared-weight", "0", *words)
+        for name, words in {
+            "t_s from 30 %": ("--share", "0.3"),
+            "rank 8": ("--rank", "8"),
+            "rank 128": ("--rank", "128"),
+            "800 steps": ("--steps", "800"),
+            "800 steps, average of 500": ("--steps", "800", "--ema", "0.998"),
+            "800 steps at 3e-4": ("--steps", "800", "--learning-rate", "3e-4"),
+        }.items()
+    },
 }
 
 

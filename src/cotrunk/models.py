@@ -82,6 +82,7 @@ def load_pipeline(
     lora: Path | str | None = None,
     scheduler: str | None = None,
     denoiser: bool = True,
+    compiled: bool = False,
 ) -> Any:
     """A diffusers pipeline by name: "mini", "mini-dit", a folder that `save_pretrained` wrote, or an id on the hub.
 
@@ -89,11 +90,14 @@ def load_pipeline(
         lora: as for `load_lora`.
         scheduler: as for `set_scheduler`; None: the model's own.
         denoiser: False leaves out the denoiser and the decoder: enough to embed prompts and make plans.
+        compiled: let torch compile the denoiser in place, for any number of rows.
 
     Raises:
-        CotrunkError: no such model, LoRA, scheduler, device or dtype.
+        CotrunkError: no such model, LoRA, scheduler, device or dtype, or torch cannot compile here.
     """
     device = resolve_device(device)
+    if compiled:
+        _check_compiler(device)
     if model in EMBEDDED:
         from . import mini
 
@@ -121,7 +125,26 @@ def load_pipeline(
         load_lora(pipe, lora)
     if scheduler is not None:
         set_scheduler(pipe, scheduler)
+    if compiled:
+        from .compatibility import denoisers_of
+
+        for name in denoisers_of(pipe):
+            # sharing, skipping and branching ask for ever other numbers of rows
+            getattr(pipe, name).compile(dynamic=True)
     return pipe
+
+
+def _check_compiler(device: str) -> None:
+    """Compile next to nothing: what is missing is to be known before a model is loaded, and in one sentence."""
+    import torch
+
+    try:
+        torch.compile(torch.neg)(torch.ones(2, device=device))
+    except Exception as error:  # no compiler, no triton, a Python that torch does not know yet
+        raise CotrunkError(
+            f"torch cannot compile for {device} here ({first_line(error)}): install a C++ compiler for a CPU, triton "
+            "for a GPU, or leave out --compile."
+        ) from error
 
 
 def load_lora(pipe: Any, folder: Path | str) -> dict[str, Any]:

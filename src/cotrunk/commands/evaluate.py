@@ -13,6 +13,7 @@ from .inputs import check_draws_from_text, check_whole, out_folder
 from .judges import NETWORKS, alignment_for, judges_of, take_off_checker
 from .options import (
     OUTPUT,
+    Compile,
     Device,
     Dtype,
     Guidance,
@@ -42,6 +43,9 @@ def evaluate(
     shares: Annotated[
         str, option(SCHEMES, "X,Y,...", "Parts of the steps to share, beside independent sampling.")
     ] = "0.2,0.3,0.4",
+    more_shares: Annotated[
+        str, option(SCHEMES, "X,Y,...", "Other parts of the steps, for figure 4 alone: not beside their equal cost.")
+    ] = "",
     fewer: Annotated[
         str, option(SCHEMES, "N,M,...", "Other numbers of steps, fewer above all, for the curves of quality over rows.")
     ] = "",
@@ -62,6 +66,7 @@ def evaluate(
     ] = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
+    compiled: Compile = False,
 ) -> None:
     """Compare models and sampling schemes on groups of prompts with real pictures (SAGE, Table 1, Figures 2 to 4).
 
@@ -72,9 +77,7 @@ def evaluate(
         cotrunk evaluate groups --lora standard=lora-standard --lora sage=lora-sage --out results
     """
     out_dir = out_folder(out_name)
-    parts = _numbers("--shares", shares, float)
-    if not all(0 < share < 1 for share in parts):
-        raise CotrunkError(f"--shares {shares} are out of range: use parts of the steps between 0 and 1.")
+    parts, more = _parts("--shares", shares), _parts("--more-shares", more_shares)
     counts = _numbers("--fewer", fewer, int)
     if not all(count > 0 for count in counts):
         raise CotrunkError(f"--fewer {fewer} are out of range: use numbers of steps of 1 or more.")
@@ -108,7 +111,7 @@ def evaluate(
     found = apart(everything, seed=0)[:max_groups]
     bins = _bins([similarity[tuple(group)] for group in found])
     with err.status(f"Loading {escape(model)}"):
-        pipe = load_pipeline(model, device, dtype, scheduler=scheduler)
+        pipe = load_pipeline(model, device, dtype, scheduler=scheduler, compiled=compiled)
         check_draws_from_text(pipe)
         judges = judges_of(features, perceptual, alignment or alignment_for(model), str(pipe.device))
         take_off_checker(pipe)
@@ -120,7 +123,7 @@ def evaluate(
         real_groups = [[place[pair.image] for pair in group] for group in found]
         measures = Measures(experiment, pixels_of(paths, *size_of(pipe, height, width)), real_groups)
 
-    design = Design(list(loras), parts, steps, counts, seeds)
+    design = Design(list(loras), parts, steps, counts, seeds, more)
     wanted = [run for cell in design.cells(experiment) for run in design.runs(cell)]
     columns: list[Any] = [TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}")]
     with Progress(*columns, TimeRemainingColumn(), console=err) as progress:
@@ -149,6 +152,14 @@ def _bins(similarities: Sequence[float]) -> dict[float, list[int]]:
     similarity = np.array(similarities)
     parts = np.array_split(similarity.argsort(), max(1, min(4, len(similarity) // 2)))  # two at least, for an interval
     return {float(np.median(similarity[part])): part.tolist() for part in parts if len(part)}
+
+
+def _parts(name: str, text: str) -> list[float]:
+    """Parts of the steps to share."""
+    parts: list[float] = _numbers(name, text, float)
+    if not all(0 < part < 1 for part in parts):
+        raise CotrunkError(f"{name} {text} are out of range: use parts of the steps between 0 and 1.")
+    return parts
 
 
 def _numbers(name: str, text: str, kind: type) -> list[Any]:

@@ -49,7 +49,7 @@ def judges_of(features: str, perceptual: str, alignment: str, device: str) -> An
             "--alignment",
             alignment,
             {
-                "emoji": lambda _: EmojiAlignment(device),
+                "emoji": lambda _: EmojiAlignment(lite0()),  # which then sees the same pictures once
                 "clip": lambda name: Clip(name, device) if name else Clip(device=device),
             },
         ),

@@ -97,6 +97,10 @@ Height = Annotated[int | None, option(SAMPLING, "N", "Of the pictures; by defaul
 Width = Annotated[int | None, option(SAMPLING, "N", "Of the pictures; by default what the model makes.")]
 Device = Annotated[str, option(MACHINE, "NAME", "auto, cpu, cuda, cuda:1, mps, ...")]
 Dtype = Annotated[str, option(MACHINE, "NAME", "auto, float32, float16 or bfloat16.")]
+Compile = Annotated[
+    bool,
+    option(MACHINE, "", "Compile the denoiser first: minutes that pay off over many thousand rows.", "--compile"),
+]
 PerPrompt = Annotated[
     int, option(SAMPLING, "N", "Images of each prompt; they do not share with each other.", "--images-per-prompt")
 ]

@@ -17,7 +17,6 @@ Values = NDArray[np.float64]
 Groups = Sequence[Sequence[int]]  # of pictures
 DRAWS = 1000  # of a bootstrap
 FRECHET_DRAWS = 100  # of one whose every draw needs a matrix root
-PAIRS = 256  # of pictures that are looked at together: in float32 each may take some megabytes
 
 
 @dataclass(frozen=True)
@@ -166,9 +165,7 @@ def diversity(network: PerceptualNetwork, pictures: torch.Tensor, groups: Groups
     pairs = [list(itertools.combinations(group, 2)) for group in groups if len(group) > 1]
     if not pairs:
         raise CotrunkError("There is no group of two pictures or more: diversity within groups needs some.")
-    left, right = (torch.tensor([pair[side] for own in pairs for pair in own]) for side in (0, 1))
-    chunks = zip(torch.split(left, PAIRS), torch.split(right, PAIRS), strict=True)
-    distances = torch.cat([network.distances(pictures[a], pictures[b]) for a, b in chunks]).double().numpy()
+    distances = network.distances(pictures, torch.tensor([pair for own in pairs for pair in own])).double().numpy()
     ends = np.cumsum([len(own) for own in pairs])[:-1]
     return np.array([own.mean() for own in np.split(distances, ends)])
 

@@ -7,6 +7,7 @@ their packages and weights are there.
 
 import contextlib
 import io
+import weakref
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,6 +18,7 @@ import torch.nn.functional as F
 from ..errors import CotrunkError
 
 DEPTHS = (2, 5, 10)  # blocks of EfficientNet-Lite0 after which pictures are compared, beside its last layer
+PAIRS = 32  # of pictures that are compared at a time
 
 
 class FeatureNetwork(Protocol):
@@ -34,8 +36,9 @@ class PerceptualNetwork(Protocol):
 
     name: str
 
-    def distances(self, pictures: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
-        """Two sets of pictures (n, 3, height, width), in [0, 1] or in bytes, to (n,)."""
+    def distances(self, pictures: torch.Tensor, pairs: torch.Tensor) -> torch.Tensor:
+        """Pictures (n, 3, height, width), in [0, 1] or in bytes, and the places (m, 2) of two that are compared, to
+        (m,)."""
 
 
 class AlignmentNetwork(Protocol):
@@ -70,6 +73,7 @@ class EfficientNetLite0:
         self._net.to(self._device, memory_format=torch.channels_last).eval()
         # on a CPU larger batches spill the caches: 4 is several times faster than 32
         self._batch = 4 if self._device.type == "cpu" else 128
+        self._last: tuple[Any, int, torch.Tensor] | None = None  # pictures that were looked at, and their features
 
     @torch.no_grad()
     def _maps(self, pictures: torch.Tensor) -> Iterator[list[torch.Tensor]]:
@@ -87,19 +91,25 @@ class EfficientNetLite0:
             yield [*found, net._swish(net._bn1(net._conv_head(x)))]
 
     def features(self, pictures: torch.Tensor) -> torch.Tensor:
-        """(n, 1280) unit vectors: the last layer, averaged over the picture."""
+        """(n, 1280) unit vectors: the last layer, averaged over the picture. Those of the same tensor are not made
+        again: alignment on emoji begins with the features of Frechet distances."""
+        if self._last is not None and self._last[0]() is pictures and self._last[1] == pictures._version:
+            return self._last[2]
         pooled = [F.normalize(maps[-1].mean(dim=(2, 3)).double(), dim=1).cpu() for maps in self._maps(pictures)]
-        return torch.cat(pooled)
+        found = torch.cat(pooled)
+        self._last = weakref.ref(pictures), pictures._version, found
+        return found
 
-    def distances(self, pictures: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
-        """(n,): squared differences of features that are unit vectors at every place, averaged over the places and
+    def distances(self, pictures: torch.Tensor, pairs: torch.Tensor) -> torch.Tensor:
+        """(m,): squared differences of features that are unit vectors at every place, averaged over the places and
         summed over four depths."""
         found = []
-        for mine, theirs in zip(self._maps(pictures), self._maps(others), strict=True):
-            parts = [
-                (F.normalize(a, dim=1) - F.normalize(b, dim=1)).square().sum(dim=1).mean(dim=(1, 2))
-                for a, b in zip(mine, theirs, strict=True)
-            ]
+        for some in torch.split(pairs, PAIRS):
+            looked_at, places = torch.unique(some, return_inverse=True)  # once each, however many others it is compared with
+            depths = zip(*self._maps(pictures[looked_at]), strict=True)
+            unit = [F.normalize(torch.cat(maps), dim=1) for maps in depths]
+            left, right = places.to(self._device).unbind(dim=1)
+            parts = [(maps[left] - maps[right]).square().sum(dim=1).mean(dim=(1, 2)) for maps in unit]
             found.append(torch.stack(parts).sum(dim=0).cpu())
         return torch.cat(found)
 
@@ -125,11 +135,11 @@ class Lpips:
         self._device = device
 
     @torch.no_grad()
-    def distances(self, pictures: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
-        found = [
-            self._net(_as_float(a).to(self._device), _as_float(b).to(self._device), normalize=True).flatten().cpu()
-            for a, b in zip(torch.split(pictures, 16), torch.split(others, 16), strict=True)
-        ]
+    def distances(self, pictures: torch.Tensor, pairs: torch.Tensor) -> torch.Tensor:
+        found = []
+        for some in torch.split(pairs, PAIRS):
+            left, right = (_as_float(pictures[side]).to(self._device) for side in some.unbind(dim=1))
+            found.append(self._net(left, right, normalize=True).flatten().cpu())
         return torch.cat(found)
 
 

@@ -24,6 +24,7 @@ class Design:
         steps: of the solver.
         fewer: other numbers of steps, for the curves over rows.
         seeds: runs of every cell, each from other noise.
+        more_shares: parts of the steps that Figure 4 shows, too; they are in no table.
     """
 
     models: Sequence[str]
@@ -31,11 +32,13 @@ class Design:
     steps: int = 30
     fewer: Sequence[int] = ()
     seeds: int = 1
+    more_shares: Sequence[float] = ()
 
     def cells(self, experiment: Experiment) -> list[Cell]:
         """All that are looked at, once each, with their first seed; model by model, for each is loaded anew."""
         own = [*self.table(), *(experiment.equal_cost(cell) for cell in self.table() if cell.share)]
         own += [cell for name in self.models for share in self.curved for cell in self.curve(name, share)]
+        own += [cell for name in self.models for cell in self.shared_parts(name)]
         return sorted(dict.fromkeys(own), key=lambda cell: self.models.index(cell.model))
 
     def table(self) -> list[Cell]:
@@ -55,6 +58,10 @@ class Design:
     def curve(self, model: str, share: float) -> list[Cell]:
         """A model under a share, over numbers of steps."""
         return [Cell(model, share, steps) for steps in sorted({*self.fewer, self.steps})]
+
+    def shared_parts(self, model: str) -> list[Cell]:
+        """A model over the parts of the steps that are shared: Figure 4."""
+        return [Cell(model, share, self.steps) for share in sorted({0.0, *self.shares, *self.more_shares})]
 
     def pairs(self, experiment: Experiment) -> list[tuple[Cell, Cell]]:
         """Every shared cell of the table against independent sampling, in as many steps and at equal cost, of its own
@@ -152,9 +159,8 @@ def write_paper(
 
 def _write_shares(design: Design, results: Mapping[Cell, Result], out: Path) -> None:
     """Figure 4."""
-    shares = (0.0, *design.shares)
-    over = {name: [results[Cell(name, share, design.steps)] for share in shares] for name in design.models}
-    steps = [int(share * design.steps + 1e-9) for share in shares]
+    over = {name: [results[cell] for cell in design.shared_parts(name)] for name in design.models}
+    steps = [int(cell.share * design.steps + 1e-9) for cell in design.shared_parts(design.models[0])]
     write_curves(over, steps, out, "figure4", label=f"steps that are shared, of {design.steps}")
 
 

@@ -78,7 +78,7 @@ def main() -> None:
     parser.add_argument("--only", choices=["pictures", "groups", "train", "evaluate"])
     parser.add_argument("--seen", action="store_true", help="fine-tunes learn from what is kept apart, too")
     parser.add_argument("--objectives", nargs="+", choices=list(OBJECTIVES), default=list(OBJECTIVES))
-    parser.add_argument("--steps", type=int, default=800, help="optimiser steps of each fine-tune")
+    parser.add_argument("--steps", type=int, default=250, help="optimiser steps of each fine-tune")
     parser.add_argument("--batch", type=int, default=8, help="groups in a step")
     parser.add_argument("--rank", type=int, default=32)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
@@ -107,7 +107,7 @@ def main() -> None:
     if "train" in wanted:
         for name, folder in loras.items():
             training = ["--steps", args.steps, "--batch", args.batch, "--rank", args.rank, "--layers", "all"]
-            training += ["--learning-rate", args.learning_rate, "--ema", 0.998, "--checkpoint-every", 200]
+            training += ["--learning-rate", args.learning_rate, "--ema", 0.99, "--checkpoint-every", 100]
             training += ["--mixed-precision", "bf16"] if args.bfloat16 else []
             cotrunk("train", args.out / f"{source}-groups", *OBJECTIVES[name], "--out", folder, *training)
     if "evaluate" in wanted:

@@ -49,9 +49,7 @@ TRIALS = {
             "t_s from 30 %": ("--share", "0.3"),
             "rank 8": ("--rank", "8"),
             "rank 128": ("--rank", "128"),
-            "800 steps": ("--steps", "800"),
             "800 steps, average of 500": ("--steps", "800", "--ema", "0.998"),
-            "800 steps at 3e-4": ("--steps", "800", "--learning-rate", "3e-4"),
         }.items()
     },
 }

@@ -113,7 +113,7 @@ def evaluate(
     with err.status(f"Loading {escape(model)}"):
         pipe = load_pipeline(model, device, dtype, scheduler=scheduler, compiled=compiled)
         check_draws_from_text(pipe)
-        judges = judges_of(features, perceptual, alignment or alignment_for(model), str(pipe.device))
+        judges = judges_of(features, perceptual, alignment or alignment_for(model), str(pipe.device), compiled)
         take_off_checker(pipe)
         captions = [[pair.caption for pair in group] for group in found]
         sizes = {name: value for name, value in (("height", height), ("width", width)) if value is not None}

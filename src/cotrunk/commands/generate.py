@@ -18,6 +18,7 @@ from .options import (
     OUTPUT,
     SAMPLING,
     Column,
+    Compile,
     Device,
     Dtype,
     Encoder,
@@ -95,6 +96,7 @@ def generate(
     images_per_prompt: PerPrompt = 1,
     device: Device = "auto",
     dtype: Dtype = "auto",
+    compiled: Compile = False,
     max_rows: Annotated[
         int | None, option(MACHINE, "N", "Most denoiser rows at once; halves by itself when memory runs out.")
     ] = None,
@@ -162,7 +164,7 @@ def generate(
         _conclude(report, out_dir)
         return
     with err.status(f"Loading {escape(model)}"):
-        pipe = load_pipeline(model, device, dtype, lora=lora, scheduler=scheduler)
+        pipe = load_pipeline(model, device, dtype, lora=lora, scheduler=scheduler, compiled=compiled)
     check_draws_from_text(pipe)
     device, dtype = str(pipe.device), str(pipe.dtype).removeprefix("torch.")
     if resuming:

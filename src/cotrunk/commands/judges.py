@@ -21,8 +21,8 @@ def take_off_checker(pipe: Any) -> None:
         pipe.safety_checker = None
 
 
-def judges_of(features: str, perceptual: str, alignment: str, device: str) -> Any:
-    """The networks of these names.
+def judges_of(features: str, perceptual: str, alignment: str, device: str, compiled: bool = False) -> Any:
+    """The networks of these names; EfficientNet-Lite0 compiled, if so wanted.
 
     Raises:
         CotrunkError: no such network, or one whose package or weights are missing.
@@ -37,7 +37,7 @@ def judges_of(features: str, perceptual: str, alignment: str, device: str) -> An
             raise CotrunkError(f"{option} {given!r} is unknown: use {' or '.join(known)}.")
         return known[name](rest)
 
-    lite0 = functools.cache(lambda: EfficientNetLite0(device))
+    lite0 = functools.cache(lambda: EfficientNetLite0(device, compiled))
     return Judges(
         features=pick(
             "--features",

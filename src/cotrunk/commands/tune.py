@@ -12,6 +12,7 @@ from .judges import NETWORKS, alignment_for, judges_of, take_off_checker
 from .options import (
     OUTPUT,
     Column,
+    Compile,
     Device,
     Dtype,
     Guidance,
@@ -60,6 +61,7 @@ def tune(
     ] = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
+    compiled: Compile = False,
 ) -> None:
     """Find the settings that suit a model and prompts, before a large run: fewer steps, sharing, skipping, guidance.
 
@@ -94,9 +96,9 @@ def tune(
         start = int(np.random.default_rng(seed).integers(len(texts) - sample + 1))
         texts = texts[start : start + sample]
     with err.status(f"Loading {escape(model)}"):
-        pipe = load_pipeline(model, device, dtype, lora=lora, scheduler=scheduler)
+        pipe = load_pipeline(model, device, dtype, lora=lora, scheduler=scheduler, compiled=compiled)
         check_draws_from_text(pipe)
-        judges = judges_of(features, "lite0", alignment or alignment_for(model), str(pipe.device))
+        judges = judges_of(features, "lite0", alignment or alignment_for(model), str(pipe.device), compiled)
         take_off_checker(pipe)
         trials = Trials(pipe, texts, {"guidance_scale": guidance}, out_dir)
     with Progress(SpinnerColumn(), TextColumn("{task.description}"), console=err) as progress:

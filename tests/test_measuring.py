@@ -204,6 +204,23 @@ def test_more_shares_are_in_figure_4_and_in_no_table(tmp_path: Path, monkeypatch
     assert len([own for own in cells if own["cell"]["steps"] != 4]) == 1  # the equal cost of one half shared, alone
 
 
+def test_a_share_of_which_few_steps_are_none_is_no_point_of_a_curve(tmp_path: Path) -> None:
+    own, design = experiment(tmp_path), Design(["pre-trained"], [0.3], 8, [2, 3, 4])
+    assert [cell.steps for cell in design.curve(own, "pre-trained", 0.3)] == [4, 8]  # 0.6 and 0.9 steps are none
+    assert [cell.steps for cell in design.curve(own, "pre-trained", 0.0)] == [2, 3, 4, 8]
+    assert all(own.shares(cell) for cell, _ in design.knees(own))
+
+
+def test_a_comparison_may_be_of_some_groups(tmp_path: Path) -> None:
+    own = measures(tmp_path)
+    cell, other = Cell("pre-trained", 0.5, 2), Cell("pre-trained", 0.0, 2)
+    part = own.compare([cell], [other], [0, 1])
+    assert part["alignment"] != own.compare([cell], [other])["alignment"]
+    for measure, change in part.items():
+        apart = [own.of([one], [0, 1]).figures[measure].value for one in (cell, other)]
+        assert change.absolute.value == pytest.approx(apart[0] - apart[1], abs=1e-6)
+
+
 def test_nothing_need_be_shared(tmp_path: Path) -> None:
     text = write_paper(measures(tmp_path), Design(["pre-trained"], [], 2, [3]), {0.5: [0, 1]}, tmp_path)
     assert "| independent, 2 steps | pre-trained |" in text

@@ -88,13 +88,34 @@ def test_a_change_is_a_difference_and_its_part_of_the_other() -> None:
 def test_the_change_of_a_frechet_distance_is_that_of_the_two() -> None:
     one, two, real = (gaussian(300, [mean] * 4, [1.0] * 4, seed) for seed, mean in enumerate((0.5, 1.0, 0.0)))
     groups = [[i] for i in range(300)]
-    found = metrics.frechet_change(one, two, real, groups, None)
+    found = metrics.frechet_change(one, two, real, groups, dimensions=None)
     mine, theirs = (metrics.frechet_distance(features, real, None) for features in (one, two))
     for figure, value in ((found.absolute, mine - theirs), (found.relative, mine / theirs - 1)):
         assert figure.low < figure.value < figure.high
         assert figure.value == pytest.approx(value)
     assert found.relative.is_clear
     assert found.relative.high - found.relative.low < 0.3
+
+
+def test_a_picture_that_is_drawn_twice_counts_twice() -> None:
+    features, times = gaussian(6, [1.0, 2.0], [1.0, 3.0]).numpy(), np.array([0.0, 2, 1, 0, 3, 1])
+    found, drawn = metrics._Gaussian.of(features, times), np.repeat(features, times.astype(int), axis=0)
+    assert np.allclose(found.mean, drawn.mean(axis=0))
+    assert np.allclose(found.covariance, np.cov(drawn, rowvar=False))
+    assert np.allclose(found.root @ found.root, found.covariance)
+
+
+def test_real_pictures_are_drawn_with_their_groups() -> None:
+    """Groups of unlike places: what is drawn of one set is missing in the other as well, or it is not."""
+    centres = np.repeat(np.random.default_rng(0).normal(0, 5, (20, 2)), 3, axis=0)
+    one, two = (torch.from_numpy(centres) + gaussian(60, [0.0, 0.0], [0.3, 0.3], seed) for seed in (0, 1))
+    groups = [[3 * i, 3 * i + 1, 3 * i + 2] for i in range(20)]
+    together, alone = metrics.frechet(one, two, groups, groups), metrics.frechet(one, two, groups)
+    assert together.value == alone.value
+    assert together.high - together.low < (alone.high - alone.low) / 5
+    itself = metrics.frechet(one, one, groups, groups)
+    assert itself.high == pytest.approx(0, abs=1e-6)  # in every draw
+    assert metrics.frechet(one, one, groups).high > 0.1
 
 
 def test_the_interval_of_a_frechet_distance_is_around_it() -> None:

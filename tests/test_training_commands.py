@@ -16,6 +16,7 @@ from test_trainer import recorders
 from tiny import sd_with_text
 
 from cotrunk import models
+from cotrunk.evaluation.experiment import Experiment
 from cotrunk.training.log import read_losses
 
 SIMILAR = ("--similarity-min", 0.3, "--similarity-max", 0.99)
@@ -83,6 +84,20 @@ def test_training_then_evaluating(groups: Path, tmp_path: Path, tiny_model: pyte
     for model in ("pre-trained", "standard", "sage"):
         assert f"| shared 50%, 4 steps | {model} |" in table
     assert "| sage, shared 50%, 4 steps | standard, shared 50%, 4 steps |" in outcome.out
+
+
+def test_what_cannot_be_compared_is_said_before_a_picture(
+    groups: Path, tmp_path: Path, tiny_model: pytest.MonkeyPatch
+) -> None:
+    tiny_model.setattr(Experiment, "look", lambda *_: pytest.fail("pictures are made"))
+    outcome = cotrunk("evaluate", groups, "--out", tmp_path, "--max-groups", 1)
+    assert outcome.code == 2
+    assert "take two or more that share no picture" in outcome.err
+    sizes = ("--height", 32, "--width", 32)
+    outcome = cotrunk("evaluate", groups, "--out", tmp_path, "--shares", "0.3,0.02", "--steps", 30, *sizes)
+    assert outcome.code == 2
+    assert "--shares 0.02 of 30 steps is none" in outcome.err
+    assert "groups, which share no picture:" in outcome.err
 
 
 def test_a_tracker_is_told_what_is_logged(groups: Path, tmp_path: Path, tiny_model: pytest.MonkeyPatch) -> None:
@@ -189,6 +204,7 @@ def test_out_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         (("evaluate", "nothing", "--out", "results", "--lora", "sage"), "--lora 'sage' is no name and folder"),
         (("evaluate", "nothing", "--out", "results", "--shares", "0.2,2"), "--shares 0.2,2 are out of range"),
         (("evaluate", "nothing", "--out", "results", "--seeds", 0), "--seeds 0 is out of range"),
+        (("evaluate", "nothing", "--out", "results", "--guidance", "nan"), "--guidance nan is out of range"),
         (("evaluate", "nothing", "--out", "results", "--more-shares", "0"), "--more-shares 0 are out of range"),
         (("evaluate", "nothing", "--out", "results", "--fewer", "x"), "--fewer 'x' is no list of numbers"),
         (("evaluate", "nothing", "--out", "results", "--fewer", "4,0"), "--fewer 4,0 are out of range"),

@@ -9,7 +9,7 @@ from rich.markup import escape
 
 from ..errors import CotrunkError
 from .console import err, out
-from .inputs import check_draws_from_text, check_whole, out_folder
+from .inputs import check_draws_from_text, check_numbers, check_whole, out_folder
 from .judges import NETWORKS, alignment_for, judges_of, take_off_checker
 from .options import (
     OUTPUT,
@@ -81,7 +81,7 @@ def evaluate(
     counts = _numbers("--fewer", fewer, int)
     if not all(count > 0 for count in counts):
         raise CotrunkError(f"--fewer {fewer} are out of range: use numbers of steps of 1 or more.")
-    check_whole("--steps", steps, 1)
+    check_numbers(steps, guidance, seed=0, images_per_prompt=1)
     check_whole("--seeds", seeds, 1)
     for name, value in (("--max-groups", max_groups), ("--height", height), ("--width", width)):
         if value is not None:
@@ -99,7 +99,7 @@ def evaluate(
 
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from ..evaluation.experiment import Experiment
+    from ..evaluation.experiment import Cell, Experiment
     from ..evaluation.measuring import Measures
     from ..evaluation.paper import Design, write_paper
     from ..models import load_pipeline
@@ -109,6 +109,12 @@ def evaluate(
     everything = read_groups(Path(groups))[0]
     similarity = dict(zip(map(tuple, everything), read_similarities(Path(groups)), strict=True))
     found = apart(everything, seed=0)[:max_groups]
+    if len(found) < 2:
+        raise CotrunkError(
+            f"{len(found)} of the groups in {groups} is too few to compare on: take two or more that share no picture."
+        )
+    pictures = len({pair.image for group in found for pair in group})
+    err.print(f"{len(found)} of {len(everything)} groups, which share no picture: {pictures} pictures a cell and seed.")
     bins = _bins([similarity[tuple(group)] for group in found])
     with err.status(f"Loading {escape(model)}"):
         pipe = load_pipeline(model, device, dtype, scheduler=scheduler, compiled=compiled)
@@ -118,6 +124,10 @@ def evaluate(
         captions = [[pair.caption for pair in group] for group in found]
         sizes = {name: value for name, value in (("height", height), ("width", width)) if value is not None}
         experiment = Experiment(pipe, captions, loras, judges, out_dir, guidance=guidance, arguments=sizes)
+        for name, given in (("--shares", parts), ("--more-shares", more)):
+            for share in given:
+                if not experiment.shares(Cell("pre-trained", share, steps)):
+                    raise CotrunkError(f"{name} {share:g} of {steps} steps is none: use more of either.")
         paths = list(dict.fromkeys(pair.image for group in found for pair in group))
         place = {path: number for number, path in enumerate(paths)}
         real_groups = [[place[pair.image] for pair in group] for group in found]

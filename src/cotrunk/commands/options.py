@@ -99,7 +99,9 @@ Device = Annotated[str, option(MACHINE, "NAME", "auto, cpu, cuda, cuda:1, mps, .
 Dtype = Annotated[str, option(MACHINE, "NAME", "auto, float32, float16 or bfloat16.")]
 Compile = Annotated[
     bool,
-    option(MACHINE, "", "Compile networks first: minutes that pay off over many thousand rows.", "--compile"),
+    option(
+        MACHINE, "", "Compile the denoiser: minutes at the start that pay off over many thousand rows.", "--compile"
+    ),
 ]
 PerPrompt = Annotated[
     int, option(SAMPLING, "N", "Images of each prompt; they do not share with each other.", "--images-per-prompt")

@@ -6,7 +6,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -127,6 +127,10 @@ class Experiment:
     def rows(self, cell: Cell) -> int:
         """Denoiser rows of a cell, before it is made."""
         return self._plan(cell).cost.used
+
+    def shares(self, cell: Cell) -> bool:
+        """Whether any step is shared: of few steps a part may be none."""
+        return self.rows(cell) < self.rows(replace(cell, share=0.0))
 
     def equal_cost(self, cell: Cell) -> Cell:
         """Independent sampling with as many steps as cost no more rows than this cell."""

@@ -16,6 +16,8 @@ from . import metrics
 from .experiment import Cell, Experiment, Seen
 from .networks import Inception
 
+WAY = 2  # of measuring: what was measured in another is measured anew
+
 
 @dataclass(frozen=True)
 class Result:
@@ -57,10 +59,10 @@ class Measures:
             rows, parts = self._rows([~one.failed for one in seen], chosen)
             features = torch.cat([one.features for one in seen])[rows]
             vectors = torch.cat([one.vectors for one in seen])[rows]
-            real = self._real_features[self._real_of(chosen)]
+            real, real_parts = self._real_of(chosen)
             bleeds = [metrics.bleed(one.vectors, self._texts, self.experiment.groups) for one in seen]
             figures = {
-                "frechet": metrics.frechet(features, real, parts, self._dimensions),
+                "frechet": metrics.frechet(features, real, parts, real_parts, self._dimensions),
                 "alignment": metrics.mean(metrics.alignment(vectors, self._texts_of(len(seen))[rows]), parts),
                 "diversity": metrics.mean(_diversity(seen)[chosen]),
                 "bleed": metrics.mean(np.concatenate(bleeds)[rows], parts),
@@ -73,10 +75,13 @@ class Measures:
         figures = {name: metrics.Figure(**figure) for name, figure in kept.items()}
         return Result(cells[0], len(cells), **mean, failed=failed, figures=figures)
 
-    def compare(self, cells: Sequence[Cell], others: Sequence[Cell]) -> dict[str, metrics.Change]:
-        """What cells have more than others, by measure: with the same prompts and seeds, and groups drawn alike."""
+    def compare(
+        self, cells: Sequence[Cell], others: Sequence[Cell], groups: Sequence[int] | None = None
+    ) -> dict[str, metrics.Change]:
+        """What cells have more than others, by measure: with the same prompts and seeds, and groups drawn alike; on
+        these groups only, or on all."""
         mine, theirs = ([self.experiment.look(cell) for cell in part] for part in (cells, others))
-        chosen = list(range(len(self.experiment.groups)))
+        chosen = list(range(len(self.experiment.groups)) if groups is None else groups)
 
         def measure() -> dict[str, Any]:
             good = [~(one.failed | other.failed) for one, other in zip(mine, theirs, strict=True)]
@@ -86,11 +91,11 @@ class Measures:
             aligned, other_aligned = (
                 metrics.alignment(torch.cat([one.vectors for one in seen])[rows], texts) for seen in (mine, theirs)
             )
-            real = self._real_features[self._real_of(chosen)]
+            real, real_parts = self._real_of(chosen)
             changes = {
-                "frechet": metrics.frechet_change(features, other_features, real, parts, self._dimensions),
+                "frechet": metrics.frechet_change(features, other_features, real, parts, real_parts, self._dimensions),
                 "alignment": metrics.change(aligned, other_aligned, parts),
-                "diversity": metrics.change(_diversity(mine), _diversity(theirs)),
+                "diversity": metrics.change(_diversity(mine)[chosen], _diversity(theirs)[chosen]),
             }
             return {name: asdict(change) for name, change in changes.items()}
 
@@ -103,7 +108,7 @@ class Measures:
     def _kept(self, kind: str, seen: Sequence[Seen], chosen: list[int], measure: Callable[[], Any]) -> Any:
         """What was measured on this before, or is now."""
         mark = self._mark.copy()
-        mark.update(json.dumps([[one.digest for one in seen], chosen, self._dimensions]).encode())
+        mark.update(json.dumps([[one.digest for one in seen], chosen, self._dimensions, WAY]).encode())
         path = self.experiment.out / "cells" / kind / f"{mark.hexdigest()[:24]}.json"
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -121,9 +126,15 @@ class Measures:
             rows += own
         return torch.tensor(rows, dtype=torch.long), parts
 
-    def _real_of(self, chosen: Sequence[int]) -> list[int]:
-        """The places of the real pictures of these groups, each once."""
-        return sorted({place for number in chosen for place in self._real_groups[number]})
+    def _real_of(self, chosen: Sequence[int]) -> tuple[torch.Tensor, list[list[int]]]:
+        """The features of the real pictures of these groups, each once, and the groups by their places among those: a
+        picture that several groups have is the first one's."""
+        rows, parts = list[int](), list[list[int]]()
+        for number in chosen:
+            own = [place for place in dict.fromkeys(self._real_groups[number]) if place not in rows]
+            parts.append(list(range(len(rows), len(rows) + len(own))))
+            rows += own
+        return self._real_features[rows], parts
 
     @functools.cached_property
     def _real_features(self) -> torch.Tensor:

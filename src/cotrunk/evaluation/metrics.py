@@ -1,8 +1,9 @@
 """What is measured on sets of pictures: Frechet distance, diversity in groups, alignment, prompt bleed; each with the
 interval that chance allows it."""
 
+import functools
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +17,9 @@ from .networks import PerceptualNetwork
 Values = NDArray[np.float64]
 Groups = Sequence[Sequence[int]]  # of pictures
 DRAWS = 1000  # of a bootstrap
-FRECHET_DRAWS = 100  # of one whose every draw needs a matrix root
+FRECHET_DRAWS = 400  # of one whose every draw needs matrix roots
+FULL_DRAWS = 100  # where these are of all dimensions of a network, and take seconds
+HALVES = 100  # of a jackknife
 
 
 @dataclass(frozen=True)
@@ -88,25 +91,30 @@ def frechet_distance(features: torch.Tensor, reference: torch.Tensor, dimensions
         dimensions: of the subspace it is taken in, the reference's first principal components. With fewer than some
             ten thousand pictures a covariance of 2,048 dimensions is mostly chance. None: all, which is what FID takes.
     """
-    return _frechet(*_projected(reference, dimensions, features, reference))
+    mine, theirs = _projected(reference, dimensions, features, reference)
+    return _Gaussian.of(theirs).distance(_Gaussian.of(mine))
 
 
 def frechet(
     features: torch.Tensor,
     reference: torch.Tensor,
     groups: Groups | None = None,
+    reference_groups: Groups | None = None,
     dimensions: int | None = 64,
     seed: int = 0,
 ) -> Figure:
-    """`frechet_distance` with its interval; groups as for `mean`, and the reference's pictures one by one."""
+    """`frechet_distance` with its interval.
+
+    Args:
+        groups: as for `mean`.
+        reference_groups: the reference's pictures by the same groups, which are drawn for both; None: its pictures are
+            drawn one by one, on their own.
+    """
     mine, theirs = _projected(reference, dimensions, features, reference)
-    parts = [[i] for i in range(len(mine))] if groups is None else groups
-    draw = np.random.default_rng(seed)
     drawn = []
-    for _ in range(FRECHET_DRAWS):
-        rows = [i for part in draw.integers(len(parts), size=len(parts)) for i in parts[part]]
-        drawn.append(_frechet(mine[rows], theirs[draw.integers(len(theirs), size=len(theirs))]))
-    value = _frechet(mine, theirs)
+    for (times,), real in _draws([len(mine)], len(theirs), groups, reference_groups, dimensions, seed):
+        drawn.append(_Gaussian.of(theirs, real).distance(_Gaussian.of(mine, times)))
+    value = _Gaussian.of(theirs).distance(_Gaussian.of(mine))
     # sets with repeated pictures lie further apart than the sets themselves: the interval is moved back by that much
     shift = float(np.mean(drawn)) - value
     low, high = _interval(drawn)
@@ -118,19 +126,20 @@ def frechet_change(
     others: torch.Tensor,
     reference: torch.Tensor,
     groups: Groups,
+    reference_groups: Groups | None = None,
     dimensions: int | None = 64,
     seed: int = 0,
 ) -> Change:
     """Frechet distance of features against that of others, both to the reference: the same groups and the same real
-    pictures are drawn for both."""
+    pictures are drawn for both. Arguments as of `frechet`."""
     mine, theirs, real = _projected(reference, dimensions, features, others, reference)
-    draw, draws = np.random.default_rng(seed), []
-    for _ in range(FRECHET_DRAWS):
-        rows = [i for part in draw.integers(len(groups), size=len(groups)) for i in groups[part]]
-        some = real[draw.integers(len(real), size=len(real))]
-        draws.append([_frechet(mine[rows], some), _frechet(theirs[rows], some)])
-    value, drawn = np.array([_frechet(mine, real), _frechet(theirs, real)]), np.array(draws)
-    return _change(value, drawn - drawn.mean(axis=0) + value)  # moved back, as in `frechet`
+    sets, drawn = (mine, theirs), []
+    for times, of_real in _draws([len(own) for own in sets], len(real), groups, reference_groups, dimensions, seed):
+        centre = _Gaussian.of(real, of_real)
+        drawn.append([centre.distance(_Gaussian.of(own, some)) for own, some in zip(sets, times, strict=True)])
+    centre = _Gaussian.of(real)
+    value, moved = np.array([centre.distance(_Gaussian.of(own)) for own in sets]), np.array(drawn)
+    return _change(value, moved - moved.mean(axis=0) + value)  # moved back, as in `frechet`
 
 
 def kernel_distance(features: torch.Tensor, reference: torch.Tensor) -> float:
@@ -155,7 +164,7 @@ def kernel(features: torch.Tensor, reference: torch.Tensor, seed: int = 0) -> Fi
     def half(x: torch.Tensor) -> torch.Tensor:
         return x[torch.from_numpy(draw.permutation(len(x))[: max(2, len(x) // 2)])]
 
-    drawn = [kernel_distance(half(features), half(reference)) for _ in range(FRECHET_DRAWS)]
+    drawn = [kernel_distance(half(features), half(reference)) for _ in range(HALVES)]
     spread = 1.96 * float(np.std(drawn))
     return Figure(value, value - spread, value + spread)
 
@@ -199,14 +208,62 @@ def _projected(reference: torch.Tensor, dimensions: int | None, *features: torch
     return [(own @ axes).double().numpy() for own in features]
 
 
-def _frechet(mine: Values, theirs: Values) -> float:
-    one, two = (np.atleast_2d(np.cov(x, rowvar=False)) for x in (mine, theirs))
-    # the trace of the root of one @ two, by symmetric matrices: a root of a singular product is not to be trusted
-    values, vectors = np.linalg.eigh(one)
-    root = vectors * np.sqrt(values.clip(min=0)) @ vectors.T
-    shared = float(np.sqrt(np.linalg.eigvalsh(root @ two @ root).clip(min=0)).sum())
-    apart = float(np.square(mine.mean(axis=0) - theirs.mean(axis=0)).sum())
-    return max(0.0, apart + float(np.trace(one) + np.trace(two)) - 2 * shared)
+def _draws(
+    counts: Sequence[int],
+    real: int,
+    groups: Groups | None,
+    real_groups: Groups | None,
+    dimensions: int | None,
+    seed: int,
+) -> Iterator[tuple[list[Values], Values]]:
+    """How many times each picture of some sets, that are grouped alike, and each real one is drawn: draw by draw."""
+    draw = np.random.default_rng(seed)
+
+    def times(chosen: NDArray[np.intp], count: int, parts: Groups | None) -> Values:
+        often = np.bincount(chosen, minlength=count if parts is None else len(parts)).astype(np.float64)
+        if parts is None:
+            return often
+        found = np.zeros(count)
+        for part, number in zip(parts, often, strict=True):
+            found[list(part)] += number
+        return found
+
+    for _ in range(FRECHET_DRAWS if dimensions else FULL_DRAWS):
+        number = counts[0] if groups is None else len(groups)
+        chosen = draw.integers(number, size=number)
+        alone = chosen if real_groups is not None else draw.integers(real, size=real)
+        yield [times(chosen, count, groups) for count in counts], times(alone, real, real_groups)
+
+
+@dataclass(frozen=True)
+class _Gaussian:
+    """Mean (d,) and covariance (d, d) of features."""
+
+    mean: Values
+    covariance: Values
+
+    @classmethod
+    def of(cls, features: Values, times: Values | None = None) -> "_Gaussian":
+        """Of features (n, d), each as many times as drawn (n,)."""
+        often = np.ones(len(features)) if times is None else times
+        count = max(often.sum(), 2.0)  # groups may be drawn in which every picture failed
+        mean = often @ features / count
+        apart = features - mean
+        return cls(mean, (apart * often[:, None]).T @ apart / (count - 1))
+
+    @functools.cached_property
+    def root(self) -> Values:
+        """Of the covariance."""
+        values, vectors = np.linalg.eigh(self.covariance)
+        return np.asarray(vectors * np.sqrt(values.clip(min=0)) @ vectors.T)
+
+    def distance(self, other: "_Gaussian") -> float:
+        """Frechet distance."""
+        # the trace of the root of a product, by symmetric matrices: a root of a singular product is not to be trusted
+        shared = float(np.sqrt(np.linalg.eigvalsh(self.root @ other.covariance @ self.root).clip(min=0)).sum())
+        apart = float(np.square(self.mean - other.mean).sum())
+        traces = float(np.trace(self.covariance) + np.trace(other.covariance))
+        return max(0.0, apart + traces - 2 * shared)
 
 
 def _change(value: Values, drawn: Values) -> Change:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from .experiment import SHOWN, Cell, Experiment, Judges
+from .experiment import SHOWN, Cell, Experiment
 from .figures import write_curves, write_grid
 from .measuring import Measures, Result
 from .tables import Comparison, as_dict, networks, write_comparisons, write_json, write_table
@@ -37,7 +37,7 @@ class Design:
     def cells(self, experiment: Experiment) -> list[Cell]:
         """All that are looked at, once each, with their first seed; model by model, for each is loaded anew."""
         own = [*self.table(), *(experiment.equal_cost(cell) for cell in self.table() if cell.share)]
-        own += [cell for name in self.models for share in self.curved for cell in self.curve(name, share)]
+        own += self.curves(experiment)
         own += [cell for name in self.models for cell in self.shared_parts(name)]
         return sorted(dict.fromkeys(own), key=lambda cell: self.models.index(cell.model))
 
@@ -55,9 +55,14 @@ class Design:
         """The shares that have a curve over rows; 0 is independent sampling."""
         return list(dict.fromkeys([0.0, self.middle])) if self.fewer else []
 
-    def curve(self, model: str, share: float) -> list[Cell]:
-        """A model under a share, over numbers of steps."""
-        return [Cell(model, share, steps) for steps in sorted({*self.fewer, self.steps})]
+    def curve(self, experiment: Experiment, model: str, share: float) -> list[Cell]:
+        """A model under a share, over numbers of steps; without those of which this share is no step."""
+        cells = [Cell(model, share, steps) for steps in sorted({*self.fewer, self.steps})]
+        return [cell for cell in cells if not share or experiment.shares(cell)]
+
+    def curves(self, experiment: Experiment) -> list[Cell]:
+        """Every model, independently and under the share in the middle, over numbers of steps."""
+        return [cell for name in self.models for share in self.curved for cell in self.curve(experiment, name, share)]
 
     def shared_parts(self, model: str) -> list[Cell]:
         """A model over the parts of the steps that are shared: Figure 4."""
@@ -77,12 +82,11 @@ class Design:
     def knees(self, experiment: Experiment) -> list[tuple[Cell, Cell]]:
         """Every shared cell against the fewest independent steps in whose rows it leaves out `SPARED` or more, of its
         own model and of the first: more steps would be a weaker rival for the rows. Steps are those of the curves."""
-        curves = [cell for name in self.models for share in self.curved for cell in self.curve(name, share)]
-        rows = {cell: experiment.rows(cell) for cell in dict.fromkeys([*self.table(), *curves])}
+        rows = {cell: experiment.rows(cell) for cell in dict.fromkeys([*self.table(), *self.curves(experiment)])}
         found = []
         for cell in [cell for cell in rows if cell.share and self.fewer]:
             for own in self._rivals(cell):
-                alone = self.curve(own.model, 0.0)
+                alone = self.curve(experiment, own.model, 0.0)
                 dearer = [other for other in alone if rows[cell] <= (1 - SPARED) * rows[other]]
                 if dearer:
                     found.append((cell, min(dearer, key=rows.__getitem__)))
@@ -139,9 +143,10 @@ def write_paper(
     if design.shares:
         write_grid({name: experiment.look(cell).shown for name, cell in under.items()}, experiment.prompts[:SHOWN], out)
         write_curves(by_similarity, list(bins), out, "figure3", label="smallest similarity in a group")
+    if design.shares or design.more_shares:
         _write_shares(design, results, out)
     if design.curved:
-        text += "\n" + _write_curve(design, results, judges, out)
+        text += "\n" + _write_curve(design, experiment, results, out)
     content = {
         "networks": networks(judges),
         "cells": [as_dict(result) for result in results.values()],
@@ -164,14 +169,14 @@ def _write_shares(design: Design, results: Mapping[Cell, Result], out: Path) -> 
     write_curves(over, steps, out, "figure4", label=f"steps that are shared, of {design.steps}")
 
 
-def _write_curve(design: Design, results: Mapping[Cell, Result], judges: Judges, out: Path) -> str:
+def _write_curve(design: Design, experiment: Experiment, results: Mapping[Cell, Result], out: Path) -> str:
     """Every model under every curved share over its rows: `rows`, the figure, and `curve`, its table, line by line."""
     lines = {
         f"{name}, {f'shared {share:.0%}' if share else 'independent'}": [
-            results[cell] for cell in design.curve(name, share)
+            results[cell] for cell in design.curve(experiment, name, share)
         ]
         for name in design.models
         for share in design.curved
     }
     write_curves(lines, "rows", out, "rows", label="denoiser rows a picture")
-    return write_table(list(itertools.chain(*lines.values())), judges, out, "curve")
+    return write_table(list(itertools.chain(*lines.values())), experiment.judges, out, "curve")

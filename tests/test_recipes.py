@@ -4,10 +4,15 @@ import importlib
 import re
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from command import cotrunk
+from test_experiment import JUDGES
+
+from cotrunk.evaluation.experiment import Cell
+from cotrunk.evaluation.metrics import Change, Figure
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 
@@ -35,7 +40,7 @@ def test_commands_have_the_options_they_are_given(recipe: str) -> None:
 def sage_mini(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """The scripts of recipes/sage-mini can be imported; what else is to be patched."""
     monkeypatch.syspath_prepend(RECIPES / "sage-mini")
-    for name in ("run", "alignment", "split", "trials"):
+    for name in ("run", "alignment", "split", "trials", "unchosen"):
         monkeypatch.delitem(sys.modules, name, raising=False)
     return monkeypatch
 
@@ -75,6 +80,30 @@ def test_trials_ask_for_options_that_are_there(sage_mini: pytest.MonkeyPatch, tm
     assert len(asked) == len(trials.TRIALS)
     assert all({part for part in own if part.startswith("--")} <= known for own in asked)
     assert len({own[own.index("--out") + 1] for own in asked}) == len(asked)
+
+
+def test_what_was_chosen_is_compared_on_groups_that_did_not_choose_it(
+    sage_mini: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    unchosen = importlib.import_module("unchosen")
+    compared: list[tuple[list[Cell], list[Cell], range]] = []
+
+    def compare(this: list[Cell], other: list[Cell], groups: range) -> dict[str, Change]:
+        compared.append((this, other, groups))
+        return {measure: Change(Figure(0, 0, 0), Figure(0, 0, 0)) for measure in ("frechet", "alignment", "diversity")}
+
+    experiment = SimpleNamespace(groups=[[0, 1]] * (unchosen.CHOSEN + 3), rows=lambda cell: 10 - 5 * cell.share)
+    measures = SimpleNamespace(experiment=experiment, compare=compare)
+    sage_mini.setattr(unchosen, "measures_of", lambda *_: (measures, JUDGES))
+    sage_mini.setattr(sys, "argv", ["unchosen.py", "--results", str(tmp_path)])
+    unchosen.main()
+    assert {tuple(groups) for _, _, groups in compared} == {tuple(unchosen.CHOSEN + number for number in range(3))}
+    assert all(cell.model == unchosen.BEST and cell.share for this, _, _ in compared for cell in this)
+    assert all([cell.seed for cell in cells] == [0, 1] for *both, _ in compared for cells in both)
+    assert (
+        "| sage-trunk, shared 40%, 30 steps | standard, shared 40%, 30 steps |"
+        in (tmp_path / "differences.md").read_text()
+    )
 
 
 def test_one_member_can_stand_for_the_mean_picture(sage_mini: pytest.MonkeyPatch) -> None:

@@ -19,19 +19,14 @@ from unittest.mock import patch
 
 import torch
 from run import HERE
+from unchosen import CHOSEN, measures_of
 
 from cotrunk.cli import main as command
-from cotrunk.commands.judges import judges_of
-from cotrunk.evaluation.experiment import Cell, Experiment
-from cotrunk.evaluation.measuring import Measures
+from cotrunk.evaluation.experiment import Cell
 from cotrunk.evaluation.tables import Comparison, write_comparisons, write_table
-from cotrunk.models import load_pipeline
 from cotrunk.rows import Folding
-from cotrunk.training.dataset import apart, read_groups
-from cotrunk.training.examples import pixels_of, size_of
 
 SHARE = 0.4
-
 STEPS = 250
 TRIALS = {
     "base": (),
@@ -43,6 +38,7 @@ TRIALS = {
     "through the target": ("--through-target",),
     "z-bar is a member": (),
     "t_s from 50 %": ("--share", "0.5"),
+    "standard, another seed": ("--objective", "standard", "--seed", "1"),
     **{
         f"lambda_1 = 0, {name}": ("--shared-weight", "0", *words)
         for name, words in {
@@ -50,6 +46,7 @@ TRIALS = {
             "rank 8": ("--rank", "8"),
             "rank 128": ("--rank", "128"),
             "800 steps, average of 500": ("--steps", "800", "--ema", "0.998"),
+            "another seed": ("--seed", "1"),
         }.items()
     },
 }
@@ -67,7 +64,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=HERE / "build")
     parser.add_argument("--only", nargs="+", choices=list(TRIALS), default=list(TRIALS), help="trials, by name")
     parser.add_argument("--part", choices=["train", "evaluate"], help="only this")
-    parser.add_argument("--groups", type=int, default=120, help="that are evaluated")
+    parser.add_argument("--groups", type=int, default=CHOSEN, help="that are evaluated")
     parser.add_argument("--bfloat16", action="store_true", help="as of run.py")
     parser.add_argument(
         "--results", type=Path, default=HERE.parent.parent / "docs" / "results" / "sage-mini" / "trials"
@@ -99,23 +96,13 @@ def main() -> None:
 def evaluate(loras: Mapping[str, Path], build: Path, count: int, dtype: str, results: Path) -> None:
     """`table1.md`: every trial independently and shared; `differences.md`: each shared against its own independent
     sampling, and against the base and the standard fine-tune under the same sharing."""
-    torch.set_grad_enabled(False)
-    torch.set_flush_denormal(True)
-    groups = apart(read_groups(build / "test-groups")[0], seed=0)[:count]
-    pipe = load_pipeline("mini", "cpu", dtype)
-    judges = judges_of("lite0", "lite0", "emoji", "cpu")
-    captions = [[pair.caption for pair in group] for group in groups]
-    models = {"pre-trained": None, **loras}
-    experiment = Experiment(pipe, captions, models, judges, build / "trial-results", guidance=5.0)
-    paths = list(dict.fromkeys(pair.image for group in groups for pair in group))
-    place = {path: number for number, path in enumerate(paths)}
-    real_groups = [[place[pair.image] for pair in group] for group in groups]
-    measures = Measures(experiment, pixels_of(paths, *size_of(pipe, None, None)), real_groups)
+    measures, judges = measures_of(build, {"pre-trained": None, **loras}, build / "trial-results", dtype, count)
+    experiment = measures.experiment
     found, differences = [], []
-    for name in models:
+    for name in experiment.loras:
         alone, shared = Cell(name), Cell(name, SHARE)
         found += [measures.of([alone]), measures.of([shared])]
-        for other in (alone, *(Cell(rival, SHARE) for rival in ("base", "standard") if rival in models)):
+        for other in (alone, *(Cell(rival, SHARE) for rival in ("base", "standard") if rival in loras)):
             if other != shared:
                 spared = 1 - experiment.rows(shared) / experiment.rows(other)
                 differences.append(Comparison(shared, other, spared, measures.compare([shared], [other])))

@@ -1,0 +1,74 @@
+"""What the fine-tunes do on groups that had no part in choosing between them.
+
+    python unchosen.py --bfloat16              # after run.py
+
+`trials.py` looks at the first groups that were kept apart, and what it found best became run.py's `sage-trunk`. On
+those groups that choice looks better than it is; the others, of the same cells of run.py, tell how much.
+`differences.md` goes to `--results`.
+"""
+
+import argparse
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from run import HERE, OBJECTIVES
+
+from cotrunk.commands.judges import judges_of
+from cotrunk.evaluation.experiment import Cell, Experiment, Judges
+from cotrunk.evaluation.measuring import Measures
+from cotrunk.evaluation.tables import Comparison, write_comparisons
+from cotrunk.models import load_pipeline
+from cotrunk.training.dataset import apart, read_groups
+from cotrunk.training.examples import pixels_of, size_of
+
+CHOSEN = 80  # groups that trials.py looks at
+BEST = "sage-trunk"
+SHARES = (0.3, 0.4)
+
+
+def measures_of(
+    build: Path, loras: Mapping[str, Path | None], out: Path, dtype: str, count: int | None = None
+) -> tuple[Measures, Judges]:
+    """Measures on the first groups that were kept apart, in the order and with the settings of run.py."""
+    torch.set_grad_enabled(False)
+    torch.set_flush_denormal(True)
+    groups = apart(read_groups(build / "test-groups")[0], seed=0)[:count]
+    pipe, judges = load_pipeline("mini", "cpu", dtype), judges_of("lite0", "lite0", "emoji", "cpu")
+    captions = [[pair.caption for pair in group] for group in groups]
+    experiment = Experiment(pipe, captions, dict(loras), judges, out, guidance=5.0)
+    paths = list(dict.fromkeys(pair.image for group in groups for pair in group))
+    place = {path: number for number, path in enumerate(paths)}
+    real_groups = [[place[pair.image] for pair in group] for group in groups]
+    return Measures(experiment, pixels_of(paths, *size_of(pipe, None, None)), real_groups), judges
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=HERE / "build")
+    parser.add_argument("--bfloat16", action="store_true", help="as of run.py")
+    parser.add_argument("--seeds", type=int, default=2, help="as of run.py")
+    parser.add_argument(
+        "--results", type=Path, default=HERE.parent.parent / "docs" / "results" / "sage-mini" / "unchosen"
+    )
+    args = parser.parse_args()
+    loras = {"pre-trained": None, **{name: args.out / f"lora-train-{name}" for name in OBJECTIVES}}
+    dtype = "bfloat16" if args.bfloat16 else "float32"
+    measures, judges = measures_of(args.out, loras, args.out / "results", dtype)
+    rest = range(CHOSEN, len(measures.experiment.groups))
+    differences = []
+    for share in SHARES:
+        this = Cell(BEST, share)
+        rivals = [Cell(name, share) for name in loras if name != BEST] + [Cell(BEST), Cell("pre-trained")]
+        for other in rivals:
+            runs = [[Cell(c.model, c.share, c.steps, seed) for seed in range(args.seeds)] for c in (this, other)]
+            spared = 1 - measures.experiment.rows(this) / measures.experiment.rows(other)
+            differences.append(Comparison(this, other, spared, measures.compare(*runs, rest)))
+    args.results.mkdir(parents=True, exist_ok=True)
+    count = sum(len(measures.experiment.groups[number]) for number in rest)
+    print(f"{len(rest)} groups, {count * args.seeds} pictures a cell")
+    print(write_comparisons(differences, judges, args.results))
+
+
+if __name__ == "__main__":
+    main()

@@ -96,6 +96,40 @@ def test_what_cannot_be_used_is_named_and_left_out(tmp_path: Path) -> None:
     ]
 
 
+def test_captions_without_pictures_are_named_and_counted(tmp_path: Path) -> None:
+    file = coco(tmp_path)
+    content = json.loads(file.read_text())
+    content["images"] = [image for image in content["images"] if image["id"] != 12]
+    content["annotations"].append({"id": 999, "image_id": 12, "bbox": [0, 0, 1, 1]})  # has no caption to miss
+    file.write_text(json.dumps(content))
+    found = read_pairs(str(file), tmp_path / "train")
+    assert [pair.caption for pair in found.pairs] == CAPTIONS[:2] + CAPTIONS[3:]
+    assert found.unusable == {
+        f"{file}, annotation {number}": "its picture 12 is not among the images" for number in (3, 9)
+    }
+
+
+def test_a_picture_that_cannot_be_looked_for_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = folder_of(tmp_path, "jsonl")
+    with (folder / "metadata.jsonl").open("a") as file:
+        for name in ("x" * 300 + ".png", "closed/1.png"):
+            file.write(json.dumps({"file_name": name, "text": "a dog"}) + "\n")
+    found_by = Path.stat
+
+    def stat(path: Path, **how: Any) -> Any:
+        if path.parent.name == "closed":  # to whoever may read everything no folder is
+            raise PermissionError(13, "Permission denied", str(path))
+        return found_by(path, **how)
+
+    monkeypatch.setattr(Path, "stat", stat)
+    found = read_pairs(str(folder))
+    assert [pair.caption for pair in found.pairs] == CAPTIONS
+    assert list(found.unusable.values()) == [
+        "it is no readable picture (OSError)",
+        "it is no readable picture (PermissionError)",
+    ]
+
+
 def test_a_picture_is_taken_with_its_first_caption(tmp_path: Path) -> None:
     folder = folder_of(tmp_path, "jsonl")
     with (folder / "metadata.jsonl").open("a") as file:
@@ -183,6 +217,10 @@ COCO: dict[str, Any] = {
         ("a.json", COCO | {"images": [{"id": 1}]}, "image 1 has no usable file_name"),
         ("a.json", COCO | {"images": [{"file_name": "1.png"}]}, "image 1 has no usable id"),
         ("a.json", COCO | {"images": 1}, "is not in COCO's form"),
+        ("a.json", '{"images": ' + "1" * 5000 + "}", "a.json is broken JSON (Exceeds the limit"),
+        ("a.json", "[" * 100_000, "a.json is JSON nested too deeply: give flat objects"),
+        ("metadata.jsonl", '{"id": ' + "1" * 5000 + "}\n", "metadata.jsonl, line 1 is broken JSON (Exceeds the limit"),
+        ("metadata.jsonl", "\n" + "[" * 100_000, "metadata.jsonl, line 2 is JSON nested too deeply"),
         ("a.json", b'{"images": "\xe9"}', "a.json is not UTF-8"),
     ],
 )

@@ -18,25 +18,25 @@ import torch
 from accelerate import tracking
 from accelerate.state import AcceleratorState
 from accelerate.utils import LoggerType
-from diffusers import EDMEulerScheduler, LCMScheduler
+from diffusers import AutoencoderTiny, EDMEulerScheduler, LCMScheduler
 from PIL import Image
 from running import close, denoiser
 from safetensors.torch import load_file
-from tiny import TinyPipeline, flux, pixart, sd, sd3, sd_with_text, sdxl
+from tiny import TinyPipeline, flux, pixart, sana, sd, sd3, sd_with_text, sdxl, wan
 from torch import Tensor
 
 from cotrunk import CotrunkError, generate, mini
 from cotrunk.models import load_lora
 from cotrunk.training.conditions import Conditions
 from cotrunk.training.dataset import Pair
-from cotrunk.training.examples import _latents
+from cotrunk.training.examples import _latents, picture_of
 from cotrunk.training.log import Step, plot_losses, read_losses, write_step
 from cotrunk.training.loss import Loss, Terms, sage_loss
 from cotrunk.training.settings import TrainSettings
 from cotrunk.training.trainer import train, trained_share, training_schedule
 
 SIZE = {"height": 32, "width": 32}
-QUICK = TrainSettings(steps=6, groups=2, rank=2, learning_rate=1e-2, checkpoint_every=2, caption_dropout=0.3, **SIZE)
+QUICK = TrainSettings(steps=6, batch=2, rank=2, learning_rate=1e-2, checkpoint_every=2, caption_dropout=0.3, **SIZE)
 
 
 @pytest.fixture(scope="module")
@@ -148,10 +148,16 @@ def recorders(patch: pytest.MonkeyPatch) -> list[Any]:
         def __init__(self, run_name: str, logging_dir: Path) -> None:
             super().__init__()
             self.folder, self.logged, self.is_closed = Path(logging_dir), dict[int, Any](), False
+            self.shown = dict[int, Tensor]()
             made.append(self)
 
         def log(self, values: dict[str, Any], step: int, **_: Any) -> None:
             self.logged[step] = values
+
+        def log_images(self, values: dict[str, Any], step: int, dataformats: str) -> None:
+            """As TensorBoard takes them."""
+            assert (dataformats, list(values)) == ("NHWC", ["validation"])
+            self.shown[step] = values["validation"]
 
         def finish(self) -> None:
             self.is_closed = True
@@ -194,7 +200,7 @@ def test_the_pipeline_takes_what_was_trained(groups: list[list[Pair]], tmp_path:
 def test_all_layers_are_taken_whatever_they_are_called(groups: list[list[Pair]], tmp_path: Path) -> None:
     """`mini` pools its prompt in layers whose names the older style of LoRA files has no place for."""
     sizes = {"height": 128, "width": 128}
-    settings = TrainSettings(steps=1, groups=1, rank=1, learning_rate=1e-2, layers="all", **sizes)
+    settings = TrainSettings(steps=1, batch=1, rank=1, learning_rate=1e-2, layers="all", **sizes)
     pipe, other = mini.load(), mini.load()
     weights = load_file(train(pipe, groups, settings, tmp_path))
     load_lora(other, tmp_path)
@@ -325,6 +331,7 @@ def test_a_training_that_knew_fewer_options_goes_on(groups: list[list[Pair]], tm
     trained(groups, tmp_path, TrainSettings(**vars(QUICK) | {"steps": 2}))
     state = torch.load(tmp_path / "checkpoint.pt")
     del state["run"]["layers"], state["run"]["loss"]["branch_noise"]
+    state["run"]["groups"] = state["run"].pop("batch")  # as it was called
     torch.save(state, tmp_path / "checkpoint.pt")
     trained(groups, tmp_path, QUICK)
     assert len(list(read_losses(tmp_path / "losses.jsonl"))) == QUICK.steps
@@ -364,6 +371,7 @@ def test_a_checkpoint_of_another_configuration_is_named(groups: list[list[Pair]]
     for changed, said in (
         ({"loss": Loss(share=0.3)}, r"another share \(0.4, not 0.3\): give the same"),
         ({"ema": 0.9}, r"another ema \(None, not 0.9\): give the same"),
+        ({"batch": 4}, r"another batch \(2, not 4\): give the same"),
     ):
         with pytest.raises(CotrunkError, match=said):
             trained(groups, tmp_path, TrainSettings(**vars(QUICK) | changed))
@@ -391,6 +399,81 @@ def test_a_vae_that_overflows_in_half_precision_encodes_in_single(groups: list[l
     pipe.vae.register_to_config(force_upcast=False)
     with pytest.raises(CotrunkError, match=r"The latents of .*00\.png are not finite: use another dtype, bfloat16 say"):
         _latents(pipe, groups[0], 32, 32)
+
+
+def sdxl_with_statistics() -> TinyPipeline:
+    """As some VAEs of SDXL have them, for each channel."""
+    pipeline = sdxl()
+    pipeline.pipe.vae.register_to_config(latents_mean=[-1.5, 0.5, 2, 0.1], latents_std=[8.0, 5, 6, 4])
+    return pipeline
+
+
+@pytest.mark.parametrize("build", [sd_with_text, sdxl, sdxl_with_statistics, sd3, sana])
+def test_a_pipeline_decodes_what_was_encoded(build: Callable[[], TinyPipeline], groups: list[list[Pair]]) -> None:
+    """As its VAE does by itself: what the pipeline undoes before it decodes was done."""
+    pipeline, pairs = build(), groups[0]
+    pipe, inputs = pipeline.pipe, pipeline.inputs(len(pairs))
+    latents = _latents(pipe, pairs, inputs["height"], inputs["width"]).float()
+    last = lambda pipe, step, timestep, tensors: {"latents": latents}  # noqa: E731
+    arguments = inputs | {"num_inference_steps": 1, "output_type": "pt", "callback_on_step_end": last}
+    made = 2 * torch.as_tensor(pipe(**arguments).images) - 1
+    pictures = torch.stack([picture_of(pair.image, inputs["height"], inputs["width"]) for pair in pairs])
+    with torch.no_grad():
+        found = pipe.vae.encode(pictures)
+        own = pipe.vae.decode(found.latent if build is sana else found.latent_dist.mode()).sample
+    assert close(made, own.clamp(-1, 1), 1e-2)
+
+
+def sd_with_another_vae() -> TinyPipeline:
+    pipeline = sd_with_text()
+    pipeline.pipe.vae = AutoencoderTiny(encoder_block_out_channels=[8] * 4, decoder_block_out_channels=[8] * 4)
+    return pipeline
+
+
+@pytest.mark.parametrize(
+    ("build", "said"),
+    [
+        (
+            sd_with_another_vae,
+            "StableDiffusionPipeline has the VAE AutoencoderTiny: train a pipeline that has an Autoenc",
+        ),
+        (wan, "WanPipeline has no VAE: train a pipeline that has an AutoencoderKL or an AutoencoderDC"),
+    ],
+)
+def test_a_vae_of_another_kind_is_named_before_encoding(
+    groups: list[list[Pair]], tmp_path: Path, build: Callable[[], TinyPipeline], said: str
+) -> None:
+    with pytest.raises(CotrunkError, match=said):
+        train(build().pipe, groups, QUICK, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("place", "error"), [(35, SyntaxError), (11, ValueError)])
+def test_a_picture_that_broke_since_is_named(
+    groups: list[list[Pair]], tmp_path: Path, place: int, error: type[Exception]
+) -> None:
+    """A length in it is wrong: for Pillow that is no error of files."""
+    content, path = bytearray(groups[0][0].image.read_bytes()), tmp_path / "broken.png"
+    content[place] = 0
+    path.write_bytes(content)
+    with pytest.raises(CotrunkError, match=r"broken\.png cannot be read any more: make the groups anew") as raised:
+        picture_of(path, 32, 32)
+    assert type(raised.value.__cause__) is error
+
+
+def test_the_card_says_what_the_objective_used(groups: list[list[Pair]], tmp_path: Path) -> None:
+    card = {}
+    for name, loss in {
+        "standard": Loss("standard", share=0.3),
+        "sage": Loss(share=0.3, shared_weight=0.5, target_weight=2),
+        "trunk": Loss(shared_weight=0, branch_noise="trunk"),
+    }.items():
+        trained(groups, tmp_path / name, TrainSettings(**vars(QUICK) | {"steps": 1, "accumulation": 2, "loss": loss}))
+        card[name] = (tmp_path / name / "README.md").read_text()
+    made = "Trained with cotrunk for 1 steps of 4 groups; rank 2 (attention), learning rate 0.01"
+    assert f"{made}.\n" in card["standard"]
+    assert f"{made}, 30% of the steps shared, lambda_1 0.5, lambda_2 2, branch noise drawn.\n" in card["sage"]
+    assert f"{made}, 40% of the steps shared, lambda_1 0, lambda_2 1, branch noise trunk.\n" in card["trunk"]
 
 
 @pytest.mark.parametrize("killed_at", [2, 9, 13])
@@ -550,7 +633,7 @@ def test_the_branch_point_of_flux_depends_on_the_size(side: int, monkeypatch: py
     assert pipeline.pipe.scheduler is own
 
 
-@pytest.mark.parametrize("build", [sdxl, sd3, flux])
+@pytest.mark.parametrize("build", [sdxl, sd3, flux, sana])
 def test_other_families_train_too(build: Callable[[], TinyPipeline], groups: list[list[Pair]], tmp_path: Path) -> None:
     """Their texts are embeddings made by a stand-in: the tiny pipelines have no text encoders."""
     pipeline = build()
@@ -602,6 +685,7 @@ def test_the_schedule_of_a_training_goes_from_data_to_noise() -> None:
     ("arguments", "said"),
     [
         ({"steps": 0}, "steps 0 is out of range"),
+        ({"batch": 0}, "batch 0 is out of range"),
         ({"rank": 2.5}, "rank 2.5"),
         ({"ema": 1.0}, "ema 1.0"),
         ({"height": 30}, "height 30 is no size of a picture: use a multiple of 8"),

@@ -103,9 +103,15 @@ def test_what_cannot_be_compared_is_said_before_a_picture(
 def test_a_tracker_is_told_what_is_logged(groups: Path, tmp_path: Path, tiny_model: pytest.MonkeyPatch) -> None:
     made = recorders(tiny_model)
     settings = ("--steps", 3, "--batch", 2, "--rank", 2, "--height", 32, "--width", 16)
+    (tmp_path / "validation.txt").write_text("\n".join(CAPTIONS[:2]))
+    settings += ("--validation", tmp_path / "validation.txt", "--checkpoint-every", 2)
     outcome = cotrunk("train", groups, "--out", tmp_path, *settings, "--tracker", "tensorboard")
     assert outcome.code == 0, outcome.err
     (tracker,) = made
+    assert list(tracker.shown) == [2, 3]
+    for step, shown in tracker.shown.items():
+        row = pixels(tmp_path / "validation" / f"{step:06d}.png")
+        assert np.array_equal(np.concatenate([*shown], axis=1), row)
     assert tracker.folder == tmp_path
     assert tracker.is_closed
     for line in read_losses(tmp_path / "losses.jsonl"):
@@ -168,6 +174,13 @@ def test_tuning_then_generating(tmp_path: Path, tiny_model: pytest.MonkeyPatch) 
     assert "warning" not in outcome.err
     made = json.loads((tmp_path / "run" / "run.json").read_text())
     assert (made["steps"], made["guidance_scale"], made["settings"]["scheduler"]) == (found["steps"], 3, "ddim")
+    file.write_text(json.dumps(found | {"model": "their-model", "lora": "their-lora"}))
+    outcome = cotrunk("generate", *CAPTIONS[:2], "--settings", file, "--out", tmp_path / "theirs")
+    assert outcome.code == 0, outcome.err
+    assert "tuned with another" not in outcome.err
+    made = json.loads((tmp_path / "theirs" / "run.json").read_text())["settings"]
+    assert (made["model"], made["lora"]) == ("their-model", "their-lora")
+    file.write_text(json.dumps(found))
     another = ("--model", "other", "--guidance", 2, "--lora", "lora")
     outcome = cotrunk("generate", *CAPTIONS[:2], "--settings", file, "--out", tmp_path / "another", *another)
     assert outcome.code == 0, outcome.err
@@ -200,6 +213,8 @@ def test_out_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         (("train", "nothing", "--out", "lora"), "is no set of groups"),
         (("train", "nothing", "--out", "lora", "--share", 1.5), "share 1.5 is out of range"),
         (("train", "nothing", "--out", "lora", "--seed", -1), "seed -1 is out of range"),
+        (("tune", "a", "b", "c", "d", "--out", "tuned", "--rows", 0), "--rows 0.0 is out of range"),
+        (("train", "nothing", "--out", "lora", "--batch", 0), "batch 0 is out of range"),
         (("train", "nothing", "--out", "lora", "--tracker", "paper"), "tracker 'paper' is unknown: use one of"),
         (("evaluate", "nothing", "--out", "results", "--lora", "sage"), "--lora 'sage' is no name and folder"),
         (("evaluate", "nothing", "--out", "results", "--shares", "0.2,2"), "--shares 0.2,2 are out of range"),

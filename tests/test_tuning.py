@@ -310,12 +310,34 @@ def test_recommendations_are_the_cheapest_that_is_as_good_and_the_best_for_half(
     ]
     tuned = _recommended(points, MARGIN, 0)
     assert tuned.same_quality is points[2]  # the last two are cheaper, but one's pictures are other ones, one's failed
-    assert tuned.half_rows is points[2]  # not the better aligned one, whose pictures are other ones
+    assert tuned.best_in_rows is points[2]  # not the better aligned one, whose pictures are other ones
     assert tuned.sharing_pays
     assert "Sharing is not shown to pay" not in " ".join(advice(tuned))
     alone = _recommended([points[0], points[4]], MARGIN, 0)
-    assert alone.half_rows is points[4]
+    assert alone.best_in_rows is points[4]
     assert alone.same_quality is points[0]
+
+
+def test_the_rows_may_be_given() -> None:
+    points = [FULL, point(40, 0.5, steps=20), point(30, 0.495, steps=15), point(20, 0.49, steps=10)]
+    tuned = _recommended(points, MARGIN, rows=25)
+    assert tuned.best_in_rows is points[3]
+    assert "Best for at most 25 rows a picture: independent, 10 steps, 20.0 rows." in advice(tuned)
+    nothing = _recommended(points, MARGIN, rows=10)
+    assert nothing.best_in_rows is None
+    assert "No setting was tried that takes at most 10 rows a picture." in advice(nothing)
+
+
+def test_the_frontier_is_what_nothing_as_cheap_is_better_than() -> None:
+    points = [
+        FULL,
+        point(40, 0.51, steps=20),
+        point(30, 0.4, steps=15),
+        point(25, 0.45, share=0.3),
+        point(20, 0.6, failed=1),
+        point(10, 0.3, steps=5),
+    ]
+    assert _recommended(points, MARGIN).frontier == [points[1], points[3], points[5]]
 
 
 def test_fewer_prompts_recommend_less() -> None:

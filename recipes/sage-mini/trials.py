@@ -42,7 +42,6 @@ TRIALS = {
     **{
         f"lambda_1 = 0, {name}": ("--shared-weight", "0", *words)
         for name, words in {
-            "t_s from 30 %": ("--share", "0.3"),
             "rank 8": ("--rank", "8"),
             "rank 128": ("--rank", "128"),
             "800 steps, average of 500": ("--steps", "800", "--ema", "0.998"),

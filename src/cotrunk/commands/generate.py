@@ -82,7 +82,8 @@ def generate(
         option(
             SAMPLING,
             "FILE",
-            "Steps, sharing and skipping as cotrunk tune found them; guidance and scheduler too, where not given.",
+            "Steps, sharing and skipping as cotrunk tune found them; model and LoRA, guidance, scheduler too, "
+            "where not given.",
             "--settings",
         ),
     ] = None,
@@ -121,6 +122,8 @@ def generate(
         skip = None if tuned.tolerance is None else str(tuned.tolerance)
         guidance = guidance if _is_given(context, "guidance") else basis.guidance
         scheduler = scheduler if _is_given(context, "scheduler") else basis.scheduler
+        if not (_is_given(context, "model") or _is_given(context, "lora")):
+            model, lora = basis.model, basis.lora  # a LoRA is of its model: both are the file's, or neither is
         _warn_of_another(basis, model, lora)
     check_numbers(steps, guidance, seed, images_per_prompt)
     if max_rows is not None:

@@ -58,7 +58,11 @@ def train(
     ] = None,
     validation: Annotated[
         Path | None,
-        option(OUTPUT, "FILE", "Prompts to draw at every checkpoint, sharing their steps, into validation/."),
+        option(
+            OUTPUT,
+            "FILE",
+            "Prompts to draw at every checkpoint, sharing their steps: into validation/, and to --tracker.",
+        ),
     ] = None,
     dtype: Annotated[str, option(MACHINE, "NAME", "Of the frozen weights: float32, float16 or bfloat16.")] = "float32",
     mixed_precision: Annotated[Literal["no", "fp16", "bf16"], option(MACHINE, "NAME", "no, fp16 or bf16.")] = "no",
@@ -90,7 +94,7 @@ def train(
     settings = TrainSettings(
         loss=Loss(objective, share, shared_weight, target_weight, through_target, weighting, branch_noise=branch_noise),
         steps=steps,
-        groups=batch,
+        batch=batch,
         accumulation=accumulation,
         learning_rate=learning_rate,
         rank=rank,
@@ -125,11 +129,12 @@ def train(
         def encoded(done: int, of: int) -> None:
             progress.update(task, description=f"Encoding pictures and captions, {done:,} of {of:,}")
 
-        def checkpoint(step: int) -> None:
+        def checkpoint(step: int) -> list[Any]:
             plot_losses(out_dir / "losses.jsonl", out_dir / "losses.png")
-            if prompts:
-                progress.update(task, description="Drawing the validation prompts")
-                _draw(pipe, prompts, share, sizes, out_dir / "validation" / f"{step:06d}.png")
+            if not prompts:
+                return []
+            progress.update(task, description="Drawing the validation prompts")
+            return _drawn(pipe, prompts, share, sizes, out_dir / "validation" / f"{step:06d}.png")
 
         try:
             file = run(pipe, found, settings, out_dir, on_step=show, on_encoded=encoded, on_checkpoint=checkpoint)
@@ -140,8 +145,8 @@ def train(
         out.print(f"The LoRA is {escape(str(file))}", soft_wrap=True)
 
 
-def _draw(pipe: Any, prompts: list[str], share: float, sizes: dict[str, Any], path: Path) -> None:
-    """A row of pictures that share their early steps, as they will be used."""
+def _drawn(pipe: Any, prompts: list[str], share: float, sizes: dict[str, Any], path: Path) -> list[Any]:
+    """Pictures that share their early steps, as they will be used; written to `path` as one row, too."""
     from PIL import Image
 
     from ..generation import generate
@@ -154,3 +159,4 @@ def _draw(pipe: Any, prompts: list[str], share: float, sizes: dict[str, Any], pa
         row.paste(picture, (number * width, 0))
     path.parent.mkdir(parents=True, exist_ok=True)
     write_bytes(path, lambda file: row.save(file, "PNG"))
+    return made.images

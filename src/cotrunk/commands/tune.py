@@ -1,5 +1,6 @@
 """`cotrunk tune`."""
 
+import math
 from typing import Annotated
 
 import typer
@@ -27,6 +28,7 @@ from .options import (
 )
 
 SWEEP = "Sweep"
+ALONG = 6  # points of the frontier that have their pictures on the page
 
 
 def tune(
@@ -48,6 +50,10 @@ def tune(
             "with the others.",
         ),
     ] = 0.1,
+    rows: Annotated[
+        float | None,
+        option(SWEEP, "X", "Rows a picture for which the best setting is wanted; by default half of all steps'."),
+    ] = None,
     model: Model = "mini",
     lora: Lora = None,
     steps: Steps = 30,
@@ -76,6 +82,9 @@ def tune(
     check_numbers(steps, guidance, seed, images_per_prompt=1)
     if not 0 <= margin < 1:
         raise CotrunkError(f"--margin {margin} is out of range: use 0 or more, below 1.")
+
+    if rows is not None and not 0 < rows < math.inf:
+        raise CotrunkError(f"--rows {rows} is out of range: use rows a picture, above 0.")
 
     from ..evaluation.setting import LEAST, Basis
 
@@ -116,14 +125,17 @@ def tune(
                 steps=steps,
                 budget=budget,
                 margin=margin,
+                rows=rows,
                 seed=seed,
                 on_point=show,
             )
         except KeyboardInterrupt:
             err.print("Stopped. Call it again to go on.")
             raise typer.Exit(130) from None
-    shown = list(dict.fromkeys([found.points[0], found.same_quality, found.half_rows, found.points[-1]]))
-    pictures = {p: trials.of(p.setting, seed).pictures.numpy() for p in shown if p is not None}
+    along = [found.frontier[int(i)] for i in np.linspace(0, len(found.frontier) - 1, ALONG).round()]
+    shown = {p for p in (*along, found.same_quality, found.best_in_rows) if p is not None} - {found.points[0]}
+    shown_in_order = [found.points[0], *sorted(shown, key=lambda p: -p.rows)]
+    pictures = {p: trials.of(p.setting, seed).pictures.numpy() for p in shown_in_order}
     networks = f"Alignment by {judges.alignment.name}; kernel distance in the features of {judges.features.name}."
     write_tuned(found, pictures, networks, Basis(model, lora, scheduler, guidance), out_dir)
     out.print(claim(found), soft_wrap=True, markup=False)

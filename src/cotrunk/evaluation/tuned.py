@@ -26,8 +26,8 @@ def write_tuned(tuned: Tuned, pictures: dict[Point, np.ndarray], networks: str, 
     """
     out.mkdir(parents=True, exist_ok=True)
     write_settings(tuned.same_quality.setting, basis, out / "same-quality.json")
-    if tuned.half_rows is not None:
-        write_settings(tuned.half_rows.setting, basis, out / "half-the-rows.json")
+    if tuned.best_in_rows is not None:
+        write_settings(tuned.best_in_rows.setting, basis, out / "best-in-rows.json")
     plot = _plot(tuned)
     write_bytes(out / "frontier.png", lambda file: file.write(plot))
     template = resources.files("cotrunk.evaluation").joinpath("tuned.html").read_text(encoding="utf-8")
@@ -67,10 +67,12 @@ def advice(tuned: Tuned) -> list[str]:
     if tuned.undecided:
         count, are = tuned.undecided, "settings are" if tuned.undecided > 1 else "setting is"
         sentences.append(f"{count} cheaper {are} neither shown to be as good nor to be worse: more prompts tell.")
-    if tuned.half_rows is not None:
-        sentences.append(
-            f"Best for at most half the rows: {named(tuned.half_rows)}, {tuned.half_rows.rows:.1f} rows a picture."
-        )
+    best = tuned.best_in_rows
+    limit = f"at most {tuned.given:.4g} rows a picture"
+    if best is None:
+        sentences.append(f"No setting was tried that takes {limit}.")
+    else:
+        sentences.append(f"Best for {limit}: {named(best)}, {best.rows:.1f} rows.")
     if tuned.left_out:
         were = "settings were" if tuned.left_out > 1 else "setting was"
         sentences.append(f"{tuned.left_out} {were} left out for want of budget.")
@@ -100,7 +102,7 @@ def _in_common(settings: Sequence[Setting]) -> str:
 
 
 def _row(point: Point, tuned: Tuned) -> str:
-    chosen = ' class="chosen"' if point in (tuned.same_quality, tuned.half_rows) else ""
+    chosen = ' class="chosen"' if point in (tuned.same_quality, tuned.best_in_rows) else ""
     measured = [f"{f.value:.3f} [{f.low:.3f}, {f.high:.3f}]" for f in (point.alignment, point.behind, point.distance)]
     cells = [f"{point.rows:.1f}", f"{point.seconds:.2f}", *measured, point.failed]
     return f"<tr{chosen}><td>{escape(named(point))}</td>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"

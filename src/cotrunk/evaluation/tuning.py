@@ -56,8 +56,8 @@ class Tuned:
         floor: kernel distance between two sets of pictures by all steps from different noise.
         margin: the loss of alignment that still counts as the same quality.
         same_quality: the setting with the fewest rows that is shown to lose no more, with its distance in the floor.
-        half_rows: the best setting for at most half the rows of the first point; one with its distance in the floor
-            where there is any.
+        given: rows a picture that may be spent.
+        best_in_rows: the best setting for them; one with its distance in the floor where there is any.
         sharing_pays: whether a shared point is measurably better than all independent ones of no more rows.
         undecided: settings cheaper than `same_quality` that more prompts may show to lose no more.
         left_out: settings that the budget had no room for.
@@ -68,11 +68,21 @@ class Tuned:
     floor: metrics.Figure
     margin: float
     same_quality: Point
-    half_rows: Point | None
+    given: float
+    best_in_rows: Point | None
     sharing_pays: bool
     undecided: int
     left_out: int
     refused: dict[str, list[Setting]]
+
+    @property
+    def frontier(self) -> list[Point]:
+        """Points that no other is better than for as few rows, dearest first; those with failed pictures left out."""
+        found: list[Point] = []
+        for point in sorted((p for p in self.points if not p.failed), key=lambda p: (p.rows, -p.alignment.value)):
+            if not found or point.alignment.value > found[0].alignment.value:
+                found.insert(0, point)
+        return found
 
 
 def settings(steps: int, similarity: float | None = None, others: Sequence[float] = ()) -> Iterator[Setting]:
@@ -104,6 +114,7 @@ def tune(
     similarity: float | None = None,
     budget: int | None = None,
     margin: float = 0.1,
+    rows: float | None = None,
     seed: int = 0,
     on_point: Callable[[Point], None] = lambda point: None,
 ) -> Tuned:
@@ -114,6 +125,7 @@ def tune(
         trials: of a pipeline and `LEAST` prompts or more.
         margin: the loss of alignment that counts as none, as a part of what pictures have more of it with their own
             prompt than with the others: a scale that does not depend on network or number of prompts. 0 to below 1.
+        rows: a picture, for which the best setting is wanted; None: half of those of independent sampling.
 
     Raises:
         CotrunkError: a pipeline that refuses independent sampling or whose pictures hold NaN, or a budget that is not
@@ -163,7 +175,7 @@ def tune(
         )
         points.append(point)
         on_point(point)
-    return _recommended(points, lost, left_out, refused)
+    return _recommended(points, lost, left_out, refused, rows)
 
 
 def _others(trials: Trials, similarity: float | None) -> list[float]:
@@ -188,7 +200,11 @@ def _lead(trial: Trial, alignment: AlignmentNetwork, texts: torch.Tensor) -> flo
 
 
 def _recommended(
-    points: list[Point], margin: float, left_out: int = 0, refused: dict[str, list[Setting]] | None = None
+    points: list[Point],
+    margin: float,
+    left_out: int = 0,
+    refused: dict[str, list[Setting]] | None = None,
+    rows: float | None = None,
 ) -> Tuned:
     """The answers to the questions that people ask. A setting is as good as all steps if its loss is shown to be small,
     not if a loss is not shown: with fewer prompts nothing is shown, and little is recommended."""
@@ -198,14 +214,15 @@ def _recommended(
     alike = [p for p in sound if p.distance.value <= floor.high]
     same = min((p for p in alike if p.behind.high <= margin), key=lambda p: p.rows, default=full)
     undecided = [p for p in alike if p.rows < same.rows and p.behind.value <= margin < p.behind.high]
-    half = full.rows / 2
-    cheap = [p for p in alike if p.rows <= half] or [p for p in sound if p.rows <= half]
+    given = full.rows / 2 if rows is None else rows
+    cheap = [p for p in alike if p.rows <= given] or [p for p in sound if p.rows <= given]
     return Tuned(
         points=points,
         floor=floor,
         margin=margin,
         same_quality=same,
-        half_rows=max(cheap, key=lambda p: p.alignment.value, default=None),
+        given=given,
+        best_in_rows=max(cheap, key=lambda p: p.alignment.value, default=None),
         sharing_pays=any(_pays(p, sound) for p in sound if p.setting.share),
         undecided=len(undecided),
         left_out=left_out,

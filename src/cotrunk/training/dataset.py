@@ -203,17 +203,17 @@ def _wrong(pair: Pair) -> str | None:
     """Why a pair cannot be used."""
     if not pair.caption:
         return "it has no caption"
-    if not pair.image.is_file():
-        return "there is no such file"
     try:
+        if not pair.image.is_file():
+            return "there is no such file"
         with Image.open(pair.image) as image:
             image.load()  # the header alone does not show that a file is cut off
             return None
-    except Exception as error:  # whatever a broken file makes Pillow say
+    except Exception as error:  # a name too long, no permission, whatever a broken file makes Pillow say
         return f"it is no readable picture ({type(error).__name__})"
 
 
-def _coco(path: Path, images: Path) -> Iterator[Pair]:
+def _coco(path: Path, images: Path) -> Iterator[Pair | Unusable]:
     content = _json(_text(path), path)
     if not isinstance(content, dict) or not all(isinstance(content.get(n), list) for n in ("images", "annotations")):
         raise CotrunkError(f"{path} is not in COCO's form: it needs the lists images and annotations.")
@@ -230,6 +230,10 @@ def _coco(path: Path, images: Path) -> Iterator[Pair]:
         _, caption = captions.get(image["id"], (0, ""))  # one without a caption is counted among what cannot be used
         text = checked(caption or "", f"{path}, picture {image['id']}")
         yield Pair(" ".join(text.split()), images / image["file_name"])
+    listed = {image["id"] for image in content["images"]}
+    for number, annotation in enumerate(content["annotations"], 1):
+        if "caption" in annotation and annotation["image_id"] not in listed:
+            yield f"{path}, annotation {number}", f"its picture {annotation['image_id']} is not among the images"
 
 
 def _folder(folder: Path) -> Iterator[Pair]:
@@ -317,6 +321,10 @@ def _json(text: str, where: object) -> Any:
         return json.loads(text)
     except json.JSONDecodeError as error:
         raise CotrunkError(f"{where} is broken JSON ({error.msg}): mend it.") from error
+    except ValueError as error:  # a number of thousands of digits
+        raise CotrunkError(f"{where} is broken JSON ({error}): mend it.") from error
+    except RecursionError as error:
+        raise CotrunkError(f"{where} is JSON nested too deeply: give flat objects.") from error
 
 
 def _write_parquet(

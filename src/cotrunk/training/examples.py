@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from diffusers import AutoencoderDC, AutoencoderKL
 from PIL import Image
 
 from ..compatibility import denoisers_of
@@ -144,7 +145,7 @@ def picture_of(path: Path, height: int, width: int) -> torch.Tensor:
     try:
         with Image.open(path) as image:
             picture = image.convert("RGB")
-    except OSError as error:
+    except Exception as error:  # whatever a file that broke since makes Pillow say
         raise CotrunkError(f"{path} cannot be read any more: make the groups anew with cotrunk dataset.") from error
     scale = max(height / picture.height, width / picture.width)
     size = (max(width, round(picture.width * scale)), max(height, round(picture.height * scale)))
@@ -158,6 +159,21 @@ def pixels_of(paths: Sequence[Path], height: int, width: int) -> torch.Tensor:
     """(n, 3, height, width) bytes of pictures, cut as `picture_of` cuts them. Bytes one by one: in float32 they would
     take four times the memory."""
     return torch.stack([((picture_of(path, height, width) + 1) * 127.5).round().byte() for path in paths])
+
+
+def check_encodes(pipe: Any) -> None:
+    """That it is known here how this pipeline's pictures become latents.
+
+    Raises:
+        CotrunkError: a pipeline without a VAE, or with one of another kind: those of video, those that keep the
+            statistics of their latents elsewhere than in their configuration.
+    """
+    vae = getattr(pipe, "vae", None)
+    if not isinstance(vae, AutoencoderKL | AutoencoderDC):
+        kind = "no VAE" if vae is None else f"the VAE {type(vae).__name__}"
+        raise CotrunkError(
+            f"{type(pipe).__name__} has {kind}: train a pipeline that has an AutoencoderKL or an AutoencoderDC."
+        )
 
 
 def _pairs(groups: Sequence[Sequence[Pair]]) -> list[Pair]:
@@ -177,16 +193,25 @@ def _latents(pipe: Any, pairs: Sequence[Pair], height: int, width: int) -> torch
     if overflows:
         vae.to(torch.float32)
     try:
-        found = vae.encode(pictures.to(vae.device, vae.dtype)).latent_dist.mode()
+        encoded = vae.encode(pictures.to(vae.device, vae.dtype))
     finally:
         if overflows:
             vae.to(kind)
-    shift, scale = getattr(vae.config, "shift_factor", None) or 0.0, vae.config.scaling_factor
-    latents = ((found - shift) * scale).half().cpu()
+    found = encoded.latent if hasattr(encoded, "latent") else encoded.latent_dist.mode()  # AutoencoderDC knows but one
+    latents = _normalised(found, vae.config).half().cpu()
     for pair, own in zip(pairs, latents, strict=True):
         if not own.isfinite().all():
             raise CotrunkError(f"The latents of {pair.image} are not finite: use another dtype, bfloat16 say.")
     return latents
+
+
+def _normalised(latents: torch.Tensor, config: Any) -> torch.Tensor:
+    """What pipelines undo before they decode. Some VAEs of SDXL have statistics for each channel."""
+    mean, std = (getattr(config, name, None) for name in ("latents_mean", "latents_std"))
+    if mean is not None and std is not None:
+        mean, std = (torch.tensor(values, device=latents.device).reshape(1, -1, 1, 1) for values in (mean, std))
+        return (latents - mean) * config.scaling_factor / std
+    return (latents - (getattr(config, "shift_factor", None) or 0.0)) * config.scaling_factor
 
 
 def _has_rows(name: str, value: Any, count: int) -> bool:

@@ -17,7 +17,7 @@ class TrainSettings:
     Attributes:
         loss: what is minimised.
         steps: optimiser steps.
-        groups: groups in a step, before `accumulation`.
+        batch: groups in a step, before `accumulation`.
         accumulation: passes whose gradients are added up in a step.
         learning_rate: constant.
         rank: of the LoRA (the paper does not give it); its alpha is the same.
@@ -36,7 +36,7 @@ class TrainSettings:
 
     loss: Loss = field(default_factory=Loss)
     steps: int = 20_000
-    groups: int = 4
+    batch: int = 4
     accumulation: int = 1
     learning_rate: float = 1e-4
     rank: int = 16
@@ -53,7 +53,7 @@ class TrainSettings:
     layers: Layers = "attention"
 
     def __post_init__(self) -> None:
-        for name in ("steps", "groups", "accumulation", "rank", "checkpoint_every"):
+        for name in ("steps", "batch", "accumulation", "rank", "checkpoint_every"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise CotrunkError(f"{name} {value!r} is out of range: use a whole number of 1 or more.")

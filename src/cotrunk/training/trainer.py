@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 
 from ..errors import CotrunkError
 from ..evaluation.identity import model_digest
@@ -22,7 +23,7 @@ from ..noise import NoiseSchedule, read_schedule
 from ..replacing import replaced
 from .conditions import Conditions, moved
 from .dataset import Pair
-from .examples import Examples, Told, encode, size_of
+from .examples import Examples, Told, check_encodes, encode, size_of
 from .log import TERMS, Step, write_step
 from .loss import Terms, sage_loss
 from .settings import TrainSettings
@@ -31,6 +32,8 @@ LORA_FILE = "pytorch_lora_weights.safetensors"  # as diffusers calls it
 ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]  # as diffusers calls the layers of attention
 # what accelerate puts on a model; its own way back takes off diffusers' wrapper of forward, too
 PREPARED = ("forward", "_original_forward", "_is_accelerate_prepared")
+# trackers that take a list of pictures, and what they are to be told of its form
+PICTURES: dict[str, dict[str, str]] = {"tensorboard": {"dataformats": "NHWC"}, "wandb": {}, "swanlab": {}}
 PATIENCE = timedelta(days=7)  # of the processes that wait for the one that encodes or draws
 
 
@@ -42,7 +45,7 @@ def train(
     *,
     on_step: Callable[[Step], None] = lambda step: None,
     on_encoded: Told = lambda done, of: None,
-    on_checkpoint: Callable[[int], None] = lambda step: None,
+    on_checkpoint: Callable[[int], Sequence[Image.Image] | None] = lambda step: None,
 ) -> Path:
     """Train a LoRA and write it to `out`, in diffusers' format (`pipe.load_lora_weights(out)`). Returns its file.
 
@@ -57,11 +60,12 @@ def train(
         on_step: told after every step.
         on_encoded: told how many of the pictures and captions are encoded.
         on_checkpoint: told after every checkpoint, when the pipeline draws with the LoRA as it would be saved then.
+            Pictures of one size that it returns are shown by a tracker that can.
 
     Raises:
         CotrunkError: a pipeline that takes no LoRA, or has one; a scheduler that does not say how noisy a timestep is;
-            a mixed precision that this machine has not; pictures that are gone; a folder with a run of another model,
-            other groups or other settings, or one that cannot be written.
+            a VAE of an unknown kind; a mixed precision that this machine has not; pictures that are gone; a folder with
+            a run of another model, other groups or other settings, or one that cannot be written.
     """
     from accelerate import Accelerator, InitProcessGroupKwargs
 
@@ -73,6 +77,7 @@ def train(
     if not hasattr(type(pipe), "save_lora_weights"):
         raise CotrunkError(f"{type(pipe).__name__} takes no LoRA in diffusers: train another pipeline.")
     schedule = training_schedule(pipe.scheduler)
+    check_encodes(pipe)
     check_folder(out)
     out.mkdir(parents=True, exist_ok=True)
     try:
@@ -172,7 +177,9 @@ def train(
                     pipe.to(accelerator.device)
                     # parts of several types go together, as in training
                     with _averaged(weights, average), accelerator.autocast():
-                        on_checkpoint(step.number)
+                        pictures = on_checkpoint(step.number)
+                    if pictures:
+                        _show(accelerator, pictures, step.number)
                     _park(pipe, denoiser)
                     prepared.train()
         if average is not None:
@@ -212,6 +219,13 @@ def _tracked(accelerator: Any, tracker: str | None) -> Iterator[None]:
         # accelerator.end_training() would part the processes too, and they may train again
         for own in accelerator.trackers:
             own.finish()
+
+
+def _show(accelerator: Any, pictures: Sequence[Image.Image], step: int) -> None:
+    """By the tracker, where it is one that takes pictures."""
+    for own in accelerator.trackers:
+        if own.name in PICTURES:
+            own.log_images({"validation": np.stack([*map(np.asarray, pictures)])}, step=step, **PICTURES[own.name])
 
 
 @contextmanager
@@ -289,10 +303,10 @@ def _seed(seed: int, step: int, place: int) -> int:
 
 def _chosen(count: int, settings: TrainSettings, step: int, place: int, processes: int) -> list[int]:
     """The groups of one pass: every group once before any comes again, in an order drawn anew each time round."""
-    start = (step * settings.accumulation * processes + place) * settings.groups
+    start = (step * settings.accumulation * processes + place) * settings.batch
     orders: dict[int, np.ndarray] = {}
     chosen = []
-    for at in range(start, start + settings.groups):
+    for at in range(start, start + settings.batch):
         round_, position = divmod(at, count)
         if round_ not in orders:
             orders[round_] = np.random.default_rng((settings.seed, round_)).permutation(count)
@@ -344,6 +358,7 @@ def _checkpoint(out: Path, run: dict[str, Any]) -> dict[str, Any] | None:
         state = torch.load(path, map_location="cpu", weights_only=True)
         # what trainings that began without these options did
         known = {"layers": "attention", "branch_noise": "drawn", **state["run"], **state["run"]["loss"]}
+        known.setdefault("batch", known.get("groups"))  # as it was called
     except Exception as error:  # cut off, or no checkpoint of ours: in the words of torch
         raise CotrunkError(f"{path} is no checkpoint of cotrunk train: choose another folder.") from error
     for name, asked in {**run, **run["loss"]}.items():
@@ -395,8 +410,14 @@ def _save(pipe: Any, name: str, state: dict[str, torch.Tensor], settings: TrainS
     loss = settings.loss
     names = {"sage": "shared sampling (SAGE, arXiv 2509.15865, equation 3)", "standard": "single pictures"}
     purpose = names[loss.objective]
-    if loss.objective == "sage" and loss.branch_noise == "trunk":
-        purpose += ", with branches that start from their trunk"
+    how = f"rank {settings.rank} ({settings.layers}), learning rate {settings.learning_rate:g}"
+    if loss.objective == "sage":
+        how += (
+            f", {loss.share:.0%} of the steps shared, lambda_1 {loss.shared_weight:g}, "
+            f"lambda_2 {loss.target_weight:g}, branch noise {loss.branch_noise}"
+        )
+        if loss.branch_noise == "trunk":
+            purpose += ", with branches that start from their trunk"
     write_text(
         out / "README.md",
         f"""---
@@ -405,8 +426,7 @@ tags: [lora, text-to-image, cotrunk]
 ---
 # A LoRA for {type(pipe).__name__}, trained for {purpose}
 
-Trained with cotrunk for {settings.steps} steps of {settings.groups * settings.accumulation} groups; rank
-{settings.rank} ({settings.layers}), learning rate {settings.learning_rate:g}, {loss.share:.0%} of the steps shared.
+Trained with cotrunk for {settings.steps} steps of {settings.batch * settings.accumulation} groups; {how}.
 All settings are in `settings.json`, the losses in `losses.jsonl`.
 
 ```python

@@ -1,9 +1,11 @@
 """The command line as its first user meets it: a real run, every bad input, help."""
 
+import contextlib
 import functools
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from cotrunk import CotrunkError, __version__
 from cotrunk.generation import generate
 from cotrunk.plan import Plan
 from cotrunk.skipping import Skipping
+from cotrunk.waves import Run
 
 # A real run.
 
@@ -151,6 +154,45 @@ def test_equal_cost_never_costs_more(model: pytest.MonkeyPatch, tmp_path: Path, 
     report = read(out)
     assert report["compare"]["equal_cost"]["rows"] <= report["rows"]["used"]
     assert ("the share is 0" in outcome.out) == (share == "0")
+
+
+@pytest.mark.parametrize(
+    ("options", "said", "interval"),
+    [
+        (("--compile",), "Compiling", None),
+        (("--compile", "--guidance-interval", 0.1, 0.9), "Compiling", (0.0, 0.5)),
+        (("--compare",), "Warming up", None),
+    ],
+)
+def test_nothing_is_compiled_while_the_clock_of_denoising_runs(
+    model: pytest.MonkeyPatch, tmp_path: Path, options: tuple[object, ...], said: str, interval: Any
+) -> None:
+    """Many rows and a single one, which an image without guidance has, are two shapes to a compiled denoiser."""
+    runs, stati, original = list[Run](), list[str](), Run.waves
+    model.setattr(Run, "waves", lambda self, **more: runs.append(self) or original(self, **more))
+    model.setattr("cotrunk.models._check_compiler", lambda device: None)
+    model.setattr(torch.nn.Module, "compile", lambda self, **how: None)
+    model.setattr("cotrunk.commands.generate.err.status", lambda text: stati.append(text) or contextlib.nullcontext())
+    outcome = cotrunk("generate", *PROMPTS[:3], "--out", tmp_path / "run", *QUICK, *options)
+    assert outcome.code == 0, outcome.err
+    assert [len(run.plan) for run in runs][:3] == [3, 1, 3]
+    assert [run.guidance_interval for run in runs[:2]] == [interval, interval]
+    assert said in stati
+
+
+def test_what_is_not_compiled_is_not_warmed_up(model: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    model.setattr("cotrunk.generation.warm_up", lambda *_, **__: pytest.fail("warmed up"))
+    assert cotrunk("generate", *PROMPTS[:2], "--out", tmp_path / "run", *QUICK).code == 0
+
+
+def test_compiling_counts_in_all_and_not_as_denoising(model: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    model.setattr("cotrunk.models._check_compiler", lambda device: None)
+    model.setattr(torch.nn.Module, "compile", lambda self, **how: None)
+    model.setattr("cotrunk.generation.warm_up", lambda *_, **__: time.sleep(5))  # twice
+    outcome = cotrunk("generate", *PROMPTS[:1], "--out", tmp_path / "run", "--steps", 1, "--compile")
+    assert outcome.code == 0, outcome.err
+    seconds = read(tmp_path / "run")["seconds"]
+    assert seconds["total"] > 10 > seconds["denoise"]
 
 
 def test_images_of_a_prompt_and_a_scheduler(model: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """`cotrunk dataset`, `train`, `evaluate` and `tune`, as their first user meets them; on a tiny pipeline."""
 
 import json
+import shlex
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -167,12 +168,16 @@ def test_tuning_then_generating(tmp_path: Path, tiny_model: pytest.MonkeyPatch) 
     outcome = cotrunk("tune", *CAPTIONS[:4], "--out", tmp_path / "tuned", *tuning)
     assert outcome.code == 0, outcome.err
     assert (tmp_path / "tuned" / "index.html").exists()
+    hint = outcome.out.splitlines()[-1].removeprefix("Use it: cotrunk ")
+    tiny_model.chdir(tmp_path)
+    assert cotrunk(*shlex.split(hint)).code == 0
+    assert (tmp_path / "run" / "images" / "00003.png").exists()
     found = json.loads((tmp_path / "tuned" / "same-quality.json").read_text())
     file = tmp_path / "tuned" / "same-quality.json"
-    outcome = cotrunk("generate", *CAPTIONS[:2], "--settings", file, "--out", tmp_path / "run")
+    outcome = cotrunk("generate", *CAPTIONS[:2], "--settings", file, "--out", tmp_path / "own")
     assert outcome.code == 0, outcome.err
     assert "warning" not in outcome.err
-    made = json.loads((tmp_path / "run" / "run.json").read_text())
+    made = json.loads((tmp_path / "own" / "run.json").read_text())
     assert (made["steps"], made["guidance_scale"], made["settings"]["scheduler"]) == (found["steps"], 3, "ddim")
     file.write_text(json.dumps(found | {"model": "their-model", "lora": "their-lora"}))
     outcome = cotrunk("generate", *CAPTIONS[:2], "--settings", file, "--out", tmp_path / "theirs")
@@ -180,6 +185,17 @@ def test_tuning_then_generating(tmp_path: Path, tiny_model: pytest.MonkeyPatch) 
     assert "tuned with another" not in outcome.err
     made = json.loads((tmp_path / "theirs" / "run.json").read_text())["settings"]
     assert (made["model"], made["lora"]) == ("their-model", "their-lora")
+    for given, model, lora in (
+        (("--lora", "mine"), "their-model", "mine"),
+        (("--model", "./their-model"), "./their-model", "their-lora"),
+        (("--model", "mine"), "mine", None),  # a LoRA is of its model
+    ):
+        folder = tmp_path / f"{model}-{lora}".replace("/", "-")
+        outcome = cotrunk("generate", *CAPTIONS[:2], "--settings", file, "--out", folder, *given)
+        assert outcome.code == 0, outcome.err
+        assert ("tuned with another" in outcome.err) == ("mine" in given)
+        made = json.loads((folder / "run.json").read_text())["settings"]
+        assert (made["model"], made["lora"]) == (model, lora)
     file.write_text(json.dumps(found))
     another = ("--model", "other", "--guidance", 2, "--lora", "lora")
     outcome = cotrunk("generate", *CAPTIONS[:2], "--settings", file, "--out", tmp_path / "another", *another)

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -76,6 +77,8 @@ def test_a_budget_is_kept(tmp_path: Path) -> None:
 def test_what_is_too_little_is_said(tmp_path: Path) -> None:
     with pytest.raises(CotrunkError, match="A budget of 100 rows is not enough"):
         swept(tmp_path, budget=100)
+    with pytest.raises(CotrunkError, match="12.5 rows a picture are more than the 12 of 6 steps: use fewer rows, or"):
+        swept(tmp_path, rows=12.5)
     assert_refused(cotrunk("tune", *PROMPTS[:3], "--out", tmp_path), "3 prompts are too few to compare settings on")
 
 
@@ -204,17 +207,28 @@ def test_distances_are_to_pictures_from_other_noise(whole: tuple[Path, Tuned]) -
 
 
 def test_what_is_denoised_first_is_not_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    steps, original = list[int](), Run.waves
+    runs, original = list[Run](), Run.waves
 
     def waves(self: Run, **more: Any) -> Any:
-        steps.append(self.plan.steps)
+        runs.append(self)
         return original(self, **more)
 
     monkeypatch.setattr(Run, "waves", waves)
     trials = Trials(sd_with_text().pipe, PROMPTS, ARGUMENTS, tmp_path)
     for steps_asked in (6, 2):
         trials.of(Setting(steps_asked), 0)
-    assert steps == [WARM_STEPS, 6, 2]
+    assert [run.plan.steps for run in runs] == [WARM_STEPS, WARM_STEPS, 6, 2]
+    # many rows, and a single one: a compiled denoiser takes that for another shape
+    assert [len(run.plan) for run in runs] == [len(PROMPTS), 1, len(PROMPTS), len(PROMPTS)]
+    assert [run.guidance_interval is not None for run in runs] == [False, True, False, False]
+
+
+def test_what_cannot_be_guided_in_part_is_warmed_up_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pipe, counts, original = sd_with_text().pipe, list[int](), Run.waves
+    guided_by_an_input(pipe)
+    monkeypatch.setattr(Run, "waves", lambda self, **more: counts.append(len(self.plan)) or original(self, **more))
+    Trials(pipe, PROMPTS, ARGUMENTS, tmp_path).of(Setting(2), 0)
+    assert counts == [len(PROMPTS), 1, len(PROMPTS)]
 
 
 def test_pictures_that_failed_are_left_out_and_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -328,6 +342,15 @@ def test_the_rows_may_be_given() -> None:
     assert "No setting was tried that takes at most 10 rows a picture." in advice(nothing)
 
 
+def test_independent_steps_that_take_just_the_rows_are_tried(tmp_path: Path) -> None:
+    assert Setting(5) not in settings(6)
+    budget = 400  # rows of all pictures: enough for the independent ones
+    tried = [point.setting for point in swept(tmp_path, rows=11, budget=budget).points if not point.setting.share]
+    assert Setting(5) in tried
+    assert list(settings(6, fitting=3)) == list(settings(6))  # one of them already
+    assert list(settings(6, fitting=6)) == list(settings(6))
+
+
 def test_the_frontier_is_what_nothing_as_cheap_is_better_than() -> None:
     points = [
         FULL,
@@ -385,6 +408,10 @@ def test_the_page_and_the_settings(whole: tuple[Path, Tuned]) -> None:
     with Image.open(out / "frontier.png") as image:
         assert image.width > 600
     assert read_settings(out / "same-quality.json") == (tuned.same_quality.setting, BASIS)
+    assert tuned.best_in_rows is not None
+    assert read_settings(out / "best-in-rows.json") == (tuned.best_in_rows.setting, BASIS)
+    write_tuned(replace(tuned, best_in_rows=None), shown, "networks", BASIS, out)
+    assert not (out / "best-in-rows.json").exists()  # of another number of rows
 
 
 def test_settings_survive_their_file(tmp_path: Path) -> None:
@@ -395,6 +422,18 @@ def test_settings_survive_their_file(tmp_path: Path) -> None:
     assert arguments["sharing"].similarity == 0.7
     assert arguments["skipping"].tolerance == 0.02
     assert Setting(4).arguments()["sharing"] is None
+
+
+def test_settings_name_folders_so_that_they_are_found_from_anywhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("model", "lora", "mini"):
+        Path(name).mkdir()
+    write_settings(Setting(4), Basis("model", "lora", None, 3.0), Path("a.json"))
+    assert read_settings(Path("a.json"))[1] == Basis(str(tmp_path / "model"), str(tmp_path / "lora"), None, 3.0)
+    write_settings(Setting(4), Basis("mini", "owner/lora", None, 3.0), Path("a.json"))
+    assert read_settings(Path("a.json"))[1] == Basis("mini", "owner/lora", None, 3.0)
 
 
 @pytest.mark.parametrize("content", ["", "[]", {"step": 3}, {"steps": "x"}, {"share": 2}, {"model": 1}, "no json"])

@@ -93,7 +93,7 @@ def main() -> None:
     parser.add_argument("--shares", default="0.2,0.3,0.4", help="parts of the steps to share")
     parser.add_argument("--more-shares", default="0.1,0.5", help="others, for figure 4 alone")
     parser.add_argument("--curved", default="0.4", help="share of the curves over rows")
-    parser.add_argument("--fewer", default="3,4,6,10,15,20,50", help="numbers of steps of the curves, beside 30")
+    parser.add_argument("--fewer", default="3,4,6,10,15,20", help="numbers of steps of the curves, beside 30")
     parser.add_argument("--results", type=Path, default=HERE.parent.parent / "docs" / "results" / "sage-mini")
     args = parser.parse_args()
     source = "seen" if args.seen else "train"

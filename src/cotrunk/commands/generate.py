@@ -122,8 +122,9 @@ def generate(
         skip = None if tuned.tolerance is None else str(tuned.tolerance)
         guidance = guidance if _is_given(context, "guidance") else basis.guidance
         scheduler = scheduler if _is_given(context, "scheduler") else basis.scheduler
-        if not (_is_given(context, "model") or _is_given(context, "lora")):
-            model, lora = basis.model, basis.lora  # a LoRA is of its model: both are the file's, or neither is
+        model = model if _is_given(context, "model") else basis.model
+        if not _is_given(context, "lora") and _is_same(basis.model, model):  # a LoRA is of its model
+            lora = basis.lora
         _warn_of_another(basis, model, lora)
     check_numbers(steps, guidance, seed, images_per_prompt)
     if max_rows is not None:
@@ -219,11 +220,16 @@ def generate(
         run.plan.save(out_dir / "plan.json")
     runs = [(main, run)]
     try:
-        if compare:
+        if compare or compiled:
             start = time.perf_counter()
-            with err.status("Warming up"):  # whichever came first would lose the comparison
-                warm_up(pipe, texts, max_rows=max_rows, **arguments)
-            begin += time.perf_counter() - start
+            # whichever came first would lose the comparison, and be said to denoise while torch compiles
+            with err.status("Compiling" if compiled else "Warming up"):
+                # a compiled denoiser takes one row for another shape than several: an image without guidance has one
+                half = None if guidance_interval is None else (0.0, 0.5)
+                for some in (texts, texts[:1]):
+                    warm_up(pipe, some, max_rows=max_rows, guidance_interval=half, **arguments)
+            if not compiled:  # who asks for it waits for it
+                begin += time.perf_counter() - start
         _denoise(folder, runs)
         if compare:  # only now is it known what skipping spared, and so what equal cost is
             runs += _comparisons(pipe, run.plan, folder.journal(main).cost, texts, arguments, max_rows)
@@ -255,13 +261,14 @@ def _tuned(context: typer.Context, path: Path) -> tuple["Setting", "Basis"]:
 def _warn_of_another(basis: "Basis", model: str, lora: str | None) -> None:
     """Settings that suit one model, or one LoRA, need not suit another."""
     for what, tuned, used in (("model", basis.model, model), ("LoRA", basis.lora, lora)):
-        # a folder has many names
-        same = tuned == used or (
-            tuned is not None and used is not None and Path(tuned).resolve() == Path(used).resolve()
-        )
-        if not same:
+        if not _is_same(tuned, used):
             text = f"the settings were tuned with another {what} ({tuned or 'none'}, not {used or 'none'})"
             say("yellow", "warning", f"{text}: cotrunk tune finds those that suit this one")
+
+
+def _is_same(one: str | None, other: str | None) -> bool:
+    # a folder has many names
+    return one == other or (one is not None and other is not None and Path(one).resolve() == Path(other).resolve())
 
 
 def _skipping(tolerance: str | None) -> Skipping | None:

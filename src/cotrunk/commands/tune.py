@@ -1,6 +1,7 @@
 """`cotrunk tune`."""
 
 import math
+import shlex
 from typing import Annotated
 
 import typer
@@ -52,7 +53,11 @@ def tune(
     ] = 0.1,
     rows: Annotated[
         float | None,
-        option(SWEEP, "X", "Rows a picture for which the best setting is wanted; by default half of all steps'."),
+        option(
+            SWEEP,
+            "X",
+            "Rows a picture for which the best setting is wanted; by default half of those that --steps take.",
+        ),
     ] = None,
     model: Model = "mini",
     lora: Lora = None,
@@ -82,7 +87,6 @@ def tune(
     check_numbers(steps, guidance, seed, images_per_prompt=1)
     if not 0 <= margin < 1:
         raise CotrunkError(f"--margin {margin} is out of range: use 0 or more, below 1.")
-
     if rows is not None and not 0 < rows < math.inf:
         raise CotrunkError(f"--rows {rows} is out of range: use rows a picture, above 0.")
 
@@ -142,4 +146,7 @@ def tune(
     for sentence in advice(found):
         out.print(f"  {sentence}", soft_wrap=True, markup=False)
     out.print(f"Open {escape(str(out_dir / 'index.html'))}", soft_wrap=True)
-    out.print(f"Use it: cotrunk generate --settings {escape(str(out_dir / 'same-quality.json'))} ...", soft_wrap=True)
+    source = list(prompts or ()) if prompt_file is None else ["--prompts", prompt_file]
+    source += [] if column == "prompt" else ["--column", column]
+    use = ["cotrunk", "generate", *source, "--settings", str(out_dir / "same-quality.json"), "--out", "run"]
+    out.print(f"Use it: {shlex.join(use)}", soft_wrap=True, markup=False)

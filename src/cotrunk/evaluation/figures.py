@@ -70,7 +70,8 @@ def write_curves(
     label: str,
     measures: Sequence[str] = tuple(MEASURES),
 ) -> None:
-    """Measures over something, a panel a measure and a line a model, with their intervals; as PNG and SVG.
+    """Measures over something, a panel a measure and a colour a model, with their intervals; as PNG and SVG. Where some
+    lines are of shared sampling, those that are not are dashed.
 
     Args:
         lines: by name, the results along it.
@@ -79,15 +80,21 @@ def write_curves(
     """
     figure = new_figure(figsize=(4.4 * len(measures), 3.7), layout="constrained")
     panels = figure.subplots(1, len(measures), squeeze=False)[0]
+    models = list(dict.fromkeys(results[0].cell.model for results in lines.values()))
+    shared = {own for own, results in lines.items() if any(result.cell.share for result in results)}
+    faint = 0.15 if len(lines) <= 4 else 0.05  # many intervals hide each other
     for panel, measure in zip(panels, measures, strict=True):
         title, more = MEASURES[measure]
-        for number, (own, results) in enumerate(lines.items()):
+        for own, results in lines.items():
             places = [getattr(result, x) for result in results] if isinstance(x, str) else list(x)
             ordered = sorted(zip(places, results, strict=True), key=lambda pair: pair[0])
             at, found = [place for place, _ in ordered], [result.figures[measure] for _, result in ordered]
-            colour = f"C{number % 10}"
-            panel.plot(at, [f.value for f in found], marker="o", markersize=3.5, color=colour, label=own)
-            panel.fill_between(at, [f.low for f in found], [f.high for f in found], color=colour, alpha=0.15)
+            colour, style = (
+                f"C{models.index(results[0].cell.model) % 10}",
+                "--" if shared and own not in shared else "-",
+            )
+            panel.plot(at, [f.value for f in found], style, marker="o", markersize=3.5, color=colour, label=own)
+            panel.fill_between(at, [f.low for f in found], [f.high for f in found], color=colour, alpha=faint)
         panel.set_xlabel(label)
         panel.set_title(f"{title} ({'higher' if more else 'lower'} is better)", fontsize=10)
         if isinstance(x, str):

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from ..errors import CotrunkError
 from ..files import write_text
+from ..models import EMBEDDED
 from ..sharing import Sharing
 from ..skipping import Skipping
 
@@ -67,8 +68,14 @@ class Basis:
 
 
 def write_settings(setting: Setting, basis: Basis, path: Path) -> None:
-    """A file for `cotrunk generate --settings`."""
-    write_text(path, json.dumps(asdict(setting) | asdict(basis), indent=1) + "\n")
+    """A file for `cotrunk generate --settings`, in whatever folder that is called."""
+    places = {"model": _lasting(basis.model), "lora": basis.lora and _lasting(basis.lora)}
+    write_text(path, json.dumps(asdict(setting) | asdict(basis) | places, indent=1) + "\n")
+
+
+def _lasting(name: str) -> str:
+    """The whole path of a folder or file; another name as it is."""
+    return name if name in EMBEDDED or not Path(name).exists() else str(Path(name).resolve())
 
 
 def read_settings(path: Path) -> tuple[Setting, Basis]:

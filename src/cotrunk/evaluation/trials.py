@@ -89,10 +89,19 @@ class Trials:
         own = {**self.arguments, **setting.arguments(), "output_type": "pt"}
         return prepare(self.pipe, self.prompts, seed=seed, **own)
 
+    def _warm_up(self) -> None:
+        """With many rows, and with one: a compiled denoiser takes it for another shape. An image without guidance has
+        one."""
+        warm_up(self.pipe, self.prompts, **self.arguments)
+        try:
+            warm_up(self.pipe, self.prompts[:1], guidance_interval=(0.0, 0.5), **self.arguments)
+        except CotrunkError:  # guidance that is no row of its own, or that cannot be left out
+            warm_up(self.pipe, self.prompts[:1], **self.arguments)
+
     def _make(self, setting: Setting, seed: int, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         if not self._made:
-            warm_up(self.pipe, self.prompts, **self.arguments)
+            self._warm_up()
         run = self._prepared(setting, seed)
         count = len(self.prompts)
         pictures: dict[int, np.ndarray] = {}

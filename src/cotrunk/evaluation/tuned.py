@@ -26,7 +26,9 @@ def write_tuned(tuned: Tuned, pictures: dict[Point, np.ndarray], networks: str, 
     """
     out.mkdir(parents=True, exist_ok=True)
     write_settings(tuned.same_quality.setting, basis, out / "same-quality.json")
-    if tuned.best_in_rows is not None:
+    if tuned.best_in_rows is None:
+        (out / "best-in-rows.json").unlink(missing_ok=True)  # of another --rows
+    else:
         write_settings(tuned.best_in_rows.setting, basis, out / "best-in-rows.json")
     plot = _plot(tuned)
     write_bytes(out / "frontier.png", lambda file: file.write(plot))

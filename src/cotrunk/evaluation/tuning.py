@@ -85,11 +85,18 @@ class Tuned:
         return found
 
 
-def settings(steps: int, similarity: float | None = None, others: Sequence[float] = ()) -> Iterator[Setting]:
-    """What is tried, the most telling first. others: similarities to try beside the first."""
+def settings(
+    steps: int, similarity: float | None = None, others: Sequence[float] = (), fitting: int = 0
+) -> Iterator[Setting]:
+    """What is tried, the most telling first.
+
+    Args:
+        others: similarities to try beside the first.
+        fitting: independent steps that take just the rows that are given: the rival there. 0 for none.
+    """
     yield Setting(steps)
     fewer = [few for few in dict.fromkeys(max(2, round(part * steps)) for part in FEWER) if few < steps]
-    yield from (Setting(few) for few in fewer)
+    yield from (Setting(few) for few in dict.fromkeys([*fewer, fitting]) if 0 < few < steps)
     yield from (Setting(steps, tolerance=tolerance) for tolerance in TOLERANCES)
     yield from (Setting(steps, share, similarity) for share in SHARES)
     yield from (Setting(steps, share, similarity, tolerance) for share in SHARES[:2] for tolerance in TOLERANCES)
@@ -128,15 +135,21 @@ def tune(
         rows: a picture, for which the best setting is wanted; None: half of those of independent sampling.
 
     Raises:
-        CotrunkError: a pipeline that refuses independent sampling or whose pictures hold NaN, or a budget that is not
-            enough for it.
+        CotrunkError: a pipeline that refuses independent sampling or whose pictures hold NaN, a budget that is not
+            enough for it, or more `rows` than it takes.
     """
     full = Setting(steps)
     costs = {full: trials.predicted(full, seed)}
     if budget is not None and 2 * costs[full] > budget:
         raise CotrunkError(f"A budget of {budget} rows is not enough: independent sampling takes {2 * costs[full]}.")
+    whole = costs[full] / len(trials.prompts)
+    if rows is not None and rows > whole:
+        raise CotrunkError(
+            f"{rows:g} rows a picture are more than the {whole:g} of {steps} steps: use fewer rows, or more steps."
+        )
+    fitting = int(steps / 2 if rows is None else steps * rows / whole)
     refused: dict[str, list[Setting]] = {}
-    for setting in settings(steps, similarity, _others(trials, similarity)):
+    for setting in settings(steps, similarity, _others(trials, similarity), fitting):
         try:
             costs[setting] = trials.predicted(setting, seed)
         except CotrunkError as error:

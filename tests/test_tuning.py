@@ -77,7 +77,7 @@ def test_a_budget_is_kept(tmp_path: Path) -> None:
 def test_what_is_too_little_is_said(tmp_path: Path) -> None:
     with pytest.raises(CotrunkError, match="A budget of 100 rows is not enough"):
         swept(tmp_path, budget=100)
-    with pytest.raises(CotrunkError, match="12.5 rows a picture are more than the 12 of 6 steps: use fewer rows, or"):
+    with pytest.raises(CotrunkError, match=r"12\.5 rows a picture are more than the 12 of 6 steps: use fewer rows, or"):
         swept(tmp_path, rows=12.5)
     assert_refused(cotrunk("tune", *PROMPTS[:3], "--out", tmp_path), "3 prompts are too few to compare settings on")
 

@@ -126,7 +126,7 @@ def _inlined(picture: np.ndarray) -> str:
 
 
 def _plot(tuned: Tuned) -> bytes:
-    """Alignment and distance over rows, a line a family."""
+    """Alignment and distance over rows, a line a family; on the first the frontier of all."""
     figure = new_figure(figsize=(12, 4.2), layout="constrained")
     panels = figure.subplots(1, 2)
     families = list(dict.fromkeys(point.setting.family for point in tuned.points))
@@ -136,9 +136,12 @@ def _plot(tuned: Tuned) -> bytes:
         for panel, measure in zip(panels, ("alignment", "distance"), strict=True):
             found = [getattr(point, measure) for point in own]
             rows = [point.rows for point in own]
-            panel.plot(rows, [f.value for f in found], "o-", ms=4, lw=weight, color=colour, label=family)
+            marker = "os"[number // 10 % 2]  # colours come again after ten
+            panel.plot(rows, [f.value for f in found], f"{marker}-", ms=4, lw=weight, color=colour, label=family)
             if family == "independent":  # the rival's interval; those of all would hide everything
                 panel.fill_between(rows, [f.low for f in found], [f.high for f in found], color=colour, alpha=0.1)
+    best = tuned.frontier
+    panels[0].plot([p.rows for p in best], [p.alignment.value for p in best], "k:", lw=1.2, label="frontier")
     panels[1].axhspan(tuned.floor.low, tuned.floor.high, color="#888888", alpha=0.2, label="other noise, all steps")
     for panel, title in zip(
         panels, ("alignment (higher is better)", "kernel distance to other noise, all steps (lower)"), strict=True
@@ -147,7 +150,8 @@ def _plot(tuned: Tuned) -> bytes:
         panel.set_xlabel("denoiser rows a picture")
         panel.set_title(title, fontsize=10)
         panel.grid(alpha=0.25)
-    figure.legend(*panels[1].get_legend_handles_labels(), fontsize=8, loc="outside right upper")
+    keys = {name: line for panel in panels for line, name in zip(*panel.get_legend_handles_labels(), strict=True)}
+    figure.legend(keys.values(), keys.keys(), fontsize=8, loc="outside right upper")
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110)
     return buffer.getvalue()

@@ -13,7 +13,7 @@ import pytest
 import torch
 from command import assert_refused, cotrunk
 from PIL import Image
-from test_experiment import Means
+from test_experiment import JUDGES, Means
 from tiny import _unet, sd_with_text
 
 from cotrunk import CotrunkError
@@ -265,6 +265,20 @@ def test_pictures_that_failed_are_made_anew_by_another_process(tmp_path: Path, m
     monkeypatch.setattr(Run, "waves", original)
     assert first.of(full, 0).good == [0, 2, 3, 4]
     assert Trials(pipe, PROMPTS, ARGUMENTS, tmp_path).of(full, 0).good == [0, 1, 2, 3, 4]
+
+
+def test_a_prompt_that_fails_in_every_setting_leaves_a_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = Run.waves
+
+    def failing(self: Run, **more: Any) -> Any:
+        return (Wave(**vars(wave) | {"failed": (0,)}) for wave in original(self, **more))
+
+    monkeypatch.setattr(Run, "waves", failing)
+    monkeypatch.setattr("cotrunk.models.load_pipeline", lambda *_, **__: sd_with_text().pipe)
+    monkeypatch.setattr("cotrunk.commands.tune.judges_of", lambda *_: JUDGES)
+    outcome = cotrunk("tune", *PROMPTS, "--steps", 4, "--budget", 200, "--out", tmp_path)
+    assert outcome.code == 0, outcome.err
+    assert (tmp_path / "index.html").exists()
 
 
 def test_pictures_of_a_pipeline_that_blackens_some_are_not_those_of_one_that_does_not(tmp_path: Path) -> None:

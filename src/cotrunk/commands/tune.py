@@ -136,7 +136,8 @@ def tune(
         except KeyboardInterrupt:
             err.print("Stopped. Call it again to go on.")
             raise typer.Exit(130) from None
-    along = [found.frontier[int(i)] for i in np.linspace(0, len(found.frontier) - 1, ALONG).round()]
+    frontier = found.frontier  # with no point, where each setting has a picture that failed
+    along = [frontier[int(i)] for i in np.linspace(0, len(frontier) - 1, min(ALONG, len(frontier))).round()]
     shown = {p for p in (*along, found.same_quality, found.best_in_rows) if p is not None} - {found.points[0]}
     shown_in_order = [found.points[0], *sorted(shown, key=lambda p: -p.rows)]
     pictures = {p: trials.of(p.setting, seed).pictures.numpy() for p in shown_in_order}

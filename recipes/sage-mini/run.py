@@ -11,7 +11,7 @@
    published, and `sage-trunk`, whose branches start in training from where their trunk leaves them in sampling, and
    which does without equation 3's first term (`trials.py` has what led to it).
 4. `evaluate`: `cotrunk evaluate` on the groups that were kept apart; tables and figures go to `--results`: `table/` has
-   all shares at 30 steps, `curve/` one of them at fewer and more steps.
+   all shares at 30 steps, `curve/` one of them at other numbers of steps, too.
 
 The alignment network is `alignment.py`'s, which is trained first where it is missing.
 

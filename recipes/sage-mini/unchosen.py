@@ -20,7 +20,7 @@ from cotrunk.evaluation.measuring import Measures
 from cotrunk.evaluation.tables import Comparison, write_comparisons
 from cotrunk.models import load_pipeline
 from cotrunk.training.dataset import apart, read_groups
-from cotrunk.training.examples import pixels_of, size_of
+from cotrunk.training.examples import pictures_of, size_of
 
 CHOSEN = 80  # groups that trials.py looks at
 BEST = "sage-trunk"
@@ -37,10 +37,7 @@ def measures_of(
     pipe, judges = load_pipeline("mini", "cpu", dtype), judges_of("lite0", "lite0", "emoji", "cpu")
     captions = [[pair.caption for pair in group] for group in groups]
     experiment = Experiment(pipe, captions, dict(loras), judges, out, guidance=5.0)
-    paths = list(dict.fromkeys(pair.image for group in groups for pair in group))
-    place = {path: number for number, path in enumerate(paths)}
-    real_groups = [[place[pair.image] for pair in group] for group in groups]
-    return Measures(experiment, pixels_of(paths, *size_of(pipe, None, None)), real_groups), judges
+    return Measures(experiment, *pictures_of(groups, *size_of(pipe, None, None))), judges
 
 
 def main() -> None:

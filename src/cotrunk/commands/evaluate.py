@@ -104,7 +104,7 @@ def evaluate(
     from ..evaluation.paper import Design, write_paper
     from ..models import load_pipeline
     from ..training.dataset import apart, read_groups, read_similarities
-    from ..training.examples import pixels_of, size_of
+    from ..training.examples import pictures_of, size_of
 
     everything = read_groups(Path(groups))[0]
     similarity = dict(zip(map(tuple, everything), read_similarities(Path(groups)), strict=True))
@@ -128,10 +128,7 @@ def evaluate(
             for share in given:
                 if not experiment.shares(Cell("pre-trained", share, steps)):
                     raise CotrunkError(f"{name} {share:g} of {steps} steps is none: use more of either.")
-        paths = list(dict.fromkeys(pair.image for group in found for pair in group))
-        place = {path: number for number, path in enumerate(paths)}
-        real_groups = [[place[pair.image] for pair in group] for group in found]
-        measures = Measures(experiment, pixels_of(paths, *size_of(pipe, height, width)), real_groups)
+        measures = Measures(experiment, *pictures_of(found, *size_of(pipe, height, width)))
 
     design = Design(list(loras), parts, steps, counts, seeds, more)
     wanted = [run for cell in design.cells(experiment) for run in design.runs(cell)]

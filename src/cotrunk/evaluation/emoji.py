@@ -21,13 +21,13 @@ WEIGHTS = Path(__file__).parent / "emoji.safetensors"
 class EmojiAlignment:
     name = "EfficientNet-Lite0 and MiniLM, brought together on emoji"
 
-    def __init__(self, network: EfficientNetLite0 | None = None, weights: Path = WEIGHTS) -> None:
+    def __init__(self, network: EfficientNetLite0, weights: Path = WEIGHTS) -> None:
         if not weights.exists():
             raise CotrunkError(f"{weights} is missing: reinstall cotrunk, or train it with recipes/sage-mini.")
         state = load_file(weights)
         self._pictures, self._texts = state["pictures"].double(), state["texts"].double()
         self._centre = state["centre"].double()
-        self._network, self._encoder = network or EfficientNetLite0(), sentence_encoder("minilm")
+        self._network, self._encoder = network, sentence_encoder("minilm")
 
     def of_pictures(self, pictures: torch.Tensor) -> torch.Tensor:
         """Pictures (n, 3, height, width) in [0, 1] to unit vectors (n, d)."""

@@ -89,10 +89,8 @@ def write_curves(
             places = [getattr(result, x) for result in results] if isinstance(x, str) else list(x)
             ordered = sorted(zip(places, results, strict=True), key=lambda pair: pair[0])
             at, found = [place for place, _ in ordered], [result.figures[measure] for _, result in ordered]
-            colour, style = (
-                f"C{models.index(results[0].cell.model) % 10}",
-                "--" if shared and own not in shared else "-",
-            )
+            colour = f"C{models.index(results[0].cell.model) % 10}"
+            style = "--" if shared and own not in shared else "-"
             panel.plot(at, [f.value for f in found], style, marker="o", markersize=3.5, color=colour, label=own)
             panel.fill_between(at, [f.low for f in found], [f.high for f in found], color=colour, alpha=faint)
         panel.set_xlabel(label)

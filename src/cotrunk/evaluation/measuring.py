@@ -129,12 +129,12 @@ class Measures:
     def _real_of(self, chosen: Sequence[int]) -> tuple[torch.Tensor, list[list[int]]]:
         """The features of the real pictures of these groups, each once, and the groups by their places among those: a
         picture that several groups have is the first one's."""
-        rows, parts = list[int](), list[list[int]]()
+        rows, parts = dict[int, int](), list[list[int]]()
         for number in chosen:
             own = [place for place in dict.fromkeys(self._real_groups[number]) if place not in rows]
-            parts.append(list(range(len(rows), len(rows) + len(own))))
-            rows += own
-        return self._real_features[rows], parts
+            rows |= {place: len(rows) + at for at, place in enumerate(own)}
+            parts.append([rows[place] for place in own])
+        return self._real_features[list(rows)], parts
 
     @functools.cached_property
     def _real_features(self) -> torch.Tensor:

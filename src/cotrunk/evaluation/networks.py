@@ -110,9 +110,8 @@ class EfficientNetLite0:
         summed over four depths."""
         found = []
         for some in torch.split(pairs, PAIRS):
-            looked_at, places = torch.unique(
-                some, return_inverse=True
-            )  # once each, however many others it is compared with
+            # each is looked at once, however many others it is compared with
+            looked_at, places = torch.unique(some, return_inverse=True)
             depths = zip(*self._maps(pictures[looked_at]), strict=True)
             unit = [F.normalize(torch.cat(maps), dim=1) for maps in depths]
             left, right = places.to(self._device).unbind(dim=1)

@@ -155,10 +155,17 @@ def picture_of(path: Path, height: int, width: int) -> torch.Tensor:
     return torch.from_numpy(values / 127.5 - 1).permute(2, 0, 1)
 
 
-def pixels_of(paths: Sequence[Path], height: int, width: int) -> torch.Tensor:
-    """(n, 3, height, width) bytes of pictures, cut as `picture_of` cuts them. Bytes one by one: in float32 they would
-    take four times the memory."""
-    return torch.stack([((picture_of(path, height, width) + 1) * 127.5).round().byte() for path in paths])
+def pictures_of(groups: Sequence[Sequence[Pair]], height: int, width: int) -> tuple[torch.Tensor, list[list[int]]]:
+    """The pictures of groups, each once, as bytes (n, 3, height, width), cut as `picture_of` cuts them; and the groups
+    by their places among them. Bytes one by one: in float32 all would take four times the memory.
+
+    Raises:
+        CotrunkError: one cannot be read.
+    """
+    paths = dict.fromkeys(pair.image for group in groups for pair in group)
+    place = {path: number for number, path in enumerate(paths)}
+    pictures = [((picture_of(path, height, width) + 1) * 127.5).round().byte() for path in paths]
+    return torch.stack(pictures), [[place[pair.image] for pair in group] for group in groups]
 
 
 def check_encodes(pipe: Any) -> None:

@@ -195,6 +195,17 @@ def test_compiling_is_done_before_denoising_is_timed(model: pytest.MonkeyPatch, 
     assert began == [2, 1, 0]  # many rows and one, which may be another shape; then what is timed
 
 
+def test_the_shapes_that_are_compiled_are_those_of_the_run(model: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    counts, waves = list[int](), Run.waves
+    model.setattr("cotrunk.models._check_compiler", lambda device: None)
+    model.setattr(torch.nn.Module, "compile", lambda self, **how: None)
+    model.setattr(Run, "waves", lambda run, **given: counts.append(len(run.plan)) or waves(run, **given))
+    several = ("--images-per-prompt", 3, *QUICK, "--compile")
+    outcome = cotrunk("generate", *PROMPTS[:2], "--out", tmp_path / "run", *several)
+    assert outcome.code == 0, outcome.err
+    assert counts == [6, 1, 6]
+
+
 def test_images_of_a_prompt_and_a_scheduler(model: pytest.MonkeyPatch, tmp_path: Path) -> None:
     out = tmp_path / "run"
     options = ("--images-per-prompt", 2, "--scheduler", "EULER", "--negative", "grey", "--max-rows", 3, *QUICK)

@@ -224,10 +224,12 @@ def generate(
             start = time.perf_counter()
             # whichever came first would lose the comparison, and be said to denoise while torch compiles
             with err.status("Compiling" if compiled else "Warming up"):
-                # a compiled denoiser takes one row for another shape than several: an image without guidance has one
+                # a compiled denoiser takes few rows for another shape than many, and one for a third: an image without
+                # guidance has one
                 half = None if guidance_interval is None else (0.0, 0.5)
-                for some in (texts, texts[:1]):
-                    warm_up(pipe, some, max_rows=max_rows, guidance_interval=half, **arguments)
+                for some, each in ((texts, images_per_prompt), (texts[:1], 1)):
+                    limits = {"num_images_per_prompt": each, "max_rows": max_rows, "guidance_interval": half}
+                    warm_up(pipe, some, **limits, **arguments)
             if not compiled:  # who asks for it waits for it
                 begin += time.perf_counter() - start
         _denoise(folder, runs)

@@ -100,7 +100,7 @@ Dtype = Annotated[str, option(MACHINE, "NAME", "auto, float32, float16 or bfloat
 Compile = Annotated[
     bool,
     option(
-        MACHINE, "", "Compile the denoiser: minutes at the start that pay off over many thousand rows.", "--compile"
+        MACHINE, "", "Compile the denoiser: a minute or more at the start, for runs of hours.", "--compile"
     ),
 ]
 PerPrompt = Annotated[

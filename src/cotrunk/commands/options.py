@@ -99,9 +99,7 @@ Device = Annotated[str, option(MACHINE, "NAME", "auto, cpu, cuda, cuda:1, mps, .
 Dtype = Annotated[str, option(MACHINE, "NAME", "auto, float32, float16 or bfloat16.")]
 Compile = Annotated[
     bool,
-    option(
-        MACHINE, "", "Compile the denoiser: a minute or more at the start, for runs of hours.", "--compile"
-    ),
+    option(MACHINE, "", "Compile the denoiser: a minute or more at the start, for runs of hours.", "--compile"),
 ]
 PerPrompt = Annotated[
     int, option(SAMPLING, "N", "Images of each prompt; they do not share with each other.", "--images-per-prompt")

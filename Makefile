@@ -8,4 +8,8 @@ test:
 	python3 -m venv .venv && .venv/bin/pip install -q -c constraints.txt -e '.[dev]'
 	.venv/bin/python -m pytest -n auto
 
-.PHONY: demo test
+# docs/compatibility.md and the list in the README, from every pipeline class of diffusers on random weights
+compatibility:
+	PYTHONPATH=tests .venv/bin/python -m zoo
+
+.PHONY: demo test compatibility

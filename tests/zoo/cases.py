@@ -1,0 +1,39 @@
+"""All cases, and the families that the document lists them in."""
+
+import re
+
+from . import dit, edits, flux, omnigen, qwen, recent, relatives, sd3, sdxl, stable_diffusion
+from .case import Case
+
+CASES: dict[str, Case] = {
+    case.pipeline: case
+    for module in (stable_diffusion, relatives, sdxl, sd3, flux, qwen, edits, dit, recent, omnigen)
+    for case in module.CASES
+}
+
+# A family and the names of its classes. The first that matches counts.
+FAMILIES = {
+    "Stable Diffusion XL": "StableDiffusionXL.*",
+    "Stable Diffusion 3": "StableDiffusion3.*",
+    "Stable Diffusion 1 and 2": "StableDiffusion.*|LatentConsistency.*|AltDiffusion.*|CycleDiffusion.*|Semantic.*",
+    "Kolors": "Kolors.*",
+    "DeepFloyd IF": "IF.*",
+    "Flux 2": "Flux2.*",
+    "Flux 1": "Flux.*",
+    "Chroma": "Chroma.*",
+    "Qwen-Image": "QwenImage.*",
+    "Z-Image": "ZImage.*",
+    "PixArt": "PixArt.*",
+    "Sana": "Sana.*",
+    "HunyuanDiT, HunyuanImage": "Hunyuan.*",
+    "CogView 3 and 4": "CogView.*",
+    "Lumina": "Lumina.*",
+    "Kandinsky 3": "Kandinsky3.*",
+    "aMUSEd": "Amused.*",
+    "PRX": "PRX.*",
+    "others": ".*",
+}
+
+
+def family_of(pipeline: str) -> str:
+    return next(family for family, pattern in FAMILIES.items() if re.fullmatch(pattern, pipeline))

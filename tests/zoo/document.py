@@ -1,0 +1,124 @@
+"""`docs/compatibility.md` and the README's list, made of the outcomes on file."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import diffusers
+
+from .cases import FAMILIES, family_of
+from .classes import image_classes, why_not
+from .outcomes import Outcomes
+
+ROOT = Path(__file__).parents[2]
+DOCUMENT, README = ROOT / "docs" / "compatibility.md", ROOT / "README.md"
+BEGIN, END = "<!-- begin: made by `make compatibility` -->", "<!-- end -->"
+EXAMINED = {"sharing": "sharing", "independent": "`sharing=None`", "skipping": "skipping"}
+INPUTS = {
+    "embeds": "prompts as embeddings",
+    "texts": "prompts as texts",
+    "one": "one input image for all prompts",
+    "own": "an input image per prompt",
+}
+SHORT = {"embeds": "embeddings", "texts": "texts", "one": "one image", "own": "own images"}
+FAULTS = {
+    "wrong": "**wrong**",
+    "late": "**refused late**",
+    "crash": "**crashes**",
+    "nameless": "**refused without a name**",
+    "blind": "**not known**",
+}
+
+INTRODUCTION = """# Which pipelines cotrunk works with
+
+Made by `make compatibility` from what `tests/zoo` finds; `make test` compares a part of it, `pytest -m slow` all.
+
+Each class of diffusers {version} below was built from a small configuration with random weights and run on three
+prompts of different lengths, with guidance, and with input images where it takes them: one for all prompts, or one per
+prompt.
+"Right" means:
+
+- **sharing**: with half of the steps shared, each image is what the bare pipeline gives for that prompt alone while it
+  hears the mean of its group's conditions (to rounding, 5e-5 of the image in float32), in either order of the prompts.
+  Prompts that bring different input images do not share.
+- **`sharing=None`**: each image is what the bare pipeline gives for that prompt alone, to the same rounding, in either
+  order of the prompts.
+- **skipping** (`Skipping(rule="fixed", every=3)`): an image is the same in company as alone, and evaluations are
+  spared. How close it comes to the image without skipping is another question ([measured here](skipping.md)).
+
+"Refused" means one sentence before the denoiser runs; it stands in the notes.
+"""
+
+
+def document(outcomes: Outcomes) -> str:
+    """The whole of docs/compatibility.md."""
+    lines = [INTRODUCTION.format(version=diffusers.__version__)]
+    for family in FAMILIES:
+        classes = [name for name in outcomes if family_of(name) == family]
+        if not classes:
+            continue
+        lines += [
+            f"## {family}",
+            "",
+            "| pipeline | " + " | ".join(EXAMINED.values()) + " | notes |",
+            "|---|---|---|---|---|",
+        ]
+        for name in sorted(classes):
+            cells = [cell(outcomes[name], examination) for examination in EXAMINED]
+            lines.append(f"| `{name}` | {' | '.join(cells)} | {notes(outcomes[name])} |")
+        lines.append("")
+    lines += ["## Not examined", "", "| pipeline | reason |", "|---|---|"]
+    lines += [f"| `{name}` | {why_not(name)} |" for name in image_classes() if name not in outcomes]
+    return "\n".join(lines) + "\n"
+
+
+def cell(variants: dict[str, dict[str, str]], examination: str) -> str:
+    """ "right", or what holds for which inputs."""
+    words = {variant: word(found[examination]) for variant, found in variants.items()}
+    if len(set(words.values())) == 1:
+        return next(iter(words.values()))
+    return ", ".join(f"{found} ({SHORT[variant]})" for variant, found in words.items())
+
+
+def word(outcome: str) -> str:
+    return FAULTS.get(outcome, outcome.partition(":")[0])
+
+
+def notes(variants: dict[str, dict[str, str]]) -> str:
+    """The sentences of the refusals, each once."""
+    sentences = [
+        outcome.partition(": ")[2]
+        for found in variants.values()
+        for outcome in found.values()
+        if outcome.startswith("refused")
+    ]
+    return " ".join(f'"{sentence}"' for sentence in dict.fromkeys(sentences)).replace("|", "\\|")
+
+
+def summary(outcomes: Outcomes) -> str:
+    """The README's list: a line per family."""
+    lines = ["| family | pipelines | sharing | `sharing=None` | skipping |", "|---|---|---|---|---|"]
+    for family in FAMILIES:
+        of_family = [variants for name, variants in outcomes.items() if family_of(name) == family]
+        if of_family:
+            counts = [counted(of_family, examination) for examination in EXAMINED]
+            lines.append(f"| {family} | {len(of_family)} | {' | '.join(counts)} |")
+    return "\n".join(lines)
+
+
+def counted(classes: list[dict[str, dict[str, str]]], examination: str) -> str:
+    """How many classes are right with all inputs, if not all are."""
+    right = sum(all(found[examination] == "right" for found in variants.values()) for variants in classes)
+    return "right" if right == len(classes) else f"right in {right}"
+
+
+def readme(text: str, outcomes: Outcomes) -> str:
+    """The README with its list renewed."""
+    before, _, rest = text.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    return f"{before}{BEGIN}\n\n{summary(outcomes)}\n\n{END}{after}"
+
+
+def files(outcomes: Outcomes) -> Iterator[tuple[Path, str]]:
+    """What to write where."""
+    yield DOCUMENT, document(outcomes)
+    yield README, readme(README.read_text(encoding="utf-8"), outcomes)

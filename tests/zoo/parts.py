@@ -1,0 +1,108 @@
+"""What the cases are made of: inputs that depend on the prompt's number alone, and small autoencoders and encoders."""
+
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+import diffusers
+import torch
+from PIL import Image
+from tiny import SD_BETAS, TOKENS, WIDTH
+from tiny import _generator as generator_of
+from tiny import _negatives as equal_rows
+from tiny import _prompts as first_rows
+from tiny import _randomised as randomised
+from tiny import _unet as unet
+from tiny import _vae as vae
+from torch import Tensor
+
+from .case import OWN_IMAGE, Variant
+
+__all__ = ["SD_BETAS", "TOKENS", "WIDTH", "equal_rows", "randomised", "unet", "vae"]
+
+LENGTHS = (5, 3, 4)  # tokens of each prompt; the tokens beyond are padding, which differs per prompt
+NEGATIVE_LENGTH = 4
+TEXTS = ("a red apple on a wooden table", "two birds", "a castle at night")  # of different lengths
+NEGATIVE_TEXT = "blurred"
+
+
+def rows(prompts: Sequence[int], *shape: int, seed: int = 0) -> Tensor:
+    """A row per prompt, different for each; the same in any company."""
+    return first_rows(max(prompts) + 1, *shape, seed=seed)[list(prompts)]
+
+
+def negatives(prompts: Sequence[int], *shape: int, seed: int = 0) -> Tensor:
+    """Equal rows."""
+    return equal_rows(len(prompts), *shape, seed=seed)
+
+
+def mask(prompts: Sequence[int], tokens: int = TOKENS, dtype: torch.dtype = torch.long) -> Tensor:
+    """1 for the tokens that a prompt has."""
+    return torch.tensor([[token < LENGTHS[i] for token in range(tokens)] for i in prompts]).to(dtype)
+
+
+def negative_mask(prompts: Sequence[int], tokens: int = TOKENS, dtype: torch.dtype = torch.long) -> Tensor:
+    return torch.tensor([[token < NEGATIVE_LENGTH for token in range(tokens)]] * len(prompts)).to(dtype)
+
+
+def texts(prompts: Sequence[int], *, negative: bool = True) -> dict[str, Any]:
+    given: dict[str, Any] = {"prompt": [TEXTS[i] for i in prompts]}
+    return given | ({"negative_prompt": [NEGATIVE_TEXT] * len(prompts)} if negative else {})
+
+
+def embeds(
+    prompts: Sequence[int], tokens: int = TOKENS, width: int = WIDTH, *, negative: bool = True
+) -> dict[str, Any]:
+    given = {"prompt_embeds": rows(prompts, tokens, width)}
+    return given | ({"negative_prompt_embeds": negatives(prompts, tokens, width)} if negative else {})
+
+
+def pooled(prompts: Sequence[int], width: int = WIDTH, *, negative: bool = True) -> dict[str, Any]:
+    given = {"pooled_prompt_embeds": rows(prompts, width, seed=1)}
+    return given | ({"negative_pooled_prompt_embeds": negatives(prompts, width, seed=1)} if negative else {})
+
+
+def picture(prompts: Sequence[int], variant: Variant, size: int = 32, seed: int = 0, channels: int = 3) -> Any:
+    """An input image for all prompts, or a list with one per prompt."""
+
+    def one(index: int) -> Image.Image:
+        pixels = torch.rand(size, size, channels, generator=generator_of(seed, 1000 + index)).mul(255).byte().numpy()
+        return Image.fromarray(pixels if channels > 1 else pixels[..., 0])
+
+    return one(0) if variant != "own" else [one(OWN_IMAGE[i]) for i in prompts]
+
+
+def inpainting_mask(prompts: Sequence[int], variant: Variant, size: int = 32) -> Any:
+    """Half of the image is to be painted: the left, or the upper where the prompt's own image is the second."""
+
+    def one(index: int) -> Image.Image:
+        shape = (0, 0, size // 2, size) if index == 0 else (0, 0, size, size // 2)
+        whole = Image.new("L", (size, size), 0)
+        whole.paste(255, shape)
+        return whole
+
+    return one(0) if variant != "own" else [one(OWN_IMAGE[i]) for i in prompts]
+
+
+def made(parts: dict[str, Any]) -> dict[str, Any]:
+    """The parts of a pipeline; functions and classes among them are called."""
+    return {name: part() if inspect.isfunction(part) or inspect.isclass(part) else part for name, part in parts.items()}
+
+
+def quiet(pipe: Any) -> Any:
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def certain(autoencoder: Any) -> Any:
+    """An autoencoder that encodes an image without noise."""
+    channels = autoencoder.config.latent_channels
+    last = autoencoder.quant_conv if autoencoder.quant_conv is not None else autoencoder.encoder.conv_out
+    with torch.no_grad():
+        last.weight[channels:] = 0
+        last.bias[channels:] = -60  # the logarithm of the variance
+    return autoencoder
+
+
+def flow_scheduler(**config: Any) -> Any:
+    return diffusers.FlowMatchEulerDiscreteScheduler(**config)

@@ -1,0 +1,117 @@
+"""Stable Diffusion 3."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import diffusers
+from tiny import sd3
+
+from .case import WITH_IMAGES, Case, Variant
+from .classes import pipeline_class
+from .parts import WIDTH, certain, embeds, inpainting_mask, made, picture, pooled, quiet, randomised, vae
+
+SIZE = {"height": 32, "width": 32}
+
+
+def of(name: str, **more: Any) -> Any:
+    """The pipeline of this name from the parts of Stable Diffusion 3."""
+
+    def build() -> Any:
+        parts = dict(sd3().pipe.components) | more
+        for absent in ("image_encoder", "feature_extractor"):
+            parts.pop(absent, None)
+        return quiet(pipeline_class(name)(**made(parts)))
+
+    return build
+
+
+def text(prompts: Sequence[int], variant: Variant) -> dict[str, Any]:
+    return embeds(prompts) | pooled(prompts) | SIZE | {"guidance_scale": 5.0}
+
+
+def from_image(prompts: Sequence[int], variant: Variant) -> dict[str, Any]:
+    return text(prompts, variant) | {"image": picture(prompts, variant), "strength": 0.8, "num_inference_steps": 5}
+
+
+def inpainted(prompts: Sequence[int], variant: Variant) -> dict[str, Any]:
+    return from_image(prompts, variant) | {"mask_image": inpainting_mask(prompts, variant)}
+
+
+def controlled(prompts: Sequence[int], variant: Variant) -> dict[str, Any]:
+    return text(prompts, variant) | {"control_image": picture(prompts, variant, seed=3)}
+
+
+def controlled_inpainted(prompts: Sequence[int], variant: Variant) -> dict[str, Any]:
+    return controlled(prompts, variant) | {"control_mask": inpainting_mask(prompts, variant)}
+
+
+CONFIG = {
+    "sample_size": 16,
+    "patch_size": 1,
+    "in_channels": 4,
+    "out_channels": 4,
+    "num_attention_heads": 2,
+    "attention_head_dim": 8,
+    "joint_attention_dim": WIDTH,
+    "caption_projection_dim": 16,
+    "pooled_projection_dim": WIDTH,
+}
+
+
+def controlnet(**config: Any) -> Any:
+    return randomised(
+        diffusers.SD3ControlNetModel(**CONFIG | {"num_layers": 1} | config),
+        seed=1,
+    )
+
+
+def wide_transformer() -> Any:
+    """Of 16 latent channels, which is what inpainting wants."""
+    return randomised(
+        diffusers.SD3Transformer2DModel(**CONFIG | {"num_layers": 2, "in_channels": 16, "out_channels": 16})
+    )
+
+
+def certain_vae() -> Any:
+    """These pipelines draw the control image's latents from the global generator: nothing may depend on it."""
+    return certain(vae(shift_factor=0.06, scaling_factor=1.5))
+
+
+def wide_vae() -> Any:
+    return vae(channels=16, shift_factor=0.06, scaling_factor=1.5)
+
+
+PERTURBED = {"pag_applied_layers": ["blocks.0"]}
+CASES = [
+    Case("StableDiffusion3Pipeline", of("StableDiffusion3Pipeline"), text, fast=True),
+    Case("StableDiffusion3Img2ImgPipeline", of("StableDiffusion3Img2ImgPipeline"), from_image, WITH_IMAGES),
+    Case(
+        "StableDiffusion3InpaintPipeline",
+        of("StableDiffusion3InpaintPipeline", transformer=wide_transformer, vae=wide_vae),
+        inpainted,
+        WITH_IMAGES,
+    ),
+    Case(
+        "StableDiffusion3ControlNetPipeline",
+        of("StableDiffusion3ControlNetPipeline", controlnet=controlnet, vae=certain_vae),
+        controlled,
+        WITH_IMAGES,
+    ),
+    Case(
+        "StableDiffusion3ControlNetInpaintingPipeline",
+        of(
+            "StableDiffusion3ControlNetInpaintingPipeline",
+            controlnet=lambda: controlnet(extra_conditioning_channels=1),
+            vae=certain_vae,
+        ),
+        controlled_inpainted,
+        WITH_IMAGES,
+    ),
+    Case("StableDiffusion3PAGPipeline", of("StableDiffusion3PAGPipeline", **PERTURBED), text),
+    Case(
+        "StableDiffusion3PAGImg2ImgPipeline",
+        of("StableDiffusion3PAGImg2ImgPipeline", **PERTURBED),
+        from_image,
+        WITH_IMAGES,
+    ),
+]

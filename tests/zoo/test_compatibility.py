@@ -1,0 +1,46 @@
+"""Every image pipeline of diffusers, against each image run alone. The document says what these tests find."""
+
+import pytest
+
+from . import document, outcomes
+from .case import Case, Variant
+from .cases import CASES
+from .classes import image_classes, why_not
+from .examination import EXAMINATIONS, examine
+
+EVERY = [
+    pytest.param(case, variant, id=f"{name}-{variant}", marks=() if case.fast else pytest.mark.slow)
+    for name, case in CASES.items()
+    for variant in case.variants
+]
+
+
+@pytest.mark.parametrize(("case", "variant"), EVERY)
+def test_a_pipeline_is_right_or_refused_by_name(case: Case, variant: Variant) -> None:
+    verdicts = examine(case, case.build(), variant)
+    assert {what: verdict for what, verdict in verdicts.items() if verdict.is_fault} == {}
+    found = {what: outcomes.outcome_of(verdict) for what, verdict in verdicts.items()}
+    assert found == outcomes.read()[case.pipeline][variant], "run `make compatibility`"
+
+
+def test_every_image_pipeline_is_examined_or_the_reason_is_stated() -> None:
+    missing = [name for name in image_classes() if name not in CASES and why_not(name) is None]
+    assert missing == [], "new in diffusers: add a case, or a reason to NOT_EXAMINED"
+    assert set(CASES) <= set(image_classes())
+    assert len(CASES) >= 60
+
+
+def test_each_case_is_on_file() -> None:
+    on_file = {name: set(variants) for name, variants in outcomes.read().items()}
+    assert on_file == {name: set(case.variants) for name, case in CASES.items()}
+    assert all(set(found) == set(EXAMINATIONS) for variants in outcomes.read().values() for found in variants.values())
+
+
+def test_each_module_of_cases_has_a_fast_one() -> None:
+    modules = {case.inputs.__module__ for case in CASES.values()}
+    assert {case.inputs.__module__ for case in CASES.values() if case.fast} == modules
+
+
+def test_the_document_and_the_readme_say_what_is_on_file() -> None:
+    for path, text in document.files(outcomes.read()):
+        assert path.read_text(encoding="utf-8") == text, f"{path.name}: run `make compatibility`"

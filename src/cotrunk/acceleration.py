@@ -43,8 +43,8 @@ class Acceleration:
         def reduce(pipe: Any, protocol: Any) -> Any:
             # copies are plain pipelines, as those of `from_pipe` are: `remove` could not reach them
             plain: Any = kind.__reduce_ex__
-            make, (_, *arguments), *rest = plain(pipe, protocol)
-            return make, (kind, *arguments), *rest
+            _, _, *contents = plain(pipe, protocol)
+            return _empty, (kind,), *contents
 
         # a call looks `__call__` up in the class, so this pipeline gets a class of its own; with the name of the old
         # one, which is what a saved pipeline records
@@ -74,6 +74,11 @@ class Acceleration:
         finally:
             self.rows += meter.rows + meter.rows_filled
             self.rows_asked += meter.rows_asked
+
+
+def _empty(kind: type) -> Any:
+    """A pipeline before it has its contents; a copy and a pickle are filled afterwards."""
+    return object.__new__(kind)
 
 
 def accelerate(

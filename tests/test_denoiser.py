@@ -3,6 +3,7 @@
 import copy
 import inspect
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 import torch
 from diffusers.hooks import HookRegistry, ModelHook
 from reference import count_calls
-from running import STEPS, BrokenError, bare, close, denoise, denoiser, recorded, run, state
+from running import EVERYONE, STEPS, BrokenError, bare, close, denoise, denoiser, recorded, run, state
 from schedulers import CALL_KWARGS, DIFFUSION, FLOW, SCHEDULERS
 from tiny import TinyPipeline, flux, sd, sd3, sd_from_picture, sd_perturbed, sdxl
 from torch import Tensor, nn
@@ -257,8 +258,24 @@ def test_a_pipeline_that_takes_other_steps_than_planned_is_refused(
 ) -> None:
     tiny = sd()
     monkeypatch.setattr("cotrunk.generation.timesteps_of", lambda pipe, arguments: (STEPS, planned))
+    sharing = replace(EVERYONE, share=0.9) if planned > 1 else EVERYONE
+    if planned == 1 and skipping is None:
+        pytest.skip("of one step nothing is shared")
     with pytest.raises(CotrunkError, match=said):
-        run(tiny, tiny.inputs(2), skipping=skipping)
+        run(tiny, tiny.inputs(2), skipping=skipping, sharing=sharing)
+
+
+@pytest.mark.parametrize("planned", [STEPS + 1, STEPS - 1, 1])
+def test_other_steps_than_planned_do_not_matter_where_every_row_is_computed(
+    planned: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny = sd()
+    expected = run(tiny, tiny.inputs(2), sharing=None, seed=[1, 2])
+    monkeypatch.setattr("cotrunk.generation.timesteps_of", lambda pipe, arguments: (STEPS, planned))
+    with pytest.warns(UserWarning, match="cannot predict its guidance or its steps"):
+        result = run(tiny, tiny.inputs(2), sharing=None, seed=[1, 2])
+    assert torch.equal(result.images, expected.images)
+    assert result.cost == expected.cost
 
 
 def test_a_callback_may_interrupt() -> None:
@@ -400,7 +417,7 @@ def test_a_scheduler_that_is_copied_in_a_run_is_refused() -> None:
     tiny = sd()
     with (
         attached(tiny.pipe, RowPlan(lambda step: (0,)), [0], Meter(1)),
-        pytest.raises(CotrunkError, match="copies its scheduler while it runs"),
+        pytest.raises(CotrunkError, match="copies its DPMSolverMultistepScheduler while it runs"),
     ):
         copy.deepcopy(tiny.pipe.scheduler)
     copy.deepcopy(tiny.pipe.scheduler)

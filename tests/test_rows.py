@@ -100,7 +100,7 @@ def test_rows_that_come_second_fold_as_those_that_come_first(sources: Sources, c
     assert torch.equal(folded[name].transpose(0, 1), folded["encoder_hidden_states"])
     picked = pick({name: values.transpose(0, 1)}, rows, [0])[name]
     assert torch.equal(picked.transpose(0, 1), values[:1])
-    assert folding.unfit({name: values.transpose(0, 1)}) is None
+    assert folding.misshapen({name: values.transpose(0, 1)}) is None
 
 
 @pytest.mark.parametrize("additive", [False, True])
@@ -295,14 +295,70 @@ def test_the_tables_name_each_thing_once() -> None:
     assert set(MASKS.values()) <= CONDITIONS
 
 
-def test_what_differs_and_is_no_condition_is_named() -> None:
-    folding = Folding((0, 0, 2), 6, torch.device("cpu"))
-    equal = torch.arange(3.0)[[0, 0, 2] * 2][:, None]
+def apart(folding: Folding, **named: Any) -> set[str]:
+    return {name for name, flag in folding.apart(named).items() if flag}
+
+
+def test_what_differs_and_is_not_a_condition_is_named() -> None:
+    folding = Folding((0, 0, 2), 6, CPU)
+    equal = 1 + torch.arange(3.0)[[0, 0, 2] * 2][:, None]
     different = torch.arange(6.0)[:, None]
-    assert folding.unfit({"sample": equal, "encoder_hidden_states": different}) is None
-    assert folding.unfit({"sample": equal * (1 + 1e-6 * different)}) is None  # rounding
-    assert "sample differs" in folding.unfit({"sample": different})
-    assert "extra differs" in folding.unfit({"added": {"extra": (different,)}})
-    assert "has 12 rows" in folding.unfit({"encoder_hidden_states": torch.ones(12, 4)})
-    assert folding.unfit({"sample": different, "img_ids": different}).startswith("its argument sample")
-    assert Folding((0, 1, 2), 6, torch.device("cpu")).unfit({"sample": different}) is None
+    assert not apart(folding, sample=equal, encoder_hidden_states=different)
+    assert not apart(folding, sample=equal * (1 + 1e-7 * different))  # rounding
+    assert not apart(folding, sample=(equal * (1 + 1e-3 * different)).bfloat16())
+    assert apart(folding, sample=equal * (1 + 1e-4 * different)) == {"sample"}
+    assert apart(folding, sample=different, img_ids=different) == {"sample"}
+    assert apart(folding, added={"extra": (different,)}) == {"extra"}
+    assert apart(folding, x=list(different)) == {"x"}  # a list with one tensor per row
+    assert apart(folding, img_shapes=[(1, 2, 3)] * 5 + [(1, 2, 4)]) == set()  # the last row stands alone
+    assert apart(folding, img_shapes=[(1, 2, 3), (1, 2, 4)] + [(1, 2, 3)] * 4) == {"img_shapes"}
+    assert not apart(Folding((0, 1, 2), 6, CPU), sample=different)
+
+
+@pytest.mark.parametrize("name", ["input_ids", "class_labels", "encoder_hidden_states"])
+def test_whole_numbers_must_be_equal(name: str) -> None:
+    """Token ids 20000 and 20020 of a vocabulary are two words, however close they are."""
+    folding = Folding((0, 0), 4, CPU)
+    ids = torch.tensor([[20000, 7], [20020, 7]] * 2)
+    assert apart(folding, **{name: ids}) == {name}
+    assert apart(folding, **{name: ids > 20010}) == {name}
+    assert not apart(folding, **{name: ids[[0, 0, 1, 1]]})
+
+
+def test_a_mask_without_its_condition_must_be_equal() -> None:
+    mask = torch.tensor([[1, 1], [1, 0]])
+    assert apart(Folding((0, 0), 2, CPU), attention_mask=mask) == {"attention_mask"}
+    assert not apart(Folding((0, 0), 2, CPU), attention_mask=mask, encoder_hidden_states=torch.ones(2, 2, 3))
+
+
+class Cache:
+    """Stands for what keeps keys and values between calls."""
+
+
+def test_what_cannot_be_split_into_rows_is_named() -> None:
+    folding = Folding((0, 0, 2), 6, CPU)
+    assert "has 12 rows" in str(folding.misshapen({"encoder_hidden_states": torch.ones(12, 4)}))
+    assert "kv_cache holds a Cache" in str(folding.misshapen({"added": {"kv_cache": [Cache()]}}))
+
+
+@pytest.mark.parametrize("mask_dtype", [torch.float32, torch.int64, torch.bool])
+@few
+@given(sources=partitions(), seed=st.integers(0, 9))
+def test_a_token_that_no_member_has_is_the_mean_of_all(sources: Sources, seed: int, mask_dtype: torch.dtype) -> None:
+    """Models may read what a mask seems to hide: HunyuanDiT pools it, Chroma adds its mask. So nothing may come from
+    the first member alone, and the order of the members must not matter."""
+    rows = len(sources)
+    values = random(rows, 5, 3, seed=seed)
+    mask = torch.zeros(rows, 5).to(mask_dtype)
+    mask[:, :2] = 1
+    arguments = {"encoder_hidden_states": values, "encoder_attention_mask": mask}
+    folded = Folding(sources, rows, CPU).fold(arguments)["encoder_hidden_states"]
+    torch.testing.assert_close(folded, torch.stack([values[own].mean(dim=0) for own in sets(sources, 1)]))
+
+
+def test_lengths_tell_padding_as_masks_do() -> None:
+    values, lengths = random(2, 3, 4), torch.tensor([1, 3])
+    folded = Folding((0, 0), 2, CPU).fold({"text_bth": values, "text_lens": lengths})
+    assert folded["text_lens"].tolist() == [3]
+    torch.testing.assert_close(folded["text_bth"][0, 0], values[:, 0].mean(dim=0))
+    torch.testing.assert_close(folded["text_bth"][0, 1:], values[1, 1:])

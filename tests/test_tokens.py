@@ -112,9 +112,11 @@ def test_text_before_packed_tokens_is_always_computed() -> None:
 
 def test_every_row_is_computed_whole_now_and_then() -> None:
     layers = TokenLayers(sd().pipe.unet, 0.5)
-    layers.begin([(0, 0), (0, 1)], None)
+    with layers.forward([(0, 0), (0, 1)], None):
+        pass
     for forward in range(1, REFRESH):
-        layers.begin([(0, 0), (0, 0)], torch.ones(2, 4, 4))
+        with layers.forward([(0, 0), (0, 0)], torch.ones(2, 4, 4)):
+            pass
         assert layers.age == {(0, 0): forward, (0, 1): 0}
 
 

@@ -1,6 +1,7 @@
 """Skipping without sharing: one line makes an ordinary pipeline leave evaluations out, another takes that back."""
 
 import functools
+import inspect
 import sys
 from collections.abc import Sequence
 from types import TracebackType
@@ -9,10 +10,11 @@ from typing import Any, Self
 import torch
 
 from .attaching import attached
-from .compatibility import check_pipeline
+from .caller import callbacks_among
+from .compatibility import check_folds, check_pipeline
 from .denoiser import RowPlan
 from .errors import CotrunkError
-from .generation import check_row_sizes
+from .generation import row_sizes_of
 from .meter import Meter
 from .noise import read_schedule
 from .skipping import Skipping
@@ -32,14 +34,22 @@ class Acceleration:
         self.rows = self.rows_asked = 0
         self._pipe, self._skipping, self._row_sizes, self._kind = pipe, skipping, row_sizes, type(pipe)
 
-        @functools.wraps(self._kind.__call__)
+        kind = self._kind
+
+        @functools.wraps(kind.__call__)
         def skipping_call(pipe: Any, *args: Any, **kwargs: Any) -> Any:
-            return self._call(*args, **kwargs)
+            return self._call(pipe, *args, **kwargs)
+
+        def reduce(pipe: Any, protocol: Any) -> Any:
+            # copies are plain pipelines, as those of `from_pipe` are: `remove` could not reach them
+            plain: Any = kind.__reduce_ex__
+            _, _, *contents = plain(pipe, protocol)
+            return _empty, (kind,), *contents
 
         # a call looks `__call__` up in the class, so this pipeline gets a class of its own; with the name of the old
         # one, which is what a saved pipeline records
-        members = {"__call__": skipping_call, "__module__": self._kind.__module__, "__doc__": self._kind.__doc__}
-        pipe.__class__ = type(self._kind.__name__, (self._kind,), members | {"_cotrunk": self})
+        members = {"__module__": kind.__module__, "__doc__": kind.__doc__, "__reduce_ex__": reduce, "_cotrunk": self}
+        pipe.__class__ = type(kind.__name__, (kind,), {"__call__": skipping_call, **members})
 
     def remove(self) -> None:
         """Make the pipeline what it was before."""
@@ -52,16 +62,23 @@ class Acceleration:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.remove()
 
-    def _call(self, *args: Any, **kwargs: Any) -> Any:
-        check_pipeline(self._pipe, max_rows=None, alone=True)  # caches may have been enabled meanwhile
-        meter, policy = Meter(sys.maxsize, row_sizes=self._row_sizes), _FirstSight(self._skipping, self._pipe)
+    def _call(self, pipe: Any, *args: Any, **kwargs: Any) -> Any:
+        check_pipeline(pipe, max_rows=None, alone=True)  # caches may have been enabled meanwhile
+        check_folds(pipe)
+        meter, policy = Meter(sys.maxsize, row_sizes=self._row_sizes), _FirstSight(self._skipping, pipe)
+        named = dict(zip(list(inspect.signature(self._kind.__call__).parameters)[1:], args, strict=False)) | kwargs
         try:
             rows = RowPlan(lambda step: policy.everyone, policy, tokens=self._skipping.tokens)
-            with attached(self._pipe, rows, None, meter):
-                return self._kind.__call__(self._pipe, *args, **kwargs)
+            with attached(pipe, rows, None, meter, callbacks_among(named)):
+                return self._kind.__call__(pipe, *args, **kwargs)
         finally:
             self.rows += meter.rows + meter.rows_filled
             self.rows_asked += meter.rows_asked
+
+
+def _empty(kind: type) -> Any:
+    """A pipeline before it has its contents; a copy and a pickle are filled afterwards."""
+    return object.__new__(kind)
 
 
 def accelerate(
@@ -72,7 +89,7 @@ def accelerate(
 ) -> Acceleration:
     """Let a pipeline leave out evaluations of its denoiser where an image's own trajectory is smooth (SADA).
 
-    For good, until `remove()`, or in a `with` block:
+    For good, until `remove()`, or in a `with` block. A copy of the pipeline is a plain one.
 
         with accelerate(pipe, skipping=Skipping(tolerance=0.02)) as acceleration:
             images = pipe("a red apple").images
@@ -92,7 +109,8 @@ def accelerate(
     if getattr(pipe, "_cotrunk", None) is not None:
         raise CotrunkError(f"This {type(pipe).__name__} is accelerated already: call remove() on what accelerate gave.")
     check_pipeline(pipe, max_rows=None, alone=True)
-    check_row_sizes(row_sizes)
+    check_folds(pipe)
+    row_sizes = row_sizes_of(row_sizes)
     read_schedule(pipe.scheduler, ())
     return Acceleration(pipe, skipping, row_sizes)
 

@@ -6,18 +6,21 @@ import inspect
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from typing import Any
+from types import NoneType, UnionType
+from typing import Any, Union, get_args, get_origin
 
 import numpy as np
 import torch
 
+from .caller import parts_of
+from .checks import whole
 from .errors import CotrunkError
 
 # prompt, negative_prompt_2, pooled_prompt_embeds, negative_prompt_attention_mask, prompt_embeds_t5, ...
 _TEXT = re.compile(r"(negative_)?prompt(_\d)?")
 _PER_PROMPT = re.compile(
     r"(negative_)?((pooled_|generated_)?prompt(_\d)?(_embeds)?(_[a-z]*\d?)?(_attention_mask|_mask)?(_\d)?|attention_mask)"
-    r"|(control_|mask_)?image|transcription"
+    r"|(control_|mask_|original_)?image|control_mask|transcription"
 )
 # lists and tensors that are one value for the whole call, whatever their length
 _COMMON = re.compile(
@@ -37,6 +40,18 @@ _REFERENCES = (
     "QwenImageEditPlusPipeline",
     "ZImageOmniPipeline",
 )
+# pipelines that take one image per prompt and do not repeat a single one; the others that need it have `strength` or
+# `mask_image` among their arguments
+_ONE_IMAGE_PER_PROMPT = (
+    "CogVideoXImageToVideoPipeline",
+    "CycleDiffusionPipeline",
+    "IFSuperResolutionPipeline",
+    "StableDiffusionAdapterPipeline",
+    "StableDiffusionLatentUpscalePipeline",
+    "StableDiffusionUpscalePipeline",
+    "StableDiffusionXLAdapterPipeline",
+)
+_REPEATED = ("image", "mask_image", "masked_image_latents", "original_image")
 _OURS = {
     "generator": "seed=",
     "latents": "seed= (a group starts from one noise, made from its seed)",
@@ -52,12 +67,18 @@ class PerPrompt:
 
     Args:
         prompts: number of prompts.
-        arguments: what the user passes for the pipeline. A list or tensor with one entry a prompt belongs to the
-            prompts; a single text, picture or (1, ...) tensor to all of them.
+        arguments: what the user passes for the pipeline. A list or tensor with one entry per prompt belongs to the
+            prompts; a single text, image or (1, ...) tensor to all of them. An image to start from, and its mask, are
+            handed on once per prompt: pipelines encode a single one with the first generator, so that an image would
+            depend on its place in the batch.
+
+    Attributes:
+        own, common: the arguments with one entry per prompt, and those of the whole call.
+        repeated: names among `own` of which all prompts have the same entry.
 
     Raises:
-        CotrunkError: an argument that cotrunk sets itself, one that the pipeline does not take, or one whose length
-            is not the number of prompts.
+        CotrunkError: an argument that cotrunk sets itself, one that the pipeline does not take, one whose length
+            is not the number of prompts, or several numbers where a call takes one.
     """
 
     def __init__(self, pipe: Any, prompts: int, arguments: dict[str, Any]) -> None:
@@ -72,13 +93,36 @@ class PerPrompt:
         nets = getattr(getattr(pipe, "controlnet", None), "nets", None)
         self.networks = len(nets) if nets is not None else 0
         self.references = type(pipe).__name__ in _REFERENCES
-        self.prompts, self.arguments = prompts, arguments
+        self.control = "control_image" if "control_image" in parameters else "image"
+        self.repeats = type(pipe).__name__ in _ONE_IMAGE_PER_PROMPT or not parameters.keys().isdisjoint(
+            {"strength", "mask_image"}
+        )
+        self.prompts = prompts
+        self.arguments = {name: _plain_number(value) for name, value in arguments.items()}
         self.own: dict[str, Any] = {}
         self.common: dict[str, Any] = {}
-        for name, value in arguments.items():
+        self.repeated: set[str] = set()
+        for name, value in self.arguments.items():
+            _check_is_one_number(name, value, parameters[name])
             known = _PER_PROMPT.fullmatch(name) is not None
-            is_own = self._check(name, value) if known else self._is_batch(name, value)
-            (self.own if is_own else self.common)[name] = value
+            if self.repeats and name in _REPEATED and (one := self._one_image(name, value)) is not None:
+                self.own[name] = one
+                self.repeated.add(name)
+            else:
+                is_own = self._check(name, value) if known else self._is_batch(name, value)
+                (self.own if is_own else self.common)[name] = value
+
+    def _one_image(self, name: str, value: Any) -> Any:
+        """A single image or mask as a list or batch of one; None where there are several, or none."""
+        is_array = isinstance(value, torch.Tensor | np.ndarray)
+        if self.prompts == 1 or value is None or (self.networks and name == self.control) or self.references:
+            return None
+        if is_array:
+            # latents and pixels: (1, channels, height, width), (channels, height, width), a mask's (height, width)
+            return value if value.ndim > 2 and len(value) == 1 else value[None] if value.ndim <= 3 else None
+        if isinstance(value, list | tuple):
+            return list(value) if len(value) == 1 else None
+        return [value]
 
     def _is_batch(self, name: str, value: Any) -> bool:
         """Whether an argument that cotrunk does not know by name has one entry a prompt: a tensor with as many rows
@@ -101,7 +145,7 @@ class PerPrompt:
         """Whether the value has one entry a prompt (or will be repeated to have); refuses any other length."""
         if self.references and name == "image" and isinstance(value, list | tuple):
             return False
-        if self.networks and name in ("image", "control_image"):
+        if self.networks and name == self.control:
             if not isinstance(value, list | tuple):
                 return False
             if not _is_nested(value):
@@ -122,6 +166,8 @@ class PerPrompt:
             return False  # one picture
         if "image" in name and len(value) == 1:
             return False
+        if _TEXT.fullmatch(name) and isinstance(value, list | tuple) and len(value) == 1:
+            return True  # one text for all, held in a list
         if len(value) != self.prompts:
             raise CotrunkError(
                 f"{name} has {len(value)} entries for {self.prompts} prompts: give one a prompt, or one."
@@ -137,15 +183,17 @@ class PerPrompt:
                 return [value] * len(index)
             if isinstance(value, torch.Tensor | np.ndarray):
                 return value[[0] * len(index)] if len(value) == 1 else value[index]
-            if self.networks and name in ("image", "control_image") and not _is_nested(value):
+            if self.networks and name == self.control and not _is_nested(value):
                 return [pick("", v) if self._is_list(name, v) else v for v in value]
-            return [value[i] for i in index] if isinstance(value, list | tuple) else value
+            if isinstance(value, list | tuple):
+                return [value[0]] * len(index) if len(value) == 1 else [value[i] for i in index]
+            return value
 
         return self.common | {name: pick(name, value) for name, value in self.own.items()}
 
     def keys(self) -> list[str]:
         """For each prompt a digest of everything but the prompt: prompts that differ in it never share."""
-        others = {name for name in self.own if not _PROMPT.fullmatch(name)}
+        others = {name for name in self.own if not _PROMPT.fullmatch(name)} - self.repeated
         others |= {name for name in self.own if re.fullmatch(r"prompt_\d", name)}  # texts for further encoders
         if not others:
             return [""] * self.prompts
@@ -183,6 +231,30 @@ class PerPrompt:
         return digest.hexdigest()
 
 
+def _plain_number(value: Any) -> Any:
+    """A number of Python's for one of numpy's, which pipelines refuse in places."""
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def _check_is_one_number(name: str, value: Any, parameter: inspect.Parameter) -> None:
+    """Raise `CotrunkError` if a pipeline gets several numbers where it takes one for the whole call."""
+    several = isinstance(value, list | tuple) or (isinstance(value, torch.Tensor | np.ndarray) and value.ndim > 0)
+    if not several:
+        return
+    annotation = parameter.annotation
+    if annotation is inspect.Parameter.empty or isinstance(annotation, str):
+        takes_one = isinstance(parameter.default, int | float)
+    else:
+        # a list[int] has an origin, and int | None is a union
+        parts = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
+        takes_one = {*parts} - {NoneType} <= {bool, int, float}
+    if takes_one:
+        raise CotrunkError(
+            f"{name} is one number for all prompts of a run, and {len(value)} are given: run the prompts that need "
+            "another one by themselves."
+        )
+
+
 def _is_nested(value: Any) -> bool:
     return any(isinstance(entry, list) for entry in value)
 
@@ -192,7 +264,8 @@ def needed_arguments(pipe: Any) -> dict[str, Any]:
     size up in a table that begins at 256 pixels, and pad prompts to more tokens than a small tokenizer takes. Their
     `clean_caption` rewrites prompts where some other package happens to be installed."""
     takes = inspect.signature(pipe.__call__).parameters
-    if "use_resolution_binning" not in takes or pipe.transformer.config.sample_size * pipe.vae_scale_factor >= 256:
+    sample_size = getattr(getattr(pipe, "transformer", None), "config", {}).get("sample_size")
+    if "use_resolution_binning" not in takes or sample_size is None or sample_size * pipe.vae_scale_factor >= 256:
         return {}
     needed: dict[str, Any] = {"use_resolution_binning": False}
     if "clean_caption" in takes:
@@ -230,8 +303,10 @@ def _guidance_rows(pipe: Any, arguments: dict[str, Any], scale: float | None) ->
         negatives = [argument(pipe, arguments, name) for name in ("negative_prompt", "negative_prompt_embeds")]
         return 2 if true_cfg > 1 and any(value is not None for value in negatives) else 1
     denoiser = getattr(pipe, "transformer", None)
-    if scale is None or (denoiser is not None and getattr(denoiser.config, "guidance_embeds", False)):
-        return 1  # none, or an input of the model
+    embeds = getattr(getattr(denoiser, "config", None), "guidance_embeds", None)
+    has_negative = any(name.startswith("negative_") for name in inspect.signature(pipe.__call__).parameters)
+    if scale is None or embeds or (embeds is False and not has_negative):
+        return 1  # none, or an input of the model, or (Flux Fill) of another variant of the model
     rule = getattr(type(pipe), "do_classifier_free_guidance", None)
     if isinstance(rule, property) and rule.fget is not None:
         # the pipeline's own rule: some have guidance from 0 on, and none where it is distilled into the model
@@ -253,19 +328,24 @@ class _Seen:
         return getattr(self._pipe, name)
 
 
+def _cuts_schedule(pipe: Any) -> bool:
+    """Whether the pipeline takes the last part of the scheduler's timesteps, by its method `get_timesteps`."""
+    call = inspect.unwrap(type(pipe).__call__)
+    return hasattr(type(pipe), "get_timesteps") and "get_timesteps" in call.__code__.co_names
+
+
 def timesteps_of(pipe: Any, arguments: dict[str, Any]) -> tuple[int, int]:
     """(inference steps, timesteps) of a call: asked of a copy of the pipeline's scheduler.
 
     Raises:
         CotrunkError: no whole number of steps above 0, or one that the scheduler cannot make a schedule of.
     """
-    steps = argument(pipe, arguments, "num_inference_steps")
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-        raise CotrunkError(f"num_inference_steps {steps} is out of range: use a whole number of 1 or more.")
+    steps = whole("num_inference_steps", argument(pipe, arguments, "num_inference_steps"))
     scheduler = copy.deepcopy(pipe.scheduler)
     takes = inspect.signature(scheduler.set_timesteps).parameters
-    # what the pipeline hands on; but for `strength`, which most take off the schedule, as below
-    handed_on = [name for name in takes if name in inspect.signature(pipe.__call__).parameters and name != "strength"]
+    # what the pipeline hands on; `strength` only where the pipeline does not take it off the schedule itself, as below
+    cut = {"strength"} if _cuts_schedule(pipe) else set()
+    handed_on = [name for name in takes if name in inspect.signature(pipe.__call__).parameters and name not in cut]
     schedule: dict[str, Any] = {name: argument(pipe, arguments, name) for name in handed_on}
     schedule["num_inference_steps"] = steps
     for name in ("timesteps", "sigmas"):
@@ -282,23 +362,32 @@ def timesteps_of(pipe: Any, arguments: dict[str, Any]) -> tuple[int, int]:
         name = type(scheduler).__name__
         raise CotrunkError(f"{name} cannot make a schedule of {steps} steps ({error}): use another number.") from None
     timesteps = scheduler.timesteps
-    if type(scheduler).__name__ == "SCMScheduler":  # its last timestep is where it ends, not one to evaluate
-        timesteps = timesteps[:-1]
-    strength = argument(pipe, arguments, "strength")
-    if strength is not None and hasattr(type(pipe), "get_timesteps"):  # from a picture: the last part of the schedule
-        wanted = inspect.signature(type(pipe).get_timesteps).parameters
+    takes_own = "denoise_strength" in inspect.signature(pipe.__call__).parameters  # LTX: `strength` is another thing
+    strength = argument(pipe, arguments, "denoise_strength" if takes_own else "strength")
+    # from an image: the last part of the schedule. A combined pipeline leaves that to one of its parts
+    cutting = next((part for part in (pipe, *parts_of(pipe)) if _cuts_schedule(part)), None)
+    if strength is not None and cutting is not None:
+        wanted = inspect.signature(type(cutting).get_timesteps).parameters
         given = {
             "num_inference_steps": steps,
             "strength": strength,
             "device": "cpu",
             "denoising_start": arguments.get("denoising_start"),
+            "timesteps": timesteps,
+            "sigmas": getattr(scheduler, "sigmas", None),
         }
-        begun = type(pipe).get_timesteps(
-            _Seen(pipe, scheduler=scheduler), **{name: value for name, value in given.items() if name in wanted}
-        )
-        timesteps = begun[0]
+        given = {name: value for name, value in given.items() if name in wanted}
+        try:
+            begun = type(cutting).get_timesteps(_Seen(cutting, scheduler=scheduler), **given)
+        except Exception as error:
+            raise CotrunkError(
+                f"{type(pipe).__name__} cannot say which of {steps} steps it takes at strength {strength} ({error})."
+            ) from None
+        timesteps = begun[1] if "sigmas" in wanted else begun[0]
         if len(timesteps) == 0:
             raise CotrunkError(f"strength {strength} leaves no step of {steps} to run: raise one of them.")
+    if type(scheduler).__name__ == "SCMScheduler":  # its last timestep is where it ends, not one to evaluate
+        timesteps = timesteps[:-1]
     end = arguments.get("denoising_end")
     if isinstance(end, float) and 0 < end < 1:  # SDXL's base model hands over to a refiner here
         trained = scheduler.config.num_train_timesteps

@@ -16,13 +16,15 @@ from typing import Any
 import torch
 from diffusers.utils.torch_utils import unwrap_module
 
-from .compatibility import clear_caches
+from .caller import Caller
+from .compatibility import clear_caches, remembering_part
 from .errors import CotrunkError
 from .meter import Meter, now
 from .rows import Folding, assemble, pick
 from .stability import Policy
 from .tokens import TokenLayers
 
+TIMESTEPS = ("timestep", "timesteps", "t")  # names of that argument
 REFRESH = 3  # forwards in a row that compute some tokens of it, at most
 
 Sources = Callable[[int], tuple[int, ...]]
@@ -60,6 +62,11 @@ class RowPlan:
         # the decisions of one group are equal, as their outputs are; should rounding part them, the first one's holds
         return tuple(computed[source] for source in sources)
 
+    def is_plain(self) -> bool:
+        """Whether every row is computed as the pipeline asks for it: nothing rests on how steps are counted."""
+        sources = self.sources(0)
+        return not self.remembers and len(set(sources)) == len(sources)
+
     def unguided(self, step: int) -> bool:
         return self.interval is not None and not self.interval[0] <= step < self.interval[1]
 
@@ -80,6 +87,8 @@ class FoldHook:
     is one. So it is outside of everything else, whatever is hooked, compiled or offloaded below it. (A hook on
     `forward` is not: within a module compiled in place each new hook compiles anew, and a hook of diffusers that
     takes itself off during a call, as group offload with streams does, takes off those above it.)
+
+    Calls of the module that are not the pipeline's own pass through: see `Caller`.
     """
 
     def __init__(
@@ -87,12 +96,13 @@ class FoldHook:
         module: torch.nn.Module,
         rows: "RowPlan",
         meter: Meter,
+        caller: Caller,
         *,
         counted: bool,
         divisible: bool,
         tokens: TokenLayers | None = None,
     ) -> None:
-        self.module, self.rows, self.meter = module, rows, meter
+        self.module, self.rows, self.meter, self.caller = module, rows, meter, caller
         self.counted, self.divisible, self.tokens = counted, divisible, tokens
         self.call: Callable[..., Any] = module._compiled_call_impl or module._call_impl
         self.parameters = parameters_of(module)
@@ -100,8 +110,11 @@ class FoldHook:
         self.fitting: set[tuple[tuple[int, ...], int]] = set()
         self.last: _Answer | None = None
         self.at, self.calls = -1, 0  # the step at hand, and the calls in it before this one
+        self.first_timestep: float | None = None  # of this call of the pipeline
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if not self.caller.is_calling():
+            return self.call(*args, **kwargs)
         named = dict(zip(self.parameters, args, strict=False)) | kwargs
         if len(named) < len(args) + len(kwargs):  # more positional arguments than names
             return self.call(*args, **kwargs)
@@ -113,7 +126,14 @@ class FoldHook:
         sources = self.rows.sources(meter.step) or tuple(range(rows))
         if meter.started is None:
             meter.started = now(device)
-        if rows % len(sources):  # not a batch of these images: none of our business
+        if self.first_timestep is None or (meter.step == 1 and not self.calls):
+            self._check_module()
+        if rows % len(sources):  # not a batch of these images
+            if self.counted and not self.rows.is_plain():
+                raise CotrunkError(
+                    f"The pipeline calls its {self._kind} with {rows} rows for {len(sources)} images, and cotrunk does "
+                    "not know whose they are: use sharing=None, and neither skipping nor guidance_interval."
+                )
             return self.call(*args, **kwargs)
         if self.before not in (None, sources):
             clear_caches(self.module)  # what other hooks remember are the rows of another partition
@@ -129,12 +149,9 @@ class FoldHook:
         # before the first answer nobody knows what form one has
         computed = self.rows.computes(meter.step) if self.last is not None else None
         folding = meter.folding(sources, rows, device, computed, copy)
-        if folding.live and (sources, rows) not in self.fitting:
-            if why := folding.unfit(named):
-                self._refuse_if_apart(folding, copies, why)
-                self.divisible = False
-            else:
-                self.fitting.add((sources, rows))
+        self._check_timestep(named)
+        if folding.live:
+            self._check_members(folding, named, sources, copies)
         spared = {"sharing": folding.shared, "guidance": folding.unguided, "skipping": folding.predicted}
         self._count(rows, len(folding.live), spared)
         listed = isinstance(sample, list)
@@ -166,14 +183,52 @@ class FoldHook:
             self.last = _Answer(output, rows, meter.step)
         return output
 
-    def _refuse_if_apart(self, folding: Folding, copies: int, why: str) -> None:
-        """Raise `CotrunkError` if some rows of such a call are to run without the others, now or at a later step."""
-        kind, rows = type(unwrap_module(self.module)).__name__, folding.rows
-        if folding.shared:
+    def _check_module(self) -> None:
+        """Before the first row, and after the first step, when what looked like a counter may have turned out to keep
+        rows: raise `CotrunkError` if rows of this module cannot run without the others."""
+        why = remembering_part(self.module)
+        if why is not None:
+            if not self.rows.is_plain() or self.meter.max_rows or self.meter.row_sizes:
+                raise CotrunkError(f"{self._kind} cannot run some rows without the others: {why}")
+            self.divisible = False
+
+    def _check_timestep(self, named: dict[str, Any]) -> None:
+        """Raise `CotrunkError` if the pipeline goes on to another timestep without a step of its scheduler, by which
+        cotrunk counts."""
+        if self.meter.step:
+            return
+        timestep = next((named[name] for name in TIMESTEPS if name in named), None)
+        now_at = None if timestep is None else float(torch.as_tensor(timestep).flatten()[0])
+        if self.first_timestep is None:
+            self.first_timestep = math.nan if now_at is None else now_at
+        elif now_at is not None and now_at != self.first_timestep and not self.rows.is_plain():
             raise CotrunkError(
-                f"Prompts cannot share steps in a {kind}: {why}. Use sharing=None, or give what differs the same "
-                "for all of a group."
+                f"The pipeline calls its {self._kind} at another timestep without a step of its scheduler, by which "
+                "cotrunk counts: use sharing=None, and neither skipping nor guidance_interval."
             )
+
+    def _check_members(self, folding: Folding, named: dict[str, Any], sources: tuple[int, ...], copies: int) -> None:
+        """Raise `CotrunkError` if rows of this call cannot be folded as they are to be."""
+        is_first = (sources, folding.rows) not in self.fitting
+        if is_first:
+            if why := folding.misshapen(named):
+                self._refuse_misshapen(folding, copies, why)
+                self.divisible = False
+            else:
+                self.fitting.add((sources, folding.rows))
+        if folding.shared:
+            # before the first row of a partition at once; later a pipeline or a callback may have changed something
+            self.meter.expect_equal(self._kind, folding.apart(named), at_once=is_first)
+
+    @property
+    def _kind(self) -> str:
+        return type(unwrap_module(self.module)).__name__
+
+    def _refuse_misshapen(self, folding: Folding, copies: int, why: str) -> None:
+        """Raise `CotrunkError` if some rows of such a call are to run without the others, now or at a later step."""
+        kind, rows = self._kind, folding.rows
+        if folding.shared:
+            raise CotrunkError(f"Prompts cannot share steps in a {kind}: {why}. Use sharing=None.")
         # of one image all rows run or none; before an accelerated call has seen its latents, their number is unknown
         several = self.rows.policy is not None and len(self.rows.sources(self.meter.step)) > 1
         if not folding.is_identity or several or (self.rows.interval is not None and copies == 2):
@@ -238,10 +293,13 @@ class FoldHook:
             part = named if size == filled == rows else pick(named, rows, which)
             values = list(part.items())
             try:
-                if self.tokens is not None:
+                arguments = [value for _, value in values[:positional]], dict(values[positional:])
+                if self.tokens is None:
+                    output = self.call(*arguments[0], **arguments[1])
+                else:
                     some = None if scores is None else scores[which]
-                    self.tokens.begin([(self.calls, live[place]) for place in which], some)
-                output = self.call(*(v for _, v in values[:positional]), **dict(values[positional:]))
+                    with self.tokens.forward([(self.calls, live[place]) for place in which], some):
+                        output = self.call(*arguments[0], **arguments[1])
                 if filled > size:
                     output = assemble([output], [filled], torch.arange(size, device=device), listed=listed)
                     meter.rows_filled += (filled - size) * self.counted

@@ -123,7 +123,8 @@ def from_prompt_embeds(
     A row that is not finite becomes zero: it is similar to nothing, so its prompt stays alone.
 
     Args:
-        prompt_embeds: (n, tokens, d); (n, d) where a model takes one vector a prompt; or a list of n (tokens, d).
+        prompt_embeds: (n, tokens, d) or (n, tokens, layers, d); (n, d) where a model takes one vector per prompt; or a
+            list of n (tokens, d).
         pooled: (n, p) pooled embeddings; they are preferred where given.
         mask: (n, tokens) with 1 for real tokens; without it padding counts as text.
 
@@ -139,7 +140,8 @@ def from_prompt_embeds(
         vectors = torch.stack([tokens.float().mean(dim=0) for tokens in prompt_embeds])
     elif prompt_embeds.ndim == 2:
         vectors = prompt_embeds
-    elif prompt_embeds.ndim == 3:
+    elif prompt_embeds.ndim >= 3:  # some models read several layers of a text encoder: (n, tokens, layers, d)
+        prompt_embeds = prompt_embeds.flatten(2)
         if mask is not None and mask.shape != prompt_embeds.shape[:2]:
             raise CotrunkError(
                 f"The attention mask has shape {tuple(mask.shape)}: give {tuple(prompt_embeds.shape[:2])}."
@@ -179,6 +181,15 @@ def condition_keys(pipe: Any, prompts: Sequence[str], arguments: Mapping[str, An
             tokens, room = _tokens(pipe, tokenizer, texts, arguments)
             readings.append([np.asarray(ids[:room], np.int32).tobytes() for ids in tokens])
     return list(zip(*readings, strict=True)) if readings else list(texts)
+
+
+def token_counts(pipe: Any, texts: Sequence[str], arguments: Mapping[str, Any] = NONE) -> list[int]:
+    """How many tokens the pipeline's first tokenizer makes of each text, up to its limit."""
+    tokenizer, _ = _first_pair(pipe)
+    if tokenizer is None:
+        return [0] * len(texts)
+    tokens, room = _tokens(pipe, tokenizer, _rewritten(pipe, texts, arguments), arguments)
+    return [len(ids[:room]) for ids in tokens]
 
 
 def auto_threshold(encoder: Encoder) -> float:

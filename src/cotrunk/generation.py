@@ -1,6 +1,7 @@
 """The main job: many prompts through the user's own pipeline, in waves, on one plan."""
 
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -9,7 +10,9 @@ from typing import Any
 import numpy as np
 
 from .arguments import PerPrompt, argument, guidance_rows, needed_arguments, timesteps_of
-from .compatibility import check_pipeline
+from .checks import seeds_of, whole
+from .companions import companions, runs_apart
+from .compatibility import check_folds, check_pipeline
 from .embedding import (
     Encoder,
     auto_threshold,
@@ -41,8 +44,9 @@ class Result:
         plan: what was shared; `plan.save(path)`, and `generate(pipe, plan=...)` gives the same images again.
         cost: denoiser rows, counted while running: `cost.used`, `cost.independent`, `cost.saving`.
         spared: rows not computed, by what spared them: "sharing", "guidance", "skipping".
-        failed: indices of images whose latents or decoded values held a NaN or an infinity; their pictures are
-            worthless.
+        made: indices of the images in `output`, in its order: all of them, unless a callback interrupted the run.
+        failed: indices of images whose latents or decoded values held a NaN or an infinity, or that were interrupted
+            before their last step; they are worthless.
         seconds: "embed", "denoise", "decode", "total".
     """
 
@@ -50,6 +54,7 @@ class Result:
     plan: Plan
     cost: Cost
     spared: dict[str, int]
+    made: tuple[int, ...]
     failed: tuple[int, ...]
     seconds: dict[str, float]
 
@@ -77,13 +82,12 @@ def prepare(
 ) -> Run:
     """Everything before the first denoiser row: check, embed, group, plan. Arguments as of `generate`."""
     begin = time.perf_counter()
-    for name, value in (
-        ("max_rows", max_rows),
-        ("wave_size", wave_size),
-        ("num_images_per_prompt", num_images_per_prompt),
-    ):
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-            raise CotrunkError(f"{name} {value} is out of range: use a whole number of 1 or more.")
+    max_rows = None if max_rows is None else whole("max_rows", max_rows)
+    wave_size, num_images_per_prompt = (
+        whole("wave_size", wave_size),
+        whole("num_images_per_prompt", num_images_per_prompt),
+    )
+    seed = seeds_of(seed)
     for name, given, kind, use in (
         ("sharing", sharing, Sharing, "Sharing(share=0.3), say, or None for independent sampling"),
         ("plan", plan, Plan, "Plan.load(path)"),
@@ -95,10 +99,9 @@ def prepare(
         raise CotrunkError(f"This {type(pipe).__name__} is accelerated: call remove() on what accelerate gave first.")
     check_pipeline(pipe, max_rows=max_rows, alone=skipping is not None or guidance_interval is not None)
     arguments = {**needed_arguments(pipe), **arguments}
-    _check_seed(seed)
     if guidance_interval is not None:
         check_fractions("guidance_interval", guidance_interval)
-    check_row_sizes(row_sizes)
+    row_sizes = row_sizes_of(row_sizes)
     if skipping is not None:
         read_schedule(pipe.scheduler, ())
     if "prompt" in arguments and prompts is None:  # as the pipelines call it
@@ -127,8 +130,14 @@ def prepare(
         plan = plan_of(pipe, own, sharing, seed=seed, images_per_prompt=num_images_per_prompt)
     else:
         _check_replays(plan, pipe, own)
+    shares = any(len(tree.images) > 1 for tree in plan.trees)
+    if shares or max_rows is not None or row_sizes is not None or skipping is not None or guidance_interval is not None:
+        check_folds(pipe)
+    if own.prompts > 1 and sharing is not None and (why := runs_apart(pipe, own.arguments)):
+        warnings.warn(f"{why}: each prompt runs by itself, and nothing is shared.", stacklevel=3)
     seconds = {"embed": time.perf_counter() - begin}
-    return Run(pipe, plan, own, max_rows, row_sizes, wave_size, skipping, guidance_interval, seconds)
+    together = companions(pipe, own)
+    return Run(pipe, plan, own, max_rows, row_sizes, wave_size, skipping, guidance_interval, seconds, together)
 
 
 def plan_of(
@@ -158,13 +167,14 @@ def plan_of(
         identities=own.identities(prompts),
         conditions=conditions,
         keys=own.keys(),
+        companions=companions(pipe, own),
     )
     return plan if prompts is not None else replace(plan, settings={**plan.settings, FROM_EMBEDDINGS: True})
 
 
 def _check_replays(plan: Plan, pipe: Any, own: PerPrompt) -> None:
     """Raise `CotrunkError` if a call with these arguments cannot follow the plan."""
-    prompts, keys = own.arguments.get("prompt"), own.keys()
+    prompts, keys = own.arguments.get("prompt"), list(zip(own.keys(), companions(pipe, own), strict=True))
     _, timesteps = timesteps_of(pipe, own.arguments)
     rows = guidance_rows(pipe, own.arguments)
     if len(plan.prompts) != own.prompts or (prompts is not None and list(plan.prompts) != prompts):
@@ -257,6 +267,14 @@ def generate(
         waves.append(wave)
         if on_wave is not None:
             on_wave(wave)
+    made = tuple(sorted(image for wave in waves for image in wave.images))
+    if stopped := [wave for wave in waves if wave.is_interrupted]:
+        warnings.warn(
+            f"The run was interrupted by a callback: {sum(len(wave.images) for wave in stopped)} images were stopped "
+            f"before their last step (result.failed), and {len(run.plan) - len(made)} of {len(run.plan)} were not "
+            "begun (result.made lists the images in the output).",
+            stacklevel=2,
+        )
     seconds = {name: sum(wave.seconds[name] for wave in waves) for name in ("embed", "denoise", "decode")}
     seconds["embed"] += run.seconds["embed"]
     return Result(
@@ -264,6 +282,7 @@ def generate(
         plan=run.plan,
         cost=sum((wave.cost for wave in waves), Cost(0, 0)),
         spared={what: sum(wave.spared[what] for wave in waves) for what in SPARED},
+        made=made,
         failed=tuple(sorted(image for wave in waves for image in wave.failed)),
         seconds={**seconds, "total": time.perf_counter() - begin},
     )
@@ -305,12 +324,6 @@ def vectors_of(
     return from_prompt_embeds(arguments["prompt_embeds"], pooled, mask), float(sharing.similarity)
 
 
-def _check_seed(seed: Any) -> None:
-    seeds = seed if isinstance(seed, list | tuple) else [seed]
-    if not all(isinstance(s, int) and not isinstance(s, bool) and 0 <= s < 2**63 for s in seeds):
-        raise CotrunkError(f"seed {seed!r} is not a whole number from 0 to 2**63 - 1, or a list with one a prompt.")
-
-
 def _check_has_interval(pipe: Any, rows: int, scale: Any) -> None:
     """Guidance can be off at a step where it is a second row beside the first."""
     kind = type(pipe).__name__
@@ -322,10 +335,14 @@ def _check_has_interval(pipe: Any, rows: int, scale: Any) -> None:
         )
 
 
-def check_row_sizes(sizes: Any) -> None:
-    """Raise `CotrunkError` unless these are numbers of rows that a forward may have, or None."""
+def row_sizes_of(sizes: Any) -> tuple[int, ...] | None:
+    """Return the numbers of rows that a forward may have, or None for any number.
+
+    Raises:
+        CotrunkError: not a list of whole numbers of 1 or more.
+    """
     if sizes is None:
-        return
-    listed = isinstance(sizes, list | tuple) and len(sizes) > 0
-    if not listed or not all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in sizes):
-        raise CotrunkError(f"row_sizes {sizes!r} is no list of whole numbers of 1 or more: use (2, 4, 8, 16, 32), say.")
+        return None
+    if not isinstance(sizes, Sequence | np.ndarray) or isinstance(sizes, str) or not len(sizes):
+        raise CotrunkError(f"row_sizes {sizes!r} is not a list of whole numbers: use (2, 4, 8, 16, 32), say.")
+    return tuple(whole("row_sizes", size) for size in sizes)

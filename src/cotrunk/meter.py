@@ -2,12 +2,13 @@
 
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
+from .errors import CotrunkError
 from .rows import Folding
 
 
@@ -46,6 +47,35 @@ class Meter:
     started: float | None = None
     ended: float | None = None
     _foldings: dict[Any, Folding] = field(default_factory=dict)
+    _apart: list[tuple[int, str, str, torch.Tensor]] = field(default_factory=list)
+
+    def expect_equal(self, where: str, apart: Mapping[str, torch.Tensor], *, at_once: bool) -> None:
+        """Raise `CotrunkError` if images that share a row differ in what their row is made of.
+
+        Args:
+            where: what was handed the values: a denoiser, a scheduler.
+            apart: name of a value -> whether images differ in it, as of `Folding.apart`.
+            at_once: read them now. Otherwise an accelerator need not be waited for: what it says is read at the next
+                step, and at the end.
+        """
+        self._apart += [(self.step, where, name, flag) for name, flag in apart.items()]
+        self._settle(self.step if at_once else self.step - 1)
+
+    def settle(self) -> None:
+        """Raise `CotrunkError` if images that shared a row differed anywhere in this call."""
+        self._settle(self.step)
+
+    def _settle(self, step: int) -> None:
+        known = [doubt for doubt in self._apart if doubt[0] <= step or doubt[3].device.type == "cpu"]
+        self._apart = [doubt for doubt in self._apart if not (doubt[0] <= step or doubt[3].device.type == "cpu")]
+        for at, where, name, flag in known:
+            if flag:
+                since = f" from step {at} on (changed by a callback, or by the pipeline itself)" if at else ""
+                raise CotrunkError(
+                    f"Prompts cannot share steps in a {where}: its argument {name} differs among them{since}, and "
+                    "cotrunk does not know how to average it. Use sharing=None, or give what differs the same for all "
+                    "of a group."
+                )
 
     def folding(
         self,

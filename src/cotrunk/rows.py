@@ -5,8 +5,10 @@ Pure tensor work on the arguments and outputs of a module; knows nothing of pipe
 
 import functools
 from collections.abc import Callable, Sequence
+from types import NoneType
 from typing import Any
 
+import numpy as np
 import torch
 from torch.utils._pytree import tree_leaves, tree_map_only
 
@@ -26,7 +28,8 @@ CONDITIONS = {
     "text_embeds",
     "class_labels",  # MusicLDM's text embedding
     "audio_encoder_hidden_states",  # LTX-2
-    "cap_feats",  # Z-Image: a list with one (tokens, channels) tensor a row
+    "cap_feats",  # Z-Image: a list with one (tokens, channels) tensor per row
+    "text_bth",  # ERNIE-Image
 }
 # The mask that tells which tokens of a condition are padding. A folded row sees every token that a member sees.
 MASKS = {
@@ -44,8 +47,12 @@ MASKS = {
 ROW_LISTS = {"x", "cap_feats", "img_shapes", "txt_seq_lens"}
 # Tensors whose second dimension has one entry a row: (layers, R, tokens, channels).
 ROWS_SECOND = {"encoder_hidden_states_llama3"}
-# Numbers of tokens: a folded row is as long as its longest member.
-LENGTHS = {"txt_seq_lens"}
+# The numbers of tokens of a condition, where there is no mask: a folded row is as long as its longest member.
+LENGTHS = {"txt_seq_lens": "encoder_hidden_states", "text_lens": "text_bth"}
+# Largest difference between members that counts as rounding, in parts of the largest value.
+ROUNDING = 1e-5
+# What an argument may consist of; other objects may have a state.
+VALUES = (torch.Tensor, int, float, str, NoneType, torch.dtype, torch.device, np.generic, np.ndarray)
 
 
 class Folding:
@@ -91,6 +98,9 @@ class Folding:
         self._live = torch.tensor(self.live, device=device)
         self._padded = torch.tensor(padded, device=device)
         self._counts = torch.tensor([len(own) for own in self.members], device=device)
+        # each member beside the representative that stands for it
+        self._others = [(row, own[0]) for own in self.members for row in own[1:]]
+        self._pairs = torch.tensor(self._others, device=device).reshape(-1, 2).unbind(1)
         # -1 for rows that are not computed
         self.inverse = torch.tensor([place.get(row, -1) for row in guided], device=device)
 
@@ -101,33 +111,65 @@ class Folding:
     def fold(self, named: dict[str, Any]) -> dict[str, Any]:
         """The arguments of a call with live rows only; nested dicts (`added_cond_kwargs`) included."""
         masks = {MASKS[k]: v for k, v in named.items() if k in MASKS and isinstance(v, torch.Tensor) and v.ndim == 2}
+        for name, of in LENGTHS.items():
+            lengths, tokens = named.get(name), named.get(of)
+            if isinstance(lengths, torch.Tensor) and isinstance(tokens, torch.Tensor):
+                masks[of] = torch.arange(tokens.shape[1], device=tokens.device) < lengths[:, None]
         return {
             name: _rows_first(name, self._fold(name, _rows_first(name, value), masks.get(name)))
             for name, value in named.items()
         }
 
-    def unfit(self, named: dict[str, Any]) -> str | None:
-        """What cannot be folded, as a sentence; None if everything can.
-
-        Whatever is neither known as a condition nor equal among the members of a row would silently become the first
-        member's. Where rows have several members it waits for the device: to be asked once a partition.
-        """
+    def misshapen(self, named: dict[str, Any]) -> str | None:
+        """Say which argument cannot be split into rows: a condition without one entry per row, or an object that may
+        keep rows between calls (a key-value cache). None if all can. Reads shapes only."""
         for name, value in named.items():
             if isinstance(value, dict):
-                if why := self.unfit(value):
+                if why := self.misshapen(value):
                     return why
                 continue
-            for tensor in tree_leaves(_rows_first(name, value)) if name not in SHARED and name not in MASKS else ():
-                if not isinstance(tensor, torch.Tensor) or not tensor.ndim:
-                    continue
-                if name in CONDITIONS:
-                    if not _has_rows(tensor, self.rows) and len(tensor) > 1 and not isinstance(value, list):
+            for item in tree_leaves(value):
+                if not isinstance(item, VALUES):
+                    return f"its argument {name} holds a {type(item).__name__}, which may keep rows between its calls"
+            if name in CONDITIONS and not isinstance(value, list):
+                for tensor in tree_leaves(_rows_first(name, value)):
+                    if isinstance(tensor, torch.Tensor) and tensor.ndim and len(tensor) not in (1, self.rows):
                         return f"its condition {name} has {len(tensor)} rows where the call has {self.rows}"
-                elif self._padded.shape[1] > 1 and _has_rows(tensor, self.rows):
-                    members = torch.nan_to_num(tensor[self._padded].float())
-                    if (members - members[:, :1]).abs().max() > 1e-3 * members.abs().max():  # more than rounding
-                        return f"its argument {name} differs among them, and cotrunk does not know how to average it"
         return None
+
+    def apart(self, named: dict[str, Any]) -> dict[str, torch.Tensor]:
+        """Compare the members of each row in everything that the representative alone stands for.
+
+        Whatever is neither averaged nor equal among the members would silently become the representative's. Floating
+        point numbers may differ by rounding; integers and booleans (token ids, classes) must be equal.
+
+        Returns:
+            argument -> a boolean of no dimension: whether members differ in it. It is on the argument's device, so
+            that asking does not wait for the device; reading it does.
+        """
+        found: dict[str, torch.Tensor] = {}
+        if not self._others:
+            return found
+        for name, value in named.items():
+            of = MASKS.get(name, LENGTHS.get(name))
+            if name in SHARED or value is None or of in named:
+                continue
+            if isinstance(value, dict):
+                found |= self.apart(value)
+            elif name in ROW_LISTS and isinstance(value, list) and len(value) == self.rows:
+                if name not in CONDITIONS:
+                    found[name] = _any([differ(value[row], value[source]) for row, source in self._others])
+            else:
+                flags = [
+                    differ(tensor[self._pairs[0]], tensor[self._pairs[1]])
+                    for tensor in tree_leaves(_rows_first(name, value))
+                    if isinstance(tensor, torch.Tensor)
+                    and _has_rows(tensor, self.rows)
+                    and not (name in CONDITIONS and tensor.is_floating_point())  # these are averaged
+                ]
+                if flags:
+                    found[name] = _any(flags)
+        return found
 
     def _fold(self, name: str, value: Any, mask: torch.Tensor | None) -> Any:
         if name in SHARED or value is None:
@@ -143,7 +185,7 @@ class Folding:
         reduce: Callable[[torch.Tensor], torch.Tensor] = self.first
         if name in CONDITIONS:
             reduce = functools.partial(self.mean, mask=mask)
-        elif name in MASKS:
+        elif name in MASKS or name in LENGTHS:
             reduce = self.union
         return tree_map_only(torch.Tensor, lambda x: reduce(x) if _has_rows(x, self.rows) else x, value)
 
@@ -152,29 +194,31 @@ class Folding:
         return tensor.index_select(0, self._live)
 
     def union(self, mask: torch.Tensor) -> torch.Tensor:
-        """(R, tokens) -> (live, tokens): a token that any member sees. For 0/1 masks and for additive ones."""
+        """(R, tokens) -> (live, tokens): what any member sees, by a 0/1 mask, an additive one, or by lengths."""
         return mask[self._padded].amax(dim=1)
 
     def mean(self, tensor: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
         """(R, ...) -> (live, ...): the mean over each row's members (SAGE, Algorithm 1, line 5).
 
         With a token mask (R, tokens) the mean at a token is over the members that have this token: the padding of a
-        short prompt says nothing. Taken as representative + mean of differences, so that equal members give their
-        own value to the last bit.
+        short prompt says nothing. At a token that no member has it is over all members: some models read padding
+        (HunyuanDiT pools it, and Chroma's mask hides nothing). Taken as representative + mean of differences, so that
+        equal members give their own value to the last bit.
         """
-        if not tensor.is_floating_point():
+        if not tensor.is_floating_point():  # token ids or classes: equal among the members, see `apart`
             return self.first(tensor)
         exact = torch.promote_types(tensor.dtype, torch.float32)
         first = self.first(tensor).to(exact)
         difference = tensor[self._padded].to(exact) - first[:, None]  # (live, members, ...)
-        if mask is not None and tensor.ndim == 3 and len(mask) == self.rows and mask.shape[1] >= tensor.shape[1]:
+        if mask is not None and tensor.ndim >= 3 and len(mask) == self.rows and mask.shape[1] >= tensor.shape[1]:
             slots = torch.arange(difference.shape[1], device=tensor.device)
             real = slots < self._counts[:, None]  # not padding of the member list
             mask = mask[:, : tensor.shape[1]]
             visible = (mask > 0) | ((mask == 0) & (mask < 0).any())  # an additive mask hides by negative numbers
-            weight = (visible[self._padded] & real[..., None])[..., None]
-            # a token that no member has is hidden in the trunk as well: its value does not matter
-            mean = difference.where(weight, 0).sum(dim=1) / weight.sum(dim=1).clamp(min=1)
+            has_token = visible[self._padded] & real[..., None]
+            counted = torch.where(has_token.any(dim=1, keepdim=True), has_token, real[..., None])
+            counted = counted.reshape(*counted.shape, *[1] * (tensor.ndim - 2))
+            mean = difference.where(counted, 0).sum(dim=1) / counted.sum(dim=1)
         else:
             mean = difference.sum(dim=1) / self._counts.reshape(-1, *[1] * (tensor.ndim - 1))
         return (first + mean).to(tensor.dtype)
@@ -182,6 +226,26 @@ class Folding:
 
 def _has_rows(tensor: torch.Tensor, rows: int) -> bool:
     return tensor.ndim > 0 and tensor.shape[0] == rows
+
+
+def differ(value: Any, other: Any) -> torch.Tensor:
+    """Whether two values differ by more than rounding: a boolean of no dimension, on the device of the tensors."""
+    if not isinstance(value, torch.Tensor):
+        return torch.tensor(value != other)
+    if value.shape != other.shape:
+        return torch.tensor(True, device=value.device)
+    if not (value.is_floating_point() or value.is_complex()):
+        return (value != other).any()
+    if not value.numel():
+        return torch.tensor(False, device=value.device)
+    rounding = max(ROUNDING, 2 * torch.finfo(value.dtype).eps)
+    wide = torch.promote_types(value.dtype, torch.float32)
+    value, other = torch.nan_to_num(value.to(wide)), torch.nan_to_num(other.to(wide))
+    return (value - other).abs().max() > rounding * other.abs().max()
+
+
+def _any(flags: list[torch.Tensor]) -> torch.Tensor:
+    return torch.stack(flags).any()
 
 
 def _rows_first(name: str, value: Any) -> Any:

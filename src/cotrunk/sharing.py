@@ -15,6 +15,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
+from .checks import seeds_of
 from .errors import CotrunkError
 from .grouping import dendrogram, group_prompts, smallest_similarity
 from .plan import Branch, Plan, flat_tree, leaf
@@ -106,6 +107,7 @@ def make_plan(
     identities: Sequence[str] | None = None,
     conditions: Sequence[Hashable] | None = None,
     keys: Sequence[Hashable] | None = None,
+    companions: Sequence[Hashable] | None = None,
 ) -> Plan:
     """Group the prompts and lay out their trees.
 
@@ -120,13 +122,15 @@ def make_plan(
             A group starts from the noise of one member.
         identities: the prompts' content; default: their texts.
         conditions: what the model reads of each; duplicates, which never share, have equal ones. Default: identities.
-        keys: prompts with different keys never share.
+        keys: prompts with different keys never share; part of their content.
+        companions: prompts that differ here cannot run in one call of the pipeline, so they never share either.
     """
     timesteps = steps if timesteps is None else timesteps
     identities = list(prompts) if identities is None else identities
     keys = [""] * len(prompts) if keys is None else keys
     contents = [f"{key}\0{identity}" for key, identity in zip(keys, identities, strict=True)]
-    seeds = _image_seeds(contents, seed, images_per_prompt)
+    companions = [None] * len(prompts) if companions is None else companions
+    seeds = _image_seeds(contents, seeds_of(seed), images_per_prompt)
     if sharing is None or len(prompts) == 0:
         groups = [[i] for i in range(len(prompts))]
     else:
@@ -140,7 +144,7 @@ def make_plan(
             upper=sharing.max_similarity,
             max_group=sharing.max_group,
             identities=[conditions[i] for i in order_of_content],
-            keys=[keys[i] for i in order_of_content],
+            keys=[(keys[i], companions[i]) for i in order_of_content],
         )
         groups = [[order_of_content[i] for i in group] for group in groups]
     trees = []
@@ -189,7 +193,7 @@ def why_nothing_shared(plan: Plan) -> str | None:
 def _image_seeds(contents: Sequence[str], seed: int | Sequence[int], images_per_prompt: int) -> list[int]:
     """One seed an image, from (seed, content, how often this content came before, which image of the prompt)."""
     if not isinstance(seed, int) and len(seed) != len(contents):
-        raise CotrunkError(f"{len(seed)} seeds for {len(contents)} prompts: give one seed, or one a prompt.")
+        raise CotrunkError(f"{len(seed)} seeds for {len(contents)} prompts: give one seed, or one per prompt.")
     seen: dict[str, int] = {}
     seeds = []
     for i, content in enumerate(contents):

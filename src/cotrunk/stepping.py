@@ -9,27 +9,32 @@ from typing import Any
 
 import torch
 
+from .caller import Caller
 from .denoiser import RowPlan
 from .errors import CotrunkError
 from .meter import Meter, now
 from .replacing import replaced
+from .rows import differ
 from .solver import Solver
 
 
 @contextmanager
 def counted_steps(
-    scheduler: Any, rows: RowPlan, generators: list[torch.Generator] | None, meter: Meter
+    scheduler: Any, rows: RowPlan, generators: list[torch.Generator] | None, meter: Meter, caller: Caller
 ) -> Iterator[None]:
     """Count `scheduler.step`, let the policy stand in for outputs that were not computed, and see to it that images
-    which share a row stay equal through the step."""
+    which share a row are equal before the step and after it."""
     step = scheduler.step
     takes_generator = "generator" in inspect.signature(step).parameters
     solver = None if rows.policy is None else Solver(scheduler, step)
 
     def counted(*args: Any, **kwargs: Any) -> Any:
-        if takes_generator and generators is not None and kwargs.get("generator") is None:
+        if not caller.is_calling():
+            return step(*args, **kwargs)
+        has_noise = kwargs.get("generator") is not None or kwargs.get("variance_noise") is not None
+        if takes_generator and generators is not None and not has_noise:
             kwargs["generator"] = generators  # Flux, SD 3 and Qwen-Image forget it
-        output = _take_step(step, args, kwargs, rows, len(generators or ()), meter, solver)
+        output = _take_step(scheduler, step, args, kwargs, rows, len(generators or ()), meter, solver)
         sample = output[0] if isinstance(output, tuple) else output.prev_sample
         # waiting for the device at every step would cost more than the hook itself
         is_last = meter.step >= meter.timesteps and isinstance(sample, torch.Tensor)
@@ -50,15 +55,20 @@ class _Counted:
         # pipelines read its signature to see whether it takes `eta` or `generator`
         functools.update_wrapper(self, step)
         self._call = call
+        self._scheduler = type(getattr(step, "__self__", None)).__name__
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self._call(*args, **kwargs)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "_Counted":
-        raise CotrunkError("A pipeline that copies its scheduler while it runs cannot be counted: call it by itself.")
+        raise CotrunkError(
+            f"The pipeline copies its {self._scheduler} while it runs, and cotrunk counts by the steps of one "
+            "scheduler: call the pipeline itself."
+        )
 
 
 def _take_step(
+    scheduler: Any,
     step: Callable[..., Any],
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
@@ -71,14 +81,20 @@ def _take_step(
 
     images: N, or 0 where only the sample tells.
     """
-    if meter.step >= meter.timesteps:
+    if meter.step >= meter.timesteps and not rows.is_plain():
         raise CotrunkError(
             f"The pipeline takes more scheduler steps with these arguments than the {meter.timesteps} that were "
             "planned: cotrunk cannot run it so."
         )
     policy = rows.policy
+    named = dict(zip(inspect.signature(step).parameters, args, strict=False)) | kwargs
+    shared = rows.sources(meter.step)
+    is_shared = shared != tuple(range(len(shared)))
+    if is_shared and _has_images(named.get("sample"), images):
+        place = torch.tensor(shared, device=named["sample"].device)
+        is_apart = differ(named["sample"], named["sample"].index_select(0, place))
+        meter.expect_equal(type(scheduler).__name__, {"sample": is_apart}, at_once=False)
     if policy is not None and solver is not None:
-        named = dict(zip(inspect.signature(step).parameters, args, strict=False)) | kwargs
         images = images or len(named["sample"])
         if not all(_has_images(named.get(name), images) for name in ("model_output", "sample")):
             raise CotrunkError(
@@ -101,8 +117,7 @@ def _take_step(
     sample = taken[0] if is_tuple else taken.prev_sample
     if _has_images(sample, images):
         meter.watch(sample.flatten(1).isfinite().all(dim=1))
-        shared = rows.sources(meter.step)
-        if shared != tuple(range(images)):
+        if is_shared:
             # equal already, unless the scheduler draws noise from elsewhere
             sample = sample.index_select(0, torch.tensor(shared, device=sample.device))
             if is_tuple:

@@ -10,7 +10,9 @@ are treated alike: a layer is known by its name, and its tokens by their number.
 """
 
 import math
+import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -38,17 +40,25 @@ class TokenLayers:
         self.scores: torch.Tensor | None = None
         self.kept: dict[int, torch.Tensor | None] = {}
         self.age: dict[Row, int] = {}
+        self.thread: int | None = None  # in which such a forward runs now
         self.layers = {name: TokenLayer(layer, self) for name, layer in _per_token(denoiser)}
 
-    def begin(self, rows: Sequence[Row], scores: torch.Tensor | None) -> None:
-        """Before a forward of these rows. scores: (rows, ...) how much each place of the latents needs to be computed;
-        None to compute all tokens and remember what the layers give."""
+    @contextmanager
+    def forward(self, rows: Sequence[Row], scores: torch.Tensor | None) -> Iterator[None]:
+        """For a forward of these rows. scores: (rows, ...) how much each place of the latents needs to be computed;
+        None to compute all tokens and remember what the layers give. The layers do as always in every other forward:
+        another pipeline may have the same denoiser."""
         self.rows, self.scores, self.kept = list(rows), scores, {}
         for row in dict.fromkeys(rows):
             if scores is None:
                 self.age[row] = 0
             elif row in self.age:
                 self.age[row] += 1
+        self.thread = threading.get_ident()
+        try:
+            yield
+        finally:
+            self.thread = None
 
     def choose(self, tokens: int) -> torch.Tensor | None:
         """(rows, kept) indices of the tokens to compute in a layer of this many; None for all."""
@@ -70,7 +80,7 @@ class TokenLayer:
 
     def __call__(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         shared = self.shared
-        if x.ndim != 3 or len(x) != len(shared.rows):
+        if shared.thread != threading.get_ident() or x.ndim != 3 or len(x) != len(shared.rows):
             return self.call(x, *args, **kwargs)
         kept = shared.choose(x.shape[1])
         before = [self.memory.get(row) for row in shared.rows]

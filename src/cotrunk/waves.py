@@ -5,7 +5,7 @@ import math
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +14,7 @@ import torch
 
 from .arguments import PerPrompt
 from .attaching import attached
+from .caller import callbacks_among
 from .denoiser import RowPlan
 from .errors import CotrunkError
 from .meter import Meter
@@ -34,7 +35,9 @@ class Wave:
     Attributes:
         images: the indices of its images, in the order of `output`.
         output: the pipeline's own output object.
-        failed: images whose latents or decoded values held a NaN or an infinity.
+        failed: images whose latents or decoded values held a NaN or an infinity, and those of a call that was
+            interrupted.
+        is_interrupted: whether a callback stopped this call before its last step (`pipe._interrupt = True`).
         cost: denoiser rows, counted.
         spared: rows not computed, by what spared them: "sharing", "guidance", "skipping".
         steps: for each of its images, a letter a timestep: c computed, s computed once for a group, p predicted;
@@ -46,6 +49,7 @@ class Wave:
     images: tuple[int, ...]
     output: Any
     failed: tuple[int, ...]
+    is_interrupted: bool
     cost: Cost
     spared: dict[str, int]
     steps: tuple[str, ...]
@@ -55,7 +59,11 @@ class Wave:
 
 @dataclass
 class Run:
-    """A pipeline, a plan and the arguments: ready to denoise. `prepare` makes one; iterate over `waves()`."""
+    """A pipeline, a plan and the arguments: ready to denoise. `prepare` makes one; iterate over `waves()`.
+
+    Attributes:
+        companions: for each prompt a key; those with different keys do not run in one call. None: all may.
+    """
 
     pipe: Any
     plan: Plan
@@ -66,6 +74,7 @@ class Run:
     skipping: Skipping | None = None
     guidance_interval: tuple[float, float] | None = None
     seconds: dict[str, float] = field(default_factory=dict)
+    companions: Sequence[Hashable] | None = None
     _warned: bool = False
 
     def waves(
@@ -81,7 +90,7 @@ class Run:
             skip: called with the image indices of a wave; True leaves it out (it is done already).
             on_step: called after every scheduler step with the wave's `Meter`.
         """
-        for trees in self.plan.waves(self.wave_size):
+        for trees in self._calls():
             if skip([image for tree in trees for image in tree.images]):
                 continue
             while trees:
@@ -89,12 +98,23 @@ class Run:
                 wave = self._attempt(part, on_step)
                 if wave is not None:
                     yield wave
+                    if wave.is_interrupted:  # whoever stops one call does not want the others
+                        return
                     trees = trees[len(part) :]
                     continue
                 # not inside `except`: the exception holds the tensors that are to be freed
                 if torch.cuda.is_available():
                     torch.cuda.empty_cache()
                 self.wave_size = sum(len(tree.images) for tree in part) // 2
+
+    def _calls(self) -> Iterator[tuple[Branch, ...]]:
+        """The trees of each call of the pipeline: at most `wave_size` images, all of them companions."""
+        parts: dict[Hashable, list[Branch]] = {}
+        for tree in self.plan.trees:
+            prompt = self.plan.prompt_of(tree.images[0])
+            parts.setdefault(None if self.companions is None else self.companions[prompt], []).append(tree)
+        for trees in parts.values():
+            yield from packed(trees, self.wave_size)
 
     def _attempt(self, trees: tuple[Branch, ...], on_step: Callable[[Meter], None] | None) -> Wave | None:
         """One call, or None where the memory is too small for its texts or its decoder. (The denoiser halves its own
@@ -113,18 +133,21 @@ class Run:
         seeds = [self.plan.seeds[image] for image in images]
         begin = time.perf_counter()
         rows = self._rows(sources, len(images))
-        with attached(self.pipe, rows, seeds, meter) as generators:
-            arguments = self.arguments.of([self.plan.prompt_of(image) for image in images])
+        arguments = self.arguments.of([self.plan.prompt_of(image) for image in images])
+        with attached(self.pipe, rows, seeds, meter, callbacks_among(arguments)) as generators:
             output = self.pipe(**arguments, generator=generators)
         end = time.perf_counter()
-        self._check(meter, self.plan.cost_of(trees))
+        is_interrupted = bool(getattr(self.pipe, "_interrupt", False)) and meter.step < self.plan.timesteps
+        if not is_interrupted:
+            self._check(meter, rows, self.plan.cost_of(trees))
         self.max_rows = meter.max_rows
         started, ended = meter.started or begin, meter.ended or begin
         finite = [True] * len(images) if meter.finite is None else meter.finite.tolist()
         return Wave(
             images=images,
             output=output,
-            failed=tuple(image for image, good in zip(images, finite, strict=True) if not good),
+            failed=tuple(i for i, good in zip(images, finite, strict=True) if is_interrupted or not good),
+            is_interrupted=is_interrupted,
             cost=Cost(meter.rows + meter.rows_filled, meter.rows_asked),
             spared={what: meter.rows_spared[what] for what in SPARED},
             steps=(letters := step_letters(rows, meter.computed, len(images), self.plan.timesteps)),
@@ -145,23 +168,27 @@ class Run:
             policy = policy_of(self.skipping, images, self.plan.timesteps, jumps(sources, interval or ()).__getitem__)
         first = type(self.pipe).__name__.startswith(CONDITIONAL_FIRST)
         tokens = None if self.skipping is None else self.skipping.tokens
-        return RowPlan(sources.__getitem__, policy, interval, 0 if first else 1, tokens)
+        # a pipeline that takes more steps than were planned is alone there, or refused
+        return RowPlan(
+            lambda step: sources[min(step, self.plan.timesteps)], policy, interval, 0 if first else 1, tokens
+        )
 
-    def _check(self, meter: Meter, predicted: Cost) -> None:
-        """What was counted must be what was planned; of rows a wrong prediction is said, and the count is reported."""
-        if getattr(self.pipe, "_interrupt", False):  # by a callback of the user
-            return
-        if meter.step != self.plan.timesteps:
+    def _check(self, meter: Meter, rows: RowPlan, predicted: Cost) -> None:
+        """Raise `CotrunkError` if another number of steps than planned may have spoilt images. A wrong prediction of
+        rows only warns; the counted rows are reported."""
+        kind = type(self.pipe).__name__
+        if meter.step != self.plan.timesteps and not rows.is_plain():
             raise CotrunkError(
-                f"{type(self.pipe).__name__} took {meter.step} scheduler steps with these arguments, and "
-                f"{self.plan.timesteps} were planned: images may have shared too much. Use sharing=None."
+                f"{kind} took {meter.step} scheduler steps with these arguments, and {self.plan.timesteps} were "
+                "planned: images may have shared too much. Use sharing=None, and neither skipping nor "
+                "guidance_interval."
             )
         spared = meter.rows_spared["skipping"] + meter.rows_spared["guidance"]
         if meter.rows + spared != predicted.used and not self._warned:
             self._warned = True
             warnings.warn(
-                f"{type(self.pipe).__name__} took {meter.rows} denoiser rows where {predicted.used} were predicted: "
-                "its guidance with these arguments is one that cotrunk cannot predict. The counted rows are reported.",
+                f"{kind} took {meter.rows} denoiser rows where {predicted.used} were predicted: cotrunk cannot predict "
+                "its guidance or its steps with these arguments. The counted rows are reported.",
                 stacklevel=2,
             )
 

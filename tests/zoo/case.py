@@ -31,6 +31,7 @@ class Case:
         output_type: what the pipeline gives back; latents where it can.
         field: where its output holds the images.
         only_texts: whether prompts are texts in every variant.
+        unpadded: whether its denoiser knows no mask for its texts, so that only equally long ones can run together.
     """
 
     pipeline: str
@@ -45,6 +46,7 @@ class Case:
     output_type: str = "latent"
     field: str = "images"
     only_texts: bool = False
+    unpadded: bool = False
 
     def speaks(self, variant: Variant) -> bool:
         """Whether prompts are texts."""

@@ -32,6 +32,8 @@ NOT_EXAMINED = {
     r"VQDiffusion": "diffuses classes of pixels: its denoiser gives no noise",
     r"LDMTextToImage": "names its parts otherwise (bert, vqvae), from before prompt_embeds",
     r"LEdits.*|.*Pix2PixZero": "edits an image that it has inverted before",
+    r"ChromaInpaint": "fails by itself: reads guidance_embeds, which Chroma's transformer does not have",
+    r"KolorsImg2Img": "drops pooled_prompt_embeds, and its tokenizer needs SentencePiece",
     r".*LatentUpscale": "makes latents larger, on a scheduler of Euler alone",
     r"DreamLite.*|JoyImageEdit.*|LongCatImageEdit|Kandinsky5I2I|QwenImageLayered|QwenImage21|BriaFibo2": "not built "
     "yet: reads its input images with a vision-language model",

@@ -394,6 +394,7 @@ CASES = [
         ),
         cogview4_text,
         ("embeds", "texts"),
+        unpadded=True,
         fast=True,
     ),
     Case(
@@ -413,6 +414,7 @@ CASES = [
         lumina_text,
         ("embeds", "texts"),
         masks={"encoder_mask": "encoder_hidden_states"},
+        fast=True,
     ),
     Case("Lumina2Pipeline", one_encoder("Lumina2Pipeline", lumina2_transformer), masked, masks=MASKS),
     Case("ZImagePipeline", one_encoder("ZImagePipeline", z_transformer), z_text, fast=True),

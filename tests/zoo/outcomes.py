@@ -1,9 +1,14 @@
 """What the examinations found, on file: the tests compare with it, and the document is made of it."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
-from .examination import Verdict
+import diffusers
+import torch
+
+from .cases import CASES
+from .examination import Verdict, examine
 
 FILE = Path(__file__).with_name("outcomes.json")
 
@@ -16,9 +21,22 @@ def outcome_of(verdict: Verdict) -> str:
     return f"refused: {verdict.why}" if verdict.word == "refused" else verdict.word
 
 
+def found(name: str) -> dict[str, dict[str, Verdict]]:
+    """Examine a class with all its variants."""
+    pipe = CASES[name].build()
+    return {variant: examine(CASES[name], pipe, variant) for variant in CASES[name].variants}
+
+
+def be_quiet() -> None:
+    """One thread, as the models are small, and no progress talk."""
+    torch.set_num_threads(1)
+    diffusers.utils.logging.set_verbosity_error()
+    diffusers.utils.logging.disable_progress_bar()
+
+
 def read() -> Outcomes:
     return json.loads(FILE.read_text(encoding="utf-8"))
 
 
-def write(outcomes: Outcomes) -> None:
+def write(outcomes: Mapping[str, dict[str, dict[str, str]]]) -> None:
     FILE.write_text(json.dumps(outcomes, indent=1, sort_keys=True) + "\n", encoding="utf-8")

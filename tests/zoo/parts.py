@@ -22,7 +22,7 @@ __all__ = ["SD_BETAS", "TOKENS", "WIDTH", "equal_rows", "randomised", "unet", "v
 
 LENGTHS = (5, 3, 4)  # tokens of each prompt; the tokens beyond are padding, which differs per prompt
 NEGATIVE_LENGTH = 4
-TEXTS = ("a red apple on a wooden table", "two birds", "a castle at night")  # of different lengths
+TEXTS = ("a red apple on a wooden table", "a green bird in a tall forest", "a castle")  # two are equally long
 NEGATIVE_TEXT = "blurred"
 
 
@@ -96,11 +96,11 @@ def quiet(pipe: Any) -> Any:
 
 def certain(autoencoder: Any) -> Any:
     """An autoencoder that encodes an image without noise."""
-    channels = autoencoder.config.latent_channels
     last = autoencoder.quant_conv if autoencoder.quant_conv is not None else autoencoder.encoder.conv_out
+    channels = len(last.bias) // 2  # the means; then the logarithms of the variances
     with torch.no_grad():
         last.weight[channels:] = 0
-        last.bias[channels:] = -60  # the logarithm of the variance
+        last.bias[channels:] = -60
     return autoencoder
 
 

@@ -11,6 +11,7 @@ from .case import WITH_IMAGES, Case, Variant
 from .classes import pipeline_class
 from .parts import (
     WIDTH,
+    certain,
     embeds,
     flow_scheduler,
     inpainting_mask,
@@ -120,7 +121,11 @@ CASES = [
     ),
     Case(
         "QwenImageControlNetInpaintPipeline",
-        of("QwenImageControlNetInpaintPipeline", controlnet=lambda: controlnet(extra_condition_channels=4)),
+        of(
+            "QwenImageControlNetInpaintPipeline",
+            vae=lambda: certain(qwen_vae()),
+            controlnet=lambda: controlnet(extra_condition_channels=4),
+        ),
         controlled_inpainted,
         WITH_IMAGES,
         masks=MASKS,

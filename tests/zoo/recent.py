@@ -435,6 +435,7 @@ CASES = [
         one_encoder("PRXPipeline", prx_transformer),
         prx,
         masks={"attention_mask": "encoder_hidden_states"},
+        fast=True,
     ),
     Case("PRXPixelPipeline", prx_pixel_pipeline, prx_pixel, masks={"attention_mask": "encoder_hidden_states"}),
     Case(
@@ -458,7 +459,7 @@ CASES = [
     ),
     Case("ErnieImagePipeline", one_encoder("ErnieImagePipeline", ernie_transformer), ernie),
     Case("HunyuanImagePipeline", hunyuan_image_pipeline, hunyuan_image, masks=TWO_MASKS),
-    Case("Kandinsky3Pipeline", kandinsky("Kandinsky3Pipeline"), kandinsky_text, masks=TEXT_MASK),
+    Case("Kandinsky3Pipeline", kandinsky("Kandinsky3Pipeline"), kandinsky_text, masks=TEXT_MASK, fast=True),
     Case(
         "Kandinsky3Img2ImgPipeline",
         kandinsky("Kandinsky3Img2ImgPipeline"),
@@ -466,7 +467,7 @@ CASES = [
         WITH_IMAGES,
         masks=TEXT_MASK,
     ),
-    Case("IFPipeline", deepfloyd("IFPipeline"), floyd),
+    Case("IFPipeline", deepfloyd("IFPipeline"), floyd, fast=True),
     Case("IFImg2ImgPipeline", deepfloyd("IFImg2ImgPipeline"), floyd_from_image, WITH_IMAGES),
     Case("IFInpaintingPipeline", deepfloyd("IFInpaintingPipeline"), floyd_inpainted, WITH_IMAGES),
     Case(
@@ -487,7 +488,7 @@ CASES = [
         floyd_larger_inpainted,
         WITH_IMAGES,
     ),
-    Case("AmusedPipeline", amused("AmusedPipeline"), amused_text),
+    Case("AmusedPipeline", amused("AmusedPipeline"), amused_text, fast=True),
     Case("AmusedImg2ImgPipeline", amused("AmusedImg2ImgPipeline"), amused_from_image, WITH_IMAGES),
     Case("AmusedInpaintPipeline", amused("AmusedInpaintPipeline"), amused_inpainted, WITH_IMAGES),
 ]
@@ -588,4 +589,4 @@ def kandinsky5_text(prompts: Sequence[int], variant: Variant) -> dict[str, Any]:
     return texts(prompts) | {"height": 64, "width": 64, "guidance_scale": 4.0}
 
 
-CASES.append(Case("Kandinsky5T2IPipeline", kandinsky5, kandinsky5_text, ("texts",), field="image"))
+CASES.append(Case("Kandinsky5T2IPipeline", kandinsky5, kandinsky5_text, ("texts",), field="image", unpadded=True))

@@ -146,7 +146,6 @@ CASES = [
     xl("PAGInpaint", inpainted, WITH_IMAGES, **PERTURBED),
     xl("ControlNetPAG", controlled, WITH_IMAGES, controlnet=sdxl_controlnet, **PERTURBED),
     xl("ControlNetPAGImg2Img", controlled_from_image, WITH_IMAGES, controlnet=sdxl_controlnet, **PERTURBED),
-    Case("KolorsPipeline", of("KolorsPipeline", KOLORS_OUT, unet=sdxl_unet), text),
-    Case("KolorsImg2ImgPipeline", of("KolorsImg2ImgPipeline", KOLORS_OUT, unet=sdxl_unet), from_image, WITH_IMAGES),
+    Case("KolorsPipeline", of("KolorsPipeline", KOLORS_OUT, unet=sdxl_unet), text, fast=True),
     Case("KolorsPAGPipeline", of("KolorsPAGPipeline", KOLORS_OUT, unet=sdxl_unet, **PERTURBED), text),
 ]

@@ -4,7 +4,7 @@ import pytest
 
 from . import document, outcomes
 from .case import Case, Variant
-from .cases import CASES
+from .cases import CASES, FAMILIES, family_of
 from .classes import image_classes, why_not
 from .examination import EXAMINATIONS, examine
 
@@ -36,9 +36,8 @@ def test_each_case_is_on_file() -> None:
     assert all(set(found) == set(EXAMINATIONS) for variants in outcomes.read().values() for found in variants.values())
 
 
-def test_each_module_of_cases_has_a_fast_one() -> None:
-    modules = {case.inputs.__module__ for case in CASES.values()}
-    assert {case.inputs.__module__ for case in CASES.values() if case.fast} == modules
+def test_each_family_has_a_fast_case() -> None:
+    assert {family_of(name) for name, case in CASES.items() if case.fast} == set(FAMILIES)
 
 
 def test_the_document_and_the_readme_say_what_is_on_file() -> None:

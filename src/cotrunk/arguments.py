@@ -51,6 +51,8 @@ _ONE_IMAGE_PER_PROMPT = (
     "StableDiffusionUpscalePipeline",
     "StableDiffusionXLAdapterPipeline",
 )
+# what takes the beginning off the schedule; in LTX `strength` is another thing beside it
+_STRENGTHS = ("denoise_strength", "inpaint_strength", "strength")
 _REPEATED = ("image", "mask_image", "masked_image_latents", "original_image")
 _OURS = {
     "generator": "seed=",
@@ -189,7 +191,10 @@ class PerPrompt:
                 return [value[0]] * len(index) if len(value) == 1 else [value[i] for i in index]
             return value
 
-        return self.common | {name: pick(name, value) for name, value in self.own.items()}
+        own = {name: pick(name, value) for name, value in self.own.items()}
+        if self.common.get("padding_mask_crop") is not None and len(index) == 1:  # takes an image, and no list of one
+            own |= {name: own[name][0] for name in _REPEATED if isinstance(own.get(name), list)}
+        return self.common | own
 
     def keys(self) -> list[str]:
         """For each prompt a digest of everything but the prompt: prompts that differ in it never share."""
@@ -362,8 +367,8 @@ def timesteps_of(pipe: Any, arguments: dict[str, Any]) -> tuple[int, int]:
         name = type(scheduler).__name__
         raise CotrunkError(f"{name} cannot make a schedule of {steps} steps ({error}): use another number.") from None
     timesteps = scheduler.timesteps
-    takes_own = "denoise_strength" in inspect.signature(pipe.__call__).parameters  # LTX: `strength` is another thing
-    strength = argument(pipe, arguments, "denoise_strength" if takes_own else "strength")
+    parameters = inspect.signature(pipe.__call__).parameters
+    strength = argument(pipe, arguments, next((name for name in _STRENGTHS if name in parameters), "strength"))
     # from an image: the last part of the schedule. A combined pipeline leaves that to one of its parts
     cutting = next((part for part in (pipe, *parts_of(pipe)) if _cuts_schedule(part)), None)
     if strength is not None and cutting is not None:

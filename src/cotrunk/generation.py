@@ -133,8 +133,10 @@ def prepare(
     shares = any(len(tree.images) > 1 for tree in plan.trees)
     if shares or max_rows is not None or row_sizes is not None or skipping is not None or guidance_interval is not None:
         check_folds(pipe)
-    if own.prompts > 1 and sharing is not None and (why := runs_apart(pipe, own.arguments)):
-        warnings.warn(f"{why}: each prompt runs by itself, and nothing is shared.", stacklevel=3)
+    if why := runs_apart(pipe, own.arguments):
+        wave_size = 1
+        if own.prompts > 1 and sharing is not None:
+            warnings.warn(f"{why}: each image runs by itself, and nothing is shared.", stacklevel=3)
     seconds = {"embed": time.perf_counter() - begin}
     together = companions(pipe, own)
     return Run(pipe, plan, own, max_rows, row_sizes, wave_size, skipping, guidance_interval, seconds, together)

@@ -11,7 +11,7 @@ from .embedding import token_counts
 from .errors import CotrunkError
 
 # They pad texts to the longest of the call, and their denoisers read the padding: no mask hides it.
-UNMASKED = ("CogView4", "GlmImage", "JoyImageEdit", "Kandinsky5")
+UNMASKED = ("CogView4", "GlmImage", "JoyImageEdit", "Kandinsky5", "OmniGen")
 APART = {
     "Latte": "cuts the padding of one text and keeps that of several",
     "QwenImageEditPlus": "takes one prompt in a call",

@@ -223,8 +223,10 @@ def generate(
         pipe: any diffusers pipeline with a `unet` or `transformer` and a `scheduler`.
         prompts: the prompts; or leave them out and give `prompt_embeds=` (and what belongs to it).
         sharing: how prompts share; None for independent sampling, bit for bit what the pipeline gives when called
-            with one generator an image.
-        seed: one for the run or one a prompt. A group starts from one noise, so an image depends on the prompts of
+            with one generator per image. (Two exceptions: noise that a pipeline draws from the global generator,
+            because it forgets to hand its own to a stochastic flow scheduler or an encoder, comes from the image's
+            seed here. docs/sharing.md lists these pipelines.)
+        seed: one for the run or one per prompt. A group starts from one noise, so an image depends on the prompts of
             its group; but for rounding it does not depend on their order nor on anything else in the run.
         num_images_per_prompt: images of each prompt, every one from another trunk.
         plan: replay this plan instead of making one (`sharing`, `seed` and `num_images_per_prompt` are the plan's).

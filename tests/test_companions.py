@@ -11,6 +11,9 @@ from tiny import TinyPipeline, flux, sd_from_picture, sd_with_text, sdxl
 
 from cotrunk import CotrunkError, companions, generate
 from cotrunk.arguments import PerPrompt
+from cotrunk.attaching import attached
+from cotrunk.denoiser import RowPlan
+from cotrunk.meter import Meter
 
 
 def picture(seed: int, width: int = 32, height: int = 32) -> Any:
@@ -137,3 +140,23 @@ def test_seeds_do_not_depend_on_companions(monkeypatch: pytest.MonkeyPatch) -> N
     assert generate(tiny.pipe, ["a cat", "a cat on a mat"], **call).plan == before
     monkeypatch.setattr(companions, "APART", {"StableDiffusion": "takes one prompt in a call"})
     assert generate(tiny.pipe, ["a cat", "a cat on a mat"], **call).plan == before
+
+
+def test_an_encoder_without_a_generator_draws_from_the_seed_of_each_image() -> None:
+    """Some ControlNet pipelines forget the generator: the global one would make an image depend on its batch."""
+    tiny = sd_from_picture()
+    x = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(1)).repeat(2, 1, 1, 1)
+
+    def drawn(seeds: list[int], pixels: torch.Tensor) -> torch.Tensor:
+        torch.manual_seed(len(seeds))  # must not matter
+        with torch.no_grad(), attached(tiny.pipe, RowPlan(lambda step: tuple(range(len(seeds)))), seeds, Meter(1)):
+            return tiny.pipe.vae.encode(pixels).latent_dist.sample()
+
+    together = drawn([3, 4], x)
+    assert not torch.allclose(together[0], together[1])
+    torch.testing.assert_close(together[:1], drawn([3], x[:1]))
+    torch.testing.assert_close(together[1:], drawn([4], x[:1]))
+    torch.testing.assert_close(drawn([3, 4], torch.cat([x, x]))[2:], together)  # two copies, for guidance
+    torch.testing.assert_close(*drawn([5, 5], x).split(1))
+    outside = tiny.pipe.vae.encode(x).latent_dist
+    assert "draw" not in getattr(outside.sample, "__qualname__", "")

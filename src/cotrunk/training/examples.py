@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers import AutoencoderDC, AutoencoderKL
-from PIL import Image
+from PIL import Image, ImageOps
 
 from ..compatibility import denoisers_of
 from ..errors import CotrunkError
@@ -17,6 +17,7 @@ from ..files import write_bytes, write_text
 from ..rows import SHARED
 from .conditions import Conditions, moved
 from .dataset import Pair
+from .images import read_image
 
 CHUNK = 32  # captions encoded at once
 PIXELS = 1 << 20  # of the pictures that are encoded at once: in float32 an encoder needs some 20 kB for each
@@ -141,17 +142,13 @@ def size_of(pipe: Any, height: int | None, width: int | None) -> tuple[int, int]
 
 
 def picture_of(path: Path, height: int, width: int) -> torch.Tensor:
-    """(3, height, width) in [-1, 1]: scaled to cover the size, the middle of it."""
+    """(3, height, width) in [-1, 1]: the middle of the picture in the proportions of this size, scaled to it."""
     try:
-        with Image.open(path) as image:
-            picture = image.convert("RGB")
+        picture = read_image(path)
     except Exception as error:  # whatever a file that broke since makes Pillow say
         raise CotrunkError(f"{path} cannot be read any more: make the groups anew with cotrunk dataset.") from error
-    scale = max(height / picture.height, width / picture.width)
-    size = (max(width, round(picture.width * scale)), max(height, round(picture.height * scale)))
-    picture = picture.resize(size, Image.Resampling.LANCZOS)
-    left, top = (size[0] - width) // 2, (size[1] - height) // 2
-    values = np.asarray(picture.crop((left, top, left + width, top + height)), np.float32)
+    # cut before it is scaled: the whole of a very long picture would be scaled to gigabytes
+    values = np.asarray(ImageOps.fit(picture, (width, height), Image.Resampling.LANCZOS), np.float32)
     return torch.from_numpy(values / 127.5 - 1).permute(2, 0, 1)
 
 

@@ -21,6 +21,7 @@ from ..files import check_folder, write_bytes, write_text
 from ..hub import first_line
 from ..noise import NoiseSchedule, read_schedule
 from ..replacing import replaced
+from . import images
 from .conditions import Conditions, moved
 from .dataset import Pair
 from .examples import Examples, Told, check_encodes, encode, size_of
@@ -105,7 +106,7 @@ def train(
     size = size_of(pipe, settings.height, settings.width)
     run = {"pipeline": type(pipe).__name__, "model": model_digest(pipe), "data": _digest(groups)}
     run |= {"processes": accelerator.num_processes, **json.loads(json.dumps(asdict(settings)))}
-    folder = out / f"encoded-{run['data']}-{run['model']}-{size[0]}x{size[1]}"
+    folder = out / f"encoded-{run['data']}-{run['model']}-{size[0]}x{size[1]}-{images.WAY}"
     state = _checkpoint(out, run)  # before encoding, which may take hours
     if accelerator.is_main_process:
         encode(pipe, conditions, groups, size, folder, on_encoded)

@@ -88,8 +88,12 @@ def frechet_distance(features: torch.Tensor, reference: torch.Tensor, dimensions
 
     Args:
         features, reference: (n, d) and (m, d).
-        dimensions: of the subspace it is taken in, the reference's first principal components. With fewer than some
-            ten thousand pictures a covariance of 2,048 dimensions is mostly chance. None: all, which is what FID takes.
+        dimensions: of the subspace it is taken in, the reference's first principal components, or all of them where it
+            has fewer: m pictures differ along m - 1 axes at most. With fewer than some ten thousand pictures a
+            covariance of 2,048 dimensions is mostly chance. None: all dimensions, which is what FID takes.
+
+    Raises:
+        CotrunkError: fewer than two pictures, or a reference of equal ones, which has no principal component.
     """
     mine, theirs = _projected(reference, dimensions, features, reference)
     return _Gaussian.of(theirs).distance(_Gaussian.of(mine))
@@ -199,13 +203,23 @@ def bleed(pictures: torch.Tensor, texts: torch.Tensor, groups: Groups) -> Values
 
 
 def _projected(reference: torch.Tensor, dimensions: int | None, *features: torch.Tensor) -> list[Values]:
-    """Features in the subspace of the reference's first principal components, or as they are."""
+    """Features in the subspace of the reference's first principal components, or as they are. Axes along which the
+    reference does not vary are no components: a decomposition returns some, at will, and another one for the same
+    pictures in another order."""
     for own in features:
         _enough(own)
     if dimensions is None:
         return [own.double().numpy() for own in features]
-    axes = torch.linalg.svd(reference - reference.mean(dim=0), full_matrices=False).Vh[:dimensions].T
-    return [(own @ axes).double().numpy() for own in features]
+    exact = reference.double()
+    _, spreads, axes = torch.linalg.svd(exact - exact.mean(dim=0), full_matrices=False)
+    # networks work in float32: equal pictures in two batches differ by its rounding, which is no variance
+    rounding = torch.finfo(torch.float32).eps * max(exact.shape) * float(exact.norm())
+    chosen = axes[: min(dimensions, int((spreads > rounding).sum()))].T
+    if not chosen.shape[1]:
+        raise CotrunkError(
+            f"The {len(reference)} real pictures are all alike: a Frechet distance needs different ones."
+        )
+    return [(own.double() @ chosen).numpy() for own in features]
 
 
 def _draws(

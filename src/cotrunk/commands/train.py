@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 import typer
 from rich.markup import escape
 
-from ..files import write_bytes
+from ..files import write_bytes, writing
 from ..prompts import read_prompts
 from .console import err, out, say
 from .inputs import out_folder
@@ -162,6 +162,7 @@ def _drawn(pipe: Any, prompts: list[str], share: float, sizes: dict[str, Any], p
     row = Image.new("RGB", (width * len(prompts), height))
     for number, picture in enumerate(made.images):
         row.paste(picture, (number * width, 0))
-    path.parent.mkdir(parents=True, exist_ok=True)
+    with writing(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
     write_bytes(path, lambda file: row.save(file, "PNG"))
     return made.images

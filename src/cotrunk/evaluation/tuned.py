@@ -11,7 +11,7 @@ from string import Template
 import numpy as np
 from PIL import Image
 
-from ..files import write_bytes, write_text
+from ..files import write_bytes, write_text, writing
 from .figures import log_axis, new_figure
 from .setting import Basis, Setting, write_settings
 from .tuning import Point, Tuned
@@ -24,7 +24,8 @@ def write_tuned(tuned: Tuned, pictures: dict[Point, np.ndarray], networks: str, 
 
     pictures: of the points to show, (n, 3, height, width) bytes, in their order.
     """
-    out.mkdir(parents=True, exist_ok=True)
+    with writing(out):
+        out.mkdir(parents=True, exist_ok=True)
     write_settings(tuned.same_quality.setting, basis, out / "same-quality.json")
     if tuned.best_in_rows is None:
         (out / "best-in-rows.json").unlink(missing_ok=True)  # of another --rows

@@ -7,6 +7,7 @@ import csv
 import functools
 import io
 import json
+import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -18,13 +19,14 @@ import numpy as np
 
 from ..embedding import Encoder
 from ..errors import CotrunkError
-from ..files import check_folder, write_bytes, write_text
+from ..files import check_folder, write_bytes, write_text, writing
 from ..hub import first_line
 from ..prompts import checked
 from .cliques import sample_cliques, similarity_graph
 from .images import WAY, as_rgb, unreadable
 
 CAPTIONS = ("text", "caption", "prompt", "captions")  # what a table may call them; the first that is there
+MAKE_ONE = "make one with cotrunk dataset"
 NO_CAPTION = "it has no caption"
 NAMED = 5  # pictures that cannot be read are named up to here, then counted
 
@@ -190,7 +192,8 @@ def build_groups(
         "mean_size": round(float(np.mean([len(group) for group in cliques.groups])), 4),
         "mean_similarity": round(float(np.mean([value for values in similarities for value in values])), 4),
     }
-    out.mkdir(parents=True, exist_ok=True)
+    with writing(out):
+        out.mkdir(parents=True, exist_ok=True)
     _write_parquet(out / "groups.parquet", pairs, cliques.groups, similarities, summary)
     _write_histogram(out / "similarities.png", similarities, sizes)
     write_text(out / "summary.json", json.dumps(summary, indent=1) + "\n")
@@ -306,7 +309,8 @@ def _hub(source: str, export: Path) -> Iterator[Pair | Unusable]:
     # a folder for each dataset, split, version and way of reading: names of files are numbers of rows
     version = f"{source}-{getattr(rows, '_fingerprint', '')}-{WAY}"
     export = export / re.sub(r"[^A-Za-z0-9]+", "-", version)
-    export.mkdir(parents=True, exist_ok=True)
+    with writing(export):
+        export.mkdir(parents=True, exist_ok=True)
     for number in range(len(rows)):
         where, file = f"{source}, row {number}", export / f"{number:07d}.png"
         try:
@@ -383,19 +387,33 @@ def read_groups(folder: Path) -> tuple[list[list[Pair]], dict[str, Any]]:
     """The groups of a set, and its summary.
 
     Raises:
-        CotrunkError: no such set.
+        CotrunkError: no such set, or a damaged one.
     """
-    columns, summary = _read_parquet(folder, "captions", "images")
-    return [[Pair(c, Path(i)) for c, i in zip(*row, strict=True)] for row in zip(*columns, strict=True)], summary
+    (captions, images), summary = _read_parquet(folder, "captions", "images")
+    groups = []
+    for texts, paths in zip(captions, images, strict=True):
+        if not (_are_texts(texts) and _are_texts(paths) and len(texts) == len(paths) > 0):
+            raise CotrunkError(f"{folder} holds a group without its captions or pictures: {MAKE_ONE}.")
+        groups.append([Pair(text, Path(path)) for text, path in zip(texts, paths, strict=True)])
+    if not groups:
+        raise CotrunkError(f"{folder} holds no group: {MAKE_ONE}.")
+    return groups, summary
 
 
 def read_similarities(folder: Path) -> list[float]:
     """For each group of a set, the smallest cosine between two of its captions, for the encoder that made it.
 
     Raises:
-        CotrunkError: no such set.
+        CotrunkError: no such set, or a damaged one.
     """
-    return _read_parquet(folder, "smallest_similarity")[0][0]
+    (similarities,), _ = _read_parquet(folder, "smallest_similarity")
+    if not all(isinstance(value, float) and math.isfinite(value) for value in similarities):
+        raise CotrunkError(f"{folder} holds a group without its similarity: {MAKE_ONE}.")
+    return similarities
+
+
+def _are_texts(values: Any) -> bool:
+    return isinstance(values, list) and all(isinstance(value, str) for value in values)
 
 
 def _read_parquet(folder: Path, *columns: str) -> tuple[list[list[Any]], dict[str, Any]]:
@@ -407,9 +425,9 @@ def _read_parquet(folder: Path, *columns: str) -> tuple[list[list[Any]], dict[st
     try:
         made = pq.read_table(path)
         summary = json.loads((made.schema.metadata or {})[b"cotrunk"])
-        return [made[column].to_pylist() for column in columns], summary
+        return [made[column].to_pylist() for column in columns], dict(summary)
     except Exception as error:  # a missing or foreign file, in the words of arrow
-        raise CotrunkError(f"{path} is no set of groups: make one with cotrunk dataset.") from error
+        raise CotrunkError(f"{path} is no set of groups: {MAKE_ONE}.") from error
 
 
 def apart(groups: Sequence[Sequence[Pair]], seed: int) -> list[list[Pair]]:

@@ -73,5 +73,6 @@ def plot_losses(log: Path, path: Path) -> None:
     axis.set_xlabel("optimiser steps")
     axis.set_ylabel(f"loss, mean of {width} steps" if width > 1 else "loss")
     axis.grid(alpha=0.25)
-    axis.legend()
+    if lines:
+        axis.legend()
     write_bytes(path, functools.partial(figure.savefig, format="png", dpi=110))

@@ -169,8 +169,8 @@ class Experiment:
         return _seen(made)
 
     def _read(self, cell: Cell, path: Path) -> Seen | None:
-        """What was seen in a cell; None if nothing was, if the file is damaged, or if other networks saw it, or these with
-        other weights."""
+        """What was seen in a cell. None if nothing was, if the file is damaged, or if other networks saw it, or these
+        with other weights."""
         try:
             with np.load(path) as kept:
                 if str(kept["by"]) != self._names:

@@ -116,11 +116,10 @@ class Measures:
         path = self.experiment.out / "cells" / kind / f"{mark.hexdigest()[:24]}.json"
         with contextlib.suppress(OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
             return read(json.loads(path.read_text(encoding="utf-8")))
-        measured = measure()
         with writing(path.parent):
             path.parent.mkdir(parents=True, exist_ok=True)
-        write_text(path, json.dumps(measured) + "\n")
-        return read(measured)
+        write_text(path, json.dumps(measure()) + "\n")
+        return read(json.loads(path.read_text(encoding="utf-8")))
 
     def _rows(self, good: Sequence[np.ndarray], chosen: Sequence[int]) -> tuple[torch.Tensor, list[list[int]]]:
         """The good pictures of these groups in all runs: their places among all pictures of all runs, and the groups by

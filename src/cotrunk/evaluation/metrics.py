@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from ..errors import CotrunkError
@@ -19,7 +18,6 @@ Groups = Sequence[Sequence[int]]  # of pictures
 DRAWS = 1000  # of a bootstrap
 FRECHET_DRAWS = 400  # of one whose every draw needs matrix roots
 FULL_DRAWS = 100  # where these are of all dimensions of a network, and take seconds
-HALVES = 100  # of a jackknife
 
 
 @dataclass(frozen=True)
@@ -144,33 +142,6 @@ def frechet_change(
     centre = _Gaussian.of(real)
     value, moved = np.array([centre.distance(_Gaussian.of(own)) for own in sets]), np.array(drawn)
     return _change(value, moved - moved.mean(axis=0) + value)  # moved back, as in `frechet`
-
-
-def kernel_distance(features: torch.Tensor, reference: torch.Tensor) -> float:
-    """Unbiased squared kernel distance (as KID, Binkowski et al. 2018) with the kernel (cosine + 1)^3: unlike a Frechet
-    distance it is not too large for few pictures, so that it serves some tens of them. It may come out below zero."""
-    mine, theirs = (F.normalize(x.double(), dim=1) for x in (features, reference))
-    _enough(mine)
-    _enough(theirs)
-
-    def within(x: torch.Tensor) -> torch.Tensor:
-        own = (x @ x.T + 1) ** 3
-        return (own.sum() - own.diagonal().sum()) / (len(x) * (len(x) - 1))
-
-    return float(within(mine) + within(theirs) - 2 * ((mine @ theirs.T + 1) ** 3).mean())
-
-
-def kernel(features: torch.Tensor, reference: torch.Tensor, seed: int = 0) -> Figure:
-    """`kernel_distance` with its interval: halves of both sets are drawn without repetition, for a picture that is
-    drawn twice is similar to itself. Their spread is that of the whole (delete-half jackknife)."""
-    value, draw = kernel_distance(features, reference), np.random.default_rng(seed)
-
-    def half(x: torch.Tensor) -> torch.Tensor:
-        return x[torch.from_numpy(draw.permutation(len(x))[: max(2, len(x) // 2)])]
-
-    drawn = [kernel_distance(half(features), half(reference)) for _ in range(HALVES)]
-    spread = 1.96 * float(np.std(drawn))
-    return Figure(value, value - spread, value + spread)
 
 
 def diversity(network: PerceptualNetwork, pictures: torch.Tensor, groups: Groups) -> Values:

@@ -31,6 +31,7 @@ class Trial:
         good: places of the pictures that held no NaN.
         rows, seconds: of denoising, for one picture.
         shared: part of the rows that sharing saved.
+        groups: places of the pictures that share steps, each in one group.
     """
 
     pictures: torch.Tensor
@@ -38,6 +39,7 @@ class Trial:
     rows: float
     seconds: float
     shared: float
+    groups: list[list[int]]
 
 
 class Trials:
@@ -120,6 +122,7 @@ class Trials:
             "rows": rows / count,
             "seconds": seconds / count,
             "shared": shared / run.plan.cost.independent,
+            "groups": [list(tree.images) for tree in run.plan.trees],
         }
         stacked = np.stack([pictures[image] for image in range(count)])
         write_bytes(path, lambda file: np.savez(file, pictures=stacked, facts=json.dumps(facts)))
@@ -138,6 +141,7 @@ def _kept(path: Path, count: int) -> Trial | None:
             pictures.dtype == np.uint8
             and (pictures.ndim, *pictures.shape[:2]) == (4, count, 3)
             and all(type(image) is int and 0 <= image < count for image in trial.good)
+            and sorted(image for group in trial.groups for image in group) == list(range(count))
             and all(isinstance(number, int | float) and math.isfinite(number) for number in numbers)
         )
     except Exception:  # whatever zip, numpy and JSON say to a file that is cut off or foreign

@@ -21,7 +21,7 @@ from cotrunk.evaluation.equivalence import (
 MARGIN = 0.3  # of losses whose standard deviation is 1
 
 
-def shown(loss: float, prompts: int, confidence: float, draws: int = 2000, seed: int = 0) -> float:
+def shown(loss: float, prompts: int, confidence: float, draws: int = 1000, seed: int = 0) -> float:
     """How often a true loss is shown to be below the margin."""
     values = np.random.default_rng(seed).normal(loss, 1, (draws, prompts))
     return float(np.mean([estimate(own).interval(confidence).high <= MARGIN for own in values]))
@@ -29,7 +29,7 @@ def shown(loss: float, prompts: int, confidence: float, draws: int = 2000, seed:
 
 @pytest.mark.parametrize("prompts", [4, 12, 100])
 def test_a_loss_as_large_as_the_margin_is_hardly_ever_taken_for_none(prompts: int) -> None:
-    assert 0.015 < shown(MARGIN, prompts, 0.95) < 0.035  # one side of 5 %
+    assert 0.012 < shown(MARGIN, prompts, 0.95) < 0.038  # one side of 5 %
 
 
 def test_no_loss_is_shown_with_many_prompts_and_not_with_few() -> None:
@@ -38,7 +38,7 @@ def test_no_loss_is_shown_with_many_prompts_and_not_with_few() -> None:
 
 
 @pytest.mark.parametrize("confidence", [0.95, 1 - 0.05 / 28])
-@pytest.mark.parametrize("loss", [-0.1, 0.0, 0.15])
+@pytest.mark.parametrize("loss", [-0.1, 0.1])
 def test_as_many_prompts_as_are_asked_for_decide_as_often_as_is_said(confidence: float, loss: float) -> None:
     count = Estimate(loss, 1 / 40**0.5, 39, 40).prompts_to_decide(MARGIN, confidence)
     assert shown(loss, count, confidence) == pytest.approx(POWER, abs=0.025)
@@ -50,7 +50,7 @@ def test_as_many_prompts_as_are_asked_for_decide_as_often_as_is_said(confidence:
 def test_a_pilot_of_few_prompts_asks_for_about_the_right_number() -> None:
     draw = np.random.default_rng(0)
     right = Estimate(0.0, 1 / 40**0.5, 39, 40).prompts_to_decide(MARGIN)
-    asked = [estimate(draw.normal(0, 1, 40)).prompts_to_decide(MARGIN) for _ in range(400)]
+    asked = [estimate(draw.normal(0, 1, 40)).prompts_to_decide(MARGIN) for _ in range(200)]
     assert np.median(asked) == pytest.approx(right, rel=0.2)
 
 
@@ -59,7 +59,7 @@ def test_a_loss_at_the_margin_is_not_decided_by_any_number_of_prompts() -> None:
     assert Estimate(0.0, 0.0, 11, 12).prompts_to_decide(MARGIN) == 3  # nothing is left to chance
 
 
-@settings(max_examples=100)
+@settings(max_examples=40)
 @given(st.floats(-1, 1), st.floats(1e-3, 1), st.integers(3, 500), st.floats(0.9, 0.999))
 def test_less_spread_and_a_wider_margin_ask_for_fewer_prompts(
     loss: float, error: float, prompts: int, confidence: float

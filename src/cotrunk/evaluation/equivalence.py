@@ -74,13 +74,15 @@ def estimate(values: Values, groups: Groups | None = None) -> Estimate:
     Raises:
         CotrunkError: fewer than two groups.
     """
-    parts = [[i] for i in range(len(values))] if groups is None else [list(group) for group in groups if len(group)]
-    if len(parts) < 2:
-        raise CotrunkError(f"{len(parts)} independent groups of prompts are too few to compare: take more.")
     mean = float(values.mean())
-    apart = np.array([(values[part] - mean).sum() for part in parts])
-    error = math.sqrt(len(parts) / (len(parts) - 1) * float(np.square(apart).sum())) / len(values)
-    return Estimate(mean, error, len(parts) - 1, len(values))
+    apart = values - mean
+    if groups is not None:
+        apart = np.array([apart[list(group)].sum() for group in groups if len(group)])
+    count = len(apart)
+    if count < 2:
+        raise CotrunkError(f"{count} independent groups of prompts are too few to compare: take more.")
+    error = math.sqrt(count / (count - 1) * float(np.square(apart).sum())) / len(values)
+    return Estimate(mean, error, count - 1, len(values))
 
 
 def distance_excess(features: torch.Tensor, same: torch.Tensor, other: torch.Tensor) -> Values:

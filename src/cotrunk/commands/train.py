@@ -7,9 +7,9 @@ from typing import Annotated, Any, Literal
 import typer
 from rich.markup import escape
 
-from ..files import write_bytes
+from ..files import write_bytes, writing
 from ..prompts import read_prompts
-from .console import err, out
+from .console import err, out, say
 from .inputs import out_folder
 from .options import MACHINE, OUTPUT, Height, Model, OutFolder, Width, option
 
@@ -89,6 +89,7 @@ def train(
     from ..training.log import Step, plot_losses
     from ..training.loss import Loss
     from ..training.settings import TrainSettings
+    from ..training.trainer import DivergenceError
     from ..training.trainer import train as run
 
     settings = TrainSettings(
@@ -141,6 +142,10 @@ def train(
         except KeyboardInterrupt:
             err.print("Stopped. Call it again to go on from the last checkpoint.")
             raise typer.Exit(130) from None
+        except DivergenceError as error:  # no bad input, so not its exit code
+            if is_first:
+                say("red", "error", str(error))
+            raise typer.Exit(1) from None
     if is_first:
         out.print(f"The LoRA is {escape(str(file))}", soft_wrap=True)
 
@@ -157,6 +162,7 @@ def _drawn(pipe: Any, prompts: list[str], share: float, sizes: dict[str, Any], p
     row = Image.new("RGB", (width * len(prompts), height))
     for number, picture in enumerate(made.images):
         row.paste(picture, (number * width, 0))
-    path.parent.mkdir(parents=True, exist_ok=True)
+    with writing(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
     write_bytes(path, lambda file: row.save(file, "PNG"))
     return made.images

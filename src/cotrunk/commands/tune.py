@@ -47,8 +47,8 @@ def tune(
         option(
             SWEEP,
             "X",
-            "Loss of alignment that counts as none: a part of what pictures have more of it with their own prompt than "
-            "with the others.",
+            "Loss that counts as none: of alignment, a part of what pictures have more of it with their own prompt "
+            "than with the others; of distance, a part of how far two pictures of one prompt lie apart.",
         ),
     ] = 0.1,
     rows: Annotated[
@@ -56,7 +56,7 @@ def tune(
         option(
             SWEEP,
             "X",
-            "Rows a picture for which the best setting is wanted; by default half of those that --steps take.",
+            "Rows per picture for which the best setting is wanted; by default half of those that --steps take.",
         ),
     ] = None,
     model: Model = "mini",
@@ -88,7 +88,7 @@ def tune(
     if not 0 <= margin < 1:
         raise CotrunkError(f"--margin {margin} is out of range: use 0 or more, below 1.")
     if rows is not None and not 0 < rows < math.inf:
-        raise CotrunkError(f"--rows {rows} is out of range: use rows a picture, above 0.")
+        raise CotrunkError(f"--rows {rows} is out of range: use rows per picture, above 0.")
 
     from ..evaluation.setting import LEAST, Basis
 

@@ -44,13 +44,13 @@ _REFERENCES = (
 # `mask_image` among their arguments
 _ONE_IMAGE_PER_PROMPT = (
     "CogVideoXImageToVideoPipeline",
-    "CycleDiffusionPipeline",
     "IFSuperResolutionPipeline",
     "StableDiffusionAdapterPipeline",
     "StableDiffusionLatentUpscalePipeline",
     "StableDiffusionUpscalePipeline",
     "StableDiffusionXLAdapterPipeline",
 )
+_REPEATS_ITSELF = ("StableDiffusionInpaintPipelineLegacy",)  # and takes no list of images
 # what takes the beginning off the schedule; in LTX `strength` is another thing beside it
 _STRENGTHS = ("denoise_strength", "inpaint_strength", "strength")
 _REPEATED = ("image", "mask_image", "masked_image_latents", "original_image")
@@ -96,9 +96,9 @@ class PerPrompt:
         self.networks = len(nets) if nets is not None else 0
         self.references = type(pipe).__name__ in _REFERENCES
         self.control = "control_image" if "control_image" in parameters else "image"
-        self.repeats = type(pipe).__name__ in _ONE_IMAGE_PER_PROMPT or not parameters.keys().isdisjoint(
-            {"strength", "mask_image"}
-        )
+        starts_from_image = not parameters.keys().isdisjoint({"strength", "mask_image"})
+        kind = type(pipe).__name__
+        self.repeats = kind in _ONE_IMAGE_PER_PROMPT or (starts_from_image and kind not in _REPEATS_ITSELF)
         self.prompts = prompts
         self.arguments = {name: _plain_number(value) for name, value in arguments.items()}
         self.own: dict[str, Any] = {}

@@ -12,7 +12,7 @@ from rich.markup import escape
 from ..errors import CotrunkError
 from ..skipping import Skipping, check_fractions
 from .console import Bar, err, left_out, out, print_summary, say
-from .inputs import check_draws_from_text, check_numbers, check_whole, out_folder, prompts_of, sharing_of, warn
+from .inputs import check_draws_from_text, check_numbers, check_whole, hold, out_folder, prompts_of, sharing_of, warn
 from .options import (
     MACHINE,
     OUTPUT,
@@ -161,6 +161,7 @@ def generate(
         "dtype": dtype,
         "compare": compare,
     }
+    hold(context, out_dir, "images", "compare/*")
     folder = RunFolder(out_dir)
     resuming = folder.open(settings, resume=resume)
     if resuming and (report := folder.finished()) is not None:

@@ -43,6 +43,7 @@ class Result:
         spared: rows not computed, by what spared them: "sharing", "guidance", "skipping".
         failed: indices of images whose latents or decoded values held a NaN or an infinity; their pictures are
             worthless.
+        flagged: indices of images that the pipeline's own safety checker put a black picture in place of.
         seconds: "embed", "denoise", "decode", "total".
     """
 
@@ -51,6 +52,7 @@ class Result:
     cost: Cost
     spared: dict[str, int]
     failed: tuple[int, ...]
+    flagged: tuple[int, ...]
     seconds: dict[str, float]
 
     def __getattr__(self, name: str) -> Any:
@@ -265,6 +267,7 @@ def generate(
         cost=sum((wave.cost for wave in waves), Cost(0, 0)),
         spared={what: sum(wave.spared[what] for wave in waves) for what in SPARED},
         failed=tuple(sorted(image for wave in waves for image in wave.failed)),
+        flagged=tuple(sorted(image for wave in waves for image in wave.flagged)),
         seconds={**seconds, "total": time.perf_counter() - begin},
     )
 

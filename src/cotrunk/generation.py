@@ -47,6 +47,7 @@ class Result:
         made: indices of the images in `output`, in its order: all of them, unless a callback interrupted the run.
         failed: indices of images whose latents or decoded values held a NaN or an infinity, or that were interrupted
             before their last step; they are worthless.
+        flagged: indices of images that the pipeline's own safety checker replaced by black ones.
         seconds: "embed", "denoise", "decode", "total".
     """
 
@@ -56,6 +57,7 @@ class Result:
     spared: dict[str, int]
     made: tuple[int, ...]
     failed: tuple[int, ...]
+    flagged: tuple[int, ...]
     seconds: dict[str, float]
 
     def __getattr__(self, name: str) -> Any:
@@ -288,6 +290,7 @@ def generate(
         spared={what: sum(wave.spared[what] for wave in waves) for what in SPARED},
         made=made,
         failed=tuple(sorted(image for wave in waves for image in wave.failed)),
+        flagged=tuple(sorted(image for wave in waves for image in wave.flagged)),
         seconds={**seconds, "total": time.perf_counter() - begin},
     )
 

@@ -10,13 +10,14 @@ from rich.markup import escape
 from ..files import write_bytes, writing
 from ..prompts import read_prompts
 from .console import err, out, say
-from .inputs import out_folder
+from .inputs import hold, out_folder
 from .options import MACHINE, OUTPUT, Height, Model, OutFolder, Width, option
 
 OBJECTIVE, TRAINING = "Objective", "Training"
 
 
 def train(
+    context: typer.Context,
     groups: Annotated[
         str, typer.Argument(metavar="GROUPS", help="A folder that `cotrunk dataset` wrote.", show_default=False)
     ],
@@ -113,12 +114,13 @@ def train(
     prompts = read_prompts(validation).prompts if validation is not None else []
     sizes: dict[str, Any] = {name: value for name, value in (("height", height), ("width", width)) if value is not None}
     found, _ = read_groups(Path(groups))
+    is_first = os.environ.get("RANK", "0") == "0"  # of the processes of accelerate launch: it speaks for all
+    if is_first:
+        hold(context, out_dir, "validation", "encoded-*")
     with err.status(f"Loading {escape(model)}"):
         pipe = load_pipeline(model, "cpu", dtype)  # accelerate moves it where it belongs
     columns: list[Any] = [TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}")]
     smooth: dict[str, float] = {}
-
-    is_first = os.environ.get("RANK", "0") == "0"  # of the processes of accelerate launch: it speaks for all
     with Progress(*columns, TimeRemainingColumn(), console=err, disable=not is_first) as progress:
         task = progress.add_task(f"Encoding {sum(map(len, found)):,} pictures", total=steps)
 

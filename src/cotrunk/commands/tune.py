@@ -9,7 +9,7 @@ from rich.markup import escape
 
 from ..errors import CotrunkError
 from .console import err, out
-from .inputs import check_draws_from_text, check_numbers, out_folder, prompts_of
+from .inputs import check_draws_from_text, check_numbers, hold, out_folder, prompts_of
 from .judges import NETWORKS, alignment_for, judges_of, take_off_checker
 from .options import (
     OUTPUT,
@@ -33,6 +33,7 @@ ALONG = 6  # points of the frontier that have their pictures on the page
 
 
 def tune(
+    context: typer.Context,
     prompts: Prompts = None,
     prompt_file: PromptFile = None,
     column: Column = "prompt",
@@ -108,6 +109,7 @@ def tune(
     if len(texts) > sample:  # whole, in their order: neighbours in a file are often kin, and sharing needs kin
         start = int(np.random.default_rng(seed).integers(len(texts) - sample + 1))
         texts = texts[start : start + sample]
+    hold(context, out_dir, "tried")
     with err.status(f"Loading {escape(model)}"):
         pipe = load_pipeline(model, device, dtype, lora=lora, scheduler=scheduler, compiled=compiled)
         check_draws_from_text(pipe)

@@ -18,6 +18,7 @@ from cotrunk.mini import load as load_mini
 
 PROMPTS = ["a red apple", "a green apple", "a yellow apple", "a tiger", "a sleeping tiger", "a violin"]
 QUICK = ("--steps", "3", "--share", "0.4", "--guidance", "3")  # groups (0 1 2) (3 4) (5), a trunk of one step
+ROUNDING = 2  # levels of 255 by which an image may differ that was made beside others
 
 
 @functools.cache

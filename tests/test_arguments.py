@@ -1,12 +1,17 @@
 """The pipeline's own arguments pass through; those that do not fit are refused before denoising."""
 
+import json
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import diffusers
+import numpy as np
 import pytest
 import torch
+from diffusers.configuration_utils import FrozenDict
 from PIL import Image
 from running import STEPS, bare, close, denoiser, recorded, run
 from tiny import TinyPipeline, sd, sd_controlnet, sd_from_picture, sd_with_text, sdxl
@@ -311,3 +316,159 @@ def test_rows_of_guidance_by_text_and_picture(scale: float, picture: float, rows
 
     arguments = {"guidance_scale": scale, "image_guidance_scale": picture}
     assert guidance_rows(Pipeline(), arguments) == rows
+
+
+# --- numbers as people hold them ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seeds", [range(2), (0, 1), np.arange(2), list(np.arange(2)), torch.arange(2)])
+def test_seeds_may_be_held_by_anything(seeds: Any) -> None:
+    tiny = sd()
+    assert run(tiny, tiny.inputs(2), sharing=None, seed=seeds).plan.seeds == (0, 1)
+
+
+@pytest.mark.parametrize("seed", [np.int64(5), torch.tensor(5), np.uint8(5)])
+def test_a_seed_may_be_of_any_whole_type(seed: Any) -> None:
+    tiny = sd()
+    assert run(tiny, tiny.inputs(2), seed=seed).plan == run(tiny, tiny.inputs(2), seed=5).plan
+
+
+@pytest.mark.parametrize("seed", [-1, 2**63, 1.0, True, "5", None, [1.5, 2], [[1, 2]], np.float32(3)])
+def test_what_is_not_a_seed_is_named(seed: Any) -> None:
+    tiny = sd()
+    with pytest.raises(CotrunkError, match=r"seed .* is out of range: use a whole number from 0 to"):
+        run(tiny, tiny.inputs(2), seed=seed)
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    tiny = sd()
+    call = {"num_inference_steps": np.int64(STEPS), "guidance_scale": np.float32(5), "seed": 1}
+    more = {"wave_size": np.int32(1), "max_rows": np.int16(2), "num_images_per_prompt": np.int8(2)}
+    result = run(tiny, tiny.inputs(2), **call, **more)
+    expected = run(tiny, tiny.inputs(2), num_inference_steps=STEPS, guidance_scale=5.0, seed=1, num_images_per_prompt=2)
+    assert close(result.images, expected.images)
+    assert json.dumps(asdict(result.plan))  # a plan holds nothing of numpy's
+
+
+@pytest.mark.parametrize(
+    ("name", "several"),
+    [
+        ("guidance_scale", [5.0, 6.0]),
+        ("guidance_scale", torch.tensor([5.0, 6.0])),
+        ("guidance_rescale", (0.5, 0.6)),
+        ("height", [32, 32]),
+        ("eta", np.array([0.0, 1.0])),
+    ],
+)
+def test_several_numbers_where_a_call_takes_one_are_refused(name: str, several: Any) -> None:
+    tiny = sd()
+    rows = recorded(tiny.pipe.unet)
+    with pytest.raises(CotrunkError, match=f"{name} is one number for all prompts of a run, and 2 are given"):
+        run(tiny, tiny.inputs(2) | {name: several})
+    assert not rows
+
+
+def test_a_pipeline_may_take_several_numbers() -> None:
+    tiny = sd_controlnet(controlnets=2)
+    scales = {"controlnet_conditioning_scale": [0.5, 0.6], "control_guidance_end": [0.5, 1.0]}
+    assert run(tiny, tiny.inputs(2) | scales, sharing=None).made == (0, 1)
+
+
+def test_one_negative_prompt_in_a_list_is_for_all() -> None:
+    tiny = sd_with_text()
+    call = {"sharing": None, "seed": [1, 2, 3], "num_inference_steps": 2, "height": 32, "width": 32}
+    prompts = ["a cat", "a dog", "a hen"]
+    one = generate(tiny.pipe, prompts, negative_prompt="x", output_type="latent", **call)
+    listed = generate(tiny.pipe, prompts, negative_prompt=["x"], output_type="latent", **call)
+    assert torch.equal(one.images, listed.images)
+    with pytest.raises(CotrunkError, match="negative_prompt has 2 entries for 3 prompts"):
+        generate(tiny.pipe, prompts, negative_prompt=["x", "y"], **call)
+
+
+# --- schedules that a pipeline cuts ------------------------------------------------------------------------
+
+
+def pipeline(scheduler: Any = None, **methods: Any) -> Any:
+    """A pipeline with these methods and arguments, and nothing else."""
+    kind = type("SomePipeline", (), methods)
+    made = kind()
+    made.scheduler = scheduler or diffusers.DDIMScheduler()
+    return made
+
+
+def last_part(self: Any, num_inference_steps: int, timesteps: Any, strength: float, device: Any) -> Any:
+    """As video-to-video pipelines cut their schedule."""
+    return timesteps[num_inference_steps - int(num_inference_steps * strength) :], 0
+
+
+def last_part_of_both(self: Any, sigmas: Any, timesteps: Any, num_inference_steps: int, strength: float) -> Any:
+    """As LTX cuts its schedule."""
+    start = num_inference_steps - int(num_inference_steps * strength)
+    return sigmas[start:], timesteps[start:], num_inference_steps - start
+
+
+def call_of_video(self: Any, num_inference_steps: int = 10, strength: float = 0.8) -> Any:
+    return self.get_timesteps(num_inference_steps, None, strength, None)
+
+
+def call_of_ltx(self: Any, num_inference_steps: int = 10, denoise_strength: float = 1.0, strength: Any = None) -> Any:
+    return self.get_timesteps(None, None, num_inference_steps, denoise_strength)
+
+
+def call_of_diffedit(self: Any, num_inference_steps: int = 10, inpaint_strength: float = 0.8) -> Any:
+    return self.get_timesteps(num_inference_steps, None, inpaint_strength, None)
+
+
+def call_of_lcm(
+    self: Any, num_inference_steps: int = 4, strength: float = 0.5, original_inference_steps: int = 8
+) -> Any:
+    return self.scheduler.set_timesteps(num_inference_steps, None, original_inference_steps, strength)
+
+
+def test_every_way_of_cutting_a_schedule_is_followed() -> None:
+    video = pipeline(__call__=call_of_video, get_timesteps=last_part)
+    assert timesteps_of(video, {}) == (10, 8)
+    assert timesteps_of(video, {"strength": 0.3}) == (10, 3)
+    ltx = pipeline(diffusers.FlowMatchEulerDiscreteScheduler(), __call__=call_of_ltx, get_timesteps=last_part_of_both)
+    assert timesteps_of(ltx, {}) == (10, 10)
+    assert timesteps_of(ltx, {"denoise_strength": 0.4, "strength": [1.0]}) == (10, 4)
+    diffedit = pipeline(__call__=call_of_diffedit, get_timesteps=last_part)
+    assert timesteps_of(diffedit, {"inpaint_strength": 0.5}) == (10, 5)
+
+
+def test_a_strength_that_the_scheduler_takes_is_handed_to_it() -> None:
+    scheduler = diffusers.LCMScheduler(original_inference_steps=50)
+    lcm = pipeline(scheduler, __call__=call_of_lcm, get_timesteps=last_part)  # and does not call get_timesteps
+    assert timesteps_of(lcm, {}) == (4, 4)
+    with pytest.raises(CotrunkError, match="cannot make a schedule of 4 steps"):  # 2 of 8 steps are left
+        timesteps_of(lcm, {"strength": 0.25})
+
+
+def test_a_part_of_a_combined_pipeline_cuts_the_schedule() -> None:
+    combined = pipeline(__call__=lambda self, num_inference_steps=10, strength=0.3: None)
+    part = object.__new__(type("Decoder", (diffusers.DiffusionPipeline,), {"get_timesteps": last_part}))
+    type(part).__call__ = call_of_video
+    combined.decoder_pipe = part
+    assert timesteps_of(combined, {}) == (10, 3)
+
+
+def test_a_schedule_that_cannot_be_cut_is_named_before_anything_runs() -> None:
+    def odd(self: Any, num_inference_steps: int, mood: str) -> Any:
+        raise AssertionError("never called without a mood")
+
+    strange = pipeline(__call__=call_of_video, get_timesteps=odd)
+    with pytest.raises(CotrunkError, match=r"SomePipeline cannot say which of 10 steps it takes at strength 0\.8"):
+        timesteps_of(strange, {})
+
+
+def test_a_model_without_a_guidance_input_and_without_negative_prompts_is_not_guided() -> None:
+    """Flux Fill on a transformer that takes no guidance: one row, whatever its scale."""
+
+    def call(self: Any, prompt: Any = None, num_inference_steps: int = 4, guidance_scale: float = 30.0) -> Any: ...
+
+    fill = pipeline(__call__=call)
+    for embeds in (False, True):
+        fill.transformer = SimpleNamespace(config=FrozenDict(guidance_embeds=embeds))
+        assert guidance_rows(fill, {}) == 1
+    del fill.transformer
+    assert guidance_rows(fill, {}) == 2

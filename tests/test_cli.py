@@ -2,7 +2,9 @@
 
 import contextlib
 import functools
+import math
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,10 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from command import PROMPTS, QUICK, Outcome, assert_refused, cotrunk, no_model, pipeline, pixels, read
+from command import PROMPTS, QUICK, ROUNDING, Outcome, assert_refused, cotrunk, no_model, pipeline, pixels, read
 from PIL import Image
 
 from cotrunk import CotrunkError, __version__
+from cotrunk.folder import RunFolder
 from cotrunk.generation import generate
 from cotrunk.plan import Plan
 from cotrunk.skipping import Skipping
@@ -87,7 +90,8 @@ def test_the_plan_replays_to_the_same_pictures(run: tuple[Path, Outcome], model:
     folder, _ = run
     again = generate(pipeline(), plan=Plan.load(folder / "plan.json"), num_inference_steps=3, guidance_scale=3.0)
     for image, picture in enumerate(again.images):
-        assert np.array_equal(np.asarray(picture), pixels(folder / f"images/{image:05d}.png"))
+        difference = np.asarray(picture).astype(int) - pixels(folder / f"images/{image:05d}.png")
+        assert np.abs(difference).max() <= ROUNDING
 
 
 def test_compare(run: tuple[Path, Outcome]) -> None:
@@ -248,6 +252,7 @@ def test_latents_that_are_not_finite(model: pytest.MonkeyPatch, tmp_path: Path) 
         return output
 
     model.setattr(unet, "forward", spoiled)
+    model.setattr("cotrunk.folder.WAVE_SECONDS", math.inf)  # one wave
     out = tmp_path / "run"
     outcome = cotrunk("generate", *PROMPTS, "--out", out, *QUICK)
     assert outcome.code == 1
@@ -258,6 +263,62 @@ def test_latents_that_are_not_finite(model: pytest.MonkeyPatch, tmp_path: Path) 
     assert [image["failed"] for image in report["images"]] == [False] * 5 + [True]
     assert sorted(path.name for path in (out / "images").iterdir()) == [f"{i:05d}.png" for i in range(5)]
     assert "failed" in (out / "index.html").read_text(encoding="utf-8")
+
+
+def test_images_that_a_safety_checker_blackens(model: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The run is done, and some of its images are not what was asked for: as with images that failed, exit code 1."""
+    out, call = tmp_path / "run", type(pipeline()).__call__
+
+    @functools.wraps(call)
+    def checked(self: Any, *args: Any, **given: Any) -> Any:
+        output = call(self, *args, **given)
+        output["nsfw_content_detected"] = ["tiger" in prompt for prompt in given["prompt"]]
+        return output
+
+    model.setattr(type(pipeline()), "__call__", checked)
+    arguments = ("generate", *PROMPTS, "--out", out, *QUICK)
+    for outcome in (cotrunk(*arguments), cotrunk(*arguments, "--resume")):
+        assert outcome.code == 1, outcome.err
+        said = "flagged: the model's safety checker blackened 2 of 6 images: images/00003.png, images/00004.png"
+        assert said in outcome.err
+        report = read(out)
+        assert report["status"] == "flagged images"
+        assert [image["flagged"] for image in report["images"]] == [False] * 3 + [True] * 2 + [False]
+        page = (out / "index.html").read_text(encoding="utf-8")
+        assert page.count(">flagged</a>") == 2
+        assert "not complete" not in page
+
+
+@pytest.mark.parametrize("kind", ["removed", "replaced", "a picture", "the journal"])
+def test_a_folder_that_is_cleaned_up_during_the_run(model: pytest.MonkeyPatch, tmp_path: Path, kind: str) -> None:
+    out, write, waves = tmp_path / "run", RunFolder.write_wave, list[Any]()
+
+    def clean_up(self: RunFolder, *given: Any) -> None:
+        write(self, *given)
+        waves.append(given)
+        if len(waves) > 1:
+            return
+        if kind == "a picture":
+            (out / "images/00001.png").unlink()
+        elif kind == "the journal":
+            (out / "waves.jsonl").unlink()
+        else:
+            shutil.rmtree(out)
+            if kind == "replaced":
+                out.mkdir()
+
+    model.setattr(RunFolder, "write_wave", clean_up)
+    outcome = cotrunk("generate", *PROMPTS, "--out", out, *QUICK)
+    assert outcome.code == 2, outcome
+    last = outcome.err.splitlines()[-1]
+    if kind in ("removed", "replaced"):
+        assert f"{out} was removed" in last
+        assert out.exists() == (kind == "replaced")
+        assert not out.exists() or list(out.iterdir()) == []
+    else:
+        assert "were removed or changed while the run went on: make them again with --resume" in last
+        assert cotrunk("generate", *PROMPTS, "--out", out, *QUICK, "--resume").code == 0
+        assert read(out)["status"] == "done"
 
 
 # Bad input: exit code 2 and one sentence, before a model is loaded and before anything is written.
@@ -325,6 +386,37 @@ def test_options_that_cannot_be_read(options: list[str], tmp_path: Path) -> None
     assert outcome.code == 2
     assert options[0] in outcome.err
     assert "Traceback" not in outcome.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "option"),
+    [
+        (("generate", "a cat", "--lora", "one", "--lora", "two"), "--lora"),
+        (("generate", "a cat", "--steps", "3", "--seed", "1", "--steps=4"), "--steps"),
+        (("generate", "a cat", "--skip", "--skip", "0.1"), "--skip"),
+        (
+            ("generate", "a cat", "--guidance-interval", "0", "1", "--guidance-interval", "0", "0.5"),
+            "--guidance-interval",
+        ),
+        (("plan", "--prompts", "a.txt", "--prompts", "b.txt"), "--prompts"),
+        (("tune", "a cat", "--budget", "3", "--budget", "3"), "--budget"),
+        (("dataset", "x", "--images", "a", "--images", "b"), "--images"),
+        (("train", "x", "--rank", "2", "--rank", "4"), "--rank"),
+        (("evaluate", "x", "--shares", "0.1", "--lora", "a=b", "--shares", "0.2", "--lora", "c=d"), "--shares"),
+    ],
+)
+def test_an_option_is_given_once(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, arguments: tuple[str, ...], option: str
+) -> None:
+    no_model(monkeypatch)
+    out = () if arguments[0] == "plan" else ("--out", tmp_path / "run")
+    assert_refused(cotrunk(*arguments, *out), f"{option} is given 2 times: give it once.")
+    assert not (tmp_path / "run").exists()
+
+
+def test_options_that_add_up_may_be_given_again() -> None:
+    assert_refused(cotrunk("evaluate", "x", "--lora", "a=b", "--lora", "a=c", "--out", "y"), "a name that is taken")
+    assert_refused(cotrunk("generate", "a cat", "--compare", "--compare", "--steps", 0, "--out", "y"), "--steps 0")
 
 
 def test_prompts_come_one_way(tmp_path: Path) -> None:
@@ -424,6 +516,25 @@ def test_compare_with_a_scheduler_that_cannot_take_as_few_steps(model: pytest.Mo
 
 def test_brackets_in_a_model_name_are_no_markup(tmp_path: Path) -> None:
     assert_refused(cotrunk("generate", "a cat", "--out", tmp_path / "run", "--model", "[/foo]"), "no model '[/foo]'")
+
+
+def test_a_negative_prompt_that_is_no_text(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    no_model(monkeypatch)
+    refusal = cotrunk("generate", "a cat", "--negative", "a \udcff dog", "--out", tmp_path / "run")
+    assert_refused(refusal, "--negative: the prompt is broken Unicode")
+
+
+def test_closed_streams_and_other_encodings(tmp_path: Path) -> None:
+    """As a shell closes them and as a terminal may have them."""
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    command = f"{sys.executable} -m cotrunk plan"
+    done = subprocess.run(f"{command} --prompts - <&-", shell=True, cwd=tmp_path, capture_output=True, text=True)
+    assert_refused(Outcome(done.returncode, done.stdout, done.stderr), "Standard input is closed")
+    (tmp_path / "äpple").mkdir()
+    done = subprocess.run(
+        f"{command} --prompts äpple", shell=True, cwd=tmp_path, capture_output=True, text=True, env=environment
+    )
+    assert_refused(Outcome(done.returncode, done.stdout, done.stderr), r"\xe4pple is a folder")
 
 
 def test_an_argument_that_is_no_text(tmp_path: Path) -> None:

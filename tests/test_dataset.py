@@ -209,7 +209,7 @@ COCO: dict[str, Any] = {
         ("metadata.csv", "file_name,text\n1.png,caf\u00e9\n".encode("latin-1"), "metadata.csv is not UTF-8"),
         ("metadata.jsonl", '"a dog"\n', "entry 1 does not have the columns of a table"),
         ("metadata.jsonl", '{"file_name": 1, "text": "a dog"}\n', "entry 1 has no usable file_name"),
-        ("metadata.jsonl", '{"file_name": "1.png", "text": 1}\n', "the prompt is of type int"),
+        ("metadata.jsonl", '{"file_name": "1.png", "text": 1}\n', "entry 1: its caption is of type int, not text"),
         ("metadata.jsonl", b'{"file_name": "1.png", "text": "\xe9"}\n', "metadata.jsonl is not UTF-8"),
         ("a.json", COCO | {"annotations": [{"image_id": 1, "caption": "a dog"}]}, "annotation 1 has no usable id"),
         ("a.json", COCO | {"annotations": [{"id": 1, "caption": "a dog"}]}, "annotation 1 has no usable image_id"),
@@ -264,6 +264,90 @@ def test_rows_of_the_hub_without_a_usable_picture_are_named(tmp_path: Path, monk
         "some/set:test, row 2": "it is no readable picture (UnidentifiedImageError)",
         "some/set:test, row 3": "it is no readable picture (OSError)",
     }
+
+
+NO_TEXT: list[tuple[Any, str]] = [
+    (None, "it has no caption"),
+    (" ", "it has no caption"),
+    (7, "its caption is of type int, not text"),
+    (float("nan"), "its caption is of type float, not text"),
+    (True, "its caption is of type bool, not text"),
+    ({"text": "a dog"}, "its caption is of type dict, not text"),
+    ("half a pair: \ud83d", "its caption is broken Unicode"),
+]
+
+
+@pytest.mark.parametrize(("caption", "why"), NO_TEXT)
+def test_a_caption_of_coco_that_is_no_text_is_left_out_alone(tmp_path: Path, caption: Any, why: str) -> None:
+    """Its picture has another one, and a picture that has no other is the only one to go."""
+    file = coco(tmp_path)
+    content = json.loads(file.read_text())
+    content["annotations"].insert(0, {"id": 1, "image_id": 12, "caption": caption})  # before the good ones
+    content["annotations"].append({"id": 900, "image_id": 13, "caption": caption})  # and after them
+    content["images"].append({"id": 99, "file_name": "0.png"})
+    content["annotations"].append({"id": 901, "image_id": 99, "caption": caption})
+    file.write_text(json.dumps(content))
+    found = read_pairs(str(file), tmp_path / "train")
+    assert [pair.caption for pair in found.pairs] == CAPTIONS
+    count = len(content["annotations"])
+    assert found.unusable == {f"{file}, annotation {n}": why for n in (1, count - 1, count)} | {
+        str(tmp_path / "train" / "0.png"): "it has no caption"
+    }
+
+
+@pytest.mark.parametrize(("caption", "why"), NO_TEXT)
+def test_a_caption_of_a_table_that_is_no_text_is_left_out_alone(tmp_path: Path, caption: Any, why: str) -> None:
+    folder = folder_of(tmp_path, "jsonl")
+    lines = (folder / "metadata.jsonl").read_text().splitlines()
+    entries = [*map(json.loads, lines)]
+    entries[1]["text"] = [caption, entries[1]["text"]]  # one of several
+    entries[2] |= {"text": caption, "caption": entries[2]["text"]}  # under another name
+    entries.insert(0, {"file_name": "pictures/0.png", "text": caption})  # on another line
+    (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, entries)))
+    found = read_pairs(str(folder))
+    assert [pair.caption for pair in found.pairs] == CAPTIONS
+    where = f"{folder / 'metadata.jsonl'}, entry"
+    assert found.unusable == {f"{where} 1": why, f"{where} 3, caption 1": why, f"{where} 4": why}
+
+
+def test_a_row_of_a_csv_without_a_caption_is_left_out_alone(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path, "csv")
+    with (folder / "metadata.csv").open("a") as file:
+        file.write("pictures/0.png,\npictures/1.png\n")
+    found = read_pairs(str(folder))
+    assert [pair.caption for pair in found.pairs] == CAPTIONS
+    assert list(found.unusable.values()) == ["it has no caption"] * 2
+
+
+def hub(monkeypatch: pytest.MonkeyPatch, rows: Any) -> None:
+    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=lambda name, split: rows))
+
+
+@pytest.mark.parametrize(("caption", "why"), NO_TEXT)
+def test_a_caption_of_the_hub_that_is_no_text_is_left_out_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caption: Any, why: str
+) -> None:
+    class Some(Rows):
+        def __getitem__(self, number: int) -> dict[str, Any]:
+            row = super().__getitem__(number)
+            return row | {"captions": {0: caption, 1: [caption, *row["captions"]]}.get(number, row["captions"])}
+
+    hub(monkeypatch, Some([Image.new("RGB", (8, 8))] * 3))
+    found = read_pairs("some/set", export=tmp_path)
+    assert [pair.caption for pair in found.pairs] == CAPTIONS[1:3]
+    assert found.unusable == {"some/set, row 0": why, "some/set, row 1, caption 1": why}
+
+
+def test_pictures_of_the_hub_are_read_as_those_of_files_and_written_again_when_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub(monkeypatch, Rows([Image.new("RGBA", (8, 8), (0, 0, 0, 0))]))
+    for content in (None, b"", b"no picture"):
+        (pair,) = read_pairs("some/set", export=tmp_path).pairs
+        with Image.open(pair.image) as image:
+            assert image.getpixel((0, 0)) == (255, 255, 255)
+        if content is not None:
+            pair.image.write_bytes(content)
 
 
 @pytest.mark.parametrize(

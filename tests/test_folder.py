@@ -1,15 +1,21 @@
 """The folder of a run, without a model: what its journal believes, what it refuses, what it leaves alone."""
 
+import contextlib
+import io
 import json
+import os
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from mutations import mutants
 from PIL import Image
 
+from cotrunk.commands.console import print_summary
 from cotrunk.errors import CotrunkError
 from cotrunk.files import write_bytes, write_text
-from cotrunk.folder import SHARED, Arm, RunFolder, groups_of
+from cotrunk.folder import COMPARED, SHARED, Arm, Facts, RunFolder, groups_of
 from cotrunk.plan import Branch, Cost, Plan, leaf
 from cotrunk.waves import Wave
 
@@ -22,29 +28,30 @@ PLAN = Plan(
     settings={"mode": "flat", "share": 0.4, "similarity": 0.5},
 )
 ARM = Arm(SHARED, PLAN, "images")
-FACTS = {
-    "model": "mini",
-    "scheduler": "DDIMScheduler",
-    "mode": "flat",
-    "steps": 3,
-    "timesteps": 3,
-    "guidance_scale": 7.5,
-    "share": 0.4,
-    "tolerance": None,
-    "guidance_interval": None,
-    "similarity": 0.5,
-    "seed": 0,
-}
+FACTS = Facts(
+    model="mini",
+    scheduler="DDIMScheduler",
+    mode="flat",
+    guidance_scale=7.5,
+    tolerance=None,
+    guidance_interval=None,
+    share=0.4,
+    similarity=0.5,
+    seed=0,
+    device="cpu",
+    dtype="float32",
+)
 SETTINGS = {"prompts": list(PLAN.prompts), "steps": 3}
 
 
-def wave(*images: int, failed: tuple[int, ...] = (), rows: int = 10) -> Wave:
+def wave(*images: int, failed: tuple[int, ...] = (), flagged: tuple[int, ...] = (), rows: int = 10) -> Wave:
     pictures = [Image.new("RGB", (8, 8), (image, 0, 0)) for image in images]
     seconds = {"embed": 1.0, "denoise": 2.0, "decode": 3.0}
     return Wave(
         images=images,
         output=SimpleNamespace(images=pictures),
         failed=failed,
+        flagged=flagged,
         cost=Cost(rows, 6 * len(images)),
         spared={"sharing": 6 * len(images) - rows, "guidance": 0, "skipping": 0},
         steps=("CPC",) * len(images),
@@ -141,8 +148,7 @@ def test_finished(folder: RunFolder) -> None:
 
 
 def test_arms_for_comparison_belong_to_the_run(folder: RunFolder) -> None:
-    names = {"independent": "compare/independent", "equal_cost": "compare/equal-cost"}
-    others = [Arm(name, PLAN.independent(), pictures) for name, pictures in names.items()]
+    others = [Arm(name, PLAN.independent(), pictures) for name, pictures in COMPARED.items()]
     arms = [ARM, *others]
     write(folder, wave(0, 1, 2, rows=16))
     assert folder.write_report(SETTINGS, FACTS, arms, {})["status"] == "running"
@@ -201,15 +207,6 @@ def test_open_names_a_link_to_nowhere(tmp_path: Path) -> None:
         RunFolder(tmp_path / "run").open(SETTINGS, resume=False)
 
 
-def test_resume_sweeps_up_half_files(folder: RunFolder) -> None:
-    write(folder, wave(0, 1))
-    half = folder.path / "images/.00002.png.77.part"
-    half.write_bytes(b"half")
-    folder.open(SETTINGS, resume=True)
-    assert not half.exists()
-    assert len(list((folder.path / "images").iterdir())) == 2
-
-
 def test_a_file_is_whole_or_as_it_was(tmp_path: Path) -> None:
     path = tmp_path / "run.json"
     write_text(path, "before")
@@ -233,45 +230,174 @@ def test_a_full_disk_is_one_sentence(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_torn_picture_is_made_again(folder: RunFolder) -> None:
-    write(folder, wave(0, 1))
-    picture = folder.picture(ARM, 1)
-    for content in (picture.read_bytes()[:-5], b""):
-        picture.write_bytes(content)
-        assert folder.journal(ARM).images == set()
-
-
-def test_resume_removes_no_file_of_the_user(folder: RunFolder) -> None:
-    others = [folder.path / "mine" / ".download.77.part", folder.path / ".download.part"]
-    for path in others:
-        path.parent.mkdir(exist_ok=True)
-        path.write_text("mine")
-    folder.open(SETTINGS, resume=True)
-    assert all(path.exists() for path in others)
-
-
 def test_another_precision_is_refused(folder: RunFolder) -> None:
-    folder.check_dtype("float16")  # a run that does not say
-    folder.write_report(SETTINGS, FACTS | {"dtype": "float32"}, [ARM], {})
     folder.check_dtype("float32")
     with pytest.raises(CotrunkError, match="started in float32 and would go on in bfloat16: add --dtype float32"):
         folder.check_dtype("bfloat16")
 
 
+DAMAGES = {
+    "zeros in the middle": lambda content: content[:60] + bytes(20) + content[80:],
+    "cut": lambda content: content[:-5],
+    "empty": lambda content: b"",
+    "text that ends like a PNG": lambda content: b"not a picture" * 20 + content[-12:],
+    "another picture": lambda content: another(),
+    "one bit": lambda content: content[:70] + bytes([content[70] ^ 1]) + content[71:],
+}
+
+
+def another() -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 8), (0, 99, 0)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("has_digests", [True, False])
+def test_a_damaged_picture_is_made_again(folder: RunFolder, damage: str, has_digests: bool) -> None:
+    write(folder, wave(0, 1), wave(2, rows=6))
+    if not has_digests:
+        forget(folder, "digests")
+    assert RunFolder(folder.path).journal(ARM).images == {0, 1, 2}
+    picture = folder.picture(ARM, 1)
+    picture.write_bytes(DAMAGES[damage](picture.read_bytes()))
+    known = {2} if has_digests or damage != "another picture" else {0, 1, 2}  # without a digest any picture will do
+    assert folder.journal(ARM).images == RunFolder(folder.path).journal(ARM).images == known
+    write(folder, wave(0, 1))
+    assert folder.journal(ARM).images == {0, 1, 2}
+    assert folder.journal(ARM).cost == Cost(16, 18)
+
+
+def test_a_picture_that_is_no_file_is_not_waited_for(folder: RunFolder) -> None:
+    write(folder, wave(0, 1))
+    folder.picture(ARM, 1).unlink()
+    folder.picture(ARM, 1).mkdir()
+    assert folder.journal(ARM).images == set()
+    folder.picture(ARM, 1).rmdir()
+    os.mkfifo(folder.picture(ARM, 1))
+    assert folder.journal(ARM).images == set()
+
+
+def test_a_picture_is_read_once_by_a_process(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    read, read_bytes = list[str](), Path.read_bytes
+    monkeypatch.setattr(Path, "read_bytes", lambda path: read.append(path.name) or read_bytes(path))
+    write(folder, wave(0, 1), wave(2, rows=6))
+    for _ in range(3):
+        assert folder.journal(ARM).images == {0, 1, 2}
+    assert read == []  # it was written by this one
+    later = RunFolder(folder.path)
+    for _ in range(3):
+        assert later.journal(ARM).images == {0, 1, 2}
+    assert sorted(read) == ["00000.png", "00001.png", "00002.png"]
+
+
+def forget(folder: RunFolder, *names: str) -> None:
+    """Take entries from the lines of the journal, as if an earlier version had written it."""
+    journal = folder.path / "waves.jsonl"
+    lines = [json.loads(line) for line in journal.read_text().splitlines() if line.strip()]
+    for line in lines:
+        for name in names:
+            del line[name]
+    journal.write_text("\n".join(map(json.dumps, lines)))
+
+
+def test_flagged_images_are_told_from_others(folder: RunFolder) -> None:
+    write(folder, wave(0, 1, flagged=(1,)), wave(2, rows=6))
+    assert RunFolder(folder.path).journal(ARM).flagged == {1}
+    report = folder.write_report(SETTINGS, FACTS, [ARM], {})
+    assert report["status"] == "flagged images"
+    assert [image["flagged"] for image in report["images"]] == [False, True, False]
+    assert [image["failed"] for image in report["images"]] == [False] * 3
+    page = (folder.path / "index.html").read_text(encoding="utf-8")
+    assert "safety checker put a black picture in place of 1 image" in page
+    assert page.count(">flagged</a>") == 1
+    assert folder.finished() == report
+
+
+# Files that are not as they were written.
+
+
+def use(folder: RunFolder) -> None:
+    """All that --resume does with a folder but denoising."""
+    if folder.open(SETTINGS, resume=True) and folder.finished() is None:
+        folder.check_dtype(FACTS.dtype)
+        done = folder.journal(ARM)
+        json.dumps([done.cost.used, done.spared, sorted(done.failed), done.rows, done.seconds], allow_nan=False)
+        trees = [tree for tree in PLAN.trees if not done.images.issuperset(tree.images)]
+        write(folder, *(wave(*tree.images, rows=PLAN.cost_of([tree]).used) for tree in trees))
+        folder.write_report(SETTINGS, FACTS, [ARM], {"load": 1.0, "total": 9.0})
+    report = folder.finished()
+    assert report is not None
+    print_summary(report, folder.path)
+
+
+@pytest.mark.parametrize("name", ["run.json", "waves.jsonl", "plan.json"])
+@pytest.mark.parametrize("seed", range(3))
+def test_a_folder_that_is_resumed_is_refused_or_works(folder: RunFolder, name: str, seed: int) -> None:
+    write(folder, wave(0, 1), wave(2, rows=6))
+    others = [Arm(other, PLAN.independent(), pictures) for other, pictures in COMPARED.items()]
+    for other in others:
+        folder.write_wave(other, wave(0, 1, 2, rows=18), groups_of(other.plan))
+    folder.write_report(SETTINGS, FACTS, [ARM, *others], {"load": 1.0, "total": 9.0})
+    kept = {file: (folder.path / file).read_text() for file in ("run.json", "waves.jsonl", "plan.json")}
+    lines = [json.loads(line) for line in kept["waves.jsonl"].splitlines() if line.strip()]
+    document = {"lines": lines} if name == "waves.jsonl" else json.loads(kept[name])
+    refused = list[str]()
+    for what, text in mutants(document, 60, seed):
+        for file, content in kept.items():
+            (folder.path / file).write_text(content)
+        with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):  # or it is the whole journal
+            text = "\n".join(map(json.dumps, json.loads(text)["lines"])) if name == "waves.jsonl" else text
+        (folder.path / name).write_text(text)
+        try:
+            use(RunFolder(folder.path))
+        except CotrunkError as error:
+            refused.append(str(error))
+        except Exception as error:
+            raise AssertionError(what) from error
+    if name == "waves.jsonl":
+        assert refused == []  # what it does not say is made again
+    assert len(refused) < 70
+    assert not any("\n" in sentence for sentence in refused)
+
+
+@pytest.mark.parametrize("line", ["1", "[]", "{}", "null", '"x"', '{"arm": "shared"}', "[" * 100_000, "NaN", "\x85"])
+def test_a_line_that_is_none_is_left_out(folder: RunFolder, line: str) -> None:
+    write(folder, wave(0, 1), wave(2, rows=6))
+    with (folder.path / "waves.jsonl").open("a", encoding="utf-8") as journal:
+        journal.write("\n" + line)
+    assert folder.journal(ARM).images == {0, 1, 2}
+
+
+def test_a_report_that_was_changed_is_written_again(folder: RunFolder) -> None:
+    write(folder, wave(0, 1), wave(2, rows=6))
+    report = folder.write_report(SETTINGS, FACTS, [ARM], {})
+    changed = json.loads(json.dumps(report))
+    changed["rows"]["saving"], changed["images"][0]["steps"], changed["groups"] = "x", "<script>", None
+    (folder.path / "run.json").write_text(json.dumps(changed))
+    assert folder.finished() == report  # from the plan and the journal
+    assert "<script>" not in (folder.path / "index.html").read_text()
+    changed["scheduler"] = 3
+    (folder.path / "run.json").write_text(json.dumps(changed))
+    assert folder.finished() is None
+
+
+def test_names_that_are_no_unicode_do_not_cost_the_report(folder: RunFolder) -> None:
+    write(folder, wave(0, 1), wave(2, rows=6))
+    odd = replace(FACTS, model="fol\udcffder")
+    folder.write_report(SETTINGS, odd, [ARM], {})
+    assert json.loads((folder.path / "run.json").read_text(encoding="utf-8"))["model"] == "fol\udcffder"
+
+
 def test_a_pipeline_without_images_is_named(folder: RunFolder) -> None:
-    frames = Wave((0,), SimpleNamespace(frames=[]), (), Cost(1, 1), {}, ("C",), (1.0,), {})
+    frames = Wave((0,), SimpleNamespace(frames=[]), (), (), Cost(1, 1), {}, ("C",), (1.0,), {})
     with pytest.raises(CotrunkError, match=r"holds no images: use cotrunk\.generate"):
         folder.write_wave(ARM, frames, groups_of(PLAN))
 
 
 def test_a_run_from_before_there_was_skipping_goes_on(folder: RunFolder) -> None:
     write(folder, wave(0, 1), wave(2, rows=6))
-    journal = folder.path / "waves.jsonl"
-    lines = [json.loads(line) for line in journal.read_text().splitlines() if line.strip()]
-    for line in lines:
-        for name in ("spared", "image_rows", "steps"):
-            del line[name]
-    journal.write_text("\n".join(map(json.dumps, lines)))
+    forget(folder, "spared", "image_rows", "steps", "flagged", "digests")
     done = folder.journal(ARM)
     assert done.images == {0, 1, 2}
     assert done.spared["sharing"] == done.cost.independent - done.cost.used

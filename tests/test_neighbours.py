@@ -9,7 +9,7 @@ import pytest
 import torch
 from diffusers.hooks import FirstBlockCacheConfig, apply_group_offloading
 from running import EVERYONE, STEPS, BrokenError, bare, close, denoise, recorded, run, state
-from tiny import flux, sd, sd_controlnet
+from tiny import TinyPipeline, flux, sd, sd_controlnet
 from torch import Tensor, nn
 
 from cotrunk import CotrunkError
@@ -217,3 +217,40 @@ def test_controlnets_are_folded_like_the_denoiser(nets: int) -> None:
     chunked = run(tiny, inputs, max_rows=4)
     assert close(chunked.images, result.images)
     assert rows[-6:] == [2, 2, 4, 2, 4, 2]
+
+
+def with_ip_adapter(tiny: TinyPipeline) -> TinyPipeline:
+    """Two pictures to go by; their projection and attention as `load_ip_adapter` leaves them."""
+    from diffusers.models.attention_processor import IPAdapterAttnProcessor2_0
+    from diffusers.models.embeddings import ImageProjection, MultiIPAdapterImageProjection
+
+    unet = tiny.pipe.unet
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        projection = ImageProjection(image_embed_dim=8, cross_attention_dim=16, num_image_text_embeds=2)
+        unet.encoder_hid_proj = MultiIPAdapterImageProjection([projection])
+        unet.register_to_config(encoder_hid_dim_type="ip_image_proj")
+        processors = dict(unet.attn_processors)
+        for name in [name for name in processors if ".attn2." in name]:
+            width = unet.get_submodule(name.removesuffix(".processor")).to_q.in_features
+            processors[name] = IPAdapterAttnProcessor2_0(width, cross_attention_dim=16, num_tokens=(2,), scale=0.9)
+        unet.set_attn_processor(processors)
+    return tiny
+
+
+@pytest.mark.parametrize("masks", [1, 2])
+def test_ip_adapters_and_their_masks_share_like_a_mean_prompt(masks: int) -> None:
+    """As many masks as rows of the batch, so that a mask could be taken for a row."""
+    tiny = with_ip_adapter(sd())
+    generator = torch.Generator().manual_seed(3)
+    images = torch.randn(2, masks, 8, generator=generator)  # without and with guidance; `masks` pictures to go by
+    regions = (torch.rand(1, masks, 32, 32, generator=generator) > 0.5).float()
+    call = {"ip_adapter_image_embeds": [images], "cross_attention_kwargs": {"ip_adapter_masks": [regions]}}
+    inputs = tiny.inputs(2)
+    shared = denoise(tiny, inputs, [[0, 1]], STEPS, seeds=[5, 5], **call).images
+    mean = {name: v.mean(dim=0, keepdim=True) if isinstance(v, Tensor) else v for name, v in inputs.items()}
+    alone = bare(tiny, mean, [5], **call)
+    assert close(shared[:1], alone)
+    assert close(shared[1:], alone)
+    call["cross_attention_kwargs"] = {"ip_adapter_masks": [1 - regions]}
+    assert not close(bare(tiny, mean, [5], **call), alone)  # the masks do matter

@@ -5,11 +5,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from mutations import mutants
 
 from cotrunk import Branch, CotrunkError, Plan
-from cotrunk.plan import leaf
+from cotrunk.folder import group_entry
+from cotrunk.plan import DEPTH, leaf
+from cotrunk.sharing import why_nothing_shared
 from cotrunk.waves import partition
 
 PAIR = Branch((0, 2), 0, 3, 0.7, (leaf(0, 3, 10), leaf(2, 3, 10)))
@@ -83,6 +87,85 @@ def test_a_contradictory_plan_is_refused(path: tuple[Any, ...], value: Any, says
     (tmp_path / "plan.json").write_text(json.dumps(data))
     with pytest.raises(CotrunkError, match=says):
         Plan.load(tmp_path / "plan.json")
+
+
+def use(plan: Plan) -> None:
+    """All that is done with a plan that was read."""
+    plan.check()
+    assert 0 < plan.cost.used <= plan.cost.independent
+    assert sum(plan.image_rows()) == pytest.approx(plan.cost.used)
+    assert 0 <= plan.cost.saving < 1
+    assert [i for wave in plan.waves(2) for tree in wave for i in tree.images]
+    steps = {0, *(stop for tree in plan.trees for node in tree.nodes() for stop in (node.start, node.stop - 1))}
+    for step in steps:
+        alive = [branch for tree in plan.trees for branch in tree.at(step)]
+        assert sorted(i for branch in alive for i in branch.images) == list(range(len(plan)))
+    for image in range(len(plan)):
+        assert plan.prompts[plan.prompt_of(image)].encode() is not None
+        torch.Generator().manual_seed(plan.seeds[image])
+    plan.independent(steps=2, timesteps=2).check()
+    why_nothing_shared(plan)
+    why_nothing_shared(plan.independent())
+    json.dumps([group_entry(plan, tree, {}) for tree in plan.trees], allow_nan=False)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_plan_that_is_read_can_be_used(seed: int, tmp_path: Path) -> None:
+    """Whatever stands in its file: it is refused in one sentence, or everything works."""
+    inner = Branch((0, 2), 2, 3, 0.7, (leaf(0, 3, 10), leaf(2, 3, 10)))
+    tree = Branch((0, 2, 3), 0, 2, 0.6, (inner, leaf(3, 2, 10)))
+    settings = {"mode": "tree", "share": 0.3, "similarity": 0.6, "max_group": 5, "encoder": "pipeline"}
+    plan = Plan(("a", "b"), (1, 2, 1, 1), (tree, leaf(1, 0, 10)), 10, 10, 2, 2, settings)
+    plan.save(tmp_path / "plan.json")
+    document, read, refused = json.loads((tmp_path / "plan.json").read_text()), 0, list[str]()
+    for what, text in mutants(document, 250, seed):
+        (tmp_path / "plan.json").write_text(text)
+        try:
+            mutant = Plan.load(tmp_path / "plan.json")
+        except CotrunkError as error:
+            refused.append(str(error))
+            continue
+        try:
+            use(mutant)
+        except Exception as error:
+            raise AssertionError(what) from error
+        read += 1
+    assert all("\n" not in sentence and len(sentence) < 500 for sentence in refused)
+    assert 10 < read < 150  # settings are free, and some numbers may be others
+
+
+def test_what_can_be_saved_can_be_read(tmp_path: Path) -> None:
+    def chain(first: int, last: int) -> Branch:
+        images, end = tuple(range(first, last + 1)), 500
+        if len(images) == 1:
+            return leaf(first, first, end)
+        return Branch(images, first, first + 1, 0.5, (leaf(first, first + 1, end), chain(first + 1, last)))
+
+    for length in (2, DEPTH, DEPTH + 1):
+        plan = Plan(("a",) * length, (0,) * length, (chain(0, length - 1),), 500, 500)
+        assert plan.trees[0].depth == length
+        if length <= DEPTH:
+            plan.save(tmp_path / "plan.json")
+            assert Plan.load(tmp_path / "plan.json") == plan
+        else:
+            with pytest.raises(CotrunkError, match="more than 200 times in a row cannot be saved: limit max_group"):
+                plan.save(tmp_path / "plan.json")
+
+
+def test_the_place_of_a_wrong_value_is_named(tmp_path: Path) -> None:
+    PLAN.save(tmp_path / "plan.json")
+    data = json.loads((tmp_path / "plan.json").read_text())
+    _edit(data, "trees", 0, "children", 1, "stop", value=True)
+    (tmp_path / "plan.json").write_text(json.dumps(data))
+    with pytest.raises(CotrunkError, match=r"0\.children\.1\.stop: Input should be a valid integer\. Make a new one\."):
+        Plan.load(tmp_path / "plan.json")
+
+
+@pytest.mark.parametrize("name", ["x" * 5000, "x/" * 3000])
+def test_a_path_that_cannot_be_is_one_sentence(name: str) -> None:
+    for use_path in (Plan.load, PLAN.save):
+        with pytest.raises(CotrunkError, match="Cannot"):
+            use_path(name)
 
 
 @pytest.mark.parametrize("content", ["", "{}", "[1]", "\0\0", '{"format": 1}'])

@@ -132,12 +132,129 @@ def test_missing_folder_unreadable(tmp_path, write, monkeypatch):
     with pytest.raises(CotrunkError, match="is a folder"):
         read_prompts(tmp_path)
 
-    def refuse(_path):
+    def refuse(*_):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(Path, "read_bytes", refuse)
-    with pytest.raises(CotrunkError, match="Permission denied"):
-        read_prompts(write("p.txt", "a cat"))
+    path = write("p.txt", "a cat")
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(CotrunkError, match=r"Permission denied.: check its permissions"):
+        read_prompts(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("p.csv", "prompt\na red cat, flat style\na blue dog\n", "line 2: .*more cells than the 1 of .*comma"),
+        ("p.csv", "id,prompt\n1,a cat\n2,a red cat, flat style\n", "line 3: .*more cells than the 2"),
+        ("p.csv", 'prompt\n"two\nlines"\na cat, flat\n', "line 4: .*in double quotes"),
+        ("p.csv", "prompt,,\na red cat, flat style,\n", "line 2: .*more cells than the 1"),  # columns without a name
+        ("p.tsv", "prompt\na cat\tflat style\n", "line 2: .*holds a tab in double quotes"),
+        ("p.csv", "prompt,Prompt,prompt\na,b,c\n", "several columns 'prompt'"),
+    ],
+)
+def test_a_row_with_more_cells_than_the_header_is_named(write, name, content, message):
+    with pytest.raises(CotrunkError, match=message):
+        read_prompts(write(name, content))
+
+
+@pytest.mark.parametrize(
+    "content", ["prompt\na cat,,\n", "prompt,\na cat, \n", 'prompt,,\n"a cat",,,,\n', "id,prompt,\n7,a cat,\n\n,,,\n"]
+)
+def test_trailing_cells_that_are_empty_are_harmless(write, content):
+    assert read_prompts(write("p.csv", content)).prompts == ["a cat"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("prompt\na cat\n", "looks like a table, its first line names 'prompt': rename it to .csv or .tsv"),
+        ("id,Prompt,style\n1,a cat,flat\n", "looks like a table"),
+        ("id\tprompt\n1\ta cat\n", "looks like a table"),
+        ('"id";"prompt"\n1;a cat\n', "looks like a table"),
+        ('{"prompt": "a cat"}\n', "looks like JSON lines: rename it to .jsonl"),
+    ],
+)
+def test_text_that_is_none_is_named(write, content, message):
+    with pytest.raises(CotrunkError, match=message):
+        read_prompts(write("p.txt", content))
+
+
+@pytest.mark.parametrize("content", ["a cat, a prompt of a friend", "{a cat} in braces", '{"a cat"', "prompts\na cat"])
+def test_text_that_only_resembles_a_table_is_text(write, content):
+    assert read_prompts(write("p.txt", content)).prompts == content.split("\n")
+
+
+def test_text_has_no_columns(write):
+    with pytest.raises(CotrunkError, match=r"p\.txt is text, which has no column 'caption'"):
+        read_prompts(write("p.txt", "a cat"), "caption")
+
+
+@pytest.mark.parametrize("suffix", ["txt", "csv", "jsonl", "json", "parquet"])
+def test_a_path_that_cannot_be_is_one_sentence(suffix):
+    for name in ("x" * 5000, "x/" * 3000 + "x", "a\0b"):
+        with pytest.raises(CotrunkError, match=r"cannot be read|no file"):
+            read_prompts(Path(f"{name}.{suffix}"))
+
+
+def test_a_parquet_with_broken_text(tmp_path):
+    pa = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    broken = pa.StringArray.from_buffers(2, pa.py_buffer(b"\1\0\0\0\2\0\0\0\4\0\0\0"), pa.py_buffer(b"aa\xed\xa0"))
+    path = tmp_path / "p.parquet"
+    parquet.write_table(pa.table({"prompt": broken, "b.c": ["x", "y"]}), path)
+    with pytest.raises(CotrunkError, match=r"p\.parquet, row 2: the prompt is not UTF-8"):
+        read_prompts(path)
+    assert read_prompts(path, "b.c").prompts == ["x", "y"]
+    twice = pa.Table.from_arrays([pa.array(["a"]), pa.array(["b"])], names=["prompt", "prompt"])
+    parquet.write_table(twice, path)
+    with pytest.raises(CotrunkError, match="several columns 'prompt'"):
+        read_prompts(path)
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(CotrunkError, match="not a readable parquet"):
+        read_prompts(path)
+
+
+@pytest.mark.skipif(not Path("/dev/zero").exists(), reason="no devices here")
+@pytest.mark.parametrize("device", ["/dev/zero", "/dev/urandom", "/dev/null"])
+def test_a_device_is_no_file(device, tmp_path):
+    for name in ("link", "link.csv", "link.parquet"):
+        (tmp_path / name).symlink_to(device)
+        with pytest.raises(CotrunkError, match=r"device"):
+            read_prompts(tmp_path / name)
+
+
+def test_what_never_ends_is_read_to_a_limit(monkeypatch, write):
+    class Endless(io.RawIOBase):
+        def read(self, size=-1):
+            return b"a cat\n" * (size // 6)
+
+    monkeypatch.setattr("cotrunk.files.LIMIT", 2**22)
+    monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=Endless()))
+    with pytest.raises(CotrunkError, match=r"Standard input cannot be read \(it is longer than 4 MiB\)"):
+        read_prompts(Path("-"))
+    with pytest.raises(CotrunkError, match=r"p\.txt cannot be read \(it is longer than 4 MiB\)"):
+        read_prompts(write("p.txt", b"a" * (2**22 + 1)))
+
+
+def test_a_pipe_is_read(tmp_path):
+    import os
+    import threading
+
+    os.mkfifo(tmp_path / "pipe")
+    writer = threading.Thread(target=lambda: (tmp_path / "pipe").write_text("a cat\na dog, running\n"))
+    writer.start()
+    assert read_prompts(tmp_path / "pipe").prompts == CAT_AND_DOG
+    writer.join()
+    os.mkfifo(tmp_path / "pipe.parquet")
+    with pytest.raises(CotrunkError, match="is a pipe or a device"):
+        read_prompts(tmp_path / "pipe.parquet")
+
+
+def test_closed_standard_input(monkeypatch):
+    monkeypatch.setattr("sys.stdin", None)
+    with pytest.raises(CotrunkError, match="Standard input is closed"):
+        read_prompts(Path("-"))
 
 
 def test_json_lines_round_trip(write):

@@ -1,12 +1,16 @@
 """The page: whole, escaped, self-contained, and true to run.json."""
 
+import copy
 import json
+import random
 import re
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from mutations import places
 from PIL import Image
 
 from cotrunk import drawing, report
@@ -86,7 +90,7 @@ def make(
         Image.new("RGB", size, (index % 256, 90, 160)).save(folder / file)
         group = next(number for number, tree in enumerate(trees) if index in tree["images"])
         image = {"file": file, "prompt": index % len(prompts), "seed": 7000 + index, "group": group}
-        images.append(image | {"rows": 46.5, "steps": "", "failed": False})
+        images.append(image | {"rows": 46.5, "steps": "", "failed": False, "flagged": False})
     groups = [
         {
             "prompts": [images[index]["prompt"] for index in tree["images"]],
@@ -134,6 +138,7 @@ def add_compare(run: dict[str, Any], folder: Path) -> None:
         for image in run["images"]:
             (arm / Path(image["file"]).name).write_bytes((folder / image["file"]).read_bytes())
         run["compare"][key] = {"steps": steps, "rows": 1234, "seconds": seconds, "folder": f"compare/{name}"}
+        run["compare"][key]["flagged"] = []
 
 
 def page(run: dict[str, Any], folder: Path) -> Parsed:
@@ -335,6 +340,107 @@ def test_large_runs_show_the_largest_savings_and_say_what_is_left_out(
 
 def test_limit_is_four_hundred() -> None:
     assert report.PAGE_IMAGES == 400
+
+
+def test_a_large_group_shows_some_of_its_images_from_all_over_its_tree(tmp_path: Path) -> None:
+    """As noise, which compresses worst: a page of thousands of images stays small."""
+    inner = node(6, 15, *(leaf(image, 15) for image in range(500)))
+    tree = node(0, 6, inner, *(leaf(image, 6) for image in range(500, 1000)))
+    run = make(tmp_path, [tree, leaf(1000), leaf(1001)])
+    noise = np.random.default_rng(0)
+    for image in run["images"]:
+        pixels = noise.integers(0, 256, (128, 128, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / image["file"], compress_level=0)
+    parsed = page(run, tmp_path)
+    assert (tmp_path / "index.html").stat().st_size < 2_000_000
+    found = [int(link[7:12]) for link in links(parsed) if link.endswith(".png")]
+    assert len(found) == report.GROUP_IMAGES + 2  # there is room for the others
+    assert sum(image < 500 for image in found) == report.GROUP_IMAGES // 2
+    assert "This page shows 42 of 1,002 images" in parsed.text
+    assert "Group 1: 1,000 images" in parsed.text
+    assert f"{report.GROUP_IMAGES} of its images are shown" in parsed.text
+    widths = sorted(width for _, _, width in moves(parsed, "trunk"))
+    assert widths == [16, 16]  # a trunk is as thick as it was
+
+
+def test_a_part_of_which_one_image_is_shown_is_still_shared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(report, "GROUP_IMAGES", 2)
+    tree = node(0, 6, node(6, 15, leaf(0, 15), leaf(1, 15)), node(6, 9, leaf(2, 9), leaf(3, 9)))
+    parsed = page(make(tmp_path, [tree]), tmp_path)
+    assert len(moves(parsed, "trunk")) == 3
+    assert len(moves(parsed, "branch")) == 2
+
+
+def test_comparisons_are_limited_in_images_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(report, "COMPARED_IMAGES", 3)
+    run = make(tmp_path, [leaf(index) for index in range(8)], ["first", "second"])  # four images a prompt
+    add_compare(run, tmp_path)
+    parsed = page(run, tmp_path)
+    assert len(parsed.all("article", "trio")) == 3
+    assert "The first 3 of 8 images are shown." in parsed.text
+
+
+def test_a_very_long_prompt_is_cut_on_the_page(tmp_path: Path) -> None:
+    parsed = page(make(tmp_path, [leaf(0)], ["x" * 1_000_000]), tmp_path)
+    assert "… (995,000 more characters are in run.json)" in parsed.text
+    assert (tmp_path / "index.html").stat().st_size < 50_000
+
+
+def test_many_branch_steps_are_counted(tmp_path: Path) -> None:
+    tree = leaf(20, 20)
+    for step in range(20, 0, -1):
+        tree = node(step - 1, step, leaf(step - 1, step), tree)
+    parsed = page(make(tmp_path, [tree]), tmp_path)
+    assert "10, 11, 12 and 8 more of 30" in parsed.text
+
+
+def test_images_that_a_safety_checker_blackened_are_marked(tmp_path: Path) -> None:
+    run = make(tmp_path, [flat(0, 1, 2), leaf(3)], status="flagged images")
+    add_compare(run, tmp_path)
+    run["images"][1]["flagged"] = run["images"][3]["flagged"] = True
+    run["compare"]["equal_cost"]["flagged"] = [0]
+    parsed = page(run, tmp_path)
+    assert "safety checker put a black picture in place of 2 images, marked as flagged below" in parsed.text
+    assert "not complete" not in parsed.text
+    # twice in the groups, twice beside their rivals, and one rival
+    assert len(parsed.all("div", "lost")) == (tmp_path / "index.html").read_text().count(">flagged</a>") == 5
+    assert {"images/00001.png", "images/00003.png", "compare/equal-cost/00000.png"} <= set(links(parsed))
+
+
+@pytest.mark.parametrize("hostile", ["<i>&x", '"><i>', "' onload='x", "</title><script>"])
+def test_whatever_text_run_json_holds_is_escaped(tmp_path: Path, hostile: str) -> None:
+    run = make(tmp_path, [flat(0, 1, 2), leaf(3)], tolerance=0.1, guidance_interval=[0.1, 0.8], why_nothing_shared="x")
+    add_compare(run, tmp_path)
+    for image in run["images"]:
+        image["steps"] = "cspCSP"
+    shown = 0
+    for path in places(run):
+        changed = copy.deepcopy(run)
+        owner = changed
+        for key in path[:-1]:
+            owner = owner[key]
+        owner[path[-1]] = hostile
+        try:
+            parsed = page(changed, tmp_path)
+        except (TypeError, ValueError, AttributeError, KeyError, IndexError):
+            continue  # no text can stand there: what reads run.json sees to it
+        assert len(parsed.all("i")) == 1  # the bar's own
+        text = (tmp_path / "index.html").read_text()
+        assert "<i>&x" not in text
+        assert "<script>" not in text
+        shown += hostile in "".join(parsed.words)
+    assert shown > 10
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_no_damage_to_a_picture_costs_the_page(tmp_path: Path, seed: int) -> None:
+    run, draw = make(tmp_path, [flat(*range(40))], size=(64, 64)), random.Random(seed)
+    for image in run["images"]:
+        content = bytearray((tmp_path / image["file"]).read_bytes())
+        for _ in range(draw.randint(1, 4)):
+            content[draw.randrange(len(content))] = draw.randrange(256)
+        (tmp_path / image["file"]).write_bytes(content[: draw.randint(0, 2 * len(content))])
+    page(run, tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -87,6 +87,20 @@ def test_training_then_evaluating(groups: Path, tmp_path: Path, tiny_model: pyte
     assert "| sage, shared 50%, 4 steps | standard, shared 50%, 4 steps |" in outcome.out
 
 
+def test_a_diverged_training_is_no_success(groups: Path, tmp_path: Path, tiny_model: pytest.MonkeyPatch) -> None:
+    settings = ("--steps", 4, "--batch", 2, "--rank", 2, "--height", 32, "--width", 16, "--learning-rate", 1e9)
+    for _ in range(2):  # asked again, it says the same
+        outcome = cotrunk("train", groups, "--out", tmp_path, *settings, "--checkpoint-every", 2)
+        assert outcome.code == 1
+        assert outcome.out == ""
+        assert (
+            "error: Training diverged: the loss of step 2 is not finite, and there is no checkpoint yet" in outcome.err
+        )
+        assert "--learning-rate below 1e+09" in outcome.err
+        assert not (tmp_path / "pytorch_lora_weights.safetensors").exists()
+        assert not (tmp_path / "checkpoint.pt").exists()
+
+
 def test_what_cannot_be_compared_is_said_before_a_picture(
     groups: Path, tmp_path: Path, tiny_model: pytest.MonkeyPatch
 ) -> None:

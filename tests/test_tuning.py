@@ -17,7 +17,8 @@ from test_experiment import JUDGES, Means
 from tiny import _unet, sd_with_text
 
 from cotrunk import CotrunkError
-from cotrunk.evaluation.metrics import Figure, difference, kernel, mean
+from cotrunk.evaluation.equivalence import Estimate, distance_excess, estimate, spread
+from cotrunk.evaluation.metrics import mean
 from cotrunk.evaluation.setting import Basis, Setting, read_settings, write_settings
 from cotrunk.evaluation.trials import Trials
 from cotrunk.evaluation.tuned import advice, claim, write_tuned
@@ -51,7 +52,7 @@ def test_everything_is_tried_without_a_budget(whole: tuple[Path, Tuned]) -> None
     assert tuned.left_out == 0
     full = tuned.points[0]
     assert full.rows == 12
-    assert full.behind.value == 0
+    assert (full.behind.value, full.distance.value) == (0, 0)
     for point in tuned.points[1:]:
         assert point.rows <= full.rows
         assert (point.saved_by_sharing > 0) == (point.setting.share > 0)
@@ -77,7 +78,9 @@ def test_a_budget_is_kept(tmp_path: Path) -> None:
 def test_what_is_too_little_is_said(tmp_path: Path) -> None:
     with pytest.raises(CotrunkError, match="A budget of 100 rows is not enough"):
         swept(tmp_path, budget=100)
-    with pytest.raises(CotrunkError, match=r"12\.5 rows a picture are more than the 12 of 6 steps: use fewer rows, or"):
+    with pytest.raises(
+        CotrunkError, match=r"12\.5 rows per picture are more than the 12 of 6 steps: use fewer rows, or"
+    ):
         swept(tmp_path, rows=12.5)
     assert_refused(cotrunk("tune", *PROMPTS[:3], "--out", tmp_path), "3 prompts are too few to compare settings on")
 
@@ -196,14 +199,25 @@ def test_the_pictures_of_another_pipeline_are_others(tmp_path: Path, monkeypatch
 
 
 def test_distances_are_to_pictures_from_other_noise(whole: tuple[Path, Tuned]) -> None:
-    """So that a setting that gives the very pictures of all steps is at the floor, and not closer."""
+    """So that a setting that gives the very pictures of all steps is at zero, as one of other noise would be."""
     out, tuned = whole
     pipe, network = sd_with_text().pipe, Means()
-    seen = [network.features(Trials(pipe, PROMPTS, ARGUMENTS, out).of(Setting(6), seed).pictures) for seed in (0, 1)]
-    assert tuned.floor == tuned.points[0].distance == kernel(seen[0], seen[1])
+    same, other = (
+        network.features(Trials(pipe, PROMPTS, ARGUMENTS, out).of(Setting(6), seed).pictures) for seed in (0, 1)
+    )
     fewer = next(point for point in tuned.points if point.setting == Setting(4))
     pictures = Trials(pipe, PROMPTS, ARGUMENTS, out).of(fewer.setting, 0).pictures
-    assert fewer.distance == kernel(network.features(pictures), seen[1]) != kernel(network.features(pictures), seen[0])
+    assert fewer.distance == estimate(distance_excess(network.features(pictures), same, other))
+    assert tuned.margins[1] == 0.1 * spread(same, other) > 0
+
+
+def test_prompts_that_share_their_steps_count_as_one(whole: tuple[Path, Tuned]) -> None:
+    """Chance does the same to all of them."""
+    _, tuned = whole
+    for point in tuned.points:
+        groups = [group for group in point.groups if len(group) > 1]
+        assert bool(groups) == bool(point.setting.share)
+        assert not point.is_compared or point.behind.freedom == len(point.groups) - 1
 
 
 def test_what_is_denoised_first_is_not_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -317,14 +331,15 @@ def point(
     number = int(rows)
     own, prompt = np.roll(DRAWN, number)[:prompts], DRAWN[-prompts:]
     scores = alignment + 0.05 * prompt + noise * (own - own.mean())
-    full = 0.5 + 0.05 * prompt
-    around = Figure(distance, distance - 0.01, distance + 0.01)
-    measured = (mean(scores), difference(full, scores), around)
-    return Point(Setting(steps, share), rows, 1.0, *measured, 0.2 if share else 0, failed, tuple(scores.tolist()))
+    behind = estimate(0.5 + 0.05 * prompt - scores)
+    apart = Estimate(distance, 0.1 / prompts**0.5 if noise else 0.0, prompts - 1, prompts)
+    groups = tuple((i,) for i in range(prompts))
+    measured = (mean(scores), behind, apart, 0.2 if share else 0, failed, tuple(scores.tolist()), groups)
+    return Point(Setting(steps, share), rows, 1.0, *measured)
 
 
 FULL = point(60, 0.5, noise=0)
-MARGIN = 0.02
+MARGINS = (0.02, 0.05)
 
 
 def test_recommendations_are_the_cheapest_that_is_as_good_and_the_best_for_half() -> None:
@@ -336,24 +351,25 @@ def test_recommendations_are_the_cheapest_that_is_as_good_and_the_best_for_half(
         point(28, 0.496, share=0.4, distance=1.0),
         point(26, 0.496, steps=13, failed=1),
     ]
-    tuned = _recommended(points, MARGIN, 0)
+    tuned = _recommended(points, MARGINS, 0)
     assert tuned.same_quality is points[2]  # the last two are cheaper, but one's pictures are other ones, one's failed
     assert tuned.best_in_rows is points[2]  # not the better aligned one, whose pictures are other ones
     assert tuned.sharing_pays
     assert "Sharing is not shown to pay" not in " ".join(advice(tuned))
-    alone = _recommended([points[0], points[4]], MARGIN, 0)
+    alone = _recommended([points[0], points[4]], MARGINS, 0)
     assert alone.best_in_rows is points[4]
     assert alone.same_quality is points[0]
 
 
 def test_the_rows_may_be_given() -> None:
     points = [FULL, point(40, 0.5, steps=20), point(30, 0.495, steps=15), point(20, 0.49, steps=10)]
-    tuned = _recommended(points, MARGIN, rows=25)
+    tuned = _recommended(points, MARGINS, rows=25)
     assert tuned.best_in_rows is points[3]
-    assert "Best for at most 25 rows a picture: independent, 10 steps, 20.0 rows." in advice(tuned)
-    nothing = _recommended(points, MARGIN, rows=10)
+    best = "Best aligned for at most 25 rows per picture: independent, 10 steps, 20.0 rows"
+    assert f"{best}; it is shown to be as good as all steps." in advice(tuned)
+    nothing = _recommended(points, MARGINS, rows=10)
     assert nothing.best_in_rows is None
-    assert "No setting was tried that takes at most 10 rows a picture." in advice(nothing)
+    assert "No setting was tried that takes at most 10 rows per picture." in advice(nothing)
 
 
 def test_independent_steps_that_take_just_the_rows_are_tried(tmp_path: Path) -> None:
@@ -374,38 +390,76 @@ def test_the_frontier_is_what_nothing_as_cheap_is_better_than() -> None:
         point(20, 0.6, failed=1),
         point(10, 0.3, steps=5),
     ]
-    assert _recommended(points, MARGIN).frontier == [points[1], points[3], points[5]]
+    assert _recommended(points, MARGINS).frontier == [points[1], points[3], points[5]]
 
 
 def test_fewer_prompts_recommend_less() -> None:
-    """The same loss, within the margin: shown with many prompts, and not with few."""
-    for prompts, expected in ((300, 20), (5, 60)):
+    """The same loss, within the margin: shown with many prompts, and not with few, of which it is said how many."""
+    few = 12
+    for prompts, expected in ((300, 20), (few, 60)):
         points = [point(60, 0.5, noise=0, prompts=prompts), point(20, 0.49, steps=10, noise=0.05, prompts=prompts)]
-        tuned = _recommended(points, MARGIN, 0)
+        tuned = _recommended(points, MARGINS, 0)
         assert tuned.same_quality.rows == expected
-        assert tuned.undecided == (expected == 60)
-    assert "1 cheaper setting is neither shown to be as good nor to be worse" in " ".join(advice(tuned))
+        assert bool(tuned.undecided) == (expected == 60)
+    (sentence,) = (said for said in advice(tuned) if "Not decided" in said)
+    needed = tuned.prompts_to_decide(points[1])
+    assert few < needed <= 400
+    assert sentence.startswith("Not decided: independent, 10 steps, 20.0 rows per picture; about ")
+    assert sentence.endswith("prompts would decide whether it is as good (12 were tried).")
+    said = int(sentence.split("about ")[1].split(" ")[0].replace(",", ""))
+    assert needed <= said <= 1.1 * needed + 1
+    enough = [point(60, 0.5, noise=0, prompts=400), point(20, 0.49, steps=10, noise=0.05, prompts=400)]
+    assert _recommended(enough, MARGINS, 0).same_quality is enough[1]
+
+
+def test_no_difference_that_is_not_shown_is_no_equivalence() -> None:
+    """Neither of alignment nor of distance, and however many settings are tried."""
+    loud = [point(rows, 0.5, steps=int(rows), noise=0.05, prompts=12) for rows in range(10, 59)]
+    tuned = _recommended([point(60, 0.5, noise=0, prompts=12), *loud], MARGINS, 0)
+    assert tuned.same_quality is tuned.points[0]
+    assert all(one.behind.interval().low < 0 < one.behind.interval().high for one in loud)
+    assert len([said for said in advice(tuned) if "Not decided" in said]) == 3
+    assert "46 more cheap settings are not decided: see the table." in advice(tuned)
+    far = replace(point(20, 0.5, steps=10), distance=Estimate(0.0, 0.05, 99, 100))  # not shown to be far, nor near
+    assert _recommended([FULL, far], MARGINS, 0).same_quality is FULL
+    near = replace(far, distance=Estimate(0.0, 0.01, 99, 100))
+    assert _recommended([FULL, near], MARGINS, 0).same_quality is near
+    # one of many that are tried needs more than one that is tried alone
+    alone, among = (_recommended([FULL, near, *[point(30, 0.4, steps=9)] * more], MARGINS, 0) for more in (0, 27))
+    assert alone.confidence == 0.95 < among.confidence
+    assert alone.prompts_to_decide(far) < among.prompts_to_decide(far)
+
+
+def test_what_is_shown_to_be_worse_is_no_question() -> None:
+    worse = [point(20, 0.4, steps=10), point(28, 0.5, steps=14, distance=1.0)]
+    tuned = _recommended([FULL, *worse], MARGINS, 0)
+    assert [tuned.is_as_good(one) for one in worse] == [False, False]
+    assert not tuned.undecided
+    assert not any("Not decided" in said for said in advice(tuned))
 
 
 def test_sharing_pays_only_where_it_is_measurably_better() -> None:
     """By hardly anything is by chance."""
     alone = point(40, 0.48, steps=20)
-    assert not _recommended([FULL, alone, point(42, 0.4801, share=0.3)], MARGIN, 0).sharing_pays
-    assert _recommended([FULL, alone, point(42, 0.495, share=0.3)], MARGIN, 0).sharing_pays
+    assert not _recommended([FULL, alone, point(42, 0.4801, share=0.3)], MARGINS, 0).sharing_pays
+    assert _recommended([FULL, alone, point(42, 0.495, share=0.3)], MARGINS, 0).sharing_pays
     # nobody else is so cheap: there is nothing to compare with
-    assert not _recommended([FULL, alone, point(30, 0.495, share=0.3)], MARGIN, 0).sharing_pays
+    assert not _recommended([FULL, alone, point(30, 0.495, share=0.3)], MARGINS, 0).sharing_pays
 
 
 def test_it_says_when_sharing_does_not_pay_and_when_nothing_does() -> None:
     points = [FULL, point(20, 0.499, steps=10), point(42, 0.4, share=0.3)]
-    said = " ".join(advice(_recommended(points, MARGIN, 3)))
+    said = " ".join(advice(_recommended(points, MARGINS, 3)))
     assert "Sharing is not shown to pay on these prompts" in said
     assert "3 settings were left out" in said
-    fewer = _recommended(points[:2], MARGIN, 1)
-    assert claim(fewer).startswith("Independent, 10 steps: 20.0 rows a picture instead of 60")
+    fewer = _recommended(points[:2], MARGINS, 1)
+    assert claim(fewer) == (
+        "Independent, 10 steps: 20.0 rows per picture instead of 60, and shown to be as good as 30 independent steps: "
+        "less than 0.02 of alignment and 0.05 of kernel distance behind."
+    )
     assert advice(fewer)[0] == "Sharing was not tried."  # nothing is said of what nobody has seen
     assert "1 setting was left out" in " ".join(advice(fewer))
-    nothing = _recommended([FULL, point(20, 0.1, steps=10)], MARGIN, 0)
+    nothing = _recommended([FULL, point(20, 0.1, steps=10)], MARGINS, 0)
     assert claim(nothing) == "No setting was shown to be as good as 30 independent steps for fewer rows."
 
 
@@ -456,11 +510,3 @@ def test_a_file_that_holds_no_settings_is_named(tmp_path: Path, content: Any) ->
     (tmp_path / "a.json").write_text(content if isinstance(content, str) else json.dumps(whole | content))
     with pytest.raises(CotrunkError, match="is no file of settings: give one that cotrunk tune wrote"):
         read_settings(tmp_path / "a.json")
-
-
-def test_kernel_distance_knows_equal_from_different() -> None:
-    draw = np.random.default_rng(0)
-    one, two, other = (torch.from_numpy(draw.normal(mean, 1, (60, 8))) for mean in (0, 0, 1))
-    same, different = kernel(one, two), kernel(one, other)
-    assert same.low < 0 < same.high
-    assert different.low > same.high

@@ -44,13 +44,15 @@ _REFERENCES = (
 # `mask_image` among their arguments
 _ONE_IMAGE_PER_PROMPT = (
     "CogVideoXImageToVideoPipeline",
-    "CycleDiffusionPipeline",
     "IFSuperResolutionPipeline",
     "StableDiffusionAdapterPipeline",
     "StableDiffusionLatentUpscalePipeline",
     "StableDiffusionUpscalePipeline",
     "StableDiffusionXLAdapterPipeline",
 )
+_REPEATS_ITSELF = ("StableDiffusionInpaintPipelineLegacy",)  # and takes no list of images
+# what takes the beginning off the schedule; in LTX `strength` is another thing beside it
+_STRENGTHS = ("denoise_strength", "inpaint_strength", "strength")
 _REPEATED = ("image", "mask_image", "masked_image_latents", "original_image")
 _OURS = {
     "generator": "seed=",
@@ -94,9 +96,9 @@ class PerPrompt:
         self.networks = len(nets) if nets is not None else 0
         self.references = type(pipe).__name__ in _REFERENCES
         self.control = "control_image" if "control_image" in parameters else "image"
-        self.repeats = type(pipe).__name__ in _ONE_IMAGE_PER_PROMPT or not parameters.keys().isdisjoint(
-            {"strength", "mask_image"}
-        )
+        starts_from_image = not parameters.keys().isdisjoint({"strength", "mask_image"})
+        kind = type(pipe).__name__
+        self.repeats = kind in _ONE_IMAGE_PER_PROMPT or (starts_from_image and kind not in _REPEATS_ITSELF)
         self.prompts = prompts
         self.arguments = {name: _plain_number(value) for name, value in arguments.items()}
         self.own: dict[str, Any] = {}
@@ -189,7 +191,10 @@ class PerPrompt:
                 return [value[0]] * len(index) if len(value) == 1 else [value[i] for i in index]
             return value
 
-        return self.common | {name: pick(name, value) for name, value in self.own.items()}
+        own = {name: pick(name, value) for name, value in self.own.items()}
+        if self.common.get("padding_mask_crop") is not None and len(index) == 1:  # takes an image, and no list of one
+            own |= {name: own[name][0] for name in _REPEATED if isinstance(own.get(name), list)}
+        return self.common | own
 
     def keys(self) -> list[str]:
         """For each prompt a digest of everything but the prompt: prompts that differ in it never share."""
@@ -362,8 +367,8 @@ def timesteps_of(pipe: Any, arguments: dict[str, Any]) -> tuple[int, int]:
         name = type(scheduler).__name__
         raise CotrunkError(f"{name} cannot make a schedule of {steps} steps ({error}): use another number.") from None
     timesteps = scheduler.timesteps
-    takes_own = "denoise_strength" in inspect.signature(pipe.__call__).parameters  # LTX: `strength` is another thing
-    strength = argument(pipe, arguments, "denoise_strength" if takes_own else "strength")
+    parameters = inspect.signature(pipe.__call__).parameters
+    strength = argument(pipe, arguments, next((name for name in _STRENGTHS if name in parameters), "strength"))
     # from an image: the last part of the schedule. A combined pipeline leaves that to one of its parts
     cutting = next((part for part in (pipe, *parts_of(pipe)) if _cuts_schedule(part)), None)
     if strength is not None and cutting is not None:

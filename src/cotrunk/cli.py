@@ -3,12 +3,15 @@
 Everything heavy is imported inside the commands, so that `cotrunk --help` answers at once.
 """
 
+import io
 import os
 import re
 import sys
-from typing import Annotated
+from collections import Counter
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from . import __version__
 from .commands.console import out, say
@@ -41,8 +44,20 @@ def cotrunk(
         raise typer.Exit
 
 
+class _Command(TyperCommand):
+    """A command that takes each option once: of two values typer would keep the last, and not say so."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        given: Counter[Any] = Counter(self.make_parser(ctx).parse_args(args=list(args))[2])  # a parameter each time
+        for parameter, count in given.items():
+            is_single = parameter.param_type_name == "option" and not parameter.multiple and not parameter.is_flag
+            if is_single and count > 1:
+                raise CotrunkError(f"{parameter.opts[0]} is given {count} times: give it once.")
+        return super().parse_args(ctx, args)
+
+
 for command in (generate, plan, tune, dataset, train, evaluate):
-    app.command()(command)
+    app.command(cls=_Command)(command)
 
 
 def main() -> None:
@@ -50,6 +65,9 @@ def main() -> None:
     # what these libraries remark on loading and on long prompts is not for users, or said better here
     for name in ("TRANSFORMERS_VERBOSITY", "DIFFUSERS_VERBOSITY"):
         os.environ.setdefault(name, "error")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # what its encoding has no letter for is spelled out
+            stream.reconfigure(errors="backslashreplace")
     sys.argv[1:] = _with_tolerance(sys.argv[1:])
     try:
         app()

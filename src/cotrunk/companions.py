@@ -11,16 +11,18 @@ from .embedding import token_counts
 from .errors import CotrunkError
 
 # They pad texts to the longest of the call, and their denoisers read the padding: no mask hides it.
-UNMASKED = ("CogView4", "GlmImage", "JoyImageEdit", "Kandinsky5")
-# They do something else with one text than with several: Latte cuts the padding of one, and keeps that of several.
-APART = ("Latte",)
+UNMASKED = ("CogView4", "GlmImage", "JoyImageEdit", "Kandinsky5", "OmniGen")
+APART = {
+    "Latte": "cuts the padding of one text and keeps that of several",
+    "QwenImageEditPlus": "takes one prompt in a call",
+}
 
 
 def runs_apart(pipe: Any, arguments: Mapping[str, Any]) -> str | None:
-    """Say why each prompt needs a call of its own; None if prompts may run together."""
+    """Say why each image needs a call of its own; None if images may run together."""
     kind = type(pipe).__name__
-    if kind.startswith(APART):
-        return f"{kind} encodes one text in another way than several"
+    if why := next((why for name, why in APART.items() if kind.startswith(name)), None):
+        return f"{kind} {why}"
     if arguments.get("padding_mask_crop") is not None:
         return f"{kind} takes one image in a call with padding_mask_crop"
     return None

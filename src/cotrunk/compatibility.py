@@ -19,7 +19,6 @@ KERNELS = ("xformers", "flash_attn", "sageattention", "torch_xla", "onnxruntime"
 
 # pipelines whose scheduler does not step once per timestep for each image
 OWN_LOOPS = {
-    "CycleDiffusion": "steps its scheduler for two images per timestep",
     "StableDiffusionPanorama": "steps its scheduler once per view of an image",
     "StableDiffusionParadigms": "steps its scheduler for many timesteps at once",
 }
@@ -211,6 +210,8 @@ def check_pipeline(pipe: Any, *, max_rows: int | None, alone: bool = False) -> N
         raise CotrunkError(f"{kind} has no scheduler with a step method to count: call the pipeline itself.")
     if "generator" not in inspect.signature(pipe.__call__).parameters:
         raise CotrunkError(f"{kind} takes no generator, so images of a group cannot start from one noise.")
+    if kind == "CycleDiffusionPipeline":
+        raise CotrunkError(f"{kind} steps a source and a target image with one scheduler: call the pipeline itself.")
     if type(pipe.scheduler).__name__ in SINGLE_GENERATOR:
         raise CotrunkError(
             f"{type(pipe.scheduler).__name__} of {kind} takes one generator for all images of a call, so an image "

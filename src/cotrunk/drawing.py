@@ -22,7 +22,8 @@ def tree_svg(tree: dict[str, Any], order: list[int], timesteps: int, description
         return (min(rows) + max(rows)) / 2
 
     def draw(node: dict[str, Any], origin: float) -> None:
-        start, stop, y, count = node["start"] * scale, node["stop"] * scale, level(node), len(node["images"])
+        start, stop, y = node["start"] * scale, node["stop"] * scale, level(node)
+        count = node.get("count", len(node["images"]))
         for child in node["children"]:  # below their trunk
             draw(child, y)
         # A branch leaves its trunk in a bend that begins exactly at the branch step.
@@ -59,6 +60,13 @@ def axis(forks: list[int], timesteps: int, unit: str) -> str:
 def leaf_order(node: dict[str, Any]) -> list[int]:
     """Images in the order of the tree, so that no two lines cross."""
     return [index for child in node["children"] for index in leaf_order(child)] or list(node["images"])
+
+
+def pruned(node: dict[str, Any], images: set[int]) -> dict[str, Any]:
+    """The tree with the lines that lead to these images, each still as thick as it was (`count`)."""
+    children = [pruned(child, images) for child in node["children"] if not images.isdisjoint(child["images"])]
+    shown = [index for index in node["images"] if index in images]
+    return node | {"images": shown, "children": children, "count": len(node["images"])}
 
 
 def branch_steps(node: dict[str, Any]) -> set[int]:

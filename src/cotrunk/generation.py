@@ -47,6 +47,7 @@ class Result:
         made: indices of the images in `output`, in its order: all of them, unless a callback interrupted the run.
         failed: indices of images whose latents or decoded values held a NaN or an infinity, or that were interrupted
             before their last step; they are worthless.
+        flagged: indices of images that the pipeline's own safety checker replaced by black ones.
         seconds: "embed", "denoise", "decode", "total".
     """
 
@@ -56,6 +57,7 @@ class Result:
     spared: dict[str, int]
     made: tuple[int, ...]
     failed: tuple[int, ...]
+    flagged: tuple[int, ...]
     seconds: dict[str, float]
 
     def __getattr__(self, name: str) -> Any:
@@ -133,8 +135,10 @@ def prepare(
     shares = any(len(tree.images) > 1 for tree in plan.trees)
     if shares or max_rows is not None or row_sizes is not None or skipping is not None or guidance_interval is not None:
         check_folds(pipe)
-    if own.prompts > 1 and sharing is not None and (why := runs_apart(pipe, own.arguments)):
-        warnings.warn(f"{why}: each prompt runs by itself, and nothing is shared.", stacklevel=3)
+    if why := runs_apart(pipe, own.arguments):
+        wave_size = 1
+        if own.prompts > 1 and sharing is not None:
+            warnings.warn(f"{why}: each image runs by itself, and nothing is shared.", stacklevel=3)
     seconds = {"embed": time.perf_counter() - begin}
     together = companions(pipe, own)
     return Run(pipe, plan, own, max_rows, row_sizes, wave_size, skipping, guidance_interval, seconds, together)
@@ -221,8 +225,10 @@ def generate(
         pipe: any diffusers pipeline with a `unet` or `transformer` and a `scheduler`.
         prompts: the prompts; or leave them out and give `prompt_embeds=` (and what belongs to it).
         sharing: how prompts share; None for independent sampling, bit for bit what the pipeline gives when called
-            with one generator an image.
-        seed: one for the run or one a prompt. A group starts from one noise, so an image depends on the prompts of
+            with one generator per image. (Two exceptions: noise that a pipeline draws from the global generator,
+            because it forgets to hand its own to a stochastic flow scheduler or an encoder, comes from the image's
+            seed here. docs/sharing.md lists these pipelines.)
+        seed: one for the run or one per prompt. A group starts from one noise, so an image depends on the prompts of
             its group; but for rounding it does not depend on their order nor on anything else in the run.
         num_images_per_prompt: images of each prompt, every one from another trunk.
         plan: replay this plan instead of making one (`sharing`, `seed` and `num_images_per_prompt` are the plan's).
@@ -284,6 +290,7 @@ def generate(
         spared={what: sum(wave.spared[what] for wave in waves) for what in SPARED},
         made=made,
         failed=tuple(sorted(image for wave in waves for image in wave.failed)),
+        flagged=tuple(sorted(image for wave in waves for image in wave.flagged)),
         seconds={**seconds, "total": time.perf_counter() - begin},
     )
 

@@ -12,12 +12,23 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from .errors import CotrunkError
-from .files import write_text
+from .files import read_json, write_text
 
 FORMAT = 1
+# what may stand in the files of a run: JSON has one kind of number and no limits
+Text = Annotated[str, Field(strict=True)]
+Whole = Annotated[int, Field(strict=True, ge=0, lt=2**63)]
+Difference = Annotated[int, Field(strict=True, ge=-(2**63), lt=2**63)]
+Steps = Annotated[int, Field(strict=True, ge=1, le=100_000)]
+Real = Annotated[float, Field(strict=True, ge=-1e12, le=1e12)]
+Amount = Annotated[float, Field(strict=True, ge=0, le=1e12)]
+DEPTH = 200  # of the trees in a file
+_ALL_OF_IT = ConfigDict(extra="forbid")
 
 
 @dataclass(frozen=True)
@@ -31,10 +42,12 @@ class Branch:
         children: the branches it parts into at `stop`; none for a leaf.
     """
 
-    images: tuple[int, ...]
-    start: int
-    stop: int
-    similarity: float = 1.0
+    __pydantic_config__ = _ALL_OF_IT
+
+    images: tuple[Whole, ...]
+    start: Whole
+    stop: Whole
+    similarity: Real = 1.0
     children: tuple["Branch", ...] = ()
 
     def nodes(self) -> Iterator["Branch"]:
@@ -47,6 +60,11 @@ class Branch:
     def evaluations(self) -> int:
         """Denoiser evaluations of the whole tree (one guidance row each)."""
         return sum(node.stop - node.start for node in self.nodes())
+
+    @property
+    def depth(self) -> int:
+        """How many branches lie one below another at most, this one included."""
+        return 1 + max((child.depth for child in self.children), default=0)
 
     def at(self, timestep: int) -> Iterator["Branch"]:
         """The branches of this tree that are alive at `timestep`: a partition of its images."""
@@ -83,6 +101,16 @@ def packed(trees: Sequence[Branch], size: int) -> Iterator[tuple[Branch, ...]]:
 
 
 @dataclass(frozen=True)
+class _Settings:
+    """Of `Plan.settings`, what the report reads."""
+
+    mode: Text = ""
+    share: Real = 0.0
+    similarity: Real | None = None
+    max_group: Whole | None = None
+
+
+@dataclass(frozen=True)
 class Cost:
     """Denoiser rows: what a run used, and what the same images would use one by one."""
 
@@ -113,14 +141,16 @@ class Plan:
         settings: how the plan came about (mode, share, similarity, ...), for the reader.
     """
 
-    prompts: tuple[str, ...]
-    seeds: tuple[int, ...]
+    __pydantic_config__ = _ALL_OF_IT
+
+    prompts: tuple[Text, ...]
+    seeds: tuple[Whole, ...]
     trees: tuple[Branch, ...]
-    steps: int
-    timesteps: int
-    guidance_rows: int = 2
-    images_per_prompt: int = 1
-    settings: dict[str, Any] = field(default_factory=dict)
+    steps: Steps
+    timesteps: Steps
+    guidance_rows: Steps = 2
+    images_per_prompt: Steps = 1
+    settings: dict[Text, Any] = field(default_factory=dict)
 
     def __len__(self) -> int:
         """Number of images."""
@@ -161,7 +191,16 @@ class Plan:
         return replace(self, trees=trees, steps=steps, timesteps=timesteps, settings=settings)
 
     def save(self, path: str | Path) -> None:
-        """Write the plan as JSON, whole or not at all; `CotrunkError` where it cannot be written."""
+        """Write the plan as JSON, whole or not at all.
+
+        Raises:
+            CotrunkError: it cannot be written, or branches more often in a row than `load` could read.
+        """
+        if any(tree.depth > DEPTH for tree in self.trees):
+            raise CotrunkError(
+                f"A plan that branches more than {DEPTH} times in a row cannot be saved: limit max_group, or use "
+                "another mode than tree."
+            )
         write_text(Path(path), json.dumps({"format": FORMAT, **asdict(self)}, indent=1) + "\n")
 
     @classmethod
@@ -172,24 +211,29 @@ class Plan:
             CotrunkError: no such file, not a plan, or a plan that contradicts itself.
         """
         try:
-            data = json.loads(Path(path).read_text(encoding="utf-8"))
+            data = read_json(Path(path))
         except OSError as error:
             raise CotrunkError(f"Cannot read the plan {path}: {error.strerror or error}.") from None
-        except ValueError:
-            raise CotrunkError(f"{path} is not a plan: it is not JSON. Make a new one.") from None
+        except ValueError as error:
+            raise CotrunkError(f"{path} is not a plan: it is not JSON ({error}). Make a new one.") from None
         try:
-            if data.pop("format") != FORMAT:
+            if not isinstance(data, dict) or data.pop("format", None) != FORMAT:
                 raise ValueError("its format is of another version")
-            data["trees"] = tuple(_branch(tree) for tree in data["trees"])
-            data["prompts"], data["seeds"] = tuple(data["prompts"]), tuple(data["seeds"])
-            plan = cls(**data)
+            plan = _PLAN.validate_python(data)
             plan.check()
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
+        except ValidationError as error:
+            found = error.errors(include_url=False, include_context=False, include_input=False)[0]
+            where = ".".join(map(str, found["loc"][-4:]))  # the end of what may be a deep tree
+            raise CotrunkError(f"{path} is not a usable plan: {where}: {found['msg']}. Make a new one.") from None
+        except (RecursionError, ValueError) as error:
             raise CotrunkError(f"{path} is not a usable plan: {error}. Make a new one.") from None
         return plan
 
     def check(self) -> None:
         """Raise ValueError unless the trees partition the images, nest, and start from one noise each."""
+        _SETTINGS.validate_python(self.settings)
+        if not self.prompts:
+            raise ValueError("it has no prompts")
         if len(self.seeds) != len(self.prompts) * self.images_per_prompt:
             raise ValueError(f"{len(self.seeds)} seeds for {len(self.prompts)} prompts")
         if sorted(i for tree in self.trees for i in tree.images) != list(range(len(self))):
@@ -209,7 +253,4 @@ class Plan:
                     raise ValueError(f"the branches of images {list(node.images)} do not follow each other")
 
 
-def _branch(data: dict[str, Any]) -> Branch:
-    children = tuple(_branch(child) for child in data["children"])
-    images = tuple(int(i) for i in data["images"])
-    return Branch(images, int(data["start"]), int(data["stop"]), float(data["similarity"]), children)
+_PLAN, _SETTINGS = TypeAdapter(Plan), TypeAdapter(_Settings)

@@ -13,15 +13,21 @@ from string import Template
 from typing import Any
 from urllib.parse import quote
 
-from .drawing import axis, branch_steps, leaf_order, strip_svg, tree_svg
+from .drawing import axis, branch_steps, leaf_order, pruned, strip_svg, tree_svg
 from .files import write_bytes
 
 THUMBNAIL = 192  # longest side of an inlined picture, in pixels
-PAGE_IMAGES = 400  # more make a page slow to open; the files stay in images/
+# More pictures make a page slow to open; the files stay in images/.
+PAGE_IMAGES = 400
+GROUP_IMAGES = 40  # of one group, which would leave no room for others
 COMPARED_PROMPTS = 60
+COMPARED_IMAGES = 120  # each in three ways
+PNG_BYTES = 40_000  # of a picture that is inlined as it is; a larger one as JPEG
+PROMPT_LENGTH = 5_000  # characters; run.json has the rest
 STRIP_HELP = """<li>The strip beside a picture runs over its steps: green where the denoiser ran for its whole group,
 grey where it ran for this image alone, empty where its output was predicted from earlier ones. Half as high: without
 guidance, one row instead of two.</li>"""
+NAMED_FORKS = 12  # branch steps of a group that are written out
 LONG_PROMPT = 90  # characters; longer ones are folded to four lines and open on a click
 
 
@@ -47,6 +53,11 @@ class _Page:
     folder: Path
     side: int  # longest side of the run's thumbnails
 
+    @property
+    def flagged(self) -> dict[str, list[int]]:
+        """Folder of an arm -> its images that a safety checker blackened."""
+        return {arm["folder"]: arm["flagged"] for arm in self.run.get("compare", {}).values()}
+
     def image(self, index: int) -> dict[str, Any]:
         return self.run["images"][index]
 
@@ -55,13 +66,16 @@ class _Page:
 
 
 def _shown(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The groups the page has room for, largest saving first; the very first always, whatever its size."""
+    """The groups the page has room for, largest saving first, each with the images that it has room for (`shown`)."""
     shown: list[dict[str, Any]] = []
     room = PAGE_IMAGES
     for group in sorted(groups, key=lambda group: group["rows"]["used"] - group["rows"]["independent"]):
-        if not shown or len(group["images"]) <= room:
-            shown.append(group)
-            room -= len(group["images"])
+        order = leaf_order(group["tree"])
+        count = min(len(order), GROUP_IMAGES)
+        if count <= room:
+            # evenly over the tree, so that every part of it is seen
+            shown.append(group | {"shown": [order[i * len(order) // count] for i in range(count)]})
+            room -= count
     return shown
 
 
@@ -81,25 +95,27 @@ def _header(run: dict[str, Any], groups: list[dict[str, Any]]) -> dict[str, str]
     if run["timesteps"] != run["steps"]:
         steps += f" ({run['timesteps']} denoiser evaluations)"
     denoise, total = _duration(seconds["denoise"]), _duration(seconds["total"])
+    fragments = {
+        "skipping": _skipping_facts(run),
+        "strip_help": STRIP_HELP if _has_strips(run) else "",
+        "notes": "".join(f'<p class="note">{note}</p>' for note in _notes(run, groups)),
+    }
     values = {
         "title": f"cotrunk: {claim}, {saved}",
         "mood": "" if rows["saving"] > 0 else " nothing",
         "claim": claim,
         "saved": saved,
         "lead": f"Denoising took {denoise}; the whole run took {total}.{_spared(rows['spared'])}",
-        "skipping": _skipping_facts(run),
-        "strip_help": STRIP_HELP if _has_strips(run) else "",
-        "notes": "".join(f'<p class="note">{note}</p>' for note in _notes(run, groups)),
         "used": used,
         "independent": independent,
         "spared": _number(max(rows["independent"] - rows["used"], 0)),
         "fill": f"{100 * min(rows['used'] / max(rows['independent'], 1), 1):.2f}",
         "steps": steps,
         "share": _percent(run["share"]),
-        "versions": _listed([f"{_safe(name)} {_safe(number)}" for name, number in run["versions"].items()]),
+        "versions": _listed([f"{name} {number}" for name, number in run["versions"].items()]),
     }
-    plain = ("model", "scheduler", "guidance_scale", "mode", "similarity", "seed")
-    return values | {name: _safe(run[name]) for name in plain}
+    values |= {name: run[name] for name in ("model", "scheduler", "guidance_scale", "mode", "similarity", "seed")}
+    return {name: _safe(value) for name, value in values.items()} | fragments
 
 
 def _spared(spared: dict[str, int]) -> str:
@@ -128,20 +144,25 @@ def _has_strips(run: dict[str, Any]) -> bool:
 def _notes(run: dict[str, Any], groups: list[dict[str, Any]]) -> Iterator[str]:
     """What must be said plainly before anything else."""
     images, saving = len(run["images"]), run["rows"]["saving"]
-    if run["status"] != "done":
+    if run["status"] not in ("done", "failed images", "flagged images"):
         yield f"This run is not complete (status: {_safe(run['status'])})."
+    if flagged := sum(image["flagged"] for image in run["images"]):
+        yield (
+            f"The model's safety checker put a black picture in place of {_count(flagged, 'image')}, marked as flagged "
+            "below. Another prompt or seed may pass it."
+        )
     if failed := sum(image["failed"] for image in run["images"]):
         yield f"{_count(failed, 'image')} failed and {'is' if failed == 1 else 'are'} marked so below."
     partners = sum(len(group["images"]) for group in run["groups"] if len(group["images"]) > 1)
     if why := run["why_nothing_shared"]:
-        yield f"Each image was made on its own: {why}."
+        yield f"Each image was made on its own: {_safe(why)}."
     elif saving < 0.05:
         yield f"Little was shared: {partners} of {images} images had a similar enough prompt to share with."
-    shown = sum(len(group["images"]) for group in groups)
+    shown = sum(len(group["shown"]) for group in groups)
     if shown < images:
         yield (
-            f"This page shows {shown} of {images} images, the groups with the largest saving first. "
-            f'The other {images - shown} are left out; their files are in <a href="images/">images/</a>.'
+            f"This page shows {shown:,} of {images:,} images, the groups with the largest saving first. "
+            f'The other {images - shown:,} are left out; their files are in <a href="images/">images/</a>.'
         )
 
 
@@ -154,7 +175,7 @@ def _sections(page: _Page, groups: list[dict[str, Any]]) -> Iterator[str]:
         lead = "Largest saving first. A green line is computed once for all the images it leads to."
         cards = [_group(page, group, number) for number, group in enumerate(shared, start=1)]
         yield _section("Groups", lead, f'<div class="cards">{"".join(cards)}</div>')
-    alone = [index for group in groups if len(group["images"]) == 1 for index in group["images"]]
+    alone = [index for group in groups if len(group["images"]) == 1 for index in group["shown"]]
     if alone:
         lead = f"{_count(len(alone), 'image')} that shared no step."
         box = _fit(page.side, 104)
@@ -165,8 +186,8 @@ def _sections(page: _Page, groups: list[dict[str, Any]]) -> Iterator[str]:
 
 
 def _group(page: _Page, group: dict[str, Any], number: int) -> str:
-    tree, rows, timesteps = group["tree"], group["rows"], page.run["timesteps"]
-    order, forks = leaf_order(tree), sorted(branch_steps(tree))
+    rows, timesteps, order = group["rows"], page.run["timesteps"], group["shown"]
+    tree, forks, images = pruned(group["tree"], set(order)), sorted(branch_steps(group["tree"])), len(group["images"])
     # Many leaves get smaller thumbnails, so that a tree still fits a screen or two.
     box = _fit(page.side, 96 if len(order) <= 8 else 72 if len(order) <= 16 else 48)
     leaves = [
@@ -175,12 +196,17 @@ def _group(page: _Page, group: dict[str, Any], number: int) -> str:
         for index in order
     ]
     unit = "step" if timesteps == page.run["steps"] else "denoiser evaluation"
-    where = f"{unit}{'s' if len(forks) > 1 else ''} {_listed([str(step) for step in forks])}"
-    drawing = tree_svg(tree, order, timesteps, f"{len(order)} images share a trunk that branches at {where}")
+    named = [str(step) for step in forks[:NAMED_FORKS]]
+    if len(forks) > len(named):
+        named.append(f"{len(forks) - len(named)} more")
+    where = f"{unit}{'s' if len(forks) > 1 else ''} {_listed(named)}"
+    drawing = tree_svg(tree, order, timesteps, f"{images:,} images share a trunk that branches at {where}")
     spared = f"{_number(rows['independent'] - rows['used'])} of {_number(rows['independent'])} rows saved"
     facts = f"Branches at {where} of {timesteps}. Smallest similarity {group['similarity']:.2f}."
+    if len(order) < images:
+        facts += f" {len(order)} of its images are shown."
     return f"""<article class="card{" wide" if len(order) > 8 else ""}">
-<header><h3>Group {number}: {len(order)} images</h3><p class="saved">{spared}</p>
+<header><h3>Group {number}: {images:,} images</h3><p class="saved">{spared}</p>
 <p class="quiet">{facts}</p></header>
 <div class="tree" style="--box:{box}px"><div class="drawing">{drawing}</div>
 <ol class="leaves">{"".join(leaves)}</ol>{axis(forks, timesteps, unit)}</div></article>"""
@@ -200,7 +226,7 @@ def _compare(page: _Page) -> str:
     columns = ("Way", "Steps", "Rows", "Seconds, denoising")
     head = "".join(f'<th scope="col">{name}</th>' for name in columns)
     table = "".join(
-        f'<tr><th scope="row">{title}</th><td>{arm["steps"]}</td><td>{_number(arm["rows"])}</td>'
+        f'<tr><th scope="row">{title}</th><td>{_safe(arm["steps"])}</td><td>{_number(arm["rows"])}</td>'
         f"<td>{arm['seconds']['denoise']:,.1f}</td></tr>"
         for title, _, arm in arms
     )
@@ -208,7 +234,7 @@ def _compare(page: _Page) -> str:
     prompts = sorted({image["prompt"] for image in images})
     kept = set(prompts[:COMPARED_PROMPTS])
     order = sorted(range(len(images)), key=lambda index: images[index]["prompt"])
-    order = [index for index in order if images[index]["prompt"] in kept][:PAGE_IMAGES]
+    order = [index for index in order if images[index]["prompt"] in kept][:COMPARED_IMAGES]
     box = _fit(page.side, 160)
     trios = []
     for index in order:
@@ -239,7 +265,11 @@ def _picture(page: _Page, index: int, box: int, arm: str = "", caption: str = ""
     image = page.image(index)
     path = f"{arm}/{Path(image['file']).name}" if arm else image["file"]
     failed = image["failed"] and not arm
+    flagged = image["flagged"] if not arm else index in page.flagged[arm]
     thumbnail = None if failed else _thumbnail(page.folder / path)
+    if flagged and thumbnail is not None:
+        title = "The model's safety checker put a black picture here."
+        return f'<div class="lost"><a href="{escape(quote(path))}" title="{title}">flagged</a></div>'
     if thumbnail is None:
         return f'<div class="lost">{"failed" if failed else "missing"}</div>'
     uri, width, height = thumbnail
@@ -260,16 +290,20 @@ def _thumbnail(path: Path) -> tuple[str, int, int] | None:
     from PIL import Image
 
     try:
+        if not path.is_file():  # a pipe, say, would never end
+            return None
         with Image.open(path) as opened:
             picture = opened.convert("RGBA" if opened.has_transparency_data else "RGB")
-    except (OSError, SyntaxError, ValueError):  # what pillow raises on broken files
+    except Exception:  # what pillow meets in a damaged file: half a dozen classes
         return None
     large = max(picture.size) > THUMBNAIL
     picture.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
-    # Small pictures keep every pixel; of a shrunken one nobody misses what JPEG drops.
-    kind = "jpeg" if large and picture.mode == "RGB" else "png"
-    buffer = io.BytesIO()
-    picture.save(buffer, kind, quality=88)
+    # Small pictures keep every pixel, unless that takes much room; of a shrunken one nobody misses what JPEG drops.
+    buffer, kind = io.BytesIO(), "png"
+    picture.save(buffer, kind)
+    if picture.mode == "RGB" and (large or buffer.tell() > PNG_BYTES):
+        buffer, kind = io.BytesIO(), "jpeg"
+        picture.save(buffer, kind, quality=88)
     data = base64.b64encode(buffer.getvalue()).decode("ascii")
     return f"data:image/{kind};base64,{data}", *picture.size
 
@@ -295,6 +329,8 @@ def _words(page: _Page, index: int) -> str:
 
 def _prompt(page: _Page, index: int) -> str:
     text = page.prompt(index)
+    if len(text) > PROMPT_LENGTH:
+        text = f"{text[:PROMPT_LENGTH]}… ({len(text) - PROMPT_LENGTH:,} more characters are in run.json)"
     if len(text) > LONG_PROMPT:
         return f'<details class="prompt"><summary dir="auto">{escape(text)}</summary></details>'
     if not text.strip():

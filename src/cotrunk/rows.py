@@ -298,8 +298,9 @@ def assemble(parts: list[Any], sizes: list[int], inverse: torch.Tensor | None, *
         joined = torch.cat(parts) if len(parts) > 1 else first
         return joined if inverse is None else joined.index_select(0, inverse)
     again = functools.partial(assemble, sizes=sizes, inverse=inverse, listed=listed)
-    if isinstance(first, dict):  # diffusers' output objects are dicts
-        return type(first)(**{key: again([part[key] for part in parts]) for key in first})
+    if isinstance(first, dict):  # diffusers' output objects are dicts, made from named fields
+        joined_up = {key: again([part[key] for part in parts]) for key in first}
+        return joined_up if type(first) is dict else type(first)(**joined_up)
     if isinstance(first, tuple | list):
         return type(first)(again(list(same)) for same in zip(*parts, strict=True))
     return first

@@ -43,7 +43,7 @@ def counted_steps(
             meter.on_step(meter)
         return output
 
-    with replaced(scheduler, "step", _Counted(step, counted)):
+    with replaced(scheduler, "step", _Counted(scheduler, step, counted)):
         yield
 
 
@@ -51,11 +51,11 @@ class _Counted:
     """`scheduler.step`, counted. An object, because the copy of a function is the function itself: a pipeline that
     copies its scheduler while it runs (LTX-2, for the sound of its video) would step the original with the copy."""
 
-    def __init__(self, step: Callable[..., Any], call: Callable[..., Any]) -> None:
+    def __init__(self, scheduler: Any, step: Callable[..., Any], call: Callable[..., Any]) -> None:
         # pipelines read its signature to see whether it takes `eta` or `generator`
         functools.update_wrapper(self, step)
         self._call = call
-        self._scheduler = type(getattr(step, "__self__", None)).__name__
+        self._scheduler = type(scheduler).__name__
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self._call(*args, **kwargs)

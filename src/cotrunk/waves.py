@@ -25,6 +25,8 @@ from .stability import policy_of
 # pipelines of which the first of two rows is the one with the prompt
 CONDITIONAL_FIRST = ("ZImage", "Lumina", "StableCascade", "Wuerstchen", "AceStep", "OmniGen")
 SPARED = ("sharing", "guidance", "skipping")  # what spares rows
+# what safety checkers say of each image in a pipeline's output; that of DeepFloyd IF blackens watermarks too
+CHECKED = ("nsfw_content_detected", "nsfw_detected", "watermark_detected")
 WAVE = 32  # images in one call of the pipeline; memory of latents, text states and decoding grows with it
 
 
@@ -38,6 +40,7 @@ class Wave:
         failed: images whose latents or decoded values held a NaN or an infinity, and those of a call that was
             interrupted.
         is_interrupted: whether a callback stopped this call before its last step (`pipe._interrupt = True`).
+        flagged: images that the pipeline's own safety checker replaced by black ones.
         cost: denoiser rows, counted.
         spared: rows not computed, by what spared them: "sharing", "guidance", "skipping".
         steps: for each of its images, a letter a timestep: c computed, s computed once for a group, p predicted;
@@ -50,6 +53,7 @@ class Wave:
     output: Any
     failed: tuple[int, ...]
     is_interrupted: bool
+    flagged: tuple[int, ...]
     cost: Cost
     spared: dict[str, int]
     steps: tuple[str, ...]
@@ -82,39 +86,51 @@ class Run:
         *,
         skip: Callable[[Sequence[int]], bool] = lambda images: False,
         on_step: Callable[[Meter], None] | None = None,
+        seconds: float = math.inf,
     ) -> Iterator[Wave]:
-        """Run wave after wave. The waves depend on the plan alone, so a resumed run computes what the first one
-        would have.
+        """Run wave after wave. An image does not depend on the rest of its wave but for rounding.
 
         Args:
-            skip: called with the image indices of a wave; True leaves it out (it is done already).
+            skip: called with the image indices of a group; True leaves it out (it is done already).
             on_step: called after every scheduler step with the wave's `Meter`.
+            seconds: what a wave may take, about: the first is one group, the others are sized by the speed of the wave
+                before. With no limit the waves depend on the plan alone.
         """
-        for trees in self._calls():
-            if skip([image for tree in trees for image in tree.images]):
-                continue
+        # of the latest wave, text encoding and decoding included; not of all: the first may have compiled
+        seconds_per_row = math.inf
+        for trees in self._companions([tree for tree in self.plan.trees if not skip(tree.images)]):
             while trees:
-                part = next(packed(trees, self.wave_size))
+                part = self._next_wave(trees, seconds / seconds_per_row if seconds < math.inf else math.inf)
+                begin = time.perf_counter()
                 wave = self._attempt(part, on_step)
                 if wave is not None:
+                    seconds_per_row = (time.perf_counter() - begin) / self.plan.cost_of(part).used
                     yield wave
                     if wave.is_interrupted:  # whoever stops one call does not want the others
                         return
-                    trees = trees[len(part) :]
+                    del trees[: len(part)]
                     continue
                 # not inside `except`: the exception holds the tensors that are to be freed
                 if torch.cuda.is_available():
                     torch.cuda.empty_cache()
                 self.wave_size = sum(len(tree.images) for tree in part) // 2
 
-    def _calls(self) -> Iterator[tuple[Branch, ...]]:
-        """The trees of each call of the pipeline: at most `wave_size` images, all of them companions."""
+    def _companions(self, trees: Sequence[Branch]) -> list[list[Branch]]:
+        """The trees, apart where they must not run in one call."""
         parts: dict[Hashable, list[Branch]] = {}
-        for tree in self.plan.trees:
+        for tree in trees:
             prompt = self.plan.prompt_of(tree.images[0])
             parts.setdefault(None if self.companions is None else self.companions[prompt], []).append(tree)
-        for trees in parts.values():
-            yield from packed(trees, self.wave_size)
+        return list(parts.values())
+
+    def _next_wave(self, trees: Sequence[Branch], rows: float) -> tuple[Branch, ...]:
+        """The trees to run next: of at most `rows` planned rows, unless it is one tree."""
+        size = self.wave_size
+        while True:
+            part = next(packed(trees, size))
+            if len(part) == 1 or self.plan.cost_of(part).used <= rows:
+                return part
+            size //= 2  # by halves: few sizes, the same from run to run, and few shapes to compile
 
     def _attempt(self, trees: tuple[Branch, ...], on_step: Callable[[Meter], None] | None) -> Wave | None:
         """One call, or None where the memory is too small for its texts or its decoder. (The denoiser halves its own
@@ -148,6 +164,7 @@ class Run:
             output=output,
             failed=tuple(i for i, good in zip(images, finite, strict=True) if is_interrupted or not good),
             is_interrupted=is_interrupted,
+            flagged=tuple(image for image, black in zip(images, blackened(output, len(images)), strict=True) if black),
             cost=Cost(meter.rows + meter.rows_filled, meter.rows_asked),
             spared={what: meter.rows_spared[what] for what in SPARED},
             steps=(letters := step_letters(rows, meter.computed, len(images), self.plan.timesteps)),
@@ -243,6 +260,13 @@ def jumps(sources: Sequence[tuple[int, ...]], switches: Collection[int]) -> list
         parted = frozenset(i for i in everyone if old[before[i]] != new[now[i]])
         found.append(everyone if step in switches else parted)
     return [*found, frozenset()]
+
+
+def blackened(output: Any, images: int) -> list[bool]:
+    """Of each image of an output, whether a safety checker put a black picture in its place."""
+    verdicts: list[Any] = [getattr(output, name, None) for name in CHECKED]
+    found = [verdict for verdict in verdicts if hasattr(verdict, "__len__") and len(verdict) == images]
+    return [any(bool(verdict[i]) for verdict in found) for i in range(images)]
 
 
 def merged_output(waves: Sequence[Wave]) -> Any:

@@ -1,15 +1,22 @@
-"""What the command line shows: warnings, the bar, the summary of a run, the table of a plan."""
+"""What the command line shows: warnings, the bar, the summary of a run, the table of a plan.
+
+Prompts, paths, names of models and what libraries say in their errors come from others: no character of them may do
+anything to a terminal but stand there. `_Console` sees to it, wherever they are printed.
+"""
 
 import time
-from collections.abc import Hashable, Mapping, Sequence
+import unicodedata
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.segment import Segment
 from rich.table import Table
+from rich.text import Text
 
 if TYPE_CHECKING:
     from ..meter import Meter
@@ -18,13 +25,44 @@ if TYPE_CHECKING:
 WORTH_IT = 0.05  # below this saving, `cotrunk plan` advises against sharing
 WARNINGS = 5  # prompts warned about one by one
 
-out = Console(highlight=False)
-err = Console(stderr=True, highlight=False)
+# controls (ESC and C1 among them), invisible marks and those of direction, half surrogate pairs, private and unknown
+# characters, separators of lines; spaces of all widths are harmless
+UNSAFE = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
+MARKS_OF_LINES = str.maketrans({"\n": "\\n", "\r": "\\r", "\t": "\\t"})
+
+
+def visible(text: str) -> str:
+    """The text with every character spelled out that a terminal would obey or hide, ESC as \\x1b; line breaks and tabs
+    stay."""
+    return text if text.isascii() and text.isprintable() else "".join(map(_visible, text))
+
+
+def _visible(character: str) -> str:
+    if character in "\n\t" or unicodedata.category(character) not in UNSAFE:
+        return character
+    return character.encode("unicode_escape", "surrogatepass").decode("ascii")
+
+
+class _Console(Console):
+    """A console on which all text is visible."""
+
+    def render_str(self, text: str, **how: Any) -> Text:
+        """Of what is given as a string, before it is measured for a table."""
+        return super().render_str(visible(text), **how)
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        """Of the rest: what bars and spinners make of their strings themselves."""
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else Segment(visible(segment.text), segment.style)
+
+
+out = _Console(highlight=False)
+err = _Console(stderr=True, highlight=False)
 
 
 def say(style: str, label: str, text: str) -> None:
-    """One line on standard error; the text is the user's and may hold brackets."""
-    err.print(f"[{style}]{label}:[/] {escape(text)}", soft_wrap=True)
+    """One line on standard error, whatever the text holds."""
+    err.print(Text.assemble((f"{label}:", style), " ", visible(text.translate(MARKS_OF_LINES))), soft_wrap=True)
 
 
 def warn_truncated(cuts: Mapping[int, str], prompts: list[str]) -> None:

@@ -8,7 +8,7 @@ from rich.markup import escape
 
 from ..errors import CotrunkError
 from .console import err, out, say
-from .inputs import out_folder
+from .inputs import hold, out_folder
 from .options import Encoder, OutFolder, option
 
 GROUPS = "Groups"
@@ -16,6 +16,7 @@ NAMED = 5  # pictures that cannot be used are named up to here, then counted
 
 
 def dataset(
+    context: typer.Context,
     source: Annotated[
         str,
         typer.Argument(
@@ -52,6 +53,7 @@ def dataset(
     settings = GroupSettings(similarity_min, similarity_max, min_group, max_group, per_caption, max_groups, seed)
     if encoder == "pipeline":
         raise CotrunkError("--encoder pipeline needs a pipeline: use minilm, or a model of sentence-transformers.")
+    hold(context, out_dir, "images")
     with err.status("Reading captions and pictures") as status:
         found = read_pairs(source, images, out_dir / "images")
         for name, why in list(found.unusable.items())[:NAMED]:

@@ -9,7 +9,7 @@ from rich.markup import escape
 
 from ..errors import CotrunkError
 from .console import err, out
-from .inputs import check_draws_from_text, check_numbers, check_whole, out_folder
+from .inputs import check_draws_from_text, check_numbers, check_whole, hold, out_folder
 from .judges import NETWORKS, alignment_for, judges_of, take_off_checker
 from .options import (
     OUTPUT,
@@ -29,6 +29,7 @@ MODELS, SCHEMES = "Models", "Schemes"
 
 
 def evaluate(
+    context: typer.Context,
     groups: Annotated[
         str, typer.Argument(metavar="GROUPS", help="A folder that `cotrunk dataset` wrote.", show_default=False)
     ],
@@ -116,6 +117,7 @@ def evaluate(
     pictures = len({pair.image for group in found for pair in group})
     err.print(f"{len(found)} of {len(everything)} groups, which share no picture: {pictures} pictures a cell and seed.")
     bins = _bins([similarity[tuple(group)] for group in found])
+    hold(context, out_dir, "cells", "cells/*")
     with err.status(f"Loading {escape(model)}"):
         pipe = load_pipeline(model, device, dtype, scheduler=scheduler, compiled=compiled)
         check_draws_from_text(pipe)

@@ -10,9 +10,10 @@ import typer
 from rich.markup import escape
 
 from ..errors import CotrunkError
+from ..prompts import checked
 from ..skipping import Skipping, check_fractions
 from .console import Bar, err, left_out, out, print_summary, say
-from .inputs import check_draws_from_text, check_numbers, check_whole, out_folder, prompts_of, sharing_of, warn
+from .inputs import check_draws_from_text, check_numbers, check_whole, hold, out_folder, prompts_of, sharing_of, warn
 from .options import (
     MACHINE,
     OUTPUT,
@@ -43,6 +44,7 @@ from .options import (
 if TYPE_CHECKING:
     from ..evaluation.setting import Basis, Setting
     from ..folder import Arm, RunFolder
+    from ..lock import FolderLock
     from ..plan import Cost, Plan
     from ..waves import Run
 
@@ -129,19 +131,21 @@ def generate(
     check_numbers(steps, guidance, seed, images_per_prompt)
     if max_rows is not None:
         check_whole("--max-rows", max_rows, 1)
+    if negative is not None:
+        checked(negative, "--negative")
     sharing = sharing_of(share, similarity, max_group, mode, encoder)
     skipping = _skipping(skip)
     if guidance_interval is not None:
         check_fractions("guidance_interval", guidance_interval)
 
-    from ..folder import SHARED, Arm, RunFolder
+    from ..folder import SHARED, Arm, Facts, RunFolder
     from ..models import SCHEDULERS, check_names, load_pipeline
     from ..plan import Plan
 
     check_names(device, dtype, scheduler)
     if scheduler is not None and scheduler.lower() in SCHEDULERS:
         scheduler = scheduler.lower()
-    settings = {
+    settings: dict[str, Any] = {
         "prompts": texts,
         "model": model,
         "lora": lora,
@@ -161,6 +165,7 @@ def generate(
         "dtype": dtype,
         "compare": compare,
     }
+    lock = hold(context, out_dir, "images", "compare/*")
     folder = RunFolder(out_dir)
     resuming = folder.open(settings, resume=resume)
     if resuming and (report := folder.finished()) is not None:
@@ -198,21 +203,19 @@ def generate(
         )
     seconds["embed"] = run.seconds["embed"]
     main = Arm(SHARED, run.plan, "images")
-    facts = {
-        "model": model if lora is None else f"{model} with {lora}",
-        "scheduler": type(pipe.scheduler).__name__,
-        "mode": mode,
-        "steps": run.plan.steps,
-        "timesteps": run.plan.timesteps,
-        "guidance_scale": guidance,
-        "tolerance": settings["tolerance"],
-        "guidance_interval": settings["guidance_interval"],
-        "share": share,
-        "similarity": run.plan.settings.get("similarity"),
-        "seed": seed,
-        "device": device,
-        "dtype": dtype,
-    }
+    facts = Facts(
+        model=model if lora is None else f"{model} with {lora}",
+        scheduler=type(pipe.scheduler).__name__,
+        mode=mode,
+        guidance_scale=guidance,
+        tolerance=settings["tolerance"],
+        guidance_interval=settings["guidance_interval"],
+        share=share,
+        similarity=run.plan.settings.get("similarity"),
+        seed=seed,
+        device=device,
+        dtype=dtype,
+    )
     earlier = sum(sum(folder.journal(arm).seconds.values()) for arm in (main, *_arms(run.plan, run.plan)))
     # before the plan: without a run.json there is nothing to resume
     folder.write_report(settings, facts, [main], seconds)
@@ -232,16 +235,17 @@ def generate(
                     warm_up(pipe, some, **limits, **arguments)
             if not compiled:  # who asks for it waits for it
                 begin += time.perf_counter() - start
-        _denoise(folder, runs)
+        _denoise(folder, lock, runs)
         if compare:  # only now is it known what skipping spared, and so what equal cost is
             runs += _comparisons(pipe, run.plan, folder.journal(main).cost, texts, arguments, max_rows)
             folder.write_report(settings, facts, [arm for arm, _ in runs], seconds)
-            _denoise(folder, runs[1:])
+            _denoise(folder, lock, runs[1:])
     except KeyboardInterrupt:
         finished = len(folder.journal(main).images)
         err.print(f"Stopped: {finished} of {len(run.plan)} images are finished. Go on with --resume.")
         raise typer.Exit(130) from None
     seconds["total"] = earlier + time.perf_counter() - begin
+    lock.check()
     _conclude(folder.write_report(settings, facts, [arm for arm, _ in runs], seconds), out_dir)
 
 
@@ -287,11 +291,11 @@ def _skipping(tolerance: str | None) -> Skipping | None:
 
 def _arms(independent: "Plan", equal: "Plan") -> tuple["Arm", "Arm"]:
     """The arms for comparison: independent sampling from the same noise, in as many steps and at equal cost."""
-    from ..folder import Arm
+    from ..folder import COMPARED, Arm
 
     return (
-        Arm("independent", independent, "compare/independent"),
-        Arm("equal_cost", equal, "compare/equal-cost"),
+        Arm("independent", independent, COMPARED["independent"]),
+        Arm("equal_cost", equal, COMPARED["equal_cost"]),
     )
 
 
@@ -318,9 +322,9 @@ def _comparisons(
     return runs
 
 
-def _denoise(folder: "RunFolder", runs: Sequence[tuple["Arm", "Run"]]) -> None:
+def _denoise(folder: "RunFolder", lock: "FolderLock", runs: Sequence[tuple["Arm", "Run"]]) -> None:
     """Run what the journal does not have yet."""
-    from ..folder import groups_of
+    from ..folder import WAVE_SECONDS, groups_of
 
     finished = {arm.name: folder.journal(arm) for arm, _ in runs}
     rows, images = sum(arm.plan.cost.used for arm, _ in runs), sum(len(arm.plan) for arm, _ in runs)
@@ -331,16 +335,33 @@ def _denoise(folder: "RunFolder", runs: Sequence[tuple["Arm", "Run"]]) -> None:
     ):
         for arm, run in runs:
             groups = groups_of(arm.plan)
-            for wave in run.waves(skip=finished[arm.name].images.issuperset, on_step=bar.step):
+            skip = finished[arm.name].images.issuperset
+            for wave in run.waves(skip=skip, on_step=bar.step, seconds=WAVE_SECONDS):
+                lock.check()
                 folder.write_wave(arm, wave, groups)
                 bar.wave(wave.cost.used + left_out(wave.spared), len(wave.images))
 
 
 def _conclude(report: dict[str, Any], folder: Path) -> None:
-    """Print the summary; exit code 1 if images failed."""
+    """Print the summary. Exit code 1 if not every image is what was asked for: some failed, or a safety checker put a
+    black picture in their place."""
+    if report["status"] == "running":
+        raise CotrunkError(
+            f"Pictures in {folder} were removed or changed while the run went on: make them again with --resume."
+        )
     print_summary(report, folder)
-    failed = [image["file"] for image in report["images"] if image["failed"]]
+    count, images = len(report["images"]), report["images"]
+    failed = [image["file"] for image in images if image["failed"]]
+    flagged = [image["file"] for image in images if image["flagged"] and not image["failed"]]
     if failed:
-        names = ", ".join(failed[:10]) + (", ..." if len(failed) > 10 else "")
-        say("red", "failed", f"{len(failed)} of {len(report['images'])} images hold NaN: {names}")
+        say("red", "failed", f"{len(failed)} of {count} images hold NaN: {_some(failed)}")
+    if flagged:
+        say(
+            "red", "flagged", f"the model's safety checker blackened {len(flagged)} of {count} images: {_some(flagged)}"
+        )
+    if failed or flagged:
         raise typer.Exit(1)
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")

@@ -7,10 +7,13 @@ from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+import typer
+
 from ..errors import CotrunkError
-from ..files import check_folder
+from ..files import check_folder, remove_parts
+from ..lock import FolderLock, locked
 from ..prompts import checked, read_prompts
-from .console import err, warn_alike, warn_truncated
+from .console import err, say, warn_alike, warn_truncated
 
 if TYPE_CHECKING:
     from ..sharing import Mode, Sharing
@@ -83,6 +86,22 @@ def check_whole(option: str, value: int, least: int, most: int | None = None) ->
     if value < least or (most is not None and value > most):
         use = f"{least} or more" if most is None else f"{least} to {most}"
         raise CotrunkError(f"{option} {value} is out of range: use {use}.")
+
+
+def hold(context: typer.Context, folder: Path, *below: str) -> FolderLock:
+    """Keep other commands away from a folder until this one ends, and remove the half files that a killed one left in
+    it and in those `below` it.
+
+    Raises:
+        CotrunkError: another command writes to it, or it cannot be written.
+    """
+    lock = context.with_resource(locked(folder))
+    if not lock.is_kept:
+        say("yellow", "warning", f"{folder} is on a file system without locks: let no other command write to it")
+        return lock
+    for place in (folder, *(found for name in below for found in folder.glob(name))):
+        remove_parts(place)
+    return lock
 
 
 def out_folder(name: str | None) -> Path:

@@ -7,16 +7,17 @@ from typing import Annotated, Any, Literal
 import typer
 from rich.markup import escape
 
-from ..files import write_bytes
+from ..files import write_bytes, writing
 from ..prompts import read_prompts
-from .console import err, out
-from .inputs import out_folder
+from .console import err, out, say
+from .inputs import hold, out_folder
 from .options import MACHINE, OUTPUT, Height, Model, OutFolder, Width, option
 
 OBJECTIVE, TRAINING = "Objective", "Training"
 
 
 def train(
+    context: typer.Context,
     groups: Annotated[
         str, typer.Argument(metavar="GROUPS", help="A folder that `cotrunk dataset` wrote.", show_default=False)
     ],
@@ -89,6 +90,7 @@ def train(
     from ..training.log import Step, plot_losses
     from ..training.loss import Loss
     from ..training.settings import TrainSettings
+    from ..training.trainer import DivergenceError
     from ..training.trainer import train as run
 
     settings = TrainSettings(
@@ -112,12 +114,13 @@ def train(
     prompts = read_prompts(validation).prompts if validation is not None else []
     sizes: dict[str, Any] = {name: value for name, value in (("height", height), ("width", width)) if value is not None}
     found, _ = read_groups(Path(groups))
+    is_first = os.environ.get("RANK", "0") == "0"  # of the processes of accelerate launch: it speaks for all
+    if is_first:
+        hold(context, out_dir, "validation", "encoded-*")
     with err.status(f"Loading {escape(model)}"):
         pipe = load_pipeline(model, "cpu", dtype)  # accelerate moves it where it belongs
     columns: list[Any] = [TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}")]
     smooth: dict[str, float] = {}
-
-    is_first = os.environ.get("RANK", "0") == "0"  # of the processes of accelerate launch: it speaks for all
     with Progress(*columns, TimeRemainingColumn(), console=err, disable=not is_first) as progress:
         task = progress.add_task(f"Encoding {sum(map(len, found)):,} pictures", total=steps)
 
@@ -141,6 +144,10 @@ def train(
         except KeyboardInterrupt:
             err.print("Stopped. Call it again to go on from the last checkpoint.")
             raise typer.Exit(130) from None
+        except DivergenceError as error:  # no bad input, so not its exit code
+            if is_first:
+                say("red", "error", str(error))
+            raise typer.Exit(1) from None
     if is_first:
         out.print(f"The LoRA is {escape(str(file))}", soft_wrap=True)
 
@@ -157,6 +164,7 @@ def _drawn(pipe: Any, prompts: list[str], share: float, sizes: dict[str, Any], p
     row = Image.new("RGB", (width * len(prompts), height))
     for number, picture in enumerate(made.images):
         row.paste(picture, (number * width, 0))
-    path.parent.mkdir(parents=True, exist_ok=True)
+    with writing(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
     write_bytes(path, lambda file: row.save(file, "PNG"))
     return made.images

@@ -9,7 +9,7 @@ from rich.markup import escape
 
 from ..errors import CotrunkError
 from .console import err, out
-from .inputs import check_draws_from_text, check_numbers, out_folder, prompts_of
+from .inputs import check_draws_from_text, check_numbers, hold, out_folder, prompts_of
 from .judges import NETWORKS, alignment_for, judges_of, take_off_checker
 from .options import (
     OUTPUT,
@@ -33,6 +33,7 @@ ALONG = 6  # points of the frontier that have their pictures on the page
 
 
 def tune(
+    context: typer.Context,
     prompts: Prompts = None,
     prompt_file: PromptFile = None,
     column: Column = "prompt",
@@ -47,8 +48,8 @@ def tune(
         option(
             SWEEP,
             "X",
-            "Loss of alignment that counts as none: a part of what pictures have more of it with their own prompt than "
-            "with the others.",
+            "Loss that counts as none: of alignment, a part of what pictures have more of it with their own prompt "
+            "than with the others; of distance, a part of how far two pictures of one prompt lie apart.",
         ),
     ] = 0.1,
     rows: Annotated[
@@ -56,7 +57,7 @@ def tune(
         option(
             SWEEP,
             "X",
-            "Rows a picture for which the best setting is wanted; by default half of those that --steps take.",
+            "Rows per picture for which the best setting is wanted; by default half of those that --steps take.",
         ),
     ] = None,
     model: Model = "mini",
@@ -88,7 +89,7 @@ def tune(
     if not 0 <= margin < 1:
         raise CotrunkError(f"--margin {margin} is out of range: use 0 or more, below 1.")
     if rows is not None and not 0 < rows < math.inf:
-        raise CotrunkError(f"--rows {rows} is out of range: use rows a picture, above 0.")
+        raise CotrunkError(f"--rows {rows} is out of range: use rows per picture, above 0.")
 
     from ..evaluation.setting import LEAST, Basis
 
@@ -108,6 +109,7 @@ def tune(
     if len(texts) > sample:  # whole, in their order: neighbours in a file are often kin, and sharing needs kin
         start = int(np.random.default_rng(seed).integers(len(texts) - sample + 1))
         texts = texts[start : start + sample]
+    hold(context, out_dir, "tried")
     with err.status(f"Loading {escape(model)}"):
         pipe = load_pipeline(model, device, dtype, lora=lora, scheduler=scheduler, compiled=compiled)
         check_draws_from_text(pipe)

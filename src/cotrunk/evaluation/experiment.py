@@ -5,7 +5,7 @@ import hashlib
 import json
 import re
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -15,7 +15,7 @@ import torch
 
 from ..arguments import guidance_rows, timesteps_of
 from ..errors import CotrunkError
-from ..files import check_folder, write_bytes
+from ..files import check_folder, write_bytes, writing
 from ..generation import prepare, warm_up
 from ..models import load_lora, take_off_lora
 from ..plan import Plan, flat_tree
@@ -144,10 +144,9 @@ class Experiment:
     def look(self, cell: Cell, on_wave: Callable[[int], None] = lambda pictures: None) -> Seen:
         """Make the pictures of a cell and show them to the networks, or take what is there."""
         path = self.out / "cells" / f"{self.name(cell)}.seen.npz"
-        if path.exists():
-            seen = self._read(cell, path)
-            if seen is not None:
-                return seen
+        seen = self._read(cell, path)
+        if seen is not None:
+            return seen
         waves = path.with_suffix(".waves")
         pictures, failed, facts = self._pictures(cell, waves, on_wave)
         if failed.all():
@@ -163,19 +162,24 @@ class Experiment:
             "failed": failed,
             "shown": pictures[:SHOWN].numpy(),
         }
-        digest = hashlib.sha256(b"".join(array.tobytes() for array in made.values())).hexdigest()[:12]
-        made |= {"by": self._names, "facts": json.dumps(facts | {"digest": digest})}
+        made |= {"by": self._names, "facts": json.dumps(facts | {"digest": _digest(made)})}
         write_bytes(path, functools.partial(_savez, made))
         shutil.rmtree(waves)
         self._agreed.add(cell)
         return _seen(made)
 
     def _read(self, cell: Cell, path: Path) -> Seen | None:
-        """What was seen in a cell; None if other networks saw it, or these with other weights."""
-        with np.load(path) as kept:
-            if str(kept["by"]) != self._names:
-                return None
-            seen = _seen(dict(kept))
+        """What was seen in a cell. None if nothing was, if the file is damaged, or if other networks saw it, or these
+        with other weights."""
+        try:
+            with np.load(path) as kept:
+                if str(kept["by"]) != self._names:
+                    return None
+                seen, digest = _seen(dict(kept)), _digest(kept)
+        except Exception:  # whatever zip, numpy and JSON say to a file that is cut off or foreign
+            return None
+        if seen.digest != digest:
+            return None
         if cell not in self._agreed:
             shown = torch.from_numpy(seen.shown)
             features, vectors = self.judges.features.features(shown), self.judges.alignment.of_pictures(shown)
@@ -193,10 +197,14 @@ class Experiment:
     ) -> tuple[torch.Tensor, np.ndarray, dict[str, float]]:
         """Pictures (n, 3, height, width) in bytes, which of them failed, and what one cost. Waves are kept in the
         folder, so that a run that was killed goes on with the next."""
-        folder.mkdir(parents=True, exist_ok=True)
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
         count, done = len(self.prompts), set[int]()
         for file in folder.glob("*.npz"):
-            with np.load(file) as wave:
+            wave = _wave(file, count)
+            if wave is None:
+                file.unlink()  # damaged: its pictures are made again
+            else:
                 done.update(wave["images"].tolist())
         if len(done) < count:
             self._load(cell.model)
@@ -221,12 +229,13 @@ class Experiment:
         pictures, failed, costs = np.empty(0, np.uint8), np.zeros(count, bool), np.zeros((count, 2))
         # in the order of their images: a part of a wave and the whole of it may both be here
         for file in sorted(folder.glob("*.npz")):
-            with np.load(file) as wave:
-                images = wave["images"]
-                if not pictures.size:
-                    pictures = np.empty((count, *wave["pictures"].shape[1:]), np.uint8)
-                pictures[images], costs[images] = wave["pictures"], wave["costs"]
-                failed[images] = np.isin(images, wave["failed"])
+            if (wave := _wave(file, count)) is None:
+                raise CotrunkError(f"{file} is damaged: delete it, its pictures are made again.")
+            images = wave["images"]
+            if not pictures.size:
+                pictures = np.empty((count, *wave["pictures"].shape[1:]), np.uint8)
+            pictures[images], costs[images] = wave["pictures"], wave["costs"]
+            failed[images] = np.isin(images, wave["failed"])
         rows, seconds = costs.mean(axis=0).tolist()
         return torch.from_numpy(pictures), failed, {"rows": rows, "seconds": seconds, "saving": plan.cost.saving}
 
@@ -272,6 +281,30 @@ def _savez(arrays: dict[str, Any], file: BinaryIO) -> None:
     np.savez(file, **arrays)
 
 
+def _wave(file: Path, count: int) -> dict[str, np.ndarray] | None:
+    """What was kept of a wave of a cell of this many pictures; None where it is damaged."""
+    try:
+        with np.load(file) as kept:
+            wave = dict(kept)
+        images, pictures = wave["images"], wave["pictures"]
+        is_whole = (
+            len(images) == len(pictures) > 0
+            and bool(((images >= 0) & (images < count)).all())
+            and (pictures.dtype, pictures.ndim, pictures.shape[1]) == (np.uint8, 4, 3)
+            and (wave["costs"].shape, bool(np.isfinite(wave["costs"]).all())) == ((2,), True)
+            and wave["failed"].ndim == 1
+        )
+    except Exception:  # whatever zip and numpy say to a file that is cut off or foreign
+        return None
+    return wave if is_whole else None
+
+
+def _digest(kept: Mapping[str, Any]) -> str:
+    """Of what networks see in the pictures of a cell."""
+    arrays = (kept[name] for name in ("features", "vectors", "diversity", "failed", "shown"))
+    return hashlib.sha256(b"".join(array.tobytes() for array in arrays)).hexdigest()[:12]
+
+
 def _seen(kept: dict[str, Any]) -> Seen:
     features, vectors = (torch.from_numpy(kept[name]).double() for name in ("features", "vectors"))
     return Seen(features, vectors, kept["diversity"], kept["failed"], kept["shown"], **json.loads(str(kept["facts"])))
@@ -289,8 +322,11 @@ def _file_digest(path: Path) -> str:
     """Of a LoRA: the file, or those of its folder; its name where it is on the hub."""
     files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path] if path.is_file() else []
     found = hashlib.sha256(str(path).encode() if not files else b"")
-    for file in files:
-        found.update(file.read_bytes())
+    try:
+        for file in files:
+            found.update(file.read_bytes())
+    except OSError as error:
+        raise CotrunkError(f"The LoRA {path} cannot be read ({error.strerror}): check its permissions.") from error
     return "-" + found.hexdigest()[:8]
 
 

@@ -1,22 +1,24 @@
 """What is measured on the cells of an experiment: each with its interval, and kept beside them, for a Frechet distance
 in all dimensions of Inception takes minutes."""
 
+import contextlib
 import functools
 import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 
-from ..files import write_text
+from ..files import write_text, writing
 from . import metrics
 from .experiment import Cell, Experiment, Seen
 from .networks import Inception
 
-WAY = 2  # of measuring: what was measured in another is measured anew
+T = TypeVar("T")
+WAY = 3  # of measuring: what was measured in another is measured anew
 
 
 @dataclass(frozen=True)
@@ -69,10 +71,9 @@ class Measures:
             }
             return {name: asdict(figure) for name, figure in figures.items()}
 
-        kept = self._kept("measured", seen, chosen, measure)
+        figures = self._kept("measured", seen, chosen, measure, _figures)
         mean = {name: float(np.mean([getattr(one, name) for one in seen])) for name in ("rows", "seconds", "saving")}
         failed = sum(int(one.failed.sum()) for one in seen)
-        figures = {name: metrics.Figure(**figure) for name, figure in kept.items()}
         return Result(cells[0], len(cells), **mean, failed=failed, figures=figures)
 
     def compare(
@@ -99,21 +100,26 @@ class Measures:
             }
             return {name: asdict(change) for name, change in changes.items()}
 
-        kept = self._kept("compared", [*mine, *theirs], chosen, measure)
-        return {
-            name: metrics.Change(metrics.Figure(**change["absolute"]), metrics.Figure(**change["relative"]))
-            for name, change in kept.items()
-        }
+        return self._kept("compared", [*mine, *theirs], chosen, measure, _changes)
 
-    def _kept(self, kind: str, seen: Sequence[Seen], chosen: list[int], measure: Callable[[], Any]) -> Any:
-        """What was measured on this before, or is now."""
+    def _kept(
+        self,
+        kind: str,
+        seen: Sequence[Seen],
+        chosen: list[int],
+        measure: Callable[[], Any],
+        read: Callable[[Any], dict[str, T]],
+    ) -> dict[str, T]:
+        """What was measured on this before, or is now: also where the file of it is damaged."""
         mark = self._mark.copy()
         mark.update(json.dumps([[one.digest for one in seen], chosen, self._dimensions, WAY]).encode())
         path = self.experiment.out / "cells" / kind / f"{mark.hexdigest()[:24]}.json"
-        if not path.exists():
+        with contextlib.suppress(OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+            return read(json.loads(path.read_text(encoding="utf-8")))
+        with writing(path.parent):
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_text(path, json.dumps(measure()) + "\n")
-        return json.loads(path.read_text(encoding="utf-8"))
+        write_text(path, json.dumps(measure()) + "\n")
+        return read(json.loads(path.read_text(encoding="utf-8")))
 
     def _rows(self, good: Sequence[np.ndarray], chosen: Sequence[int]) -> tuple[torch.Tensor, list[list[int]]]:
         """The good pictures of these groups in all runs: their places among all pictures of all runs, and the groups by
@@ -151,6 +157,29 @@ class Measures:
     def _dimensions(self) -> int | None:
         """FID is taken in all dimensions; elsewhere the main ones, in which some hundred pictures tell something."""
         return None if isinstance(self.experiment.judges.features, Inception) else 64
+
+
+def _figure(kept: Any) -> metrics.Figure:
+    """A figure from its file.
+
+    Raises:
+        TypeError: it holds something else.
+    """
+    figure = metrics.Figure(**kept)
+    if not all(isinstance(number, float) for number in (figure.value, figure.low, figure.high)):
+        raise TypeError("no numbers")
+    return figure
+
+
+def _figures(kept: Any) -> dict[str, metrics.Figure]:
+    return {name: _figure(kept[name]) for name in ("frechet", "alignment", "diversity", "bleed")}
+
+
+def _changes(kept: Any) -> dict[str, metrics.Change]:
+    return {
+        name: metrics.Change(_figure(kept[name]["absolute"]), _figure(kept[name]["relative"]))
+        for name in ("frechet", "alignment", "diversity")
+    }
 
 
 def _diversity(seen: Sequence[Seen]) -> np.ndarray:

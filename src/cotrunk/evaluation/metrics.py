@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from ..errors import CotrunkError
@@ -19,7 +18,6 @@ Groups = Sequence[Sequence[int]]  # of pictures
 DRAWS = 1000  # of a bootstrap
 FRECHET_DRAWS = 400  # of one whose every draw needs matrix roots
 FULL_DRAWS = 100  # where these are of all dimensions of a network, and take seconds
-HALVES = 100  # of a jackknife
 
 
 @dataclass(frozen=True)
@@ -88,8 +86,12 @@ def frechet_distance(features: torch.Tensor, reference: torch.Tensor, dimensions
 
     Args:
         features, reference: (n, d) and (m, d).
-        dimensions: of the subspace it is taken in, the reference's first principal components. With fewer than some
-            ten thousand pictures a covariance of 2,048 dimensions is mostly chance. None: all, which is what FID takes.
+        dimensions: of the subspace it is taken in, the reference's first principal components, or all of them where it
+            has fewer: m pictures differ along m - 1 axes at most. With fewer than some ten thousand pictures a
+            covariance of 2,048 dimensions is mostly chance. None: all dimensions, which is what FID takes.
+
+    Raises:
+        CotrunkError: fewer than two pictures, or a reference of equal ones, which has no principal component.
     """
     mine, theirs = _projected(reference, dimensions, features, reference)
     return _Gaussian.of(theirs).distance(_Gaussian.of(mine))
@@ -142,33 +144,6 @@ def frechet_change(
     return _change(value, moved - moved.mean(axis=0) + value)  # moved back, as in `frechet`
 
 
-def kernel_distance(features: torch.Tensor, reference: torch.Tensor) -> float:
-    """Unbiased squared kernel distance (as KID, Binkowski et al. 2018) with the kernel (cosine + 1)^3: unlike a Frechet
-    distance it is not too large for few pictures, so that it serves some tens of them. It may come out below zero."""
-    mine, theirs = (F.normalize(x.double(), dim=1) for x in (features, reference))
-    _enough(mine)
-    _enough(theirs)
-
-    def within(x: torch.Tensor) -> torch.Tensor:
-        own = (x @ x.T + 1) ** 3
-        return (own.sum() - own.diagonal().sum()) / (len(x) * (len(x) - 1))
-
-    return float(within(mine) + within(theirs) - 2 * ((mine @ theirs.T + 1) ** 3).mean())
-
-
-def kernel(features: torch.Tensor, reference: torch.Tensor, seed: int = 0) -> Figure:
-    """`kernel_distance` with its interval: halves of both sets are drawn without repetition, for a picture that is
-    drawn twice is similar to itself. Their spread is that of the whole (delete-half jackknife)."""
-    value, draw = kernel_distance(features, reference), np.random.default_rng(seed)
-
-    def half(x: torch.Tensor) -> torch.Tensor:
-        return x[torch.from_numpy(draw.permutation(len(x))[: max(2, len(x) // 2)])]
-
-    drawn = [kernel_distance(half(features), half(reference)) for _ in range(HALVES)]
-    spread = 1.96 * float(np.std(drawn))
-    return Figure(value, value - spread, value + spread)
-
-
 def diversity(network: PerceptualNetwork, pictures: torch.Tensor, groups: Groups) -> Values:
     """(groups,): mean distance between two pictures of a group. Groups of one say nothing and are left out."""
     pairs = [list(itertools.combinations(group, 2)) for group in groups if len(group) > 1]
@@ -199,13 +174,23 @@ def bleed(pictures: torch.Tensor, texts: torch.Tensor, groups: Groups) -> Values
 
 
 def _projected(reference: torch.Tensor, dimensions: int | None, *features: torch.Tensor) -> list[Values]:
-    """Features in the subspace of the reference's first principal components, or as they are."""
+    """Features in the subspace of the reference's first principal components, or as they are. Axes along which the
+    reference does not vary are no components: a decomposition returns some, at will, and another one for the same
+    pictures in another order."""
     for own in features:
         _enough(own)
     if dimensions is None:
         return [own.double().numpy() for own in features]
-    axes = torch.linalg.svd(reference - reference.mean(dim=0), full_matrices=False).Vh[:dimensions].T
-    return [(own @ axes).double().numpy() for own in features]
+    exact = reference.double()
+    _, spreads, axes = torch.linalg.svd(exact - exact.mean(dim=0), full_matrices=False)
+    # networks work in float32: equal pictures in two batches differ by its rounding, which is no variance
+    rounding = torch.finfo(torch.float32).eps * max(exact.shape) * float(exact.norm())
+    chosen = axes[: min(dimensions, int((spreads > rounding).sum()))].T
+    if not chosen.shape[1]:
+        raise CotrunkError(
+            f"The {len(reference)} real pictures are all alike: a Frechet distance needs different ones."
+        )
+    return [(own.double() @ chosen).numpy() for own in features]
 
 
 def _draws(

@@ -1,6 +1,7 @@
 """A setting of `cotrunk generate`: steps, sharing, skipping, guidance; and the file that carries it there."""
 
 import json
+import math
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -91,11 +92,27 @@ def read_settings(path: Path) -> tuple[Setting, Basis]:
             start, stop = map(float, entries["guidance_interval"])
             entries["guidance_interval"] = (start, stop)
         setting = Setting(**entries)
-        setting.arguments()  # or a number that is none would be noticed later, in other words
-        is_known = isinstance(setting.steps, int) and isinstance(basis.guidance, int | float)
-        names = (basis.model, basis.lora or "", basis.scheduler or "")
-        if not is_known or not all(isinstance(name, str) for name in names):
+        numbers = [
+            setting.share,
+            setting.similarity,
+            setting.tolerance,
+            *(setting.guidance_interval or ()),
+            basis.guidance,
+        ]
+        names = [basis.model, basis.lora, basis.scheduler]
+        if not (
+            type(setting.steps) is int
+            and setting.steps > 0
+            and all(_is_number(number) for number in numbers if number is not None)
+            and all(isinstance(name, str) for name in names if name is not None)
+            and None not in (setting.share, basis.guidance, basis.model)
+        ):
             raise ValueError("an entry of another type")
-    except (OSError, KeyError, TypeError, ValueError, AttributeError, CotrunkError) as error:
+        setting.arguments()  # or a number out of its range would be noticed later, in other words
+    except (OSError, KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise CotrunkError(f"{path} is no file of settings: give one that cotrunk tune wrote.") from error
     return setting, basis
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

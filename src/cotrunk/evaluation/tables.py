@@ -104,7 +104,9 @@ def networks(judges: Judges) -> str:
 
 
 def _space(judges: Judges) -> str:
-    return "all dimensions" if isinstance(judges.features, Inception) else "the first 64 principal components"
+    if isinstance(judges.features, Inception):
+        return "all dimensions"
+    return "the first 64 principal components of the real pictures, or all where they have fewer"
 
 
 def _change(change: metrics.Change) -> str:

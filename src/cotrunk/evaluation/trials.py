@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -13,7 +14,7 @@ import torch
 
 from ..embedding import auto_threshold, pipeline_encoder
 from ..errors import CotrunkError
-from ..files import check_folder, write_bytes
+from ..files import check_folder, write_bytes, writing
 from ..generation import prepare, warm_up
 from ..waves import Run
 from .identity import model_digest, scheduler_facts
@@ -30,6 +31,7 @@ class Trial:
         good: places of the pictures that held no NaN.
         rows, seconds: of denoising, for one picture.
         shared: part of the rows that sharing saved.
+        groups: places of the pictures that share steps, each in one group.
     """
 
     pictures: torch.Tensor
@@ -37,6 +39,7 @@ class Trial:
     rows: float
     seconds: float
     shared: float
+    groups: list[list[int]]
 
 
 class Trials:
@@ -77,10 +80,9 @@ class Trials:
         for something that the facts do not hold may have been put right since."""
         facts = json.dumps([*self._facts, asdict(setting), seed], default=str)
         path = self.out / "tried" / f"{hashlib.sha256(facts.encode()).hexdigest()[:16]}.npz"
-        kept = _kept(path) if path.exists() else None
+        kept = _kept(path, len(self.prompts))
         if kept is None or (len(kept.good) < len(self.prompts) and path not in self._made):
-            self._make(setting, seed, path)
-            kept = _kept(path)
+            kept = self._make(setting, seed, path)
         return kept
 
     def _prepared(self, setting: Setting, seed: int) -> Run:
@@ -98,8 +100,9 @@ class Trials:
         except CotrunkError:  # guidance that is no row of its own, or that cannot be left out
             warm_up(self.pipe, self.prompts[:1], **self.arguments)
 
-    def _make(self, setting: Setting, seed: int, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    def _make(self, setting: Setting, seed: int, path: Path) -> Trial:
+        with writing(path.parent):
+            path.parent.mkdir(parents=True, exist_ok=True)
         if not self._made:
             self._warm_up()
         run = self._prepared(setting, seed)
@@ -114,17 +117,33 @@ class Trials:
             rows += wave.cost.used
             seconds += wave.seconds["denoise"]
             shared += wave.spared["sharing"]
-        facts = {
+        facts: dict[str, Any] = {
             "good": [image for image in range(count) if image not in failed],
             "rows": rows / count,
             "seconds": seconds / count,
             "shared": shared / run.plan.cost.independent,
+            "groups": [list(tree.images) for tree in run.plan.trees],
         }
         stacked = np.stack([pictures[image] for image in range(count)])
         write_bytes(path, lambda file: np.savez(file, pictures=stacked, facts=json.dumps(facts)))
         self._made.add(path)
+        return Trial(torch.from_numpy(stacked), **facts)
 
 
-def _kept(path: Path) -> Trial:
-    with np.load(path) as found:
-        return Trial(torch.from_numpy(found["pictures"]), **json.loads(str(found["facts"])))
+def _kept(path: Path, count: int) -> Trial | None:
+    """What was kept of this many pictures; None where there is nothing, or something damaged: it is made again."""
+    try:
+        with np.load(path) as found:
+            pictures, facts = found["pictures"], json.loads(str(found["facts"]))
+        trial = Trial(torch.from_numpy(pictures), **facts)
+        numbers = (trial.rows, trial.seconds, trial.shared)
+        is_whole = (
+            pictures.dtype == np.uint8
+            and (pictures.ndim, *pictures.shape[:2]) == (4, count, 3)
+            and all(type(image) is int and 0 <= image < count for image in trial.good)
+            and sorted(image for group in trial.groups for image in group) == list(range(count))
+            and all(isinstance(number, int | float) and math.isfinite(number) for number in numbers)
+        )
+    except Exception:  # whatever zip, numpy and JSON say to a file that is cut off or foreign
+        return None
+    return trial if is_whole else None

@@ -3,24 +3,32 @@
 Settings are tried from the most telling on, until the rows are used up. Each is held against independent sampling in
 all steps; fewer steps are tried first, for they are the rival that counts. Distances are to pictures from other noise:
 pictures of fewer steps resemble those from the same noise, whatever they are worth, and pictures of a group do not.
+
+A setting is recommended as the same quality only if that is shown: if the intervals of its loss of alignment and of its
+excess of distance lie below their margins (`equivalence`). The intervals of all settings hold together with 95 %
+(Bonferroni), for the cheapest of many would else be one that chance favoured.
 """
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 
 from ..errors import CotrunkError
 from . import metrics
+from .equivalence import Estimate, are_below, distance_excess, estimate, prompts_to_decide, spread
+from .metrics import Groups
 from .networks import AlignmentNetwork, FeatureNetwork
 from .setting import LEAST, Setting
 from .trials import Trial, Trials
 
 SHARES, TOLERANCES, INTERVAL = (0.2, 0.3, 0.4), (0.01, 0.02, 0.05), (0.1, 0.8)
 FEWER = (0.67, 0.5, 0.34, 0.25, 0.17, 0.12)  # parts of the steps that are asked for
+ERROR = 0.05  # the chance that any interval of a sweep misses its truth
 UNKNOWN = metrics.Figure(np.nan, np.nan, np.nan)  # where next to no picture is left to measure
+UNMEASURED = Estimate(np.nan, np.nan, 1, 1)
 
 
 @dataclass(frozen=True)
@@ -30,21 +38,29 @@ class Point:
     Attributes:
         alignment: of a picture with its prompt.
         behind: alignment of independent sampling in all steps, less this one's, prompt by prompt.
-        distance: kernel distance to pictures of independent sampling in all steps, from other noise.
+        distance: kernel distance to pictures of independent sampling in all steps from other noise, less that of
+            independent sampling in all steps itself.
         saved_by_sharing: part of the rows.
         failed: pictures that held a NaN; the figures are of the others.
         scores: (n,) the alignment of each prompt's picture, NaN where it failed.
+        groups: of prompts whose pictures share steps.
     """
 
     setting: Setting
     rows: float
     seconds: float
     alignment: metrics.Figure
-    behind: metrics.Figure
-    distance: metrics.Figure
+    behind: Estimate
+    distance: Estimate
     saved_by_sharing: float
     failed: int
     scores: tuple[float, ...] = field(repr=False)
+    groups: tuple[tuple[int, ...], ...] = field(repr=False)
+
+    @property
+    def is_compared(self) -> bool:
+        """Whether there were pictures enough, and not all of one group."""
+        return bool(np.isfinite(self.behind.error))
 
 
 @dataclass(frozen=True)
@@ -53,27 +69,46 @@ class Tuned:
 
     Attributes:
         points: in the order in which they were tried; the first is independent sampling in all steps.
-        floor: kernel distance between two sets of pictures by all steps from different noise.
-        margin: the loss of alignment that still counts as the same quality.
-        same_quality: the setting with the fewest rows that is shown to lose no more, with its distance in the floor.
-        given: rows a picture that may be spent.
-        best_in_rows: the best setting for them; one with its distance in the floor where there is any.
+        margins: the loss of alignment and the excess of distance that still count as the same quality.
+        same_quality: the setting with the fewest rows that is shown to lose no more.
+        given: rows per picture that may be spent.
+        best_in_rows: the best aligned setting for them; one that is not shown to lose more where there is any.
         sharing_pays: whether a shared point is measurably better than all independent ones of no more rows.
-        undecided: settings cheaper than `same_quality` that more prompts may show to lose no more.
         left_out: settings that the budget had no room for.
         refused: settings that are not possible here, by the reason.
     """
 
     points: list[Point]
-    floor: metrics.Figure
-    margin: float
+    margins: tuple[float, float]
     same_quality: Point
     given: float
     best_in_rows: Point | None
     sharing_pays: bool
-    undecided: int
     left_out: int
     refused: dict[str, list[Setting]]
+
+    @property
+    def confidence(self) -> float:
+        """Of each interval, so that those of all settings hold together."""
+        return _confidence(self.points)
+
+    def is_as_good(self, point: Point) -> bool | None:
+        """Whether a setting is shown to be as good as independent sampling in all steps; None: that is not decided."""
+        if point is self.points[0]:
+            return True
+        if point.failed:
+            return False
+        return are_below((point.behind, point.distance), self.margins, self.confidence)
+
+    def prompts_to_decide(self, point: Point) -> int:
+        """For a setting of which it is not decided."""
+        return prompts_to_decide((point.behind, point.distance), self.margins, self.confidence)
+
+    @property
+    def undecided(self) -> list[Point]:
+        """Settings cheaper than `same_quality` of which it is not decided whether they are as good, cheapest first."""
+        cheaper = [p for p in self.points if p.rows < self.same_quality.rows and p.is_compared]
+        return sorted((p for p in cheaper if self.is_as_good(p) is None), key=lambda p: p.rows)
 
     @property
     def frontier(self) -> list[Point]:
@@ -130,9 +165,10 @@ def tune(
 
     Args:
         trials: of a pipeline and `LEAST` prompts or more.
-        margin: the loss of alignment that counts as none, as a part of what pictures have more of it with their own
-            prompt than with the others: a scale that does not depend on network or number of prompts. 0 to below 1.
-        rows: a picture, for which the best setting is wanted; None: half of those of independent sampling.
+        margin: the loss that counts as none, 0 to below 1. Of alignment as a part of what pictures have more of it with
+            their own prompt than with the others; of distance as a part of how far two pictures of one prompt from
+            different noise lie apart. These scales do not depend on the networks or on the number of prompts.
+        rows: per picture, for which the best setting is wanted; None: half of those of independent sampling.
 
     Raises:
         CotrunkError: a pipeline that refuses independent sampling or whose pictures hold NaN, a budget that is not
@@ -145,7 +181,7 @@ def tune(
     whole = costs[full] / len(trials.prompts)
     if rows is not None and rows > whole:
         raise CotrunkError(
-            f"{rows:g} rows a picture are more than the {whole:g} of {steps} steps: use fewer rows, or more steps."
+            f"{rows:g} rows per picture are more than the {whole:g} of {steps} steps: use fewer rows, or more steps."
         )
     fitting = int(steps / 2 if rows is None else steps * rows / whole)
     refused: dict[str, list[Setting]] = {}
@@ -156,11 +192,12 @@ def tune(
             refused.setdefault(str(error), []).append(setting)
     texts = alignment.of_texts(trials.prompts)
     first, other = trials.of(full, seed), trials.of(full, seed + 1)
-    if min(len(first.good), len(other.good)) < LEAST:
+    both = sorted({*first.good} & {*other.good})
+    if len(both) < LEAST:
         raise CotrunkError("Nearly all pictures of independent sampling hold NaN: use another dtype or scheduler.")
     expected = _scores(first, alignment, texts)
-    lost = margin * _lead(other, alignment, texts)
-    unlike = features.features(other.pictures[other.good])
+    seen, unlike = (_everywhere(trial, features.features(trial.pictures[trial.good])) for trial in (first, other))
+    margins = (margin * _lead(other, alignment, texts), margin * spread(seen[both], unlike[both]))
     count = len(trials.prompts)
     used, left_out = other.rows * count, 0
     points: list[Point] = []
@@ -174,21 +211,29 @@ def tune(
             refused.setdefault(str(error), []).append(setting)
             continue
         used += trial.rows * count
-        scores, measurable = _scores(trial, alignment, texts), len(trial.good) > 1
+        scores = _scores(trial, alignment, texts)
+        good = sorted({*trial.good} & {*both})
+        groups = _among(good, trial.groups)
+        behind = distance = UNMEASURED
+        if len(good) > 2 and len(groups) > 1:
+            own = _everywhere(trial, features.features(trial.pictures[trial.good]))
+            behind = estimate((expected - scores)[good], groups)
+            distance = estimate(distance_excess(own[good], seen[good], unlike[good]), groups)
         point = Point(
             setting=setting,
             rows=trial.rows,
             seconds=trial.seconds,
-            alignment=metrics.mean(scores) if measurable else UNKNOWN,
-            behind=metrics.difference(expected, scores) if measurable else UNKNOWN,
-            distance=metrics.kernel(features.features(trial.pictures[trial.good]), unlike) if measurable else UNKNOWN,
+            alignment=metrics.mean(scores) if len(trial.good) > 1 else UNKNOWN,
+            behind=behind,
+            distance=distance,
             saved_by_sharing=trial.shared,
             failed=count - len(trial.good),
             scores=tuple(scores.tolist()),
+            groups=tuple(map(tuple, trial.groups)),
         )
         points.append(point)
         on_point(point)
-    return _recommended(points, lost, left_out, refused, rows)
+    return _recommended(points, margins, left_out, refused, rows)
 
 
 def _others(trials: Trials, similarity: float | None) -> list[float]:
@@ -196,6 +241,20 @@ def _others(trials: Trials, similarity: float | None) -> list[float]:
         return neighbours(trials.threshold if similarity is None else similarity)
     except CotrunkError:  # prompts that cannot be compared: the settings that share are refused for it
         return []
+
+
+def _everywhere(trial: Trial, features: torch.Tensor) -> torch.Tensor:
+    """Features of the good pictures of a trial, by the places of all: (n, d), NaN where one failed."""
+    found = torch.full((len(trial.pictures), features.shape[1]), torch.nan, dtype=features.dtype)
+    found[trial.good] = features
+    return found
+
+
+def _among(places: Sequence[int], groups: Groups) -> list[list[int]]:
+    """Groups by the order of these places, without what is not among them."""
+    order = {place: number for number, place in enumerate(places)}
+    found = [[order[place] for place in group if place in order] for group in groups]
+    return [group for group in found if group]
 
 
 def _scores(trial: Trial, alignment: AlignmentNetwork, texts: torch.Tensor) -> metrics.Values:
@@ -214,37 +273,44 @@ def _lead(trial: Trial, alignment: AlignmentNetwork, texts: torch.Tensor) -> flo
 
 def _recommended(
     points: list[Point],
-    margin: float,
+    margins: tuple[float, float],
     left_out: int = 0,
     refused: dict[str, list[Setting]] | None = None,
     rows: float | None = None,
 ) -> Tuned:
     """The answers to the questions that people ask. A setting is as good as all steps if its loss is shown to be small,
-    not if a loss is not shown: with fewer prompts nothing is shown, and little is recommended."""
+    not if no loss is shown: with fewer prompts less is shown, and less is recommended."""
     full = points[0]
-    floor = full.distance
-    sound = [p for p in points if not p.failed]
-    alike = [p for p in sound if p.distance.value <= floor.high]
-    same = min((p for p in alike if p.behind.high <= margin), key=lambda p: p.rows, default=full)
-    undecided = [p for p in alike if p.rows < same.rows and p.behind.value <= margin < p.behind.high]
     given = full.rows / 2 if rows is None else rows
-    cheap = [p for p in alike if p.rows <= given] or [p for p in sound if p.rows <= given]
-    return Tuned(
+    found = Tuned(
         points=points,
-        floor=floor,
-        margin=margin,
-        same_quality=same,
+        margins=margins,
+        same_quality=full,
         given=given,
-        best_in_rows=max(cheap, key=lambda p: p.alignment.value, default=None),
-        sharing_pays=any(_pays(p, sound) for p in sound if p.setting.share),
-        undecided=len(undecided),
+        best_in_rows=None,
+        sharing_pays=_sharing_pays(points),
         left_out=left_out,
         refused=refused or {},
     )
+    sound = [p for p in points if not p.failed]
+    same = min((p for p in sound if found.is_as_good(p)), key=lambda p: p.rows, default=full)
+    cheap = [p for p in sound if p.rows <= given]
+    cheap = [p for p in cheap if found.is_as_good(p) is not False] or cheap
+    best = max(cheap, key=lambda p: p.alignment.value, default=None)
+    return replace(found, same_quality=same, best_in_rows=best)
 
 
-def _pays(shared: Point, points: list[Point]) -> bool:
-    """Whether a shared point is measurably better, prompt by prompt, than all independent ones of no more rows."""
-    rivals = [p for p in points if not p.setting.share and p.rows <= shared.rows]
-    gains = (metrics.difference(np.array(shared.scores), np.array(rival.scores)) for rival in rivals)
-    return bool(rivals) and all(gain.low > 0 for gain in gains)
+def _confidence(points: Sequence[Point]) -> float:
+    """Of one interval, so that those of all points but the first hold together."""
+    return 1 - ERROR / max(1, len(points) - 1)
+
+
+def _sharing_pays(points: Sequence[Point]) -> bool:
+    """Whether any shared point is measurably better, prompt by prompt, than all independent ones of no more rows."""
+    sound = [p for p in points if not p.failed]
+    for shared in (p for p in sound if p.setting.share and p.is_compared):
+        rivals = [p for p in sound if not p.setting.share and p.rows <= shared.rows]
+        gains = (estimate(np.subtract(shared.scores, rival.scores), shared.groups) for rival in rivals)
+        if rivals and all(gain.interval(_confidence(points)).low > 0 for gain in gains):
+            return True
+    return False

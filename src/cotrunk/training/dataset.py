@@ -7,6 +7,7 @@ import csv
 import functools
 import io
 import json
+import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -15,16 +16,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from ..embedding import Encoder
 from ..errors import CotrunkError
-from ..files import check_folder, write_bytes, write_text
+from ..files import check_folder, write_bytes, write_text, writing
 from ..hub import first_line
 from ..prompts import checked
 from .cliques import sample_cliques, similarity_graph
+from .images import WAY, as_rgb, unreadable
 
 CAPTIONS = ("text", "caption", "prompt", "captions")  # what a table may call them; the first that is there
+MAKE_ONE = "make one with cotrunk dataset"
+NO_CAPTION = "it has no caption"
 NAMED = 5  # pictures that cannot be read are named up to here, then counted
 
 Progress = Callable[[str, int, int], None]  # what is done, how much of it, of how much
@@ -89,6 +92,9 @@ class GroupSettings:
 def read_pairs(source: str, images: Path | None = None, export: Path | None = None) -> Pairs:
     """Captioned pictures, each with one caption: the first that can be used.
 
+    A caption that cannot be used (null, blank, a number, broken Unicode) is left out by itself and counted; its picture
+    keeps its other captions.
+
     Args:
         source: annotations of COCO (a json file with `images` and `annotations`; of a picture's captions, the one with
             the lowest number); a folder with `metadata.jsonl` or `metadata.csv` (`file_name` and one of `text`,
@@ -118,7 +124,7 @@ def read_pairs(source: str, images: Path | None = None, export: Path | None = No
         if not isinstance(item, Pair):
             name, why = item
             unusable[name] = why
-        elif wrong := _wrong(item):
+        elif wrong := unreadable(item.image):
             unusable[str(item.image)] = wrong
         else:
             place = item.image.resolve()
@@ -186,7 +192,8 @@ def build_groups(
         "mean_size": round(float(np.mean([len(group) for group in cliques.groups])), 4),
         "mean_similarity": round(float(np.mean([value for values in similarities for value in values])), 4),
     }
-    out.mkdir(parents=True, exist_ok=True)
+    with writing(out):
+        out.mkdir(parents=True, exist_ok=True)
     _write_parquet(out / "groups.parquet", pairs, cliques.groups, similarities, summary)
     _write_histogram(out / "similarities.png", similarities, sizes)
     write_text(out / "summary.json", json.dumps(summary, indent=1) + "\n")
@@ -199,44 +206,63 @@ def _similarities(vectors: np.ndarray, group: tuple[int, ...]) -> list[float]:
     return (rows @ rows.T)[np.triu_indices(len(group), 1)].tolist()
 
 
-def _wrong(pair: Pair) -> str | None:
-    """Why a pair cannot be used."""
-    if not pair.caption:
-        return "it has no caption"
+def _text_of(value: Any, where: str) -> str | Unusable:
+    """A caption; or why it is none."""
+    if value is None or (isinstance(value, str) and not value.strip()):
+        return where, NO_CAPTION
+    if not isinstance(value, str):
+        return where, f"its caption is of type {type(value).__name__}, not text"
     try:
-        if not pair.image.is_file():
-            return "there is no such file"
-        with Image.open(pair.image) as image:
-            image.load()  # the header alone does not show that a file is cut off
-            return None
-    except Exception as error:  # a name too long, no permission, whatever a broken file makes Pillow say
-        return f"it is no readable picture ({type(error).__name__})"
+        return checked(value, where)
+    except CotrunkError:
+        return where, "its caption is broken Unicode"
+
+
+def _first_text(entry: dict[str, Any], columns: Sequence[str], where: str) -> Iterator[str | Unusable]:
+    """The captions of an entry that cannot be used, then the first that can: of the first column that has one."""
+    for column in columns:
+        values = entry[column] if isinstance(entry[column], list) else [entry[column]]
+        several = len(values) > 1
+        texts = [_text_of(value, f"{where}, caption {n}" if several else where) for n, value in enumerate(values, 1)]
+        yield from (text for text in texts if not isinstance(text, str))
+        for text in texts:
+            if isinstance(text, str):
+                yield text
+                return
+        if not values:
+            yield where, NO_CAPTION
 
 
 def _coco(path: Path, images: Path) -> Iterator[Pair | Unusable]:
     content = _json(_text(path), path)
     if not isinstance(content, dict) or not all(isinstance(content.get(n), list) for n in ("images", "annotations")):
         raise CotrunkError(f"{path} is not in COCO's form: it needs the lists images and annotations.")
-    captions: dict[int | str, tuple[int, Any]] = {}
+    captions: dict[int | str, tuple[int, str]] = {}
     for number, annotation in enumerate(content["annotations"], 1):
         if isinstance(annotation, dict) and "caption" not in annotation:
             continue  # of boxes, say
-        _needs(annotation, f"{path}, annotation {number}", id=int, image_id=int | str)
+        where = f"{path}, annotation {number}"
+        _needs(annotation, where, id=int, image_id=int | str)
+        text = _text_of(annotation["caption"], where)
+        if not isinstance(text, str):
+            yield text
+            continue
         known = captions.get(annotation["image_id"])
         if known is None or annotation["id"] < known[0]:
-            captions[annotation["image_id"]] = (annotation["id"], annotation["caption"])
+            captions[annotation["image_id"]] = (annotation["id"], text)
     for number, image in enumerate(content["images"], 1):
         _needs(image, f"{path}, image {number}", id=int | str, file_name=str)
-        _, caption = captions.get(image["id"], (0, ""))  # one without a caption is counted among what cannot be used
-        text = checked(caption or "", f"{path}, picture {image['id']}")
-        yield Pair(" ".join(text.split()), images / image["file_name"])
+        if image["id"] in captions:
+            yield Pair(" ".join(captions[image["id"]][1].split()), images / image["file_name"])
+        else:
+            yield str(images / image["file_name"]), NO_CAPTION
     listed = {image["id"] for image in content["images"]}
     for number, annotation in enumerate(content["annotations"], 1):
         if "caption" in annotation and annotation["image_id"] not in listed:
             yield f"{path}, annotation {number}", f"its picture {annotation['image_id']} is not among the images"
 
 
-def _folder(folder: Path) -> Iterator[Pair]:
+def _folder(folder: Path) -> Iterator[Pair | Unusable]:
     lines, table = folder / "metadata.jsonl", folder / "metadata.csv"
     path = lines if lines.exists() else table
     if not path.exists():
@@ -254,12 +280,12 @@ def _folder(folder: Path) -> Iterator[Pair]:
         where = f"{path}, entry {number}"
         if not isinstance(entry, dict) or None in entry:  # where DictReader puts what has no column
             raise CotrunkError(f"{where} does not have the columns of a table: mend it.")
-        name = next((column for column in CAPTIONS if column in entry), None)
-        if "file_name" not in entry or name is None:
+        columns = [column for column in CAPTIONS if column in entry]
+        if "file_name" not in entry or not columns:
             raise CotrunkError(f"{where} needs file_name and one of {', '.join(CAPTIONS)}; it has {', '.join(entry)}.")
         _needs(entry, where, file_name=str)
-        caption = entry[name][0] if isinstance(entry[name], list) and entry[name] else entry[name]
-        yield Pair(checked(caption or "", where), folder / entry["file_name"])
+        for caption in _first_text(entry, columns, where):
+            yield Pair(caption, folder / entry["file_name"]) if isinstance(caption, str) else caption
 
 
 def _hub(source: str, export: Path) -> Iterator[Pair | Unusable]:
@@ -277,27 +303,35 @@ def _hub(source: str, export: Path) -> Iterator[Pair | Unusable]:
         raise CotrunkError(
             f"There is no file or folder {source}, and no dataset of that name was loaded ({why})."
         ) from error
-    column = next((column for column in CAPTIONS if column in rows.column_names), None)
-    if "image" not in rows.column_names or column is None:
+    columns = [column for column in CAPTIONS if column in rows.column_names]
+    if "image" not in rows.column_names or not columns:
         raise CotrunkError(f"{source} has the columns {', '.join(rows.column_names)}: it needs image and a caption.")
-    # a folder for each dataset, split and version: names of files are numbers of rows
-    export = export / re.sub(r"[^A-Za-z0-9]+", "-", f"{source}-{getattr(rows, '_fingerprint', '')}")
-    export.mkdir(parents=True, exist_ok=True)
+    # a folder for each dataset, split, version and way of reading: names of files are numbers of rows
+    version = f"{source}-{getattr(rows, '_fingerprint', '')}-{WAY}"
+    export = export / re.sub(r"[^A-Za-z0-9]+", "-", version)
+    with writing(export):
+        export.mkdir(parents=True, exist_ok=True)
     for number in range(len(rows)):
         where, file = f"{source}, row {number}", export / f"{number:07d}.png"
         try:
             row = rows[number]  # decodes the picture
-            picture = row["image"] if row["image"] is None else row["image"].convert("RGB")
+            picture = None if row["image"] is None else as_rgb(row["image"])
+        except CotrunkError as error:
+            yield where, str(error)
+            continue
         except Exception as error:  # whatever a broken picture makes Pillow say
             yield where, f"it is no readable picture ({type(error).__name__})"
             continue
         if picture is None:
             yield where, "it has no picture"
             continue
-        if not file.exists():
-            write_bytes(file, functools.partial(picture.save, format="PNG"))
-        caption = next(iter(row[column]), "") if isinstance(row[column], list) else row[column]
-        yield Pair(checked(caption or "", where), file)
+        for caption in _first_text(row, columns, where):
+            if not isinstance(caption, str):
+                yield caption
+                continue
+            if unreadable(file):  # not written yet, or damaged since
+                write_bytes(file, functools.partial(picture.save, format="PNG"))
+            yield Pair(caption, file)
 
 
 def _text(path: Path) -> str:
@@ -353,19 +387,33 @@ def read_groups(folder: Path) -> tuple[list[list[Pair]], dict[str, Any]]:
     """The groups of a set, and its summary.
 
     Raises:
-        CotrunkError: no such set.
+        CotrunkError: no such set, or a damaged one.
     """
-    columns, summary = _read_parquet(folder, "captions", "images")
-    return [[Pair(c, Path(i)) for c, i in zip(*row, strict=True)] for row in zip(*columns, strict=True)], summary
+    (captions, images), summary = _read_parquet(folder, "captions", "images")
+    groups = []
+    for texts, paths in zip(captions, images, strict=True):
+        if not (_are_texts(texts) and _are_texts(paths) and len(texts) == len(paths) > 0):
+            raise CotrunkError(f"{folder} holds a group without its captions or pictures: {MAKE_ONE}.")
+        groups.append([Pair(text, Path(path)) for text, path in zip(texts, paths, strict=True)])
+    if not groups:
+        raise CotrunkError(f"{folder} holds no group: {MAKE_ONE}.")
+    return groups, summary
 
 
 def read_similarities(folder: Path) -> list[float]:
     """For each group of a set, the smallest cosine between two of its captions, for the encoder that made it.
 
     Raises:
-        CotrunkError: no such set.
+        CotrunkError: no such set, or a damaged one.
     """
-    return _read_parquet(folder, "smallest_similarity")[0][0]
+    (similarities,), _ = _read_parquet(folder, "smallest_similarity")
+    if not all(isinstance(value, float) and math.isfinite(value) for value in similarities):
+        raise CotrunkError(f"{folder} holds a group without its similarity: {MAKE_ONE}.")
+    return similarities
+
+
+def _are_texts(values: Any) -> bool:
+    return isinstance(values, list) and all(isinstance(value, str) for value in values)
 
 
 def _read_parquet(folder: Path, *columns: str) -> tuple[list[list[Any]], dict[str, Any]]:
@@ -377,9 +425,9 @@ def _read_parquet(folder: Path, *columns: str) -> tuple[list[list[Any]], dict[st
     try:
         made = pq.read_table(path)
         summary = json.loads((made.schema.metadata or {})[b"cotrunk"])
-        return [made[column].to_pylist() for column in columns], summary
+        return [made[column].to_pylist() for column in columns], dict(summary)
     except Exception as error:  # a missing or foreign file, in the words of arrow
-        raise CotrunkError(f"{path} is no set of groups: make one with cotrunk dataset.") from error
+        raise CotrunkError(f"{path} is no set of groups: {MAKE_ONE}.") from error
 
 
 def apart(groups: Sequence[Sequence[Pair]], seed: int) -> list[list[Pair]]:

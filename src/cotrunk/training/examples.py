@@ -1,22 +1,25 @@
 """The pictures and captions of a set of groups as a model knows them: encoded once, kept on disk in half precision."""
 
-import functools
 import json
+import math
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
 from diffusers import AutoencoderDC, AutoencoderKL
-from PIL import Image
+from PIL import Image, ImageOps
 
 from ..compatibility import denoisers_of
 from ..errors import CotrunkError
-from ..files import write_bytes, write_text
+from ..files import write_text, writing
 from ..rows import SHARED
+from .checkpoint import write_tensors
 from .conditions import Conditions, moved
 from .dataset import Pair
+from .images import read_image
 
 CHUNK = 32  # captions encoded at once
 PIXELS = 1 << 20  # of the pictures that are encoded at once: in float32 an encoder needs some 20 kB for each
@@ -37,7 +40,7 @@ class Examples:
         self.groups = [[place[pair] for pair in group] for group in groups]
         self.count = len(place)
         self._latents = np.load(folder / "latents.npy", mmap_mode="r")
-        self._common = torch.load(folder / "common.pt", weights_only=True)
+        self._common = _read_common(folder) or {}
         names = json.loads((folder / "captions.json").read_text(encoding="utf-8"))["names"]
         self._rows = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in names}
 
@@ -65,8 +68,14 @@ def encode(
     folder: Path,
     told: Told = lambda done, of: None,
 ) -> None:
-    """Encode the pictures and captions of these groups into a folder; what it holds is not encoded again."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Encode the pictures and captions of these groups into a folder. What it holds is not encoded again, unless a part
+    of it is missing or damaged.
+
+    Raises:
+        CotrunkError: a picture that cannot be read, something encoded that is not finite, or no room.
+    """
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     pairs, (height, width) = _pairs(groups), size
     captions = [*(pair.caption for pair in pairs), ""]
     of = len(pairs) + len(captions)
@@ -78,56 +87,140 @@ def encode(
         told(pictures.filled, of)
     zeros = getattr(pipe.config, "force_zeros_for_empty_prompt", False)  # SDXL takes zeros for an empty prompt
     texts = _Rows(folder, "captions", len(captions))
+    if _read_common(folder) is None:
+        texts.filled = 0
     while texts.filled < len(captions):
         some = captions[texts.filled : texts.filled + CHUNK]
         flat = _flat(moved(moved(conditions.of(some), torch.half), "cpu"))
+        names = [name for name, value in flat.items() if _has_rows(name, value, len(some))]
         if not texts.filled:
-            names = [name for name, value in flat.items() if _has_rows(name, value, len(some))]
-            common = {name: value for name, value in flat.items() if name not in names}
-            write_bytes(folder / "common.pt", functools.partial(torch.save, common))
-        else:
-            names = texts.names
+            write_tensors(folder / "common.pt", {name: value for name, value in flat.items() if name not in names})
         if zeros and not some[-1]:
             for name in names:
                 if name.rpartition(".")[2] in ("encoder_hidden_states", "text_embeds"):
                     flat[name][-1] = 0
+        for name in names:
+            _check_finite(name, flat[name], some)
         texts.add({name: flat[name].numpy() for name in names})
         told(len(pairs) + texts.filled, of)
 
 
+def _read_common(folder: Path) -> dict[str, Any] | None:
+    """What all captions have in common; None where it is missing or damaged."""
+    try:
+        common = torch.load(folder / "common.pt", weights_only=True)
+    except Exception:  # whatever torch says to a file that is cut off
+        return None
+    return common if isinstance(common, dict) else None
+
+
+def _check_finite(name: str, rows: torch.Tensor, captions: Sequence[str]) -> None:
+    """That text encoders gave finite rows; a mask may hold an infinity."""
+    if "mask" in name or not rows.is_floating_point():
+        return
+    for caption, row in zip(captions, rows, strict=True):
+        if not row.isfinite().all():
+            raise CotrunkError(
+                f"The text encoder's output for {caption!r} is not finite in half precision: use another dtype, "
+                "bfloat16 say, or another model."
+            )
+
+
 class _Rows:
-    """Arrays on disk that are filled from the first row on. Rows that were added before a run was killed stay.
+    """Arrays on disk that are filled from the first row on. Rows that were added before a run was killed stay; where
+    their record or an array is missing or damaged, all are to be added again.
 
     Attributes:
         filled: rows that are there.
-        names: of the arrays, each in a file of its own; known when there are rows.
     """
 
     def __init__(self, folder: Path, kind: str, count: int) -> None:
         self._folder, self._record, self._count = folder, folder / f"{kind}.json", count
-        self._arrays: dict[str, np.memmap] = {}
-        self.filled, self.names = 0, list[str]()
-        if self._record.exists():
-            known = json.loads(self._record.read_text(encoding="utf-8"))
-            self.filled, self.names = known["filled"], known["names"]
+        self.filled, self._names = _recorded(self._record)
+        if self.filled > count or not all(_holds(self._file(name), count, self.filled) for name in self._names):
+            self.filled = 0
 
     def add(self, rows: dict[str, np.ndarray]) -> None:
-        """The next rows of every array."""
-        if not self.filled:
-            self.names = list(rows)
-            self._arrays = {name: self._created(name, values) for name, values in rows.items()}
-        elif not self._arrays:
-            self._arrays = {name: np.load(self._folder / f"{name}.npy", mmap_mode="r+") for name in self.names}
-        count = len(rows[self.names[0]])
-        for name, array in self._arrays.items():
-            array[self.filled : self.filled + count] = rows[name]
-            array.flush()  # before the record says that they are there
-        self.filled += count
-        write_text(self._record, json.dumps({"filled": self.filled, "names": self.names}) + "\n")
+        """The next rows of every array.
 
-    def _created(self, name: str, like: np.ndarray) -> np.memmap:
-        shape = (self._count, *like.shape[1:])
-        return np.lib.format.open_memmap(self._folder / f"{name}.npy", mode="w+", dtype=like.dtype, shape=shape)
+        Raises:
+            CotrunkError: the disk is full, or these are rows of other arrays than those before.
+        """
+        if not self.filled:
+            self._names = list(rows)
+            for name, values in rows.items():
+                _begin(self._file(name), (self._count, *values.shape[1:]), values.dtype)
+        if list(rows) != self._names:
+            raise CotrunkError(f"{self._folder} holds what another model encoded: delete it, it is made again.")
+        for name, values in rows.items():
+            _append(self._file(name), self.filled, values)  # before the record says that they are there
+        self.filled += len(next(iter(rows.values())))
+        write_text(self._record, json.dumps({"filled": self.filled, "names": self._names}) + "\n")
+
+    def _file(self, name: str) -> Path:
+        return self._folder / f"{name}.npy"
+
+
+def _recorded(path: Path) -> tuple[int, list[str]]:
+    """How many rows of which arrays a record speaks of; none where it is missing or damaged."""
+    try:
+        known = json.loads(path.read_text(encoding="utf-8"))
+        filled, names = known["filled"], known["names"]
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        return 0, []
+    is_record = type(filled) is int and filled > 0 and isinstance(names, list) and len(names) > 0
+    return (filled, names) if is_record and all(isinstance(name, str) for name in names) else (0, [])
+
+
+# Arrays are written as files are, not through a memory map: on a full disk that would end the process without a word.
+
+
+def _begin(path: Path, shape: tuple[int, ...], kind: np.dtype) -> None:
+    """An array file of this shape, as yet without its values."""
+    head = {"shape": shape, "fortran_order": False, "descr": np.lib.format.dtype_to_descr(kind)}
+    with writing(path), path.open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, head)
+
+
+def _append(path: Path, row: int, values: np.ndarray) -> None:
+    """Write values from this row of an array file on."""
+    with writing(path), path.open("r+b") as file:
+        shape, kind = _head(file)
+        if (shape[1:], kind) != (values.shape[1:], values.dtype):
+            raise CotrunkError(f"{path} holds what another model encoded: delete its folder, it is made again.")
+        file.seek(row * _row_size(shape, kind), os.SEEK_CUR)
+        file.truncate()  # what a killed run added beyond its record
+        file.write(values.tobytes())
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _holds(path: Path, count: int, filled: int) -> bool:
+    """Whether an array file is one of `count` rows, and the first `filled` of them are there."""
+    try:
+        with path.open("rb") as file:
+            shape, kind = _head(file)
+            return shape[:1] == (count,) and path.stat().st_size >= file.tell() + filled * _row_size(shape, kind)
+    except Exception:  # no such file, or whatever numpy says to a damaged one
+        return False
+
+
+def _head(file: BinaryIO) -> tuple[tuple[int, ...], np.dtype]:
+    """Shape and type of an array file, which is then read up to its values.
+
+    Raises:
+        ValueError: not one that `_begin` wrote.
+    """
+    if np.lib.format.read_magic(file) != (1, 0):
+        raise ValueError("a header of another version")
+    shape, is_by_columns, kind = np.lib.format.read_array_header_1_0(file)
+    if is_by_columns or kind.hasobject:
+        raise ValueError("values in another order, or no numbers")
+    return shape, kind
+
+
+def _row_size(shape: tuple[int, ...], kind: np.dtype) -> int:
+    return math.prod(shape[1:]) * kind.itemsize
 
 
 def size_of(pipe: Any, height: int | None, width: int | None) -> tuple[int, int]:
@@ -141,17 +234,13 @@ def size_of(pipe: Any, height: int | None, width: int | None) -> tuple[int, int]
 
 
 def picture_of(path: Path, height: int, width: int) -> torch.Tensor:
-    """(3, height, width) in [-1, 1]: scaled to cover the size, the middle of it."""
+    """(3, height, width) in [-1, 1]: the middle of the picture in the proportions of this size, scaled to it."""
     try:
-        with Image.open(path) as image:
-            picture = image.convert("RGB")
+        picture = read_image(path)
     except Exception as error:  # whatever a file that broke since makes Pillow say
         raise CotrunkError(f"{path} cannot be read any more: make the groups anew with cotrunk dataset.") from error
-    scale = max(height / picture.height, width / picture.width)
-    size = (max(width, round(picture.width * scale)), max(height, round(picture.height * scale)))
-    picture = picture.resize(size, Image.Resampling.LANCZOS)
-    left, top = (size[0] - width) // 2, (size[1] - height) // 2
-    values = np.asarray(picture.crop((left, top, left + width, top + height)), np.float32)
+    # cut before it is scaled: the whole of a very long picture would be scaled to gigabytes
+    values = np.asarray(ImageOps.fit(picture, (width, height), Image.Resampling.LANCZOS), np.float32)
     return torch.from_numpy(values / 127.5 - 1).permute(2, 0, 1)
 
 

@@ -1,15 +1,17 @@
-"""The log of a training: a line a step, and the curves of it."""
+"""The log of a training: one line per step, and its curves."""
 
 import functools
 import json
+import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from ..files import read_lines, write_bytes
+from ..files import read_lines, write_bytes, writing
 from .loss import Terms
 
 TERMS = ("total", "shared", "target", "branch")  # of the loss, as they are logged
@@ -26,10 +28,14 @@ class Step:
 
 
 def write_step(path: Path, step: Step) -> None:
-    """One line a step; lines from beyond the checkpoint that a killed run went back to are written again."""
+    """One line per step; lines from beyond the checkpoint that a killed run went back to are written again.
+
+    A gradient that overflowed, as some do in fp16, is null: JSON has no infinity.
+    """
     terms = {name: round(float(getattr(step.terms, name)), 6) for name in TERMS}
-    line = json.dumps({"step": step.number, **terms, "gradient": round(step.gradient, 6)}) + "\n"
-    with path.open("a+b") as file:
+    gradient = round(step.gradient, 6) if math.isfinite(step.gradient) else None
+    line = json.dumps({"step": step.number, **terms, "gradient": gradient}, allow_nan=False) + "\n"
+    with writing(path), path.open("a+b") as file:
         if file.tell():
             file.seek(-1, os.SEEK_END)
             if file.read(1) != b"\n":  # torn by a power cut
@@ -38,9 +44,17 @@ def write_step(path: Path, step: Step) -> None:
 
 
 def read_losses(path: Path) -> Iterator[dict[str, float]]:
-    """The log of a training, step by step, the latest line of each."""
-    latest = {line["step"]: line for line in read_lines(path)}
+    """The log of a training, step by step, the latest line of each. Lines that `write_step` did not write are passed
+    over, as those that are torn."""
+    latest = {line["step"]: line for line in read_lines(path) if _is_step(line)}
     yield from (latest[step] for step in sorted(latest))
+
+
+def _is_step(line: Any) -> bool:
+    if not isinstance(line, dict) or type(line.get("step")) is not int:
+        return False
+    values = [line.get(name) for name in TERMS]
+    return all(isinstance(value, int | float) and math.isfinite(value) for value in values)
 
 
 def plot_losses(log: Path, path: Path) -> None:
@@ -59,5 +73,6 @@ def plot_losses(log: Path, path: Path) -> None:
     axis.set_xlabel("optimiser steps")
     axis.set_ylabel(f"loss, mean of {width} steps" if width > 1 else "loss")
     axis.grid(alpha=0.25)
-    axis.legend()
+    if lines:
+        axis.legend()
     write_bytes(path, functools.partial(figure.savefig, format="png", dpi=110))

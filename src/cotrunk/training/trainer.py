@@ -1,9 +1,10 @@
 """The training loop: a LoRA on the denoiser of the user's pipeline, for shared sampling (Algorithm 2 of SAGE)."""
 
 import copy
-import functools
 import hashlib
 import json
+import math
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -12,15 +13,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import safetensors.torch
 import torch
 from PIL import Image
 
 from ..errors import CotrunkError
 from ..evaluation.identity import model_digest
-from ..files import check_folder, write_bytes, write_text
+from ..files import check_folder, remove_parts, write_bytes, write_text, writing
 from ..hub import first_line
 from ..noise import NoiseSchedule, read_schedule
 from ..replacing import replaced
+from . import images
+from .checkpoint import FILE, are_finite, read_checkpoint, take_checkpoint, write_tensors
 from .conditions import Conditions, moved
 from .dataset import Pair
 from .examples import Examples, Told, check_encodes, encode, size_of
@@ -34,7 +38,12 @@ ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]  # as diffusers calls the layer
 PREPARED = ("forward", "_original_forward", "_is_accelerate_prepared")
 # trackers that take a list of pictures, and what they are to be told of its form
 PICTURES: dict[str, dict[str, str]] = {"tensorboard": {"dataformats": "NHWC"}, "wandb": {}, "swanlab": {}}
+SMALLEST_SCALE = 1e-4  # of the loss in fp16, as in fairseq: below it gradients overflow whatever the scale
 PATIENCE = timedelta(days=7)  # of the processes that wait for the one that encodes or draws
+
+
+class DivergenceError(CotrunkError):
+    """A loss or a gradient is not finite: nothing can be learnt any more. What was kept is in the message."""
 
 
 def train(
@@ -66,6 +75,7 @@ def train(
         CotrunkError: a pipeline that takes no LoRA, or has one; a scheduler that does not say how noisy a timestep is;
             a VAE of an unknown kind; a mixed precision that this machine has not; pictures that are gone; a folder with
             a run of another model, other groups or other settings, or one that cannot be written.
+        DivergenceError: a loss or gradient that is not finite. The last checkpoint is kept, and no LoRA is written.
     """
     from accelerate import Accelerator, InitProcessGroupKwargs
 
@@ -79,7 +89,8 @@ def train(
     schedule = training_schedule(pipe.scheduler)
     check_encodes(pipe)
     check_folder(out)
-    out.mkdir(parents=True, exist_ok=True)
+    with writing(out):
+        out.mkdir(parents=True, exist_ok=True)
     try:
         accelerator = Accelerator(
             mixed_precision=settings.mixed_precision,
@@ -105,9 +116,10 @@ def train(
     size = size_of(pipe, settings.height, settings.width)
     run = {"pipeline": type(pipe).__name__, "model": model_digest(pipe), "data": _digest(groups)}
     run |= {"processes": accelerator.num_processes, **json.loads(json.dumps(asdict(settings)))}
-    folder = out / f"encoded-{run['data']}-{run['model']}-{size[0]}x{size[1]}"
-    state = _checkpoint(out, run)  # before encoding, which may take hours
+    folder = out / f"encoded-{run['data']}-{run['model']}-{size[0]}x{size[1]}-{images.WAY}"
+    state = read_checkpoint(out, run)  # before encoding, which may take hours
     if accelerator.is_main_process:
+        remove_parts(out)
         encode(pipe, conditions, groups, size, folder, on_encoded)
     accelerator.wait_for_everyone()
     conditions.of([""])  # every process is to know how its denoiser is called
@@ -129,7 +141,7 @@ def train(
             weight.data = weight.data.float()  # what is trained stays exact, whatever the model's own type
         optimiser = torch.optim.AdamW(weights, lr=settings.learning_rate, fused=True)
         average = None if settings.ema is None else [weight.detach().clone() for weight in weights]
-        first = 0 if state is None else _resume(state, out, accelerator, denoiser, optimiser, average)
+        first = 0 if state is None else take_checkpoint(state, out, accelerator, denoiser, optimiser, average)
         prepared, optimiser = accelerator.prepare(denoiser, optimiser)
         conditions.model = prepared
         timesteps = torch.tensor(schedule.timesteps, device=accelerator.device)
@@ -138,50 +150,65 @@ def train(
             with accelerator.autocast():
                 return conditions.call(noisy.to(denoiser.dtype), timesteps[steps], named).float()
 
+        def terms_of(number: int, part: int) -> Terms:
+            """The loss of a pass of this process, which depends on the numbers of step and pass alone."""
+            place = accelerator.process_index * settings.accumulation + part
+            generator = torch.Generator().manual_seed(_seed(settings.seed, number, place))
+            chosen = _chosen(len(examples.groups), settings, number, place, accelerator.num_processes)
+            without = (torch.rand(len(chosen), generator=generator) < settings.caption_dropout).tolist()
+            latents, named, members = examples.batch(chosen, without)
+            latents = latents.to(accelerator.device, torch.float32)
+            named = moved(moved(named, accelerator.device), denoiser.dtype)
+            return sage_loss(denoise, latents, named, members, schedule, loss, generator)
+
+        kept = first
         prepared.train()
         for number in range(first, settings.steps):
             passes: list[Terms] = []
             for part in range(settings.accumulation):
                 with accelerator.accumulate(prepared):
-                    place = accelerator.process_index * settings.accumulation + part
-                    generator = torch.Generator().manual_seed(_seed(settings.seed, number, place))
-                    chosen = _chosen(len(examples.groups), settings, number, place, accelerator.num_processes)
-                    without = (torch.rand(len(chosen), generator=generator) < settings.caption_dropout).tolist()
-                    latents, named, members = examples.batch(chosen, without)
-                    latents = latents.to(accelerator.device, torch.float32)
-                    named = moved(moved(named, accelerator.device), denoiser.dtype)
-                    terms = sage_loss(denoise, latents, named, members, schedule, loss, generator)
+                    terms = terms_of(number, part)
                     accelerator.backward(terms.total)
                     passes.append(replace(terms, total=terms.total.detach()))
                     norm = accelerator.clip_grad_norm_(weights, settings.clip) if accelerator.sync_gradients else 0.0
                     optimiser.step()
                     optimiser.zero_grad(set_to_none=True)
+            step = Step(number + 1, settings.steps, _mean(accelerator, passes), float(norm))
+            _check_finite(step, accelerator.scaler, kept, settings, out)
             if average is not None and settings.ema is not None:
                 for mean, weight in zip(average, weights, strict=True):
                     mean.lerp_(weight.detach(), 1 - settings.ema)
-            mean_terms = _mean(accelerator, passes)
+            is_due = step.number % settings.checkpoint_every == 0 or step.number == settings.steps
             if accelerator.is_main_process:
-                step = Step(number + 1, settings.steps, mean_terms, float(norm))
                 write_step(out / "losses.jsonl", step)
                 if settings.tracker is not None:
                     accelerator.log({name: float(getattr(step.terms, name)) for name in TERMS}, step=step.number)
                 on_step(step)
-                if step.number % settings.checkpoint_every == 0 or step.number == settings.steps:
-                    state = {"step": step.number, "lora": get_peft_model_state_dict(denoiser), "average": average}
-                    state |= {"optimiser": optimiser.state_dict(), "run": run}
-                    if accelerator.scaler is not None:
-                        state["scaler"] = accelerator.scaler.state_dict()
-                    write_bytes(out / "checkpoint.pt", functools.partial(torch.save, state))
-                    write_text(out / "settings.json", json.dumps(run, indent=1) + "\n")
-                    prepared.eval()
-                    pipe.to(accelerator.device)
-                    # parts of several types go together, as in training
-                    with _averaged(weights, average), accelerator.autocast():
-                        pictures = on_checkpoint(step.number)
-                    if pictures:
-                        _show(accelerator, pictures, step.number)
-                    _park(pipe, denoiser)
-                    prepared.train()
+            if not is_due:
+                continue
+            # or the last good checkpoint would go for one that leads to a NaN: finite weights may give an infinite loss
+            if not are_finite([*weights, *(average or ())]):
+                raise _divergence(f"the weights after step {step.number} are", kept, settings, out)
+            with torch.no_grad():
+                following = replace(step, number=number + 2, terms=_mean(accelerator, [terms_of(number + 1, 0)]))
+            _check_finite(following, accelerator.scaler, kept, settings, out)
+            kept = step.number
+            if accelerator.is_main_process:
+                state = {"step": step.number, "lora": get_peft_model_state_dict(denoiser), "average": average}
+                state |= {"optimiser": optimiser.state_dict(), "run": run}
+                if accelerator.scaler is not None:
+                    state["scaler"] = accelerator.scaler.state_dict()
+                write_tensors(out / FILE, state)
+                write_text(out / "settings.json", json.dumps(run, indent=1) + "\n")
+                prepared.eval()
+                pipe.to(accelerator.device)
+                # parts of several types go together, as in training
+                with _averaged(weights, average), accelerator.autocast():
+                    pictures = on_checkpoint(step.number)
+                if pictures:
+                    _show(accelerator, pictures, step.number)
+                _park(pipe, denoiser)
+                prepared.train()
         if average is not None:
             for mean, weight in zip(average, weights, strict=True):
                 weight.data.copy_(mean)
@@ -189,6 +216,39 @@ def train(
             _save(pipe, conditions.name, get_peft_model_state_dict(denoiser), settings, out)
         accelerator.wait_for_everyone()  # whoever returns finds the file
         return out / LORA_FILE
+
+
+def _check_finite(step: Step, scaler: Any, kept: int, settings: TrainSettings, out: Path) -> None:
+    """That loss and gradient of a step are finite. kept: the step of the last checkpoint; 0 for none.
+
+    In fp16 a gradient that overflows is a matter of course: accelerate leaves out that step and halves the scale of the
+    loss, until no gradient overflows. Where that does not help, the gradient itself is not finite.
+
+    Raises:
+        DivergenceError: they are not.
+    """
+    if not are_finite(getattr(step.terms, name) for name in TERMS):
+        what = "loss"
+    elif not math.isfinite(step.gradient) and (scaler is None or scaler.get_scale() < SMALLEST_SCALE):
+        what = "gradient"
+    else:
+        return
+    raise _divergence(f"the {what} of step {step.number} is", kept, settings, out, is_untrained=step.number == 1)
+
+
+def _divergence(
+    what: str, kept: int, settings: TrainSettings, out: Path, is_untrained: bool = False
+) -> DivergenceError:
+    if is_untrained:
+        why = "before anything was learnt: use another --dtype or --mixed-precision, or another model"
+    elif not kept:
+        why = f"and there is no checkpoint yet: begin anew with a --learning-rate below {settings.learning_rate:g}"
+    else:
+        why = (
+            f"and the checkpoint of step {kept} is kept in {out}: --steps {kept} makes a LoRA of it; to train again, "
+            f"choose another --out and a --learning-rate below {settings.learning_rate:g}"
+        )
+    return DivergenceError(f"Training diverged: {what} not finite, {why}.")
 
 
 def _layers(denoiser: torch.nn.Module) -> list[str]:
@@ -344,69 +404,21 @@ def _digest(groups: Sequence[Sequence[Pair]]) -> str:
 def _stamp(path: Path) -> str:
     try:
         state = path.stat()
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError: a name that no file can have
         raise CotrunkError(f"{path} cannot be read any more: make the groups anew with cotrunk dataset.") from error
     return f"{state.st_size} {state.st_mtime_ns}"
 
 
-def _checkpoint(out: Path, run: dict[str, Any]) -> dict[str, Any] | None:
-    """The checkpoint of this very run; None where there is none."""
-    path = out / "checkpoint.pt"
-    if not path.exists():
-        return None
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        # what trainings that began without these options did
-        known = {"layers": "attention", "branch_noise": "drawn", **state["run"], **state["run"]["loss"]}
-        known.setdefault("batch", known.get("groups"))  # as it was called
-    except Exception as error:  # cut off, or no checkpoint of ours: in the words of torch
-        raise CotrunkError(f"{path} is no checkpoint of cotrunk train: choose another folder.") from error
-    for name, asked in {**run, **run["loss"]}.items():
-        if name not in ("steps", "checkpoint_every", "tracker", "loss") and asked != known.get(name):
-            raise CotrunkError(
-                f"{out} holds a training with another {name} ({known.get(name)}, not {asked}): "
-                "give the same to go on with it, or choose another folder."
-            )
-    if run["steps"] < state["step"]:
-        raise CotrunkError(f"{out} holds {state['step']} steps already: ask for as many or more.")
-    return state
-
-
-def _resume(
-    state: dict[str, Any],
-    out: Path,
-    accelerator: Any,
-    denoiser: torch.nn.Module,
-    optimiser: torch.optim.Optimizer,
-    average: list[torch.Tensor] | None,
-) -> int:
-    """Take a checkpoint's state. Returns the number of steps done."""
-    from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
-
-    try:
-        if state["lora"].keys() != get_peft_model_state_dict(denoiser).keys():
-            raise KeyError("layers")  # peft would leave out those it does not know
-        set_peft_model_state_dict(denoiser, state["lora"])
-        optimiser.load_state_dict(state["optimiser"])
-    except (KeyError, RuntimeError, ValueError) as error:
-        raise CotrunkError(
-            f"{out / 'checkpoint.pt'} is of another model or another configuration: choose another folder."
-        ) from error
-    if accelerator.scaler is not None and "scaler" in state:
-        accelerator.scaler.load_state_dict(state["scaler"])
-    if average is not None:
-        for mean, saved in zip(average, state["average"], strict=True):
-            mean.copy_(saved)
-    return state["step"]
-
-
 def _save(pipe: Any, name: str, state: dict[str, torch.Tensor], settings: TrainSettings, out: Path) -> None:
     """The LoRA in diffusers' format, and a card that says how it was made."""
-    part = out / ".lora.part"
+    shutil.rmtree(out / ".lora.part", ignore_errors=True)  # an earlier version wrote there, and may have been killed
+
+    def write(weights: dict[str, torch.Tensor], _: str) -> None:
+        content = safetensors.torch.save(weights, metadata={"format": "pt"})  # the entry that diffusers asks for
+        write_bytes(out / LORA_FILE, lambda file: file.write(content))
+
     # as peft names them: not every layer has a name in the older style
-    type(pipe).save_lora_weights(save_directory=part, **{f"{name}_lora_layers": state})
-    (part / LORA_FILE).replace(out / LORA_FILE)
-    part.rmdir()
+    type(pipe).save_lora_weights(save_directory=out, save_function=write, **{f"{name}_lora_layers": state})
     loss = settings.loss
     names = {"sage": "shared sampling (SAGE, arXiv 2509.15865, equation 3)", "standard": "single pictures"}
     purpose = names[loss.objective]

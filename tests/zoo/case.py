@@ -23,7 +23,8 @@ class Case:
         build: makes the pipeline.
         inputs: (prompts, variant) -> the arguments of a call for these prompts, by their numbers.
         variants: the kinds of inputs to try.
-        masks: arguments of a denoiser that hide text tokens, and the argument whose tokens they hide.
+        masks: arguments of a denoiser that tell which text tokens there are (masks, or numbers of tokens), and the
+            argument that holds the tokens.
         denoisers: the components that run at every step and hear the prompts.
         fast: whether `make test` runs it; the others are marked slow.
         steps: inference steps of a call, if its inputs do not say otherwise.
@@ -31,7 +32,8 @@ class Case:
         output_type: what the pipeline gives back; latents where it can.
         field: where its output holds the images.
         only_texts: whether prompts are texts in every variant.
-        unpadded: whether its denoiser knows no mask for its texts, so that only equally long ones can run together.
+        company: which prompts the pipeline can run together: any; texts of equal lengths, where its denoiser knows no
+            mask; or none.
     """
 
     pipeline: str
@@ -46,7 +48,7 @@ class Case:
     output_type: str = "latent"
     field: str = "images"
     only_texts: bool = False
-    unpadded: bool = False
+    company: Literal["any", "equal lengths", "none"] = "any"
 
     def speaks(self, variant: Variant) -> bool:
         """Whether prompts are texts."""

@@ -394,7 +394,7 @@ CASES = [
         ),
         cogview4_text,
         ("embeds", "texts"),
-        unpadded=True,
+        company="equal lengths",
         fast=True,
     ),
     Case(

@@ -13,12 +13,6 @@ ROOT = Path(__file__).parents[2]
 DOCUMENT, README = ROOT / "docs" / "compatibility.md", ROOT / "README.md"
 BEGIN, END = "<!-- begin: made by `make compatibility` -->", "<!-- end -->"
 EXAMINED = {"sharing": "sharing", "independent": "`sharing=None`", "skipping": "skipping"}
-INPUTS = {
-    "embeds": "prompts as embeddings",
-    "texts": "prompts as texts",
-    "one": "one input image for all prompts",
-    "own": "an input image per prompt",
-}
 SHORT = {"embeds": "embeddings", "texts": "texts", "one": "one image", "own": "own images"}
 FAULTS = {
     "wrong": "**wrong**",
@@ -33,9 +27,8 @@ INTRODUCTION = """# Which pipelines cotrunk works with
 Made by `make compatibility` from what `tests/zoo` finds; `make test` compares a part of it, `pytest -m slow` all.
 
 Each class of diffusers {version} below was built from a small configuration with random weights and run on three
-prompts of different lengths, with guidance, and with input images where it takes them: one for all prompts, or one per
-prompt.
-"Right" means:
+prompts of different lengths, with guidance, and with input images where it takes them: one for all prompts ("one
+image"), or one per prompt ("own images"). "Right" means:
 
 - **sharing**: with half of the steps shared, each image is what the bare pipeline gives for that prompt alone while it
   hears the mean of its group's conditions (to rounding, 5e-5 of the image in float32), in either order of the prompts.
@@ -72,7 +65,7 @@ def document(outcomes: Outcomes) -> str:
 
 
 def cell(variants: dict[str, dict[str, str]], examination: str) -> str:
-    """ "right", or what holds for which inputs."""
+    """What holds, and for which inputs if not for all."""
     words = {variant: word(found[examination]) for variant, found in variants.items()}
     if len(set(words.values())) == 1:
         return next(iter(words.values()))

@@ -44,5 +44,7 @@ CASES = [
         WITH_IMAGES,
         masks=MASKS,
     ),
-    Case("QwenImageEditPlusPipeline", small("QwenImageEditPlusPipeline"), edited, ("one",), masks=MASKS),
+    Case(
+        "QwenImageEditPlusPipeline", small("QwenImageEditPlusPipeline"), edited, ("one",), masks=MASKS, company="none"
+    ),
 ]

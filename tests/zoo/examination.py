@@ -1,18 +1,18 @@
 """cotrunk against the loop that runs each image alone: right, refused by name, or at fault."""
 
+import functools
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from cotrunk import CotrunkError, Sharing, Skipping, generate
 
 from .case import OWN_IMAGE, PROMPTS, Case, Variant
-from .loop import NoMeanError, alone, as_tensor, shared, steps_of
+from .loop import NoMeanError, alone, as_tensor, hear, shared
 from .parts import TEXTS
 
 TOLERANCE = 5e-5  # norm of an image's error over the norm of the image; float32 leaves some 1e-6
@@ -52,10 +52,13 @@ def sharing(case: Case, pipe: Any, variant: Variant) -> Verdict:
     """Groups share half of their steps: in either order of the prompts each image is the loop's."""
     groups = groups_of(case, variant)
     seeds = {prompt: 5 + number for number, group in enumerate(groups) for prompt in group}
-    steps = steps_of(case, pipe, variant)
+    heard = {i: hear(case, pipe, i, variant, seeds[i]) for i in PROMPTS}
+    steps = heard[0].steps
     branch = int(SHARE * steps)
+    theirs: dict[int, Tensor] | None = {}
     try:
-        theirs, apart = shared(case, pipe, groups, variant, seeds, branch)
+        for group in groups:
+            theirs |= shared(case, pipe, group, variant, seeds[group[0]], [heard[i] for i in group], branch)
     except NoMeanError as reason:
         theirs, no_mean = None, reason
     settings = {"sharing": Sharing(**EVERYONE, encoder="minilm" if case.speaks(variant) else "pipeline")}
@@ -72,7 +75,8 @@ def sharing(case: Case, pipe: Any, variant: Variant) -> Verdict:
         verdict = compared(images_of(case, result, prompts), theirs)
         if verdict != RIGHT:
             return verdict
-    change = min(error(theirs[i], apart[i]) for i in groups[0])
+    members = [i for group in groups if len(group) > 1 for i in group]
+    change = min((error(theirs[i], heard[i].image) for i in members), default=HEARD)
     return RIGHT if change >= HEARD else Verdict("blind", f"the mean of the group changes an image by {change:.1e}")
 
 
@@ -125,10 +129,15 @@ EXAMINATIONS: dict[str, Callable[[Case, Any, Variant], Verdict]] = {
 
 
 def groups_of(case: Case, variant: Variant) -> list[list[int]]:
-    """Prompts share unless they bring different images, or texts of different lengths where those cannot be padded."""
-    lengths = [len(text) for text in TEXTS]
-    apart = OWN_IMAGE if variant == "own" else lengths if variant == "texts" and case.unpadded else [0] * len(PROMPTS)
-    return [[i for i in PROMPTS if apart[i] == kind] for kind in dict.fromkeys(apart)]
+    """Prompts share unless they bring different images, or their pipeline cannot run them together."""
+    kinds: Sequence[int] = [0] * len(PROMPTS)
+    if case.company == "none":
+        kinds = PROMPTS
+    elif variant == "own":
+        kinds = OWN_IMAGE
+    elif case.company == "equal lengths" and variant == "texts":
+        kinds = [len(text) for text in TEXTS]
+    return [[i for i in PROMPTS if kinds[i] == kind] for kind in dict.fromkeys(kinds)]
 
 
 def run(case: Case, pipe: Any, prompts: Sequence[int], variant: Variant, **settings: Any) -> tuple[Verdict, Any]:
@@ -148,19 +157,26 @@ def run(case: Case, pipe: Any, prompts: Sequence[int], variant: Variant, **setti
 
 @contextmanager
 def forwards(pipe: Any, parts: Sequence[str]) -> Iterator[list[str]]:
-    """The forwards of these parts, as they come. Torch's hook of all modules leaves no trace on any of them."""
-    watched = {id(getattr(pipe, name, None)): name for name in parts}
+    """The forwards of these parts, as they come. Counted in their classes: nothing is to be seen on the parts."""
     ran: list[str] = []
 
-    def count(module: torch.nn.Module, _: Any) -> None:
-        if id(module) in watched:
-            ran.append(watched[id(module)])
+    def counted(kind: type, forward: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(forward)
+        def counting(*args: Any, **kwargs: Any) -> Any:
+            ran.append(kind.__name__)
+            return forward(*args, **kwargs)
 
-    handle = torch.nn.modules.module.register_module_forward_pre_hook(count)
+        return counting
+
+    modules = [getattr(pipe, name, None) for name in parts]
+    kinds = {type(part): type(part).forward for part in modules if part is not None}
     try:
+        for kind, forward in kinds.items():
+            kind.forward = counted(kind, forward)
         yield ran
     finally:
-        handle.remove()
+        for kind, forward in kinds.items():
+            kind.forward = forward
 
 
 def names(pipe: Any, given: dict[str, Any], sentence: str) -> bool:

@@ -9,6 +9,7 @@ import functools
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -120,50 +121,49 @@ def alone(case: Case, pipe: Any, prompt: int, variant: Variant, seed: int) -> Te
     return call(case, pipe, [prompt], variant, torch.Generator().manual_seed(seed))[0]
 
 
-def steps_of(case: Case, pipe: Any, variant: Variant) -> int:
-    """How many scheduler steps a call takes, counted."""
-    last = [0]
+@dataclass(frozen=True)
+class Heard:
+    """One image alone, and the arguments of its denoisers' calls, by what they hold."""
 
-    def see(key: Key, arguments: Arguments) -> Arguments:
-        last[0] = max(last[0], key[1] + 1)
+    image: Tensor
+    calls: dict[Key, Arguments]
+
+    @property
+    def steps(self) -> int:
+        return max(step for _, step, _ in self.calls) + 1
+
+
+def hear(case: Case, pipe: Any, prompt: int, variant: Variant, seed: int) -> Heard:
+    """Run one image alone and listen."""
+    calls: dict[Key, Arguments] = {}
+
+    def record(key: Key, arguments: Arguments) -> Arguments:
+        calls[key] = dict(leaves(arguments))
         return arguments
 
-    with watched(pipe, case.denoisers, see):
-        alone(case, pipe, 0, variant, seed=0)
-    return last[0]
+    with watched(pipe, case.denoisers, record):
+        return Heard(alone(case, pipe, prompt, variant, seed), calls)
 
 
 def shared(
-    case: Case, pipe: Any, groups: Sequence[Sequence[int]], variant: Variant, seeds: dict[int, int], branch: int
-) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
-    """Each image alone, hearing the mean of its group before the branch step; and each image hearing itself alone.
+    case: Case, pipe: Any, group: Sequence[int], variant: Variant, seed: int, heard: Sequence[Heard], branch: int
+) -> dict[int, Tensor]:
+    """Each image of a group alone, hearing the group's mean before the branch step.
 
     Raises:
-        NoMeanError: the prompts of a group differ in something that has no mean.
+        NoMeanError: the prompts differ in something that has no mean.
     """
-    together, apart = {}, {}
-    for group in groups:
-        records = []
-        for member in group:
-            record: dict[Key, Arguments] = {}
-            with watched(pipe, case.denoisers, functools.partial(_record, record, branch)):
-                apart[member] = alone(case, pipe, member, variant, seeds[member])
-            records.append(record)
-        means = mean_conditions(records, case.masks)
-        for member in group:
-            with watched(pipe, case.denoisers, functools.partial(_replace, means)):
-                together[member] = alone(case, pipe, member, variant, seeds[member])
-    return together, apart
+    before = [{key: arguments for key, arguments in one.calls.items() if key[1] < branch} for one in heard]
+    means = mean_conditions(before, case.masks)
 
+    def replace(key: Key, arguments: Arguments) -> Arguments:
+        return with_leaves(arguments, means.get(key, {}))
 
-def _record(record: dict[Key, Arguments], branch: int, key: Key, arguments: Arguments) -> Arguments:
-    if key[1] < branch:
-        record[key] = dict(leaves(arguments))
-    return arguments
-
-
-def _replace(means: dict[Key, Arguments], key: Key, arguments: Arguments) -> Arguments:
-    return with_leaves(arguments, means.get(key, {}))
+    images = {}
+    for member in group:
+        with watched(pipe, case.denoisers, replace):
+            images[member] = alone(case, pipe, member, variant, seed)
+    return images
 
 
 def mean_conditions(records: Sequence[dict[Key, dict[str, Any]]], masks: Any) -> dict[Key, dict[str, Any]]:
@@ -199,6 +199,8 @@ def _differs(values: Sequence[Any]) -> bool:
 def _mean(path: str, own: Sequence[dict[str, Any]], masks: Any) -> Any:
     values = [one.get(path) for one in own]
     name = path.split(".")[-1] if not path.split(".")[-1].isdigit() else path.split(".")[0]
+    if name in masks and getattr(values[0], "ndim", 0) == 1:
+        return torch.stack(values).amax(dim=0)  # numbers of tokens, per row
     if name in masks or "mask" in name:
         return _union(values, [_tokens_of(one, masks.get(name), value) for one, value in zip(own, values, strict=True)])
     if all(isinstance(value, int) and not isinstance(value, bool) for value in values):
@@ -216,6 +218,10 @@ def _mean(path: str, own: Sequence[dict[str, Any]], masks: Any) -> Any:
     hidden = None
     if mask_names and any(one.get(mask_names[0]) is not None for one in own):
         hidden = [one.get(mask_names[0]) for one in own]
+    if hidden is not None and hidden[0] is not None and hidden[0].ndim == 1:
+        hidden = [
+            torch.arange(value.shape[1]) < lengths[:, None] for value, lengths in zip(values, hidden, strict=True)
+        ]
     return _mean_over_tokens(values, hidden)
 
 

@@ -1,4 +1,4 @@
-"""What the cases are made of: inputs that depend on the prompt's number alone, and small autoencoders and encoders."""
+"""What the cases are made of: inputs that depend on the number of the prompt alone, and parts of pipelines."""
 
 import inspect
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from .case import OWN_IMAGE, Variant
 
-__all__ = ["SD_BETAS", "TOKENS", "WIDTH", "equal_rows", "randomised", "unet", "vae"]
+__all__ = ["SD_BETAS", "TOKENS", "WIDTH", "randomised", "unet", "vae"]
 
 LENGTHS = (5, 3, 4)  # tokens of each prompt; the tokens beyond are padding, which differs per prompt
 NEGATIVE_LENGTH = 4
@@ -62,12 +62,12 @@ def pooled(prompts: Sequence[int], width: int = WIDTH, *, negative: bool = True)
     return given | ({"negative_pooled_prompt_embeds": negatives(prompts, width, seed=1)} if negative else {})
 
 
-def picture(prompts: Sequence[int], variant: Variant, size: int = 32, seed: int = 0, channels: int = 3) -> Any:
+def picture(prompts: Sequence[int], variant: Variant, size: int = 32, seed: int = 0) -> Any:
     """An input image for all prompts, or a list with one per prompt."""
 
     def one(index: int) -> Image.Image:
-        pixels = torch.rand(size, size, channels, generator=generator_of(seed, 1000 + index)).mul(255).byte().numpy()
-        return Image.fromarray(pixels if channels > 1 else pixels[..., 0])
+        pixels = torch.rand(size, size, 3, generator=generator_of(seed, 1000 + index))
+        return Image.fromarray(pixels.mul(255).byte().numpy())
 
     return one(0) if variant != "own" else [one(OWN_IMAGE[i]) for i in prompts]
 

@@ -457,7 +457,12 @@ CASES = [
         nucleus,
         masks=QWEN_MASK,
     ),
-    Case("ErnieImagePipeline", one_encoder("ErnieImagePipeline", ernie_transformer), ernie),
+    Case(
+        "ErnieImagePipeline",
+        one_encoder("ErnieImagePipeline", ernie_transformer),
+        ernie,
+        masks={"text_lens": "text_bth"},
+    ),
     Case("HunyuanImagePipeline", hunyuan_image_pipeline, hunyuan_image, masks=TWO_MASKS),
     Case("Kandinsky3Pipeline", kandinsky("Kandinsky3Pipeline"), kandinsky_text, masks=TEXT_MASK, fast=True),
     Case(
@@ -589,4 +594,6 @@ def kandinsky5_text(prompts: Sequence[int], variant: Variant) -> dict[str, Any]:
     return texts(prompts) | {"height": 64, "width": 64, "guidance_scale": 4.0}
 
 
-CASES.append(Case("Kandinsky5T2IPipeline", kandinsky5, kandinsky5_text, ("texts",), field="image", unpadded=True))
+CASES.append(
+    Case("Kandinsky5T2IPipeline", kandinsky5, kandinsky5_text, ("texts",), field="image", company="equal lengths")
+)

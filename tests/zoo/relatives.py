@@ -16,8 +16,12 @@ from .stable_diffusion import GUIDED, SIZE, from_image, of, text
 
 def with_text(name: str, **more: Any) -> Callable[[], Any]:
     """The pipeline of this name, with a small text encoder."""
-    parts = lambda: {key: sd_with_text().pipe.components[key] for key in ("text_encoder", "tokenizer")}  # noqa: E731
-    return lambda: of(name, **parts() | more)()
+
+    def build() -> Any:
+        encoder = {key: sd_with_text().pipe.components[key] for key in ("text_encoder", "tokenizer")}
+        return of(name, **encoder | more)()
+
+    return build
 
 
 def ddim() -> Any:
@@ -28,10 +32,6 @@ def said(prompts: Sequence[int], variant: Variant) -> dict[str, Any]:
     return texts(prompts) | SIZE | GUIDED
 
 
-def unwritten(prompts: Sequence[int], variant: Variant) -> dict[str, Any]:
-    return texts(prompts, negative=False) | SIZE | GUIDED
-
-
 def cycled(prompts: Sequence[int], variant: Variant) -> dict[str, Any]:
     given = texts(prompts, negative=False) | {"source_prompt": "a photograph", "image": picture(prompts, variant)}
     return given | GUIDED | {"strength": 0.8, "num_inference_steps": 5}
@@ -40,8 +40,8 @@ def cycled(prompts: Sequence[int], variant: Variant) -> dict[str, Any]:
 def differently(prompts: Sequence[int], variant: Variant) -> dict[str, Any]:
     """DiffEdit goes on from the latents of an image."""
     given = {
-        "image_latents": rows([0] * len(prompts), 4, 4, 16, 16, seed=7),
-        "inpaint_strength": 0.5,
+        "image_latents": rows([0] * len(prompts), 8, 4, 16, 16, seed=7),  # at each step
+        "inpaint_strength": 1.0,
         "num_inference_steps": 8,
     }
     return embeds(prompts) | GUIDED | given | {"mask_image": inpainting_mask(prompts, "one", 16)}
@@ -76,10 +76,6 @@ def xl_controlled(prompts: Sequence[int], variant: Variant) -> dict[str, Any]:
     return sdxl_text(prompts, variant) | {"image": picture(prompts, variant, seed=3)}
 
 
-def latent_upscaled(prompts: Sequence[int], variant: Variant) -> dict[str, Any]:
-    return texts(prompts) | GUIDED | {"image": picture(prompts, variant)}
-
-
 def with_adapter(family: Callable[..., Any], name: str, base: Callable[[], Any]) -> Callable[[], Any]:
     """ControlNet-XS: a small network woven into the UNet."""
 
@@ -93,12 +89,10 @@ def with_adapter(family: Callable[..., Any], name: str, base: Callable[[], Any])
     return build
 
 
-NO_INPUT = {"image_encoder": None}
-
 CASES = [
     Case(
         "StableDiffusionLDM3DPipeline",
-        of("StableDiffusionLDM3DPipeline", vae=lambda: vae(in_channels=6, out_channels=6), **NO_INPUT),
+        of("StableDiffusionLDM3DPipeline", vae=lambda: vae(in_channels=6, out_channels=6), image_encoder=None),
         colour_and_depth,
         field="rgb",
     ),

@@ -16,7 +16,7 @@ TIME_WIDTH, SIZE_NUMBERS = 8, 6
 SDXL_CONFIG = {
     "attention_head_dim": (2, 4),
     "use_linear_projection": True,
-    "transformer_layers_per_block": (1, 2),
+    "transformer_layers_per_block": (1, 1),
     "addition_embed_type": "text_time",
     "addition_time_embed_dim": TIME_WIDTH,
     "projection_class_embeddings_input_dim": TIME_WIDTH * SIZE_NUMBERS + WIDTH,
@@ -31,7 +31,7 @@ def of(name: str, leave_out: Sequence[str] = (), **more: Any) -> Callable[[], An
     """The pipeline of this name from the parts of SDXL."""
 
     def build() -> Any:
-        parts = dict(sdxl().pipe.components) | {"add_watermarker": False} | more
+        parts = dict(sdxl().pipe.components) | {"unet": sdxl_unet, "add_watermarker": False} | more
         for absent in ("image_encoder", "feature_extractor", *leave_out):
             parts.pop(absent, None)
         return quiet(pipeline_class(name)(**made(parts)))

@@ -12,20 +12,18 @@ from .classes import pipeline_class
 from .parts import WIDTH, embeds, inpainting_mask, made, picture, quiet, randomised, unet
 
 SIZE = {"height": 32, "width": 32}
+GUIDED = {"guidance_scale": 5.0}
+OMITTED = object()
 
 
 def of(name: str, **more: Any) -> Callable[[], Any]:
-    """The pipeline of this name from the parts of Stable Diffusion; None leaves a part out."""
+    """The pipeline of this name from the parts of Stable Diffusion and others; OMITTED is for what it does not take."""
 
     def build() -> Any:
-        given = {name: part for name, part in (parts() | more).items() if part is not OMITTED}
+        given = {key: part for key, part in (parts() | more).items() if part is not OMITTED}
         return quiet(pipeline_class(name)(**made(given)))
 
     return build
-
-
-OMITTED = object()
-GUIDED = {"guidance_scale": 5.0}
 
 
 def text(prompts: Sequence[int], variant: Variant) -> dict[str, Any]:
@@ -105,9 +103,9 @@ PERTURBED = {"pag_applied_layers": ["down"]}
 
 
 def lcm(prompts: Sequence[int], variant: Variant) -> dict[str, Any]:
-    given = from_image(prompts, variant) if variant != "embeds" else text(prompts, variant)
-    given.pop("negative_prompt_embeds")
-    return given | ({"strength": 0.8, "num_inference_steps": 5} if variant != "embeds" else {})
+    """Guidance is distilled into the model."""
+    given = text(prompts, variant) if variant == "embeds" else from_image(prompts, variant)
+    return {key: value for key, value in given.items() if key != "negative_prompt_embeds"}
 
 
 CASES = [

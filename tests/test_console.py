@@ -56,6 +56,14 @@ def test_no_print_lets_a_character_through(text: str) -> None:
         assert unsafe(written.replace("\r", "")) == []
 
 
+def test_what_is_spelled_out_has_its_room_in_a_table() -> None:
+    stream = io.StringIO()
+    table = Table("name", "rows", box=None)
+    table.add_row("\u200b" * 6 + " cat", "7")
+    console._Console(file=stream, width=60).print(table)
+    assert r"\u200b" * 6 + " cat" in stream.getvalue()
+
+
 @given(st.lists(st.sampled_from([*HOSTILE, *MARKUP, "\n", "\t", "cat "]), max_size=8).map("".join))
 def test_what_is_said_is_one_line_and_whole(text: str) -> None:
     with pytest.MonkeyPatch.context() as patch:

@@ -322,7 +322,7 @@ def test_what_was_seen_and_measured_and_is_damaged_is_seen_and_measured_again(tm
     seen = next(path for path in files if "2steps" in path.name)
     with np.load(seen) as kept:
         arrays = dict(kept)
-    np.savez(seen, **arrays | {"features": arrays["features"] * 2})  # in the right form, and not what was seen
+    np.savez(seen, **arrays | {"diversity": arrays["diversity"] * 2})  # in the right form, and not what was seen
     assert repr(measured()) == repr(first)
 
 

@@ -6,8 +6,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from safetensors.torch import load_file
 from test_trainer import QUICK, groups, same_weights, trained  # noqa: F401 (groups is a fixture)
 from tiny import sd_with_text
@@ -33,9 +35,10 @@ def lost(terms: Terms) -> Terms:
     return Terms(*(getattr(terms, name) * NAN for name in ("total", "shared", "target", "branch")))
 
 
-def steep(terms: Terms) -> Terms:
+def steep(terms: Terms, by: float = float("inf")) -> Terms:
     """A finite loss, and a gradient that is not."""
-    terms.total.register_hook(lambda gradient: gradient * float("inf"))
+    if terms.total.requires_grad:  # not before a checkpoint
+        terms.total.register_hook(lambda gradient: gradient * by)
     return terms
 
 
@@ -140,6 +143,54 @@ def test_a_text_encoder_that_overflows_is_named(groups: list[list[Pair]], tmp_pa
     pipe.text_encoder.final_layer_norm.weight.data.fill_(1e6)  # more than half precision holds
     with pytest.raises(CotrunkError, match=r"The text encoder's output for 'a small picture 0\.0' is not finite"):
         train(pipe, groups, QUICK, tmp_path)
+
+
+def scaled(patch: pytest.MonkeyPatch, scale: float) -> None:
+    """Let trainings to come scale their loss as those in fp16 do, which accelerate does on GPUs alone."""
+
+    class Scaled(Accelerator):
+        mixed_precision = "fp16"
+
+        def __init__(self, **settings: Any) -> None:
+            super().__init__(**settings)
+            self.native_amp, self.scaler = True, torch.amp.GradScaler("cpu", init_scale=scale)
+
+    patch.setattr("accelerate.Accelerator", Scaled)
+
+
+def test_steps_that_a_loss_scale_overflows_are_skipped_and_training_goes_on(
+    groups: list[list[Pair]],  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    scaled(monkeypatch, 2.0**127)  # float32 ends at the next power of two
+    monkeypatch.setattr(trainer, "sage_loss", lambda *given: steep(sage_loss(*given), by=4.0))
+    pipeline, seen = sd_with_text(), list[tuple[float, bool]]()
+
+    def look(step: Step) -> None:
+        moved = any(p.abs().max() > 0 for name, p in pipeline.pipe.unet.named_parameters() if "lora_B" in name)
+        seen.append((step.gradient, moved))
+
+    train(pipeline.pipe, groups, QUICK, tmp_path, on_step=look)
+    overflowed = [not np.isfinite(gradient) for gradient, _ in seen]
+    assert overflowed[0]
+    assert not overflowed[-1]
+    assert [moved for _, moved in seen] == [not each for each in overflowed]  # no step was taken before
+    assert [line["gradient"] is None for line in strict(tmp_path / "losses.jsonl")] == overflowed
+    assert (tmp_path / trainer.LORA_FILE).exists()
+
+
+def test_a_gradient_that_no_loss_scale_saves_is_a_divergence(
+    groups: list[list[Pair]],  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    scaled(monkeypatch, 4.4 * SMALLEST_SCALE)  # which each step halves
+    monkeypatch.setattr(trainer, "sage_loss", lambda *given: steep(sage_loss(*given)))
+    settings, done = TrainSettings(**vars(QUICK) | {"checkpoint_every": 9}), list[int]()
+    with pytest.raises(DivergenceError, match="the gradient of step 3 is not finite"):
+        trained(groups, tmp_path, settings, on_step=lambda step: done.append(step.number))
+    assert done == [1, 2]
 
 
 def test_gradients_that_overflow_in_fp16_are_no_divergence_until_the_scale_is_used_up() -> None:

@@ -14,6 +14,7 @@ import pytest
 import torch
 from command import pipeline
 from huggingface_hub import errors
+from peft import LoraConfig, get_peft_model_state_dict
 from tiny import sd_with_text
 
 from cotrunk.errors import CotrunkError
@@ -248,6 +249,26 @@ def test_a_lora_without_peft_names_it(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(CotrunkError, match="A LoRA needs peft: pip install peft"):
         load_lora(pipe, tmp_path)
+
+
+@pytest.mark.parametrize("is_finite", [True, False])
+def test_a_lora_of_a_diverged_training_is_refused(is_finite: bool, tmp_path: Path) -> None:
+    made = sd_with_text().pipe
+    made.unet.add_adapter(LoraConfig(r=2, target_modules=["to_q"], init_lora_weights=False))
+    weights = get_peft_model_state_dict(made.unet)
+    if not is_finite:
+        next(iter(weights.values()))[0, 0] = torch.nan
+    made.save_lora_weights(tmp_path, unet_lora_layers=weights)
+    pipe = sd_with_text().pipe
+    before = {name: weight.clone() for name, weight in pipe.unet.state_dict().items()}
+    if is_finite:
+        assert load_lora(pipe, tmp_path)
+        return
+    with pytest.raises(CotrunkError, match="holds weights that are not finite"):
+        load_lora(pipe, tmp_path)
+    after = pipe.unet.state_dict()
+    assert after.keys() == before.keys()
+    assert all(torch.equal(after[name], weight) for name, weight in before.items())
 
 
 # Compiling.

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from command import assert_refused, cotrunk, no_model, pixels
+from PIL import Image
 from safetensors.torch import load_file
 from test_dataset import CAPTIONS, coco, folder_of
 from test_experiment import JUDGES
@@ -108,6 +109,11 @@ def test_what_cannot_be_compared_is_said_before_a_picture(
     outcome = cotrunk("evaluate", groups, "--out", tmp_path, "--max-groups", 1)
     assert outcome.code == 2
     assert "take two or more that share no picture" in outcome.err
+    with tiny_model.context() as patch:
+        patch.setattr("cotrunk.training.examples.read_image", lambda path: Image.new("RGB", (8, 8), "red"))
+        outcome = cotrunk("evaluate", groups, "--out", tmp_path, "--height", 32, "--width", 32)
+    assert outcome.code == 2
+    assert "real pictures are all alike: Frechet distances need different ones" in outcome.err
     sizes = ("--height", 32, "--width", 32)
     outcome = cotrunk("evaluate", groups, "--out", tmp_path, "--shares", "0.3,0.02", "--steps", 30, *sizes)
     assert outcome.code == 2

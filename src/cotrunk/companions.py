@@ -14,6 +14,7 @@ from .errors import CotrunkError
 UNMASKED = ("CogView4", "GlmImage", "JoyImageEdit", "Kandinsky5", "OmniGen")
 APART = {
     "Latte": "cuts the padding of one text and keeps that of several",
+    "PRX": "takes one prompt in a call",
     "QwenImageEditPlus": "takes one prompt in a call",
 }
 

@@ -177,6 +177,12 @@ def load_lora(pipe: Any, folder: Path | str) -> dict[str, Any]:
         if lists_adapters and pipe.get_list_adapters() == before:
             # keys of another model are left out with a remark that nobody sees
             raise CotrunkError(f"{folder} holds no LoRA for this {kind}: it is of another model.")
+        if not _is_finite_lora(pipe):
+            pipe.unload_lora_weights()
+            raise CotrunkError(
+                f"{folder} holds weights that are not finite: the training that made it diverged. Train it again, at a "
+                "lower learning rate."
+            )
         for name in denoisers_of(pipe):
             changed |= _fuse(name, getattr(pipe, name))
     except CotrunkError:
@@ -186,6 +192,15 @@ def load_lora(pipe: Any, folder: Path | str) -> dict[str, Any]:
     finally:
         remarks.removeFilter(_is_no_remark_on_text_encoders)
     return changed
+
+
+def _is_finite_lora(pipe: Any) -> bool:
+    """Whether all LoRA weights on the pipeline are finite."""
+    import torch
+
+    parts = [part for part in pipe.components.values() if isinstance(part, torch.nn.Module)]
+    weights = [weight for part in parts for name, weight in part.named_parameters() if ".lora_" in name]
+    return all(bool(weight.isfinite().all()) for weight in weights)
 
 
 def take_off_lora(pipe: Any, changed: dict[str, Any]) -> None:

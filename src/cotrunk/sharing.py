@@ -185,7 +185,7 @@ def why_nothing_shared(plan: Plan) -> str | None:
     order = max(1, round(plan.timesteps / plan.steps))  # evaluations a step
     if settings["share"] * plan.timesteps < order:
         return "the part to share is less than one step: more of it, or more steps, would do"
-    if settings["mode"] == "flat":
+    if settings.get("mode") == "flat":
         return "no two different prompts are similar enough"
     return "no two different prompts are similar enough to share a whole step in this mode"
 

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
+from ..errors import CotrunkError
 from ..files import write_text, writing
 from . import metrics
 from .experiment import Cell, Experiment, Seen
@@ -45,10 +46,15 @@ class Measures:
         experiment: the cells.
         real: (m, 3, height, width) bytes, the pictures that Frechet distances are taken to.
         real_groups: for each group of prompts, the places of its pictures in `real`.
+
+    Raises:
+        CotrunkError: real pictures that are all equal, known before a picture is made.
     """
 
     def __init__(self, experiment: Experiment, real: torch.Tensor, real_groups: Sequence[Sequence[int]]) -> None:
         self.experiment, self._real, self._real_groups = experiment, real, real_groups
+        if self._dimensions is not None and bool((real == real[:1]).all()):
+            raise CotrunkError(f"The {len(real)} real pictures are all alike: Frechet distances need different ones.")
         self._mark = hashlib.sha256(real.contiguous().numpy().data)
         self._mark.update(json.dumps([list(places) for places in real_groups]).encode())
 

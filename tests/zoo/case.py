@@ -34,6 +34,7 @@ class Case:
         only_texts: whether prompts are texts in every variant.
         company: which prompts the pipeline can run together: any; texts of equal lengths, where its denoiser knows no
             mask; or none.
+        note: what a reader of the document should know.
     """
 
     pipeline: str
@@ -49,6 +50,17 @@ class Case:
     field: str = "images"
     only_texts: bool = False
     company: Literal["any", "equal lengths", "none"] = "any"
+    note: str = ""
+
+    @property
+    def notes(self) -> list[str]:
+        """Where the case is not as the others."""
+        company = {
+            "any": "",
+            "equal lengths": "Texts of different lengths do not share, as the denoiser knows no mask.",
+            "none": "The pipeline takes one prompt per call, so nothing is shared.",
+        }
+        return [note for note in (company[self.company], self.note) if note]
 
     def speaks(self, variant: Variant) -> bool:
         """Whether prompts are texts."""

@@ -13,24 +13,24 @@ CASES: dict[str, Case] = {
 
 # A family and the names of its classes. The first that matches counts.
 FAMILIES = {
+    "Stable Diffusion 1 and 2": "StableDiffusion(?!XL|3).*|LatentConsistency.*|AltDiffusion.*|CycleDiffusion.*|Semantic.*",
     "Stable Diffusion XL": "StableDiffusionXL.*",
     "Stable Diffusion 3": "StableDiffusion3.*",
-    "Stable Diffusion 1 and 2": "StableDiffusion.*|LatentConsistency.*|AltDiffusion.*|CycleDiffusion.*|Semantic.*",
-    "Kolors": "Kolors.*",
-    "DeepFloyd IF": "IF.*",
+    "Flux 1": "Flux(?!2).*",
     "Flux 2": "Flux2.*",
-    "Flux 1": "Flux.*",
-    "Chroma": "Chroma.*",
     "Qwen-Image": "QwenImage.*",
     "Z-Image": "ZImage.*",
+    "Chroma": "Chroma.*",
     "PixArt": "PixArt.*",
     "Sana": "Sana.*",
     "HunyuanDiT, HunyuanImage": "Hunyuan.*",
     "CogView 3 and 4": "CogView.*",
     "Lumina": "Lumina.*",
     "Kandinsky 3": "Kandinsky3.*",
-    "aMUSEd": "Amused.*",
+    "Kolors": "Kolors.*",
     "PRX": "PRX.*",
+    "DeepFloyd IF": "IF.*",
+    "aMUSEd": "Amused.*",
     "others": ".*",
 }
 

@@ -11,6 +11,7 @@ from . import encoders
 from .case import WITH_IMAGES, Case, Variant
 from .classes import pipeline_class
 from .parts import (
+    GLOBAL_NOISE,
     LENGTHS,
     TOKENS,
     WIDTH,
@@ -377,6 +378,7 @@ CASES = [
         hunyuan_controlled,
         WITH_IMAGES,
         masks=HUNYUAN_MASKS,
+        note=GLOBAL_NOISE,
     ),
     Case("AuraFlowPipeline", one_encoder("AuraFlowPipeline", aura_transformer), masked),
     Case(
@@ -402,6 +404,7 @@ CASES = [
         one_encoder("CogView4ControlPipeline", lambda: cogview4_transformer(in_channels=8), vae=lambda: certain(vae())),
         cogview4_controlled,
         WITH_IMAGES,
+        note=GLOBAL_NOISE,
     ),
     Case(
         "LuminaPipeline",

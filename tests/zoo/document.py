@@ -1,11 +1,12 @@
 """`docs/compatibility.md` and the README's list, made of the outcomes on file."""
 
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 import diffusers
 
-from .cases import FAMILIES, family_of
+from .cases import CASES, FAMILIES, family_of
 from .classes import image_classes, why_not
 from .outcomes import Outcomes
 
@@ -57,7 +58,7 @@ def document(outcomes: Outcomes) -> str:
         ]
         for name in sorted(classes):
             cells = [cell(outcomes[name], examination) for examination in EXAMINED]
-            lines.append(f"| `{name}` | {' | '.join(cells)} | {notes(outcomes[name])} |")
+            lines.append(f"| `{name}` | {' | '.join(cells)} | {notes(name, outcomes[name])} |")
         lines.append("")
     lines += ["## Not examined", "", "| pipeline | reason |", "|---|---|"]
     lines += [f"| `{name}` | {why_not(name)} |" for name in image_classes() if name not in outcomes]
@@ -76,15 +77,16 @@ def word(outcome: str) -> str:
     return FAULTS.get(outcome, outcome.partition(":")[0])
 
 
-def notes(variants: dict[str, dict[str, str]]) -> str:
-    """The sentences of the refusals, each once."""
+def notes(name: str, variants: dict[str, dict[str, str]]) -> str:
+    """The sentences of the refusals, each once, and what else there is to know."""
     sentences = [
         outcome.partition(": ")[2]
         for found in variants.values()
         for outcome in found.values()
         if outcome.startswith("refused")
     ]
-    return " ".join(f'"{sentence}"' for sentence in dict.fromkeys(sentences)).replace("|", "\\|")
+    quoted = [f'"{sentence}"' for sentence in dict.fromkeys(sentences)]
+    return " ".join([*quoted, *CASES[name].notes]).replace("|", "\\|")
 
 
 def summary(outcomes: Outcomes) -> str:
@@ -99,9 +101,19 @@ def summary(outcomes: Outcomes) -> str:
 
 
 def counted(classes: list[dict[str, dict[str, str]]], examination: str) -> str:
-    """How many classes are right with all inputs, if not all are."""
-    right = sum(all(found[examination] == "right" for found in variants.values()) for variants in classes)
-    return "right" if right == len(classes) else f"right in {right}"
+    """What holds for how many classes: the worst of its inputs counts for a class."""
+    found = Counter(worst({word(found[examination]) for found in variants.values()}) for variants in classes)
+    if len(found) == 1:
+        return next(iter(found))
+    return ", ".join(f"{what} in {count}" for what, count in sorted(found.items(), key=lambda pair: rank(pair[0])))
+
+
+def rank(what: str) -> int:
+    return ["right", "refused", *FAULTS.values()].index(what)
+
+
+def worst(words: set[str]) -> str:
+    return max(words, key=rank)
 
 
 def readme(text: str, outcomes: Outcomes) -> str:

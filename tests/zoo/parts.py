@@ -94,6 +94,12 @@ def quiet(pipe: Any) -> Any:
     return pipe
 
 
+GLOBAL_NOISE = (
+    "Examined with a VAE that encodes without noise: the pipeline draws that noise from the global generator, so that its "
+    "images differ from call to call."
+)
+
+
 def certain(autoencoder: Any) -> Any:
     """An autoencoder that encodes an image without noise."""
     last = autoencoder.quant_conv if autoencoder.quant_conv is not None else autoencoder.encoder.conv_out

@@ -10,6 +10,7 @@ from . import encoders
 from .case import WITH_IMAGES, Case, Variant
 from .classes import pipeline_class
 from .parts import (
+    GLOBAL_NOISE,
     WIDTH,
     certain,
     embeds,
@@ -129,5 +130,6 @@ CASES = [
         controlled_inpainted,
         WITH_IMAGES,
         masks=MASKS,
+        note=GLOBAL_NOISE,
     ),
 ]

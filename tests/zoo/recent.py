@@ -435,9 +435,16 @@ CASES = [
         one_encoder("PRXPipeline", prx_transformer),
         prx,
         masks={"attention_mask": "encoder_hidden_states"},
+        company="none",
         fast=True,
     ),
-    Case("PRXPixelPipeline", prx_pixel_pipeline, prx_pixel, masks={"attention_mask": "encoder_hidden_states"}),
+    Case(
+        "PRXPixelPipeline",
+        prx_pixel_pipeline,
+        prx_pixel,
+        masks={"attention_mask": "encoder_hidden_states"},
+        company="none",
+    ),
     Case(
         "Cosmos2TextToImagePipeline",
         one_encoder(

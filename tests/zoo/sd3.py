@@ -8,7 +8,7 @@ from tiny import sd3
 
 from .case import WITH_IMAGES, Case, Variant
 from .classes import pipeline_class
-from .parts import WIDTH, certain, embeds, inpainting_mask, made, picture, pooled, quiet, randomised, vae
+from .parts import GLOBAL_NOISE, WIDTH, certain, embeds, inpainting_mask, made, picture, pooled, quiet, randomised, vae
 
 SIZE = {"height": 32, "width": 32}
 
@@ -96,6 +96,7 @@ CASES = [
         of("StableDiffusion3ControlNetPipeline", controlnet=controlnet, vae=certain_vae),
         controlled,
         WITH_IMAGES,
+        note=GLOBAL_NOISE,
     ),
     Case(
         "StableDiffusion3ControlNetInpaintingPipeline",
@@ -106,6 +107,7 @@ CASES = [
         ),
         controlled_inpainted,
         WITH_IMAGES,
+        note=GLOBAL_NOISE,
     ),
     Case("StableDiffusion3PAGPipeline", of("StableDiffusion3PAGPipeline", **PERTURBED), text),
     Case(

@@ -338,7 +338,9 @@ class Cache:
 def test_what_cannot_be_split_into_rows_is_named() -> None:
     folding = Folding((0, 0, 2), 6, CPU)
     assert "has 12 rows" in str(folding.misshapen({"encoder_hidden_states": torch.ones(12, 4)}))
-    assert "kv_cache holds a Cache" in str(folding.misshapen({"added": {"kv_cache": [Cache()]}}))
+    assert "memory holds a Cache" in str(folding.misshapen({"added": {"memory": [Cache()]}}))
+    assert "kv_cache_mode keeps" in str(folding.misshapen({"kv_cache_mode": "extract"}))
+    assert folding.misshapen({"kv_cache": None, "kv_cache_mode": None}) is None
 
 
 @pytest.mark.parametrize("mask_dtype", [torch.float32, torch.int64, torch.bool])

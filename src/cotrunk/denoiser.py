@@ -210,7 +210,7 @@ class FoldHook:
     def _check_members(self, folding: Folding, named: dict[str, Any], sources: tuple[int, ...], copies: int) -> None:
         """Raise `CotrunkError` if rows of this call cannot be folded as they are to be."""
         is_first = (sources, folding.rows) not in self.fitting
-        if is_first:
+        if is_first or not folding.is_identity:
             if why := folding.misshapen(named):
                 self._refuse_misshapen(folding, copies, why)
                 self.divisible = False

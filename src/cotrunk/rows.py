@@ -51,7 +51,9 @@ ROWS_SECOND = {"encoder_hidden_states_llama3"}
 LENGTHS = {"txt_seq_lens": "encoder_hidden_states", "text_lens": "text_bth"}
 # Largest difference between members that counts as rounding, in parts of the largest value.
 ROUNDING = 1e-5
-# What an argument may consist of; other objects may have a state.
+# Arguments that keep keys and values between calls, or ask for it.
+STATE = {"kv_cache", "kv_caches", "kv_cache_mode"}
+# What other arguments may consist of: an object of another kind may have a state.
 VALUES = (torch.Tensor, int, float, str, NoneType, torch.dtype, torch.device, np.generic, np.ndarray)
 
 
@@ -128,6 +130,8 @@ class Folding:
                 if why := self.misshapen(value):
                     return why
                 continue
+            if name in STATE and value is not None:
+                return f"its argument {name} keeps the rows of one call for the next"
             for item in tree_leaves(value):
                 if not isinstance(item, VALUES):
                     return f"its argument {name} holds a {type(item).__name__}, which may keep rows between its calls"

@@ -13,7 +13,7 @@ CASES: dict[str, Case] = {
 
 # A family and the names of its classes. The first that matches counts.
 FAMILIES = {
-    "Stable Diffusion 1 and 2": "StableDiffusion(?!XL|3).*|LatentConsistency.*|AltDiffusion.*|CycleDiffusion.*|Semantic.*",
+    "Stable Diffusion 1 and 2": "StableDiffusion(?!XL|3).*|LatentConsistency.*|(Alt|Cycle|SemanticStable)Diffusion.*",
     "Stable Diffusion XL": "StableDiffusionXL.*",
     "Stable Diffusion 3": "StableDiffusion3.*",
     "Flux 1": "Flux(?!2).*",

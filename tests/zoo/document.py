@@ -15,6 +15,7 @@ DOCUMENT, README = ROOT / "docs" / "compatibility.md", ROOT / "README.md"
 BEGIN, END = "<!-- begin: made by `make compatibility` -->", "<!-- end -->"
 EXAMINED = {"sharing": "sharing", "independent": "`sharing=None`", "skipping": "skipping"}
 SHORT = {"embeds": "embeddings", "texts": "texts", "one": "one image", "own": "own images"}
+NOTHING = "nothing shared"  # and so what sharing=None gives
 FAULTS = {
     "wrong": "**wrong**",
     "late": "**refused late**",
@@ -57,7 +58,7 @@ def document(outcomes: Outcomes) -> str:
             "|---|---|---|---|---|",
         ]
         for name in sorted(classes):
-            cells = [cell(outcomes[name], examination) for examination in EXAMINED]
+            cells = [cell(name, outcomes[name], examination) for examination in EXAMINED]
             lines.append(f"| `{name}` | {' | '.join(cells)} | {notes(name, outcomes[name])} |")
         lines.append("")
     lines += ["## Not examined", "", "| pipeline | reason |", "|---|---|"]
@@ -65,15 +66,17 @@ def document(outcomes: Outcomes) -> str:
     return "\n".join(lines) + "\n"
 
 
-def cell(variants: dict[str, dict[str, str]], examination: str) -> str:
+def cell(name: str, variants: dict[str, dict[str, str]], examination: str) -> str:
     """What holds, and for which inputs if not for all."""
-    words = {variant: word(found[examination]) for variant, found in variants.items()}
+    words = {variant: word(name, examination, found[examination]) for variant, found in variants.items()}
     if len(set(words.values())) == 1:
         return next(iter(words.values()))
     return ", ".join(f"{found} ({SHORT[variant]})" for variant, found in words.items())
 
 
-def word(outcome: str) -> str:
+def word(name: str, examination: str, outcome: str) -> str:
+    if outcome == "right" and examination == "sharing" and CASES[name].company == "none":
+        return NOTHING
     return FAULTS.get(outcome, outcome.partition(":")[0])
 
 
@@ -93,27 +96,23 @@ def summary(outcomes: Outcomes) -> str:
     """The README's list: a line per family."""
     lines = ["| family | pipelines | sharing | `sharing=None` | skipping |", "|---|---|---|---|---|"]
     for family in FAMILIES:
-        of_family = [variants for name, variants in outcomes.items() if family_of(name) == family]
+        of_family = {name: variants for name, variants in outcomes.items() if family_of(name) == family}
         if of_family:
             counts = [counted(of_family, examination) for examination in EXAMINED]
             lines.append(f"| {family} | {len(of_family)} | {' | '.join(counts)} |")
     return "\n".join(lines)
 
 
-def counted(classes: list[dict[str, dict[str, str]]], examination: str) -> str:
+def counted(of_family: Outcomes, examination: str) -> str:
     """What holds for how many classes: the worst of its inputs counts for a class."""
-    found = Counter(worst({word(found[examination]) for found in variants.values()}) for variants in classes)
+    ranks = ["right", NOTHING, "refused", *FAULTS.values()]
+    found = Counter(
+        max((word(name, examination, one[examination]) for one in variants.values()), key=ranks.index)
+        for name, variants in of_family.items()
+    )
     if len(found) == 1:
         return next(iter(found))
-    return ", ".join(f"{what} in {count}" for what, count in sorted(found.items(), key=lambda pair: rank(pair[0])))
-
-
-def rank(what: str) -> int:
-    return ["right", "refused", *FAULTS.values()].index(what)
-
-
-def worst(words: set[str]) -> str:
-    return max(words, key=rank)
+    return ", ".join(f"{what} in {found[what]}" for what in sorted(found, key=ranks.index))
 
 
 def readme(text: str, outcomes: Outcomes) -> str:

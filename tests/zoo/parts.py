@@ -95,7 +95,7 @@ def quiet(pipe: Any) -> Any:
 
 
 GLOBAL_NOISE = (
-    "Examined with a VAE that encodes without noise: the pipeline draws that noise from the global generator, so that its "
+    "Examined with a VAE that encodes without noise: the pipeline draws that noise from the global generator, and its "
     "images differ from call to call."
 )
 

@@ -245,8 +245,15 @@ def test_rows_that_are_not_finite_end_up_alone():
     assert group_prompts(vectors, 0.0, identities="abc") == [[0, 2], [1]]
 
 
+def test_several_layers_of_an_encoder_make_one_vector():
+    embeds = torch.randn(3, 5, 2, 4, generator=torch.Generator().manual_seed(0))
+    mask = torch.tensor([[1, 1, 1, 0, 0]] * 3)
+    expected = unit_rows(embeds[:, :3].mean(dim=1).flatten(1).numpy())
+    np.testing.assert_allclose(from_prompt_embeds(embeds, mask=mask), expected, atol=1e-6)
+
+
 @pytest.mark.parametrize(
-    "shapes", [{"pooled": (3, 8)}, {"pooled": (4, 2, 8)}, {"mask": (4, 6)}, {"prompt_embeds": (4, 5, 6, 7)}]
+    "shapes", [{"pooled": (3, 8)}, {"pooled": (4, 2, 8)}, {"mask": (4, 6)}, {"prompt_embeds": (4,)}]
 )
 def test_embeds_that_do_not_fit(shapes):
     given = {name: torch.zeros(shape) for name, shape in {"prompt_embeds": (4, 5, 6), **shapes}.items()}

@@ -39,7 +39,6 @@ class Wave:
         output: the pipeline's own output object.
         failed: images whose latents or decoded values held a NaN or an infinity, and those of a call that was
             interrupted.
-        is_interrupted: whether a callback stopped this call before its last step (`pipe._interrupt = True`).
         flagged: images that the pipeline's own safety checker replaced by black ones.
         cost: denoiser rows, counted.
         spared: rows not computed, by what spared them: "sharing", "guidance", "skipping".
@@ -47,18 +46,19 @@ class Wave:
             capitals where guidance was on.
         rows: for each of its images, the rows that it took; a row of a group counts in equal parts.
         seconds: "embed" (the pipeline's own text encoding), "denoise", "decode".
+        is_interrupted: whether a callback stopped this call before its last step (`pipe._interrupt = True`).
     """
 
     images: tuple[int, ...]
     output: Any
     failed: tuple[int, ...]
-    is_interrupted: bool
     flagged: tuple[int, ...]
     cost: Cost
     spared: dict[str, int]
     steps: tuple[str, ...]
     rows: tuple[float, ...]
     seconds: dict[str, float]
+    is_interrupted: bool = False
 
 
 @dataclass
@@ -80,6 +80,7 @@ class Run:
     seconds: dict[str, float] = field(default_factory=dict)
     companions: Sequence[Hashable] | None = None
     _warned: bool = False
+    _interrupted: bool = False
 
     def waves(
         self,
@@ -106,7 +107,7 @@ class Run:
                 if wave is not None:
                     seconds_per_row = (time.perf_counter() - begin) / self.plan.cost_of(part).used
                     yield wave
-                    if wave.is_interrupted:  # whoever stops one call does not want the others
+                    if self._interrupted:  # whoever stops one call does not want the others
                         return
                     del trees[: len(part)]
                     continue
@@ -153,8 +154,8 @@ class Run:
         with attached(self.pipe, rows, seeds, meter, callbacks_among(arguments)) as generators:
             output = self.pipe(**arguments, generator=generators)
         end = time.perf_counter()
-        is_interrupted = bool(getattr(self.pipe, "_interrupt", False)) and meter.step < self.plan.timesteps
-        if not is_interrupted:
+        self._interrupted = bool(getattr(self.pipe, "_interrupt", False)) and meter.step < self.plan.timesteps
+        if not self._interrupted:
             self._check(meter, rows, self.plan.cost_of(trees))
         self.max_rows = meter.max_rows
         started, ended = meter.started or begin, meter.ended or begin
@@ -162,8 +163,8 @@ class Run:
         return Wave(
             images=images,
             output=output,
-            failed=tuple(i for i, good in zip(images, finite, strict=True) if is_interrupted or not good),
-            is_interrupted=is_interrupted,
+            failed=tuple(i for i, good in zip(images, finite, strict=True) if self._interrupted or not good),
+            is_interrupted=self._interrupted,
             flagged=tuple(image for image, black in zip(images, blackened(output, len(images)), strict=True) if black),
             cost=Cost(meter.rows + meter.rows_filled, meter.rows_asked),
             spared={what: meter.rows_spared[what] for what in SPARED},

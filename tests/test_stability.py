@@ -7,14 +7,14 @@ from typing import Any, get_args
 
 import pytest
 import torch
-from analytic import SCHEDULERS, SIZE, Sampled, decibels, sample
+from analytic import SCHEDULERS, SIZE, Sampled, decibels, guided, sample
 from torch import Tensor
 
 from cotrunk import CotrunkError, Skipping
 from cotrunk.noise import NoiseSchedule, read_schedule
 from cotrunk.sada import Sada
 from cotrunk.skipping import Rule
-from cotrunk.stability import LARGE, Trajectories, lagrange
+from cotrunk.stability import LARGE, History, Trajectories, lagrange
 
 RULES = [Skipping(rule=rule) for rule in get_args(Rule)]
 EVERY = pytest.mark.parametrize("case", SCHEDULERS, ids="-".join)
@@ -96,6 +96,68 @@ def test_skipping_beats_fewer_steps_reuse_and_the_best_pattern_of_others(case: t
                 fixed = run(case, Skipping(rule="fixed", every=every, prediction=prediction, correct=False))
                 if fixed.evaluations <= ours.evaluations:
                     assert decibels(ours.samples, full) > decibels(fixed.samples, full) + 1, (every, prediction)
+
+
+def from_pictures(
+    case: tuple[str, str], strength: float, steps: int = 30, skipping: Skipping | None = None
+) -> tuple[Sampled, int]:
+    """Runs that begin from noised pictures, which are not what the prompt asks for, and the steps that they take."""
+    ran = run(case, skipping, steps, seeds=range(12), model=guided, strength=strength)
+    return ran, len(ran.computed)
+
+
+@EVERY
+@pytest.mark.parametrize("strength", [0.3, 0.5, 0.7, 0.9])
+def test_skipping_from_a_picture_beats_fewer_steps(case: tuple[str, str], strength: float) -> None:
+    """On the mean and on the worst image."""
+    full, taken = from_pictures(case, strength)
+    ours, _ = from_pictures(case, strength, skipping=Skipping())
+    assert ours.evaluations < taken
+    # of the numbers of steps that take so many, the one that begins where the full run does, or closest to it
+    few = [n for n in range(2, 30) if int(n * strength) == math.ceil(ours.evaluations)]
+    closest = min(few or [29], key=lambda n: abs(int(n * strength) / n - taken / 30))
+    plain, _ = from_pictures(case, strength, closest)
+    gains = [[decibels(ran.samples[i : i + 1], full.samples[i : i + 1]) for i in range(12)] for ran in (ours, plain)]
+    assert statistics.mean(gains[0]) > statistics.mean(gains[1]) + 3
+    assert min(gains[0]) > min(gains[1])
+
+
+@EVERY
+def test_in_the_middle_nothing_is_predicted_before_a_prediction_has_been_tried(case: tuple[str, str]) -> None:
+    """Two outputs make a trend, and the third tells what it is worth; from pure noise the law tells at once."""
+    anything = Skipping(1e9)
+    assert all(map(all, from_pictures(case, 0.5, skipping=anything)[0].computed[:3]))
+    assert not any(map(any, from_pictures(case, 1.0, skipping=anything)[0].computed[1:3]))
+
+
+def test_a_schedule_that_begins_with_a_picture_in_it_begins_in_the_middle() -> None:
+    """Whoever hands over timesteps or sigmas of his own sets no beginning among them."""
+    import diffusers
+
+    class Late(diffusers.DPMSolverMultistepScheduler):
+        def set_timesteps(self, steps: int, **_: Any) -> None:
+            super().set_timesteps(steps)
+            self.timesteps, self.sigmas = self.timesteps[steps // 2 :], self.sigmas[steps // 2 :]
+
+    ran = sample(Late(), 30, Skipping(1e9), model=guided)
+    assert [all(step) for step in ran.computed[:4]] == [True, True, True, False]
+
+
+def test_after_a_jump_nothing_is_predicted_before_a_prediction_has_been_tried() -> None:
+    """The sample is off the trajectory of what it is denoised to from there on, as a noised picture is."""
+    ran = run(("ddim", "epsilon"), Skipping(1e9), jumps=lambda step: (0, 2) if step == 20 else ())
+    for image, is_computed in enumerate(zip(*ran.computed, strict=True)):
+        assert all(is_computed[19:23]) == (image in (0, 2))
+        assert not all(is_computed[23:26])
+
+
+def test_the_larger_of_what_was_seen_and_what_it_shares_with_the_law_counts_in_the_middle() -> None:
+    seen = [
+        History(scale=scale, from_noise=from_noise).caution for scale in (0.25, 4.0) for from_noise in (True, False)
+    ]
+    assert seen == [0.5, 0.5, 2.0, 4.0]
+    assert History(from_noise=True, overshoot=3.0).caution == 3.0
+    assert History(overshoot=3.0).caution is None
 
 
 @EVERY

@@ -133,13 +133,13 @@ class Sada:
             self.in_a_row[image] = self.in_a_row[image] + 1 if self.skip[image] else 0
         if self.is_flux or not any(self.skip):
             return
+        assert self.reused is not None
         alpha, sigma = self.schedule.levels[step + 1]
         if tail:
             weights = lagrange([float(at) for at, _ in self.nodes], float(step + 1))
             data = torch.stack([w * node for w, (_, node) in zip(weights, self.nodes, strict=True)]).sum(dim=0)
             self.data = alpha * data if self.is_scaled else data
         elif self.by_output:
-            assert self.reused is not None
             self.data = self.schedule.data_of(step + 1, x if self.schedule.divided else guess, self.reused)
         else:
             self.data = (guess - sigma * self.reused) / max(alpha, 1e-8)

@@ -7,10 +7,11 @@ There are two ways to spend fewer denoiser rows than the full run: skipping, and
 same strength. Each is compared with the full run by PSNR: the mean, and the mean of the worst twentieth of the
 pictures. Every point is written to `points.jsonl` as soon as it is known; `table.md` is made from it.
 
-On `mini` the starts "picture" and "mask" are diffusers' own pipelines (img2img, inpainting). Diffusers has no pipeline
-of PixArt's class that begins from a picture, and only those of SDXL know `denoising_start`. So on `mini-dit`, and at
-the start "handed over" (a first run at half of the guidance, as if by another model, stops where this one begins), the
-text-to-image pipeline begins at a later timestep, in the way of diffusers' pipelines that do.
+On `mini` the start "picture" is diffusers' own img2img pipeline. Diffusers has no such pipeline of PixArt's class, its
+inpainting pipeline does not take `mini`'s 16 channels, and only those of SDXL know `denoising_start`. So on `mini-dit`,
+and at the starts "mask" (half of the picture is kept, by a callback that puts the noised original back after each step)
+and "handed over" (a first run at half of the guidance, as if by another model, stops where this one begins), the
+text-to-image pipeline begins at a later timestep, as diffusers' pipelines do.
 """
 
 import argparse
@@ -102,6 +103,15 @@ def beginning_at(pipe: Any, begin: int) -> Iterator[None]:
         module.retrieve_timesteps = original
 
 
+class FlowMatchEuler(diffusers.FlowMatchEulerDiscreteScheduler):
+    """With what PixArt's pipeline asks of a scheduler, which diffusers' class does not have."""
+
+    init_noise_sigma = 1.0
+
+    def scale_model_input(self, sample: torch.Tensor, timestep: Any) -> torch.Tensor:
+        return sample
+
+
 class Runs:
     """The runs on one model with one solver.
 
@@ -113,8 +123,7 @@ class Runs:
         self.steps, self.guidance = steps, guidance
         self.pipe = load_pipeline(model, "cpu")
         if solver == "flow-euler":
-            shift = self.pipe.scheduler.config.get("flow_shift") or 1.0
-            self.pipe.scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=shift)
+            self.pipe.scheduler = FlowMatchEuler(shift=self.pipe.scheduler.config.get("flow_shift") or 1.0)
         else:
             set_scheduler(self.pipe, solver)
         self.pipe.set_progress_bar_config(disable=True)
@@ -131,44 +140,42 @@ class Runs:
     def draw(self, start: Start, steps: int, skipping: Skipping | None = None) -> tuple[torch.Tensor, float]:
         """Pictures (n, 3, h, w) in [0, 1], and denoiser rows for each."""
         begin = steps - start.left(steps)
-        between: Any = nullcontext()
-        if start.kind == "handed over" or not hasattr(self.pipe, "unet"):
-            pipe, own = self.pipe, {"latents": self._begun(start, steps, begin)}
-            between = beginning_at(pipe, begin)
-        else:
+        if start.kind == "picture" and hasattr(self.pipe, "unet"):
             parts = self.pipe.components | {"requires_safety_checker": False}
-            own = {"image": self.pictures, "strength": start.strength}
-            if start.kind == "picture":
-                pipe = diffusers.StableDiffusionImg2ImgPipeline(**parts)
-            else:
-                pipe = diffusers.StableDiffusionInpaintPipeline(**parts)
-                mask = torch.zeros_like(self.pictures[:, :1])
-                mask[..., : mask.shape[-1] // 2] = 1.0
-                own["mask_image"] = mask
+            pipe, between = diffusers.StableDiffusionImg2ImgPipeline(**parts), nullcontext()
             pipe.set_progress_bar_config(disable=True)
+            own: dict[str, Any] = {"image": self.pictures, "strength": start.strength}
+        else:
+            pipe, between = self.pipe, beginning_at(self.pipe, begin)
+            data, noise = self._handed_over(start) if start.kind == "handed over" else (self.latents, self._noise())
+            self.pipe.scheduler.set_timesteps(steps)
+            scale = float(getattr(self.pipe.scheduler, "init_noise_sigma", 1.0))  # the pipeline multiplies by it
+            own = {"latents": self._noised(data, noise, begin) / scale}
+            if start.kind == "mask":
+
+                def keep(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+                    after = begin + step + 1
+                    kept = data if after == steps else self._noised(data, noise, after)
+                    half = kept.shape[-1] // 2
+                    return {"latents": torch.cat([kept[..., :half], tensors["latents"][..., half:]], dim=-1)}
+
+                own["callback_on_step_end"] = keep
         with between, accelerate(pipe, skipping or Skipping(tolerance=0)) as acceleration:
             pictures = self._call(pipe, PROMPTS, 100, steps, **own)
         return pictures.float(), acceleration.rows / len(PROMPTS)
 
-    def _begun(self, start: Start, steps: int, begin: int) -> torch.Tensor:
-        """The latents that a run begins with in the middle, for the pipeline to scale."""
-        scheduler = self.pipe.scheduler
-        if start.kind == "handed over":
-            data, noise = self._handed_over(start)
-        else:
-            data = self.latents
-            seeds = range(100, 100 + len(data))
-            noise = torch.stack(
-                [torch.randn(data.shape[1:], generator=torch.Generator().manual_seed(i)) for i in seeds]
-            )
-        scheduler.set_timesteps(steps)
-        at = scheduler.timesteps[begin : begin + 1].expand(len(data))
-        noised = (
-            scheduler.scale_noise(data, at, noise)
-            if hasattr(scheduler, "scale_noise")
-            else scheduler.add_noise(data, noise, at)
+    def _noise(self) -> torch.Tensor:
+        shape = self.latents.shape[1:]
+        return torch.stack(
+            [torch.randn(shape, generator=torch.Generator().manual_seed(100 + i)) for i in range(IMAGES)]
         )
-        return noised / float(getattr(scheduler, "init_noise_sigma", 1.0))
+
+    def _noised(self, data: torch.Tensor, noise: torch.Tensor, step: int) -> torch.Tensor:
+        """The data as the solver's sample at a step, of the timesteps that are set."""
+        scheduler = self.pipe.scheduler
+        at = scheduler.timesteps[step : step + 1].expand(len(data))
+        is_flow = hasattr(scheduler, "scale_noise")
+        return scheduler.scale_noise(data, at, noise) if is_flow else scheduler.add_noise(data, noise, at)
 
     def _handed_over(self, start: Start) -> tuple[torch.Tensor, torch.Tensor]:
         """The data and the noise that a full run at half of the guidance predicts where the other begins."""

@@ -12,7 +12,7 @@ from torch import Tensor
 from cotrunk import Skipping
 from cotrunk.noise import NoiseSchedule, read_schedule
 from cotrunk.solver import Solver
-from cotrunk.stability import Jumps, Policy, no_images, policy_of
+from cotrunk.stability import Policy, policy_of
 
 SIZE, MODES = 32, 8
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
@@ -82,7 +82,6 @@ def sample(
     seeds: range = range(8),
     model: Model = ideal,
     strength: float = 1.0,
-    jumps: Jumps = no_images,
 ) -> Sampled:
     """Image i from seed i, with the scheduler's own steps. What is not computed is NaN: it must not be used.
 
@@ -104,7 +103,7 @@ def sample(
         x = noise * float(getattr(scheduler, "init_noise_sigma", 1.0))
     timesteps = [float(t) for t in scheduler.timesteps[begin:]]
     schedule = read_schedule(scheduler, timesteps)
-    policy: Policy | None = None if skipping is None else policy_of(skipping, len(seeds), len(timesteps), jumps)
+    policy: Policy | None = None if skipping is None else policy_of(skipping, len(seeds), len(timesteps))
     computed, solver = [], Solver(scheduler, scheduler.step)
     for step, timestep in enumerate(scheduler.timesteps[begin:]):
         alpha = schedule.levels[step][0]

@@ -143,14 +143,6 @@ def test_a_schedule_that_begins_with_a_picture_in_it_begins_in_the_middle() -> N
     assert [all(step) for step in ran.computed[:4]] == [True, True, True, False]
 
 
-def test_after_a_jump_nothing_is_predicted_before_a_prediction_has_been_tried() -> None:
-    """The sample is off the trajectory of what it is denoised to from there on, as a noised picture is."""
-    ran = run(("ddim", "epsilon"), Skipping(1e9), jumps=lambda step: (0, 2) if step == 20 else ())
-    for image, is_computed in enumerate(zip(*ran.computed, strict=True)):
-        assert all(is_computed[19:23]) == (image in (0, 2))
-        assert not all(is_computed[23:26])
-
-
 def test_the_larger_of_what_was_seen_and_what_it_shares_with_the_law_counts_in_the_middle() -> None:
     seen = [
         History(scale=scale, from_noise=from_noise).caution for scale in (0.25, 4.0) for from_noise in (True, False)

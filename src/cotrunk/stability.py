@@ -71,8 +71,8 @@ class History:
         last: the step at which the latest was computed.
         scale: how large its predictions' misses have been beside those that the law of `gaps.py` expects; None before
             one could be tried.
-        overshoot: what stands for it until then.
-        from_noise: whether its first output is that of pure noise, where the law was measured.
+        overshoot: what stands for it until then, in a run from noise.
+        from_noise: whether its run began with pure noise, where the law was measured.
         damping: the part of its trend that the output kept between the last two nodes, 0 to 1.
         resume: the step at which the denoiser computes this image again.
     """
@@ -89,7 +89,6 @@ class History:
     def forget(self) -> None:
         """What was computed so far says nothing about what comes."""
         self.times, self.nodes, self.scale, self.overshoot, self.damping = [], [], None, 1.0, 1.0
-        self.from_noise = False
 
     @property
     def caution(self) -> float | None:
@@ -97,9 +96,9 @@ class History:
 
         The law and what was seen count alike: a law may be wrong for a model, and a miss is mostly chance. But the law
         is about outputs that follow the trajectory from pure noise. A picture that noise was added to is off the
-        trajectory of its prompt, and so is any sample after a jump: the first outputs swing over to it, by up to twenty
-        times what the law expects. There nothing is predicted before a prediction has been tried, and misses that are
-        larger than the law expects count in full.
+        trajectory of its prompt: the first outputs swing over to it, by up to twenty times what the law expects. There
+        nothing is predicted before a prediction has been tried, and misses that are larger than the law expects count
+        in full.
         """
         if self.scale is None:
             return self.overshoot if self.from_noise else None
@@ -243,7 +242,7 @@ class Trajectories:
         `LARGE`; smaller ones are not held to change less.
         """
         assert self.schedule is not None
-        fresh = [known and not history.times for history, known in zip(self.histories, computed, strict=True)]
+        fresh = [known and h.from_noise and not h.times for h, known in zip(self.histories, computed, strict=True)]
         if not any(fresh):
             return
         data = self.schedule.data_of(step, self.schedule.whole(step, sample), output)

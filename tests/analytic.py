@@ -47,14 +47,20 @@ def mixture() -> tuple[Tensor, Tensor]:
     return means, 0.02 + 0.15 * torch.rand(MODES, SIZE, generator=generator, dtype=torch.float64)
 
 
-def ideal(schedule: NoiseSchedule, step: int, sample: Tensor) -> Tensor:
-    """The output of the model that has learned the mixture perfectly."""
-    (means, variances), (alpha, sigma) = mixture(), schedule.levels[step]
+def ideal(schedule: NoiseSchedule, step: int, sample: Tensor, modes: int = MODES) -> Tensor:
+    """The output of the model that has learned the mixture of the first so many modes perfectly."""
+    (means, variances), (alpha, sigma) = (part[:modes] for part in mixture()), schedule.levels[step]
     spread = alpha**2 * variances + sigma**2
     distance = sample[:, None] - alpha * means
     weight = (-0.5 * (distance**2 / spread + spread.log()).sum(dim=-1)).softmax(dim=-1)
     data = (weight[..., None] * (means + alpha * variances / spread * distance)).sum(dim=1)
     return schedule.output_for(step, sample, data)
+
+
+def guided(schedule: NoiseSchedule, step: int, sample: Tensor) -> Tensor:
+    """The ideal model, guided by 5 towards the first two modes, as a prompt does."""
+    whole = ideal(schedule, step, sample)
+    return whole + 5 * (ideal(schedule, step, sample, modes=2) - whole)
 
 
 @dataclass
@@ -69,17 +75,37 @@ class Sampled:
 
 
 def sample(
-    scheduler: Any, steps: int, skipping: Skipping | None = None, *, seeds: range = range(8), model: Model = ideal
+    scheduler: Any,
+    steps: int,
+    skipping: Skipping | None = None,
+    *,
+    seeds: range = range(8),
+    model: Model = ideal,
+    strength: float = 1.0,
 ) -> Sampled:
-    """Image i from seed i, with the scheduler's own steps. What is not computed is NaN: it must not be used."""
+    """Image i from seed i, with the scheduler's own steps. What is not computed is NaN: it must not be used.
+
+    strength: of the steps, the part that is taken, from a noised mode of the mixture; 1 from pure noise.
+    """
     scheduler.set_timesteps(steps)
-    noise = [torch.randn(SIZE, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) for seed in seeds]
-    x = torch.stack(noise) * float(getattr(scheduler, "init_noise_sigma", 1.0))
-    timesteps = [float(t) for t in scheduler.timesteps]
+    noise = torch.stack(
+        [torch.randn(SIZE, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) for seed in seeds]
+    )
+    begin = steps - int(steps * strength)
+    if begin:
+        if hasattr(scheduler, "set_begin_index"):  # not DDIM, which goes by the timestep alone
+            scheduler.set_begin_index(begin)
+        pictures = mixture()[0][[2 + seed % (MODES - 2) for seed in seeds]]
+        at = scheduler.timesteps[begin : begin + 1].expand(len(noise))
+        is_flow = hasattr(scheduler, "scale_noise")
+        x = scheduler.scale_noise(pictures, at, noise) if is_flow else scheduler.add_noise(pictures, noise, at)
+    else:
+        x = noise * float(getattr(scheduler, "init_noise_sigma", 1.0))
+    timesteps = [float(t) for t in scheduler.timesteps[begin:]]
     schedule = read_schedule(scheduler, timesteps)
     policy: Policy | None = None if skipping is None else policy_of(skipping, len(seeds), len(timesteps))
     computed, solver = [], Solver(scheduler, scheduler.step)
-    for step, timestep in enumerate(scheduler.timesteps):
+    for step, timestep in enumerate(scheduler.timesteps[begin:]):
         alpha = schedule.levels[step][0]
         output = model(schedule, step, x * alpha if schedule.divided else x)
         if hasattr(scheduler, "scale_model_input"):

@@ -1,9 +1,9 @@
 """How many evaluations to leave out: what a gap is expected to cost an image, and gaps of equal cost up to the end.
 
-By how much a prediction misses an output follows one law along a whole trajectory, up to a factor (measured on `mini`,
-with trends taken on in full: `benchmarks/misses.py`). So the gaps of a run can be laid out before it begins: as many as
-the tolerance asks for, all of the same cost. What an image's own predictions miss tells its factor, and its gaps are
-laid out anew each time it is computed.
+By how much a prediction misses an output follows one law along a whole trajectory from pure noise, up to a factor
+(measured on `mini`, with trends taken on in full: `benchmarks/misses.py`). So the gaps of a run can be laid out before
+it begins: as many as the tolerance asks for, all of the same cost. What an image's own predictions miss tells its
+factor, and its gaps are laid out anew each time it is computed.
 """
 
 import math

@@ -6,11 +6,19 @@ the released code takes one decision for a whole batch:
 - `paper`: third-order extrapolation of the sample with the coefficients 5/6, 5/6, -2/3 and the true step in time.
 - `released`: coefficients 5/8, 6/8, -3/8, and a step in time that is too short by (training steps / inference steps).
 
-Both reuse the last noise at a skipped step, and in the second half compute every fourth step only, with the data
-prediction extrapolated by a polynomial through four nodes in the index of the step. As in the code, the nodes may be
-predictions themselves, and nothing bounds the weights of the polynomial.
+At a skipped step both use something of the last computed one again, and in the second half they compute every fourth
+step only: a polynomial in the index of the step goes through four data predictions and on from there. As in the code,
+these may be predictions of skipped steps themselves, and nothing bounds the weights of the polynomial.
 
-For flow models the code has another method (its path for Flux), and so has `released`: it goes by the velocity alone.
+`paper` uses the noise again. `released` uses what the code does:
+
+- The model's own output: the noise, or the velocity of a v-prediction.
+- With samples that are divided by alpha (Euler), a velocity belongs to the true sample, not to the extrapolated one;
+  and the polynomial goes through data / alpha, and is multiplied by the alpha of the skipped step.
+- For flow models the code has another method (its path for Flux), which goes by the velocity alone.
+
+The code knows Euler and DPM++ 2M only. Other solvers are treated like the one whose samples theirs are like, a flow
+like Flux with any solver, and a model that predicts the data by its noise.
 """
 
 from typing import Any
@@ -46,12 +54,15 @@ class Sada:
         self.in_a_row = [0] * images
         self.schedule: NoiseSchedule | None = None
         self.gradients: list[torch.Tensor] = []  # dx/dt of the last three steps, latest first
-        self.nodes: list[tuple[int, torch.Tensor]] = []  # (step, data prediction) of the tail
+        self.nodes: list[tuple[int, torch.Tensor]] = []  # (step, data prediction, scaled) of the tail
         self.data: torch.Tensor | None = None  # data predictions for the images to skip
-        self.noise: torch.Tensor | None = None
+        self.reused: torch.Tensor | None = None  # of the last computed step: its noise, or its velocity
         self.before: torch.Tensor  # the sample of the step at hand, not divided by alpha
         self.stable = [False] * images  # by the criterion
-        self.is_flux = False  # known with the schedule: whether the path for Flux is followed
+        # known with the schedule:
+        self.is_flux = False  # whether the path for Flux is followed
+        self.by_output = False  # whether the velocity is reused as the model gave it
+        self.is_scaled = False  # whether the polynomial goes through data / alpha
         self.velocities: list[torch.Tensor] = []  # there, of the last two steps, latest first
         self.correcting = False
         self.unstable: torch.Tensor | None = None
@@ -78,7 +89,10 @@ class Sada:
             self.schedule = read_schedule(scheduler, solver.timesteps()[: self.timesteps].tolist())
             if output.shape != sample.shape:
                 raise CotrunkError(f"The rule {self.rule!r} knows no learned variances: use the rule 'error'.")
-            self.is_flux = self.rule == "released" and self.schedule.kind == "flow"
+            is_released, kind = self.rule == "released", self.schedule.kind
+            self.is_flux = is_released and kind == "flow"
+            self.by_output = is_released and kind == "v_prediction"
+            self.is_scaled = is_released and self.schedule.divided
         self.skip = [not known for known in computed]
         if self.is_flux:
             return self._by_velocity(output), sample
@@ -88,13 +102,11 @@ class Sada:
             made = self.schedule.output_for(step, x, self.data).to(output.dtype)
             output = torch.where(along(self.skip, output), made, output)
         data = self.schedule.data_of(step, x, output.float())
-        noise = (x - alpha * data) / max(sigma, 1e-8)
-        if self.noise is not None:  # a skipped step has no noise of its own: the last one is reused
-            noise = torch.where(along(self.skip, noise), self.noise, noise)
-        self.noise = noise
+        own = output.float() if self.by_output else (x - alpha * data) / max(sigma, 1e-8)
+        self.reused = own if self.reused is None else torch.where(along(self.skip, own), self.reused, own)
         if step % INTERVAL == 1:
-            self.nodes = [*self.nodes, (step, data)][-TERMS:]
-        self.gradients = [self._gradient(scheduler, step, x, noise), *self.gradients][:3]
+            self.nodes = [*self.nodes, (step, data / max(alpha, 1e-8) if self.is_scaled else data)][-TERMS:]
+        self.gradients = [self._gradient(scheduler, step, x, self.reused), *self.gradients][:3]
         self.before = x
         return output, sample
 
@@ -121,13 +133,16 @@ class Sada:
             self.in_a_row[image] = self.in_a_row[image] + 1 if self.skip[image] else 0
         if self.is_flux or not any(self.skip):
             return
+        assert self.reused is not None
+        alpha, sigma = self.schedule.levels[step + 1]
         if tail:
             weights = lagrange([float(at) for at, _ in self.nodes], float(step + 1))
-            self.data = torch.stack([w * data for w, (_, data) in zip(weights, self.nodes, strict=True)]).sum(dim=0)
+            data = torch.stack([w * node for w, (_, node) in zip(weights, self.nodes, strict=True)]).sum(dim=0)
+            self.data = alpha * data if self.is_scaled else data
+        elif self.by_output:
+            self.data = self.schedule.data_of(step + 1, x if self.schedule.divided else guess, self.reused)
         else:
-            alpha, sigma = self.schedule.levels[step + 1]
-            assert self.noise is not None
-            self.data = (guess - sigma * self.noise) / max(alpha, 1e-8)
+            self.data = (guess - sigma * self.reused) / max(alpha, 1e-8)
 
     def _by_velocity(self, output: torch.Tensor) -> torch.Tensor:
         """The released code's path for Flux: the outputs (N, ...) of a flow, predicted for skipped images.
@@ -147,16 +162,21 @@ class Sada:
         self.velocities = [velocity, *self.velocities][:2]
         return output
 
-    def _gradient(self, scheduler: Any, step: int, x: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-        """dx/dt of the probability flow; t runs from 0 to 1."""
+    def _gradient(self, scheduler: Any, step: int, x: torch.Tensor, reused: torch.Tensor) -> torch.Tensor:
+        """dx/dt of the probability flow; t runs from 0 to 1.
+
+        Args:
+            reused: the noise, or the velocity where that is reused: at a skipped step, of an earlier one.
+        """
         assert self.schedule is not None
         alpha, sigma = self.schedule.levels[step]
         if self.schedule.kind == "flow":
-            return (noise - x) / max(alpha, 1e-8)
+            return (reused - x) / max(alpha, 1e-8)
         beta = float(scheduler.betas[min(int(self.schedule.timesteps[step]), len(scheduler.betas) - 1)])
         # the released code multiplies by the number of inference steps where the schedule has its training steps
         rate = beta * (self.timesteps if self.rule == "released" else len(scheduler.betas))
-        return 0.5 * rate * (noise / max(sigma, 1e-8) - x)
+        over = reused / max(sigma, 1e-8)
+        return 0.5 * rate * (alpha * over if self.by_output else over - x)
 
     def _step_in_time(self, step: int) -> float:
         assert self.schedule is not None

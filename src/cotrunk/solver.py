@@ -48,12 +48,17 @@ class Solver:
         self._marks, self._begun = marks, step
 
     def timesteps(self) -> torch.Tensor:
-        """At the first step of a run, its timesteps from here on: a run from a picture begins in the middle."""
-        timesteps = self.scheduler.timesteps
+        """At the first step of a run, its timesteps from here on."""
+        return self.scheduler.timesteps[self.first() :]
+
+    def first(self) -> int:
+        """At the first step of a run, the number of its timestep among the scheduler's: a run from a picture begins in
+        the middle."""
         if (begin := getattr(self.scheduler, "begin_index", None)) is not None:
-            return timesteps[begin:]
+            return int(begin)
+        timesteps = self.scheduler.timesteps
         at = (timesteps == torch.as_tensor(self.timestep, device=timesteps.device)).nonzero()
-        return timesteps[int(at[0]) :] if len(at) else timesteps
+        return int(at[0]) if len(at) else 0
 
     def forget(self, before: int) -> None:
         """Steps before this one will not be taken again."""

@@ -27,7 +27,9 @@ FIRST = 3  # steps that the rule "fixed" computes before anything is predicted
 STEEPEST = 7.0  # most that an extrapolation may amplify noise in the outputs: the sum of its weights' sizes
 LARGE, STEEP = 4.0, 3  # RMS of the data that a first output predicts, by which the law was measured; see `_overshoot`
 LEAST = 1e-3  # an image's factor to the law, or most: one over it
+PURE = 0.2  # a first sample with less than this of its data (alpha) is noise
 MEMORY = 0.8  # of what an image's predictions missed before, when another is tried: a single miss is mostly chance
+TRANSIENT = 0.5  # the same in a run that begins in the middle: what its outputs do at first is over soon
 
 
 Jumps = Callable[[int], Collection[int]]  # step -> images whose outputs from here on belong to another function
@@ -69,7 +71,8 @@ class History:
         last: the step at which the latest was computed.
         scale: how large its predictions' misses have been beside those that the law of `gaps.py` expects; None before
             one could be tried.
-        overshoot: what stands for it until then.
+        overshoot: what stands for it until then, in a run from noise.
+        from_noise: whether its run began with pure noise, where the law was measured.
         damping: the part of its trend that the output kept between the last two nodes, 0 to 1.
         resume: the step at which the denoiser computes this image again.
     """
@@ -79,12 +82,32 @@ class History:
     last: int = -1
     scale: float | None = None
     overshoot: float = 1.0
+    from_noise: bool = False
     damping: float = 1.0
     resume: int = 0
 
     def forget(self) -> None:
         """What was computed so far says nothing about what comes."""
         self.times, self.nodes, self.scale, self.overshoot, self.damping = [], [], None, 1.0, 1.0
+
+    @property
+    def caution(self) -> float | None:
+        """What the tolerance is divided by; None before any prediction is to be made.
+
+        The law and what was seen count alike: a law may be wrong for a model, and a miss is mostly chance. But the law
+        is about outputs that follow the trajectory from pure noise. A picture that noise was added to is off the
+        trajectory of its prompt: the first outputs swing over to it, by up to twenty times what the law expects. There
+        nothing is predicted before a prediction has been tried, and misses that are larger than the law expects count
+        in full.
+        """
+        if self.scale is None:
+            return self.overshoot if self.from_noise else None
+        return math.sqrt(self.scale) if self.from_noise else max(math.sqrt(self.scale), self.scale)
+
+    def learned(self, scale: float) -> float:
+        """The scale once a prediction has missed by so many times what the law expects."""
+        memory = MEMORY if self.from_noise else TRANSIENT
+        return scale if self.scale is None else self.scale**memory * scale ** (1 - memory)
 
     def between(self, now: float, time: float) -> list[float]:
         """Weights of the output computed now, and of the slots, in what lies between them at `time`."""
@@ -150,6 +173,8 @@ class Trajectories:
             self.schedule = read_schedule(solver.scheduler, timesteps.tolist())
             knots = KNOTS[self.skipping.prediction]
             self.gaps = Gaps(self.schedule, self.stop, self.skipping.longest, knots, is_moderate)
+            for history in self.histories:
+                history.from_noise = solver.first() == 0 and self.schedule.levels[0][0] < PURE
         for image in self.jumps(step):
             self.histories[image].forget()
         time = self.schedule.time(step)
@@ -217,7 +242,7 @@ class Trajectories:
         `LARGE`; smaller ones are not held to change less.
         """
         assert self.schedule is not None
-        fresh = [known and not history.times for history, known in zip(self.histories, computed, strict=True)]
+        fresh = [known and h.from_noise and not h.times for h, known in zip(self.histories, computed, strict=True)]
         if not any(fresh):
             return
         data = self.schedule.data_of(step, self.schedule.whole(step, sample), output)
@@ -273,7 +298,7 @@ class Trajectories:
             expected = self.gaps.expected_miss(self._nodes(history), step)
             scale = math.sqrt(missed[image]) * self.schedule.velocity(step) / expected
             scale = min(max(scale, LEAST), 1 / LEAST)  # in this order a NaN stays one
-            scales.append(scale if history.scale is None else history.scale**MEMORY * scale ** (1 - MEMORY))
+            scales.append(history.learned(scale))
             if shares and len(history.times) > 1:
                 latest, before = history.times[:2]
                 going_on = shares[0][image] * (latest - before) / (time - latest)
@@ -318,9 +343,8 @@ class Trajectories:
             # no prediction before one has been tried
             return 0 if step + 1 < FIRST or history.scale is None else min(skipping.every - 1, most)
         assert self.gaps is not None
-        # the law and what was seen count alike: a law may be wrong for a model, and a miss is mostly chance
-        scale = history.overshoot if history.scale is None else math.sqrt(history.scale)
-        return self.gaps.next(self._nodes(history), skipping.tolerance / scale) - (step + 1)
+        caution = history.caution
+        return 0 if caution is None else self.gaps.next(self._nodes(history), skipping.tolerance / caution) - (step + 1)
 
     def _nodes(self, history: History) -> Nodes:
         """The steps that a prediction rests on."""

@@ -1,0 +1,291 @@
+"""What skipping is worth in runs that begin in the middle: from a picture, within a mask, or where another run stopped.
+
+    python benchmarks/starts.py --out docs/results/starts     # two hours on one core; it continues where it stopped
+    python benchmarks/starts.py --out docs/results/starts --model mini-dit --guidance 3
+
+There are two ways to spend fewer denoiser rows than the full run: skipping, and fewer steps of the plain solver at the
+same strength. Each is compared with the full run by PSNR: the mean, and the mean of the worst twentieth of the
+pictures. Every point is written to `points.jsonl` as soon as it is known; `table.md` is made from it.
+
+On `mini` the start "picture" is diffusers' own img2img pipeline. Diffusers has no such pipeline of PixArt's class, its
+inpainting pipeline does not take `mini`'s 16 channels, and only those of SDXL know `denoising_start`. So on `mini-dit`,
+and at the starts "mask" (half of the picture is kept, by a callback that puts the noised original back after each step)
+and "handed over" (a first run at half of the guidance, as if by another model, stops where this one begins), the
+text-to-image pipeline begins at a later timestep, as diffusers' pipelines do.
+"""
+
+import argparse
+import itertools
+import json
+import math
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+from skipping import PROMPTS as CAPTIONS
+
+from cotrunk import Skipping, accelerate
+from cotrunk.arguments import needed_arguments
+from cotrunk.compatibility import denoisers_of
+from cotrunk.evaluation.identity import weights_digest
+from cotrunk.files import read_lines, write_text
+from cotrunk.models import load_pipeline, set_scheduler
+from cotrunk.noise import read_schedule
+
+TOLERANCES = (0.006, 0.011, 0.02, 0.035, 0.06)
+STRENGTHS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+SOME = (0.3, 0.5, 0.7, 0.9)  # with the other solvers
+OTHERS = (0.5, 0.7, 0.9)  # at the other kinds of start
+FEWER = (0.85, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2)  # parts of the steps
+SOLVERS = {"mini": ("dpm++2m", "ddim", "euler", "unipc"), "mini-dit": ("dpm++2m", "flow-euler")}
+IMAGES = 12
+PROMPTS, SOURCES = CAPTIONS[0::21][:IMAGES], CAPTIONS[10::21][:IMAGES]  # of all styles; no subject twice in a row
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a run begins.
+
+    Attributes:
+        kind: "picture", "mask" or "handed over".
+        strength: the part of the steps that is left.
+    """
+
+    kind: str
+    strength: float
+
+    def left(self, steps: int) -> int:
+        """How many of so many steps are taken."""
+        return int(steps * self.strength)
+
+    def fewer(self, steps: int) -> list[int]:
+        """Numbers of steps with which a plain run takes fewer: of those that take equally many, the one that begins
+        closest to where the full run does."""
+        best: dict[int, int] = {}
+        begin = self.left(steps) / steps
+        for few in range(2, steps):
+            taken = self.left(few)
+            if taken and (taken not in best or abs(taken / few - begin) < abs(taken / best[taken] - begin)):
+                best[taken] = few
+        wanted = {max(1, round(part * self.left(steps))) for part in FEWER}
+        return [best[taken] for taken in sorted(wanted, reverse=True) if taken in best and taken < self.left(steps)]
+
+
+def starts(model: str, solver: str) -> Iterator[Start]:
+    first = solver == SOLVERS[model][0]
+    for strength in STRENGTHS if first else SOME:
+        yield Start("picture", strength)
+    for kind in ("mask", "handed over") if model == "mini" else ("handed over",):
+        for strength in OTHERS if first else ():
+            yield Start(kind, strength)
+
+
+@contextmanager
+def beginning_at(pipe: Any, begin: int) -> Iterator[None]:
+    """Let a text-to-image pipeline begin at a later timestep, as those that begin from a picture do."""
+    module = sys.modules[type(pipe).__module__]
+    original = module.retrieve_timesteps
+
+    def later(scheduler: Any, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, int]:
+        timesteps, steps = original(scheduler, *args, **kwargs)
+        scheduler.set_begin_index(begin)
+        return timesteps[begin:], steps - begin
+
+    module.retrieve_timesteps = later
+    try:
+        yield
+    finally:
+        module.retrieve_timesteps = original
+
+
+class FlowMatchEuler(diffusers.FlowMatchEulerDiscreteScheduler):
+    """With what PixArt's pipeline asks of a scheduler, which diffusers' class does not have."""
+
+    init_noise_sigma = 1.0
+
+    def scale_model_input(self, sample: torch.Tensor, timestep: Any) -> torch.Tensor:
+        return sample
+
+
+class Runs:
+    """The runs on one model with one solver.
+
+    Attributes:
+        latents, pictures: of the pictures to begin from.
+    """
+
+    def __init__(self, model: str, solver: str, steps: int, guidance: float) -> None:
+        self.steps, self.guidance = steps, guidance
+        self.pipe = load_pipeline(model, "cpu")
+        if solver == "flow-euler":
+            self.pipe.scheduler = FlowMatchEuler(shift=self.pipe.scheduler.config.get("flow_shift") or 1.0)
+        else:
+            set_scheduler(self.pipe, solver)
+        self.pipe.set_progress_bar_config(disable=True)
+        self.latents = self._call(self.pipe, SOURCES, 0, 20, output_type="latent")
+        decoded = self.pipe.vae.decode(self.latents / self.pipe.vae.config.scaling_factor).sample
+        self.pictures = (decoded / 2 + 0.5).clamp(0, 1)
+        self._handed: dict[float, tuple[torch.Tensor, torch.Tensor]] = {}
+
+    def _call(self, pipe: Any, prompts: list[str], seed: int, steps: int, **arguments: Any) -> torch.Tensor:
+        generators = [torch.Generator().manual_seed(seed + i) for i in range(len(prompts))]
+        own = {"output_type": "pt", "guidance_scale": self.guidance} | needed_arguments(pipe) | arguments
+        return pipe(prompt=prompts, generator=generators, num_inference_steps=steps, **own).images
+
+    def draw(self, start: Start, steps: int, skipping: Skipping | None = None) -> tuple[torch.Tensor, float]:
+        """Pictures (n, 3, h, w) in [0, 1], and denoiser rows for each."""
+        begin = steps - start.left(steps)
+        if start.kind == "picture" and hasattr(self.pipe, "unet"):
+            parts = self.pipe.components | {"requires_safety_checker": False}
+            pipe, between = diffusers.StableDiffusionImg2ImgPipeline(**parts), nullcontext()
+            pipe.set_progress_bar_config(disable=True)
+            own: dict[str, Any] = {"image": self.pictures, "strength": start.strength}
+        else:
+            pipe, between = self.pipe, beginning_at(self.pipe, begin)
+            data, noise = self._handed_over(start) if start.kind == "handed over" else (self.latents, self._noise())
+            self.pipe.scheduler.set_timesteps(steps)
+            scale = float(getattr(self.pipe.scheduler, "init_noise_sigma", 1.0))  # the pipeline multiplies by it
+            own = {"latents": self._noised(data, noise, begin) / scale}
+            if start.kind == "mask":
+
+                def keep(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+                    after = begin + step + 1
+                    kept = data if after == steps else self._noised(data, noise, after)
+                    half = kept.shape[-1] // 2
+                    return {"latents": torch.cat([kept[..., :half], tensors["latents"][..., half:]], dim=-1)}
+
+                own["callback_on_step_end"] = keep
+        with between, accelerate(pipe, skipping or Skipping(tolerance=0)) as acceleration:
+            pictures = self._call(pipe, PROMPTS, 100, steps, **own)
+        return pictures.float(), acceleration.rows / len(PROMPTS)
+
+    def _noise(self) -> torch.Tensor:
+        shape = self.latents.shape[1:]
+        return torch.stack(
+            [torch.randn(shape, generator=torch.Generator().manual_seed(100 + i)) for i in range(IMAGES)]
+        )
+
+    def _noised(self, data: torch.Tensor, noise: torch.Tensor, step: int) -> torch.Tensor:
+        """The data as the solver's sample at a step, of the timesteps that are set."""
+        scheduler = self.pipe.scheduler
+        at = scheduler.timesteps[step : step + 1].expand(len(data))
+        is_flow = hasattr(scheduler, "scale_noise")
+        return scheduler.scale_noise(data, at, noise) if is_flow else scheduler.add_noise(data, noise, at)
+
+    def _handed_over(self, start: Start) -> tuple[torch.Tensor, torch.Tensor]:
+        """The data and the noise that a full run at half of the guidance predicts where the other begins."""
+        if start.strength not in self._handed:
+            scheduler, begin = self.pipe.scheduler, self.steps - start.left(self.steps)
+            seen, step = list[tuple[torch.Tensor, torch.Tensor]](), scheduler.step
+
+            def record(model_output: torch.Tensor, timestep: Any, sample: torch.Tensor, **rest: Any) -> Any:
+                seen.append((model_output, sample))
+                return step(model_output, timestep, sample, **rest)
+
+            scheduler.step = record
+            try:
+                half = {"guidance_scale": self.guidance / 2, "output_type": "latent"}
+                self._call(self.pipe, PROMPTS, 100, self.steps, **half)
+            finally:
+                del scheduler.step
+            schedule = read_schedule(scheduler, scheduler.timesteps.tolist())
+            output, sample = seen[begin]
+            alpha, sigma = schedule.levels[begin]
+            whole = schedule.whole(begin, sample)
+            data = schedule.data_of(begin, whole, output)
+            self._handed[start.strength] = data, (whole - alpha * data) / sigma
+        return self._handed[start.strength]
+
+
+def compared(pictures: torch.Tensor, full: torch.Tensor) -> dict[str, float]:
+    error = (pictures - full).square().mean(dim=(1, 2, 3)).clamp(min=1e-10)
+    psnr = sorted((-10 * torch.log10(error)).tolist())
+    worst = psnr[: math.ceil(len(psnr) / 20)]
+    return {"psnr": sum(psnr) / len(psnr), "worst": sum(worst) / len(worst)}
+
+
+def at_rows(line: list[dict[str, Any]], rows: float, measure: str) -> float:
+    """What fewer steps give at so many rows: between two points on the straight line that joins them. Below the
+    shortest run and above the longest but one, the nearest point counts."""
+    line = sorted(line, key=lambda point: point["rows"])
+    for low, high in itertools.pairwise(line):
+        if low["rows"] <= rows <= high["rows"]:
+            part = (rows - low["rows"]) / (high["rows"] - low["rows"])
+            return low[measure] + part * (high[measure] - low[measure])
+    return line[0][measure] if rows < line[0]["rows"] else line[-1][measure]
+
+
+def table(points: list[dict[str, Any]]) -> str:
+    lines = [
+        "| model | solver | start | strength | rows in full | tolerance | rows | PSNR dB | fewer steps "
+        "| worst twentieth | fewer steps |",
+        "|---|---|---|---:|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    same = ("model", "solver", "kind", "strength")
+    for run, group in itertools.groupby(points, key=lambda point: tuple(point[name] for name in same)):
+        own = list(group)
+        plain = [point for point in own if point["tolerance"] is None]
+        for point in own:
+            if point["tolerance"] is not None and plain:
+                fewer = [at_rows(plain, point["rows"], measure) for measure in ("psnr", "worst")]
+                lines.append(
+                    f"| {' | '.join(map(str, run))} | {point['full_rows']:.0f} | {point['tolerance']:g} "
+                    f"| {point['rows']:.1f} | {point['psnr']:.1f} | {fewer[0]:.1f} | {point['worst']:.1f} "
+                    f"| {fewer[1]:.1f} |"
+                )
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--model", choices=SOLVERS, default="mini")
+    parser.add_argument("--guidance", type=float, default=5.0, help="3 suits mini-dit")
+    parser.add_argument("--steps", type=int, default=30)
+    parser.add_argument("--solvers", nargs="+")
+    parser.add_argument("--kinds", nargs="+", default=["picture", "mask", "handed over"])
+    parser.add_argument("--strengths", nargs="+", type=float, default=STRENGTHS)
+    parser.add_argument("--tolerances", nargs="*", type=float, default=TOLERANCES)
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    file = args.out / "points.jsonl"
+    points = read_lines(file) if file.exists() else []
+    torch.set_grad_enabled(False)
+    torch.set_flush_denormal(True)
+    for solver in args.solvers or SOLVERS[args.model]:
+        runs = None
+        for start in starts(args.model, solver):
+            if start.kind not in args.kinds or start.strength not in args.strengths:
+                continue
+            plain = [(few, None) for few in start.fewer(args.steps)]
+            full = None
+            for steps, tolerance in [*plain, *((args.steps, tolerance) for tolerance in args.tolerances)]:
+                key = {"model": args.model, "solver": solver, "kind": start.kind, "strength": start.strength}
+                key |= {"guidance": args.guidance, "full_steps": args.steps, "steps": steps, "tolerance": tolerance}
+                if any(key.items() <= point.items() for point in points):
+                    continue
+                runs = runs or Runs(args.model, solver, args.steps, args.guidance)
+                full = full or runs.draw(start, args.steps)
+                pictures, rows = runs.draw(start, steps, None if tolerance is None else Skipping(tolerance))
+                (denoiser,) = denoisers_of(runs.pipe)
+                weights = weights_digest(getattr(runs.pipe, denoiser))
+                point = key | {"weights": weights, "images": len(pictures), "rows": rows, "full_rows": full[1]}
+                points.append(point | compared(pictures, full[0]))
+                with file.open("a") as log:
+                    log.write(json.dumps(points[-1]) + "\n")
+                print(json.dumps(points[-1]), flush=True)
+    order = [f"{solver} {start}" for model in SOLVERS for solver in SOLVERS[model] for start in starts(model, solver)]
+
+    def place(point: dict[str, Any]) -> tuple[str, int]:
+        return point["model"], order.index(f"{point['solver']} {Start(point['kind'], point['strength'])}")
+
+    write_text(args.out / "table.md", table(sorted(points, key=place)))
+
+
+if __name__ == "__main__":
+    main()

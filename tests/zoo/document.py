@@ -61,7 +61,7 @@ def document(outcomes: Outcomes) -> str:
             cells = [cell(name, outcomes[name], examination) for examination in EXAMINED]
             lines.append(f"| `{name}` | {' | '.join(cells)} | {notes(name, outcomes[name])} |")
         lines.append("")
-    lines += ["## Not examined", "", "| pipeline | reason |", "|---|---|"]
+    lines += ["## Not tested", "", "| pipeline | reason |", "|---|---|"]
     lines += [f"| `{name}` | {why_not(name)} |" for name in image_classes() if name not in outcomes]
     return "\n".join(lines) + "\n"
 
@@ -94,7 +94,10 @@ def notes(name: str, variants: dict[str, dict[str, str]]) -> str:
 
 def summary(outcomes: Outcomes) -> str:
     """The README's list: a line per family."""
-    lines = ["| family | pipelines | sharing | `sharing=None` | skipping |", "|---|---|---|---|---|"]
+    others = len(image_classes()) - len(outcomes)
+    tested = f"{len(outcomes)} classes of diffusers {diffusers.__version__} are tested"
+    lines = [f"{tested}; {others} others are not, each for a reason that the document states.", ""]
+    lines += ["| family | pipelines | sharing | `sharing=None` | skipping |", "|---|---|---|---|---|"]
     for family in FAMILIES:
         of_family = {name: variants for name, variants in outcomes.items() if family_of(name) == family}
         if of_family:

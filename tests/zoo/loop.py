@@ -108,17 +108,12 @@ def as_tensor(output: Any) -> Tensor:
     return torch.from_numpy(np.array(output, dtype=np.float32) / 255)  # a PIL image
 
 
-def call(case: Case, pipe: Any, prompts: Sequence[int], variant: Variant, generator: Any, **more: Any) -> Tensor:
-    """The bare pipeline."""
-    arguments = {"num_inference_steps": case.steps, "output_type": case.output_type}
-    arguments |= case.inputs(prompts, variant) | more
-    with torch.no_grad():
-        return as_tensor(getattr(pipe(**arguments, generator=generator), case.field))
-
-
 def alone(case: Case, pipe: Any, prompt: int, variant: Variant, seed: int) -> Tensor:
-    """One image."""
-    return call(case, pipe, [prompt], variant, torch.Generator().manual_seed(seed))[0]
+    """One image of the bare pipeline."""
+    arguments = {"num_inference_steps": case.steps, "output_type": case.output_type} | case.inputs([prompt], variant)
+    with torch.no_grad():
+        output = pipe(**arguments, generator=torch.Generator().manual_seed(seed))
+    return as_tensor(getattr(output, case.field))[0]
 
 
 @dataclass(frozen=True)

@@ -143,13 +143,14 @@ def test_a_schedule_that_begins_with_a_picture_in_it_begins_in_the_middle() -> N
     assert [all(step) for step in ran.computed[:4]] == [True, True, True, False]
 
 
-def test_the_larger_of_what_was_seen_and_what_it_shares_with_the_law_counts_in_the_middle() -> None:
-    seen = [
-        History(scale=scale, from_noise=from_noise).caution for scale in (0.25, 4.0) for from_noise in (True, False)
-    ]
-    assert seen == [0.5, 0.5, 2.0, 4.0]
-    assert History(from_noise=True, overshoot=3.0).caution == 3.0
-    assert History(overshoot=3.0).caution is None
+def test_in_the_middle_misses_count_in_full_and_a_large_first_one_is_not_enough() -> None:
+    def caution(scale: float | None, tried: int, from_noise: bool = False) -> float | None:
+        return History(scale=scale, tried=tried, from_noise=from_noise, overshoot=3.0).caution
+
+    assert [caution(scale, 2) for scale in (0.25, 1.0, 4.0)] == [0.5, 1.0, 4.0]
+    assert [caution(scale, 1) for scale in (0.25, 1.0, 4.0)] == [0.5, 1.0, None]
+    assert caution(None, 0) is None
+    assert [caution(scale, 1, from_noise=True) for scale in (None, 0.25, 4.0)] == [3.0, 0.5, 2.0]
 
 
 @EVERY

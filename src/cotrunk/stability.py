@@ -30,6 +30,7 @@ LEAST = 1e-3  # an image's factor to the law, or most: one over it
 PURE = 0.2  # a first sample with less than this of its data (alpha) is noise
 MEMORY = 0.8  # of what an image's predictions missed before, when another is tried: a single miss is mostly chance
 TRANSIENT = 0.5  # the same in a run that begins in the middle: what its outputs do at first is over soon
+SWINGING = 2.0  # a first miss there of more times what the law expects: it may be growing, so another is awaited
 
 
 Jumps = Callable[[int], Collection[int]]  # step -> images whose outputs from here on belong to another function
@@ -71,6 +72,7 @@ class History:
         last: the step at which the latest was computed.
         scale: how large its predictions' misses have been beside those that the law of `gaps.py` expects; None before
             one could be tried.
+        tried: how many of them that is.
         overshoot: what stands for it until then, in a run from noise.
         from_noise: whether its run began with pure noise, where the law was measured.
         damping: the part of its trend that the output kept between the last two nodes, 0 to 1.
@@ -81,6 +83,7 @@ class History:
     nodes: list[int] = field(default_factory=list)
     last: int = -1
     scale: float | None = None
+    tried: int = 0
     overshoot: float = 1.0
     from_noise: bool = False
     damping: float = 1.0
@@ -88,7 +91,7 @@ class History:
 
     def forget(self) -> None:
         """What was computed so far says nothing about what comes."""
-        self.times, self.nodes, self.scale, self.overshoot, self.damping = [], [], None, 1.0, 1.0
+        self.times, self.nodes, self.scale, self.tried, self.overshoot, self.damping = [], [], None, 0, 1.0, 1.0
 
     @property
     def caution(self) -> float | None:
@@ -97,12 +100,14 @@ class History:
         The law and what was seen count alike: a law may be wrong for a model, and a miss is mostly chance. But the law
         is about outputs that follow the trajectory from pure noise. A picture that noise was added to is off the
         trajectory of its prompt: the first outputs swing over to it, by up to twenty times what the law expects. There
-        nothing is predicted before a prediction has been tried, and misses that are larger than the law expects count
-        in full.
+        nothing is predicted before a prediction has been tried, or two if the first shows such a swing, and misses that
+        are larger than the law expects count in full.
         """
-        if self.scale is None:
-            return self.overshoot if self.from_noise else None
-        return math.sqrt(self.scale) if self.from_noise else max(math.sqrt(self.scale), self.scale)
+        if self.from_noise:
+            return self.overshoot if self.scale is None else math.sqrt(self.scale)
+        if self.scale is None or (self.tried == 1 and self.scale > SWINGING):
+            return None
+        return max(math.sqrt(self.scale), self.scale)
 
     def learned(self, scale: float) -> float:
         """The scale once a prediction has missed by so many times what the law expects."""
@@ -299,6 +304,7 @@ class Trajectories:
             scale = math.sqrt(missed[image]) * self.schedule.velocity(step) / expected
             scale = min(max(scale, LEAST), 1 / LEAST)  # in this order a NaN stays one
             scales.append(history.learned(scale))
+            history.tried += 1
             if shares and len(history.times) > 1:
                 latest, before = history.times[:2]
                 going_on = shares[0][image] * (latest - before) / (time - latest)

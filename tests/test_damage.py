@@ -110,7 +110,9 @@ def test_a_checkpoint_of_any_other_content_is_named(groups: list[list[Pair]], tm
     torch.save(state, tmp_path / FILE)
     for done in spoils(tmp_path / FILE):
         if done != "missing":
-            with pytest.raises(CotrunkError, match=r"checkpoint\.pt is no checkpoint of cotrunk train: choose another"):
+            with pytest.raises(
+                CotrunkError, match=r"checkpoint\.pt is not a checkpoint of cotrunk train: choose another"
+            ):
                 train(pipe, groups, settings, tmp_path)
     assert (tmp_path / LORA_FILE).read_bytes() == lora
     train(pipe, groups, settings, tmp_path)
@@ -251,7 +253,7 @@ def test_a_set_of_groups_that_is_cut_off_is_named(tmp_path: Path) -> None:
     pq.write_table(pa.table(WHOLE).replace_schema_metadata({"cotrunk": "{}"}), path)
     assert read_groups(tmp_path)[0] == [[Pair("a dog", Path("1.png")), Pair("a cat", Path("2.png"))]]
     for _ in spoils(path):
-        with pytest.raises(CotrunkError, match="is no set of groups: make one with cotrunk dataset"):
+        with pytest.raises(CotrunkError, match="is not a set of groups: make one with cotrunk dataset"):
             read_groups(tmp_path)
 
 
@@ -380,20 +382,20 @@ def test_settings_of_other_types_are_named(tmp_path: Path, changed: dict[str, An
     path.write_text(json.dumps(SETTING))
     assert read_settings(path)[0].steps == 3
     path.write_text(json.dumps(SETTING | changed))
-    with pytest.raises(CotrunkError, match="is no file of settings: give one that cotrunk tune wrote"):
+    with pytest.raises(CotrunkError, match="is not a file of settings: give one that cotrunk tune wrote"):
         read_settings(path)
 
 
 def test_settings_that_are_damaged_are_named(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text(json.dumps(SETTING))
     for _ in spoils(tmp_path / "a.json"):
-        with pytest.raises(CotrunkError, match="is no file of settings: give one that cotrunk tune wrote"):
+        with pytest.raises(CotrunkError, match="is not a file of settings: give one that cotrunk tune wrote"):
             read_settings(tmp_path / "a.json")
 
 
 def test_a_group_with_a_name_that_no_file_has_is_named(groups: list[list[Pair]], tmp_path: Path) -> None:  # noqa: F811
     odd = [[Pair("a dog", Path("a\0b.png")), *groups[0]]]
-    with pytest.raises(CotrunkError, match="cannot be read any more: make the groups anew"):
+    with pytest.raises(CotrunkError, match="cannot be read any more: make the groups again"):
         trained(odd, tmp_path)
 
 

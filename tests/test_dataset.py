@@ -95,7 +95,7 @@ def test_what_cannot_be_used_is_named_and_left_out(tmp_path: Path) -> None:
     assert list(found.unusable.values()) == [
         "it has no caption",
         "there is no such file",
-        "it is no readable picture (UnidentifiedImageError)",
+        "it is not a readable picture (UnidentifiedImageError)",
     ]
 
 
@@ -128,8 +128,8 @@ def test_a_picture_that_cannot_be_looked_for_is_left_out(tmp_path: Path, monkeyp
     found = read_pairs(str(folder))
     assert [pair.caption for pair in found.pairs] == CAPTIONS
     assert list(found.unusable.values()) == [
-        "it is no readable picture (OSError)",
-        "it is no readable picture (PermissionError)",
+        "it is not a readable picture (OSError)",
+        "it is not a readable picture (PermissionError)",
     ]
 
 
@@ -264,8 +264,8 @@ def test_rows_of_the_hub_without_a_usable_picture_are_named(tmp_path: Path, monk
     assert all(Image.open(pair.image).mode == "RGB" for pair in found.pairs)
     assert found.unusable == {
         "some/set:test, row 1": "it has no picture",
-        "some/set:test, row 2": "it is no readable picture (UnidentifiedImageError)",
-        "some/set:test, row 3": "it is no readable picture (OSError)",
+        "some/set:test, row 2": "it is not a readable picture (UnidentifiedImageError)",
+        "some/set:test, row 3": "it is not a readable picture (OSError)",
     }
 
 
@@ -378,7 +378,7 @@ def test_captions_that_have_nothing_in_common_are_said(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_is_no_set_is_named(tmp_path: Path) -> None:
-    with pytest.raises(CotrunkError, match="is no set of groups: make one with cotrunk dataset"):
+    with pytest.raises(CotrunkError, match="is not a set of groups: make one with cotrunk dataset"):
         read_groups(tmp_path)
 
 

@@ -121,7 +121,7 @@ def test_a_checkpoint_of_finite_weights_that_give_no_finite_loss_is_not_written(
     with pytest.raises(DivergenceError) as raised:
         trained(groups, tmp_path, settings)
     assert str(raised.value) == (
-        "Training diverged: the loss of step 2 is not finite, and there is no checkpoint yet: begin anew with a "
+        "Training diverged: the loss of step 2 is not finite, and there is no checkpoint yet: start again with a "
         f"--learning-rate below {rate:g}."
     )
     assert not (tmp_path / FILE).exists()

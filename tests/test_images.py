@@ -169,7 +169,7 @@ def test_an_image_that_is_cut_off_is_named(tmp_path: Path) -> None:
     upright().resize((200, 200)).save(tmp_path / "a.png")
     whole = (tmp_path / "a.png").read_bytes()
     (tmp_path / "a.png").write_bytes(whole[: len(whole) // 2])
-    assert unreadable(tmp_path / "a.png") == "it is no readable picture (OSError)"
+    assert unreadable(tmp_path / "a.png") == "it is not a readable picture (OSError)"
 
 
 def test_a_very_long_image_is_cut_before_it_is_scaled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -379,7 +379,7 @@ def test_a_checkpoint_of_another_configuration_is_named(groups: list[list[Pair]]
     whole = path.read_bytes()
     for content in (whole[:1000], b"", b"no checkpoint"):
         path.write_bytes(content)
-        with pytest.raises(CotrunkError, match=r"checkpoint.pt is no checkpoint of cotrunk train: choose another"):
+        with pytest.raises(CotrunkError, match=r"checkpoint.pt is not a checkpoint of cotrunk train: choose another"):
             trained(groups, tmp_path)
     path.write_bytes(whole)
     state = torch.load(path, weights_only=True)
@@ -456,7 +456,7 @@ def test_a_picture_that_broke_since_is_named(
     content, path = bytearray(groups[0][0].image.read_bytes()), tmp_path / "broken.png"
     content[place] = 0
     path.write_bytes(content)
-    with pytest.raises(CotrunkError, match=r"broken\.png cannot be read any more: make the groups anew") as raised:
+    with pytest.raises(CotrunkError, match=r"broken\.png cannot be read any more: make the groups again") as raised:
         picture_of(path, 32, 32)
     assert type(raised.value.__cause__) is error
 

@@ -246,7 +246,7 @@ def test_out_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         (("dataset", "in", "--out", "set", "--per-caption", 0), "per_caption 0 is out of range"),
         (("dataset", "in", "--out", "set", "--max-groups", -1), "max_groups -1 is out of range"),
         (("dataset", "in", "--out", "set", "--encoder", "pipeline"), "--encoder pipeline needs a pipeline"),
-        (("train", "nothing", "--out", "lora"), "is no set of groups"),
+        (("train", "nothing", "--out", "lora"), "is not a set of groups"),
         (("train", "nothing", "--out", "lora", "--share", 1.5), "share 1.5 is out of range"),
         (("train", "nothing", "--out", "lora", "--seed", -1), "seed -1 is out of range"),
         (("tune", "a", "b", "c", "d", "--out", "tuned", "--rows", 0), "--rows 0.0 is out of range"),

@@ -508,5 +508,5 @@ def test_settings_name_folders_so_that_they_are_found_from_anywhere(
 def test_a_file_that_holds_no_settings_is_named(tmp_path: Path, content: Any) -> None:
     whole = {"steps": 3, "model": "mini", "lora": None, "scheduler": None, "guidance": 3.0}
     (tmp_path / "a.json").write_text(content if isinstance(content, str) else json.dumps(whole | content))
-    with pytest.raises(CotrunkError, match="is no file of settings: give one that cotrunk tune wrote"):
+    with pytest.raises(CotrunkError, match="is not a file of settings: give one that cotrunk tune wrote"):
         read_settings(tmp_path / "a.json")

@@ -253,7 +253,7 @@ def _from_parquet(path: Path, name: str, column: str) -> Iterator[_Found]:
                     row += 1
                     yield f"row {row}", value.as_py()
     except UnicodeDecodeError as error:
-        raise CotrunkError(f"{name}, row {row}: the prompt is not UTF-8; mend it.") from error
+        raise CotrunkError(f"{name}, row {row}: the prompt is not UTF-8; fix it.") from error
     except (IsADirectoryError, PermissionError) as error:
         raise CotrunkError(_why_unreadable(name, error)) from error
     except (ArrowException, OSError) as error:

@@ -110,7 +110,7 @@ def read_settings(path: Path) -> tuple[Setting, Basis]:
             raise ValueError("an entry of another type")
         setting.arguments()  # or a number out of its range would be noticed later, in other words
     except (OSError, KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
-        raise CotrunkError(f"{path} is no file of settings: give one that cotrunk tune wrote.") from error
+        raise CotrunkError(f"{path} is not a file of settings: give one that cotrunk tune wrote.") from error
     return setting, basis
 
 

@@ -52,7 +52,7 @@ def read_checkpoint(out: Path, run: dict[str, Any]) -> dict[str, Any] | None:
             raise ValueError("an entry of another type")
     except Exception as error:  # cut off, or no checkpoint of ours: in the words of torch
         raise CotrunkError(
-            f"{path} is no checkpoint of cotrunk train: choose another folder, or delete the file to begin anew."
+            f"{path} is not a checkpoint of cotrunk train: choose another folder, or delete the file to start again."
         ) from error
     for name, asked in {**run, **run["loss"]}.items():
         if name not in ("steps", "checkpoint_every", "tracker", "loss") and asked != known.get(name):

@@ -320,7 +320,7 @@ def _hub(source: str, export: Path) -> Iterator[Pair | Unusable]:
             yield where, str(error)
             continue
         except Exception as error:  # whatever a broken picture makes Pillow say
-            yield where, f"it is no readable picture ({type(error).__name__})"
+            yield where, f"it is not a readable picture ({type(error).__name__})"
             continue
         if picture is None:
             yield where, "it has no picture"
@@ -427,7 +427,7 @@ def _read_parquet(folder: Path, *columns: str) -> tuple[list[list[Any]], dict[st
         summary = json.loads((made.schema.metadata or {})[b"cotrunk"])
         return [made[column].to_pylist() for column in columns], dict(summary)
     except Exception as error:  # a missing or foreign file, in the words of arrow
-        raise CotrunkError(f"{path} is no set of groups: {MAKE_ONE}.") from error
+        raise CotrunkError(f"{path} is not a set of groups: {MAKE_ONE}.") from error
 
 
 def apart(groups: Sequence[Sequence[Pair]], seed: int) -> list[list[Pair]]:

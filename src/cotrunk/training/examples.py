@@ -238,7 +238,7 @@ def picture_of(path: Path, height: int, width: int) -> torch.Tensor:
     try:
         picture = read_image(path)
     except Exception as error:  # whatever a file that broke since makes Pillow say
-        raise CotrunkError(f"{path} cannot be read any more: make the groups anew with cotrunk dataset.") from error
+        raise CotrunkError(f"{path} cannot be read any more: make the groups again with cotrunk dataset.") from error
     # cut before it is scaled: the whole of a very long picture would be scaled to gigabytes
     values = np.asarray(ImageOps.fit(picture, (width, height), Image.Resampling.LANCZOS), np.float32)
     return torch.from_numpy(values / 127.5 - 1).permute(2, 0, 1)

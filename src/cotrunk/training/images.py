@@ -30,7 +30,7 @@ def unreadable(path: Path) -> str | None:
     except CotrunkError as error:
         return str(error)
     except Exception as error:  # a name too long, no permission, whatever a broken file makes Pillow say
-        return f"it is no readable picture ({type(error).__name__})"
+        return f"it is not a readable picture ({type(error).__name__})"
     return None
 
 

@@ -242,7 +242,7 @@ def _divergence(
     if is_untrained:
         why = "before anything was learnt: use another --dtype or --mixed-precision, or another model"
     elif not kept:
-        why = f"and there is no checkpoint yet: begin anew with a --learning-rate below {settings.learning_rate:g}"
+        why = f"and there is no checkpoint yet: start again with a --learning-rate below {settings.learning_rate:g}"
     else:
         why = (
             f"and the checkpoint of step {kept} is kept in {out}: --steps {kept} makes a LoRA of it; to train again, "
@@ -405,7 +405,7 @@ def _stamp(path: Path) -> str:
     try:
         state = path.stat()
     except (OSError, ValueError) as error:  # ValueError: a name that no file can have
-        raise CotrunkError(f"{path} cannot be read any more: make the groups anew with cotrunk dataset.") from error
+        raise CotrunkError(f"{path} cannot be read any more: make the groups again with cotrunk dataset.") from error
     return f"{state.st_size} {state.st_mtime_ns}"
 
 

@@ -244,25 +244,26 @@ def test_guidance_that_cannot_be_predicted_is_said_and_counted() -> None:
     assert result.cost.used == sum(rows) > result.plan.cost.used
 
 
+FEWER = Skipping(rule="fixed", every=2)
+
+
 @pytest.mark.parametrize(
-    ("planned", "said"),
+    ("planned", "skipping", "said"),
     [
-        (STEPS + 1, "took 4 scheduler steps .* 5 were planned"),
-        (STEPS - 1, "takes more scheduler steps .* the 3 that"),
-        (1, "takes more scheduler steps .* the 1 that"),
+        (STEPS + 1, None, "took 4 scheduler steps .* 5 were planned"),
+        (STEPS + 1, FEWER, "took 4 scheduler steps .* 5 were planned"),
+        (STEPS - 1, None, "takes more scheduler steps .* the 3 that"),
+        (STEPS - 1, FEWER, "takes more scheduler steps .* the 3 that"),
+        (1, FEWER, "takes more scheduler steps .* the 1 that"),  # of one step nothing is shared
     ],
 )
-@pytest.mark.parametrize("skipping", [None, Skipping(rule="fixed", every=2)])
 def test_a_pipeline_that_takes_other_steps_than_planned_is_refused(
-    planned: int, said: str, skipping: Skipping | None, monkeypatch: pytest.MonkeyPatch
+    planned: int, skipping: Skipping | None, said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tiny = sd()
     monkeypatch.setattr("cotrunk.generation.timesteps_of", lambda pipe, arguments: (STEPS, planned))
-    sharing = replace(EVERYONE, share=0.9) if planned > 1 else EVERYONE
-    if planned == 1 and skipping is None:
-        pytest.skip("of one step nothing is shared")
     with pytest.raises(CotrunkError, match=said):
-        run(tiny, tiny.inputs(2), skipping=skipping, sharing=sharing)
+        run(tiny, tiny.inputs(2), skipping=skipping, sharing=replace(EVERYONE, share=0.9))
 
 
 @pytest.mark.parametrize("planned", [STEPS + 1, STEPS - 1, 1])

@@ -492,10 +492,18 @@ def test_tokens_of_two_calls_a_step_are_not_mixed() -> None:
     assert close(pixels(pipeline, every), pixels(pipeline, whole))
 
 
+def cosmos_scheduler() -> diffusers.FlowMatchEulerDiscreteScheduler:
+    """A flow whose samples are data + sigma * noise, with sigmas up to 80."""
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler()
+    scheduler.register_to_config(sigma_max=80.0)
+    return scheduler
+
+
 @pytest.mark.parametrize(
     "scheduler",
     [
         diffusers.FlowMatchEulerDiscreteScheduler(invert_sigmas=True),
+        cosmos_scheduler(),
         diffusers.EulerDiscreteScheduler(timestep_type="continuous", prediction_type="v_prediction"),
     ],
 )

@@ -96,6 +96,7 @@ def read_schedule(scheduler: Any, timesteps: Sequence[float]) -> NoiseSchedule:
     is_flow = name.startswith("FlowMatch") or prediction == "flow_prediction"
     # sigmas that grow, and timesteps that are no index: what a timestep means is another thing there
     is_odd = config.get("invert_sigmas") or config.get("timestep_type") == "continuous"
+    is_odd = is_odd or (is_flow and float(config.get("sigma_max") or 0) > 1)  # Cosmos: data + sigma * noise, up to 80
     has_levels = prediction in KINDS and isinstance(getattr(scheduler, "alphas_cumprod", None), torch.Tensor)
     if is_odd or not (count if is_flow else has_levels):
         raise CotrunkError(f"{name} does not say how noisy a timestep is: run it without skipping.")

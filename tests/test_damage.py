@@ -104,7 +104,7 @@ def test_a_checkpoint_of_any_other_content_is_named(groups: list[list[Pair]], tm
     for content in hostile:
         torch.save(content, tmp_path / FILE)
         with pytest.raises(
-            CotrunkError, match=r"checkpoint\.pt is (no checkpoint|of another model)|holds a training with"
+            CotrunkError, match=r"checkpoint\.pt is (not a checkpoint|of another model)|holds a training with"
         ):
             trained(groups, tmp_path, settings)
     torch.save(state, tmp_path / FILE)

@@ -66,10 +66,11 @@ class Meter:
         self._settle(self.step)
 
     def _settle(self, step: int) -> None:
-        known = [doubt for doubt in self._apart if doubt[0] <= step or doubt[3].device.type == "cpu"]
-        self._apart = [doubt for doubt in self._apart if not (doubt[0] <= step or doubt[3].device.type == "cpu")]
-        for at, where, name, flag in known:
-            if flag:
+        found, self._apart = self._apart, []
+        for at, where, name, flag in found:
+            if at > step and flag.device.type != "cpu":  # not computed yet, perhaps
+                self._apart.append((at, where, name, flag))
+            elif flag:
                 since = f" from step {at} on (changed by a callback, or by the pipeline itself)" if at else ""
                 raise CotrunkError(
                     f"Prompts cannot share steps in a {where}: its argument {name} differs among them{since}, and "

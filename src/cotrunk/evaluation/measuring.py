@@ -19,7 +19,7 @@ from .experiment import Cell, Experiment, Seen
 from .networks import Inception
 
 T = TypeVar("T")
-WAY = 3  # of measuring: what was measured in another is measured anew
+WAY = 3  # of measuring: what was measured in another way is measured again
 
 
 @dataclass(frozen=True)

@@ -183,7 +183,7 @@ def _projected(reference: torch.Tensor, dimensions: int | None, *features: torch
         return [own.double().numpy() for own in features]
     exact = reference.double()
     _, spreads, axes = torch.linalg.svd(exact - exact.mean(dim=0), full_matrices=False)
-    # networks work in float32: equal pictures in two batches differ by its rounding, which is no variance
+    # networks work in float32: equal pictures in two batches differ by its rounding, which is not variance
     rounding = torch.finfo(torch.float32).eps * max(exact.shape) * float(exact.norm())
     chosen = axes[: min(dimensions, int((spreads > rounding).sum()))].T
     if not chosen.shape[1]:

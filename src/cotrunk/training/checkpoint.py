@@ -36,7 +36,7 @@ def read_checkpoint(out: Path, run: dict[str, Any]) -> dict[str, Any] | None:
     """The checkpoint of this very run; None where there is none.
 
     Raises:
-        CotrunkError: a file that is no checkpoint, or one of another run.
+        CotrunkError: a file that is not a checkpoint, or one of another run.
     """
     path = out / FILE
     if not path.exists():

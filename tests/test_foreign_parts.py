@@ -14,6 +14,7 @@ from tiny import TinyPipeline, flux, sd, sd_controlnet
 from torch import Tensor, nn
 
 from cotrunk import CotrunkError, Skipping, accelerate, generate
+from cotrunk.arguments import _cuts_schedule
 from cotrunk.compatibility import remembering_part, steps_scheduler
 
 FIXED = Skipping(rule="fixed", every=2)
@@ -237,6 +238,18 @@ def test_every_pipeline_with_a_prompt_is_seen_to_step_its_scheduler() -> None:
     without = {kind.__name__ for kind in drawing if not steps_scheduler(object.__new__(kind))}
     assert len(drawing) > 200
     assert {name for name in without if not any(part in name for part in combined)} == {"ScoreSdeVePipeline"}
+
+
+class HandsOn(diffusers.StableDiffusionImg2ImgPipeline):
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return super().__call__(*args, **kwargs)
+
+
+def test_a_subclass_that_hands_its_call_on_is_its_parent() -> None:
+    pipe = object.__new__(HandsOn)
+    assert steps_scheduler(pipe)
+    assert _cuts_schedule(pipe)
+    assert not steps_scheduler(object.__new__(WithOwnStep))
 
 
 def test_a_combined_pipeline_steps_by_its_parts() -> None:

@@ -167,6 +167,9 @@ def steps_scheduler(pipe: Any) -> bool:
             codes += [constant for constant in code.co_consts if isinstance(constant, CodeType)]
             if "step" in code.co_names:
                 return True
+            if "__call__" in code.co_names:  # a subclass that hands its call on
+                inherited = [vars(kind)["__call__"] for kind in type(owner).__mro__ if "__call__" in vars(kind)]
+                todo += [(owner, inspect.unwrap(call)) for call in inherited]
             for name in code.co_names:
                 part = vars(owner).get(name)
                 if isinstance(part, DiffusionPipeline):

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cotrunk.training.cliques import sample_cliques, similarity_graph
+from cotrunk.groups.cliques import sample_cliques, similarity_graph
 
 
 def clustered(count: int, width: int = 384, seed: int = 0) -> np.ndarray:
@@ -47,7 +47,7 @@ def main() -> None:
         begin = time.perf_counter()
 
     if args.captions is not None:
-        from cotrunk.embedding import sentence_encoder
+        from cotrunk.planning.embedding import sentence_encoder
 
         captions = [entry["caption"] for entry in json.loads(args.captions.read_text())["annotations"]]
         vectors = sentence_encoder("minilm").encode(captions)

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from cotrunk import mini
-from cotrunk.arguments import needed_arguments
+from cotrunk.pipelines.arguments import needed_arguments
 
 STEPS, RUNS, GUIDANCE = 30, 9, 5.0
 PROMPT = "red apple, noto style"

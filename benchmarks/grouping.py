@@ -41,7 +41,7 @@ BETA = 0.3  # share of steps that groups share, for the column of savings
 
 def distinct_prompts(folder: Path | None) -> tuple[list[str], str]:
     """All prompts of a folder without duplicates, shuffled once and for all, and a line about their origin."""
-    from cotrunk.prompts import read_prompts
+    from cotrunk.planning.prompts import read_prompts
 
     found: list[str] = []
     names = []
@@ -82,7 +82,7 @@ def synthetic_vectors(n: int) -> np.ndarray:
 
 def embed(size: int, folder: Path | None, cache: Path) -> None:
     """Embed the first prompts with MiniLM into the cache, with the seconds it took (in brackets those of CPU time)."""
-    from cotrunk.embedding import auto_threshold, sentence_encoder
+    from cotrunk.planning.embedding import auto_threshold, sentence_encoder
 
     distinct, _ = distinct_prompts(folder)
     prompts = list(islice(with_variations(distinct), size))
@@ -98,7 +98,7 @@ def embed(size: int, folder: Path | None, cache: Path) -> None:
 
 def group(size: int, threshold: float, vectors_at: Path | None) -> None:
     """Group vectors and print the figures as JSON. No torch in this process: its memory is grouping's own."""
-    from cotrunk.grouping import group_prompts
+    from cotrunk.planning.grouping import group_prompts
 
     vectors = synthetic_vectors(size) if vectors_at is None else np.load(vectors_at)
     before = peak_mib()

@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from cotrunk.arguments import needed_arguments
-from cotrunk.gaps import BEND, NOISY, REUSED, TREND
-from cotrunk.models import load_pipeline, set_scheduler
-from cotrunk.noise import NoiseSchedule, read_schedule
+from cotrunk.pipelines.arguments import needed_arguments
+from cotrunk.pipelines.loading import load_pipeline, set_scheduler
+from cotrunk.pipelines.noise_schedule import NoiseSchedule, read_schedule
+from cotrunk.skipping.gaps import BEND, NOISY, REUSED, TREND
 
 SUBJECTS = (
     "red apple, noto",

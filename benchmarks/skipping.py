@@ -33,12 +33,12 @@ import torch
 from rivals import deep_cache, first_block_cache, mag_cache, merged_tokens, taylor_seer
 
 from cotrunk import Skipping, generate
-from cotrunk.compatibility import denoisers_of
-from cotrunk.evaluation.identity import weights_digest
 from cotrunk.evaluation.metrics import frechet_distance
 from cotrunk.evaluation.networks import EfficientNetLite0
 from cotrunk.files import read_lines, write_bytes, write_text
-from cotrunk.models import load_pipeline, set_scheduler
+from cotrunk.pipelines.compatibility import denoisers_of
+from cotrunk.pipelines.identity import weights_digest
+from cotrunk.pipelines.loading import load_pipeline, set_scheduler
 
 TOLERANCES = (0.003, 0.006, 0.011, 0.02, 0.035, 0.06, 0.1)
 STYLES = ("noto", "twemoji", "flat", "glossy")

@@ -30,12 +30,12 @@ import torch
 from skipping import PROMPTS as CAPTIONS
 
 from cotrunk import Skipping, accelerate
-from cotrunk.arguments import needed_arguments
-from cotrunk.compatibility import denoisers_of
-from cotrunk.evaluation.identity import weights_digest
 from cotrunk.files import read_lines, write_text
-from cotrunk.models import load_pipeline, set_scheduler
-from cotrunk.noise import read_schedule
+from cotrunk.pipelines.arguments import needed_arguments
+from cotrunk.pipelines.compatibility import denoisers_of
+from cotrunk.pipelines.identity import weights_digest
+from cotrunk.pipelines.loading import load_pipeline, set_scheduler
+from cotrunk.pipelines.noise_schedule import read_schedule
 
 TOLERANCES = (0.006, 0.011, 0.02, 0.035, 0.06)
 STRENGTHS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)

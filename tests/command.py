@@ -13,8 +13,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cotrunk import cli, mini, models
+from cotrunk import mini
+from cotrunk.cli import app as cli
 from cotrunk.mini import load as load_mini
+from cotrunk.pipelines import loading as models
 
 PROMPTS = ["a red apple", "a green apple", "a yellow apple", "a tiger", "a sleeping tiger", "a violin"]
 QUICK = ("--steps", "3", "--share", "0.4", "--guidance", "3")  # groups (0 1 2) (3 4) (5), a trunk of one step

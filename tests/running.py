@@ -12,9 +12,9 @@ from tiny import TinyPipeline
 from torch import Tensor, nn
 
 from cotrunk import Sharing, generate
-from cotrunk.attaching import attached
-from cotrunk.denoiser import RowPlan
-from cotrunk.meter import Meter
+from cotrunk.engine.attach import attached
+from cotrunk.engine.call import Meter
+from cotrunk.engine.denoiser_hook import RowPlan
 
 STEPS = 4
 EVERYONE = Sharing(share=0.5, similarity=-1.0)  # whoever may share does, for half of the steps

@@ -12,9 +12,9 @@ import torch
 from diffusers import DiffusionPipeline, PixArtSigmaPipeline, StableDiffusionPipeline
 
 from cotrunk import Skipping, generate, mini
-from cotrunk.arguments import needed_arguments
-from cotrunk.embedding import sentence_encoder
 from cotrunk.errors import CotrunkError
+from cotrunk.pipelines.arguments import needed_arguments
+from cotrunk.planning.embedding import sentence_encoder
 
 
 @pytest.fixture(scope="module")

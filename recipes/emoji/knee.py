@@ -20,7 +20,7 @@ from captions import digest
 from cotrunk import mini
 from cotrunk.evaluation.networks import EfficientNetLite0
 from cotrunk.files import read_lines
-from cotrunk.models import EMBEDDED
+from cotrunk.pipelines.loading import EMBEDDED
 from judge import Real
 from measure import drawn
 from sampling import generate, load_model, prompt_of

@@ -32,7 +32,7 @@ from autoencoder import load_pictures
 from colours import colour_shares, main_colour
 from concepts import STYLES
 from cotrunk.evaluation.networks import EfficientNetLite0
-from cotrunk.models import EMBEDDED
+from cotrunk.pipelines.loading import EMBEDDED
 from grids import COLUMNS, grid
 from judge import Real, Request
 from sampling import generate, load_model, prompt_of, reconstructions

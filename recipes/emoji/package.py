@@ -25,7 +25,7 @@ from diffusers import (
 )
 
 from cotrunk import mini
-from cotrunk.arguments import needed_arguments
+from cotrunk.pipelines.arguments import needed_arguments
 from examples import trained_on
 from training import MADE
 

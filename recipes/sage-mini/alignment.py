@@ -20,9 +20,9 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from split import caption
 
-from cotrunk.embedding import sentence_encoder
 from cotrunk.evaluation.emoji import WEIGHTS
 from cotrunk.evaluation.networks import EfficientNetLite0
+from cotrunk.planning.embedding import sentence_encoder
 
 WIDTH, BATCH, EPOCHS, RATE, DECAY = 256, 256, 60, 1e-3, 0.05
 TEMPERATURE = 0.05

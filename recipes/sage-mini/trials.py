@@ -21,10 +21,10 @@ import torch
 from run import HERE
 from unchosen import CHOSEN, measures_of
 
-from cotrunk.cli import main as command
+from cotrunk.cli.app import main as command
+from cotrunk.engine.rows import Folding
 from cotrunk.evaluation.experiment import Cell
 from cotrunk.evaluation.tables import Comparison, write_comparisons, write_table
-from cotrunk.rows import Folding
 
 SHARE = 0.4
 STEPS = 250

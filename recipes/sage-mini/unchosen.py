@@ -14,13 +14,13 @@ from pathlib import Path
 import torch
 from run import HERE, OBJECTIVES
 
-from cotrunk.commands.judges import judges_of
 from cotrunk.evaluation.experiment import Cell, Experiment, Judges
+from cotrunk.evaluation.judges import judges_of
 from cotrunk.evaluation.measuring import Measures
 from cotrunk.evaluation.tables import Comparison, write_comparisons
-from cotrunk.models import load_pipeline
-from cotrunk.training.dataset import apart, read_groups
-from cotrunk.training.examples import pictures_of, size_of
+from cotrunk.groups.dataset import apart, read_groups
+from cotrunk.pipelines.loading import load_pipeline
+from cotrunk.training.encoded import pictures_of, size_of
 
 CHOSEN = 80  # groups that trials.py looks at
 BEST = "sage-trunk"

@@ -14,20 +14,20 @@ if TYPE_CHECKING:
     from .acceleration import accelerate
     from .errors import CotrunkError
     from .generation import Result, generate
-    from .plan import Branch, Plan
-    from .sharing import Sharing, make_plan
-    from .skipping import Skipping
+    from .planning.plan import Branch, Plan
+    from .planning.sharing import Sharing, make_plan
+    from .settings import Skipping
 
 _HOME = {
-    "Branch": "plan",
+    "Branch": "planning.plan",
     "CotrunkError": "errors",
-    "Plan": "plan",
+    "Plan": "planning.plan",
     "Result": "generation",
-    "Sharing": "sharing",
-    "Skipping": "skipping",
+    "Sharing": "planning.sharing",
+    "Skipping": "settings",
     "accelerate": "acceleration",
     "generate": "generation",
-    "make_plan": "sharing",
+    "make_plan": "planning.sharing",
 }
 __all__ = ["Branch", "CotrunkError", "Plan", "Result", "Sharing", "Skipping", "accelerate", "generate", "make_plan"]
 

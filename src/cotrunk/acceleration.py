@@ -9,17 +9,17 @@ from typing import Any, Self
 
 import torch
 
-from .attaching import attached
-from .caller import callbacks_among
-from .compatibility import check_folds, check_pipeline
-from .denoiser import RowPlan
+from .engine.attach import attached
+from .engine.call import Meter
+from .engine.caller import callbacks_among
+from .engine.denoiser_hook import RowPlan
+from .engine.rewind import Solver
 from .errors import CotrunkError
 from .generation import row_sizes_of
-from .meter import Meter
-from .noise import read_schedule
-from .skipping import Skipping
-from .solver import Solver
-from .stability import Policy, policy_of
+from .pipelines.compatibility import check_folds, check_pipeline
+from .pipelines.noise_schedule import read_schedule
+from .settings import Skipping
+from .skipping.trajectories import Policy, policy_of
 
 
 class Acceleration:

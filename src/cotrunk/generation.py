@@ -9,11 +9,15 @@ from typing import Any
 
 import numpy as np
 
-from .arguments import PerPrompt, argument, guidance_rows, needed_arguments, timesteps_of
 from .checks import seeds_of, whole
-from .companions import companions, runs_apart
-from .compatibility import check_folds, check_pipeline
-from .embedding import (
+from .engine.call import Meter
+from .errors import CotrunkError
+from .execution import SPARED, WAVE, Run, Wave, merged_output
+from .pipelines.arguments import PerPrompt, argument, guidance_rows, needed_arguments, timesteps_of
+from .pipelines.companions import companions, runs_apart
+from .pipelines.compatibility import check_folds, check_pipeline
+from .pipelines.noise_schedule import read_schedule
+from .planning.embedding import (
     Encoder,
     auto_threshold,
     condition_keys,
@@ -21,15 +25,11 @@ from .embedding import (
     pipeline_encoder,
     sentence_encoder,
 )
-from .errors import CotrunkError
-from .grouping import check_size
-from .meter import Meter
-from .noise import read_schedule
-from .plan import Cost, Plan
-from .prompts import checked
-from .sharing import Sharing, make_plan
-from .skipping import Skipping, check_fractions
-from .waves import SPARED, WAVE, Run, Wave, merged_output
+from .planning.grouping import check_size
+from .planning.plan import Cost, Plan
+from .planning.prompts import checked
+from .planning.sharing import Sharing, make_plan
+from .settings import Skipping, check_fractions
 
 WARM_STEPS = 4  # of `warm_up`, at most
 FROM_EMBEDDINGS = "prompt_embeds"  # among a plan's settings: it was made without texts

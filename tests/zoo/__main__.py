@@ -9,8 +9,9 @@ import sys
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 
-from . import document, outcomes
-from .cases import CASES
+from cotrunk.cases import CASES
+
+from cotrunk import document, outcomes
 
 
 def main(words: list[str]) -> None:

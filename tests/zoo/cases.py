@@ -2,8 +2,9 @@
 
 import re
 
-from . import dit, edits, flux, omnigen, qwen, recent, relatives, sd3, sdxl, stable_diffusion
-from .case import Case
+from cotrunk.case import Case
+
+from cotrunk import dit, edits, flux, omnigen, qwen, recent, relatives, sd3, sdxl, stable_diffusion
 
 CASES: dict[str, Case] = {
     case.pipeline: case

@@ -4,12 +4,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import diffusers
-from tiny import flux
-
-from . import encoders
-from .case import WITH_IMAGES, Case, Variant
-from .classes import pipeline_class
-from .parts import (
+from cotrunk.case import WITH_IMAGES, Case, Variant
+from cotrunk.classes import pipeline_class
+from cotrunk.parts import (
     WIDTH,
     embeds,
     flow_scheduler,
@@ -24,6 +21,9 @@ from .parts import (
     texts,
     vae,
 )
+from tiny import flux
+
+from cotrunk import encoders
 
 PIXELS = 16
 SIZE = {"height": PIXELS, "width": PIXELS}

@@ -6,9 +6,8 @@ from pathlib import Path
 
 import diffusers
 import torch
-
-from .cases import CASES
-from .examination import Verdict, examine
+from cotrunk.cases import CASES
+from cotrunk.examination import Verdict, examine
 
 FILE = Path(__file__).with_name("outcomes.json")
 

@@ -5,11 +5,9 @@ from typing import Any
 
 import diffusers
 import torch
-
-from . import encoders
-from .case import WITH_IMAGES, Case, Variant
-from .classes import pipeline_class
-from .parts import (
+from cotrunk.case import WITH_IMAGES, Case, Variant
+from cotrunk.classes import pipeline_class
+from cotrunk.parts import (
     GLOBAL_NOISE,
     WIDTH,
     certain,
@@ -23,6 +21,8 @@ from .parts import (
     randomised,
     texts,
 )
+
+from cotrunk import encoders
 
 PIXELS, CHANNELS = 16, 4
 SIZE = {"height": PIXELS, "width": PIXELS}

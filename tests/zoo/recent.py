@@ -5,12 +5,10 @@ from typing import Any
 
 import diffusers
 import torch
-
-from . import encoders
-from .case import WITH_IMAGES, Case, Variant
-from .classes import pipeline_class
-from .dit import hunyuan_image_transformer, one_encoder
-from .parts import (
+from cotrunk.case import WITH_IMAGES, Case, Variant
+from cotrunk.classes import pipeline_class
+from cotrunk.dit import hunyuan_image_transformer, one_encoder
+from cotrunk.parts import (
     LENGTHS,
     TOKENS,
     WIDTH,
@@ -29,7 +27,9 @@ from .parts import (
     unet,
     vae,
 )
-from .qwen import qwen_vae
+from cotrunk.qwen import qwen_vae
+
+from cotrunk import encoders
 
 SIZE = {"height": 32, "width": 32}
 

@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 
-from ..embedding import sentence_encoder
 from ..errors import CotrunkError
+from ..planning.embedding import sentence_encoder
 from .networks import EfficientNetLite0
 
 WEIGHTS = Path(__file__).parent / "emoji.safetensors"

@@ -13,15 +13,15 @@ from typing import Any, BinaryIO
 import numpy as np
 import torch
 
-from ..arguments import guidance_rows, timesteps_of
 from ..errors import CotrunkError
+from ..execution import WAVE
 from ..files import check_folder, write_bytes, writing
 from ..generation import prepare, warm_up
-from ..models import load_lora, take_off_lora
-from ..plan import Plan, flat_tree
-from ..waves import WAVE
+from ..pipelines.arguments import guidance_rows, timesteps_of
+from ..pipelines.identity import model_digest, scheduler_facts
+from ..pipelines.loading import load_lora, take_off_lora
+from ..planning.plan import Plan, flat_tree
 from . import metrics
-from .identity import model_digest, scheduler_facts
 from .networks import AlignmentNetwork, FeatureNetwork, PerceptualNetwork, as_bytes
 
 SHOWN = 8  # pictures of a cell that are kept to look at

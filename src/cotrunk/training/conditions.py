@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
-from ..compatibility import denoisers_of
-from ..denoiser import parameters_of
+from ..engine.denoiser_hook import parameters_of
+from ..engine.patch import replaced
 from ..errors import CotrunkError
-from ..replacing import replaced
+from ..pipelines.compatibility import denoisers_of
 
 
 class _Caught(Exception):  # noqa: N818 (no error: the way out of a pipeline)

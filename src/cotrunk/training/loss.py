@@ -6,9 +6,9 @@ from typing import Any, Literal, get_args
 
 import torch
 
+from ..engine.rows import SHARED, Folding
 from ..errors import CotrunkError
-from ..noise import NoiseSchedule
-from ..rows import SHARED, Folding
+from ..pipelines.noise_schedule import NoiseSchedule
 
 Weighting = Literal["uniform", "min-snr"]
 Objective = Literal["sage", "standard"]

@@ -1,0 +1,95 @@
+"""The command line: one command for each verb, in `commands`.
+
+Everything heavy is imported inside the commands, so that `cotrunk --help` answers at once.
+"""
+
+import io
+import os
+import re
+import sys
+from collections import Counter
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperCommand
+
+from .. import __version__
+from ..errors import CotrunkError
+from .console import out, say
+from .dataset import dataset
+from .evaluate import evaluate
+from .generate import DEFAULT_TOLERANCE, generate
+from .plan import plan
+from .train import train
+from .tune import tune
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Many images from many prompts for fewer denoiser evaluations: similar prompts share their early steps.",
+)
+
+
+@app.callback(invoke_without_command=True)
+def cotrunk(
+    version: Annotated[
+        bool, typer.Option("--version", metavar="", help="Print the version and stop.", is_eager=True)
+    ] = False,
+) -> None:
+    if version:
+        out.print(f"cotrunk {__version__}")
+        raise typer.Exit
+
+
+class _Command(TyperCommand):
+    """A command that takes each option once: of two values typer would keep the last, and not say so."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        given: Counter[Any] = Counter(self.make_parser(ctx).parse_args(args=list(args))[2])  # a parameter each time
+        for parameter, count in given.items():
+            is_single = parameter.param_type_name == "option" and not parameter.multiple and not parameter.is_flag
+            if is_single and count > 1:
+                raise CotrunkError(f"{parameter.opts[0]} is given {count} times: give it once.")
+        return super().parse_args(ctx, args)
+
+
+for command in (generate, plan, tune, dataset, train, evaluate):
+    app.command(cls=_Command)(command)
+
+
+def main() -> None:
+    """Entry point: a `CotrunkError` is one sentence on standard error and exit code 2."""
+    # what these libraries remark on loading and on long prompts is not for users, or said better here
+    for name in ("TRANSFORMERS_VERBOSITY", "DIFFUSERS_VERBOSITY"):
+        os.environ.setdefault(name, "error")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # what its encoding has no letter for is spelled out
+            stream.reconfigure(errors="backslashreplace")
+    sys.argv[1:] = _with_tolerance(sys.argv[1:])
+    try:
+        app()
+    except CotrunkError as error:
+        say("red", "error", str(error))
+        sys.exit(2)
+    except Exception as error:
+        if type(error).__name__ != "OutOfMemoryError":  # torch's, which may not be imported yet
+            raise
+        say(
+            "red",
+            "error",
+            "There is too little memory, even for one group at a time: use a smaller --dtype or --model.",
+        )
+        sys.exit(2)
+
+
+def _with_tolerance(arguments: list[str]) -> list[str]:
+    """`--skip` without a number gets one: options with a value that may be left out are not known to typer."""
+    complete: list[str] = []
+    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
+        complete.append(argument)
+        if argument == "--skip" and not re.fullmatch(r"[-+]?[0-9.][-+0-9.eE]*|inf|nan", following):
+            complete.append(DEFAULT_TOLERANCE)
+    return complete

@@ -1,0 +1,83 @@
+"""`cotrunk dataset`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+
+from ..errors import CotrunkError
+from .console import err, out, say
+from .inputs import hold, out_folder
+from .options import Encoder, OutFolder, option
+
+GROUPS = "Groups"
+NAMED = 5  # pictures that cannot be used are named up to here, then counted
+
+
+def dataset(
+    context: typer.Context,
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="SOURCE",
+            help="COCO annotations (.json), a folder with metadata.jsonl or metadata.csv, or a dataset of the hub.",
+            show_default=False,
+        ),
+    ],
+    out_name: OutFolder = None,
+    images: Annotated[
+        Path | None, option(GROUPS, "DIR", "Where the pictures of annotations are; by default beside the file.")
+    ] = None,
+    similarity_min: Annotated[float, option(GROUPS, "X", "Captions of a group are more similar than this.")] = 0.6,
+    similarity_max: Annotated[float, option(GROUPS, "X", "And less similar than this.")] = 0.9,
+    min_group: Annotated[int, option(GROUPS, "N", "Smallest group.")] = 2,
+    max_group: Annotated[int, option(GROUPS, "N", "Largest group.")] = 5,
+    per_caption: Annotated[int, option(GROUPS, "N", "Most groups that begin with one caption.")] = 4,
+    max_groups: Annotated[int | None, option(GROUPS, "N", "Most groups in all; all by default.")] = None,
+    encoder: Encoder = "minilm",
+    seed: Annotated[int, option(GROUPS, "N", "Of what is drawn where there are more groups than wanted.")] = 0,
+) -> None:
+    """Group captioned pictures for `cotrunk train`: cliques of similar captions.
+
+    Examples:
+
+        cotrunk dataset annotations/captions_train2017.json --images train2017 --out groups
+
+        cotrunk dataset my-pictures --out groups --similarity-min 0.5
+    """
+    out_dir = out_folder(out_name)
+    from ..groups.dataset import GroupSettings, build_groups, read_pairs
+    from ..planning.embedding import sentence_encoder
+
+    settings = GroupSettings(similarity_min, similarity_max, min_group, max_group, per_caption, max_groups, seed)
+    if encoder == "pipeline":
+        raise CotrunkError("--encoder pipeline needs a pipeline: use minilm, or a model of sentence-transformers.")
+    hold(context, out_dir, "images")
+    with err.status("Reading captions and pictures") as status:
+        found = read_pairs(source, images, out_dir / "images")
+        for name, why in list(found.unusable.items())[:NAMED]:
+            say("yellow", "warning", f"{name} is left out: {why}")
+        if len(found.unusable) > NAMED:
+            say("yellow", "warning", f"{len(found.unusable) - NAMED} more are left out")
+        status.update(f"Embedding {len(found.pairs):,} captions")
+        summary = build_groups(
+            found.pairs,
+            sentence_encoder(encoder),
+            settings,
+            out_dir,
+            unusable=found.unusable,
+            progress=lambda what, done, of: status.update(f"{what}: {done:,} of {of:,}"),
+        )
+    sizes = ", ".join(f"{count:,} of {size}" for size, count in summary["sizes"].items())
+    pictures = f"{summary['pictures']:,} pictures, {summary['pictures_in_groups']:,} of which are in a group"
+    out.print(f"{summary['groups']:,} groups ({sizes}) of {pictures}.", soft_wrap=True)
+    cut = {
+        "similar pairs were left out (a caption keeps its closest ones)": summary["edges_dropped"],
+        "captions begin more groups than --per-caption lets them": summary["captions_with_more_groups"],
+        "groups were cut by --max-groups": summary["groups_cut"],
+    }
+    for what, count in cut.items():
+        if count:
+            out.print(f"  {count:,} {what}", soft_wrap=True)
+    out.print(f"Look at {escape(str(out_dir / 'similarities.png'))}; train with cotrunk train {escape(str(out_dir))}")

@@ -1,0 +1,166 @@
+"""`cotrunk evaluate`."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+
+from ..errors import CotrunkError
+from ..evaluation.judges import NETWORKS, alignment_for, judges_of, take_off_checker
+from .console import err, out
+from .inputs import check_draws_from_text, check_numbers, check_whole, hold, out_folder
+from .options import OUTPUT, Compile, Device, Dtype, Guidance, Height, Model, Scheduler, Steps, Width, option
+
+MODELS, SCHEMES = "Models", "Schemes"
+
+
+def evaluate(
+    context: typer.Context,
+    groups: Annotated[
+        str, typer.Argument(metavar="GROUPS", help="A folder that `cotrunk dataset` wrote.", show_default=False)
+    ],
+    out_name: Annotated[
+        str | None, option(OUTPUT, "DIR", "Folder of tables and figures; needed, and made if not there.", "--out")
+    ] = None,
+    model: Model = "mini",
+    lora: Annotated[
+        list[str] | None,
+        option(MODELS, "NAME=DIR", "A trained LoRA under a name, sage=lora-sage say; may be given again."),
+    ] = None,
+    shares: Annotated[
+        str, option(SCHEMES, "X,Y,...", "Parts of the steps to share, beside independent sampling.")
+    ] = "0.2,0.3,0.4",
+    more_shares: Annotated[
+        str, option(SCHEMES, "X,Y,...", "Other parts of the steps, for figure 4 alone: not beside their equal cost.")
+    ] = "",
+    fewer: Annotated[
+        str, option(SCHEMES, "N,M,...", "Other numbers of steps, fewer above all, for the curves of quality over rows.")
+    ] = "",
+    steps: Steps = 30,
+    seeds: Annotated[int, option(SCHEMES, "N", "Runs of every cell, each from other noise.")] = 1,
+    guidance: Guidance = 7.5,
+    scheduler: Scheduler = None,
+    height: Height = None,
+    width: Width = None,
+    max_groups: Annotated[int | None, option(SCHEMES, "N", "Only N of the groups.")] = None,
+    features: Annotated[
+        str, option(NETWORKS, "NAME", "For Frechet distances: lite0, or inception[:FILE] for what is called FID.")
+    ] = "lite0",
+    perceptual: Annotated[str, option(NETWORKS, "NAME", "For diversity: lite0 or lpips.")] = "lite0",
+    alignment: Annotated[
+        str | None,
+        option(NETWORKS, "NAME", "For alignment: emoji, or clip[:FOLDER or hub id]; emoji for an embedded model."),
+    ] = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    compiled: Compile = False,
+) -> None:
+    """Compare models and sampling schemes on groups of prompts with real pictures (SAGE, Table 1, Figures 2 to 4).
+
+    Goes on where it stopped when called again: what the networks saw and what was measured is kept in `cells/`.
+
+    Example:
+
+        cotrunk evaluate groups --lora standard=lora-standard --lora sage=lora-sage --out results
+    """
+    out_dir = out_folder(out_name)
+    parts, more = _parts("--shares", shares), _parts("--more-shares", more_shares)
+    counts = _numbers("--fewer", fewer, int)
+    if not all(count > 0 for count in counts):
+        raise CotrunkError(f"--fewer {fewer} are out of range: use numbers of steps of 1 or more.")
+    check_numbers(steps, guidance, seed=0, images_per_prompt=1)
+    check_whole("--seeds", seeds, 1)
+    for name, value in (("--max-groups", max_groups), ("--height", height), ("--width", width)):
+        if value is not None:
+            check_whole(name, value, 1)
+        if name != "--max-groups" and (value or 0) % 8:
+            raise CotrunkError(f"{name} {value} is no size of a picture: use a multiple of 8.")
+    loras: dict[str, Path | None] = {"pre-trained": None}
+    for entry in lora or ():
+        name, _, folder = entry.partition("=")
+        if not name or not folder:
+            raise CotrunkError(f"--lora {entry!r} is no name and folder: use sage=lora-sage, say.")
+        if name in loras:
+            raise CotrunkError(f"--lora {entry!r} takes a name that is taken: choose another.")
+        loras[name] = Path(folder)
+
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from ..evaluation.experiment import Cell, Experiment
+    from ..evaluation.measuring import Measures
+    from ..evaluation.paper import Design, write_paper
+    from ..groups.dataset import apart, read_groups, read_similarities
+    from ..pipelines.loading import load_pipeline
+    from ..training.encoded import pictures_of, size_of
+
+    everything = read_groups(Path(groups))[0]
+    similarity = dict(zip(map(tuple, everything), read_similarities(Path(groups)), strict=True))
+    found = apart(everything, seed=0)[:max_groups]
+    if len(found) < 2:
+        raise CotrunkError(
+            f"{len(found)} of the groups in {groups} is too few to compare on: take two or more that share no picture."
+        )
+    pictures = len({pair.image for group in found for pair in group})
+    err.print(f"{len(found)} of {len(everything)} groups, which share no picture: {pictures} pictures a cell and seed.")
+    bins = _bins([similarity[tuple(group)] for group in found])
+    hold(context, out_dir, "cells", "cells/*")
+    with err.status(f"Loading {escape(model)}"):
+        pipe = load_pipeline(model, device, dtype, scheduler=scheduler, compiled=compiled)
+        check_draws_from_text(pipe)
+        judges = judges_of(features, perceptual, alignment or alignment_for(model), str(pipe.device), compiled)
+        take_off_checker(pipe)
+        captions = [[pair.caption for pair in group] for group in found]
+        sizes = {name: value for name, value in (("height", height), ("width", width)) if value is not None}
+        experiment = Experiment(pipe, captions, loras, judges, out_dir, guidance=guidance, arguments=sizes)
+        for name, given in (("--shares", parts), ("--more-shares", more)):
+            for share in given:
+                if not experiment.shares(Cell("pre-trained", share, steps)):
+                    raise CotrunkError(f"{name} {share:g} of {steps} steps is none: use more of either.")
+        measures = Measures(experiment, *pictures_of(found, *size_of(pipe, height, width)))
+
+    design = Design(list(loras), parts, steps, counts, seeds, more)
+    wanted = [run for cell in design.cells(experiment) for run in design.runs(cell)]
+    columns: list[Any] = [TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}")]
+    with Progress(*columns, TimeRemainingColumn(), console=err) as progress:
+        try:
+            task = progress.add_task("Pictures", total=len(wanted) * len(experiment.prompts))
+            for number, cell in enumerate(wanted):
+                kind = f"shared {cell.share:.0%}" if cell.share else "independent"
+                progress.update(task, description=f"{cell.model}, {kind}, {cell.steps} steps")
+                experiment.look(cell, lambda done: progress.advance(task, done))
+                progress.update(task, completed=(number + 1) * len(experiment.prompts))
+            task = progress.add_task("Measures", total=None)
+            text = write_paper(
+                measures, design, bins, out_dir, lambda done, of: progress.update(task, completed=done, total=of)
+            )
+        except KeyboardInterrupt:
+            err.print("Stopped. Call it again to go on.")
+            raise typer.Exit(130) from None
+    out.print(text, soft_wrap=True, markup=False)
+    out.print(f"Tables and figures are in {escape(str(out_dir))}", soft_wrap=True)
+
+
+def _bins(similarities: Sequence[float]) -> dict[float, list[int]]:
+    """Groups in four bins of equal size by the smallest similarity in them: by the middle of the bin, their places."""
+    import numpy as np
+
+    similarity = np.array(similarities)
+    parts = np.array_split(similarity.argsort(), max(1, min(4, len(similarity) // 2)))  # two at least, for an interval
+    return {float(np.median(similarity[part])): part.tolist() for part in parts if len(part)}
+
+
+def _parts(name: str, text: str) -> list[float]:
+    """Parts of the steps to share."""
+    parts: list[float] = _numbers(name, text, float)
+    if not all(0 < part < 1 for part in parts):
+        raise CotrunkError(f"{name} {text} are out of range: use parts of the steps between 0 and 1.")
+    return parts
+
+
+def _numbers(name: str, text: str, kind: type) -> list[Any]:
+    try:
+        return [kind(part) for part in text.split(",") if part.strip()]
+    except ValueError:
+        raise CotrunkError(f"{name} {text!r} is no list of numbers: separate them by commas.") from None

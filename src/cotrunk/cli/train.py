@@ -1,0 +1,170 @@
+"""`cotrunk train`."""
+
+import os
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+from rich.markup import escape
+
+from ..files import write_bytes, writing
+from ..planning.prompts import read_prompts
+from .console import err, out, say
+from .inputs import hold, out_folder
+from .options import MACHINE, OUTPUT, Height, Model, OutFolder, Width, option
+
+OBJECTIVE, TRAINING = "Objective", "Training"
+
+
+def train(
+    context: typer.Context,
+    groups: Annotated[
+        str, typer.Argument(metavar="GROUPS", help="A folder that `cotrunk dataset` wrote.", show_default=False)
+    ],
+    out_name: OutFolder = None,
+    model: Model = "mini",
+    objective: Annotated[
+        Literal["sage", "standard"],
+        option(OBJECTIVE, "NAME", "sage: for shared sampling; standard: the same pictures one by one, its rival."),
+    ] = "sage",
+    share: Annotated[float, option(OBJECTIVE, "X", "Part of the trajectory that is to be shared.")] = 0.4,
+    shared_weight: Annotated[float, option(OBJECTIVE, "X", "lambda_1: weight of the mean picture's noise.")] = 1.0,
+    target_weight: Annotated[float, option(OBJECTIVE, "X", "lambda_2: weight of the soft target.")] = 1.0,
+    through_target: Annotated[
+        bool, option(OBJECTIVE, "", "Let the gradient flow through the soft target too.", "--through-target")
+    ] = False,
+    branch_noise: Annotated[
+        Literal["drawn", "trunk"],
+        option(OBJECTIVE, "NAME", "drawn: as published; trunk: branches start from where their trunk leaves them."),
+    ] = "drawn",
+    weighting: Annotated[
+        Literal["uniform", "min-snr"], option(OBJECTIVE, "NAME", "w_t: uniform or min-snr.")
+    ] = "uniform",
+    steps: Annotated[int, option(TRAINING, "N", "Optimiser steps.")] = 20_000,
+    batch: Annotated[int, option(TRAINING, "N", "Groups in a step.")] = 4,
+    accumulation: Annotated[int, option(TRAINING, "N", "Passes of --batch groups in a step.")] = 1,
+    learning_rate: Annotated[float, option(TRAINING, "X", "Constant.")] = 1e-4,
+    rank: Annotated[int, option(TRAINING, "N", "Of the LoRA.")] = 16,
+    layers: Annotated[
+        Literal["attention", "all"], option(TRAINING, "NAME", "That get a LoRA: attention, or all of the denoiser's.")
+    ] = "attention",
+    caption_dropout: Annotated[float, option(TRAINING, "X", "Part of the groups that train without captions.")] = 0.1,
+    ema: Annotated[float | None, option(TRAINING, "X", "Decay of an average of the weights, 0.999 say.")] = None,
+    height: Height = None,
+    width: Width = None,
+    checkpoint_every: Annotated[int, option(TRAINING, "N", "Steps between checkpoints.")] = 500,
+    seed: Annotated[int, option(TRAINING, "N", "Of everything that is drawn.")] = 0,
+    tracker: Annotated[
+        str | None, option(OUTPUT, "NAME", "Also log to tensorboard, wandb or another that accelerate knows.")
+    ] = None,
+    validation: Annotated[
+        Path | None,
+        option(
+            OUTPUT,
+            "FILE",
+            "Prompts to draw at every checkpoint, sharing their steps: into validation/, and to --tracker.",
+        ),
+    ] = None,
+    dtype: Annotated[str, option(MACHINE, "NAME", "Of the frozen weights: float32, float16 or bfloat16.")] = "float32",
+    mixed_precision: Annotated[Literal["no", "fp16", "bf16"], option(MACHINE, "NAME", "no, fp16 or bf16.")] = "no",
+    gradient_checkpointing: Annotated[
+        bool, option(MACHINE, "", "Less memory, a third more time.", "--gradient-checkpointing")
+    ] = False,
+) -> None:
+    """Train a LoRA so that shared sampling costs less quality (SAGE).
+
+    Goes on where it stopped when called again. `cotrunk generate --lora DIR` uses it, and so does
+    `pipe.load_lora_weights(DIR)`. On several GPUs: `accelerate launch -m cotrunk train ...`
+
+    Examples:
+
+        cotrunk train groups --out lora
+
+        cotrunk train groups --out lora --model stable-diffusion-v1-5/stable-diffusion-v1-5 --mixed-precision fp16
+    """
+    out_dir = out_folder(out_name)
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from ..groups.dataset import read_groups
+    from ..pipelines.loading import load_pipeline
+    from ..training.log import Step, plot_losses
+    from ..training.loss import Loss
+    from ..training.settings import TrainSettings
+    from ..training.trainer import DivergenceError
+    from ..training.trainer import train as run
+
+    settings = TrainSettings(
+        loss=Loss(objective, share, shared_weight, target_weight, through_target, weighting, branch_noise=branch_noise),
+        steps=steps,
+        batch=batch,
+        accumulation=accumulation,
+        learning_rate=learning_rate,
+        rank=rank,
+        layers=layers,
+        caption_dropout=caption_dropout,
+        ema=ema,
+        gradient_checkpointing=gradient_checkpointing,
+        mixed_precision=mixed_precision,
+        tracker=tracker,
+        checkpoint_every=checkpoint_every,
+        seed=seed,
+        height=height,
+        width=width,
+    )
+    prompts = read_prompts(validation).prompts if validation is not None else []
+    sizes: dict[str, Any] = {name: value for name, value in (("height", height), ("width", width)) if value is not None}
+    found, _ = read_groups(Path(groups))
+    is_first = os.environ.get("RANK", "0") == "0"  # of the processes of accelerate launch: it speaks for all
+    if is_first:
+        hold(context, out_dir, "validation", "encoded-*")
+    with err.status(f"Loading {escape(model)}"):
+        pipe = load_pipeline(model, "cpu", dtype)  # accelerate moves it where it belongs
+    columns: list[Any] = [TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}")]
+    smooth: dict[str, float] = {}
+    with Progress(*columns, TimeRemainingColumn(), console=err, disable=not is_first) as progress:
+        task = progress.add_task(f"Encoding {sum(map(len, found)):,} pictures", total=steps)
+
+        def show(step: Step) -> None:
+            total = float(step.terms.total)
+            smooth["loss"] = 0.98 * smooth.get("loss", total) + 0.02 * total
+            progress.update(task, completed=step.number, description=f"Training, loss {smooth['loss']:.4f}")
+
+        def encoded(done: int, of: int) -> None:
+            progress.update(task, description=f"Encoding pictures and captions, {done:,} of {of:,}")
+
+        def checkpoint(step: int) -> list[Any]:
+            plot_losses(out_dir / "losses.jsonl", out_dir / "losses.png")
+            if not prompts:
+                return []
+            progress.update(task, description="Drawing the validation prompts")
+            return _drawn(pipe, prompts, share, sizes, out_dir / "validation" / f"{step:06d}.png")
+
+        try:
+            file = run(pipe, found, settings, out_dir, on_step=show, on_encoded=encoded, on_checkpoint=checkpoint)
+        except KeyboardInterrupt:
+            err.print("Stopped. Call it again to go on from the last checkpoint.")
+            raise typer.Exit(130) from None
+        except DivergenceError as error:  # no bad input, so not its exit code
+            if is_first:
+                say("red", "error", str(error))
+            raise typer.Exit(1) from None
+    if is_first:
+        out.print(f"The LoRA is {escape(str(file))}", soft_wrap=True)
+
+
+def _drawn(pipe: Any, prompts: list[str], share: float, sizes: dict[str, Any], path: Path) -> list[Any]:
+    """Pictures that share their early steps, as they will be used; written to `path` as one row, too."""
+    from PIL import Image
+
+    from ..generation import generate
+    from ..planning.sharing import Sharing
+
+    made = generate(pipe, prompts, sharing=Sharing(share=share, similarity=0.3), num_inference_steps=20, **sizes)
+    width, height = made.images[0].size
+    row = Image.new("RGB", (width * len(prompts), height))
+    for number, picture in enumerate(made.images):
+        row.paste(picture, (number * width, 0))
+    with writing(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    write_bytes(path, lambda file: row.save(file, "PNG"))
+    return made.images

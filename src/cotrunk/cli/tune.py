@@ -1,0 +1,155 @@
+"""`cotrunk tune`."""
+
+import math
+import shlex
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+
+from ..errors import CotrunkError
+from ..evaluation.judges import NETWORKS, alignment_for, judges_of, take_off_checker
+from .console import err, out
+from .inputs import check_draws_from_text, check_numbers, hold, out_folder, prompts_of
+from .options import (
+    OUTPUT,
+    Column,
+    Compile,
+    Device,
+    Dtype,
+    Guidance,
+    Lora,
+    Model,
+    PromptFile,
+    Prompts,
+    Scheduler,
+    Seed,
+    Steps,
+    option,
+)
+
+SWEEP = "Sweep"
+ALONG = 6  # points of the frontier that have their pictures on the page
+
+
+def tune(
+    context: typer.Context,
+    prompts: Prompts = None,
+    prompt_file: PromptFile = None,
+    column: Column = "prompt",
+    out_name: Annotated[
+        str | None,
+        option(OUTPUT, "DIR", "Folder of page and settings; needed, and made if not there.", "--out"),
+    ] = None,
+    sample: Annotated[int, option(SWEEP, "N", "Prompts to try settings on, drawn by --seed.")] = 32,
+    budget: Annotated[int | None, option(SWEEP, "ROWS", "Most denoiser rows to spend; no limit by default.")] = None,
+    margin: Annotated[
+        float,
+        option(
+            SWEEP,
+            "X",
+            "Loss that counts as none: of alignment, a part of what pictures have more of it with their own prompt "
+            "than with the others; of distance, a part of how far two pictures of one prompt lie apart.",
+        ),
+    ] = 0.1,
+    rows: Annotated[
+        float | None,
+        option(
+            SWEEP,
+            "X",
+            "Rows per picture for which the best setting is wanted; by default half of those that --steps take.",
+        ),
+    ] = None,
+    model: Model = "mini",
+    lora: Lora = None,
+    steps: Steps = 30,
+    guidance: Guidance = 7.5,
+    scheduler: Scheduler = None,
+    seed: Seed = 0,
+    features: Annotated[str, option(NETWORKS, "NAME", "For distances: lite0, or inception[:FILE].")] = "lite0",
+    alignment: Annotated[
+        str | None,
+        option(NETWORKS, "NAME", "emoji (of the embedded model, its default), or clip[:FOLDER or hub id] (of others)."),
+    ] = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    compiled: Compile = False,
+) -> None:
+    """Find the settings that suit a model and prompts, before a large run: fewer steps, sharing, skipping, guidance.
+
+    Writes a page with the frontier of quality over rows and settings files for `cotrunk generate --settings`.
+
+    Example:
+
+        cotrunk tune --prompts prompts.txt --out tuned --budget 20000
+    """
+    texts = prompts_of(prompts, prompt_file, column)
+    out_dir = out_folder(out_name)
+    check_numbers(steps, guidance, seed, images_per_prompt=1)
+    if not 0 <= margin < 1:
+        raise CotrunkError(f"--margin {margin} is out of range: use 0 or more, below 1.")
+    if rows is not None and not 0 < rows < math.inf:
+        raise CotrunkError(f"--rows {rows} is out of range: use rows per picture, above 0.")
+
+    from ..tuning.setting import LEAST, Basis
+
+    for what, count in ((f"--sample {sample} is too small", sample), (f"{len(texts)} prompts are too few", len(texts))):
+        if count < LEAST:
+            raise CotrunkError(f"{what} to compare settings on: use {LEAST} or more.")
+
+    import numpy as np
+    from rich.progress import Progress, SpinnerColumn, TextColumn
+
+    from ..pipelines.loading import load_pipeline
+    from ..tuning.page import advice, claim, named, write_tuned
+    from ..tuning.search import Point
+    from ..tuning.search import tune as sweep
+    from ..tuning.trials import Trials
+
+    if len(texts) > sample:  # whole, in their order: neighbours in a file are often kin, and sharing needs kin
+        start = int(np.random.default_rng(seed).integers(len(texts) - sample + 1))
+        texts = texts[start : start + sample]
+    hold(context, out_dir, "tried")
+    with err.status(f"Loading {escape(model)}"):
+        pipe = load_pipeline(model, device, dtype, lora=lora, scheduler=scheduler, compiled=compiled)
+        check_draws_from_text(pipe)
+        judges = judges_of(features, "lite0", alignment or alignment_for(model), str(pipe.device), compiled)
+        take_off_checker(pipe)
+        trials = Trials(pipe, texts, {"guidance_scale": guidance}, out_dir)
+    with Progress(SpinnerColumn(), TextColumn("{task.description}"), console=err) as progress:
+        task = progress.add_task(f"The reference: {steps} independent steps, twice", total=None)
+
+        def show(point: Point) -> None:
+            progress.advance(task)
+            progress.update(task, description=f"{named(point)}: alignment {point.alignment}")
+
+        try:
+            found = sweep(
+                trials,
+                judges.features,
+                judges.alignment,
+                steps=steps,
+                budget=budget,
+                margin=margin,
+                rows=rows,
+                seed=seed,
+                on_point=show,
+            )
+        except KeyboardInterrupt:
+            err.print("Stopped. Call it again to go on.")
+            raise typer.Exit(130) from None
+    frontier = found.frontier  # with no point, where each setting has a picture that failed
+    along = [frontier[int(i)] for i in np.linspace(0, len(frontier) - 1, min(ALONG, len(frontier))).round()]
+    shown = {p for p in (*along, found.same_quality, found.best_in_rows) if p is not None} - {found.points[0]}
+    shown_in_order = [found.points[0], *sorted(shown, key=lambda p: -p.rows)]
+    pictures = {p: trials.of(p.setting, seed).pictures.numpy() for p in shown_in_order}
+    networks = f"Alignment by {judges.alignment.name}; kernel distance in the features of {judges.features.name}."
+    write_tuned(found, pictures, networks, Basis(model, lora, scheduler, guidance), out_dir)
+    out.print(claim(found), soft_wrap=True, markup=False)
+    for sentence in advice(found):
+        out.print(f"  {sentence}", soft_wrap=True, markup=False)
+    out.print(f"Open {escape(str(out_dir / 'index.html'))}", soft_wrap=True)
+    source = list(prompts or ()) if prompt_file is None else ["--prompts", prompt_file]
+    source += [] if column == "prompt" else ["--column", column]
+    use = ["cotrunk", "generate", *source, "--settings", str(out_dir / "same-quality.json"), "--out", "run"]
+    out.print(f"Use it: {shlex.join(use)}", soft_wrap=True, markup=False)

@@ -1,0 +1,291 @@
+"""The images of a plan, wave by wave: each wave is one call of the pipeline with the hook attached."""
+
+import itertools
+import math
+import time
+import warnings
+from collections import Counter
+from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from .engine.attach import attached
+from .engine.call import Meter
+from .engine.caller import callbacks_among
+from .engine.denoiser_hook import RowPlan
+from .errors import CotrunkError
+from .pipelines.arguments import PerPrompt
+from .planning.plan import Branch, Cost, Plan, packed
+from .settings import Skipping
+from .skipping.trajectories import policy_of
+
+# pipelines of which the first of two rows is the one with the prompt
+CONDITIONAL_FIRST = ("ZImage", "Lumina", "StableCascade", "Wuerstchen", "AceStep", "OmniGen")
+SPARED = ("sharing", "guidance", "skipping")  # what spares rows
+# what safety checkers say of each image in a pipeline's output; that of DeepFloyd IF blackens watermarks too
+CHECKED = ("nsfw_content_detected", "nsfw_detected", "watermark_detected")
+WAVE = 32  # images in one call of the pipeline; memory of latents, text states and decoding grows with it
+
+
+@dataclass(frozen=True)
+class Wave:
+    """One finished call of the pipeline.
+
+    Attributes:
+        images: the indices of its images, in the order of `output`.
+        output: the pipeline's own output object.
+        failed: images whose latents or decoded values held a NaN or an infinity, and those of a call that was
+            interrupted.
+        flagged: images that the pipeline's own safety checker replaced by black ones.
+        cost: denoiser rows, counted.
+        spared: rows not computed, by what spared them: "sharing", "guidance", "skipping".
+        steps: for each of its images, a letter a timestep: c computed, s computed once for a group, p predicted;
+            capitals where guidance was on.
+        rows: for each of its images, the rows that it took; a row of a group counts in equal parts.
+        seconds: "embed" (the pipeline's own text encoding), "denoise", "decode".
+        is_interrupted: whether a callback stopped this call before its last step (`pipe._interrupt = True`).
+    """
+
+    images: tuple[int, ...]
+    output: Any
+    failed: tuple[int, ...]
+    flagged: tuple[int, ...]
+    cost: Cost
+    spared: dict[str, int]
+    steps: tuple[str, ...]
+    rows: tuple[float, ...]
+    seconds: dict[str, float]
+    is_interrupted: bool = False
+
+
+@dataclass
+class Run:
+    """A pipeline, a plan and the arguments: ready to denoise. `prepare` makes one; iterate over `waves()`.
+
+    Attributes:
+        companions: for each prompt a key; those with different keys do not run in one call. None: all may.
+    """
+
+    pipe: Any
+    plan: Plan
+    arguments: PerPrompt
+    max_rows: int | None = None
+    row_sizes: Sequence[int] | None = None
+    wave_size: int = WAVE
+    skipping: Skipping | None = None
+    guidance_interval: tuple[float, float] | None = None
+    seconds: dict[str, float] = field(default_factory=dict)
+    companions: Sequence[Hashable] | None = None
+    _warned: bool = False
+    _interrupted: bool = False
+
+    def waves(
+        self,
+        *,
+        skip: Callable[[Sequence[int]], bool] = lambda images: False,
+        on_step: Callable[[Meter], None] | None = None,
+        seconds: float = math.inf,
+    ) -> Iterator[Wave]:
+        """Run wave after wave. An image does not depend on the rest of its wave but for rounding.
+
+        Args:
+            skip: called with the image indices of a group; True leaves it out (it is done already).
+            on_step: called after every scheduler step with the wave's `Meter`.
+            seconds: what a wave may take, about: the first is one group, the others are sized by the speed of the wave
+                before. With no limit the waves depend on the plan alone.
+        """
+        # of the latest wave, text encoding and decoding included; not of all: the first may have compiled
+        seconds_per_row = math.inf
+        for trees in self._companions([tree for tree in self.plan.trees if not skip(tree.images)]):
+            while trees:
+                part = self._next_wave(trees, seconds / seconds_per_row if seconds < math.inf else math.inf)
+                begin = time.perf_counter()
+                wave = self._attempt(part, on_step)
+                if wave is not None:
+                    seconds_per_row = (time.perf_counter() - begin) / self.plan.cost_of(part).used
+                    yield wave
+                    if self._interrupted:  # whoever stops one call does not want the others
+                        return
+                    del trees[: len(part)]
+                    continue
+                # not inside `except`: the exception holds the tensors that are to be freed
+                if torch.cuda.is_available():
+                    torch.cuda.empty_cache()
+                self.wave_size = sum(len(tree.images) for tree in part) // 2
+
+    def _companions(self, trees: Sequence[Branch]) -> list[list[Branch]]:
+        """The trees, apart where they must not run in one call."""
+        parts: dict[Hashable, list[Branch]] = {}
+        for tree in trees:
+            prompt = self.plan.prompt_of(tree.images[0])
+            parts.setdefault(None if self.companions is None else self.companions[prompt], []).append(tree)
+        return list(parts.values())
+
+    def _next_wave(self, trees: Sequence[Branch], rows: float) -> tuple[Branch, ...]:
+        """The trees to run next: of at most `rows` planned rows, unless it is one tree."""
+        size = self.wave_size
+        while True:
+            part = next(packed(trees, size))
+            if len(part) == 1 or self.plan.cost_of(part).used <= rows:
+                return part
+            size //= 2  # by halves: few sizes, the same from run to run, and few shapes to compile
+
+    def _attempt(self, trees: tuple[Branch, ...], on_step: Callable[[Meter], None] | None) -> Wave | None:
+        """One call, or None where the memory is too small for its texts or its decoder. (The denoiser halves its own
+        chunks.)"""
+        try:
+            return self._call(trees, on_step)
+        except torch.OutOfMemoryError:
+            if len(trees) == 1:  # a group is never cut
+                raise
+            return None
+
+    def _call(self, trees: tuple[Branch, ...], on_step: Callable[[Meter], None] | None) -> Wave:
+        images = tuple(image for tree in trees for image in tree.images)
+        sources = partition(trees, self.plan.timesteps)
+        meter = Meter(self.plan.timesteps, self.max_rows, self.row_sizes, on_step)
+        seeds = [self.plan.seeds[image] for image in images]
+        begin = time.perf_counter()
+        rows = self._rows(sources, len(images))
+        arguments = self.arguments.of([self.plan.prompt_of(image) for image in images])
+        with attached(self.pipe, rows, seeds, meter, callbacks_among(arguments)) as generators:
+            output = self.pipe(**arguments, generator=generators)
+        end = time.perf_counter()
+        self._interrupted = bool(getattr(self.pipe, "_interrupt", False)) and meter.step < self.plan.timesteps
+        if not self._interrupted:
+            self._check(meter, rows, self.plan.cost_of(trees))
+        self.max_rows = meter.max_rows
+        started, ended = meter.started or begin, meter.ended or begin
+        finite = [True] * len(images) if meter.finite is None else meter.finite.tolist()
+        return Wave(
+            images=images,
+            output=output,
+            failed=tuple(i for i, good in zip(images, finite, strict=True) if self._interrupted or not good),
+            is_interrupted=self._interrupted,
+            flagged=tuple(image for image, black in zip(images, blackened(output, len(images)), strict=True) if black),
+            cost=Cost(meter.rows + meter.rows_filled, meter.rows_asked),
+            spared={what: meter.rows_spared[what] for what in SPARED},
+            steps=(letters := step_letters(rows, meter.computed, len(images), self.plan.timesteps)),
+            rows=image_rows(letters, sources, self.plan.guidance_rows),
+            seconds={"embed": started - begin, "denoise": ended - started, "decode": end - ended},
+        )
+
+    def _rows(self, sources: list[tuple[int, ...]], images: int) -> RowPlan:
+        """Where the rows of one call come from. A new policy each time: what it remembers is of these images."""
+        policy, interval = None, None
+        if self.guidance_interval is not None:
+            # between whole steps of the solver: one of second order takes both its evaluations from one function
+            order = getattr(self.pipe.scheduler, "order", 1)
+            whole = math.ceil(self.plan.timesteps / order)
+            start, stop = (round(fraction * whole) * order for fraction in self.guidance_interval)
+            interval = (start, stop)
+        if self.skipping is not None:
+            policy = policy_of(self.skipping, images, self.plan.timesteps, jumps(sources, interval or ()).__getitem__)
+        first = type(self.pipe).__name__.startswith(CONDITIONAL_FIRST)
+        tokens = None if self.skipping is None else self.skipping.tokens
+        # a pipeline that takes more steps than were planned is alone there, or refused
+        return RowPlan(
+            lambda step: sources[min(step, self.plan.timesteps)], policy, interval, 0 if first else 1, tokens
+        )
+
+    def _check(self, meter: Meter, rows: RowPlan, predicted: Cost) -> None:
+        """Raise `CotrunkError` if another number of steps than planned may have spoilt images. A wrong prediction of
+        rows only warns; the counted rows are reported."""
+        kind = type(self.pipe).__name__
+        if meter.step != self.plan.timesteps and not rows.is_plain():
+            raise CotrunkError(
+                f"{kind} took {meter.step} scheduler steps with these arguments, and {self.plan.timesteps} were "
+                "planned: images may have shared too much. Use sharing=None, and neither skipping nor "
+                "guidance_interval."
+            )
+        spared = meter.rows_spared["skipping"] + meter.rows_spared["guidance"]
+        if meter.rows + spared != predicted.used and not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"{kind} took {meter.rows} denoiser rows where {predicted.used} were predicted: cotrunk cannot predict "
+                "its guidance or its steps with these arguments. The counted rows are reported.",
+                stacklevel=2,
+            )
+
+
+def partition(trees: Sequence[Branch], timesteps: int) -> list[tuple[int, ...]]:
+    """For every timestep, for every image of a wave (by its place in the wave), the place of the image whose row it
+    takes: the first of its branch. One entry more than timesteps, for a scheduler that calls once more."""
+    images = [image for tree in trees for image in tree.images]
+    place = {image: i for i, image in enumerate(images)}
+    sources = []
+    for timestep in range(timesteps):
+        row = [0] * len(images)
+        for tree in trees:
+            for branch in tree.at(timestep):
+                for image in branch.images:
+                    row[place[image]] = place[branch.images[0]]
+        sources.append(tuple(row))
+    return [*sources, tuple(range(len(images)))]
+
+
+def step_letters(rows: RowPlan, computed: Sequence[tuple[bool, ...]], images: int, timesteps: int) -> tuple[str, ...]:
+    """What happened to each image at each timestep, as in `Wave.steps`."""
+    letters = [""] * images
+    for step in range(timesteps):
+        sources = rows.sources(step)
+        members = Counter(sources)
+        for image, source in enumerate(sources):
+            known = not computed or step >= len(computed) or computed[step][image]
+            letter = "p" if not known else "s" if members[source] > 1 else "c"
+            letters[image] += letter if rows.unguided(step) else letter.upper()
+    return tuple(letters)
+
+
+def image_rows(letters: Sequence[str], sources: Sequence[tuple[int, ...]], guidance_rows: int) -> tuple[float, ...]:
+    """The rows of each image: `guidance_rows` for a computed step, 1 where guidance was off, none for a prediction."""
+    rows = [0.0] * len(letters)
+    for step in range(len(letters[0]) if letters else 0):
+        members = Counter(sources[step])
+        for image, own in enumerate(letters):
+            if own[step] not in "Pp":
+                whole = guidance_rows if own[step].isupper() else 1
+                rows[image] += whole / members[sources[step][image]]
+    return tuple(rows)
+
+
+def jumps(sources: Sequence[tuple[int, ...]], switches: Collection[int]) -> list[frozenset[int]]:
+    """For every timestep, and for the one after the last, the images whose outputs jump there: those whose group has
+    just parted, and all where guidance is switched on or off."""
+    everyone, found = frozenset(range(len(sources[0]))), [frozenset[int]()]
+    for step, (before, now) in enumerate(itertools.pairwise(sources), start=1):
+        old, new = (Counter(row) for row in (before, now))
+        parted = frozenset(i for i in everyone if old[before[i]] != new[now[i]])
+        found.append(everyone if step in switches else parted)
+    return [*found, frozenset()]
+
+
+def blackened(output: Any, images: int) -> list[bool]:
+    """Of each image of an output, whether a safety checker put a black picture in its place."""
+    verdicts: list[Any] = [getattr(output, name, None) for name in CHECKED]
+    found = [verdict for verdict in verdicts if hasattr(verdict, "__len__") and len(verdict) == images]
+    return [any(bool(verdict[i]) for verdict in found) for i in range(images)]
+
+
+def merged_output(waves: Sequence[Wave]) -> Any:
+    """The outputs of all waves as one output object, in the order of the images."""
+    order = np.argsort([image for wave in waves for image in wave.images])
+    first = waves[0].output
+    merged: dict[str, Any] = {}
+    for name in first:
+        values: list[Any] = [wave.output[name] for wave in waves]
+        if isinstance(values[0], torch.Tensor):
+            merged[name] = torch.cat(values)[torch.from_numpy(order)]
+        elif isinstance(values[0], np.ndarray):
+            merged[name] = np.concatenate(values)[order]
+        elif isinstance(values[0], list):
+            flat = [item for value in values for item in value]
+            merged[name] = [flat[i] for i in order]
+        else:
+            merged[name] = values[0]
+    # outputs have required fields that may be None (no safety checker, say); iteration leaves those out
+    fields = {name: merged.get(name) for name in getattr(type(first), "__dataclass_fields__", merged)}
+    return type(first)(**fields)

@@ -1,0 +1,1 @@
+"""Captioned images become groups of similar ones, for training and evaluation."""

@@ -1,0 +1,1 @@
+"""Everything cotrunk knows about particular classes of diffusers and transformers."""

@@ -1,0 +1,406 @@
+"""The pipeline's own arguments: which of them have one entry a prompt, and what a call will cost."""
+
+import copy
+import hashlib
+import inspect
+import re
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from types import NoneType, UnionType
+from typing import Any, Union, get_args, get_origin
+
+import numpy as np
+import torch
+
+from ..checks import whole
+from ..engine.caller import parts_of
+from ..errors import CotrunkError
+
+# prompt, negative_prompt_2, pooled_prompt_embeds, negative_prompt_attention_mask, prompt_embeds_t5, ...
+_TEXT = re.compile(r"(negative_)?prompt(_\d)?")
+_PER_PROMPT = re.compile(
+    r"(negative_)?((pooled_|generated_)?prompt(_\d)?(_embeds)?(_[a-z]*\d?)?(_attention_mask|_mask)?(_\d)?|attention_mask)"
+    r"|(control_|mask_|original_)?image|control_mask|transcription"
+)
+# lists and tensors that are one value for the whole call, whatever their length
+_COMMON = re.compile(
+    r"timesteps|sigmas|.*_size|.*crops_coords.*|callback.*|controlnet_.*|control_(mode|guidance).*|ip_adapter_.*|.*layers.*"
+)
+# what is part of the prompt itself, in its several encodings
+_PROMPT = re.compile(
+    r"(pooled_|generated_)?prompt(_embeds)?(_[a-z]*\d?)?|(prompt_|prompt_embeds_)?(attention_)?mask(_\d)?"
+)
+# pipelines in which each prompt may have several pictures to go by: a list of them is for all prompts
+_REFERENCES = (
+    "BriaFibo2Pipeline",
+    "Flux2KleinKVPipeline",
+    "Flux2KleinPipeline",
+    "Flux2Pipeline",
+    "QwenImage21Pipeline",
+    "QwenImageEditPlusPipeline",
+    "ZImageOmniPipeline",
+)
+# pipelines that take one image per prompt and do not repeat a single one; the others that need it have `strength` or
+# `mask_image` among their arguments
+_ONE_IMAGE_PER_PROMPT = (
+    "CogVideoXImageToVideoPipeline",
+    "IFSuperResolutionPipeline",
+    "StableDiffusionAdapterPipeline",
+    "StableDiffusionLatentUpscalePipeline",
+    "StableDiffusionUpscalePipeline",
+    "StableDiffusionXLAdapterPipeline",
+)
+_REPEATS_ITSELF = ("StableDiffusionInpaintPipelineLegacy",)  # and takes no list of images
+# what takes the beginning off the schedule; in LTX `strength` is another thing beside it
+_STRENGTHS = ("denoise_strength", "inpaint_strength", "strength")
+_REPEATED = ("image", "mask_image", "masked_image_latents", "original_image")
+_OURS = {
+    "generator": "seed=",
+    "latents": "seed= (a group starts from one noise, made from its seed)",
+    "num_images_per_prompt": "num_images_per_prompt= of generate",
+    "num_waveforms_per_prompt": "num_images_per_prompt=",
+    "num_videos_per_prompt": "num_images_per_prompt=",
+    "return_dict": "result.output",
+}
+
+
+class PerPrompt:
+    """The arguments of a run, split into those of each prompt and those of all.
+
+    Args:
+        prompts: number of prompts.
+        arguments: what the user passes for the pipeline. A list or tensor with one entry per prompt belongs to the
+            prompts; a single text, image or (1, ...) tensor to all of them. An image to start from, and its mask, are
+            handed on once per prompt: pipelines encode a single one with the first generator, so that an image would
+            depend on its place in the batch.
+
+    Attributes:
+        own, common: the arguments with one entry per prompt, and those of the whole call.
+        repeated: names among `own` of which all prompts have the same entry.
+
+    Raises:
+        CotrunkError: an argument that cotrunk sets itself, one that the pipeline does not take, one whose length
+            is not the number of prompts, or several numbers where a call takes one.
+    """
+
+    def __init__(self, pipe: Any, prompts: int, arguments: dict[str, Any]) -> None:
+        parameters = inspect.signature(pipe.__call__).parameters
+        for name in arguments:
+            if name in _OURS:
+                raise CotrunkError(f"{name} is set by cotrunk: use {_OURS[name]} instead.")
+            if name not in parameters:
+                raise CotrunkError(f"{type(pipe).__name__} takes no argument {name!r}.")
+        # several ControlNets: a list with one entry a network, each entry as for a single one; or as diffusers has
+        # it, where the entries are lists: one a prompt, each with a picture a network
+        nets = getattr(getattr(pipe, "controlnet", None), "nets", None)
+        self.networks = len(nets) if nets is not None else 0
+        self.references = type(pipe).__name__ in _REFERENCES
+        self.control = "control_image" if "control_image" in parameters else "image"
+        starts_from_image = not parameters.keys().isdisjoint({"strength", "mask_image"})
+        kind = type(pipe).__name__
+        self.repeats = kind in _ONE_IMAGE_PER_PROMPT or (starts_from_image and kind not in _REPEATS_ITSELF)
+        self.prompts = prompts
+        self.arguments = {name: _plain_number(value) for name, value in arguments.items()}
+        self.own: dict[str, Any] = {}
+        self.common: dict[str, Any] = {}
+        self.repeated: set[str] = set()
+        for name, value in self.arguments.items():
+            _check_is_one_number(name, value, parameters[name])
+            known = _PER_PROMPT.fullmatch(name) is not None
+            if self.repeats and name in _REPEATED and (one := self._one_image(name, value)) is not None:
+                self.own[name] = one
+                self.repeated.add(name)
+            else:
+                is_own = self._check(name, value) if known else self._is_batch(name, value)
+                (self.own if is_own else self.common)[name] = value
+
+    def _one_image(self, name: str, value: Any) -> Any:
+        """A single image or mask as a list or batch of one; None where there are several, or none."""
+        is_array = isinstance(value, torch.Tensor | np.ndarray)
+        if self.prompts == 1 or value is None or (self.networks and name == self.control) or self.references:
+            return None
+        if is_array:
+            # latents and pixels: (1, channels, height, width), (channels, height, width), a mask's (height, width)
+            return value if value.ndim > 2 and len(value) == 1 else value[None] if value.ndim <= 3 else None
+        if isinstance(value, list | tuple):
+            return list(value) if len(value) == 1 else None
+        return [value]
+
+    def _is_batch(self, name: str, value: Any) -> bool:
+        """Whether an argument that cotrunk does not know by name has one entry a prompt: a tensor with as many rows
+        does; of a list nobody can tell."""
+        if self.prompts == 1 or _COMMON.fullmatch(name) or not isinstance(value, list | torch.Tensor | np.ndarray):
+            return False
+        if isinstance(value, list):
+            if len(value) == self.prompts:
+                raise CotrunkError(
+                    f"{name} is a list of {len(value)}, and there are {self.prompts} prompts: cotrunk cannot tell "
+                    "whether it has an entry a prompt. Give a tensor whose rows are the prompts, or run the prompts "
+                    "in two parts."
+                )
+            return False
+        if value.ndim > 1 and len(value) not in (1, self.prompts):
+            raise CotrunkError(f"{name} has {len(value)} rows for {self.prompts} prompts: give one a prompt, or one.")
+        return value.ndim > 0 and len(value) == self.prompts
+
+    def _check(self, name: str, value: Any) -> bool:
+        """Whether the value has one entry a prompt (or will be repeated to have); refuses any other length."""
+        if self.references and name == "image" and isinstance(value, list | tuple):
+            return False
+        if self.networks and name == self.control:
+            if not isinstance(value, list | tuple):
+                return False
+            if not _is_nested(value):
+                return any(self._is_list(name, v) for v in value)
+            if any(not isinstance(v, list) or len(v) != self.networks for v in value):
+                raise CotrunkError(f"{name} is a list of lists: give each prompt a list of {self.networks} pictures.")
+        if isinstance(value, str):
+            # a pipeline wants as many negative or second prompts as prompts
+            return _TEXT.fullmatch(name) is not None
+        if isinstance(value, torch.Tensor | np.ndarray) and value.ndim > 1 and len(value) == 1:
+            return "image" not in name
+        return self._is_list(name, value)
+
+    def _is_list(self, name: str, value: Any) -> bool:
+        if not isinstance(value, list | tuple | torch.Tensor | np.ndarray):
+            return False
+        if isinstance(value, np.ndarray | torch.Tensor) and value.ndim <= 3 and "image" in name:
+            return False  # one picture
+        if "image" in name and len(value) == 1:
+            return False
+        if _TEXT.fullmatch(name) and isinstance(value, list | tuple) and len(value) == 1:
+            return True  # one text for all, held in a list
+        if len(value) != self.prompts:
+            raise CotrunkError(
+                f"{name} has {len(value)} entries for {self.prompts} prompts: give one a prompt, or one."
+            )
+        return True
+
+    def of(self, prompts: Sequence[int]) -> dict[str, Any]:
+        """The arguments of a call for these prompts."""
+        index = list(prompts)
+
+        def pick(name: str, value: Any) -> Any:
+            if isinstance(value, str):
+                return [value] * len(index)
+            if isinstance(value, torch.Tensor | np.ndarray):
+                return value[[0] * len(index)] if len(value) == 1 else value[index]
+            if self.networks and name == self.control and not _is_nested(value):
+                return [pick("", v) if self._is_list(name, v) else v for v in value]
+            if isinstance(value, list | tuple):
+                return [value[0]] * len(index) if len(value) == 1 else [value[i] for i in index]
+            return value
+
+        own = {name: pick(name, value) for name, value in self.own.items()}
+        if self.common.get("padding_mask_crop") is not None and len(index) == 1:  # takes an image, and no list of one
+            own |= {name: own[name][0] for name in _REPEATED if isinstance(own.get(name), list)}
+        return self.common | own
+
+    def keys(self) -> list[str]:
+        """For each prompt a digest of everything but the prompt: prompts that differ in it never share."""
+        others = {name for name in self.own if not _PROMPT.fullmatch(name)} - self.repeated
+        others |= {name for name in self.own if re.fullmatch(r"prompt_\d", name)}  # texts for further encoders
+        if not others:
+            return [""] * self.prompts
+        return [self._digest(self.of([i]), sorted(others)) for i in range(self.prompts)]
+
+    def identities(self, prompts: Sequence[str] | None) -> list[str]:
+        """For each prompt what makes it equal to another: its text, or its embeddings."""
+        if prompts is not None:
+            return list(prompts)
+        embeds = sorted(name for name in self.own if name.endswith("prompt_embeds") and "negative" not in name)
+        return [self._digest(self.of([i]), embeds) for i in range(self.prompts)]
+
+    @staticmethod
+    def _digest(values: dict[str, Any], names: Sequence[str]) -> str:
+        digest = hashlib.blake2b(digest_size=16)
+
+        def feed(value: Any) -> None:
+            if isinstance(value, list | tuple):
+                for item in value:
+                    feed(item)
+            elif isinstance(value, torch.Tensor):
+                digest.update(value.detach().cpu().float().numpy().tobytes())
+            elif isinstance(value, np.ndarray):
+                digest.update(value.tobytes())
+            elif hasattr(value, "tobytes"):  # a PIL picture
+                value = value.convert("RGBA") if value.mode == "P" else value  # its bytes say nothing without palette
+                digest.update(repr((value.mode, value.size)).encode() + value.tobytes())
+            else:
+                digest.update(repr(value).encode())
+            digest.update(b"\0")
+
+        for name in names:
+            digest.update(name.encode())
+            feed(values[name])
+        return digest.hexdigest()
+
+
+def _plain_number(value: Any) -> Any:
+    """A number of Python's for one of numpy's, which pipelines refuse in places."""
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def _check_is_one_number(name: str, value: Any, parameter: inspect.Parameter) -> None:
+    """Raise `CotrunkError` if a pipeline gets several numbers where it takes one for the whole call."""
+    several = isinstance(value, list | tuple) or (isinstance(value, torch.Tensor | np.ndarray) and value.ndim > 0)
+    if not several:
+        return
+    annotation = parameter.annotation
+    if annotation is inspect.Parameter.empty or isinstance(annotation, str):
+        takes_one = isinstance(parameter.default, int | float)
+    else:
+        # a list[int] has an origin, and int | None is a union
+        parts = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
+        takes_one = {*parts} - {NoneType} <= {bool, int, float}
+    if takes_one:
+        raise CotrunkError(
+            f"{name} is one number for all prompts of a run, and {len(value)} are given: run the prompts that need "
+            "another one by themselves."
+        )
+
+
+def _is_nested(value: Any) -> bool:
+    return any(isinstance(entry, list) for entry in value)
+
+
+def needed_arguments(pipe: Any) -> dict[str, Any]:
+    """What each call of this pipeline needs because its defaults are made for larger models: PixArt and Sana look their
+    size up in a table that begins at 256 pixels, and pad prompts to more tokens than a small tokenizer takes. Their
+    `clean_caption` rewrites prompts where some other package happens to be installed."""
+    takes = inspect.signature(pipe.__call__).parameters
+    sample_size = getattr(getattr(pipe, "transformer", None), "config", {}).get("sample_size")
+    if "use_resolution_binning" not in takes or sample_size is None or sample_size * pipe.vae_scale_factor >= 256:
+        return {}
+    needed: dict[str, Any] = {"use_resolution_binning": False}
+    if "clean_caption" in takes:
+        needed["clean_caption"] = False
+    if "max_sequence_length" in takes and getattr(pipe, "tokenizer", None) is not None:
+        needed["max_sequence_length"] = min(takes["max_sequence_length"].default, pipe.tokenizer.model_max_length)
+    return needed
+
+
+def argument(pipe: Any, arguments: Mapping[str, Any], name: str) -> Any:
+    """The value a call will see: the user's, else the pipeline's default, else None."""
+    if name in arguments:
+        return arguments[name]
+    parameter = inspect.signature(pipe.__call__).parameters.get(name)
+    return None if parameter is None or parameter.default is inspect.Parameter.empty else parameter.default
+
+
+def guidance_rows(pipe: Any, arguments: dict[str, Any]) -> int:
+    """Denoiser rows of one evaluation of one image: 1, 2 with classifier-free guidance, 3 where a second thing guides.
+
+    Guidance that comes and goes during a run (skipped layers, truncated guidance) is not predicted: rows are counted
+    as well, and `generate` warns where the two differ.
+    """
+    scale = argument(pipe, arguments, "guidance_scale")
+    picture = argument(pipe, arguments, "image_guidance_scale")
+    if picture is not None and scale is not None:  # InstructPix2Pix
+        return 3 if scale > 1 and picture >= 1 else 1
+    perturbed = argument(pipe, arguments, "pag_scale") if getattr(pipe, "pag_applied_layers", None) else 0
+    return _guidance_rows(pipe, arguments, scale) + (1 if perturbed > 0 else 0)
+
+
+def _guidance_rows(pipe: Any, arguments: dict[str, Any], scale: float | None) -> int:
+    true_cfg = argument(pipe, arguments, "true_cfg_scale")
+    if true_cfg is not None:  # Flux and Qwen-Image: the other guidance scale is an input of the model
+        negatives = [argument(pipe, arguments, name) for name in ("negative_prompt", "negative_prompt_embeds")]
+        return 2 if true_cfg > 1 and any(value is not None for value in negatives) else 1
+    denoiser = getattr(pipe, "transformer", None)
+    embeds = getattr(getattr(denoiser, "config", None), "guidance_embeds", None)
+    has_negative = any(name.startswith("negative_") for name in inspect.signature(pipe.__call__).parameters)
+    if scale is None or embeds or (embeds is False and not has_negative):
+        return 1  # none, or an input of the model, or (Flux Fill) of another variant of the model
+    rule = getattr(type(pipe), "do_classifier_free_guidance", None)
+    if isinstance(rule, property) and rule.fget is not None:
+        # the pipeline's own rule: some have guidance from 0 on, and none where it is distilled into the model
+        with suppress(AttributeError):  # a rule that asks for more than the scale
+            return 2 if rule.fget(_Seen(pipe, _guidance_scale=scale, guidance_scale=scale)) else 1
+    unet = getattr(pipe, "unet", None)
+    if unet is not None and getattr(unet.config, "time_cond_proj_dim", None) is not None:
+        return 1  # guidance is distilled into the model (LCM)
+    return 2 if scale > 1 else 1
+
+
+class _Seen:
+    """A pipeline as its methods and properties would see it during a call, with other values of some attributes."""
+
+    def __init__(self, pipe: Any, **attributes: Any) -> None:
+        vars(self).update(attributes, _pipe=pipe)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._pipe, name)
+
+
+def _cuts_schedule(pipe: Any) -> bool:
+    """Whether the pipeline takes the last part of the scheduler's timesteps, by its method `get_timesteps`."""
+    if not hasattr(type(pipe), "get_timesteps"):
+        return False
+    for kind in type(pipe).__mro__:
+        if "__call__" in vars(kind):
+            names = inspect.unwrap(vars(kind)["__call__"]).__code__.co_names
+            if "get_timesteps" in names or "__call__" not in names:  # a subclass may hand its call on
+                return "get_timesteps" in names
+    return False
+
+
+def timesteps_of(pipe: Any, arguments: dict[str, Any]) -> tuple[int, int]:
+    """(inference steps, timesteps) of a call: asked of a copy of the pipeline's scheduler.
+
+    Raises:
+        CotrunkError: no whole number of steps above 0, or one that the scheduler cannot make a schedule of.
+    """
+    steps = whole("num_inference_steps", argument(pipe, arguments, "num_inference_steps"))
+    scheduler = copy.deepcopy(pipe.scheduler)
+    takes = inspect.signature(scheduler.set_timesteps).parameters
+    # what the pipeline hands on; `strength` only where the pipeline does not take it off the schedule itself, as below
+    cut = {"strength"} if _cuts_schedule(pipe) else set()
+    handed_on = [name for name in takes if name in inspect.signature(pipe.__call__).parameters and name not in cut]
+    schedule: dict[str, Any] = {name: argument(pipe, arguments, name) for name in handed_on}
+    schedule["num_inference_steps"] = steps
+    for name in ("timesteps", "sigmas"):
+        if arguments.get(name) is not None:
+            schedule["num_inference_steps"] = steps = len(arguments[name])
+            if name in takes:  # and not a number of them as well
+                del schedule["num_inference_steps"]
+                break
+    if scheduler.config.get("use_dynamic_shifting"):
+        schedule["mu"] = 1.0  # shifts the timesteps, does not change their number
+    try:
+        scheduler.set_timesteps(**schedule)
+    except Exception as error:
+        name = type(scheduler).__name__
+        raise CotrunkError(f"{name} cannot make a schedule of {steps} steps ({error}): use another number.") from None
+    timesteps = scheduler.timesteps
+    parameters = inspect.signature(pipe.__call__).parameters
+    strength = argument(pipe, arguments, next((name for name in _STRENGTHS if name in parameters), "strength"))
+    # from an image: the last part of the schedule. A combined pipeline leaves that to one of its parts
+    cutting = next((part for part in (pipe, *parts_of(pipe)) if _cuts_schedule(part)), None)
+    if strength is not None and cutting is not None:
+        wanted = inspect.signature(type(cutting).get_timesteps).parameters
+        given = {
+            "num_inference_steps": steps,
+            "strength": strength,
+            "device": "cpu",
+            "denoising_start": arguments.get("denoising_start"),
+            "timesteps": timesteps,
+            "sigmas": getattr(scheduler, "sigmas", None),
+        }
+        given = {name: value for name, value in given.items() if name in wanted}
+        try:
+            begun = type(cutting).get_timesteps(_Seen(cutting, scheduler=scheduler), **given)
+        except Exception as error:
+            raise CotrunkError(
+                f"{type(pipe).__name__} cannot say which of {steps} steps it takes at strength {strength} ({error})."
+            ) from None
+        timesteps = begun[1] if "sigmas" in wanted else begun[0]
+        if len(timesteps) == 0:
+            raise CotrunkError(f"strength {strength} leaves no step of {steps} to run: raise one of them.")
+    if type(scheduler).__name__ == "SCMScheduler":  # its last timestep is where it ends, not one to evaluate
+        timesteps = timesteps[:-1]
+    end = arguments.get("denoising_end")
+    if isinstance(end, float) and 0 < end < 1:  # SDXL's base model hands over to a refiner here
+        trained = scheduler.config.num_train_timesteps
+        timesteps = timesteps[timesteps >= round(trained - end * trained)]
+    return steps, len(timesteps)

@@ -1,0 +1,1 @@
+"""A run on disk, without a terminal: the job, its folder and its page."""

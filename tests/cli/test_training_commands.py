@@ -1,0 +1,291 @@
+"""`cotrunk dataset`, `train`, `evaluate` and `tune`, as their first user meets them; on a tiny pipeline."""
+
+import json
+import shlex
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from command import assert_refused, cotrunk, no_model, pixels
+from PIL import Image
+from safetensors.torch import load_file
+from test_dataset import CAPTIONS, coco, folder_of
+from test_experiment import JUDGES
+from test_trainer import recorders
+from tiny import sd_with_text
+
+from cotrunk.evaluation.experiment import Experiment
+from cotrunk.pipelines import loading as models
+from cotrunk.training.log import read_losses
+
+SIMILAR = ("--similarity-min", 0.3, "--similarity-max", 0.99)
+
+
+@pytest.fixture
+def tiny_model(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """A fresh tiny pipeline whatever model is asked for, and judges that need no weights."""
+    monkeypatch.setattr(models, "load_pipeline", lambda *_, **__: sd_with_text().pipe)
+    for name in ("evaluate", "tune"):
+        monkeypatch.setattr(f"cotrunk.cli.{name}.judges_of", lambda *_: JUDGES)
+    return monkeypatch
+
+
+@pytest.fixture(scope="module")
+def groups(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("groups")
+    outcome = cotrunk("dataset", folder_of(folder / "in", "jsonl"), "--out", folder / "set", *SIMILAR)
+    assert outcome.code == 0, outcome.err
+    assert "groups (" in outcome.out
+    assert "similarities.png" in outcome.out
+    return folder / "set"
+
+
+def test_what_is_left_out_of_a_set_is_said(tmp_path: Path) -> None:
+    file = coco(tmp_path, [*CAPTIONS, "a red apple on a table"])
+    (tmp_path / "train" / "3.png").unlink()
+    outcome = cotrunk("dataset", file, "--images", tmp_path / "train", "--out", tmp_path / "set", *SIMILAR)
+    assert outcome.code == 0, outcome.err
+    assert "3.png is left out: there is no such file" in outcome.err
+    assert json.loads((tmp_path / "set" / "summary.json").read_text())["pictures"] == len(CAPTIONS)
+
+
+def test_training_then_evaluating(groups: Path, tmp_path: Path, tiny_model: pytest.MonkeyPatch) -> None:
+    settings = ("--steps", 2, "--batch", 2, "--rank", 2, "--height", 32, "--width", 16, "--checkpoint-every", 1)
+    (tmp_path / "validation.txt").write_text("\n".join(CAPTIONS[:2]))
+    settings += ("--validation", tmp_path / "validation.txt")
+    loras = []
+    for objective in ("standard", "sage"):
+        outcome = cotrunk("train", groups, "--objective", objective, "--out", tmp_path / objective, *settings)
+        assert outcome.code == 0, outcome.err
+        assert (tmp_path / objective / "losses.png").exists()
+        assert {file.name for file in (tmp_path / objective / "validation").iterdir()} == {"000001.png", "000002.png"}
+        assert pixels(tmp_path / objective / "validation" / "000002.png").shape == (32, 2 * 16, 3)
+        assert "The LoRA is" in outcome.out
+        assert load_file(tmp_path / objective / "pytorch_lora_weights.safetensors")
+        loras += ["--lora", f"{objective}={tmp_path / objective}"]
+    # the similarities are those of the set: what embedded its captions is not asked again
+    tiny_model.setattr(
+        "cotrunk.planning.embedding.sentence_encoder", lambda *_: pytest.fail("captions are embedded again")
+    )
+    schemes = ("--shares", "0.5", "--fewer", "6", "--steps", 4, "--seeds", 2, "--guidance", 3, "--max-groups", 2)
+    outcome = cotrunk("evaluate", groups, *loras, "--out", tmp_path / "results", *schemes)
+    assert outcome.code == 0, outcome.err
+    made = {file.name for file in (tmp_path / "results").iterdir() if file.is_file()}
+    assert {
+        "table1.md",
+        "table1.csv",
+        "results.json",
+        "differences.md",
+        "knee.md",
+        "figure2.png",
+        "figure2.svg",
+    } <= made
+    assert {"figure3.png", "figure3.svg", "figure4.png", "figure4.svg", "rows.png", "rows.svg"} <= made
+    table = (tmp_path / "results" / "table1.md").read_text()
+    for model in ("pre-trained", "standard", "sage"):
+        assert f"| shared 50%, 4 steps | {model} |" in table
+    assert "| sage, shared 50%, 4 steps | standard, shared 50%, 4 steps |" in outcome.out
+
+
+def test_a_diverged_training_is_no_success(groups: Path, tmp_path: Path, tiny_model: pytest.MonkeyPatch) -> None:
+    settings = ("--steps", 4, "--batch", 2, "--rank", 2, "--height", 32, "--width", 16, "--learning-rate", 1e9)
+    for _ in range(2):  # asked again, it says the same
+        outcome = cotrunk("train", groups, "--out", tmp_path, *settings, "--checkpoint-every", 2)
+        assert outcome.code == 1
+        assert outcome.out == ""
+        assert (
+            "error: Training diverged: the loss of step 2 is not finite, and there is no checkpoint yet" in outcome.err
+        )
+        assert "--learning-rate below 1e+09" in outcome.err
+        assert not (tmp_path / "pytorch_lora_weights.safetensors").exists()
+        assert not (tmp_path / "checkpoint.pt").exists()
+
+
+def test_what_cannot_be_compared_is_said_before_a_picture(
+    groups: Path, tmp_path: Path, tiny_model: pytest.MonkeyPatch
+) -> None:
+    tiny_model.setattr(Experiment, "look", lambda *_: pytest.fail("pictures are made"))
+    outcome = cotrunk("evaluate", groups, "--out", tmp_path, "--max-groups", 1)
+    assert outcome.code == 2
+    assert "take two or more that share no picture" in outcome.err
+    with tiny_model.context() as patch:
+        patch.setattr("cotrunk.training.encoded.read_image", lambda path: Image.new("RGB", (8, 8), "red"))
+        outcome = cotrunk("evaluate", groups, "--out", tmp_path, "--height", 32, "--width", 32)
+    assert outcome.code == 2
+    assert "real pictures are all alike: Frechet distances need different ones" in outcome.err
+    sizes = ("--height", 32, "--width", 32)
+    outcome = cotrunk("evaluate", groups, "--out", tmp_path, "--shares", "0.3,0.02", "--steps", 30, *sizes)
+    assert outcome.code == 2
+    assert "--shares 0.02 of 30 steps is none" in outcome.err
+    assert "groups, which share no picture:" in outcome.err
+
+
+def test_a_tracker_is_told_what_is_logged(groups: Path, tmp_path: Path, tiny_model: pytest.MonkeyPatch) -> None:
+    made = recorders(tiny_model)
+    settings = ("--steps", 3, "--batch", 2, "--rank", 2, "--height", 32, "--width", 16)
+    (tmp_path / "validation.txt").write_text("\n".join(CAPTIONS[:2]))
+    settings += ("--validation", tmp_path / "validation.txt", "--checkpoint-every", 2)
+    outcome = cotrunk("train", groups, "--out", tmp_path, *settings, "--tracker", "tensorboard")
+    assert outcome.code == 0, outcome.err
+    (tracker,) = made
+    assert list(tracker.shown) == [2, 3]
+    for step, shown in tracker.shown.items():
+        row = pixels(tmp_path / "validation" / f"{step:06d}.png")
+        assert np.array_equal(np.concatenate([*shown], axis=1), row)
+    assert tracker.folder == tmp_path
+    assert tracker.is_closed
+    for line in read_losses(tmp_path / "losses.jsonl"):
+        step, gradient = line.pop("step"), line.pop("gradient")
+        assert gradient > 0
+        assert tracker.logged.pop(step) == pytest.approx(line, abs=1e-6)
+    assert not tracker.logged
+
+
+@pytest.mark.parametrize(("model", "alignment"), [("mini", "emoji"), ("other", "clip")])
+def test_pictures_are_of_the_size_asked_for_and_judged_by_what_knows_them(
+    groups: Path, tmp_path: Path, tiny_model: pytest.MonkeyPatch, model: str, alignment: str
+) -> None:
+    asked: list[tuple[str, ...]] = []
+    tiny_model.setattr("cotrunk.cli.evaluate.judges_of", lambda *names: asked.append(names) or JUDGES)
+    sizes = ("--height", 16, "--width", 24, "--steps", 2, "--shares", "0.5", "--max-groups", 2)
+    outcome = cotrunk("evaluate", groups, "--model", model, "--out", tmp_path, *sizes)
+    assert outcome.code == 0, outcome.err
+    assert asked[0][2] == alignment
+    for file in (tmp_path / "cells").glob("*.seen.npz"):
+        with np.load(file) as seen:
+            assert seen["shown"].shape[2:] == (16, 24)
+
+
+def blackened(images: Any, clip_input: Any) -> tuple[Any, list[bool]]:
+    return torch.zeros_like(images), [True] * len(images)
+
+
+@pytest.mark.parametrize("command", ["evaluate", "tune"])
+def test_pictures_are_measured_as_they_are_without_a_safety_checker(
+    groups: Path, tmp_path: Path, tiny_model: pytest.MonkeyPatch, command: str
+) -> None:
+    pipe = sd_with_text().pipe
+    pipe.safety_checker = blackened
+    pipe.feature_extractor = lambda pictures, return_tensors: SimpleNamespace(
+        to=lambda device: SimpleNamespace(pixel_values=torch.zeros(1))
+    )
+    tiny_model.setattr(models, "load_pipeline", lambda *_, **__: pipe)
+    if command == "tune":
+        outcome = cotrunk("tune", *CAPTIONS[:4], "--out", tmp_path, "--steps", 4, "--budget", 200)
+        made = [np.load(file)["pictures"] for file in (tmp_path / "tried").glob("*.npz")]
+    else:
+        schemes = ("--steps", 2, "--shares", "0.5", "--max-groups", 2)
+        outcome = cotrunk("evaluate", groups, "--out", tmp_path, *schemes)
+        made = [np.load(file)["shown"] for file in (tmp_path / "cells").glob("*.seen.npz")]
+    assert outcome.code == 0, outcome.err
+    assert made
+    assert all(pictures.any() for pictures in made)
+
+
+def test_tuning_then_generating(tmp_path: Path, tiny_model: pytest.MonkeyPatch) -> None:
+    tuning = ("--steps", 4, "--budget", 200, "--guidance", 3, "--scheduler", "ddim")
+    outcome = cotrunk("tune", *CAPTIONS[:4], "--out", tmp_path / "tuned", *tuning)
+    assert outcome.code == 0, outcome.err
+    assert (tmp_path / "tuned" / "index.html").exists()
+    hint = outcome.out.splitlines()[-1].removeprefix("Use it: cotrunk ")
+    tiny_model.chdir(tmp_path)
+    assert cotrunk(*shlex.split(hint)).code == 0
+    assert (tmp_path / "run" / "images" / "00003.png").exists()
+    found = json.loads((tmp_path / "tuned" / "same-quality.json").read_text())
+    file = tmp_path / "tuned" / "same-quality.json"
+    outcome = cotrunk("generate", *CAPTIONS[:2], "--settings", file, "--out", tmp_path / "own")
+    assert outcome.code == 0, outcome.err
+    assert "warning" not in outcome.err
+    made = json.loads((tmp_path / "own" / "run.json").read_text())
+    assert (made["steps"], made["guidance_scale"], made["settings"]["scheduler"]) == (found["steps"], 3, "ddim")
+    file.write_text(json.dumps(found | {"model": "their-model", "lora": "their-lora"}))
+    outcome = cotrunk("generate", *CAPTIONS[:2], "--settings", file, "--out", tmp_path / "theirs")
+    assert outcome.code == 0, outcome.err
+    assert "tuned with another" not in outcome.err
+    made = json.loads((tmp_path / "theirs" / "run.json").read_text())["settings"]
+    assert (made["model"], made["lora"]) == ("their-model", "their-lora")
+    for given, model, lora in (
+        (("--lora", "mine"), "their-model", "mine"),
+        (("--model", "./their-model"), "./their-model", "their-lora"),
+        (("--model", "mine"), "mine", None),  # a LoRA is of its model
+    ):
+        folder = tmp_path / f"{model}-{lora}".replace("/", "-")
+        outcome = cotrunk("generate", *CAPTIONS[:2], "--settings", file, "--out", folder, *given)
+        assert outcome.code == 0, outcome.err
+        assert ("tuned with another" in outcome.err) == ("mine" in given)
+        made = json.loads((folder / "run.json").read_text())["settings"]
+        assert (made["model"], made["lora"]) == (model, lora)
+    file.write_text(json.dumps(found))
+    another = ("--model", "other", "--guidance", 2, "--lora", "lora")
+    outcome = cotrunk("generate", *CAPTIONS[:2], "--settings", file, "--out", tmp_path / "another", *another)
+    assert outcome.code == 0, outcome.err
+    assert "the settings were tuned with another model (mini, not other): cotrunk tune finds those" in outcome.err
+    assert "the settings were tuned with another LoRA (none, not lora)" in outcome.err
+    made = json.loads((tmp_path / "another" / "run.json").read_text())
+    assert (made["guidance_scale"], made["settings"]["scheduler"]) == (2, "ddim")
+    both = cotrunk("generate", *CAPTIONS[:2], "--settings", file, "--steps", 3, "--out", tmp_path / "other")
+    assert_refused(both, "--settings and --steps are both given")
+
+
+@pytest.mark.parametrize("command", ["dataset", "train", "evaluate", "tune"])
+@pytest.mark.parametrize("out", ["file", "file/out"])
+def test_out_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str, out: str) -> None:
+    no_model(monkeypatch)
+    (tmp_path / "file").write_text("mine")
+    assert_refused(cotrunk(command, "nothing", "--out", tmp_path / out), "Cannot write to", "Choose another --out")
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("dataset", "in"), "Where to?"),
+        (("dataset", "in", "--out", "set", "--similarity-min", 0.9, "--similarity-max", 0.6), "are no range"),
+        (("dataset", "in", "--out", "set", "--min-group", 1), "min_group 1 is out of range"),
+        (("dataset", "in", "--out", "set", "--per-caption", 0), "per_caption 0 is out of range"),
+        (("dataset", "in", "--out", "set", "--max-groups", -1), "max_groups -1 is out of range"),
+        (("dataset", "in", "--out", "set", "--encoder", "pipeline"), "--encoder pipeline needs a pipeline"),
+        (("train", "nothing", "--out", "lora"), "is not a set of groups"),
+        (("train", "nothing", "--out", "lora", "--share", 1.5), "share 1.5 is out of range"),
+        (("train", "nothing", "--out", "lora", "--seed", -1), "seed -1 is out of range"),
+        (("tune", "a", "b", "c", "d", "--out", "tuned", "--rows", 0), "--rows 0.0 is out of range"),
+        (("train", "nothing", "--out", "lora", "--batch", 0), "batch 0 is out of range"),
+        (("train", "nothing", "--out", "lora", "--tracker", "paper"), "tracker 'paper' is unknown: use one of"),
+        (("evaluate", "nothing", "--out", "results", "--lora", "sage"), "--lora 'sage' is no name and folder"),
+        (("evaluate", "nothing", "--out", "results", "--shares", "0.2,2"), "--shares 0.2,2 are out of range"),
+        (("evaluate", "nothing", "--out", "results", "--seeds", 0), "--seeds 0 is out of range"),
+        (("evaluate", "nothing", "--out", "results", "--guidance", "nan"), "--guidance nan is out of range"),
+        (("evaluate", "nothing", "--out", "results", "--more-shares", "0"), "--more-shares 0 are out of range"),
+        (("evaluate", "nothing", "--out", "results", "--fewer", "x"), "--fewer 'x' is no list of numbers"),
+        (("evaluate", "nothing", "--out", "results", "--fewer", "4,0"), "--fewer 4,0 are out of range"),
+        (("evaluate", "nothing", "--out", "results", "--max-groups", -1), "--max-groups -1 is out of range"),
+        (("evaluate", "nothing", "--out", "results", "--height", 30), "--height 30 is no size of a picture"),
+        (("evaluate", "nothing", "--out", "results", "--lora", "a=b", "--lora", "a=c"), "takes a name that is taken"),
+        (("tune", "a", "b", "--out", "tuned", "--sample", 2), "--sample 2 is too small"),
+        (("tune", "a", "b", "--out", "tuned", "--margin", -1), "--margin -1.0 is out of range"),
+        (("tune", *"abcde", "--out", "tuned", "--sample", 4, "--seed", -1), "--seed -1 is out of range"),
+        (("tune", "a", "b", "--out", "tuned", "--steps", 0), "--steps 0 is out of range"),
+        (("tune", "a", "b", "--out", "tuned", "--guidance", "nan"), "--guidance nan is out of range"),
+    ],
+)
+def test_bad_input_is_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[object, ...], said: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    no_model(monkeypatch)
+    folder_of(tmp_path / "in", "jsonl")
+    assert_refused(cotrunk(*arguments), said)
+
+
+def test_the_first_of_several_processes_speaks_for_all(
+    groups: Path, tmp_path: Path, tiny_model: pytest.MonkeyPatch
+) -> None:
+    tiny_model.setenv("RANK", "1")
+    settings = ("--steps", 1, "--batch", 2, "--rank", 2, "--height", 32, "--width", 16)
+    outcome = cotrunk("train", groups, "--out", tmp_path, *settings)
+    assert outcome.code == 0, outcome.err
+    assert "The LoRA is" not in outcome.out
+    assert "Training" not in outcome.err

@@ -1,0 +1,151 @@
+"""Out of memory, and numbers that are none."""
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+from diffusers.hooks import FirstBlockCacheConfig
+from running import EVERYONE, STEPS, close, run
+from schedulers import SCHEDULERS
+from tiny import flux, sd
+from torch import Tensor, nn
+
+from cotrunk import Branch, Plan, Sharing
+from cotrunk.execution import Run
+from cotrunk.generation import prepare
+from cotrunk.planning.plan import flat_tree
+
+# --- out of memory ------------------------------------------------------------------------------------------
+
+
+def limit(module: nn.Module, name: str, rows: int) -> list[int]:
+    """Out of memory for more rows; returns the rows that it ran."""
+    method, seen = getattr(module, name), []
+
+    @functools.wraps(method)
+    def limited(*args: Any, **kwargs: Any) -> Any:
+        n = len(args[0] if args else next(iter(kwargs.values())))
+        if n > rows:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        seen.append(n)
+        return method(*args, **kwargs)
+
+    setattr(module, name, limited)
+    return seen
+
+
+def test_out_of_memory_halves_the_chunks_and_goes_on() -> None:
+    tiny = sd()
+    inputs = tiny.inputs(5)
+    expected = run(tiny, inputs)
+    seen = limit(tiny.pipe.unet, "forward", 3)
+    job: Run = prepare(tiny.pipe, **inputs, sharing=EVERYONE, num_inference_steps=STEPS, output_type="latent")
+    (wave,) = job.waves()
+    assert job.max_rows == 3  # 10, 5, 3
+    assert seen == [2, 2, 3, 3, 3, 1, 3, 3, 3, 1]  # nothing is computed twice
+    assert wave.cost == expected.cost
+    assert close(wave.output.images, expected.images)
+    assert torch.equal(wave.output.images, run(tiny, inputs, max_rows=3).images)
+
+
+def test_out_of_memory_at_one_row_is_the_users() -> None:
+    tiny = sd()
+    limit(tiny.pipe.unet, "forward", 0)
+    with pytest.raises(torch.OutOfMemoryError):
+        run(tiny, tiny.inputs(2))
+    assert "step" not in vars(tiny.pipe.scheduler)
+
+
+def test_out_of_memory_with_a_cache_is_the_users() -> None:
+    tiny = flux()
+    tiny.pipe.transformer.enable_cache(FirstBlockCacheConfig(threshold=0.1))
+    limit(tiny.pipe.transformer, "forward", 2)
+    with pytest.raises(torch.OutOfMemoryError):
+        run(tiny, tiny.inputs(3))
+
+
+def test_out_of_memory_in_the_decoder_halves_the_wave() -> None:
+    tiny = sd()
+    inputs = tiny.inputs(4)
+    pairs = Sharing(share=0.5, similarity=-1.0, max_group=2)
+    expected = run(tiny, inputs, sharing=pairs, output_type="pt")
+    assert len(expected.plan.trees) == 2
+    decoded = limit(tiny.pipe.vae, "decode", 2)
+    waves = []
+    result = run(tiny, inputs, sharing=pairs, output_type="pt", on_wave=waves.append)
+    assert [len(wave.images) for wave in waves] == decoded == [2, 2]
+    assert close(result.images, expected.images)
+    assert result.cost == expected.cost  # of the waves that came to an end
+
+
+def test_a_limit_once_found_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Groups of several sizes, of which no half of a wave need fit: they are packed to the limit, not halved again."""
+    trees, first = [], 0
+    for size in [1, 4, 2, 5, 3] * 8:
+        trees += flat_tree(range(first, first + size), 1, STEPS)
+        first += size
+    called, refused = [], []
+
+    def call(run: Run, trees: Sequence[Branch], on_step: Any) -> tuple[int, ...]:
+        images = tuple(image for tree in trees for image in tree.images)
+        if len(images) > 24:
+            refused.append(len(images))
+            raise torch.OutOfMemoryError
+        called.append(images)
+        return images
+
+    monkeypatch.setattr(Run, "_call", call)
+    plan = Plan(("a",) * first, (0,) * first, tuple(trees), STEPS, STEPS)
+    assert list(Run(sd().pipe, plan, None).waves()) == called
+    assert len(refused) == 1
+    assert [image for images in called for image in images] == list(range(first))
+    # but for what is left of a wave of the plan
+    assert len(called) <= 2 * len(list(plan.waves(refused[0] // 2)))
+
+
+# --- images that fail ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sharing", [None, Sharing(share=0.5, similarity=0.9)])
+def test_a_prompt_that_is_not_a_number_fails_alone(sharing: Sharing | None) -> None:
+    tiny = sd()
+    inputs = tiny.inputs(4)
+    inputs["prompt_embeds"][2] = inputs["prompt_embeds"][0] + 0.01  # these two share
+    good = run(tiny, inputs, sharing=sharing)
+    assert good.failed == ()
+    inputs["prompt_embeds"] = inputs["prompt_embeds"].clone()
+    inputs["prompt_embeds"][1, 0, 0] = torch.nan
+    result = run(tiny, inputs, sharing=sharing)
+    assert result.failed == (1,)
+    for image in (0, 2, 3):
+        assert close(result.images[image], good.images[image])
+
+
+def test_an_infinity_at_one_step_is_remembered() -> None:
+    tiny = sd()
+    tiny.pipe.scheduler = SCHEDULERS["ddim"]()
+
+    def spoil(pipe: Any, step: int, timestep: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        if step in (1, 2):  # and mended: what comes after looks good
+            tensors["latents"][2] = torch.inf if step == 1 else 0.0
+        return tensors
+
+    assert run(tiny, tiny.inputs(3), callback_on_step_end=spoil).failed == (2,)
+
+
+@pytest.mark.parametrize("kind", ["pt", "np", "pil"])
+def test_what_the_decoder_spoils_has_failed(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny = sd()
+    decode = tiny.pipe.vae.decode
+
+    def overflowing(*args: Any, **kwargs: Any) -> Any:
+        output = decode(*args, **kwargs)
+        (output[0] if isinstance(output, tuple) else output.sample)[1, 0, 0, 0] = torch.inf
+        return output
+
+    monkeypatch.setattr(tiny.pipe.vae, "decode", overflowing)
+    result = run(tiny, tiny.inputs(3), sharing=None, output_type=kind)
+    assert result.failed == (1,)
+    assert tiny.pipe.vae.decode is overflowing

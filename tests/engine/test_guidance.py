@@ -1,0 +1,88 @@
+"""Guidance in a part of the steps: which of two rows is left out, and between which evaluations."""
+
+from typing import Any
+
+import diffusers
+import pytest
+import torch
+from diffusers.pipelines.omnigen import pipeline_omnigen
+from running import EVERYONE, STEPS, bare, close, run
+from schedulers import SCHEDULERS
+from tiny import TinyPipeline, sd
+
+from cotrunk.execution import Wave
+
+
+class Processor:
+    """OmniGen's own needs torchvision. As there, the rows with the prompts come first."""
+
+    max_image_size = 1024
+
+    def __init__(self, tokenizer: Any, max_image_size: int) -> None:
+        pass
+
+    def __call__(self, prompts: list[str], images: Any, height: int, **options: Any) -> dict[str, Any]:
+        tokens = 1 + (height // 4) ** 2  # of the time and of the latents
+        texts = torch.stack([torch.full((3,), len(prompt)) for prompt in [*prompts, *[""] * len(prompts)]])
+        rows, length = len(texts), texts.shape[1] + tokens
+        return {
+            "input_ids": texts,
+            "attention_mask": torch.ones(rows, length, length),
+            "position_ids": torch.arange(length).expand(rows, length),
+            "input_pixel_values": [],
+            "input_image_sizes": {},
+        }
+
+
+def omnigen(monkeypatch: pytest.MonkeyPatch) -> TinyPipeline:
+    monkeypatch.setattr(pipeline_omnigen, "OmniGenMultiModalProcessor", Processor, raising=False)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        transformer = diffusers.OmniGenTransformer2DModel(
+            in_channels=4,
+            hidden_size=16,
+            num_attention_heads=4,
+            num_key_value_heads=4,
+            intermediate_size=32,
+            num_layers=1,
+            time_step_dim=4,
+            vocab_size=100,
+            pad_token_id=99,
+            rope_scaling={"long_factor": [1, 2], "short_factor": [1, 2]},
+        )
+        for weight in transformer.parameters():  # some begin as zeros
+            torch.nn.init.normal_(weight, std=0.3)
+    pipe = diffusers.OmniGenPipeline(
+        transformer=transformer.eval(),
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(invert_sigmas=True, num_train_timesteps=1),
+        vae=sd().pipe.vae,
+        tokenizer=None,
+    )
+    pipe.set_progress_bar_config(disable=True)
+
+    def inputs(n: int, seed: int = 0, ragged: bool = False) -> dict[str, Any]:
+        return {"prompt": ["a" * (row + 1) for row in range(n)], "height": 32, "width": 32}
+
+    return TinyPipeline(pipe, inputs)
+
+
+def test_the_row_with_the_prompt_stands_for_both_where_it_comes_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny = omnigen(monkeypatch)
+    inputs = tiny.inputs(2)
+    never = run(tiny, inputs, sharing=None, guidance_interval=(0, 0), guidance_scale=3.0)
+    assert never.cost.used == 2 * STEPS
+    assert close(never.images, bare(tiny, inputs, never.plan.seeds, guidance_scale=1.0))
+    assert not close(never.images, bare(tiny, inputs, never.plan.seeds, guidance_scale=3.0), 1e-3)
+
+
+@pytest.mark.parametrize(("name", "steps"), [("heun", 10), ("heun", 9), ("kdpm2", 10), ("ddim", 10)])
+def test_guidance_switches_between_whole_steps_of_the_solver(name: str, steps: int) -> None:
+    tiny = sd()
+    tiny.pipe.scheduler = SCHEDULERS[name]()
+    order = tiny.pipe.scheduler.order
+    waves: list[Wave] = []
+    arguments = {"sharing": EVERYONE, "num_inference_steps": steps, "on_wave": waves.append}
+    for interval, guided in (((0.1, 0.8), range(1, round(0.8 * steps))), ((0, 1), range(steps)), ((1, 1), range(0))):
+        run(tiny, tiny.inputs(1), guidance_interval=interval, **arguments)
+        letters = waves.pop().steps[0]
+        assert [letter.isupper() for letter in letters] == [at // order in guided for at in range(len(letters))]

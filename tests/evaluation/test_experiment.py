@@ -1,0 +1,311 @@
+"""Models under schemes: pictures made and judged once, found again; what is killed goes on, what is broken is named."""
+
+import dataclasses
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from running import close, recorded
+from test_metrics import Brightness
+from tiny import sd_with_text
+
+from cotrunk import CotrunkError
+from cotrunk.evaluation.experiment import Cell, Experiment, Judges, Seen
+from cotrunk.execution import Run
+from cotrunk.generation import WARM_STEPS
+from cotrunk.pipelines.loading import load_lora, take_off_lora
+
+GROUPS = [["a red picture", "a green picture"], ["a dog", "a cat", "a cow"], ["alone"]]
+COUNT = 6
+
+
+class Means:
+    """Features and alignment that are known: mean colours, and lengths of texts."""
+
+    name = "mean colours"
+    resize = "1 x 1 pixel, mean"
+
+    def features(self, pictures: torch.Tensor) -> torch.Tensor:
+        return pictures.double().mean(dim=(2, 3))
+
+    def of_pictures(self, pictures: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.normalize(self.features(pictures), dim=1)
+
+    def of_texts(self, texts: Sequence[str]) -> torch.Tensor:
+        vectors = torch.tensor([[len(text), text.count("a") + 1, 3.0] for text in texts], dtype=torch.float64)
+        return torch.nn.functional.normalize(vectors, dim=1)
+
+
+JUDGES = Judges(Means(), Brightness(), Means())
+
+
+def experiment(out: Path, judges: Judges = JUDGES, **loras: Path) -> Experiment:
+    models: dict[str, Path | None] = {"pre-trained": None, **loras}
+    sizes = {"height": 32, "width": 32}
+    return Experiment(sd_with_text().pipe, GROUPS, models, judges, out, guidance=3.0, arguments=sizes)
+
+
+def same(one: Seen, other: Seen) -> bool:
+    return one.digest == other.digest and (one.rows, one.seconds) == (other.rows, other.seconds)
+
+
+def test_pictures_are_made_once(tmp_path: Path) -> None:
+    own, cell = experiment(tmp_path), Cell("pre-trained", 0.5, 2)
+    first = own.look(cell)
+    again = experiment(tmp_path)
+    ran = recorded(again.pipe.unet)
+    assert same(again.look(cell), first)
+    assert same(own.look(cell), first)
+    assert ran == []
+    assert first.shown.shape == (COUNT, 3, 32, 32)
+    # of the pictures only the first are kept
+    assert [file.name for file in (tmp_path / "cells").iterdir()] == [f"{own.name(cell)}.seen.npz"]
+
+
+class Others(Means):
+    """The same network by its name, but with other weights."""
+
+    def features(self, pictures: torch.Tensor) -> torch.Tensor:
+        return super().features(pictures) * torch.tensor([1.0, 2.0, 3.0])
+
+
+def test_a_network_with_other_weights_looks_again(tmp_path: Path) -> None:
+    own, cell = experiment(tmp_path), Cell("pre-trained", 0.5, 2)
+    first = own.look(cell)
+    others = experiment(tmp_path, Judges(Others(), Brightness(), Means())).look(cell)
+    assert not same(others, first)
+    assert np.array_equal(others.shown, first.shown)
+
+
+def test_first_steps_of_a_model_are_not_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own, runs = experiment(tmp_path), list[Run]()
+    waves = Run.waves
+
+    def spy(run: Run, **settings: Any) -> Any:
+        runs.append(run)
+        return waves(run, **settings)
+
+    monkeypatch.setattr(Run, "waves", spy)
+    for steps in (2, 4):
+        own.look(Cell("pre-trained", 0.5, steps))
+    assert [run.plan.steps for run in runs] == [WARM_STEPS, WARM_STEPS, 2, 4]
+    assert [len(run.plan) for run in runs] == [COUNT, 1, COUNT, COUNT]  # many rows and few: both may be compiled
+    assert [bool(run.plan.cost.saving) for run in runs] == [False, False, True, True]
+
+
+def test_a_group_that_shares_begins_as_its_first_picture_alone(tmp_path: Path) -> None:
+    own = experiment(tmp_path)
+    shared, alone = own._plan(Cell("pre-trained", 0.5, 4)), own._plan(Cell("pre-trained", 0.0, 4))
+    for group in own.groups:
+        assert {shared.seeds[image] for image in group} == {alone.seeds[group[0]]}
+    assert len(set(alone.seeds)) == COUNT
+    assert own._plan(Cell("pre-trained", 0.5, 4, seed=1)).seeds != shared.seeds
+
+
+def test_equal_cost_is_the_most_steps_that_cost_no_more(tmp_path: Path) -> None:
+    own = experiment(tmp_path)
+    cell = Cell("pre-trained", 0.5, 8)
+    equal = own.equal_cost(cell)
+    rows = own._plan(cell).cost.used
+    assert own._plan(equal).cost.used <= rows < own._plan(Cell("pre-trained", 0.0, equal.steps + 1)).cost.used
+
+
+def test_a_model_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(CotrunkError, match="There is no model 'sage' here: pre-trained are"):
+        experiment(tmp_path).look(Cell("sage"))
+
+
+def test_a_folder_without_a_lora_is_named_before_the_first_picture(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(CotrunkError, match="holds no LoRA for this StableDiffusionPipeline"):
+        experiment(tmp_path, sage=tmp_path / "empty")
+
+
+def test_a_lora_is_taken_off_again(tmp_path: Path, trained_lora: Path) -> None:
+    own = experiment(tmp_path, tuned=trained_lora)
+    before = own.look(Cell("pre-trained", 0.0, 2))
+    tuned = own.look(Cell("tuned", 0.0, 2))
+    for file in (tmp_path / "cells").glob("pre-trained*"):
+        file.unlink()
+    again = own.look(Cell("pre-trained", 0.0, 2))
+    assert again.digest == before.digest != tuned.digest
+    assert experiment(tmp_path / "alone").look(Cell("pre-trained", 0.0, 2)).digest == before.digest
+
+
+@pytest.fixture(scope="module")
+def trained_lora(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A LoRA with random weights, as `cotrunk train` would write it."""
+    from diffusers.utils import convert_state_dict_to_diffusers
+    from peft import LoraConfig
+    from peft.utils import get_peft_model_state_dict
+
+    folder, pipe = tmp_path_factory.mktemp("lora"), sd_with_text().pipe
+    torch.manual_seed(0)
+    pipe.unet.add_adapter(LoraConfig(r=2, lora_alpha=2, target_modules=["to_q", "to_v"], init_lora_weights=False))
+    layers = convert_state_dict_to_diffusers(get_peft_model_state_dict(pipe.unet))
+    type(pipe).save_lora_weights(save_directory=folder, unet_lora_layers=layers)
+    return folder
+
+
+def test_another_model_in_the_same_folder_is_another_cell(tmp_path: Path) -> None:
+    one, other = experiment(tmp_path), experiment(tmp_path)
+    assert one.name(Cell("pre-trained")) == other.name(Cell("pre-trained"))
+    pipe = sd_with_text().pipe
+    pipe.unet.conv_in.weight.data += 1
+    changed = Experiment(pipe, GROUPS, {"pre-trained": None}, JUDGES, tmp_path, guidance=3.0)
+    assert changed.name(Cell("pre-trained")) != one.name(Cell("pre-trained"))
+    assert one.name(Cell("pre-trained", 0.12)) != one.name(Cell("pre-trained", 0.125))
+
+
+def test_another_process_finds_the_same_cells(tmp_path: Path) -> None:
+    """One in which sets are in another order."""
+    script = "import sys, pathlib, test_experiment as t; print(t.experiment(pathlib.Path(sys.argv[1])).mark)"
+    paths = os.pathsep.join([str(Path(__file__).parents[1]), *filter(None, sys.path)])
+    seed = "1" if os.environ.get("PYTHONHASHSEED") != "1" else "2"
+    other = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path)],
+        env={**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": paths},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert other.stdout.strip() == experiment(tmp_path).mark
+
+
+def test_where_no_step_is_shared_everybody_has_noise_of_their_own(tmp_path: Path) -> None:
+    assert len(set(experiment(tmp_path)._plan(Cell("pre-trained", 0.2, 3)).seeds)) == COUNT
+
+
+def test_a_lora_of_another_model_is_refused(tmp_path: Path, trained_lora: Path) -> None:
+    from safetensors.torch import load_file, save_file
+    from tiny import sd3
+
+    state = load_file(trained_lora / "pytorch_lora_weights.safetensors")
+    (tmp_path / "other").mkdir()
+    other = {name.replace("unet.", "transformer."): tensor for name, tensor in state.items()}
+    save_file(other, tmp_path / "other" / "pytorch_lora_weights.safetensors")
+    with pytest.raises(CotrunkError, match="holds no LoRA for this StableDiffusionPipeline"):
+        load_lora(sd_with_text().pipe, tmp_path / "other")
+    with pytest.raises(CotrunkError, match="holds no LoRA for this StableDiffusion3Pipeline"):
+        load_lora(sd3().pipe, trained_lora)
+
+
+def test_a_lora_leaves_nothing_behind(tmp_path: Path, trained_lora: Path) -> None:
+    own, fresh = experiment(tmp_path, tuned=trained_lora, other=trained_lora), sd_with_text().pipe.unet.state_dict()
+    name = "mid_block.attentions.0.transformer_blocks.0.attn1.to_q.weight"
+    for model in ("tuned", "other", "pre-trained", "tuned", "pre-trained"):
+        own._load(model)
+        found = own.pipe.unet.state_dict()
+        assert found.keys() == fresh.keys()
+        assert torch.equal(found[name], fresh[name]) == (model == "pre-trained")
+        if model == "pre-trained":
+            assert all(torch.equal(found[name], weight) for name, weight in fresh.items())
+
+
+def test_a_lora_is_what_diffusers_makes_of_it(trained_lora: Path) -> None:
+    """Fused, the pictures are the same; and another may come on top."""
+    pipeline, theirs = sd_with_text(), sd_with_text()
+    inputs = pipeline.inputs(1) | {"num_inference_steps": 2, "output_type": "latent"}
+
+    def latents(pipe: Any) -> torch.Tensor:
+        return pipe(**inputs, generator=torch.Generator().manual_seed(0)).images
+
+    before = latents(pipeline.pipe)
+    changed = load_lora(pipeline.pipe, trained_lora)
+    theirs.pipe.load_lora_weights(trained_lora)
+    assert close(latents(pipeline.pipe), latents(theirs.pipe))
+    assert not close(latents(pipeline.pipe), before, 1e-3)
+    once = {name: weight.clone() for name, weight in pipeline.pipe.unet.state_dict().items()}
+    load_lora(pipeline.pipe, trained_lora)
+    assert once.keys() == pipeline.pipe.unet.state_dict().keys()
+    take_off_lora(pipeline.pipe, changed)
+    assert torch.equal(latents(pipeline.pipe), before)
+
+
+def killed_after(waves: int) -> Any:
+    """What `look` is to call, and the pictures that it was told of."""
+    told: list[int] = []
+
+    def on_wave(pictures: int) -> None:
+        told.append(pictures)
+        if len(told) == waves:
+            raise KeyboardInterrupt
+
+    return on_wave, told
+
+
+def test_a_killed_cell_goes_on_with_the_next_wave(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cell = Cell("pre-trained", 0.5, 2)
+    whole = experiment(tmp_path / "whole").look(cell)
+    own, (kill, told) = experiment(tmp_path / "killed"), killed_after(1)
+    monkeypatch.setattr("cotrunk.evaluation.experiment.WAVE", 3)
+    with pytest.raises(KeyboardInterrupt):
+        own.look(cell, kill)
+    resumed = own.look(cell, kill)
+    assert sum(told) == COUNT
+    assert resumed.rows == whole.rows
+    assert np.abs(resumed.shown.astype(int) - whole.shown.astype(int)).max() <= 1
+
+
+def test_a_wave_in_parts_shifts_no_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory had no room for a wave, the run was killed after a part of it, and then there was room: for the rest."""
+    cell = Cell("pre-trained", 0.5, 2)
+    whole = experiment(tmp_path / "whole").look(cell)
+    own, (kill, told) = experiment(tmp_path / "killed"), killed_after(1)
+    call = Run._call
+
+    def crowded(run: Run, trees: Any, on_step: Any) -> Any:
+        if sum(len(tree.images) for tree in trees) == COUNT:
+            raise torch.OutOfMemoryError
+        return call(run, trees, on_step)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "_call", crowded)
+        with pytest.raises(KeyboardInterrupt):
+            own.look(cell, kill)
+    resumed = own.look(cell, kill)
+    assert told[0] < COUNT == sum(told)
+    assert resumed.rows == whole.rows
+    assert np.abs(resumed.shown.astype(int) - whole.shown.astype(int)).max() <= 1
+
+
+def test_all_parts_of_a_wave_are_as_good_as_the_wave(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cell, own = Cell("pre-trained", 0.5, 2), experiment(tmp_path)
+    kill, told = killed_after(3)
+    with monkeypatch.context() as patch:
+        patch.setattr("cotrunk.evaluation.experiment.WAVE", 3)
+        with pytest.raises(KeyboardInterrupt):
+            own.look(cell, kill)
+    assert sum(told) == COUNT
+    own.look(cell, lambda pictures: pytest.fail("pictures were made again"))
+
+
+def broken(own: Experiment, monkeypatch: pytest.MonkeyPatch, *images: int) -> None:
+    """Let these pictures of all cells come out as NaN."""
+    call = Run._call
+
+    def with_nan(run: Run, trees: Any, on_step: Any) -> Any:
+        wave = call(run, trees, on_step)
+        failed = tuple(image for image in wave.images if image in images)
+        for image in failed:
+            wave.output.images[wave.images.index(image)] = torch.nan
+        return dataclasses.replace(wave, failed=failed)
+
+    monkeypatch.setattr(Run, "_call", with_nan)
+
+
+def test_pictures_with_a_nan_are_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = experiment(tmp_path)
+    broken(own, monkeypatch, 0, 3)
+    seen = own.look(Cell("pre-trained", 0.5, 2))
+    assert seen.failed.tolist() == [True, False, False, True, False, False]
+    assert np.isnan(seen.diversity).tolist() == [True, False, True]  # of the first group one picture is left
+    broken(own, monkeypatch, *range(COUNT))
+    with pytest.raises(CotrunkError, match=r"Every picture of pre-trained-independent-2steps.* held a NaN"):
+        own.look(Cell("pre-trained", 0.0, 2))

@@ -1,0 +1,284 @@
+"""Reading prompt files: every format, and one clear sentence for every way a file can be wrong."""
+
+import io
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from cotrunk.cli.inputs import prompts_of
+from cotrunk.errors import CotrunkError
+from cotrunk.planning.prompts import PromptFile, read_prompts
+
+CAT_AND_DOG = ["a cat", "a dog, running"]
+
+
+@pytest.fixture
+def write(tmp_path: Path):
+    def write(name: str, content: str | bytes) -> Path:
+        path = tmp_path / name
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
+        return path
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("p.txt", "a cat\n\n  a dog, running  \n"),
+        ("no_suffix", "a cat\r\n\r\na dog, running"),
+        ("old_mac.TXT", "a cat\r\ra dog, running\r"),
+        ("bom.txt", b"\xef\xbb\xbfa cat\n \na dog, running\n"),
+        ("p.csv", 'id,prompt\n1,a cat\n2,\n3,"a dog, running"\n'),
+        ("bom.csv", b'\xef\xbb\xbfprompt,id\r\na cat,1\r\n"",2\r\n"a dog, running",3\r\n'),
+        ("blank_line.csv", 'id,prompt\n1,a cat\n\n3,"a dog, running"\n'),
+        ("p.tsv", "Prompt\tid\na cat\t1\n \t2\na dog, running\t3\n"),
+        ("p.jsonl", '"a cat"\n\n{"prompt": "a dog, running", "id": 2}\n'),
+        ("p.json", '[{"prompt": "a cat"}, "", "a dog, running"]'),
+    ],
+)
+def test_formats(write, name, content):
+    assert read_prompts(write(name, content)) == PromptFile(CAT_AND_DOG, blank=1)
+
+
+def test_parquet(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    path = tmp_path / "p.parquet"
+    parquet.write_table(pyarrow.table({"id": [1, 2, 3], "caption": ["a cat", " ", "a dog, running"]}), path)
+    assert read_prompts(path, "caption") == PromptFile(CAT_AND_DOG, blank=1)
+    with pytest.raises(CotrunkError, match=r"no column 'prompt'.*'id', 'caption'"):
+        read_prompts(path)
+    with pytest.raises(CotrunkError, match="row 1: the prompt is of type int"):
+        read_prompts(path, "id")
+    path.write_bytes(b"not parquet")
+    with pytest.raises(CotrunkError, match="not a readable parquet"):
+        read_prompts(path)
+
+
+def test_parquet_without_pyarrow(write, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)
+    with pytest.raises(CotrunkError, match=r"cotrunk\[parquet\]"):
+        read_prompts(write("p.parquet", b""))
+
+
+def test_standard_input(monkeypatch):
+    stdin = SimpleNamespace(buffer=io.BytesIO(b"a cat\na dog, running\n"))
+    monkeypatch.setattr("sys.stdin", stdin)
+    assert read_prompts(Path("-")).prompts == CAT_AND_DOG
+
+
+def test_duplicates_stay(write):
+    assert read_prompts(write("p.txt", "a\nb\na\n")).prompts == ["a", "b", "a"]
+
+
+def test_only_line_ends_separate_prompts(write):
+    prompts = ["a\x0bb", "c\u2028d\x85e"]
+    assert read_prompts(write("p.txt", "\n".join(prompts))).prompts == prompts
+
+
+def test_quoted_line_end_in_a_table(write):
+    assert read_prompts(write("p.csv", 'prompt\n"two\nlines"\n')).prompts == ["two\nlines"]
+
+
+def test_exact_column_wins_over_another_case(write):
+    assert read_prompts(write("p.csv", "Prompt,prompt\nno,yes\n")).prompts == ["yes"]
+    with pytest.raises(CotrunkError, match="no column"):
+        read_prompts(write("q.csv", "Prompt,PROMPT\nno,no\n"))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("p.txt", "", "holds no prompt"),
+        ("p.txt", " \n\t\n", "holds no prompt"),
+        ("p.csv", "prompt\n", "holds no prompt"),
+        ("p.csv", "", "no header line"),
+        ("p.csv", "id,prompt\n1,a cat\n2\n", "line 3: a row with 1 of 2 columns, none of them the prompt"),
+        ("p.csv", 'prompt,id\na cat,1\n"unclosed,2\na dog,3\n', "line 3: broken table .a quote is never closed."),
+        ("p.csv", 'prompt\n"two\nlines"\n"a" cat\n', "line 4: broken table"),
+        ("p.json", "", "holds no prompt"),
+        ("p.json", "[]", "holds no prompt"),
+        ("p.json", '{"prompt": "a cat"}', "not a JSON list"),
+        ("p.json", '["a cat",\n oops]', "line 2: broken JSON"),
+        ("p.json", '["a cat", 3]', "item 2: the prompt is of type int"),
+        ("p.json", "[" * 200_000, "JSON"),
+        ("p.jsonl", '"a cat"\n\n{"prompt": "a dog"\n', "line 3: broken JSON"),
+        ("p.jsonl", '"a cat"\n' + "9" * 5000 + "\n", "line 2: broken JSON"),
+        ("p.jsonl", '"a cat"\n{"prompt": null}\n', "line 2: the prompt is empty"),
+        ("p.jsonl", '"a cat"\n{"text": "a dog"}\n', "line 2, has no column 'prompt'.*'text'"),
+        ("p.jsonl", '"a cat"\n["a dog"]\n', "line 2: the prompt is of type list"),
+        ("p.jsonl", '"a cat"\n"half \\ud83d"\n', "line 2: .*Unicode"),
+        ("p.csv", "id,text\n1,a cat\n", "no column 'prompt'.*'id', 'text'"),
+        ("p.csv", 'prompt\n"' + "x" * 200_000 + '"\n', "broken table"),
+        ("p.txt", b"a cat\ncaf\xe9\n", "not UTF-8 .line 2"),
+        ("p.txt", "a cat\n".encode("utf-16"), "UTF-16"),
+        ("p.txt", b"\x89PNG\r\n\0\0", "binary"),
+    ],
+)
+def test_bad_files(write, name, content, message):
+    with pytest.raises(CotrunkError, match=message) as caught:
+        read_prompts(write(name, content))
+    assert name in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_folder_unreadable(tmp_path, write, monkeypatch):
+    with pytest.raises(CotrunkError, match="no file"):
+        read_prompts(tmp_path / "absent.txt")
+    with pytest.raises(CotrunkError, match="is a folder"):
+        read_prompts(tmp_path)
+
+    def refuse(*_):
+        raise PermissionError(13, "Permission denied")
+
+    path = write("p.txt", "a cat")
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(CotrunkError, match=r"Permission denied.: check its permissions"):
+        read_prompts(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("p.csv", "prompt\na red cat, flat style\na blue dog\n", "line 2: .*more cells than the 1 of .*comma"),
+        ("p.csv", "id,prompt\n1,a cat\n2,a red cat, flat style\n", "line 3: .*more cells than the 2"),
+        ("p.csv", 'prompt\n"two\nlines"\na cat, flat\n', "line 4: .*in double quotes"),
+        ("p.csv", "prompt,,\na red cat, flat style,\n", "line 2: .*more cells than the 1"),  # columns without a name
+        ("p.tsv", "prompt\na cat\tflat style\n", "line 2: .*holds a tab in double quotes"),
+        ("p.csv", "prompt,Prompt,prompt\na,b,c\n", "several columns 'prompt'"),
+    ],
+)
+def test_a_row_with_more_cells_than_the_header_is_named(write, name, content, message):
+    with pytest.raises(CotrunkError, match=message):
+        read_prompts(write(name, content))
+
+
+@pytest.mark.parametrize(
+    "content", ["prompt\na cat,,\n", "prompt,\na cat, \n", 'prompt,,\n"a cat",,,,\n', "id,prompt,\n7,a cat,\n\n,,,\n"]
+)
+def test_trailing_cells_that_are_empty_are_harmless(write, content):
+    assert read_prompts(write("p.csv", content)).prompts == ["a cat"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("prompt\na cat\n", "looks like a table, its first line names 'prompt': rename it to .csv or .tsv"),
+        ("id,Prompt,style\n1,a cat,flat\n", "looks like a table"),
+        ("id\tprompt\n1\ta cat\n", "looks like a table"),
+        ('"id";"prompt"\n1;a cat\n', "looks like a table"),
+        ('{"prompt": "a cat"}\n', "looks like JSON lines: rename it to .jsonl"),
+    ],
+)
+def test_text_that_is_none_is_named(write, content, message):
+    with pytest.raises(CotrunkError, match=message):
+        read_prompts(write("p.txt", content))
+
+
+@pytest.mark.parametrize("content", ["a cat, a prompt of a friend", "{a cat} in braces", '{"a cat"', "prompts\na cat"])
+def test_text_that_only_resembles_a_table_is_text(write, content):
+    assert read_prompts(write("p.txt", content)).prompts == content.split("\n")
+
+
+def test_text_has_no_columns(write):
+    with pytest.raises(CotrunkError, match=r"p\.txt is text, which has no column 'caption'"):
+        read_prompts(write("p.txt", "a cat"), "caption")
+
+
+@pytest.mark.parametrize("suffix", ["txt", "csv", "jsonl", "json", "parquet"])
+def test_a_path_that_cannot_be_is_one_sentence(suffix):
+    for name in ("x" * 5000, "x/" * 3000 + "x", "a\0b"):
+        with pytest.raises(CotrunkError, match=r"cannot be read|no file"):
+            read_prompts(Path(f"{name}.{suffix}"))
+
+
+def test_a_parquet_with_broken_text(tmp_path):
+    pa = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    broken = pa.StringArray.from_buffers(2, pa.py_buffer(b"\1\0\0\0\2\0\0\0\4\0\0\0"), pa.py_buffer(b"aa\xed\xa0"))
+    path = tmp_path / "p.parquet"
+    parquet.write_table(pa.table({"prompt": broken, "b.c": ["x", "y"]}), path)
+    with pytest.raises(CotrunkError, match=r"p\.parquet, row 2: the prompt is not UTF-8"):
+        read_prompts(path)
+    assert read_prompts(path, "b.c").prompts == ["x", "y"]
+    twice = pa.Table.from_arrays([pa.array(["a"]), pa.array(["b"])], names=["prompt", "prompt"])
+    parquet.write_table(twice, path)
+    with pytest.raises(CotrunkError, match="several columns 'prompt'"):
+        read_prompts(path)
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(CotrunkError, match="not a readable parquet"):
+        read_prompts(path)
+
+
+@pytest.mark.skipif(not Path("/dev/zero").exists(), reason="no devices here")
+@pytest.mark.parametrize("device", ["/dev/zero", "/dev/urandom", "/dev/null"])
+def test_a_device_is_no_file(device, tmp_path):
+    for name in ("link", "link.csv", "link.parquet"):
+        (tmp_path / name).symlink_to(device)
+        with pytest.raises(CotrunkError, match=r"(it is|is a pipe or) a device"):
+            read_prompts(tmp_path / name)
+
+
+def test_what_never_ends_is_read_to_a_limit(monkeypatch, write):
+    class Endless(io.RawIOBase):
+        def read(self, size=-1):
+            return b"a cat\n" * (size // 6)
+
+    monkeypatch.setattr("cotrunk.files.LIMIT", 2**22)
+    monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=Endless()))
+    with pytest.raises(CotrunkError, match=r"Standard input cannot be read \(it is longer than 4 MiB\)"):
+        read_prompts(Path("-"))
+    with pytest.raises(CotrunkError, match=r"p\.txt cannot be read \(it is longer than 4 MiB\)"):
+        read_prompts(write("p.txt", b"a" * (2**22 + 1)))
+
+
+def test_a_pipe_is_read(tmp_path):
+    import os
+    import threading
+
+    os.mkfifo(tmp_path / "pipe")
+    writer = threading.Thread(target=lambda: (tmp_path / "pipe").write_text("a cat\na dog, running\n"))
+    writer.start()
+    assert read_prompts(tmp_path / "pipe").prompts == CAT_AND_DOG
+    writer.join()
+    os.mkfifo(tmp_path / "pipe.parquet")
+    with pytest.raises(CotrunkError, match="is a pipe or a device"):
+        read_prompts(tmp_path / "pipe.parquet")
+
+
+def test_closed_standard_input(monkeypatch):
+    monkeypatch.setattr("sys.stdin", None)
+    with pytest.raises(CotrunkError, match="Standard input is closed"):
+        read_prompts(Path("-"))
+
+
+def test_json_lines_round_trip(write):
+    prompts = ["naïve café", "日本の庭", "emoji 🦊", 'quote " and , comma']
+    content = "\n".join(json.dumps({"prompt": prompt}) for prompt in prompts)
+    assert read_prompts(write("p.jsonl", content)).prompts == prompts
+
+
+@pytest.mark.parametrize("prompt", ["a cat." + "x" * 300, "Кот. " + "и" * 137, "a\0cat.txt"])
+def test_a_prompt_that_can_be_no_name_of_a_file_is_a_prompt(prompt):
+    """The limit of a name is one of bytes."""
+    assert prompts_of([prompt], None, "prompt") == [prompt]
+
+
+def test_a_file_given_as_a_prompt_is_named(write):
+    path = str(write("p.txt", "a cat"))
+    with pytest.raises(CotrunkError, match=r"is a file: give its prompts with --prompts"):
+        prompts_of(["a dog", path], None, "prompt")
+
+
+def test_import_is_light():
+    import subprocess
+    import sys
+
+    heavy = "{'torch', 'diffusers', 'transformers', 'scipy', 'numpy'}"
+    code = f"import sys, cotrunk.prompts; sys.exit(bool({heavy} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

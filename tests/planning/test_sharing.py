@@ -1,0 +1,154 @@
+"""From groups to trees: branch points, seeds, the three modes."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cotrunk import CotrunkError, Plan, Sharing, make_plan
+from cotrunk.planning.sharing import branch_point
+
+shares = st.floats(0, 0.99)
+cosines = st.floats(-1, 1)
+
+
+@given(share=shares, threshold=st.floats(-1, 0.99), a=cosines, b=cosines, timesteps=st.integers(1, 100))
+def test_branch_point_is_monotone_and_never_past_the_share(
+    share: float, threshold: float, a: float, b: float, timesteps: int
+) -> None:
+    for mode in ("flat", "adaptive", "tree"):
+        for order in (1, 2):
+            sharing = Sharing(share=share, mode=mode)
+            loose, tight = (branch_point(sharing, threshold, s, timesteps, order) for s in sorted((a, b)))
+            assert 0 <= loose <= tight <= share * timesteps + 1e-6
+            assert loose % order == tight % order == 0
+
+
+def test_branch_point_of_the_paper() -> None:
+    assert branch_point(Sharing(share=0.3), 0.5, 0.6, 30) == 9
+    assert branch_point(Sharing(share=0.29), 0.5, 0.6, 100) == 29
+    assert branch_point(Sharing(share=0.3, mode="adaptive"), 0.5, 0.5, 40) == 6
+    assert branch_point(Sharing(share=0.3, mode="adaptive"), 0.5, 1.0, 40) == 12
+    assert branch_point(Sharing(share=0.3, mode="tree"), 0.5, 0.75, 40) == 6
+    assert branch_point(Sharing(share=0.3), 0.5, 0.6, 59, 2) == 16
+
+
+@st.composite
+def unit_vectors(draw: st.DrawFn) -> np.ndarray:
+    n, seed = draw(st.integers(1, 12)), draw(st.integers(0, 1000))
+    rng = np.random.default_rng(seed)
+    vectors = rng.normal(size=(n, 3)) + draw(st.floats(0, 2))
+    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+
+
+def planned(vectors: np.ndarray, **facts: Any) -> Plan:
+    settings = {"share": 0.4, "mode": "flat", "max_group": 5, **facts.pop("sharing", {})}
+    kwargs: dict[str, Any] = {"steps": 20, **facts}
+    prompts = kwargs.pop("prompts", [f"prompt {i}" for i in range(len(vectors))])
+    return make_plan(prompts, vectors, Sharing(**settings), kwargs.pop("threshold", 0.6), **kwargs)
+
+
+@given(vectors=unit_vectors(), mode=st.sampled_from(["flat", "adaptive", "tree"]), images=st.integers(1, 3))
+def test_any_plan_is_sound_and_every_level_keeps_the_clique_rule(vectors: np.ndarray, mode: str, images: int) -> None:
+    plan = planned(vectors, sharing={"mode": mode}, images_per_prompt=images)
+    plan.check()
+    cosines = vectors.astype(float) @ vectors.astype(float).T
+    for tree in plan.trees:
+        for node in tree.nodes():
+            own = [plan.prompt_of(image) for image in node.images]
+            assert len(set(own)) == len(own) <= 5
+            if len(own) > 1:
+                smallest = min(cosines[i, j] for i in own for j in own if i != j)
+                assert smallest >= 0.6 - 1e-5
+                assert node.similarity == pytest.approx(smallest, abs=1e-5)
+
+
+@given(vectors=unit_vectors())
+def test_the_saving_of_flat_sharing_is_the_papers(vectors: np.ndarray) -> None:
+    plan = planned(vectors)
+    assert plan.cost.saving == pytest.approx(0.4 * (1 - len(plan.trees) / len(vectors)))
+
+
+@given(vectors=unit_vectors(), mode=st.sampled_from(["flat", "adaptive", "tree"]), seed=st.integers(0, 99))
+def test_order_of_prompts_changes_no_seed_and_no_group(vectors: np.ndarray, mode: str, seed: int) -> None:
+    order = np.random.default_rng(seed).permutation(len(vectors))
+    texts = [f"prompt {i}" for i in range(len(vectors))]
+    plain = planned(vectors, sharing={"mode": mode})
+    mixed = planned(vectors[order], sharing={"mode": mode}, prompts=[texts[i] for i in order])
+    assert mixed.seeds == tuple(plain.seeds[i] for i in order)
+    assert mixed.cost == plain.cost
+
+    def by_text(plan: Plan) -> set[frozenset[str]]:
+        return {frozenset(plan.prompts[i] for i in tree.images) for tree in plan.trees}
+
+    assert by_text(plain) == by_text(mixed)
+
+
+def test_images_of_a_prompt_and_duplicates_start_from_other_noise() -> None:
+    vectors = np.eye(2, dtype=np.float32)[[0, 0, 1]]
+    plan = planned(vectors, prompts=["a", "a", "b"], images_per_prompt=2)
+    assert len(set(plan.seeds)) == 6
+    assert all(len(tree.images) == 1 for tree in plan.trees)
+
+
+@given(seed=st.integers(0, 99))
+def test_which_of_the_prompts_that_read_alike_shares_does_not_depend_on_the_order(seed: int) -> None:
+    vectors = np.eye(2, dtype=np.float32)[[0, 0, 0, 1]]
+    prompts, conditions = ["owl", "fox", "a tiger", "a ship"], ["unknown", "unknown", "a tiger", "a ship"]
+    order = np.random.default_rng(seed).permutation(4)
+    mixed = planned(vectors[order], prompts=[prompts[i] for i in order], conditions=[conditions[i] for i in order])
+    together = [{mixed.prompts[i] for i in tree.images} for tree in mixed.trees if len(tree.images) > 1]
+    assert together == [{"a tiger", "fox"}]
+    assert len(set(mixed.seeds)) == 3
+
+
+def test_seeds_of_the_user_are_kept() -> None:
+    vectors = np.eye(3, dtype=np.float32)
+    assert planned(vectors, seed=[5, 6, 5]).seeds == (5, 6, 5)
+    with pytest.raises(CotrunkError, match="2 seeds for 3 prompts"):
+        planned(vectors, seed=[1, 2])
+
+
+def test_similar_prompts_above_the_upper_limit_stay_apart() -> None:
+    vectors = np.array([[1, 0], [0.8, 0.6], [1, 0.01]], dtype=np.float64)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    groups = [tree.images for tree in planned(vectors, sharing={"max_similarity": 0.9}).trees]
+    assert not any({0, 2} <= set(group) for group in groups)
+    assert max(map(len, groups)) == 2
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"share": 1.0}, "share 1.0 is out of range"),
+        ({"share": -0.1}, "share -0.1 is out of range"),
+        ({"share": math.nan}, "share nan is out of range"),
+        ({"similarity": math.nan}, "similarity nan is out of range"),
+        ({"similarity": 1.5}, "similarity 1.5 is out of range"),
+        ({"similarity": "high"}, "neither 'auto' nor a number"),
+        ({"similarity": 0.8, "max_similarity": 0.7}, "leaves nothing above"),
+        ({"max_group": 0}, "max_group 0"),
+        ({"max_group": 2.5}, "max_group 2.5"),
+        ({"max_group": "5"}, "max_group 5"),
+        ({"mode": "star"}, "Unknown mode 'star'"),
+    ],
+)
+def test_bad_settings_are_named(settings: dict[str, Any], says: str) -> None:
+    with pytest.raises(CotrunkError, match=says):
+        Sharing(**settings)
+
+
+def test_numbers_of_numpy_are_numbers(tmp_path: Path) -> None:
+    sharing = Sharing(share=np.float32(0.25), similarity=np.float64(0.5), max_group=3)
+    assert type(sharing.share) is type(sharing.similarity) is float
+    planned(np.eye(3), sharing={"share": np.float32(0.25)}).save(tmp_path / "plan.json")
+
+
+def test_a_tree_of_a_thousand_equal_prompts() -> None:
+    vectors = np.ones((1200, 2)) / math.sqrt(2)
+    (tree,) = planned(vectors, sharing={"mode": "tree", "max_group": None}).trees
+    assert len(tree.children) == 1200

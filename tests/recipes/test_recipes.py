@@ -1,0 +1,114 @@
+"""The commands that recipes name exist, with the options that they are given."""
+
+import importlib
+import re
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from command import cotrunk
+from test_experiment import JUDGES
+
+from cotrunk.evaluation.experiment import Cell
+from cotrunk.evaluation.metrics import Change, Figure
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+
+
+def commands(text: str) -> list[tuple[str, list[str]]]:
+    """(command, options) of every `cotrunk ...` in the code blocks of a text."""
+    found = []
+    for block in re.findall(r"```\n(.*?)```", text, re.S):
+        for line in block.replace("\\\n", " ").splitlines():
+            if match := re.search(r"\bcotrunk (dataset|train|evaluate|generate|tune|plan)\b(.*)", line):
+                found.append((match[1], re.findall(r"(--[a-z-]+)", match[2])))
+    return found
+
+
+@pytest.mark.parametrize("recipe", ["sage-sd15"])
+def test_commands_have_the_options_they_are_given(recipe: str) -> None:
+    asked = commands((RECIPES / recipe / "README.md").read_text(encoding="utf-8"))
+    assert {"dataset", "train", "evaluate"} <= {name for name, _ in asked}
+    for name, options in asked:
+        known = re.findall(r"(--[a-z-]+)", cotrunk(name, "--help").out)
+        assert set(options) <= set(known), (name, set(options) - set(known))
+
+
+@pytest.fixture
+def sage_mini(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """The scripts of recipes/sage-mini can be imported; what else is to be patched."""
+    monkeypatch.syspath_prepend(RECIPES / "sage-mini")
+    for name in ("run", "alignment", "split", "trials", "unchosen"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    return monkeypatch
+
+
+@pytest.mark.parametrize("seen", [[], ["--seen"]])
+def test_sage_mini_asks_for_options_that_are_there(
+    sage_mini: pytest.MonkeyPatch, tmp_path: Path, seen: list[str]
+) -> None:
+    run = importlib.import_module("run")
+    asked: list[list[str]] = []
+    sage_mini.setattr(run, "cotrunk", lambda *arguments: asked.append([str(part) for part in arguments]))
+    sage_mini.setattr(run, "export", lambda *_: None)
+    results = tmp_path / "build" / "results"
+    (results / "cells").mkdir(parents=True)
+    (results / "cells" / "one.npz").write_text("")
+    (results / "results.json").write_text("{}")
+    docs = tmp_path / "docs"
+    sage_mini.setattr(sys, "argv", ["run.py", *seen, "--out", str(tmp_path / "build"), "--results", str(docs)])
+    run.main()
+    assert [name for name, *_ in asked] == ["dataset"] * 2 + ["train"] * 3 + ["evaluate"] * 2
+    for name, *arguments in asked:
+        known = re.findall(r"(--[a-z-]+)", cotrunk(name, "--help").out)
+        assert {part for part in arguments if part.startswith("--")} <= set(known)
+    groups = tmp_path / "build" / ("seen-groups" if seen else "train-groups")
+    assert [arguments[1] for arguments in asked if arguments[0] == "train"] == [str(groups)] * 3
+    assert [file.name for file in (docs / ("seen" if seen else "") / "table").iterdir()] == ["results.json"]
+    assert not (results / "results.json").exists()  # nothing of one evaluation is taken for the other's
+
+
+def test_trials_ask_for_options_that_are_there(sage_mini: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    trials = importlib.import_module("trials")
+    asked: list[list[str]] = []
+    sage_mini.setattr(trials, "command", lambda: asked.append(sys.argv[1:]))
+    sage_mini.setattr(sys, "argv", ["trials.py", "--part", "train", "--out", str(tmp_path)])
+    trials.main()
+    known = set(re.findall(r"(--[a-z-]+)", cotrunk("train", "--help").out))
+    assert len(asked) == len(trials.TRIALS)
+    assert all({part for part in own if part.startswith("--")} <= known for own in asked)
+    assert len({own[own.index("--out") + 1] for own in asked}) == len(asked)
+
+
+def test_what_was_chosen_is_compared_on_groups_that_did_not_choose_it(
+    sage_mini: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    unchosen = importlib.import_module("unchosen")
+    compared: list[tuple[list[Cell], list[Cell], range]] = []
+
+    def compare(this: list[Cell], other: list[Cell], groups: range) -> dict[str, Change]:
+        compared.append((this, other, groups))
+        return {measure: Change(Figure(0, 0, 0), Figure(0, 0, 0)) for measure in ("frechet", "alignment", "diversity")}
+
+    experiment = SimpleNamespace(groups=[[0, 1]] * (unchosen.CHOSEN + 3), rows=lambda cell: 10 - 5 * cell.share)
+    measures = SimpleNamespace(experiment=experiment, compare=compare)
+    sage_mini.setattr(unchosen, "measures_of", lambda *_: (measures, JUDGES))
+    sage_mini.setattr(sys, "argv", ["unchosen.py", "--results", str(tmp_path)])
+    unchosen.main()
+    assert {tuple(groups) for _, _, groups in compared} == {tuple(unchosen.CHOSEN + number for number in range(3))}
+    assert all(cell.model == unchosen.BEST and cell.share for this, _, _ in compared for cell in this)
+    assert all([cell.seed for cell in cells] == [0, 1] for *both, _ in compared for cells in both)
+    assert (
+        "| sage-trunk, shared 40%, 30 steps | standard, shared 40%, 30 steps |"
+        in (tmp_path / "differences.md").read_text()
+    )
+
+
+def test_one_member_can_stand_for_the_mean_picture(sage_mini: pytest.MonkeyPatch) -> None:
+    trials = importlib.import_module("trials")
+    folding = trials.First([0, 0, 2], 3, torch.device("cpu"))
+    latents, condition = torch.randn(3, 4, 2, 2), torch.randn(3, 5, 6)
+    assert torch.equal(folding.mean(latents), latents[[0, 2]])
+    assert torch.allclose(folding.mean(condition)[0], condition[:2].mean(dim=0), atol=1e-6)

@@ -1,0 +1,101 @@
+"""The gaps that are laid out over a run before it begins."""
+
+import itertools
+import math
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cotrunk.pipelines.noise_schedule import NoiseSchedule
+from cotrunk.skipping.gaps import LEVELS, Gaps, Nodes
+
+
+def flow(steps: int) -> NoiseSchedule:
+    sigmas = [1 - step / steps for step in range(steps)]
+    timesteps = tuple(1000 * sigma for sigma in sigmas)
+    return NoiseSchedule("flow", tuple((1 - s, s) for s in sigmas), timesteps, 1000.0, divided=False)
+
+
+def gaps(steps: int, longest: int = 100, knots: int = 2, allowed: Any = lambda times, time: True) -> Gaps:
+    return Gaps(flow(steps), steps - 1, longest, knots, allowed)
+
+
+def walk(own: Gaps, limit: float) -> list[int]:
+    """The steps that are computed."""
+    nodes: Nodes = (0,)
+    computed = [0]
+    while computed[-1] < own.stop:
+        computed.append(own.next(nodes, limit))
+        nodes = (computed[-1], *nodes)[: own.knots]
+    return computed
+
+
+def cost(own: Gaps, computed: list[int], gap: int) -> float:
+    """Of the gap before the computed step of this number, from the law itself."""
+    nodes = tuple(reversed(computed[:gap]))[: own.knots]
+    inside = range(computed[gap - 1] + 1, computed[gap])
+    weights = (own.schedule.drift(step) / math.sqrt(max(own.schedule.levels[step][1], 0.1)) for step in inside)
+    return sum(weight * own.expected_miss(nodes, step) for weight, step in zip(weights, inside, strict=True))
+
+
+@settings(max_examples=30, deadline=None)
+@given(steps=st.integers(2, 60), limit=st.floats(1e-4, 1.0), knots=st.integers(1, 3))
+def test_no_gap_costs_more_than_the_limit(steps: int, limit: float, knots: int) -> None:
+    own = gaps(steps, knots=knots)
+    computed = walk(own, limit)
+    assert computed[-1] == steps - 1
+    assert all(early < late for early, late in itertools.pairwise(computed))
+    assert all(cost(own, computed, gap) <= limit * (1 + 1e-9) for gap in range(1, len(computed)))
+
+
+@settings(max_examples=30, deadline=None)
+@given(steps=st.integers(4, 60), limit=st.floats(1e-3, 0.3), more=st.floats(1 + 2 / LEVELS, 4))
+def test_a_higher_limit_takes_no_more_evaluations(steps: int, limit: float, more: float) -> None:
+    own = gaps(steps)
+    assert len(walk(own, limit * more)) <= len(walk(own, limit))
+
+
+@pytest.mark.parametrize("knots", [1, 2])
+def test_the_last_gap_is_no_waste(knots: int) -> None:
+    """Each gap as long as the limit lets it be would leave one of any length for the end."""
+    own, lasts = gaps(50, knots=knots), []
+    for limit in (0.01, 0.015, 0.02, 0.03, 0.04, 0.06):
+        computed = walk(own, limit)
+        costs = [cost(own, computed, gap) for gap in range(1, len(computed))]
+        lasts.append(costs[-1] / (sum(costs) / len(costs)))
+    assert sum(lasts) / len(lasts) > 0.5
+
+
+def test_limits_of_nothing_compute_everything_and_no_limit_nothing() -> None:
+    assert walk(gaps(12), 0.0) == walk(gaps(12), math.nan) == list(range(12))
+    assert walk(gaps(12), 1e308) == [0, 11]
+    assert walk(gaps(12, longest=3), 1e9) == [0, 4, 8, 11]
+
+
+def test_a_prediction_that_is_not_to_be_made_ends_a_gap() -> None:
+    schedule, far = flow(12), 0.5
+    computed = walk(gaps(12, allowed=lambda times, time: times[0] - time < far), 1e9)
+    for early, late in itertools.pairwise(computed):
+        assert late == early + 1 or schedule.time(early) - schedule.time(late - 1) < far
+        assert late == 11 or schedule.time(early) - schedule.time(late) >= far
+
+
+def test_equal_times_are_no_two_nodes() -> None:
+    levels = tuple((math.sqrt(1 - s * s), s) for s in (1.0, 1.0, 0.8, 0.6, 0.3))
+    schedule = NoiseSchedule("epsilon", levels, (4.0, 4.0, 3.0, 2.0, 1.0), 1000.0, divided=False)
+    own = Gaps(schedule, 4, 9, 2, lambda *_: True)
+    assert own.next((1, 0), 1e9) == own.next((1,), 1e9) == 4
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "sample", "v_prediction"])
+def test_errors_of_all_kinds_compare_as_velocities(kind: str) -> None:
+    """An error of the data by d is one of the velocity by d / sigma, whatever the model predicts."""
+    import torch
+
+    levels = ((0.6, 0.8),)
+    schedule = NoiseSchedule(kind, levels, (500.0,), 1000.0, divided=False)
+    sample, data = torch.tensor([0.3]), torch.tensor([0.7])
+    outputs = [schedule.output_for(0, sample, data + wrong) for wrong in (0.0, 0.01)]
+    assert float((outputs[1] - outputs[0]).abs()) * schedule.velocity(0) == pytest.approx(0.01 / 0.8, rel=1e-2)

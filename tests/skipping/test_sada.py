@@ -1,0 +1,172 @@
+"""The rule "released" beside the authors' rule, which is written down here once more as one plain loop.
+
+The loop follows what their code does for one image (sada-icml, July 2025: skipping from step 10 to 47 of 50, a
+polynomial from step 24 on), with the solvers' updates written out. It uses nothing of `cotrunk.sada`.
+"""
+
+import math
+from dataclasses import dataclass, field
+
+import pytest
+import torch
+from analytic import SCHEDULERS, SIZE, ideal, sample
+from torch import Tensor
+
+from cotrunk import Skipping
+from cotrunk.pipelines.noise_schedule import read_schedule
+
+STEPS, START, STOP, EVERY, IN_A_ROW, TERMS = 50, 10, 47, 4, 4, 4
+SEEDS = range(4)
+CASES = [(solver, kind) for kind in ("epsilon", "v_prediction", "flow") for solver in ("dpm++2m", "euler")]
+CASES.append(("ddim", "epsilon"))  # their code does not know it: DPM++ of first order
+
+
+@dataclass
+class Authors:
+    """One image under the authors' rule.
+
+    Attributes:
+        solver, kind: as in `analytic.SCHEDULERS`.
+        computed: for each step, whether the denoiser ran.
+        x: where the solver is, in its own coordinates: divided by alpha with Euler, unless it follows a flow.
+    """
+
+    solver: str
+    kind: str
+    computed: list[bool] = field(default_factory=list)
+
+    def run(self, seed: int) -> "Authors":
+        scheduler = SCHEDULERS[self.solver, self.kind]()
+        scheduler.set_timesteps(STEPS)
+        self.scheduler, self.schedule = scheduler, read_schedule(scheduler, scheduler.timesteps.tolist())
+        if self.solver == "ddim":
+            signal = scheduler.alphas_cumprod[scheduler.timesteps].double()
+            self.sigmas = [*((1 - signal) / signal).sqrt().tolist(), 0.0]
+        else:
+            self.sigmas = scheduler.sigmas.tolist()
+        noise = torch.randn(1, SIZE, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        self.x = noise * float(getattr(scheduler, "init_noise_sigma", 1.0))
+        self.before: Tensor | None = None  # the data prediction of the step before
+        (self.flow if self.kind == "flow" else self.diffusion)()
+        return self
+
+    def levels(self, step: int) -> tuple[float, float]:
+        """(alpha, sigma) of the sample alpha * data + sigma * noise."""
+        sigma = self.sigmas[step]
+        return (1 - sigma, sigma) if self.kind == "flow" else (1 / math.hypot(1, sigma), sigma / math.hypot(1, sigma))
+
+    def denoiser(self, step: int) -> Tensor:
+        self.computed.append(True)
+        divided = self.solver == "euler" and self.kind != "flow"
+        return ideal(self.schedule, step, self.x * self.schedule.levels[step][0] if divided else self.x)
+
+    def solve(self, step: int, data: Tensor) -> Tensor:
+        """Where the solver goes with this data prediction."""
+        if self.solver == "euler":
+            now, then = self.sigmas[step], self.sigmas[step + 1]
+            return self.x + (then - now) * (self.x - data) / now
+        if step + 1 == STEPS:
+            return data  # no noise is left
+        (alpha, sigma), trend = self.levels(step), torch.zeros_like(data)
+        alpha_next, sigma_next = self.levels(step + 1)
+        h = math.log(alpha_next / sigma_next) - math.log(alpha / sigma)
+        if self.before is not None and self.solver != "ddim":
+            alpha_before, sigma_before = self.levels(step - 1)
+            h_before = math.log(alpha / sigma) - math.log(alpha_before / sigma_before)
+            trend = (data - self.before) * h / (2 * h_before)
+        return sigma_next / sigma * self.x - alpha_next * math.expm1(-h) * (data + trend)
+
+    def diffusion(self) -> None:
+        """Stable Diffusion's path."""
+        euler, gradients, nodes = self.solver == "euler", list[Tensor](), list[tuple[int, Tensor]]()
+        planned: Tensor | None = None  # the data prediction that stands in for a skipped step
+        output = torch.zeros(0)
+        in_a_row = 0
+        for step in range(STEPS):
+            (alpha, sigma), x = self.levels(step), self.x
+            undivided = x * alpha if euler else x
+            if planned is None:
+                output = self.denoiser(step)
+                data = self.data_of(step, undivided, output)
+            else:  # the output stays the last computed one
+                self.computed.append(False)
+                data = planned
+            if step % EVERY == 1:
+                nodes = [*nodes, (step, data / alpha if euler else data)][-TERMS:]
+            new = self.solve(step, data)
+            rate = STEPS * float(self.scheduler.betas[int(self.scheduler.timesteps[step])]) / 2
+            of_noise, of_velocity = output / sigma - undivided, alpha / sigma * output
+            gradient = rate * (of_noise if self.kind == "epsilon" else of_velocity)
+            planned = None
+            if len(gradients) == 2:
+                earlier, latest = gradients
+                guess = undivided - (0.625 * gradient + 0.75 * latest - 0.375 * earlier) / STEPS
+                if euler:
+                    guess = guess / self.levels(step + 1)[0]
+                criterion = float(((new - guess) * (gradient - 2 * latest + earlier)).mean())
+                by_criterion = criterion <= 0 and START <= step < 24
+                by_pattern = step % EVERY != 0 and 24 <= step < STOP
+                if in_a_row < IN_A_ROW and (by_criterion or by_pattern):
+                    in_a_row += 1
+                    planned = (
+                        self.polynomial(nodes, step + 1) if by_pattern else self.reused(step + 1, guess, new, output)
+                    )
+                else:
+                    in_a_row = 0
+            gradients = [*gradients, gradient][-2:]
+            self.x, self.before = new, data
+
+    def data_of(self, step: int, x: Tensor, output: Tensor) -> Tensor:
+        alpha, sigma = self.levels(step)
+        return (x - sigma * output) / alpha if self.kind == "epsilon" else alpha * x - sigma * output
+
+    def reused(self, step: int, guess: Tensor, new: Tensor, output: Tensor) -> Tensor:
+        """The data that the last output predicts at the next step: from the extrapolated sample, but for a velocity
+        with Euler from the one where the solver is."""
+        alpha = self.levels(step)[0] if self.solver == "euler" else 1.0
+        at = new if self.solver == "euler" and self.kind == "v_prediction" else guess
+        return self.data_of(step, alpha * at, output)
+
+    def polynomial(self, nodes: list[tuple[int, Tensor]], step: int) -> Tensor:
+        total = torch.zeros_like(self.x)
+        for at, value in nodes:
+            total += value * math.prod((step - other) / (at - other) for other, _ in nodes if other != at)
+        return total * self.levels(step)[0] if self.solver == "euler" else total
+
+    def flow(self) -> None:
+        """Flux's path."""
+        velocities, skips, in_a_row = list[Tensor](), False, 0
+        for step in range(STEPS):
+            if skips:
+                self.computed.append(False)
+                # what the denoiser's cache holds is the last output, entered as one more
+                velocities.append(velocities[-1])
+                velocity = 2 * velocities[-2] - velocities[-3]
+                criterion = 0.0  # -(velocity - last) + (last - before), by the line above: the code gets its rounding
+            else:
+                velocities.append(self.denoiser(step))
+                velocity = velocities[-1]
+                bend = velocities[-1] - 2 * velocities[-2] + velocities[-3] if step > 1 else torch.ones(1)
+                criterion = -float(bend.mean())
+            data = self.x - self.sigmas[step] * velocity
+            self.x, self.before = self.solve(step, data), data
+            wanted = criterion <= 0 if step < 20 else step % EVERY != 0
+            skips = wanted and START <= step < STOP and in_a_row < IN_A_ROW
+            in_a_row = in_a_row + 1 if skips else 0
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("case", CASES, ids="-".join)
+def test_released_is_the_authors_rule(case: tuple[str, str], seed: int) -> None:
+    """One image a run: their code takes one decision for a batch."""
+    theirs = Authors(*case).run(seed)
+    ours = sample(SCHEDULERS[case](), STEPS, Skipping(rule="released"), seeds=range(seed, seed + 1))
+    assert [computed for (computed,) in ours.computed] == theirs.computed
+    assert 21 <= sum(theirs.computed) < 36
+    torch.testing.assert_close(ours.samples, theirs.x, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("case", CASES, ids="-".join)
+def test_the_images_decide_differently(case: tuple[str, str]) -> None:
+    """Else the comparison above could not tell the criterion from a pattern."""
+    assert len({tuple(Authors(*case).run(seed).computed) for seed in SEEDS}) > 1

@@ -1,0 +1,354 @@
+"""Skipping on a model that is known exactly: what is predicted, what is decided, and what it is worth."""
+
+import functools
+import math
+import statistics
+from typing import Any, get_args
+
+import pytest
+import torch
+from analytic import SCHEDULERS, SIZE, Sampled, decibels, guided, sample
+from torch import Tensor
+
+from cotrunk import CotrunkError, Skipping
+from cotrunk.pipelines.noise_schedule import NoiseSchedule, read_schedule
+from cotrunk.settings import Rule
+from cotrunk.skipping.sada import Sada
+from cotrunk.skipping.trajectories import LARGE, History, Trajectories, lagrange
+
+RULES = [Skipping(rule=rule) for rule in get_args(Rule)]
+EVERY = pytest.mark.parametrize("case", SCHEDULERS, ids="-".join)
+
+
+def named(skipping: Skipping) -> str:
+    return f"{skipping.rule}-{skipping.tolerance:g}"
+
+
+def run(case: tuple[str, str], skipping: Skipping | None = None, steps: int = 50, **arguments: object) -> Sampled:
+    return sample(SCHEDULERS[case](), steps, skipping, **arguments)
+
+
+@functools.cache
+def plain(case: tuple[str, str], steps: int = 50) -> Tensor:
+    return run(case, steps=steps).samples
+
+
+@EVERY
+@pytest.mark.parametrize("steps", [8, 15, 25, 30, 50])
+def test_tolerance_zero_computes_every_step(case: tuple[str, str], steps: int) -> None:
+    skipped = run(case, Skipping(tolerance=0), steps)
+    assert all(map(all, skipped.computed))
+    assert torch.equal(skipped.samples, plain(case, steps))
+
+
+@EVERY
+@pytest.mark.parametrize("skipping", [Skipping(tolerance=1e9), *RULES], ids=named)
+@pytest.mark.parametrize("steps", [1, 3, 8, 15, 20, 25, 30, 50])
+def test_the_first_steps_and_the_last_are_computed(case: tuple[str, str], skipping: Skipping, steps: int) -> None:
+    ran = run(case, skipping, steps)
+    assert all(map(all, ran.computed[: 1 if skipping.rule == "error" else 3]))
+    assert all(ran.computed[-1])
+    assert ran.samples.isfinite().all()
+
+
+@EVERY
+@pytest.mark.parametrize("prediction", ["damped", "linear", "quadratic"])
+def test_an_output_that_is_a_polynomial_in_time_is_predicted_exactly(case: tuple[str, str], prediction: str) -> None:
+    direction = torch.linspace(-1, 1, 32, dtype=torch.float64)
+
+    def polynomial(schedule: NoiseSchedule, step: int, x: Tensor) -> Tensor:
+        time = schedule.time(step)
+        return (direction * time + (prediction == "quadratic") * time**2 + 0.3).expand_as(x)
+
+    full = run(case, model=polynomial)
+    skipped = run(case, Skipping(rule="fixed", every=4, prediction=prediction), model=polynomial)
+    assert skipped.evaluations < 20
+    assert decibels(skipped.samples, full.samples) > 110  # rounding: some schedulers keep float32
+
+
+@EVERY
+def test_no_tolerance_gives_the_longest_gaps(case: tuple[str, str]) -> None:
+    ran = run(case, Skipping(tolerance=1e9, longest=4))
+    gaps = "".join("x" if step[0] else "." for step in ran.computed)
+    assert "...." in gaps
+    assert "....." not in gaps
+
+
+@EVERY
+@pytest.mark.parametrize("skipping", [Skipping(0.003), *RULES, Skipping(0.1)], ids=named)
+def test_an_image_alone_is_the_image_in_a_batch_of_16(case: tuple[str, str], skipping: Skipping) -> None:
+    together = run(case, skipping, seeds=range(16))
+    for seed in (0, 7, 15):
+        alone = run(case, skipping, seeds=range(seed, seed + 1))
+        assert [step[seed] for step in together.computed] == [step[0] for step in alone.computed]
+        torch.testing.assert_close(together.samples[seed], alone.samples[0])
+
+
+@EVERY
+def test_skipping_beats_fewer_steps_reuse_and_the_best_pattern_of_others(case: tuple[str, str]) -> None:
+    full = plain(case)
+    for tolerance in (0.003, 0.01):
+        ours = run(case, Skipping(tolerance=tolerance))
+        steps = math.ceil(ours.evaluations)
+        assert decibels(ours.samples, full) > decibels(plain(case, steps), full) + 1
+        for every in (2, 3, 4, 6):  # not quadratic: it wins here alone, where outputs are smooth to the last digit
+            for prediction in ("reuse", "linear"):
+                fixed = run(case, Skipping(rule="fixed", every=every, prediction=prediction, correct=False))
+                if fixed.evaluations <= ours.evaluations:
+                    assert decibels(ours.samples, full) > decibels(fixed.samples, full) + 1, (every, prediction)
+
+
+def from_pictures(
+    case: tuple[str, str], strength: float, steps: int = 30, skipping: Skipping | None = None
+) -> tuple[Sampled, int]:
+    """Runs that begin from noised pictures, which are not what the prompt asks for, and the steps that they take."""
+    ran = run(case, skipping, steps, seeds=range(12), model=guided, strength=strength)
+    return ran, len(ran.computed)
+
+
+@EVERY
+@pytest.mark.parametrize("strength", [0.3, 0.5, 0.7, 0.9])
+def test_skipping_from_a_picture_beats_fewer_steps(case: tuple[str, str], strength: float) -> None:
+    """On the mean and on the worst image."""
+    full, taken = from_pictures(case, strength)
+    ours, _ = from_pictures(case, strength, skipping=Skipping())
+    assert ours.evaluations < taken
+    # of the numbers of steps that take so many, the one that begins where the full run does, or closest to it
+    few = [n for n in range(2, 30) if int(n * strength) == math.ceil(ours.evaluations)]
+    closest = min(few or [29], key=lambda n: abs(int(n * strength) / n - taken / 30))
+    plain, _ = from_pictures(case, strength, closest)
+    gains = [[decibels(ran.samples[i : i + 1], full.samples[i : i + 1]) for i in range(12)] for ran in (ours, plain)]
+    assert statistics.mean(gains[0]) > statistics.mean(gains[1]) + 3
+    assert min(gains[0]) > min(gains[1])
+
+
+@EVERY
+def test_in_the_middle_nothing_is_predicted_before_a_prediction_has_been_tried(case: tuple[str, str]) -> None:
+    """Two outputs make a trend, and the third tells what it is worth; from pure noise the law tells at once."""
+    anything = Skipping(1e9)
+    assert all(map(all, from_pictures(case, 0.5, skipping=anything)[0].computed[:3]))
+    assert not any(map(any, from_pictures(case, 1.0, skipping=anything)[0].computed[1:3]))
+
+
+def test_a_schedule_that_begins_with_a_picture_in_it_begins_in_the_middle() -> None:
+    """Whoever hands over timesteps or sigmas of his own sets no beginning among them."""
+    import diffusers
+
+    class Late(diffusers.DPMSolverMultistepScheduler):
+        def set_timesteps(self, steps: int, **_: Any) -> None:
+            super().set_timesteps(steps)
+            self.timesteps, self.sigmas = self.timesteps[steps // 2 :], self.sigmas[steps // 2 :]
+
+    ran = sample(Late(), 30, Skipping(1e9), model=guided)
+    assert [all(step) for step in ran.computed[:4]] == [True, True, True, False]
+
+
+def test_in_the_middle_misses_count_in_full_and_a_large_first_one_is_not_enough() -> None:
+    def caution(scale: float | None, tried: int, from_noise: bool = False) -> float | None:
+        return History(scale=scale, tried=tried, from_noise=from_noise, overshoot=3.0).caution
+
+    assert [caution(scale, 2) for scale in (0.25, 1.0, 4.0)] == [0.5, 1.0, 4.0]
+    assert [caution(scale, 1) for scale in (0.25, 1.0, 4.0)] == [0.5, 1.0, None]
+    assert caution(None, 0) is None
+    assert [caution(scale, 1, from_noise=True) for scale in (None, 0.25, 4.0)] == [3.0, 0.5, 2.0]
+
+
+@EVERY
+@pytest.mark.parametrize("prediction", ["damped", "reuse", "linear", "quadratic"])
+def test_a_prediction_cannot_amplify_noise(case: tuple[str, str], prediction: str) -> None:
+    """However high the tolerance: the sizes of its weights add up to 7 at most."""
+    sums: list[float] = []
+    original = Trajectories._combined
+
+    def spy(self: Trajectories, weights: list[list[float]]) -> Tensor:
+        if self.correcting is False:
+            sums.extend(sum(map(abs, own)) for own in weights)
+        return original(self, weights)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trajectories, "_lessons", _no_lessons)
+        patch.setattr(Trajectories, "_combined", spy)
+        ran = run(case, Skipping(1.0, prediction=prediction, correct=False))
+    assert ran.evaluations < 25
+    assert 0 < max(sums) <= 7 + 1e-9
+
+
+def _no_lessons(self: Trajectories, *_: object) -> tuple[list[float | None], list[float]]:
+    return [None for _ in self.histories], [1.0 for _ in self.histories]
+
+
+def test_an_image_whose_predictions_miss_more_is_computed_more_often() -> None:
+    schedules: dict[float, list[int]] = {}
+    for size in (0.1, 1.0, 10.0):
+
+        def wild(schedule: NoiseSchedule, step: int, x: Tensor, size: float = size) -> Tensor:
+            rough = torch.randn(x.shape[1:], generator=torch.Generator().manual_seed(step), dtype=x.dtype)
+            return (size * rough).expand_as(x)
+
+        ran = run(("ddim", "v_prediction"), Skipping(0.05), model=wild)
+        schedules[size] = [step for step, computed in enumerate(ran.computed) if computed[0]]
+    assert len(schedules[0.1]) < len(schedules[1.0]) < len(schedules[10.0])
+
+
+def test_an_image_that_failed_is_computed() -> None:
+    """A NaN says nothing about how well it can be predicted."""
+
+    def broken(schedule: NoiseSchedule, step: int, x: Tensor) -> Tensor:
+        return torch.full_like(x, math.nan) if step > 5 else torch.zeros_like(x)
+
+    ran = run(("ddim", "v_prediction"), Skipping(0.001), model=broken)
+    first = next(step for step, computed in enumerate(ran.computed) if computed[0] and step > 5)
+    assert all(computed[0] for computed in ran.computed[first + 1 :])
+
+
+def test_gaps_are_laid_out_to_the_end_of_the_window() -> None:
+    """The last of them is as long as the others, not what is left."""
+    ran = run(("ddim", "v_prediction"), Skipping(0.02, window=(0.2, 0.7)))
+    letters = "".join("x" if step[0] else "." for step in ran.computed)
+    lengths = [len(gap) for gap in letters.split("x") if gap]
+    assert all(letters[at] == "x" for at in (*range(10), *range(35, 50)))
+    assert lengths[-1] >= max(lengths) / 2
+
+
+def test_inversion_goes_back_in_time() -> None:
+    import diffusers
+
+    scheduler = diffusers.DDIMInverseScheduler(timestep_spacing="trailing")
+    ran = sample(scheduler, 20, Skipping(0.01))
+    assert 3 < ran.evaluations < 20
+    assert ran.samples.isfinite().all()
+
+
+@EVERY
+def test_a_correction_is_worth_decibels(case: tuple[str, str]) -> None:
+    full, gains = plain(case), []
+    for every in (2, 3, 4):
+        rules = [Skipping(rule="fixed", every=every, prediction="linear", correct=correct) for correct in (True, False)]
+        with_, without = (run(case, rule) for rule in rules)
+        assert with_.computed == without.computed
+        gains.append(decibels(with_.samples, full) - decibels(without.samples, full))
+    assert statistics.mean(gains) > 0
+
+
+@pytest.mark.parametrize("knots", [[0.5], [0.5, 0.7], [0.5, 0.7, 1.0]])
+def test_weights_of_a_polynomial_sum_to_one_and_reproduce_its_knots(knots: list[float]) -> None:
+    assert sum(lagrange(knots, 0.1)) == pytest.approx(1)
+    for i, knot in enumerate(knots):
+        assert lagrange(knots, knot) == pytest.approx([float(i == j) for j in range(len(knots))])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"tolerance": -0.1}, "tolerance -0.1 is out of range"),
+        ({"tolerance": math.nan}, "tolerance nan is out of range"),
+        ({"window": (0.2, 1.5)}, r"window \(0.2, 1.5\) is out of range"),
+        ({"window": 0.5}, "window 0.5 is no pair"),
+        ({"rule": "magic"}, "rule 'magic' is unknown: use error, fixed, paper, released"),
+        ({"prediction": "cubic"}, "prediction .cubic. is unknown"),
+        ({"every": 0}, "every 0 is out of range"),
+        ({"every": 4}, "every 4 has no effect under the rule 'error': leave it out, or use the rule 'fixed'"),
+        ({"rule": "fixed", "tolerance": 0.1}, "tolerance 0.1 has no effect under the rule 'fixed'"),
+        ({"rule": "fixed", "longest": 4}, "longest 4 has no effect under the rule 'fixed'"),
+        ({"rule": "paper", "tolerance": 0.1}, "0.1 has no effect under the rule 'paper': .* use the rule 'error'"),
+        ({"rule": "paper", "every": 4}, "every 4 has no effect .* use the rule 'fixed'"),
+        ({"rule": "paper", "tokens": 0.5}, "tokens 0.5 has no effect .* use the rule 'error' or 'fixed'"),
+        ({"rule": "released", "prediction": "linear"}, "prediction 'linear' has no effect under the rule 'released'"),
+        ({"rule": "released", "correct": False}, "correct False has no effect under the rule 'released'"),
+        ({"rule": "released", "window": (0.2, 0.8)}, r"window \(0.2, 0.8\) has no effect under the rule 'released'"),
+        ({"rule": "released", "longest": 4}, "longest 4 has no effect under the rule 'released'"),
+    ],
+)
+def test_bad_values_are_named(arguments: dict, said: str) -> None:
+    with pytest.raises(CotrunkError, match=said):
+        Skipping(**arguments)
+
+
+def test_a_default_is_no_request() -> None:
+    for rule in get_args(Rule):
+        Skipping(rule=rule, tolerance=0.02, every=3, correct=True, window=(0, 1), tokens=None)
+
+
+def test_a_schedule_that_cannot_be_read_is_named() -> None:
+    import diffusers
+
+    with pytest.raises(CotrunkError, match="EDMEulerScheduler does not say how noisy"):
+        read_schedule(diffusers.EDMEulerScheduler(), [1.0])
+
+
+# --- the published rules; `test_sada.py` holds "released" against the authors' ------------------------------
+
+COMPUTED = {  # of 50 steps in the tail, whatever the criterion says
+    "diffusion": [25, 29, 33, 37, 41, 45, 48, 49],
+    "flow": [21, 25, 29, 33, 37, 41, 45, 48, 49],
+}
+
+
+def steps_of(ran: Sampled, image: int = 0) -> list[int]:
+    return [step for step, computed in enumerate(ran.computed) if computed[image]]
+
+
+def observed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Tensor, Tensor]]:
+    """(output, sample) of every step as the scheduler gets them, filled as `Sada` runs."""
+    seen: list[tuple[Tensor, Tensor]] = []
+    original = Sada.observe
+
+    def spy(self: Sada, *arguments: Any) -> tuple[Tensor, Tensor]:
+        seen.append(original(self, *arguments))
+        return seen[-1]
+
+    monkeypatch.setattr(Sada, "observe", spy)
+    return seen
+
+
+@EVERY
+@pytest.mark.parametrize("rule", ["paper", "released"])
+def test_the_tail_of_the_published_rules_is_a_pattern(case: tuple[str, str], rule: str) -> None:
+    ran = run(case, Skipping(rule=rule))
+    flux = rule == "released" and case[1] == "flow"
+    tail = COMPUTED["flow" if flux else "diffusion"]
+    for image in range(len(ran.samples)):
+        computed = steps_of(ran, image)
+        assert computed[:11] == list(range(11))
+        assert [step for step in computed if step >= tail[0]] == tail
+
+
+@pytest.mark.parametrize("bend", [1, -1])
+@pytest.mark.parametrize("case", [case for case in SCHEDULERS if case[1] == "flow"], ids="-".join)
+def test_released_goes_by_the_velocity_of_a_flow(
+    case: tuple[str, str], bend: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the code does for Flux, with 22 evaluations of 50 where its criterion always holds and 30 where it never does:
+    the first skip in a row goes on with the trend, the others use the last computed output again."""
+    direction = bend * torch.rand(SIZE, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+    def bending(schedule: NoiseSchedule, step: int, x: Tensor) -> Tensor:
+        return (direction * step**2).expand_as(x)
+
+    seen = observed(monkeypatch)
+    ran = run(case, Skipping(rule="released"), model=bending)
+    computed = steps_of(ran)
+    early = [*range(11), 15, 20] if bend > 0 else list(range(21))
+    assert computed == early + COMPUTED["flow"]
+    for step in set(range(50)) - set(computed):
+        last = max(at for at in computed if at < step)
+        # the code takes the two steps before for one step apart, though skips may lie between them
+        before = max(at for at in computed if at < last)
+        expected = direction * last**2
+        if step == last + 1:
+            expected = 2 * expected - direction * before**2
+        torch.testing.assert_close(seen[step][0][0], expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("case", [("euler", "flow"), ("dpm++2m", "v_prediction"), ("euler", "epsilon")], ids="-".join)
+def test_first_predictions_are_trusted_less_the_more_the_first_output_overshoots(case: tuple[str, str]) -> None:
+    def first_gap(size: float) -> int:
+        """Evaluations left out after the first one, which predicts data of this RMS."""
+
+        def model(schedule: NoiseSchedule, step: int, x: Tensor) -> Tensor:
+            return schedule.output_for(step, x, torch.full_like(x, size))
+
+        computed = [step[0] for step in run(case, Skipping(tolerance=0.1), model=model).computed]
+        return computed.index(True, 1) - 1
+
+    assert first_gap(0.5) == first_gap(1.0) == first_gap(LARGE - 0.1) > first_gap(2 * LARGE)

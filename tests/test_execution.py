@@ -1,0 +1,158 @@
+"""How a plan is cut into waves: by groups, by images, by seconds; and what an output says of its images."""
+
+import math
+from collections.abc import Iterator, Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from running import run
+from tiny import sd
+
+from cotrunk import Branch, Plan
+from cotrunk.execution import WAVE, Run, blackened
+from cotrunk.planning.plan import flat_tree
+
+
+class Machine:
+    """A clock that goes on by what the denoiser would take: so many seconds a call, and so many a row."""
+
+    def __init__(self, patch: pytest.MonkeyPatch, *, call: float, row: float, memory: float = math.inf) -> None:
+        self.call, self.row, self.memory, self.now, self.compile = call, row, memory, 0.0, 0.0
+        self.took: list[float] = []
+        patch.setattr("cotrunk.execution.time", SimpleNamespace(perf_counter=lambda: self.now))
+        patch.setattr(Run, "_call", lambda run, trees, on_step: self._run(run, trees))
+
+    def _run(self, run: Run, trees: Sequence[Branch]) -> tuple[int, ...]:
+        images = tuple(image for tree in trees for image in tree.images)
+        if len(images) > self.memory:
+            raise torch.OutOfMemoryError
+        seconds = self.compile + self.call + self.row * run.plan.cost_of(trees).used
+        self.compile, self.now = 0.0, self.now + seconds
+        self.took.append(seconds)
+        return images
+
+
+@pytest.fixture
+def patch() -> Iterator[pytest.MonkeyPatch]:
+    with pytest.MonkeyPatch.context() as patch:
+        yield patch
+
+
+def plan_of(sizes: Sequence[int]) -> Plan:
+    trees: list[Branch] = []
+    for size in sizes:
+        first = sum(len(tree.images) for tree in trees)
+        trees += flat_tree(range(first, first + size), 1, 4)
+    count = sum(sizes)
+    return Plan(("a",) * count, (0,) * count, tuple(trees), 4, 4, guidance_rows=1)
+
+
+def waves(plan: Plan, **given: Any) -> list[Any]:
+    return list(Run(SimpleNamespace(), plan, None).waves(**given))  # type: ignore[arg-type]
+
+
+@given(
+    sizes=st.lists(st.integers(1, 6), min_size=1, max_size=40),
+    done=st.sets(st.integers(0, 39)),
+    row=st.floats(0.01, 30),
+    call=st.floats(0, 30),
+    limit=st.sampled_from([0.5, 60.0, math.inf]),
+)
+def test_every_group_that_is_not_done_is_run_once_and_whole(
+    sizes: list[int], done: set[int], row: float, call: float, limit: float
+) -> None:
+    plan = plan_of(sizes)
+    finished = {image for number in done if number < len(plan.trees) for image in plan.trees[number].images}
+    with pytest.MonkeyPatch.context() as patch:
+        Machine(patch, call=call, row=row)
+        found = waves(plan, skip=finished.issuperset, seconds=limit)
+    assert [image for wave in found for image in wave] == [
+        image for tree in plan.trees for image in tree.images if image not in finished
+    ]
+    for tree in plan.trees:
+        assert sum(not set(tree.images).isdisjoint(wave) for wave in found) <= 1
+    assert all(len(wave) <= WAVE for wave in found)
+
+
+@pytest.mark.parametrize("row", [0.001, 0.1, 1.0, 10.0, 100.0])
+def test_a_wave_takes_no_longer_than_it_may_unless_it_is_one_group(row: float, patch: pytest.MonkeyPatch) -> None:
+    machine = Machine(patch, call=0.5, row=row)
+    found = waves(plan_of([1, 4, 2, 5, 3] * 30), seconds=60.0)
+    assert len(found[0]) == 1
+    for wave, seconds in zip(found, machine.took, strict=True):
+        assert seconds <= 60.5 or len(wave) <= 5  # a group
+    assert max(map(len, found)) >= min(32, 60 / (4 * row)) / 4  # and the time is made use of
+
+
+def test_what_the_first_wave_compiles_is_not_its_speed_for_ever(patch: pytest.MonkeyPatch) -> None:
+    machine = Machine(patch, call=0.0, row=0.1)
+    machine.compile = 300.0
+    found = waves(plan_of([1] * 100), seconds=60.0)
+    assert [len(wave) for wave in found] == [1, 1, 32, 32, 32, 2]
+
+
+def test_a_machine_that_becomes_slow_gets_smaller_waves(patch: pytest.MonkeyPatch) -> None:
+    machine = Machine(patch, call=0.0, row=0.1)
+    sizes = []
+    for wave in Run(SimpleNamespace(), plan_of([1] * 200), None).waves(seconds=60.0):  # type: ignore[arg-type]
+        sizes.append(len(wave))  # type: ignore[arg-type]
+        if len(sizes) == 3:
+            machine.row = 5.0  # 20 seconds an image
+    assert sizes[:7] == [1, 32, 32, 32, 2, 2, 2]
+
+
+def test_without_a_limit_waves_are_those_of_the_plan(patch: pytest.MonkeyPatch) -> None:
+    Machine(patch, call=0.0, row=100.0)
+    plan = plan_of([1, 4, 2, 5, 3] * 30)
+    of_plan = [tuple(image for tree in wave for image in tree.images) for wave in plan.waves(WAVE)]
+    assert waves(plan) == of_plan
+
+
+def test_memory_limits_waves_as_time_does(patch: pytest.MonkeyPatch) -> None:
+    machine = Machine(patch, call=0.0, row=0.001, memory=10)
+    found = waves(plan_of([1] * 50), seconds=60.0)
+    assert [len(wave) for wave in found] == [1, 8, 8, 8, 8, 8, 8, 1]
+    machine.memory = 4
+    with pytest.raises(torch.OutOfMemoryError):  # a group is never cut
+        waves(plan_of([5]), seconds=60.0)
+
+
+@pytest.mark.parametrize(
+    ("output", "expected"),
+    [
+        ({}, [False, False, False]),
+        ({"nsfw_content_detected": None}, [False, False, False]),
+        ({"nsfw_content_detected": [False, True, False]}, [False, True, False]),
+        ({"nsfw_content_detected": torch.tensor([False, True, True])}, [False, True, True]),
+        ({"nsfw_detected": [True, False, False], "watermark_detected": [False, False, True]}, [True, False, True]),
+        ({"nsfw_detected": None, "watermark_detected": [False, True, False]}, [False, True, False]),
+        ({"nsfw_content_detected": False}, [False, False, False]),
+        ({"nsfw_content_detected": [True]}, [False, False, False]),  # not of these images
+    ],
+)
+def test_what_safety_checkers_say(output: dict[str, Any], expected: list[bool]) -> None:
+    assert blackened(SimpleNamespace(**output), 3) == expected
+
+
+def test_images_that_a_safety_checker_blackens_are_flagged_in_any_wave(patch: pytest.MonkeyPatch) -> None:
+    tiny = sd()
+
+    def check(image: torch.Tensor, device: Any, dtype: Any) -> tuple[torch.Tensor, list[bool]]:
+        marks = [bool(one.mean() < means[1]) for one in image]
+        return image, marks
+
+    inputs = tiny.inputs(5)
+    patch.setattr(tiny.pipe, "run_safety_checker", lambda image, *_: (image, None))
+    plain = run(tiny, inputs, sharing=None, output_type="pt")
+    assert plain.flagged == ()
+    by_darkness = sorted(range(5), key=lambda i: float(plain.images[i].mean()))
+    means = [float(plain.images[i].mean()) * 2 - 1 for i in by_darkness]
+    means[1] = (means[1] + means[2]) / 2
+    patch.setattr(tiny.pipe, "run_safety_checker", check)
+    for size in (2, 32):
+        result = run(tiny, inputs, sharing=None, output_type="pt", wave_size=size)
+        assert result.flagged == tuple(sorted(by_darkness[:2]))

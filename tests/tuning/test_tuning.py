@@ -1,0 +1,512 @@
+"""Settings are tried within a budget, held against independent sampling, and recommended for a reason."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+from command import assert_refused, cotrunk
+from PIL import Image
+from test_experiment import JUDGES, Means
+from tiny import _unet, sd_with_text
+
+from cotrunk import CotrunkError
+from cotrunk.evaluation.metrics import mean
+from cotrunk.execution import Run, Wave
+from cotrunk.generation import WARM_STEPS
+from cotrunk.tuning.equivalence import Estimate, distance_excess, estimate, spread
+from cotrunk.tuning.page import advice, claim, write_tuned
+from cotrunk.tuning.search import Point, Tuned, _recommended, neighbours, settings, tune
+from cotrunk.tuning.setting import Basis, Setting, read_settings, write_settings
+from cotrunk.tuning.trials import Trials
+
+BASIS = Basis("a <model>", None, "ddim", 3.0)
+PROMPTS = ["a red picture", "a green picture", "a blue picture", "a dog", "a cat"]
+ARGUMENTS = {"height": 32, "width": 32, "guidance_scale": 3.0}
+
+
+def swept(out: Path, pipe: Any = None, **more: Any) -> Tuned:
+    trials = Trials(pipe or sd_with_text().pipe, PROMPTS, ARGUMENTS, out)
+    return tune(trials, Means(), Means(), **{"steps": 6, "similarity": -1.0} | more)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Tuned]:
+    out = tmp_path_factory.mktemp("tuned")
+    return out, swept(out)
+
+
+def test_everything_is_tried_without_a_budget(whole: tuple[Path, Tuned]) -> None:
+    _, tuned = whole
+    refused = [Setting(few, 0.3, -1.0) for few in (3, 2)]
+    assert [point.setting for point in tuned.points] == [s for s in settings(6, -1.0, [0.0]) if s not in refused]
+    assert tuned.refused == {
+        "No step would be shared: the prompts are too different, or the steps too few.": refused,
+    }
+    assert tuned.left_out == 0
+    full = tuned.points[0]
+    assert full.rows == 12
+    assert (full.behind.value, full.distance.value) == (0, 0)
+    for point in tuned.points[1:]:
+        assert point.rows <= full.rows
+        assert (point.saved_by_sharing > 0) == (point.setting.share > 0)
+        if not point.setting.share and point.setting.tolerance is None:
+            assert point.rows == 2 * point.setting.steps
+
+
+def test_nothing_is_made_twice(whole: tuple[Path, Tuned], monkeypatch: pytest.MonkeyPatch) -> None:
+    out, tuned = whole
+    monkeypatch.setattr("cotrunk.execution.Run.waves", lambda *_, **__: pytest.fail("pictures were made"))
+    assert swept(out) == tuned
+
+
+def test_a_budget_is_kept(tmp_path: Path) -> None:
+    budget = 4 * 12 * len(PROMPTS)
+    tuned = swept(tmp_path, budget=budget)
+    spent = sum(point.rows for point in tuned.points) + tuned.points[0].rows
+    assert spent * len(PROMPTS) <= budget
+    assert tuned.left_out > 0
+    assert len(tuned.points) + tuned.left_out + 2 == len(list(settings(6, -1.0, [0.0])))
+
+
+def test_what_is_too_little_is_said(tmp_path: Path) -> None:
+    with pytest.raises(CotrunkError, match="A budget of 100 rows is not enough"):
+        swept(tmp_path, budget=100)
+    with pytest.raises(
+        CotrunkError, match=r"12\.5 rows per picture are more than the 12 of 6 steps: use fewer rows, or"
+    ):
+        swept(tmp_path, rows=12.5)
+    assert_refused(cotrunk("tune", *PROMPTS[:3], "--out", tmp_path), "3 prompts are too few to compare settings on")
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 30])
+def test_no_setting_is_tried_twice_and_none_with_more_steps(steps: int) -> None:
+    found = list(settings(steps, None, [0.4, 0.8]))
+    assert len(set(found)) == len(found)
+    assert max(setting.steps for setting in found) == steps
+
+
+def guided_by_an_input(pipe: Any) -> None:
+    """As a distilled model (LCM): guidance is no row of its own."""
+    pipe.unet = _unet(attention_head_dim=4, time_cond_proj_dim=8)
+
+
+def unreadable(pipe: Any) -> None:
+    pipe.scheduler = diffusers.EDMEulerScheduler()
+
+
+@pytest.mark.parametrize(
+    ("change", "count", "without", "said"),
+    [
+        (guided_by_an_input, 4, "guidance_interval", "skipping with guidance in part (4 settings). Guidance costs"),
+        (unreadable, 13, "tolerance", "skipping (13 settings). EDMEulerScheduler does not say how noisy"),
+    ],
+)
+def test_a_setting_that_the_pipeline_refuses_is_named_and_the_sweep_goes_on(
+    tmp_path: Path, change: Callable[[Any], None], count: int, without: str, said: str
+) -> None:
+    pipe = sd_with_text().pipe
+    change(pipe)
+    tuned = swept(tmp_path, pipe)
+    assert {getattr(point.setting, without) for point in tuned.points} == {None}
+    assert any(point.setting.share for point in tuned.points)
+    assert count in [len(refused) for refused in tuned.refused.values()]
+    assert f"Not possible here: {said}" in " ".join(advice(tuned))
+
+
+def test_what_is_refused_is_known_before_rows_are_spent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    done = list[str]()
+    for owner, name in ((Trials, "predicted"), (Run, "waves")):
+        original = getattr(owner, name)
+        noted = lambda *given, original=original, name=name: done.append(name) or original(*given)  # noqa: E731
+        monkeypatch.setattr(owner, name, noted)
+    swept(tmp_path, budget=200)
+    assert done == sorted(done)
+
+
+def test_a_setting_that_fails_only_when_it_runs_is_named_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = Run.waves
+
+    def waves(self: Run, **more: Any) -> Any:
+        if self.skipping is not None:
+            raise CotrunkError("No rows can be left out of a UNet.")
+        return original(self, **more)
+
+    monkeypatch.setattr(Run, "waves", waves)
+    tuned = swept(tmp_path)
+    assert len(tuned.refused["No rows can be left out of a UNet."]) == 13
+    assert {point.setting.tolerance for point in tuned.points} == {None}
+
+
+def test_prompts_that_cannot_be_compared_are_tried_without_sharing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any) -> Any:
+        raise CotrunkError("A T5Gemma is no torch module.")
+
+    monkeypatch.setattr("cotrunk.tuning.trials.pipeline_encoder", refuse)
+    tuned = swept(tmp_path, similarity=None)
+    assert list(tuned.refused) == ["A T5Gemma is no torch module."]
+    assert not any(point.setting.share for point in tuned.points)
+
+
+def test_without_guidance_none_is_left_out(tmp_path: Path) -> None:
+    trials = Trials(sd_with_text().pipe, PROMPTS, ARGUMENTS | {"guidance_scale": 1.0}, tmp_path)
+    tuned = tune(trials, Means(), Means(), steps=2, similarity=-1.0)
+    assert len(tuned.refused["Guidance is off, and cannot be left out."]) == 2
+
+
+def test_the_threshold_of_the_encoder_is_found_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = list[Any]()
+    for module in ("generation", "tuning.trials"):
+        monkeypatch.setattr(f"cotrunk.{module}.auto_threshold", lambda encoder: asked.append(encoder) or 0.0)
+    tuned = swept(tmp_path, similarity=None)
+    assert any(point.setting.share for point in tuned.points)
+    assert len(asked) == 1
+
+
+def test_similarities_around_the_threshold_are_tried(whole: tuple[Path, Tuned]) -> None:
+    assert neighbours(0.6) == [0.4, 0.8]
+    assert neighbours(-1.0) == [0.0]  # there is none looser
+    tried = {point.setting.similarity for point in whole[1].points if point.setting.share}
+    assert tried == {-1.0, 0.0}
+
+
+def test_the_pictures_of_another_pipeline_are_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The class of model and scheduler is the same in all."""
+
+    def made(pipe: Any) -> torch.Tensor:
+        return Trials(pipe, PROMPTS, ARGUMENTS, tmp_path).of(Setting(2), 0).pictures
+
+    first = made(sd_with_text().pipe)
+    files = lambda: len(list((tmp_path / "tried").iterdir()))  # noqa: E731
+    other = sd_with_text().pipe
+    other.unet.conv_in.weight.data *= 2
+    assert not torch.equal(made(other), first)
+    spaced = sd_with_text().pipe
+    spaced.scheduler = type(spaced.scheduler).from_config(spaced.scheduler.config, timestep_spacing="trailing")
+    assert not torch.equal(made(spaced), first)
+    made(sd_with_text().pipe.to(torch.bfloat16))
+    assert files() == 4
+    monkeypatch.setattr(Run, "waves", lambda *_, **__: pytest.fail("pictures were made"))
+    assert torch.equal(made(sd_with_text().pipe), first)
+
+
+def test_distances_are_to_pictures_from_other_noise(whole: tuple[Path, Tuned]) -> None:
+    """So that a setting that gives the very pictures of all steps is at zero, as one of other noise would be."""
+    out, tuned = whole
+    pipe, network = sd_with_text().pipe, Means()
+    same, other = (
+        network.features(Trials(pipe, PROMPTS, ARGUMENTS, out).of(Setting(6), seed).pictures) for seed in (0, 1)
+    )
+    fewer = next(point for point in tuned.points if point.setting == Setting(4))
+    pictures = Trials(pipe, PROMPTS, ARGUMENTS, out).of(fewer.setting, 0).pictures
+    assert fewer.distance == estimate(distance_excess(network.features(pictures), same, other))
+    assert tuned.margins[1] == 0.1 * spread(same, other) > 0
+
+
+def test_prompts_that_share_their_steps_count_as_one(whole: tuple[Path, Tuned]) -> None:
+    """Chance does the same to all of them."""
+    _, tuned = whole
+    for point in tuned.points:
+        groups = [group for group in point.groups if len(group) > 1]
+        assert bool(groups) == bool(point.setting.share)
+        assert not point.is_compared or point.behind.freedom == len(point.groups) - 1
+
+
+def test_what_is_denoised_first_is_not_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs, original = list[Run](), Run.waves
+
+    def waves(self: Run, **more: Any) -> Any:
+        runs.append(self)
+        return original(self, **more)
+
+    monkeypatch.setattr(Run, "waves", waves)
+    trials = Trials(sd_with_text().pipe, PROMPTS, ARGUMENTS, tmp_path)
+    for steps_asked in (6, 2):
+        trials.of(Setting(steps_asked), 0)
+    assert [run.plan.steps for run in runs] == [WARM_STEPS, WARM_STEPS, 6, 2]
+    # many rows, and a single one: a compiled denoiser takes that for another shape
+    assert [len(run.plan) for run in runs] == [len(PROMPTS), 1, len(PROMPTS), len(PROMPTS)]
+    assert [run.guidance_interval is not None for run in runs] == [False, True, False, False]
+
+
+def test_what_cannot_be_guided_in_part_is_warmed_up_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pipe, counts, original = sd_with_text().pipe, list[int](), Run.waves
+    guided_by_an_input(pipe)
+    monkeypatch.setattr(Run, "waves", lambda self, **more: counts.append(len(self.plan)) or original(self, **more))
+    Trials(pipe, PROMPTS, ARGUMENTS, tmp_path).of(Setting(2), 0)
+    assert counts == [len(PROMPTS), 1, len(PROMPTS)]
+
+
+def test_pictures_that_failed_are_left_out_and_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = Run.waves
+
+    def waves(self: Run, **more: Any) -> Any:
+        for wave in original(self, **more):
+            lost = (4,) if self.plan.steps == 3 else wave.images if self.plan.steps == 2 else ()
+            for image in lost:
+                wave.output.images[wave.images.index(image)] = float("nan")
+            yield Wave(**vars(wave) | {"failed": lost})
+
+    monkeypatch.setattr(Run, "waves", waves)
+    tuned = swept(tmp_path, budget=230)
+    found = {point.setting.steps: point for point in tuned.points if not point.setting.share}
+    assert (found[6].failed, found[3].failed, found[2].failed) == (0, 1, 5)
+    assert np.isfinite(found[3].alignment.value)
+    assert np.isnan(found[3].scores).tolist() == [False, False, False, False, True]
+    assert np.isnan(found[2].alignment.value)
+    assert not tuned.same_quality.failed
+
+
+def test_pictures_that_failed_are_made_anew_by_another_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Meanwhile the decoder may have been told to work in another precision."""
+    original = Run.waves
+
+    def failing(self: Run, **more: Any) -> Any:
+        return (Wave(**vars(wave) | {"failed": (1,)}) for wave in original(self, **more))
+
+    pipe, full = sd_with_text().pipe, Setting(2)
+    monkeypatch.setattr(Run, "waves", failing)
+    first = Trials(pipe, PROMPTS, ARGUMENTS, tmp_path)
+    assert first.of(full, 0).good == [0, 2, 3, 4]
+    monkeypatch.setattr(Run, "waves", original)
+    assert first.of(full, 0).good == [0, 2, 3, 4]
+    assert Trials(pipe, PROMPTS, ARGUMENTS, tmp_path).of(full, 0).good == [0, 1, 2, 3, 4]
+
+
+def test_a_prompt_that_fails_in_every_setting_leaves_a_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = Run.waves
+
+    def failing(self: Run, **more: Any) -> Any:
+        return (Wave(**vars(wave) | {"failed": (0,)}) for wave in original(self, **more))
+
+    monkeypatch.setattr(Run, "waves", failing)
+    monkeypatch.setattr("cotrunk.pipelines.loading.load_pipeline", lambda *_, **__: sd_with_text().pipe)
+    monkeypatch.setattr("cotrunk.cli.tune.judges_of", lambda *_: JUDGES)
+    outcome = cotrunk("tune", *PROMPTS, "--steps", 4, "--budget", 200, "--out", tmp_path)
+    assert outcome.code == 0, outcome.err
+    assert (tmp_path / "index.html").exists()
+
+
+def test_pictures_of_a_pipeline_that_blackens_some_are_not_those_of_one_that_does_not(tmp_path: Path) -> None:
+    pipe = sd_with_text().pipe
+    pipe.safety_checker = lambda images, clip_input: (torch.zeros_like(images), [True] * len(images))
+    pipe.feature_extractor = lambda pictures, return_tensors: SimpleNamespace(
+        to=lambda device: SimpleNamespace(pixel_values=torch.zeros(1))
+    )
+    assert not Trials(pipe, PROMPTS, ARGUMENTS, tmp_path).of(Setting(2), 0).pictures.any()
+    pipe.safety_checker = None
+    assert Trials(pipe, PROMPTS, ARGUMENTS, tmp_path).of(Setting(2), 0).pictures.any()
+
+
+def test_a_pipeline_that_makes_nothing_but_nan_is_named(tmp_path: Path) -> None:
+    pipe = sd_with_text().pipe
+    pipe.unet.conv_in.weight.data.fill_(float("nan"))
+    with pytest.raises(CotrunkError, match="Nearly all pictures of independent sampling hold NaN"):
+        swept(tmp_path, pipe, steps=2)
+
+
+DRAWN = np.random.default_rng(0).normal(0, 1, 400)
+
+
+def point(
+    rows: float,
+    alignment: float,
+    *,
+    share: float = 0.0,
+    steps: int = 30,
+    distance: float = 0.0,
+    failed: int = 0,
+    prompts: int = 100,
+    noise: float = 0.02,
+) -> Point:
+    """Scores of this mean, with noise of its own beside the prompts'."""
+    number = int(rows)
+    own, prompt = np.roll(DRAWN, number)[:prompts], DRAWN[-prompts:]
+    scores = alignment + 0.05 * prompt + noise * (own - own.mean())
+    behind = estimate(0.5 + 0.05 * prompt - scores)
+    apart = Estimate(distance, 0.1 / prompts**0.5 if noise else 0.0, prompts - 1, prompts)
+    groups = tuple((i,) for i in range(prompts))
+    measured = (mean(scores), behind, apart, 0.2 if share else 0, failed, tuple(scores.tolist()), groups)
+    return Point(Setting(steps, share), rows, 1.0, *measured)
+
+
+FULL = point(60, 0.5, noise=0)
+MARGINS = (0.02, 0.05)
+
+
+def test_recommendations_are_the_cheapest_that_is_as_good_and_the_best_for_half() -> None:
+    points = [
+        FULL,
+        point(40, 0.5, steps=20),
+        point(30, 0.495, share=0.3),
+        point(20, 0.4, steps=10),
+        point(28, 0.496, share=0.4, distance=1.0),
+        point(26, 0.496, steps=13, failed=1),
+    ]
+    tuned = _recommended(points, MARGINS, 0)
+    assert tuned.same_quality is points[2]  # the last two are cheaper, but one's pictures are other ones, one's failed
+    assert tuned.best_in_rows is points[2]  # not the better aligned one, whose pictures are other ones
+    assert tuned.sharing_pays
+    assert "Sharing is not shown to pay" not in " ".join(advice(tuned))
+    alone = _recommended([points[0], points[4]], MARGINS, 0)
+    assert alone.best_in_rows is points[4]
+    assert alone.same_quality is points[0]
+
+
+def test_the_rows_may_be_given() -> None:
+    points = [FULL, point(40, 0.5, steps=20), point(30, 0.495, steps=15), point(20, 0.49, steps=10)]
+    tuned = _recommended(points, MARGINS, rows=25)
+    assert tuned.best_in_rows is points[3]
+    best = "Best aligned for at most 25 rows per picture: independent, 10 steps, 20.0 rows"
+    assert f"{best}; it is shown to be as good as all steps." in advice(tuned)
+    nothing = _recommended(points, MARGINS, rows=10)
+    assert nothing.best_in_rows is None
+    assert "No setting was tried that takes at most 10 rows per picture." in advice(nothing)
+
+
+def test_independent_steps_that_take_just_the_rows_are_tried(tmp_path: Path) -> None:
+    assert Setting(5) not in settings(6)
+    budget = 400  # rows of all pictures: enough for the independent ones
+    tried = [point.setting for point in swept(tmp_path, rows=11, budget=budget).points if not point.setting.share]
+    assert Setting(5) in tried
+    assert list(settings(6, fitting=3)) == list(settings(6))  # one of them already
+    assert list(settings(6, fitting=6)) == list(settings(6))
+
+
+def test_the_frontier_is_what_nothing_as_cheap_is_better_than() -> None:
+    points = [
+        FULL,
+        point(40, 0.51, steps=20),
+        point(30, 0.4, steps=15),
+        point(25, 0.45, share=0.3),
+        point(20, 0.6, failed=1),
+        point(10, 0.3, steps=5),
+    ]
+    assert _recommended(points, MARGINS).frontier == [points[1], points[3], points[5]]
+
+
+def test_fewer_prompts_recommend_less() -> None:
+    """The same loss, within the margin: shown with many prompts, and not with few, of which it is said how many."""
+    few = 12
+    for prompts, expected in ((300, 20), (few, 60)):
+        points = [point(60, 0.5, noise=0, prompts=prompts), point(20, 0.49, steps=10, noise=0.05, prompts=prompts)]
+        tuned = _recommended(points, MARGINS, 0)
+        assert tuned.same_quality.rows == expected
+        assert bool(tuned.undecided) == (expected == 60)
+    (sentence,) = (said for said in advice(tuned) if "Not decided" in said)
+    needed = tuned.prompts_to_decide(points[1])
+    assert few < needed <= 400
+    assert sentence.startswith("Not decided: independent, 10 steps, 20.0 rows per picture; about ")
+    assert sentence.endswith("prompts would decide whether it is as good (12 were tried).")
+    said = int(sentence.split("about ")[1].split(" ")[0].replace(",", ""))
+    assert needed <= said <= 1.1 * needed + 1
+    enough = [point(60, 0.5, noise=0, prompts=400), point(20, 0.49, steps=10, noise=0.05, prompts=400)]
+    assert _recommended(enough, MARGINS, 0).same_quality is enough[1]
+
+
+def test_no_difference_that_is_not_shown_is_no_equivalence() -> None:
+    """Neither of alignment nor of distance, and however many settings are tried."""
+    loud = [point(rows, 0.5, steps=int(rows), noise=0.05, prompts=12) for rows in range(10, 59)]
+    tuned = _recommended([point(60, 0.5, noise=0, prompts=12), *loud], MARGINS, 0)
+    assert tuned.same_quality is tuned.points[0]
+    assert all(one.behind.interval().low < 0 < one.behind.interval().high for one in loud)
+    assert len([said for said in advice(tuned) if "Not decided" in said]) == 3
+    assert "46 more cheap settings are not decided: see the table." in advice(tuned)
+    far = replace(point(20, 0.5, steps=10), distance=Estimate(0.0, 0.05, 99, 100))  # not shown to be far, nor near
+    assert _recommended([FULL, far], MARGINS, 0).same_quality is FULL
+    near = replace(far, distance=Estimate(0.0, 0.01, 99, 100))
+    assert _recommended([FULL, near], MARGINS, 0).same_quality is near
+    # one of many that are tried needs more than one that is tried alone
+    alone, among = (_recommended([FULL, near, *[point(30, 0.4, steps=9)] * more], MARGINS, 0) for more in (0, 27))
+    assert alone.confidence == 0.95 < among.confidence
+    assert alone.prompts_to_decide(far) < among.prompts_to_decide(far)
+
+
+def test_what_is_shown_to_be_worse_is_no_question() -> None:
+    worse = [point(20, 0.4, steps=10), point(28, 0.5, steps=14, distance=1.0)]
+    tuned = _recommended([FULL, *worse], MARGINS, 0)
+    assert [tuned.is_as_good(one) for one in worse] == [False, False]
+    assert not tuned.undecided
+    assert not any("Not decided" in said for said in advice(tuned))
+
+
+def test_sharing_pays_only_where_it_is_measurably_better() -> None:
+    """By hardly anything is by chance."""
+    alone = point(40, 0.48, steps=20)
+    assert not _recommended([FULL, alone, point(42, 0.4801, share=0.3)], MARGINS, 0).sharing_pays
+    assert _recommended([FULL, alone, point(42, 0.495, share=0.3)], MARGINS, 0).sharing_pays
+    # nobody else is so cheap: there is nothing to compare with
+    assert not _recommended([FULL, alone, point(30, 0.495, share=0.3)], MARGINS, 0).sharing_pays
+
+
+def test_it_says_when_sharing_does_not_pay_and_when_nothing_does() -> None:
+    points = [FULL, point(20, 0.499, steps=10), point(42, 0.4, share=0.3)]
+    said = " ".join(advice(_recommended(points, MARGINS, 3)))
+    assert "Sharing is not shown to pay on these prompts" in said
+    assert "3 settings were left out" in said
+    fewer = _recommended(points[:2], MARGINS, 1)
+    assert claim(fewer) == (
+        "Independent, 10 steps: 20.0 rows per picture instead of 60, and shown to be as good as 30 independent steps: "
+        "less than 0.02 of alignment and 0.05 of kernel distance behind."
+    )
+    assert advice(fewer)[0] == "Sharing was not tried."  # nothing is said of what nobody has seen
+    assert "1 setting was left out" in " ".join(advice(fewer))
+    nothing = _recommended([FULL, point(20, 0.1, steps=10)], MARGINS, 0)
+    assert claim(nothing) == "No setting was shown to be as good as 30 independent steps for fewer rows."
+
+
+def test_the_page_and_the_settings(whole: tuple[Path, Tuned]) -> None:
+    out, tuned = whole
+    kept = Trials(sd_with_text().pipe, PROMPTS, ARGUMENTS, out).of(tuned.points[0].setting, 0).pictures.numpy()
+    shown = {tuned.points[0]: kept}
+    write_tuned(tuned, shown, "networks", BASIS, out)
+    page = (out / "index.html").read_text()
+    assert "a &lt;model&gt;" in page
+    assert page.count("<tr") == 1 + len(tuned.points)
+    assert page.count("<img") == 1 + len(PROMPTS)
+    assert "://" not in page
+    with Image.open(out / "frontier.png") as image:
+        assert image.width > 600
+    assert read_settings(out / "same-quality.json") == (tuned.same_quality.setting, BASIS)
+    assert tuned.best_in_rows is not None
+    assert read_settings(out / "best-in-rows.json") == (tuned.best_in_rows.setting, BASIS)
+    write_tuned(replace(tuned, best_in_rows=None), shown, "networks", BASIS, out)
+    assert not (out / "best-in-rows.json").exists()  # of another number of rows
+
+
+def test_settings_survive_their_file(tmp_path: Path) -> None:
+    one = Setting(12, 0.3, 0.7, 0.02, (0.1, 0.8))
+    write_settings(one, BASIS, tmp_path / "a.json")
+    assert read_settings(tmp_path / "a.json") == (one, BASIS)
+    arguments = one.arguments()
+    assert arguments["sharing"].similarity == 0.7
+    assert arguments["skipping"].tolerance == 0.02
+    assert Setting(4).arguments()["sharing"] is None
+
+
+def test_settings_name_folders_so_that_they_are_found_from_anywhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("model", "lora", "mini"):
+        Path(name).mkdir()
+    write_settings(Setting(4), Basis("model", "lora", None, 3.0), Path("a.json"))
+    assert read_settings(Path("a.json"))[1] == Basis(str(tmp_path / "model"), str(tmp_path / "lora"), None, 3.0)
+    write_settings(Setting(4), Basis("mini", "owner/lora", None, 3.0), Path("a.json"))
+    assert read_settings(Path("a.json"))[1] == Basis("mini", "owner/lora", None, 3.0)
+
+
+@pytest.mark.parametrize("content", ["", "[]", {"step": 3}, {"steps": "x"}, {"share": 2}, {"model": 1}, "no json"])
+def test_a_file_that_holds_no_settings_is_named(tmp_path: Path, content: Any) -> None:
+    whole = {"steps": 3, "model": "mini", "lora": None, "scheduler": None, "guidance": 3.0}
+    (tmp_path / "a.json").write_text(content if isinstance(content, str) else json.dumps(whole | content))
+    with pytest.raises(CotrunkError, match="is not a file of settings: give one that cotrunk tune wrote"):
+        read_settings(tmp_path / "a.json")

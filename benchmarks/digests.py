@@ -8,6 +8,7 @@ Digests hold on one machine with one version of torch; between machines rounding
 import contextlib
 import hashlib
 import json
+import os
 import re
 import subprocess
 import sys
@@ -137,12 +138,13 @@ def command_line() -> None:
         [sys.executable, "-m", "cotrunk", "generate", "--help"], capture_output=True, text=True
     ).stdout
     skip = ["--skip", "--tolerance", "0.04"] if "--tolerance" in text else ["--skip", "0.04"]
+    one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}
     with tempfile.TemporaryDirectory() as folder:
         for model in ("mini", "mini-dit"):
             out = Path(folder) / model
             options = ["--steps", "12", "--guidance", "4", *skip, "--compare", "--mode", "tree", "--share", "0.4"]
             command = [sys.executable, "-m", "cotrunk", "generate", *PROMPTS, "--model", model, "--out", str(out)]
-            subprocess.run([*command, *options], check=True, capture_output=True)
+            subprocess.run([*command, *options], check=True, capture_output=True, env=one_thread)
             found = [digest(np.asarray(Image.open(path))) for path in sorted(out.rglob("*.png"))]
             report = json.loads((out / "run.json").read_text(encoding="utf-8"))
             images = [(i["file"], i["prompt"], i["seed"], i["group"], i["rows"], i["steps"]) for i in report["images"]]

@@ -82,7 +82,8 @@ def synthetic_vectors(n: int) -> np.ndarray:
 
 def embed(size: int, folder: Path | None, cache: Path) -> None:
     """Embed the first prompts with MiniLM into the cache, with the seconds it took (in brackets those of CPU time)."""
-    from cotrunk.planning.embedding import auto_threshold, sentence_encoder
+    from cotrunk.planning.embedding import sentence_encoder
+    from cotrunk.planning.threshold import auto_threshold
 
     distinct, _ = distinct_prompts(folder)
     prompts = list(islice(with_variations(distinct), size))

@@ -16,8 +16,9 @@ import numpy as np
 import torch
 
 from cotrunk.pipelines.arguments import needed_arguments
-from cotrunk.pipelines.loading import load_pipeline, set_scheduler
+from cotrunk.pipelines.loading import load_pipeline
 from cotrunk.pipelines.noise_schedule import NoiseSchedule, read_schedule
+from cotrunk.pipelines.schedulers import set_scheduler
 from cotrunk.skipping.gaps import BEND, NOISY, REUSED, TREND
 
 SUBJECTS = (

@@ -38,7 +38,8 @@ from cotrunk.evaluation.networks import EfficientNetLite0
 from cotrunk.files import read_lines, write_bytes, write_text
 from cotrunk.pipelines.compatibility import denoisers_of
 from cotrunk.pipelines.identity import weights_digest
-from cotrunk.pipelines.loading import load_pipeline, set_scheduler
+from cotrunk.pipelines.loading import load_pipeline
+from cotrunk.pipelines.schedulers import set_scheduler
 
 TOLERANCES = (0.003, 0.006, 0.011, 0.02, 0.035, 0.06, 0.1)
 STYLES = ("noto", "twemoji", "flat", "glossy")

@@ -34,8 +34,9 @@ from cotrunk.files import read_lines, write_text
 from cotrunk.pipelines.arguments import needed_arguments
 from cotrunk.pipelines.compatibility import denoisers_of
 from cotrunk.pipelines.identity import weights_digest
-from cotrunk.pipelines.loading import load_pipeline, set_scheduler
+from cotrunk.pipelines.loading import load_pipeline
 from cotrunk.pipelines.noise_schedule import read_schedule
+from cotrunk.pipelines.schedulers import set_scheduler
 
 TOLERANCES = (0.006, 0.011, 0.02, 0.035, 0.06)
 STRENGTHS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)

@@ -21,12 +21,12 @@ import torch
 from cotrunk import Plan, Skipping, generate, mini
 from cotrunk.evaluation import metrics
 from cotrunk.evaluation.emoji import EmojiAlignment
-from cotrunk.evaluation.figures import new_figure
 from cotrunk.evaluation.networks import EfficientNetLite0
 from cotrunk.files import read_lines, write_bytes, write_text
 from cotrunk.pipelines.identity import weights_digest
-from cotrunk.pipelines.loading import set_scheduler
+from cotrunk.pipelines.schedulers import set_scheduler
 from cotrunk.planning.plan import flat_tree
+from cotrunk.plotting import new_figure
 
 STEPS, GUIDANCE, SEEDS = 50, 5.0, (0, 1)
 STYLES = ("noto", "twemoji", "flat", "glossy")

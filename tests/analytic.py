@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from cotrunk import Skipping
+from cotrunk.engine.policy import Policy
 from cotrunk.engine.rewind import Solver
 from cotrunk.pipelines.noise_schedule import NoiseSchedule, read_schedule
-from cotrunk.skipping.trajectories import Policy, policy_of
+from cotrunk.skipping.policies import policy_of
 
 SIZE, MODES = 32, 8
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}

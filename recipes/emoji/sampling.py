@@ -9,7 +9,8 @@ from diffusers import AutoencoderKL, DiffusionPipeline
 from autoencoder import as_float
 from cotrunk import mini
 from cotrunk.pipelines.arguments import needed_arguments
-from cotrunk.pipelines.loading import EMBEDDED, set_scheduler
+from cotrunk.pipelines.loading import EMBEDDED
+from cotrunk.pipelines.schedulers import set_scheduler
 from judge import Request
 from training import device
 

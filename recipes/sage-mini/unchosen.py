@@ -20,7 +20,8 @@ from cotrunk.evaluation.measuring import Measures
 from cotrunk.evaluation.tables import Comparison, write_comparisons
 from cotrunk.groups.dataset import apart, read_groups
 from cotrunk.pipelines.loading import load_pipeline
-from cotrunk.training.encoded import pictures_of, size_of
+from cotrunk.training.encoded import pictures_of
+from cotrunk.training.latents import size_of
 
 CHOSEN = 80  # groups that trials.py looks at
 BEST = "sage-trunk"

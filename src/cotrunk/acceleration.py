@@ -13,13 +13,14 @@ from .engine.attach import attached
 from .engine.call import Meter
 from .engine.caller import callbacks_among
 from .engine.denoiser_hook import RowPlan
+from .engine.policy import Policy
 from .engine.rewind import Solver
 from .errors import CotrunkError
 from .generation import row_sizes_of
 from .pipelines.compatibility import check_folds, check_pipeline
 from .pipelines.noise_schedule import read_schedule
 from .settings import Skipping
-from .skipping.trajectories import Policy, policy_of
+from .skipping.policies import policy_of
 
 
 class Acceleration:

@@ -20,7 +20,7 @@ from .errors import CotrunkError
 from .pipelines.arguments import PerPrompt
 from .planning.plan import Branch, Cost, Plan, packed
 from .settings import Skipping
-from .skipping.trajectories import policy_of
+from .skipping.policies import policy_of
 
 # pipelines of which the first of two rows is the one with the prompt
 CONDITIONAL_FIRST = ("ZImage", "Lumina", "StableCascade", "Wuerstchen", "AceStep", "OmniGen")

@@ -13,22 +13,18 @@ from .checks import seeds_of, whole
 from .engine.call import Meter
 from .errors import CotrunkError
 from .execution import SPARED, WAVE, Run, Wave, merged_output
-from .pipelines.arguments import PerPrompt, argument, guidance_rows, needed_arguments, timesteps_of
+from .pipelines.arguments import PerPrompt, needed_arguments
 from .pipelines.companions import companions, runs_apart
 from .pipelines.compatibility import check_folds, check_pipeline
+from .pipelines.cost import argument, guidance_rows, timesteps_of
 from .pipelines.noise_schedule import read_schedule
-from .planning.embedding import (
-    Encoder,
-    auto_threshold,
-    condition_keys,
-    from_prompt_embeds,
-    pipeline_encoder,
-    sentence_encoder,
-)
+from .pipelines.tokenizers import condition_keys
+from .planning.embedding import Encoder, from_prompt_embeds, pipeline_encoder, sentence_encoder
 from .planning.grouping import check_size
 from .planning.plan import Cost, Plan
 from .planning.prompts import checked
 from .planning.sharing import Sharing, make_plan
+from .planning.threshold import auto_threshold
 from .settings import Skipping, check_fractions
 
 WARM_STEPS = 4  # of `warm_up`, at most

@@ -507,7 +507,7 @@ def test_compare_with_a_scheduler_that_cannot_take_as_few_steps(model: pytest.Mo
             raise CotrunkError("too few")
         return steps, steps
 
-    model.setattr("cotrunk.pipelines.arguments.timesteps_of", timesteps_of)
+    model.setattr("cotrunk.pipelines.cost.timesteps_of", timesteps_of)
     settings = ("--steps", 5, "--share", 0.9, "--similarity", -1, "--max-group", 0)
     outcome = cotrunk("generate", *PROMPTS, *settings, "--out", tmp_path / "run", "--compare")
     assert outcome.code == 0, outcome
@@ -547,9 +547,9 @@ def test_an_argument_that_is_no_text(tmp_path: Path) -> None:
 
 def test_help_does_not_wait_for_torch() -> None:
     code = (
-        "import sys; from cotrunk import cli\n"
+        "import sys; from cotrunk.cli import app\n"
         "sys.argv = ['cotrunk', 'generate', '--help']\n"
-        "try: cli.main()\n"
+        "try: app.main()\n"
         "except SystemExit as stop: assert not stop.code\n"
         "heavy = {'torch', 'diffusers', 'transformers', 'numpy', 'scipy', 'PIL'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"

@@ -112,7 +112,7 @@ def test_what_cannot_be_compared_is_said_before_a_picture(
     assert outcome.code == 2
     assert "take two or more that share no picture" in outcome.err
     with tiny_model.context() as patch:
-        patch.setattr("cotrunk.training.encoded.read_image", lambda path: Image.new("RGB", (8, 8), "red"))
+        patch.setattr("cotrunk.training.latents.read_image", lambda path: Image.new("RGB", (8, 8), "red"))
         outcome = cotrunk("evaluate", groups, "--out", tmp_path, "--height", 32, "--width", 32)
     assert outcome.code == 2
     assert "real pictures are all alike: Frechet distances need different ones" in outcome.err

@@ -15,7 +15,7 @@ from test_trainer import QUICK, groups, same_weights, trained  # noqa: F401 (gro
 from tiny import sd_with_text
 
 from cotrunk import CotrunkError
-from cotrunk.groups.dataset import Pair
+from cotrunk.groups.captions import Pair
 from cotrunk.training import trainer
 from cotrunk.training.checkpoint import FILE
 from cotrunk.training.log import Step, plot_losses, read_losses, write_step

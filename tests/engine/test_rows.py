@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from cotrunk.engine.rows import CONDITIONS, MASKS, SHARED, Folding, assemble, pick
+from cotrunk.engine.rows import Folding, assemble, pick
+from cotrunk.pipelines.denoiser_arguments import CONDITIONS, MASKS, SHARED
 
 CPU = torch.device("cpu")
 Sources = tuple[int, ...]

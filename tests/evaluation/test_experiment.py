@@ -19,7 +19,7 @@ from cotrunk import CotrunkError
 from cotrunk.evaluation.experiment import Cell, Experiment, Judges, Seen
 from cotrunk.execution import Run
 from cotrunk.generation import WARM_STEPS
-from cotrunk.pipelines.loading import load_lora, take_off_lora
+from cotrunk.pipelines.lora import load_lora, take_off_lora
 
 GROUPS = [["a red picture", "a green picture"], ["a dog", "a cat", "a cow"], ["alone"]]
 COUNT = 6

@@ -14,7 +14,8 @@ import pytest
 from PIL import Image, UnidentifiedImageError
 
 from cotrunk import CotrunkError
-from cotrunk.groups.dataset import GroupSettings, Pair, apart, build_groups, read_groups, read_pairs, read_similarities
+from cotrunk.groups.captions import Pair, read_pairs
+from cotrunk.groups.dataset import GroupSettings, apart, build_groups, read_groups, read_similarities
 from cotrunk.planning.embedding import Encoder
 
 CAPTIONS = ["a red apple", "a green apple", "a yellow apple", "a grey owl", "a brown owl", "a violin"]

@@ -12,9 +12,10 @@ import torch
 from PIL import ExifTags, Image, ImageOps
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
-from cotrunk.groups.dataset import Pair
+from cotrunk.groups.captions import Pair
 from cotrunk.groups.images import read_image, unreadable
-from cotrunk.training.encoded import picture_of, pictures_of
+from cotrunk.training.encoded import pictures_of
+from cotrunk.training.latents import picture_of
 
 RED, WHITE, BLACK = (255, 0, 0), (255, 255, 255), (0, 0, 0)
 

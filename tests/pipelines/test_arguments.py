@@ -19,8 +19,9 @@ from torch import Tensor, nn
 
 from cotrunk import CotrunkError, Plan, generate
 from cotrunk.generation import warm_up
-from cotrunk.pipelines.arguments import PerPrompt, guidance_rows, timesteps_of
+from cotrunk.pipelines.arguments import PerPrompt
 from cotrunk.pipelines.compatibility import check_pipeline
+from cotrunk.pipelines.cost import guidance_rows, timesteps_of
 
 
 def test_callbacks_pass_through() -> None:

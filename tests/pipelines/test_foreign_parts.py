@@ -14,8 +14,8 @@ from tiny import TinyPipeline, flux, sd, sd_controlnet
 from torch import Tensor, nn
 
 from cotrunk import CotrunkError, Skipping, accelerate, generate
-from cotrunk.pipelines.arguments import _cuts_schedule
 from cotrunk.pipelines.compatibility import remembering_part, steps_scheduler
+from cotrunk.pipelines.cost import _cuts_schedule
 
 FIXED = Skipping(rule="fixed", every=2)
 

@@ -19,15 +19,9 @@ from tiny import sd_with_text
 
 from cotrunk.errors import CotrunkError
 from cotrunk.generation import generate
-from cotrunk.pipelines.loading import (
-    SCHEDULERS,
-    check_names,
-    load_lora,
-    load_pipeline,
-    resolve_device,
-    resolve_dtype,
-    set_scheduler,
-)
+from cotrunk.pipelines.loading import check_names, load_pipeline, resolve_device, resolve_dtype
+from cotrunk.pipelines.lora import load_lora
+from cotrunk.pipelines.schedulers import SCHEDULERS, set_scheduler
 
 RUN_ON_MINI = {"ddim", "ddpm", "dpm++2m", "dpm++2m-sde", "euler", "euler-a", "lcm", "unipc"}
 

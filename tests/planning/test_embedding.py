@@ -23,17 +23,10 @@ from transformers import (
 )
 
 from cotrunk.errors import CotrunkError
-from cotrunk.planning.embedding import (
-    KIN,
-    Encoder,
-    auto_threshold,
-    condition_keys,
-    from_prompt_embeds,
-    pipeline_encoder,
-    sentence_encoder,
-    truncated,
-)
+from cotrunk.pipelines.tokenizers import condition_keys, truncated
+from cotrunk.planning.embedding import Encoder, from_prompt_embeds, pipeline_encoder, sentence_encoder
 from cotrunk.planning.grouping import group_prompts, unit_rows
+from cotrunk.planning.threshold import KIN, auto_threshold
 
 WORDS = ["a", "cat", "dog", "red", "blue", "sleeping", "running", "in", "the", "rain", "house", "small"]
 VOCABULARY = {word: i for i, word in enumerate(["<pad>", "<s>", "</s>", "<unk>", *WORDS])}

@@ -280,5 +280,5 @@ def test_import_is_light():
     import sys
 
     heavy = "{'torch', 'diffusers', 'transformers', 'scipy', 'numpy'}"
-    code = f"import sys, cotrunk.prompts; sys.exit(bool({heavy} & set(sys.modules)))"
+    code = f"import sys, cotrunk.planning.prompts; sys.exit(bool({heavy} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -20,7 +20,8 @@ from tiny import sd_with_text
 from cotrunk import CotrunkError
 from cotrunk.evaluation.experiment import Cell, Experiment
 from cotrunk.evaluation.measuring import Measures
-from cotrunk.groups.dataset import Pair, read_groups, read_similarities
+from cotrunk.groups.captions import Pair
+from cotrunk.groups.dataset import read_groups, read_similarities
 from cotrunk.training.checkpoint import FILE
 from cotrunk.training.conditions import Conditions
 from cotrunk.training.encoded import Examples, encode

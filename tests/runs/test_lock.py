@@ -152,7 +152,7 @@ def test_every_command_that_writes_a_folder_keeps_others_out(
     command: str, groups: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     no_model(monkeypatch)
-    monkeypatch.setattr("cotrunk.groups.dataset.read_pairs", lambda *_: pytest.fail("read"))
+    monkeypatch.setattr("cotrunk.groups.captions.read_pairs", lambda *_: pytest.fail("read"))
     given = {
         "generate": ("generate", *PROMPTS),
         "resume": ("generate", *PROMPTS, "--resume"),

@@ -24,14 +24,16 @@ def waves_of_3(model: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 
 KILLED = """
 import os, signal
-from cotrunk import cli, folder, generation
+from cotrunk import generation
+from cotrunk.cli import app
+from cotrunk.runs import folder
 generation.prepare.__kwdefaults__["wave_size"] = 3
 write = folder.RunFolder.write_wave
 def write_and_die(self, *args):
     write(self, *args)
     os.kill(os.getpid(), signal.SIGKILL)
 folder.RunFolder.write_wave = write_and_die
-cli.main()
+app.main()
 """
 
 

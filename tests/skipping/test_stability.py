@@ -13,8 +13,9 @@ from torch import Tensor
 from cotrunk import CotrunkError, Skipping
 from cotrunk.pipelines.noise_schedule import NoiseSchedule, read_schedule
 from cotrunk.settings import Rule
+from cotrunk.skipping.extrapolation import lagrange
 from cotrunk.skipping.sada import Sada
-from cotrunk.skipping.trajectories import LARGE, History, Trajectories, lagrange
+from cotrunk.skipping.trajectories import LARGE, History, Trajectories
 
 RULES = [Skipping(rule=rule) for rule in get_args(Rule)]
 EVERY = pytest.mark.parametrize("case", SCHEDULERS, ids="-".join)

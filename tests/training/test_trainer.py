@@ -26,10 +26,10 @@ from tiny import TinyPipeline, flux, pixart, sana, sd, sd3, sd_with_text, sdxl, 
 from torch import Tensor
 
 from cotrunk import CotrunkError, generate, mini
-from cotrunk.groups.dataset import Pair
-from cotrunk.pipelines.loading import load_lora
+from cotrunk.groups.captions import Pair
+from cotrunk.pipelines.lora import load_lora
 from cotrunk.training.conditions import Conditions
-from cotrunk.training.encoded import _latents, picture_of
+from cotrunk.training.latents import _latents, picture_of
 from cotrunk.training.log import Step, plot_losses, read_losses, write_step
 from cotrunk.training.loss import Loss, Terms, sage_loss
 from cotrunk.training.settings import TrainSettings

@@ -9,9 +9,8 @@ import sys
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 
-from cotrunk.cases import CASES
-
-from cotrunk import document, outcomes
+from . import document, outcomes
+from .cases import CASES
 
 
 def main(words: list[str]) -> None:

@@ -2,9 +2,8 @@
 
 import re
 
-from cotrunk.case import Case
-
-from cotrunk import dit, edits, flux, omnigen, qwen, recent, relatives, sd3, sdxl, stable_diffusion
+from . import dit, edits, flux, omnigen, qwen, recent, relatives, sd3, sdxl, stable_diffusion
+from .case import Case
 
 CASES: dict[str, Case] = {
     case.pipeline: case

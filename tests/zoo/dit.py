@@ -5,9 +5,12 @@ from typing import Any
 
 import diffusers
 import torch
-from cotrunk.case import WITH_IMAGES, Case, Variant
-from cotrunk.classes import pipeline_class
-from cotrunk.parts import (
+from tiny import pixart, sana
+
+from . import encoders
+from .case import WITH_IMAGES, Case, Variant
+from .classes import pipeline_class
+from .parts import (
     GLOBAL_NOISE,
     LENGTHS,
     TOKENS,
@@ -27,9 +30,6 @@ from cotrunk.parts import (
     texts,
     vae,
 )
-from tiny import pixart, sana
-
-from cotrunk import encoders
 
 SIZE = {"height": 32, "width": 32}
 UNBINNED = {"use_resolution_binning": False}

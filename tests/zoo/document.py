@@ -5,9 +5,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import diffusers
-from cotrunk.cases import CASES, FAMILIES, family_of
-from cotrunk.classes import image_classes, why_not
-from cotrunk.outcomes import Outcomes
+
+from .cases import CASES, FAMILIES, family_of
+from .classes import image_classes, why_not
+from .outcomes import Outcomes
 
 ROOT = Path(__file__).parents[2]
 DOCUMENT, README = ROOT / "docs" / "compatibility.md", ROOT / "README.md"

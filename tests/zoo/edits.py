@@ -4,9 +4,9 @@ import importlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from cotrunk.case import WITH_IMAGES, Case, Variant
-from cotrunk.parts import inpainting_mask, picture
-from cotrunk.qwen import MASKS, PIXELS, of, text
+from .case import WITH_IMAGES, Case, Variant
+from .parts import inpainting_mask, picture
+from .qwen import MASKS, PIXELS, of, text
 
 
 def small(name: str) -> Callable[[], Any]:

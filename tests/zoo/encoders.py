@@ -3,8 +3,9 @@
 from typing import Any
 
 import transformers
-from cotrunk.parts import WIDTH, randomised
 from tiny import _byte_tokenizer as byte_tokenizer
+
+from .parts import WIDTH, randomised
 
 LAYERS = {"hidden_size": WIDTH, "intermediate_size": 2 * WIDTH, "num_hidden_layers": 2, "num_attention_heads": 2}
 

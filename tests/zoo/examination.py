@@ -7,12 +7,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from cotrunk.case import OWN_IMAGE, PROMPTS, Case, Variant
-from cotrunk.loop import NoMeanError, alone, as_tensor, hear, shared
-from cotrunk.parts import TEXTS
 from torch import Tensor
 
 from cotrunk import CotrunkError, Sharing, Skipping, generate
+
+from .case import OWN_IMAGE, PROMPTS, Case, Variant
+from .loop import NoMeanError, alone, as_tensor, hear, shared
+from .parts import TEXTS
 
 TOLERANCE = 5e-5  # norm of an image's error over the norm of the image; float32 leaves some 1e-6
 HEARD = 20 * TOLERANCE  # what a prompt, and the mean of a group, must change, lest the comparison be blind

@@ -4,9 +4,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import diffusers
-from cotrunk.case import WITH_IMAGES, Case, Variant
-from cotrunk.classes import pipeline_class
-from cotrunk.parts import (
+from tiny import flux
+
+from . import encoders
+from .case import WITH_IMAGES, Case, Variant
+from .classes import pipeline_class
+from .parts import (
     WIDTH,
     embeds,
     flow_scheduler,
@@ -21,9 +24,6 @@ from cotrunk.parts import (
     texts,
     vae,
 )
-from tiny import flux
-
-from cotrunk import encoders
 
 PIXELS = 16
 SIZE = {"height": PIXELS, "width": PIXELS}

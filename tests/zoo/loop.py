@@ -14,8 +14,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from cotrunk.case import Case, Variant
 from torch import Tensor
+
+from .case import Case, Variant
 
 Key = tuple[str, int, int]  # denoiser, step, call of this denoiser in this step
 Arguments = dict[str, Any]

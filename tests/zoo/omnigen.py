@@ -6,11 +6,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import diffusers
-from cotrunk.case import Case, Variant
-from cotrunk.classes import pipeline_class
-from cotrunk.parts import quiet, randomised, texts, vae
 
-from cotrunk import encoders
+from . import encoders
+from .case import Case, Variant
+from .classes import pipeline_class
+from .parts import quiet, randomised, texts, vae
 
 
 def build() -> Any:

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import diffusers
 import torch
-from cotrunk.cases import CASES
-from cotrunk.examination import Verdict, examine
+
+from .cases import CASES
+from .examination import Verdict, examine
 
 FILE = Path(__file__).with_name("outcomes.json")
 

@@ -6,7 +6,6 @@ from typing import Any
 
 import diffusers
 import torch
-from cotrunk.case import OWN_IMAGE, Variant
 from PIL import Image
 from tiny import SD_BETAS, TOKENS, WIDTH
 from tiny import _generator as generator_of
@@ -16,6 +15,8 @@ from tiny import _randomised as randomised
 from tiny import _unet as unet
 from tiny import _vae as vae
 from torch import Tensor
+
+from .case import OWN_IMAGE, Variant
 
 __all__ = ["SD_BETAS", "TOKENS", "WIDTH", "randomised", "unet", "vae"]
 

@@ -5,9 +5,11 @@ from typing import Any
 
 import diffusers
 import torch
-from cotrunk.case import WITH_IMAGES, Case, Variant
-from cotrunk.classes import pipeline_class
-from cotrunk.parts import (
+
+from . import encoders
+from .case import WITH_IMAGES, Case, Variant
+from .classes import pipeline_class
+from .parts import (
     GLOBAL_NOISE,
     WIDTH,
     certain,
@@ -21,8 +23,6 @@ from cotrunk.parts import (
     randomised,
     texts,
 )
-
-from cotrunk import encoders
 
 PIXELS, CHANNELS = 16, 4
 SIZE = {"height": PIXELS, "width": PIXELS}

@@ -5,10 +5,12 @@ from typing import Any
 
 import diffusers
 import torch
-from cotrunk.case import WITH_IMAGES, Case, Variant
-from cotrunk.classes import pipeline_class
-from cotrunk.dit import hunyuan_image_transformer, one_encoder
-from cotrunk.parts import (
+
+from . import encoders
+from .case import WITH_IMAGES, Case, Variant
+from .classes import pipeline_class
+from .dit import hunyuan_image_transformer, one_encoder
+from .parts import (
     LENGTHS,
     TOKENS,
     WIDTH,
@@ -27,9 +29,7 @@ from cotrunk.parts import (
     unet,
     vae,
 )
-from cotrunk.qwen import qwen_vae
-
-from cotrunk import encoders
+from .qwen import qwen_vae
 
 SIZE = {"height": 32, "width": 32}
 

@@ -4,13 +4,14 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import diffusers
-from cotrunk.case import WITH_IMAGES, Case, Variant
-from cotrunk.parts import SD_BETAS, embeds, inpainting_mask, picture, randomised, rows, texts, unet, vae
-from cotrunk.sdxl import of as of_sdxl
-from cotrunk.sdxl import sdxl_unet
-from cotrunk.sdxl import text as sdxl_text
-from cotrunk.stable_diffusion import GUIDED, SIZE, from_image, of, text
 from tiny import sd_with_text
+
+from .case import WITH_IMAGES, Case, Variant
+from .parts import SD_BETAS, embeds, inpainting_mask, picture, randomised, rows, texts, unet, vae
+from .sdxl import of as of_sdxl
+from .sdxl import sdxl_unet
+from .sdxl import text as sdxl_text
+from .stable_diffusion import GUIDED, SIZE, from_image, of, text
 
 
 def with_text(name: str, **more: Any) -> Callable[[], Any]:

@@ -4,22 +4,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import diffusers
-from cotrunk.case import WITH_IMAGES, Case, Variant
-from cotrunk.classes import pipeline_class
-from cotrunk.parts import (
-    GLOBAL_NOISE,
-    WIDTH,
-    certain,
-    embeds,
-    inpainting_mask,
-    made,
-    picture,
-    pooled,
-    quiet,
-    randomised,
-    vae,
-)
 from tiny import sd3
+
+from .case import WITH_IMAGES, Case, Variant
+from .classes import pipeline_class
+from .parts import GLOBAL_NOISE, WIDTH, certain, embeds, inpainting_mask, made, picture, pooled, quiet, randomised, vae
 
 SIZE = {"height": 32, "width": 32}
 

@@ -4,11 +4,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import diffusers
-from cotrunk.case import WITH_IMAGES, Case, Variant
-from cotrunk.classes import pipeline_class
-from cotrunk.parts import SD_BETAS, WIDTH, embeds, inpainting_mask, made, picture, pooled, quiet, randomised, unet
-from cotrunk.stable_diffusion import controlnet
 from tiny import sdxl
+
+from .case import WITH_IMAGES, Case, Variant
+from .classes import pipeline_class
+from .parts import SD_BETAS, WIDTH, embeds, inpainting_mask, made, picture, pooled, quiet, randomised, unet
+from .stable_diffusion import controlnet
 
 SIZE = {"height": 32, "width": 32}
 TIME_WIDTH, SIZE_NUMBERS = 8, 6

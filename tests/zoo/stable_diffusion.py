@@ -5,10 +5,11 @@ from typing import Any
 
 import diffusers
 import torch
-from cotrunk.case import WITH_IMAGES, Case, Variant
-from cotrunk.classes import pipeline_class
-from cotrunk.parts import WIDTH, embeds, inpainting_mask, made, picture, quiet, randomised, unet
 from tiny import _sd_parts as parts
+
+from .case import WITH_IMAGES, Case, Variant
+from .classes import pipeline_class
+from .parts import WIDTH, embeds, inpainting_mask, made, picture, quiet, randomised, unet
 
 SIZE = {"height": 32, "width": 32}
 GUIDED = {"guidance_scale": 5.0}

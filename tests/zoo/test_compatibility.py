@@ -1,12 +1,12 @@
 """Every image pipeline of diffusers, against each image run alone. The document says what these tests find."""
 
 import pytest
-from cotrunk.case import Case, Variant
-from cotrunk.cases import CASES, FAMILIES, family_of
-from cotrunk.classes import image_classes, why_not
-from cotrunk.examination import EXAMINATIONS, examine
 
-from cotrunk import document, outcomes
+from . import document, outcomes
+from .case import Case, Variant
+from .cases import CASES, FAMILIES, family_of
+from .classes import image_classes, why_not
+from .examination import EXAMINATIONS, examine
 
 EVERY = [
     pytest.param(case, variant, id=f"{name}-{variant}", marks=() if case.fast else pytest.mark.slow)

@@ -47,7 +47,8 @@ def dataset(
         cotrunk dataset my-pictures --out groups --similarity-min 0.5
     """
     out_dir = out_folder(out_name)
-    from ..groups.dataset import GroupSettings, build_groups, read_pairs
+    from ..groups.captions import read_pairs
+    from ..groups.dataset import GroupSettings, build_groups
     from ..planning.embedding import sentence_encoder
 
     settings = GroupSettings(similarity_min, similarity_max, min_group, max_group, per_caption, max_groups, seed)

@@ -93,7 +93,8 @@ def evaluate(
     from ..evaluation.paper import Design, write_paper
     from ..groups.dataset import apart, read_groups, read_similarities
     from ..pipelines.loading import load_pipeline
-    from ..training.encoded import pictures_of, size_of
+    from ..training.encoded import pictures_of
+    from ..training.latents import size_of
 
     everything = read_groups(Path(groups))[0]
     similarity = dict(zip(map(tuple, everything), read_similarities(Path(groups)), strict=True))

@@ -138,7 +138,8 @@ def generate(
     if guidance_interval is not None:
         check_fractions("guidance_interval", guidance_interval)
 
-    from ..pipelines.loading import SCHEDULERS, check_names, load_pipeline
+    from ..pipelines.loading import check_names, load_pipeline
+    from ..pipelines.schedulers import SCHEDULERS
     from ..planning.plan import Plan
     from ..runs.folder import SHARED, Arm, Facts, RunFolder
 
@@ -182,7 +183,7 @@ def generate(
 
     from ..generation import prepare, warm_up
     from ..pipelines.arguments import needed_arguments
-    from ..planning.embedding import condition_keys
+    from ..pipelines.tokenizers import condition_keys
 
     arguments: dict[str, Any] = {**needed_arguments(pipe), "num_inference_steps": steps, "guidance_scale": guidance}
     if negative is not None:
@@ -304,7 +305,7 @@ def _comparisons(
 ) -> list[tuple["Arm", "Run"]]:
     """What to run for comparison with a plan that took this many rows."""
     from ..generation import prepare
-    from ..pipelines.arguments import timesteps_of
+    from ..pipelines.cost import timesteps_of
 
     # the most steps that cost no more rows than the run did
     for steps in range(plan.steps, 0, -1):

@@ -43,7 +43,7 @@ def prompts_of(arguments: Sequence[str] | None, file: str | None, column: str) -
 
 def warn(pipe: Any, prompts: list[str], conditions: Sequence[Hashable]) -> None:
     """Of prompts that the model cannot read, or not to the end."""
-    from ..planning.embedding import truncated
+    from ..pipelines.tokenizers import truncated
 
     warn_truncated(truncated(pipe, prompts), prompts)
     warn_alike(conditions, prompts)

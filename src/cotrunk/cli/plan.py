@@ -63,7 +63,7 @@ def plan(
     from ..generation import plan_of
     from ..pipelines.arguments import PerPrompt, needed_arguments
     from ..pipelines.loading import check_names, load_pipeline
-    from ..planning.embedding import condition_keys
+    from ..pipelines.tokenizers import condition_keys
 
     check_names("auto", "auto", scheduler)
     with err.status(f"Loading the text encoder of {escape(model)}"):

@@ -13,6 +13,8 @@ from typing import Any
 
 from diffusers import DiffusionPipeline
 
+from ..pipelines.parts import parts_of
+
 
 class Caller:
     """One call of a pipeline, in one thread.
@@ -45,11 +47,6 @@ class Caller:
                     return any(owner is pipe for pipe in self._pipes)
             frame = frame.f_back  # type: ignore[assignment]
         return True
-
-
-def parts_of(pipe: Any) -> list[Any]:
-    """The pipelines that a combined pipeline holds."""
-    return [value for value in vars(pipe).values() if isinstance(value, DiffusionPipeline)]
 
 
 def callbacks_among(arguments: Mapping[str, Any]) -> list[Callable[..., Any]]:

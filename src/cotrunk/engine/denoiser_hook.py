@@ -18,9 +18,9 @@ from diffusers.utils.torch_utils import unwrap_module
 
 from ..errors import CotrunkError
 from ..pipelines.compatibility import clear_caches, remembering_part
-from ..skipping.trajectories import Policy
 from .call import Meter, now
 from .caller import Caller
+from .policy import Policy
 from .rows import Folding, assemble, pick
 from .tokens import TokenLayers
 

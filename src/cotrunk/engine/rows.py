@@ -12,47 +12,10 @@ import numpy as np
 import torch
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-# Arguments that never have one entry a row, even where their length happens to be the number of rows.
-SHARED = {"img_ids", "txt_ids", "image_rotary_emb", "rotary_emb", "rotary_embedding", "freqs_cis"}
-# What the prompt decides: a folded row takes the mean of its members. Everything else that has one entry a row
-# (latents, timestep, sizes, control residuals) is equal among the members, so the first one stands for all.
-CONDITIONS = {
-    "encoder_hidden_states",
-    "encoder_hidden_states_1",
-    "encoder_hidden_states_2",
-    "encoder_hidden_states_t5",  # HunyuanDiT
-    "encoder_hidden_states_llama3",  # HiDream
-    "pooled_projections",
-    "pooled_embeds",  # HiDream
-    "pooled_text_emb",  # aMUSEd
-    "text_embeds",
-    "class_labels",  # MusicLDM's text embedding
-    "audio_encoder_hidden_states",  # LTX-2
-    "cap_feats",  # Z-Image: a list with one (tokens, channels) tensor per row
-    "text_bth",  # ERNIE-Image
-}
-# The mask that tells which tokens of a condition are padding. A folded row sees every token that a member sees.
-MASKS = {
-    "encoder_attention_mask": "encoder_hidden_states",
-    "encoder_hidden_states_mask": "encoder_hidden_states",
-    "encoder_attention_mask_1": "encoder_hidden_states_1",
-    "encoder_attention_mask_2": "encoder_hidden_states_2",
-    "audio_encoder_attention_mask": "audio_encoder_hidden_states",
-    "encoder_mask": "encoder_hidden_states",  # Lumina
-    "text_embedding_mask": "encoder_hidden_states",  # HunyuanDiT
-    "text_embedding_mask_t5": "encoder_hidden_states_t5",
-    "attention_mask": "encoder_hidden_states",  # Chroma: of the text tokens, then of the image's
-}
-# Plain lists with one entry a row (Z-Image, Qwen-Image); any other list is a container of tensors.
-ROW_LISTS = {"x", "cap_feats", "img_shapes", "txt_seq_lens"}
-# Tensors whose second dimension has one entry a row: (layers, R, tokens, channels).
-ROWS_SECOND = {"encoder_hidden_states_llama3"}
-# The numbers of tokens of a condition, where there is no mask: a folded row is as long as its longest member.
-LENGTHS = {"txt_seq_lens": "encoder_hidden_states", "text_lens": "text_bth"}
+from ..pipelines.denoiser_arguments import CONDITIONS, LENGTHS, MASKS, ROW_LISTS, ROWS_SECOND, SHARED, STATE
+
 # Largest difference between members that counts as rounding, in parts of the largest value.
 ROUNDING = 1e-5
-# Arguments that keep keys and values between calls, or ask for it.
-STATE = {"kv_cache", "kv_caches", "kv_cache_mode"}
 # What other arguments may consist of: an object of another kind may have a state.
 VALUES = (torch.Tensor, int, float, str, NoneType, torch.dtype, torch.device, np.generic, np.ndarray)
 

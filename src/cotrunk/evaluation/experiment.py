@@ -17,9 +17,9 @@ from ..errors import CotrunkError
 from ..execution import WAVE
 from ..files import check_folder, write_bytes, writing
 from ..generation import prepare, warm_up
-from ..pipelines.arguments import guidance_rows, timesteps_of
+from ..pipelines.cost import guidance_rows, timesteps_of
 from ..pipelines.identity import model_digest, scheduler_facts
-from ..pipelines.loading import load_lora, take_off_lora
+from ..pipelines.lora import load_lora, take_off_lora
 from ..planning.plan import Plan, flat_tree
 from . import metrics
 from .networks import AlignmentNetwork, FeatureNetwork, PerceptualNetwork, as_bytes

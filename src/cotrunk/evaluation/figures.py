@@ -6,13 +6,12 @@ import io
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from ..errors import CotrunkError
 from ..files import write_bytes, write_text
+from ..plotting import log_axis, new_figure
 from .measuring import Result
 from .tables import MEASURES
 
@@ -101,22 +100,3 @@ def write_curves(
     figure.legend(*panels[0].get_legend_handles_labels(), fontsize=8, loc="outside right upper")
     for form in ("png", "svg"):
         write_bytes(out / f"{name}.{form}", functools.partial(figure.savefig, format=form, dpi=110))
-
-
-def log_axis(panel: Any) -> None:
-    """A horizontal axis of ratios with plain numbers on it."""
-    from matplotlib.ticker import LogLocator, NullFormatter
-
-    panel.set_xscale("log")
-    panel.xaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
-    panel.xaxis.set_major_formatter("{x:g}")
-    panel.xaxis.set_minor_formatter(NullFormatter())
-
-
-def new_figure(**settings: Any) -> Any:
-    """A figure of matplotlib, which draws to files alone."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise CotrunkError("Figures need matplotlib: pip install 'cotrunk[evaluate]'.") from error
-    return Figure(**settings)

@@ -7,8 +7,9 @@ import numpy as np
 import torch
 
 from ..errors import CotrunkError
-from ..planning.embedding import token_counts
-from .arguments import PerPrompt, argument
+from .arguments import PerPrompt
+from .cost import argument
+from .tokenizers import token_counts
 
 # They pad texts to the longest of the call, and their denoisers read the padding: no mask hides it.
 UNMASKED = ("CogView4", "GlmImage", "JoyImageEdit", "Kandinsky5", "OmniGen")

@@ -25,10 +25,12 @@ from typing import Any
 
 import torch
 
+from ..engine.policy import Jumps, no_images
 from ..engine.rewind import Solver
 from ..errors import CotrunkError
 from ..pipelines.noise_schedule import NoiseSchedule, read_schedule
-from .trajectories import Jumps, along, lagrange, no_images
+from .extrapolation import lagrange
+from .trajectories import along
 
 COEFFICIENTS = {"paper": (5 / 6, 5 / 6, -2 / 3), "released": (5 / 8, 6 / 8, -3 / 8)}
 # at 50 steps: skipping from step 10 to 47, by the polynomial from step 24 on; the same fractions at other numbers

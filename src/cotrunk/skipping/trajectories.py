@@ -10,56 +10,27 @@ output, so that guidance of any kind, one call of the denoiser or several, and e
 """
 
 import math
-from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
+from ..engine.policy import Jumps, no_images
 from ..engine.rewind import Solver
 from ..pipelines.noise_schedule import NoiseSchedule, read_schedule
 from ..settings import Skipping
+from .extrapolation import is_moderate, lagrange
 from .gaps import Gaps, Nodes, same
 
 NODES = 3  # computed outputs that are kept for each image: enough for a quadratic
 KNOTS = {"reuse": 1, "linear": 2, "quadratic": 3, "damped": 2}  # of them a prediction rests on
 FIRST = 3  # steps that the rule "fixed" computes before anything is predicted
-STEEPEST = 7.0  # most that an extrapolation may amplify noise in the outputs: the sum of its weights' sizes
 LARGE, STEEP = 4.0, 3  # RMS of the data that a first output predicts, by which the law was measured; see `_overshoot`
 LEAST = 1e-3  # an image's factor to the law, or most: one over it
 PURE = 0.2  # a first sample with less than this of its data (alpha) is noise
 MEMORY = 0.8  # of what an image's predictions missed before, when another is tried: a single miss is mostly chance
 TRANSIENT = 0.5  # the same in a run that begins in the middle: what its outputs do at first is over soon
 SWINGING = 2.0  # a first miss there of more times what the law expects: it may be growing, so another is awaited
-
-
-Jumps = Callable[[int], Collection[int]]  # step -> images whose outputs from here on belong to another function
-
-
-def no_images(step: int) -> Collection[int]:
-    return ()
-
-
-class Policy(Protocol):
-    """Which images the denoiser computes, and what stands in for the outputs of the others."""
-
-    correcting: bool
-    unstable: torch.Tensor | None  # (N, places ...) how far the prediction was off at each place of the latents
-
-    def computes(self, step: int) -> tuple[bool, ...]:
-        """For each image, whether the denoiser is to compute it at this step."""
-
-    def partial(self, step: int) -> tuple[bool, ...]:
-        """For each image that is computed at this step, whether some of its tokens are enough."""
-
-    def observe(
-        self, step: int, computed: tuple[bool, ...], solver: Solver, output: torch.Tensor, sample: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Output and sample (N, ...) to give `scheduler.step` instead of these. computed: for each image, whether the
-        denoiser did."""
-
-    def after(self, step: int, new_sample: torch.Tensor) -> None:
-        """Told where the solver went."""
 
 
 @dataclass
@@ -361,33 +332,6 @@ def _mean_square(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.float().flatten(1).square().mean(dim=1)
 
 
-def lagrange(knots: list[float], time: float) -> list[float]:
-    """Weights of the values at `knots` in the polynomial through them, at `time`."""
-    weights = []
-    for i, own in enumerate(knots):
-        weight = 1.0
-        for j, other in enumerate(knots):
-            if j != i:
-                weight *= (time - other) / (own - other)
-        weights.append(weight)
-    return weights
-
-
-def is_moderate(knots: list[float], time: float) -> bool:
-    """Whether a prediction from nodes at these times can hardly amplify noise in them. Of a damped one the trend counts
-    in full: how much of it will be left is not known."""
-    return sum(map(abs, lagrange(knots, time))) <= STEEPEST
-
-
 def along(values: Any, like: torch.Tensor) -> torch.Tensor:
     """(N,) values that multiply or select along the first dimension of a tensor (N, ...)."""
     return torch.tensor(values).to(like.device, non_blocking=True).reshape(-1, *[1] * (like.ndim - 1))
-
-
-def policy_of(skipping: Skipping, images: int, timesteps: int, jumps: Jumps = no_images) -> Policy:
-    """The policy that follows `skipping.rule`."""
-    if skipping.rule in ("paper", "released"):
-        from .sada import Sada
-
-        return Sada(skipping.rule, images, timesteps, jumps)
-    return Trajectories(skipping, images, timesteps, jumps)

@@ -9,21 +9,17 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import torch
-from diffusers import AutoencoderDC, AutoencoderKL
-from PIL import Image, ImageOps
 
-from ..engine.rows import SHARED
 from ..errors import CotrunkError
 from ..files import write_text, writing
-from ..groups.dataset import Pair
-from ..groups.images import read_image
-from ..pipelines.compatibility import denoisers_of
+from ..groups.captions import Pair
+from ..pipelines.denoiser_arguments import SHARED
 from .checkpoint import write_tensors
 from .conditions import Conditions, moved
+from .latents import _latents, picture_of
 
 CHUNK = 32  # captions encoded at once
 PIXELS = 1 << 20  # of the pictures that are encoded at once: in float32 an encoder needs some 20 kB for each
-
 Told = Callable[[int, int], None]  # pictures and captions encoded, of how many
 
 
@@ -172,9 +168,6 @@ def _recorded(path: Path) -> tuple[int, list[str]]:
     return (filled, names) if is_record and all(isinstance(name, str) for name in names) else (0, [])
 
 
-# Arrays are written as files are, not through a memory map: on a full disk that would end the process without a word.
-
-
 def _begin(path: Path, shape: tuple[int, ...], kind: np.dtype) -> None:
     """An array file of this shape, as yet without its values."""
     head = {"shape": shape, "fortran_order": False, "descr": np.lib.format.dtype_to_descr(kind)}
@@ -223,27 +216,6 @@ def _row_size(shape: tuple[int, ...], kind: np.dtype) -> int:
     return math.prod(shape[1:]) * kind.itemsize
 
 
-def size_of(pipe: Any, height: int | None, width: int | None) -> tuple[int, int]:
-    """Height and width of the pictures in pixels: what is asked for, or what the pipeline makes by default."""
-    side = getattr(getattr(pipe, denoisers_of(pipe)[0]).config, "sample_size", None)
-    default = side * pipe.vae_scale_factor if isinstance(side, int) else None
-    height, width = height or default, width or default
-    if height is None or width is None:
-        raise CotrunkError(f"{type(pipe).__name__} does not say how large its pictures are: give height and width.")
-    return height, width
-
-
-def picture_of(path: Path, height: int, width: int) -> torch.Tensor:
-    """(3, height, width) in [-1, 1]: the middle of the picture in the proportions of this size, scaled to it."""
-    try:
-        picture = read_image(path)
-    except Exception as error:  # whatever a file that broke since makes Pillow say
-        raise CotrunkError(f"{path} cannot be read any more: make the groups again with cotrunk dataset.") from error
-    # cut before it is scaled: the whole of a very long picture would be scaled to gigabytes
-    values = np.asarray(ImageOps.fit(picture, (width, height), Image.Resampling.LANCZOS), np.float32)
-    return torch.from_numpy(values / 127.5 - 1).permute(2, 0, 1)
-
-
 def pictures_of(groups: Sequence[Sequence[Pair]], height: int, width: int) -> tuple[torch.Tensor, list[list[int]]]:
     """The pictures of groups, each once, as bytes (n, 3, height, width), cut as `picture_of` cuts them; and the groups
     by their places among them. Bytes one by one: in float32 all would take four times the memory.
@@ -257,57 +229,8 @@ def pictures_of(groups: Sequence[Sequence[Pair]], height: int, width: int) -> tu
     return torch.stack(pictures), [[place[pair.image] for pair in group] for group in groups]
 
 
-def check_encodes(pipe: Any) -> None:
-    """That it is known here how this pipeline's pictures become latents.
-
-    Raises:
-        CotrunkError: a pipeline without a VAE, or with one of another kind: those of video, those that keep the
-            statistics of their latents elsewhere than in their configuration.
-    """
-    vae = getattr(pipe, "vae", None)
-    if not isinstance(vae, AutoencoderKL | AutoencoderDC):
-        kind = "no VAE" if vae is None else f"the VAE {type(vae).__name__}"
-        raise CotrunkError(
-            f"{type(pipe).__name__} has {kind}: train a pipeline that has an AutoencoderKL or an AutoencoderDC."
-        )
-
-
 def _pairs(groups: Sequence[Sequence[Pair]]) -> list[Pair]:
     return list(dict.fromkeys(pair for group in groups for pair in group))
-
-
-@torch.no_grad()
-def _latents(pipe: Any, pairs: Sequence[Pair], height: int, width: int) -> torch.Tensor:
-    """(pictures, channels, height, width) as the denoiser knows them, in half precision: the most likely, no draws.
-
-    Raises:
-        CotrunkError: latents that are not finite.
-    """
-    pictures = torch.stack([picture_of(pair.image, height, width) for pair in pairs])
-    vae, kind = pipe.vae, pipe.vae.dtype
-    overflows = kind == torch.float16 and getattr(vae.config, "force_upcast", False)  # SDXL's does
-    if overflows:
-        vae.to(torch.float32)
-    try:
-        encoded = vae.encode(pictures.to(vae.device, vae.dtype))
-    finally:
-        if overflows:
-            vae.to(kind)
-    found = encoded.latent if hasattr(encoded, "latent") else encoded.latent_dist.mode()  # AutoencoderDC knows but one
-    latents = _normalised(found, vae.config).half().cpu()
-    for pair, own in zip(pairs, latents, strict=True):
-        if not own.isfinite().all():
-            raise CotrunkError(f"The latents of {pair.image} are not finite: use another dtype, bfloat16 say.")
-    return latents
-
-
-def _normalised(latents: torch.Tensor, config: Any) -> torch.Tensor:
-    """What pipelines undo before they decode. Some VAEs of SDXL have statistics for each channel."""
-    mean, std = (getattr(config, name, None) for name in ("latents_mean", "latents_std"))
-    if mean is not None and std is not None:
-        mean, std = (torch.tensor(values, device=latents.device).reshape(1, -1, 1, 1) for values in (mean, std))
-        return (latents - mean) * config.scaling_factor / std
-    return (latents - (getattr(config, "shift_factor", None) or 0.0)) * config.scaling_factor
 
 
 def _has_rows(name: str, value: Any, count: int) -> bool:

@@ -59,7 +59,7 @@ def _is_step(line: Any) -> bool:
 
 def plot_losses(log: Path, path: Path) -> None:
     """The terms of the loss over the steps, smoothed."""
-    from ..evaluation.figures import new_figure
+    from ..plotting import new_figure
 
     lines = list(read_losses(log))
     figure = new_figure(figsize=(8, 4), layout="constrained")

@@ -6,8 +6,9 @@ from typing import Any, Literal, get_args
 
 import torch
 
-from ..engine.rows import SHARED, Folding
+from ..engine.rows import Folding
 from ..errors import CotrunkError
+from ..pipelines.denoiser_arguments import SHARED
 from ..pipelines.noise_schedule import NoiseSchedule
 
 Weighting = Literal["uniform", "min-snr"]

@@ -21,13 +21,14 @@ from ..engine.patch import replaced
 from ..errors import CotrunkError
 from ..files import check_folder, remove_parts, write_bytes, write_text, writing
 from ..groups import images
-from ..groups.dataset import Pair
+from ..groups.captions import Pair
 from ..pipelines.hub import first_line
 from ..pipelines.identity import model_digest
 from ..pipelines.noise_schedule import NoiseSchedule, read_schedule
 from .checkpoint import FILE, are_finite, read_checkpoint, take_checkpoint, write_tensors
 from .conditions import Conditions, moved
-from .encoded import Examples, Told, check_encodes, encode, size_of
+from .encoded import Examples, Told, encode
+from .latents import check_encodes, size_of
 from .log import TERMS, Step, write_step
 from .loss import Terms, sage_loss
 from .settings import TrainSettings

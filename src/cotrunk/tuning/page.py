@@ -12,8 +12,8 @@ from string import Template
 import numpy as np
 from PIL import Image
 
-from ..evaluation.figures import log_axis, new_figure
 from ..files import write_bytes, write_text, writing
+from ..plotting import log_axis, new_figure
 from .equivalence import MOST
 from .search import Point, Tuned
 from .setting import Basis, Setting, write_settings

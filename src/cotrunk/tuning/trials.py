@@ -18,7 +18,8 @@ from ..execution import Run
 from ..files import check_folder, write_bytes, writing
 from ..generation import prepare, warm_up
 from ..pipelines.identity import model_digest, scheduler_facts
-from ..planning.embedding import auto_threshold, pipeline_encoder
+from ..planning.embedding import pipeline_encoder
+from ..planning.threshold import auto_threshold
 from .setting import Setting
 
 

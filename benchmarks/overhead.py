@@ -36,7 +36,7 @@ def shared_plan(prompts: list[str], steps: int, share: float) -> Plan:
 
 def denoising(pipe: Any, plan: Plan, **arguments: Any) -> float:
     result = generate(
-        pipe, plan=plan, num_inference_steps=plan.steps, wave_size=len(plan), output_type="latent", **arguments
+        pipe, plan=plan, num_inference_steps=plan.steps, batch_size=len(plan), output_type="latent", **arguments
     )
     assert result.cost == plan.cost
     return result.seconds["denoise"]
@@ -84,7 +84,7 @@ def main() -> None:
 
     def hooked() -> float:
         begin = time.perf_counter()
-        generate(pipe, sharing=None, num_inference_steps=many, wave_size=len(prompts), output_type="latent", **embeds)
+        generate(pipe, sharing=None, num_inference_steps=many, batch_size=len(prompts), output_type="latent", **embeds)
         return time.perf_counter() - begin
 
     bare(), hooked()

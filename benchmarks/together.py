@@ -83,7 +83,7 @@ def draw(pipe: Any, setting: Setting, seed: int) -> tuple[torch.Tensor, float, f
         guidance_scale=GUIDANCE,
         skipping=None if setting.tolerance is None else Skipping(tolerance=setting.tolerance),
         guidance_interval=setting.interval,
-        wave_size=len(PROMPTS),
+        batch_size=len(PROMPTS),
         output_type="pt",
     )
     pictures = result.images if isinstance(result.images, torch.Tensor) else torch.stack(list(result.images))

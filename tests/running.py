@@ -36,7 +36,7 @@ def denoise(
     max_rows: int | None = None,
     **call: Any,
 ) -> Ran:
-    """Groups that branch at a timestep, through the hook alone: no plan, no waves."""
+    """Groups that branch at a timestep, through the hook alone: no plan, no batches."""
     images = sum(map(len, groups))
     first = {image: group[0] for group in groups for image in group}
     trunk = tuple(first[image] for image in range(images))

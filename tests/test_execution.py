@@ -1,4 +1,4 @@
-"""How a plan is cut into waves: by groups, by images, by seconds; and what an output says of its images."""
+"""How a plan is cut into batches: by groups, by images, by seconds; and what an output says of its images."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -13,7 +13,7 @@ from running import run
 from tiny import sd
 
 from cotrunk import Branch, Plan
-from cotrunk.execution import WAVE, Run, blackened
+from cotrunk.execution import BATCH, Run, blackened
 from cotrunk.planning.plan import flat_tree
 
 
@@ -51,8 +51,8 @@ def plan_of(sizes: Sequence[int]) -> Plan:
     return Plan(("a",) * count, (0,) * count, tuple(trees), 4, 4, guidance_rows=1)
 
 
-def waves(plan: Plan, **given: Any) -> list[Any]:
-    return list(Run(SimpleNamespace(), plan, None).waves(**given))  # type: ignore[arg-type]
+def batches(plan: Plan, **given: Any) -> list[Any]:
+    return list(Run(SimpleNamespace(), plan, None).batches(**given))  # type: ignore[arg-type]
 
 
 @given(
@@ -69,56 +69,56 @@ def test_every_group_that_is_not_done_is_run_once_and_whole(
     finished = {image for number in done if number < len(plan.trees) for image in plan.trees[number].images}
     with pytest.MonkeyPatch.context() as patch:
         Machine(patch, call=call, row=row)
-        found = waves(plan, skip=finished.issuperset, seconds=limit)
-    assert [image for wave in found for image in wave] == [
+        found = batches(plan, skip=finished.issuperset, seconds=limit)
+    assert [image for batch in found for image in batch] == [
         image for tree in plan.trees for image in tree.images if image not in finished
     ]
     for tree in plan.trees:
-        assert sum(not set(tree.images).isdisjoint(wave) for wave in found) <= 1
-    assert all(len(wave) <= WAVE for wave in found)
+        assert sum(not set(tree.images).isdisjoint(batch) for batch in found) <= 1
+    assert all(len(batch) <= BATCH for batch in found)
 
 
 @pytest.mark.parametrize("row", [0.001, 0.1, 1.0, 10.0, 100.0])
-def test_a_wave_takes_no_longer_than_it_may_unless_it_is_one_group(row: float, patch: pytest.MonkeyPatch) -> None:
+def test_a_batch_takes_no_longer_than_it_may_unless_it_is_one_group(row: float, patch: pytest.MonkeyPatch) -> None:
     machine = Machine(patch, call=0.5, row=row)
-    found = waves(plan_of([1, 4, 2, 5, 3] * 30), seconds=60.0)
+    found = batches(plan_of([1, 4, 2, 5, 3] * 30), seconds=60.0)
     assert len(found[0]) == 1
-    for wave, seconds in zip(found, machine.took, strict=True):
-        assert seconds <= 60.5 or len(wave) <= 5  # a group
+    for batch, seconds in zip(found, machine.took, strict=True):
+        assert seconds <= 60.5 or len(batch) <= 5  # a group
     assert max(map(len, found)) >= min(32, 60 / (4 * row)) / 4  # and the time is made use of
 
 
-def test_what_the_first_wave_compiles_is_not_its_speed_for_ever(patch: pytest.MonkeyPatch) -> None:
+def test_what_the_first_batch_compiles_is_not_its_speed_for_ever(patch: pytest.MonkeyPatch) -> None:
     machine = Machine(patch, call=0.0, row=0.1)
     machine.compile = 300.0
-    found = waves(plan_of([1] * 100), seconds=60.0)
-    assert [len(wave) for wave in found] == [1, 1, 32, 32, 32, 2]
+    found = batches(plan_of([1] * 100), seconds=60.0)
+    assert [len(batch) for batch in found] == [1, 1, 32, 32, 32, 2]
 
 
-def test_a_machine_that_becomes_slow_gets_smaller_waves(patch: pytest.MonkeyPatch) -> None:
+def test_a_machine_that_becomes_slow_gets_smaller_batches(patch: pytest.MonkeyPatch) -> None:
     machine = Machine(patch, call=0.0, row=0.1)
     sizes = []
-    for wave in Run(SimpleNamespace(), plan_of([1] * 200), None).waves(seconds=60.0):  # type: ignore[arg-type]
-        sizes.append(len(wave))  # type: ignore[arg-type]
+    for batch in Run(SimpleNamespace(), plan_of([1] * 200), None).batches(seconds=60.0):  # type: ignore[arg-type]
+        sizes.append(len(batch))  # type: ignore[arg-type]
         if len(sizes) == 3:
             machine.row = 5.0  # 20 seconds an image
     assert sizes[:7] == [1, 32, 32, 32, 2, 2, 2]
 
 
-def test_without_a_limit_waves_are_those_of_the_plan(patch: pytest.MonkeyPatch) -> None:
+def test_without_a_limit_batches_are_those_of_the_plan(patch: pytest.MonkeyPatch) -> None:
     Machine(patch, call=0.0, row=100.0)
     plan = plan_of([1, 4, 2, 5, 3] * 30)
-    of_plan = [tuple(image for tree in wave for image in tree.images) for wave in plan.waves(WAVE)]
-    assert waves(plan) == of_plan
+    of_plan = [tuple(image for tree in batch for image in tree.images) for batch in plan.batches(BATCH)]
+    assert batches(plan) == of_plan
 
 
-def test_memory_limits_waves_as_time_does(patch: pytest.MonkeyPatch) -> None:
+def test_memory_limits_batches_as_time_does(patch: pytest.MonkeyPatch) -> None:
     machine = Machine(patch, call=0.0, row=0.001, memory=10)
-    found = waves(plan_of([1] * 50), seconds=60.0)
-    assert [len(wave) for wave in found] == [1, 8, 8, 8, 8, 8, 8, 1]
+    found = batches(plan_of([1] * 50), seconds=60.0)
+    assert [len(batch) for batch in found] == [1, 8, 8, 8, 8, 8, 8, 1]
     machine.memory = 4
     with pytest.raises(torch.OutOfMemoryError):  # a group is never cut
-        waves(plan_of([5]), seconds=60.0)
+        batches(plan_of([5]), seconds=60.0)
 
 
 @pytest.mark.parametrize(
@@ -138,7 +138,7 @@ def test_what_safety_checkers_say(output: dict[str, Any], expected: list[bool]) 
     assert blackened(SimpleNamespace(**output), 3) == expected
 
 
-def test_images_that_a_safety_checker_blackens_are_flagged_in_any_wave(patch: pytest.MonkeyPatch) -> None:
+def test_images_that_a_safety_checker_blackens_are_flagged_in_any_batch(patch: pytest.MonkeyPatch) -> None:
     tiny = sd()
 
     def check(image: torch.Tensor, device: Any, dtype: Any) -> tuple[torch.Tensor, list[bool]]:
@@ -154,5 +154,5 @@ def test_images_that_a_safety_checker_blackens_are_flagged_in_any_wave(patch: py
     means[1] = (means[1] + means[2]) / 2
     patch.setattr(tiny.pipe, "run_safety_checker", check)
     for size in (2, 32):
-        result = run(tiny, inputs, sharing=None, output_type="pt", wave_size=size)
+        result = run(tiny, inputs, sharing=None, output_type="pt", batch_size=size)
         assert result.flagged == tuple(sorted(by_darkness[:2]))

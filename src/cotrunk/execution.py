@@ -1,4 +1,4 @@
-"""The images of a plan, wave by wave: each wave is one call of the pipeline with the hook attached."""
+"""The images of a plan, batch by batch: each batch is one call of the pipeline with the hook attached."""
 
 import itertools
 import math
@@ -27,11 +27,11 @@ CONDITIONAL_FIRST = ("ZImage", "Lumina", "StableCascade", "Wuerstchen", "AceStep
 SPARED = ("sharing", "guidance", "skipping")  # what spares rows
 # what safety checkers say of each image in a pipeline's output; that of DeepFloyd IF blackens watermarks too
 CHECKED = ("nsfw_content_detected", "nsfw_detected", "watermark_detected")
-WAVE = 32  # images in one call of the pipeline; memory of latents, text states and decoding grows with it
+BATCH = 32  # images in one call of the pipeline; memory of latents, text states and decoding grows with it
 
 
 @dataclass(frozen=True)
-class Wave:
+class Batch:
     """One finished call of the pipeline.
 
     Attributes:
@@ -63,7 +63,7 @@ class Wave:
 
 @dataclass
 class Run:
-    """A pipeline, a plan and the arguments: ready to denoise. `prepare` makes one; iterate over `waves()`.
+    """A pipeline, a plan and the arguments: ready to denoise. `prepare` makes one; iterate over `batches()`.
 
     Attributes:
         companions: for each prompt a key; those with different keys do not run in one call. None: all may.
@@ -74,7 +74,7 @@ class Run:
     arguments: PerPrompt
     max_rows: int | None = None
     row_sizes: Sequence[int] | None = None
-    wave_size: int = WAVE
+    batch_size: int = BATCH
     skipping: Skipping | None = None
     guidance_interval: tuple[float, float] | None = None
     seconds: dict[str, float] = field(default_factory=dict)
@@ -82,31 +82,31 @@ class Run:
     _warned: bool = False
     _interrupted: bool = False
 
-    def waves(
+    def batches(
         self,
         *,
         skip: Callable[[Sequence[int]], bool] = lambda images: False,
         on_step: Callable[[Meter], None] | None = None,
         seconds: float = math.inf,
-    ) -> Iterator[Wave]:
-        """Run wave after wave. An image does not depend on the rest of its wave but for rounding.
+    ) -> Iterator[Batch]:
+        """Run batch after batch. An image does not depend on the rest of its batch but for rounding.
 
         Args:
             skip: called with the image indices of a group; True leaves it out (it is done already).
-            on_step: called after every scheduler step with the wave's `Meter`.
-            seconds: what a wave may take, about: the first is one group, the others are sized by the speed of the wave
-                before. With no limit the waves depend on the plan alone.
+            on_step: called after every scheduler step with the batch's `Meter`.
+            seconds: about how long a batch may take. The first batch is one group; the others are sized by the speed of
+                the batch before. Without a limit the batches depend on the plan alone.
         """
-        # of the latest wave, text encoding and decoding included; not of all: the first may have compiled
+        # of the latest batch, text encoding and decoding included; not of all: the first may have compiled
         seconds_per_row = math.inf
         for trees in self._companions([tree for tree in self.plan.trees if not skip(tree.images)]):
             while trees:
-                part = self._next_wave(trees, seconds / seconds_per_row if seconds < math.inf else math.inf)
+                part = self._next_batch(trees, seconds / seconds_per_row if seconds < math.inf else math.inf)
                 begin = time.perf_counter()
-                wave = self._attempt(part, on_step)
-                if wave is not None:
+                batch = self._attempt(part, on_step)
+                if batch is not None:
                     seconds_per_row = (time.perf_counter() - begin) / self.plan.cost_of(part).used
-                    yield wave
+                    yield batch
                     if self._interrupted:  # whoever stops one call does not want the others
                         return
                     del trees[: len(part)]
@@ -114,7 +114,7 @@ class Run:
                 # not inside `except`: the exception holds the tensors that are to be freed
                 if torch.cuda.is_available():
                     torch.cuda.empty_cache()
-                self.wave_size = sum(len(tree.images) for tree in part) // 2
+                self.batch_size = sum(len(tree.images) for tree in part) // 2
 
     def _companions(self, trees: Sequence[Branch]) -> list[list[Branch]]:
         """The trees, apart where they must not run in one call."""
@@ -124,16 +124,16 @@ class Run:
             parts.setdefault(None if self.companions is None else self.companions[prompt], []).append(tree)
         return list(parts.values())
 
-    def _next_wave(self, trees: Sequence[Branch], rows: float) -> tuple[Branch, ...]:
+    def _next_batch(self, trees: Sequence[Branch], rows: float) -> tuple[Branch, ...]:
         """The trees to run next: of at most `rows` planned rows, unless it is one tree."""
-        size = self.wave_size
+        size = self.batch_size
         while True:
             part = next(packed(trees, size))
             if len(part) == 1 or self.plan.cost_of(part).used <= rows:
                 return part
             size //= 2  # by halves: few sizes, the same from run to run, and few shapes to compile
 
-    def _attempt(self, trees: tuple[Branch, ...], on_step: Callable[[Meter], None] | None) -> Wave | None:
+    def _attempt(self, trees: tuple[Branch, ...], on_step: Callable[[Meter], None] | None) -> Batch | None:
         """One call, or None where the memory is too small for its texts or its decoder. (The denoiser halves its own
         chunks.)"""
         try:
@@ -143,7 +143,7 @@ class Run:
                 raise
             return None
 
-    def _call(self, trees: tuple[Branch, ...], on_step: Callable[[Meter], None] | None) -> Wave:
+    def _call(self, trees: tuple[Branch, ...], on_step: Callable[[Meter], None] | None) -> Batch:
         images = tuple(image for tree in trees for image in tree.images)
         sources = partition(trees, self.plan.timesteps)
         meter = Meter(self.plan.timesteps, self.max_rows, self.row_sizes, on_step)
@@ -160,7 +160,7 @@ class Run:
         self.max_rows = meter.max_rows
         started, ended = meter.started or begin, meter.ended or begin
         finite = [True] * len(images) if meter.finite is None else meter.finite.tolist()
-        return Wave(
+        return Batch(
             images=images,
             output=output,
             failed=tuple(i for i, good in zip(images, finite, strict=True) if self._interrupted or not good),
@@ -212,7 +212,7 @@ class Run:
 
 
 def partition(trees: Sequence[Branch], timesteps: int) -> list[tuple[int, ...]]:
-    """For every timestep, for every image of a wave (by its place in the wave), the place of the image whose row it
+    """For every timestep, for every image of a batch (by its place in the batch), the place of the image whose row it
     takes: the first of its branch. One entry more than timesteps, for a scheduler that calls once more."""
     images = [image for tree in trees for image in tree.images]
     place = {image: i for i, image in enumerate(images)}
@@ -228,7 +228,7 @@ def partition(trees: Sequence[Branch], timesteps: int) -> list[tuple[int, ...]]:
 
 
 def step_letters(rows: RowPlan, computed: Sequence[tuple[bool, ...]], images: int, timesteps: int) -> tuple[str, ...]:
-    """What happened to each image at each timestep, as in `Wave.steps`."""
+    """What happened to each image at each timestep, as in `Batch.steps`."""
     letters = [""] * images
     for step in range(timesteps):
         sources = rows.sources(step)
@@ -270,13 +270,13 @@ def blackened(output: Any, images: int) -> list[bool]:
     return [any(bool(verdict[i]) for verdict in found) for i in range(images)]
 
 
-def merged_output(waves: Sequence[Wave]) -> Any:
-    """The outputs of all waves as one output object, in the order of the images."""
-    order = np.argsort([image for wave in waves for image in wave.images])
-    first = waves[0].output
+def merged_output(batches: Sequence[Batch]) -> Any:
+    """The outputs of all batches as one output object, in the order of the images."""
+    order = np.argsort([image for batch in batches for image in batch.images])
+    first = batches[0].output
     merged: dict[str, Any] = {}
     for name in first:
-        values: list[Any] = [wave.output[name] for wave in waves]
+        values: list[Any] = [batch.output[name] for batch in batches]
         if isinstance(values[0], torch.Tensor):
             merged[name] = torch.cat(values)[torch.from_numpy(order)]
         elif isinstance(values[0], np.ndarray):

@@ -1,4 +1,4 @@
-"""The main job: many prompts through the user's own pipeline, in waves, on one plan."""
+"""The main job: many prompts through the user's own pipeline, in batches, on one plan."""
 
 import time
 import warnings
@@ -12,7 +12,7 @@ import numpy as np
 from .checks import seeds_of, whole
 from .engine.call import Meter
 from .errors import CotrunkError
-from .execution import SPARED, WAVE, Run, Wave, merged_output
+from .execution import BATCH, SPARED, Batch, Run, merged_output
 from .pipelines.arguments import PerPrompt, needed_arguments
 from .pipelines.companions import companions, runs_apart
 from .pipelines.compatibility import check_folds, check_pipeline
@@ -73,7 +73,7 @@ def prepare(
     plan: Plan | None = None,
     max_rows: int | None = None,
     row_sizes: Sequence[int] | None = None,
-    wave_size: int = WAVE,
+    batch_size: int = BATCH,
     skipping: Skipping | None = None,
     guidance_interval: tuple[float, float] | None = None,
     **arguments: Any,
@@ -81,8 +81,8 @@ def prepare(
     """Everything before the first denoiser row: check, embed, group, plan. Arguments as of `generate`."""
     begin = time.perf_counter()
     max_rows = None if max_rows is None else whole("max_rows", max_rows)
-    wave_size, num_images_per_prompt = (
-        whole("wave_size", wave_size),
+    batch_size, num_images_per_prompt = (
+        whole("batch_size", batch_size),
         whole("num_images_per_prompt", num_images_per_prompt),
     )
     seed = seeds_of(seed)
@@ -132,12 +132,12 @@ def prepare(
     if shares or max_rows is not None or row_sizes is not None or skipping is not None or guidance_interval is not None:
         check_folds(pipe)
     if why := runs_apart(pipe, own.arguments):
-        wave_size = 1
+        batch_size = 1
         if own.prompts > 1 and sharing is not None:
             warnings.warn(f"{why}: each image runs by itself, and nothing is shared.", stacklevel=3)
     seconds = {"embed": time.perf_counter() - begin}
     together = companions(pipe, own)
-    return Run(pipe, plan, own, max_rows, row_sizes, wave_size, skipping, guidance_interval, seconds, together)
+    return Run(pipe, plan, own, max_rows, row_sizes, batch_size, skipping, guidance_interval, seconds, together)
 
 
 def plan_of(
@@ -206,10 +206,10 @@ def generate(
     plan: Plan | None = None,
     max_rows: int | None = None,
     row_sizes: Sequence[int] | None = None,
-    wave_size: int = WAVE,
+    batch_size: int = BATCH,
     skipping: Skipping | None = None,
     guidance_interval: tuple[float, float] | None = None,
-    on_wave: Callable[[Wave], None] | None = None,
+    on_batch: Callable[[Batch], None] | None = None,
     on_step: Callable[[Meter], None] | None = None,
     **arguments: Any,
 ) -> Result:
@@ -233,13 +233,13 @@ def generate(
         row_sizes: the numbers of rows that a forward may have, (2, 4, 8, 16, 32) say: it is filled up with copies to
             the next of them, which count as computed. A compiled denoiser then meets few shapes, though sharing and
             skipping make the number of rows go up and down. None for any number.
-        wave_size: largest number of images in one call of the pipeline; groups are never cut.
+        batch_size: largest number of images in one call of the pipeline; groups are never cut.
         skipping: let every image leave out evaluations where its own trajectory is smooth (SADA); comes on top of
             sharing. None computes all.
         guidance_interval: guidance is on between these fractions of the steps, and off (one row instead of two) before
             and after (Kynkaanniemi et al. 2024). None for all steps.
-        on_wave: called with every finished `Wave`.
-        on_step: called after every scheduler step with the wave's `Meter`.
+        on_batch: called with every finished `Batch`.
+        on_step: called after every scheduler step with the batch's `Meter`.
         **arguments: anything the pipeline takes. A list (or tensor) with one entry a prompt goes along with the
             prompts; prompts that differ in one (negative prompt, control image) do not share.
 
@@ -259,47 +259,47 @@ def generate(
         plan=plan,
         max_rows=max_rows,
         row_sizes=row_sizes,
-        wave_size=wave_size,
+        batch_size=batch_size,
         skipping=skipping,
         guidance_interval=guidance_interval,
         **arguments,
     )
-    waves = []
-    for wave in run.waves(on_step=on_step):
-        waves.append(wave)
-        if on_wave is not None:
-            on_wave(wave)
-    made = tuple(sorted(image for wave in waves for image in wave.images))
-    if stopped := [wave for wave in waves if wave.is_interrupted]:
+    batches = []
+    for batch in run.batches(on_step=on_step):
+        batches.append(batch)
+        if on_batch is not None:
+            on_batch(batch)
+    made = tuple(sorted(image for batch in batches for image in batch.images))
+    if stopped := [batch for batch in batches if batch.is_interrupted]:
         warnings.warn(
-            f"The run was interrupted by a callback: {sum(len(wave.images) for wave in stopped)} images were stopped "
+            f"The run was interrupted by a callback: {sum(len(batch.images) for batch in stopped)} images were stopped "
             f"before their last step (result.failed), and {len(run.plan) - len(made)} of {len(run.plan)} were not "
             "begun (result.made lists the images in the output).",
             stacklevel=2,
         )
-    seconds = {name: sum(wave.seconds[name] for wave in waves) for name in ("embed", "denoise", "decode")}
+    seconds = {name: sum(batch.seconds[name] for batch in batches) for name in ("embed", "denoise", "decode")}
     seconds["embed"] += run.seconds["embed"]
     return Result(
-        output=merged_output(waves),
+        output=merged_output(batches),
         plan=run.plan,
-        cost=sum((wave.cost for wave in waves), Cost(0, 0)),
-        spared={what: sum(wave.spared[what] for wave in waves) for what in SPARED},
+        cost=sum((batch.cost for batch in batches), Cost(0, 0)),
+        spared={what: sum(batch.spared[what] for batch in batches) for what in SPARED},
         made=made,
-        failed=tuple(sorted(image for wave in waves for image in wave.failed)),
-        flagged=tuple(sorted(image for wave in waves for image in wave.flagged)),
+        failed=tuple(sorted(image for batch in batches for image in batch.failed)),
+        flagged=tuple(sorted(image for batch in batches for image in batch.flagged)),
         seconds={**seconds, "total": time.perf_counter() - begin},
     )
 
 
 def warm_up(pipe: Any, prompts: Sequence[str], **arguments: Any) -> None:
-    """Make the first wave of the prompts in a few steps that nobody counts: whatever a process denoises first is slow,
+    """Make the first batch of the prompts in a few steps that nobody counts: whatever a process denoises first is slow,
     and would look dear beside what comes after. Arguments as of `generate`."""
     few = {**arguments, "output_type": "latent"}
     with suppress(CotrunkError):  # fewer steps than the scheduler or a `strength` allows: take all of them
         steps = min(WARM_STEPS, timesteps_of(pipe, arguments)[0])
         timesteps_of(pipe, {**arguments, "num_inference_steps": steps})
         few["num_inference_steps"] = steps
-    next(prepare(pipe, prompts, sharing=None, **few).waves())
+    next(prepare(pipe, prompts, sharing=None, **few).batches())
 
 
 def encoder_of(pipe: Any, name: str) -> Encoder:

@@ -41,7 +41,7 @@ def test_a_run_leaves_its_files_and_no_others(run: tuple[Path, Outcome]) -> None
         f"{name}/{i:05d}.png" for name in ("images", "compare/independent", "compare/equal-cost") for i in range(6)
     ]
     found = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
-    assert found == {"run.json", "plan.json", "waves.jsonl", "index.html", *pictures}
+    assert found == {"run.json", "plan.json", "journal.jsonl", "index.html", *pictures}
     page = (folder / "index.html").read_text(encoding="utf-8")
     assert all(prompt in page for prompt in PROMPTS)
 
@@ -171,8 +171,8 @@ def test_nothing_is_compiled_while_the_clock_of_denoising_runs(
     model: pytest.MonkeyPatch, tmp_path: Path, options: tuple[object, ...], said: str, interval: Any
 ) -> None:
     """Many rows and a single one, which an image without guidance has, are two shapes to a compiled denoiser."""
-    runs, stati, original = list[Run](), list[str](), Run.waves
-    model.setattr(Run, "waves", lambda self, **more: runs.append(self) or original(self, **more))
+    runs, stati, original = list[Run](), list[str](), Run.batches
+    model.setattr(Run, "batches", lambda self, **more: runs.append(self) or original(self, **more))
     model.setattr("cotrunk.pipelines.loading._check_compiler", lambda device: None)
     model.setattr(torch.nn.Module, "compile", lambda self, **how: None)
     model.setattr("cotrunk.cli.generate.err.status", lambda text: stati.append(text) or contextlib.nullcontext())
@@ -189,21 +189,21 @@ def test_what_is_not_compiled_is_not_warmed_up(model: pytest.MonkeyPatch, tmp_pa
 
 
 def test_compiling_is_done_before_denoising_is_timed(model: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    began, waves = list[int](), Run.waves
+    began, batches = list[int](), Run.batches
     model.setattr("cotrunk.pipelines.loading._check_compiler", lambda device: None)
     model.setattr(torch.nn.Module, "compile", lambda self, **how: None)
     model.setattr("cotrunk.generation.warm_up", lambda pipe, texts, **_: began.append(len(texts)))
-    model.setattr(Run, "waves", lambda run, **given: began.append(0) or waves(run, **given))
+    model.setattr(Run, "batches", lambda run, **given: began.append(0) or batches(run, **given))
     outcome = cotrunk("generate", *PROMPTS[:2], "--out", tmp_path / "run", *QUICK, "--compile")
     assert outcome.code == 0, outcome.err
     assert began == [2, 1, 0]  # many rows and one, which may be another shape; then what is timed
 
 
 def test_the_shapes_that_are_compiled_are_those_of_the_run(model: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    counts, waves = list[int](), Run.waves
+    counts, batches = list[int](), Run.batches
     model.setattr("cotrunk.pipelines.loading._check_compiler", lambda device: None)
     model.setattr(torch.nn.Module, "compile", lambda self, **how: None)
-    model.setattr(Run, "waves", lambda run, **given: counts.append(len(run.plan)) or waves(run, **given))
+    model.setattr(Run, "batches", lambda run, **given: counts.append(len(run.plan)) or batches(run, **given))
     several = ("--images-per-prompt", 3, *QUICK, "--compile")
     outcome = cotrunk("generate", *PROMPTS[:2], "--out", tmp_path / "run", *several)
     assert outcome.code == 0, outcome.err
@@ -252,7 +252,7 @@ def test_latents_that_are_not_finite(model: pytest.MonkeyPatch, tmp_path: Path) 
         return output
 
     model.setattr(unet, "forward", spoiled)
-    model.setattr("cotrunk.runs.folder.WAVE_SECONDS", math.inf)  # one wave
+    model.setattr("cotrunk.runs.folder.BATCH_SECONDS", math.inf)  # one batch
     out = tmp_path / "run"
     outcome = cotrunk("generate", *PROMPTS, "--out", out, *QUICK)
     assert outcome.code == 1
@@ -291,23 +291,23 @@ def test_images_that_a_safety_checker_blackens(model: pytest.MonkeyPatch, tmp_pa
 
 @pytest.mark.parametrize("kind", ["removed", "replaced", "a picture", "the journal"])
 def test_a_folder_that_is_cleaned_up_during_the_run(model: pytest.MonkeyPatch, tmp_path: Path, kind: str) -> None:
-    out, write, waves = tmp_path / "run", RunFolder.write_wave, list[Any]()
+    out, write, batches = tmp_path / "run", RunFolder.write_batch, list[Any]()
 
     def clean_up(self: RunFolder, *given: Any) -> None:
         write(self, *given)
-        waves.append(given)
-        if len(waves) > 1:
+        batches.append(given)
+        if len(batches) > 1:
             return
         if kind == "a picture":
             (out / "images/00001.png").unlink()
         elif kind == "the journal":
-            (out / "waves.jsonl").unlink()
+            (out / "journal.jsonl").unlink()
         else:
             shutil.rmtree(out)
             if kind == "replaced":
                 out.mkdir()
 
-    model.setattr(RunFolder, "write_wave", clean_up)
+    model.setattr(RunFolder, "write_batch", clean_up)
     outcome = cotrunk("generate", *PROMPTS, "--out", out, *QUICK)
     assert outcome.code == 2, outcome
     last = outcome.err.splitlines()[-1]

@@ -172,7 +172,7 @@ def test_the_clock_counts_steps_and_rows_are_as_predicted(name: str) -> None:
 
 
 @pytest.mark.parametrize("build", [sd, flux])
-def test_on_step_sees_the_wave_whatever_the_pipeline(build: Callable[[], TinyPipeline]) -> None:
+def test_on_step_sees_the_batch_whatever_the_pipeline(build: Callable[[], TinyPipeline]) -> None:
     tiny, seen = build(), []
     run(tiny, tiny.inputs(2), on_step=lambda meter: seen.append((meter.step, meter.timesteps, meter.rows)))
     assert [step for step, _, _ in seen] == [1, 2, 3, 4]

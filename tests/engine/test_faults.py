@@ -42,12 +42,12 @@ def test_out_of_memory_halves_the_chunks_and_goes_on() -> None:
     expected = run(tiny, inputs)
     seen = limit(tiny.pipe.unet, "forward", 3)
     job: Run = prepare(tiny.pipe, **inputs, sharing=EVERYONE, num_inference_steps=STEPS, output_type="latent")
-    (wave,) = job.waves()
+    (batch,) = job.batches()
     assert job.max_rows == 3  # 10, 5, 3
     assert seen == [2, 2, 3, 3, 3, 1, 3, 3, 3, 1]  # nothing is computed twice
-    assert wave.cost == expected.cost
-    assert close(wave.output.images, expected.images)
-    assert torch.equal(wave.output.images, run(tiny, inputs, max_rows=3).images)
+    assert batch.cost == expected.cost
+    assert close(batch.output.images, expected.images)
+    assert torch.equal(batch.output.images, run(tiny, inputs, max_rows=3).images)
 
 
 def test_out_of_memory_at_one_row_is_the_users() -> None:
@@ -66,22 +66,22 @@ def test_out_of_memory_with_a_cache_is_the_users() -> None:
         run(tiny, tiny.inputs(3))
 
 
-def test_out_of_memory_in_the_decoder_halves_the_wave() -> None:
+def test_out_of_memory_in_the_decoder_halves_the_batch() -> None:
     tiny = sd()
     inputs = tiny.inputs(4)
     pairs = Sharing(share=0.5, similarity=-1.0, max_group=2)
     expected = run(tiny, inputs, sharing=pairs, output_type="pt")
     assert len(expected.plan.trees) == 2
     decoded = limit(tiny.pipe.vae, "decode", 2)
-    waves = []
-    result = run(tiny, inputs, sharing=pairs, output_type="pt", on_wave=waves.append)
-    assert [len(wave.images) for wave in waves] == decoded == [2, 2]
+    batches = []
+    result = run(tiny, inputs, sharing=pairs, output_type="pt", on_batch=batches.append)
+    assert [len(batch.images) for batch in batches] == decoded == [2, 2]
     assert close(result.images, expected.images)
-    assert result.cost == expected.cost  # of the waves that came to an end
+    assert result.cost == expected.cost  # of the batches that came to an end
 
 
 def test_a_limit_once_found_stays(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Groups of several sizes, of which no half of a wave need fit: they are packed to the limit, not halved again."""
+    """Groups of several sizes, of which no half of a batch need fit: they are packed to the limit, not halved again."""
     trees, first = [], 0
     for size in [1, 4, 2, 5, 3] * 8:
         trees += flat_tree(range(first, first + size), 1, STEPS)
@@ -98,11 +98,11 @@ def test_a_limit_once_found_stays(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(Run, "_call", call)
     plan = Plan(("a",) * first, (0,) * first, tuple(trees), STEPS, STEPS)
-    assert list(Run(sd().pipe, plan, None).waves()) == called
+    assert list(Run(sd().pipe, plan, None).batches()) == called
     assert len(refused) == 1
     assert [image for images in called for image in images] == list(range(first))
-    # but for what is left of a wave of the plan
-    assert len(called) <= 2 * len(list(plan.waves(refused[0] // 2)))
+    # but for what is left of a batch of the plan
+    assert len(called) <= 2 * len(list(plan.batches(refused[0] // 2)))
 
 
 # --- images that fail ---------------------------------------------------------------------------------------

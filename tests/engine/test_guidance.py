@@ -10,7 +10,7 @@ from running import EVERYONE, STEPS, bare, close, run
 from schedulers import SCHEDULERS
 from tiny import TinyPipeline, sd
 
-from cotrunk.execution import Wave
+from cotrunk.execution import Batch
 
 
 class Processor:
@@ -80,9 +80,9 @@ def test_guidance_switches_between_whole_steps_of_the_solver(name: str, steps: i
     tiny = sd()
     tiny.pipe.scheduler = SCHEDULERS[name]()
     order = tiny.pipe.scheduler.order
-    waves: list[Wave] = []
-    arguments = {"sharing": EVERYONE, "num_inference_steps": steps, "on_wave": waves.append}
+    batches: list[Batch] = []
+    arguments = {"sharing": EVERYONE, "num_inference_steps": steps, "on_batch": batches.append}
     for interval, guided in (((0.1, 0.8), range(1, round(0.8 * steps))), ((0, 1), range(steps)), ((1, 1), range(0))):
         run(tiny, tiny.inputs(1), guidance_interval=interval, **arguments)
-        letters = waves.pop().steps[0]
+        letters = batches.pop().steps[0]
         assert [letter.isupper() for letter in letters] == [at // order in guided for at in range(len(letters))]

@@ -85,13 +85,13 @@ def test_a_network_with_other_weights_looks_again(tmp_path: Path) -> None:
 
 def test_first_steps_of_a_model_are_not_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     own, runs = experiment(tmp_path), list[Run]()
-    waves = Run.waves
+    batches = Run.batches
 
     def spy(run: Run, **settings: Any) -> Any:
         runs.append(run)
-        return waves(run, **settings)
+        return batches(run, **settings)
 
-    monkeypatch.setattr(Run, "waves", spy)
+    monkeypatch.setattr(Run, "batches", spy)
     for steps in (2, 4):
         own.look(Cell("pre-trained", 0.5, steps))
     assert [run.plan.steps for run in runs] == [WARM_STEPS, WARM_STEPS, 2, 4]
@@ -228,23 +228,23 @@ def test_a_lora_is_what_diffusers_makes_of_it(trained_lora: Path) -> None:
     assert torch.equal(latents(pipeline.pipe), before)
 
 
-def killed_after(waves: int) -> Any:
+def killed_after(batches: int) -> Any:
     """What `look` is to call, and the pictures that it was told of."""
     told: list[int] = []
 
-    def on_wave(pictures: int) -> None:
+    def on_batch(pictures: int) -> None:
         told.append(pictures)
-        if len(told) == waves:
+        if len(told) == batches:
             raise KeyboardInterrupt
 
-    return on_wave, told
+    return on_batch, told
 
 
-def test_a_killed_cell_goes_on_with_the_next_wave(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_killed_cell_goes_on_with_the_next_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cell = Cell("pre-trained", 0.5, 2)
     whole = experiment(tmp_path / "whole").look(cell)
     own, (kill, told) = experiment(tmp_path / "killed"), killed_after(1)
-    monkeypatch.setattr("cotrunk.evaluation.experiment.WAVE", 3)
+    monkeypatch.setattr("cotrunk.evaluation.experiment.BATCH", 3)
     with pytest.raises(KeyboardInterrupt):
         own.look(cell, kill)
     resumed = own.look(cell, kill)
@@ -253,8 +253,8 @@ def test_a_killed_cell_goes_on_with_the_next_wave(tmp_path: Path, monkeypatch: p
     assert np.abs(resumed.shown.astype(int) - whole.shown.astype(int)).max() <= 1
 
 
-def test_a_wave_in_parts_shifts_no_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Memory had no room for a wave, the run was killed after a part of it, and then there was room: for the rest."""
+def test_a_batch_in_parts_shifts_no_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory had no room for a batch, the run was killed after a part of it, and then there was room: for the rest."""
     cell = Cell("pre-trained", 0.5, 2)
     whole = experiment(tmp_path / "whole").look(cell)
     own, (kill, told) = experiment(tmp_path / "killed"), killed_after(1)
@@ -275,11 +275,11 @@ def test_a_wave_in_parts_shifts_no_picture(tmp_path: Path, monkeypatch: pytest.M
     assert np.abs(resumed.shown.astype(int) - whole.shown.astype(int)).max() <= 1
 
 
-def test_all_parts_of_a_wave_are_as_good_as_the_wave(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_parts_of_a_batch_are_as_good_as_the_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cell, own = Cell("pre-trained", 0.5, 2), experiment(tmp_path)
     kill, told = killed_after(3)
     with monkeypatch.context() as patch:
-        patch.setattr("cotrunk.evaluation.experiment.WAVE", 3)
+        patch.setattr("cotrunk.evaluation.experiment.BATCH", 3)
         with pytest.raises(KeyboardInterrupt):
             own.look(cell, kill)
     assert sum(told) == COUNT
@@ -291,11 +291,11 @@ def broken(own: Experiment, monkeypatch: pytest.MonkeyPatch, *images: int) -> No
     call = Run._call
 
     def with_nan(run: Run, trees: Any, on_step: Any) -> Any:
-        wave = call(run, trees, on_step)
-        failed = tuple(image for image in wave.images if image in images)
+        batch = call(run, trees, on_step)
+        failed = tuple(image for image in batch.images if image in images)
         for image in failed:
-            wave.output.images[wave.images.index(image)] = torch.nan
-        return dataclasses.replace(wave, failed=failed)
+            batch.output.images[batch.images.index(image)] = torch.nan
+        return dataclasses.replace(batch, failed=failed)
 
     monkeypatch.setattr(Run, "_call", with_nan)
 

@@ -45,7 +45,7 @@ def test_callbacks_pass_through() -> None:
 def test_output_types_pass_through(kind: str) -> None:
     tiny = sd()
     inputs = tiny.inputs(3)
-    result = run(tiny, inputs, sharing=None, output_type=kind, wave_size=2)
+    result = run(tiny, inputs, sharing=None, output_type=kind, batch_size=2)
     generators = [torch.Generator().manual_seed(seed) for seed in result.plan.seeds]
     expected = tiny.pipe(**inputs, num_inference_steps=STEPS, output_type=kind, generator=generators)
     assert type(result.output) is type(expected)
@@ -84,10 +84,10 @@ def test_pictures_that_differ_do_not_share(name: str) -> None:
     edges, poses = ([own[i] for i in ALIKE] for own in (pictures(2), pictures(2, shift=30)))
     inputs = tiny.inputs(4) | {"image": make(edges, poses)}
     groups = [[0, 2], [1, 3]] if differ else [[0, 1, 2, 3]]
-    result = run(tiny, inputs, wave_size=2)
+    result = run(tiny, inputs, batch_size=2)
     assert [list(tree.images) for tree in result.plan.trees] == groups
     assert result.cost == result.plan.cost
-    independent = run(tiny, inputs, sharing=None, wave_size=2)  # each wave has its own prompts' pictures
+    independent = run(tiny, inputs, sharing=None, batch_size=2)  # each batch has its own prompts' pictures
     assert close(independent.images, bare(tiny, inputs, independent.plan.seeds))
 
 
@@ -344,7 +344,7 @@ def test_what_is_not_a_seed_is_named(seed: Any) -> None:
 def test_numbers_of_numpy_are_numbers() -> None:
     tiny = sd()
     call = {"num_inference_steps": np.int64(STEPS), "guidance_scale": np.float32(5), "seed": 1}
-    more = {"wave_size": np.int32(1), "max_rows": np.int16(2), "num_images_per_prompt": np.int8(2)}
+    more = {"batch_size": np.int32(1), "max_rows": np.int16(2), "num_images_per_prompt": np.int8(2)}
     result = run(tiny, tiny.inputs(2), **call, **more)
     expected = run(tiny, tiny.inputs(2), num_inference_steps=STEPS, guidance_scale=5.0, seed=1, num_images_per_prompt=2)
     assert close(result.images, expected.images)

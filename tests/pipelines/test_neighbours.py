@@ -112,16 +112,16 @@ class SmallDenoiser(nn.Module):
 
 
 @pytest.mark.parametrize("form", ["wrapped", "in place"])
-def test_wave_after_wave_compiles_nothing_anew(form: str, backend: Counting) -> None:
-    """More waves than torch has patience for recompiling (8), after which it leaves a function uncompiled."""
+def test_batch_after_batch_compiles_nothing_anew(form: str, backend: Counting) -> None:
+    """More batches than torch has patience for recompiling (8), after which it leaves a function uncompiled."""
     pipe = SimpleNamespace(unet=SmallDenoiser(), scheduler=diffusers.DDIMScheduler())
     COMPILED[form](pipe, backend)
     sample, condition = torch.ones(2, 3), torch.randn(2, 3)
-    for wave in range(12):
+    for batch in range(12):
         with torch.no_grad(), attached(pipe, RowPlan(lambda step: (0, 0)), [0, 0], Meter(1)):
             output = pipe.unet(sample, torch.tensor(1), encoder_hidden_states=condition)
         assert torch.equal(output[0], output[1])
-        assert (backend.graphs, backend.calls) == (1, wave + 1)
+        assert (backend.graphs, backend.calls) == (1, batch + 1)
 
 
 # --- offload, adapters, ControlNets --------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""The plan as data: waves, cost, its file."""
+"""The plan as data: batches, cost, its file."""
 
 import json
 from pathlib import Path
@@ -28,13 +28,13 @@ def test_cost_counts_a_trunk_once() -> None:
 
 
 def test_partition_is_the_tree_at_every_timestep() -> None:
-    sources = partition(PLAN.trees, 10)  # images 0, 2, 1 in the order of the wave
+    sources = partition(PLAN.trees, 10)  # images 0, 2, 1 in the order of the batch
     assert sources[0] == sources[2] == (0, 0, 2)
     assert sources[3] == sources[9] == (0, 1, 2)
 
 
 @given(sizes=st.lists(st.integers(1, 6), min_size=1, max_size=12), limit=st.integers(1, 8))
-def test_waves_keep_groups_whole_and_bounded(sizes: list[int], limit: int) -> None:
+def test_batches_keep_groups_whole_and_bounded(sizes: list[int], limit: int) -> None:
     trees, first = [], 0
     for size in sizes:
         images = tuple(range(first, first + size))
@@ -42,9 +42,9 @@ def test_waves_keep_groups_whole_and_bounded(sizes: list[int], limit: int) -> No
         trees.append(Branch(images, 0, 2, 0.5, children) if size > 1 else leaf(first, 0, 4))
         first += size
     plan = Plan(("p",) * first, (0,) * first, tuple(trees), 4, 4)
-    waves = list(plan.waves(limit))
-    assert [tree for wave in waves for tree in wave] == trees
-    assert all(len(wave) == 1 or sum(len(t.images) for t in wave) <= limit for wave in waves)
+    batches = list(plan.batches(limit))
+    assert [tree for batch in batches for tree in batch] == trees
+    assert all(len(batch) == 1 or sum(len(t.images) for t in batch) <= limit for batch in batches)
 
 
 def test_independent_keeps_the_noise() -> None:
@@ -95,7 +95,7 @@ def use(plan: Plan) -> None:
     assert 0 < plan.cost.used <= plan.cost.independent
     assert sum(plan.image_rows()) == pytest.approx(plan.cost.used)
     assert 0 <= plan.cost.saving < 1
-    assert [i for wave in plan.waves(2) for tree in wave for i in tree.images]
+    assert [i for batch in plan.batches(2) for tree in batch for i in tree.images]
     steps = {0, *(stop for tree in plan.trees for node in tree.nodes() for stop in (node.start, node.stop - 1))}
     for step in steps:
         alive = [branch for tree in plan.trees for branch in tree.at(step)]

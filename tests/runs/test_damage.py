@@ -329,14 +329,14 @@ def test_what_was_seen_and_measured_and_is_damaged_is_seen_and_measured_again(tm
     assert repr(measured()) == repr(first)
 
 
-def test_a_wave_of_a_cell_that_is_damaged_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_batch_of_a_cell_that_is_damaged_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cell = Cell("base", steps=2)
     whole = experiment(tmp_path / "whole").look(cell)
     with monkeypatch.context() as patch:
         patch.setattr(Means, "features", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             experiment(tmp_path).look(cell)
-    (path,) = (tmp_path / "cells").glob("*.waves/*.npz")
+    (path,) = (tmp_path / "cells").glob("*.batches/*.npz")
     content = path.read_bytes()
     with np.load(path) as kept:
         arrays = dict(kept)
@@ -346,7 +346,7 @@ def test_a_wave_of_a_cell_that_is_damaged_is_made_again(tmp_path: Path, monkeypa
 
     for damage in (
         lambda: path.write_bytes(content[: len(content) // 2]),
-        lambda: path.write_bytes(b"no wave"),
+        lambda: path.write_bytes(b"no batch"),
         saved(images=np.array([0, 99, 2, 3])),
         saved(images=np.array(["a"] * 4)),
         saved(pictures=arrays["pictures"][:1]),

@@ -14,7 +14,7 @@ from PIL import Image
 
 from cotrunk.cli.console import print_summary
 from cotrunk.errors import CotrunkError
-from cotrunk.execution import Wave
+from cotrunk.execution import Batch
 from cotrunk.files import write_bytes, write_text
 from cotrunk.planning.plan import Branch, Cost, Plan, leaf
 from cotrunk.runs.folder import COMPARED, SHARED, Arm, Facts, RunFolder, groups_of
@@ -44,10 +44,10 @@ FACTS = Facts(
 SETTINGS = {"prompts": list(PLAN.prompts), "steps": 3}
 
 
-def wave(*images: int, failed: tuple[int, ...] = (), flagged: tuple[int, ...] = (), rows: int = 10) -> Wave:
+def batch(*images: int, failed: tuple[int, ...] = (), flagged: tuple[int, ...] = (), rows: int = 10) -> Batch:
     pictures = [Image.new("RGB", (8, 8), (image, 0, 0)) for image in images]
     seconds = {"embed": 1.0, "denoise": 2.0, "decode": 3.0}
-    return Wave(
+    return Batch(
         images=images,
         output=SimpleNamespace(images=pictures),
         failed=failed,
@@ -60,9 +60,9 @@ def wave(*images: int, failed: tuple[int, ...] = (), flagged: tuple[int, ...] = 
     )
 
 
-def write(folder: RunFolder, *waves: Wave) -> None:
-    for one in waves:
-        folder.write_wave(ARM, one, groups_of(PLAN))
+def write(folder: RunFolder, *batches: Batch) -> None:
+    for one in batches:
+        folder.write_batch(ARM, one, groups_of(PLAN))
 
 
 @pytest.fixture
@@ -78,7 +78,7 @@ def folder(tmp_path: Path) -> RunFolder:
 
 def test_the_journal_adds_up(folder: RunFolder) -> None:
     assert folder.journal(ARM).images == set()
-    write(folder, wave(0, 1), wave(2, failed=(2,), rows=6))
+    write(folder, batch(0, 1), batch(2, failed=(2,), rows=6))
     done = folder.journal(ARM)
     assert (done.images, done.failed, done.cost) == ({0, 1, 2}, {2}, Cost(16, 18))
     assert done.seconds == {"embed": 2.0, "denoise": 4.0, "decode": 6.0}
@@ -88,31 +88,31 @@ def test_the_journal_adds_up(folder: RunFolder) -> None:
 
 @pytest.mark.parametrize("tail", [b'\n{"arm": "shared", "im', b"\n\xff\xfe", b"\n\0\0\0\0", b"\n"])
 def test_a_torn_line_is_ignored_and_the_next_one_counts(folder: RunFolder, tail: bytes) -> None:
-    write(folder, wave(0, 1))
-    with (folder.path / "waves.jsonl").open("ab") as journal:
+    write(folder, batch(0, 1))
+    with (folder.path / "journal.jsonl").open("ab") as journal:
         journal.write(tail)
     assert folder.journal(ARM).images == {0, 1}
-    write(folder, wave(2, rows=6))
+    write(folder, batch(2, rows=6))
     assert folder.journal(ARM).cost == Cost(16, 18)
 
 
-def test_a_wave_without_its_pictures_is_not_done(folder: RunFolder) -> None:
-    write(folder, wave(0, 1), wave(2, rows=6))
+def test_a_batch_without_its_pictures_is_not_done(folder: RunFolder) -> None:
+    write(folder, batch(0, 1), batch(2, rows=6))
     (folder.path / "images/00001.png").unlink()
     assert folder.journal(ARM).images == {2}
-    write(folder, wave(0, 1))
+    write(folder, batch(0, 1))
     assert folder.journal(ARM).images == {0, 1, 2}
     assert folder.journal(ARM).cost == Cost(16, 18)
 
 
-def test_a_wave_that_was_cut_and_then_done_whole_counts_once(folder: RunFolder) -> None:
-    """Out of memory cuts a wave in two; a run killed after the first half does the whole wave on --resume."""
-    write(folder, wave(0, 1), wave(0, 1, 2, rows=16))
+def test_a_batch_that_was_cut_and_then_done_whole_counts_once(folder: RunFolder) -> None:
+    """Out of memory cuts a batch in two; a run killed after the first half does the whole batch on --resume."""
+    write(folder, batch(0, 1), batch(0, 1, 2, rows=16))
     assert folder.journal(ARM).cost == Cost(16, 18)
 
 
 def test_pictures_know_where_they_come_from(folder: RunFolder) -> None:
-    write(folder, wave(0, 1), wave(2))
+    write(folder, batch(0, 1), batch(2))
     with Image.open(folder.path / "images/00000.png") as picture:
         picture.load()
         assert picture.text["prompt"] == "a [red] äpple"
@@ -122,12 +122,12 @@ def test_pictures_know_where_they_come_from(folder: RunFolder) -> None:
 
 
 def test_the_report_follows_the_journal(folder: RunFolder) -> None:
-    write(folder, wave(0, 1))
+    write(folder, batch(0, 1))
     report = folder.write_report(SETTINGS, FACTS, [ARM], {"load": 1.0})
     assert report["status"] == "running"
     assert report["rows"]["used"] == 10
     assert not (folder.path / "index.html").exists()
-    write(folder, wave(2, rows=6))
+    write(folder, batch(2, rows=6))
     report = folder.write_report(SETTINGS, FACTS, [ARM], {"load": 1.0, "embed": 0.5, "total": 20.0})
     assert report == json.loads((folder.path / "run.json").read_text(encoding="utf-8"))
     assert report["status"] == "done"
@@ -137,7 +137,7 @@ def test_the_report_follows_the_journal(folder: RunFolder) -> None:
 
 def test_finished(folder: RunFolder) -> None:
     assert folder.finished() is None
-    write(folder, wave(0, 1), wave(2, rows=6))
+    write(folder, batch(0, 1), batch(2, rows=6))
     assert folder.finished() is None  # the report is still to be written
     report = folder.write_report(SETTINGS, FACTS, [ARM], {})
     (folder.path / "index.html").unlink()
@@ -150,10 +150,10 @@ def test_finished(folder: RunFolder) -> None:
 def test_arms_for_comparison_belong_to_the_run(folder: RunFolder) -> None:
     others = [Arm(name, PLAN.independent(), pictures) for name, pictures in COMPARED.items()]
     arms = [ARM, *others]
-    write(folder, wave(0, 1, 2, rows=16))
+    write(folder, batch(0, 1, 2, rows=16))
     assert folder.write_report(SETTINGS, FACTS, arms, {})["status"] == "running"
     for other in others:
-        folder.write_wave(other, wave(0, 1, 2, rows=18), groups_of(other.plan))
+        folder.write_batch(other, batch(0, 1, 2, rows=18), groups_of(other.plan))
     report = folder.write_report(SETTINGS, FACTS, arms, {"total": 30.0})
     assert report["status"] == "done"
     assert report["rows"]["used"] == 16
@@ -255,7 +255,7 @@ def another() -> bytes:
 @pytest.mark.parametrize("damage", DAMAGES)
 @pytest.mark.parametrize("has_digests", [True, False])
 def test_a_damaged_picture_is_made_again(folder: RunFolder, damage: str, has_digests: bool) -> None:
-    write(folder, wave(0, 1), wave(2, rows=6))
+    write(folder, batch(0, 1), batch(2, rows=6))
     if not has_digests:
         forget(folder, "digests")
     assert RunFolder(folder.path).journal(ARM).images == {0, 1, 2}
@@ -263,13 +263,13 @@ def test_a_damaged_picture_is_made_again(folder: RunFolder, damage: str, has_dig
     picture.write_bytes(DAMAGES[damage](picture.read_bytes()))
     known = {2} if has_digests or damage != "another picture" else {0, 1, 2}  # without a digest any picture will do
     assert folder.journal(ARM).images == RunFolder(folder.path).journal(ARM).images == known
-    write(folder, wave(0, 1))
+    write(folder, batch(0, 1))
     assert folder.journal(ARM).images == {0, 1, 2}
     assert folder.journal(ARM).cost == Cost(16, 18)
 
 
 def test_a_picture_that_is_no_file_is_not_waited_for(folder: RunFolder) -> None:
-    write(folder, wave(0, 1))
+    write(folder, batch(0, 1))
     folder.picture(ARM, 1).unlink()
     folder.picture(ARM, 1).mkdir()
     assert folder.journal(ARM).images == set()
@@ -281,7 +281,7 @@ def test_a_picture_that_is_no_file_is_not_waited_for(folder: RunFolder) -> None:
 def test_a_picture_is_read_once_by_a_process(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     read, read_bytes = list[str](), Path.read_bytes
     monkeypatch.setattr(Path, "read_bytes", lambda path: read.append(path.name) or read_bytes(path))
-    write(folder, wave(0, 1), wave(2, rows=6))
+    write(folder, batch(0, 1), batch(2, rows=6))
     for _ in range(3):
         assert folder.journal(ARM).images == {0, 1, 2}
     assert read == []  # it was written by this one
@@ -293,7 +293,7 @@ def test_a_picture_is_read_once_by_a_process(folder: RunFolder, monkeypatch: pyt
 
 def forget(folder: RunFolder, *names: str) -> None:
     """Take entries from the lines of the journal, as if an earlier version had written it."""
-    journal = folder.path / "waves.jsonl"
+    journal = folder.path / "journal.jsonl"
     lines = [json.loads(line) for line in journal.read_text().splitlines() if line.strip()]
     for line in lines:
         for name in names:
@@ -302,7 +302,7 @@ def forget(folder: RunFolder, *names: str) -> None:
 
 
 def test_flagged_images_are_told_from_others(folder: RunFolder) -> None:
-    write(folder, wave(0, 1, flagged=(1,)), wave(2, rows=6))
+    write(folder, batch(0, 1, flagged=(1,)), batch(2, rows=6))
     assert RunFolder(folder.path).journal(ARM).flagged == {1}
     report = folder.write_report(SETTINGS, FACTS, [ARM], {})
     assert report["status"] == "flagged images"
@@ -324,30 +324,30 @@ def use(folder: RunFolder) -> None:
         done = folder.journal(ARM)
         json.dumps([done.cost.used, done.spared, sorted(done.failed), done.rows, done.seconds], allow_nan=False)
         trees = [tree for tree in PLAN.trees if not done.images.issuperset(tree.images)]
-        write(folder, *(wave(*tree.images, rows=PLAN.cost_of([tree]).used) for tree in trees))
+        write(folder, *(batch(*tree.images, rows=PLAN.cost_of([tree]).used) for tree in trees))
         folder.write_report(SETTINGS, FACTS, [ARM], {"load": 1.0, "total": 9.0})
     report = folder.finished()
     assert report is not None
     print_summary(report, folder.path)
 
 
-@pytest.mark.parametrize("name", ["run.json", "waves.jsonl", "plan.json"])
+@pytest.mark.parametrize("name", ["run.json", "journal.jsonl", "plan.json"])
 @pytest.mark.parametrize("seed", range(3))
 def test_a_folder_that_is_resumed_is_refused_or_works(folder: RunFolder, name: str, seed: int) -> None:
-    write(folder, wave(0, 1), wave(2, rows=6))
+    write(folder, batch(0, 1), batch(2, rows=6))
     others = [Arm(other, PLAN.independent(), pictures) for other, pictures in COMPARED.items()]
     for other in others:
-        folder.write_wave(other, wave(0, 1, 2, rows=18), groups_of(other.plan))
+        folder.write_batch(other, batch(0, 1, 2, rows=18), groups_of(other.plan))
     folder.write_report(SETTINGS, FACTS, [ARM, *others], {"load": 1.0, "total": 9.0})
-    kept = {file: (folder.path / file).read_text() for file in ("run.json", "waves.jsonl", "plan.json")}
-    lines = [json.loads(line) for line in kept["waves.jsonl"].splitlines() if line.strip()]
-    document = {"lines": lines} if name == "waves.jsonl" else json.loads(kept[name])
+    kept = {file: (folder.path / file).read_text() for file in ("run.json", "journal.jsonl", "plan.json")}
+    lines = [json.loads(line) for line in kept["journal.jsonl"].splitlines() if line.strip()]
+    document = {"lines": lines} if name == "journal.jsonl" else json.loads(kept[name])
     refused = list[str]()
     for what, text in mutants(document, 60, seed):
         for file, content in kept.items():
             (folder.path / file).write_text(content)
         with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):  # or it is the whole journal
-            text = "\n".join(map(json.dumps, json.loads(text)["lines"])) if name == "waves.jsonl" else text
+            text = "\n".join(map(json.dumps, json.loads(text)["lines"])) if name == "journal.jsonl" else text
         (folder.path / name).write_text(text)
         try:
             use(RunFolder(folder.path))
@@ -355,7 +355,7 @@ def test_a_folder_that_is_resumed_is_refused_or_works(folder: RunFolder, name: s
             refused.append(str(error))
         except Exception as error:
             raise AssertionError(what) from error
-    if name == "waves.jsonl":
+    if name == "journal.jsonl":
         assert refused == []  # what it does not say is made again
     assert len(refused) < 70
     assert not any("\n" in sentence for sentence in refused)
@@ -363,14 +363,14 @@ def test_a_folder_that_is_resumed_is_refused_or_works(folder: RunFolder, name: s
 
 @pytest.mark.parametrize("line", ["1", "[]", "{}", "null", '"x"', '{"arm": "shared"}', "[" * 100_000, "NaN", "\x85"])
 def test_a_line_that_is_none_is_left_out(folder: RunFolder, line: str) -> None:
-    write(folder, wave(0, 1), wave(2, rows=6))
-    with (folder.path / "waves.jsonl").open("a", encoding="utf-8") as journal:
+    write(folder, batch(0, 1), batch(2, rows=6))
+    with (folder.path / "journal.jsonl").open("a", encoding="utf-8") as journal:
         journal.write("\n" + line)
     assert folder.journal(ARM).images == {0, 1, 2}
 
 
 def test_a_report_that_was_changed_is_written_again(folder: RunFolder) -> None:
-    write(folder, wave(0, 1), wave(2, rows=6))
+    write(folder, batch(0, 1), batch(2, rows=6))
     report = folder.write_report(SETTINGS, FACTS, [ARM], {})
     changed = json.loads(json.dumps(report))
     changed["rows"]["saving"], changed["images"][0]["steps"], changed["groups"] = "x", "<script>", None
@@ -383,20 +383,20 @@ def test_a_report_that_was_changed_is_written_again(folder: RunFolder) -> None:
 
 
 def test_names_that_are_no_unicode_do_not_cost_the_report(folder: RunFolder) -> None:
-    write(folder, wave(0, 1), wave(2, rows=6))
+    write(folder, batch(0, 1), batch(2, rows=6))
     odd = replace(FACTS, model="fol\udcffder")
     folder.write_report(SETTINGS, odd, [ARM], {})
     assert json.loads((folder.path / "run.json").read_text(encoding="utf-8"))["model"] == "fol\udcffder"
 
 
 def test_a_pipeline_without_images_is_named(folder: RunFolder) -> None:
-    frames = Wave((0,), SimpleNamespace(frames=[]), (), (), Cost(1, 1), {}, ("C",), (1.0,), {})
+    frames = Batch((0,), SimpleNamespace(frames=[]), (), (), Cost(1, 1), {}, ("C",), (1.0,), {})
     with pytest.raises(CotrunkError, match=r"holds no images: use cotrunk\.generate"):
-        folder.write_wave(ARM, frames, groups_of(PLAN))
+        folder.write_batch(ARM, frames, groups_of(PLAN))
 
 
 def test_a_run_from_before_there_was_skipping_goes_on(folder: RunFolder) -> None:
-    write(folder, wave(0, 1), wave(2, rows=6))
+    write(folder, batch(0, 1), batch(2, rows=6))
     forget(folder, "spared", "image_rows", "steps", "flagged", "digests")
     done = folder.journal(ARM)
     assert done.images == {0, 1, 2}

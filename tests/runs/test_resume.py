@@ -17,8 +17,8 @@ from cotrunk.runs.folder import RunFolder
 
 
 @pytest.fixture
-def waves_of_3(model: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    model.setitem(prepare.__kwdefaults__, "wave_size", 3)
+def batches_of_3(model: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    model.setitem(prepare.__kwdefaults__, "batch_size", 3)
     return model
 
 
@@ -27,18 +27,18 @@ import os, signal
 from cotrunk import generation
 from cotrunk.cli import app
 from cotrunk.runs import folder
-generation.prepare.__kwdefaults__["wave_size"] = 3
-write = folder.RunFolder.write_wave
+generation.prepare.__kwdefaults__["batch_size"] = 3
+write = folder.RunFolder.write_batch
 def write_and_die(self, *args):
     write(self, *args)
     os.kill(os.getpid(), signal.SIGKILL)
-folder.RunFolder.write_wave = write_and_die
+folder.RunFolder.write_batch = write_and_die
 app.main()
 """
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="this system has no SIGKILL")
-def test_kill_and_resume(waves_of_3: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_kill_and_resume(batches_of_3: pytest.MonkeyPatch, tmp_path: Path) -> None:
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     assert cotrunk("generate", *PROMPTS, "--out", whole, *QUICK).code == 0
     arguments = ["generate", *PROMPTS, "--out", str(cut), *QUICK]
@@ -49,7 +49,7 @@ def test_kill_and_resume(waves_of_3: pytest.MonkeyPatch, tmp_path: Path) -> None
     first = sorted((cut / "images").iterdir())
     assert [path.name for path in first] == ["00000.png", "00001.png", "00002.png"]
     assert read(cut)["status"] == "running"
-    with (cut / "waves.jsonl").open("a") as journal:
+    with (cut / "journal.jsonl").open("a") as journal:
         journal.write('\n{"arm": "shared", "images": [3, 4')  # torn
     (cut / "images/.00003.png.77.cotrunk-part").write_bytes(b"half")
     before = [path.stat().st_mtime_ns for path in first]
@@ -72,8 +72,8 @@ def test_kill_and_resume(waves_of_3: pytest.MonkeyPatch, tmp_path: Path) -> None
     assert seconds["total"] >= seconds["denoise"] + seconds["decode"]
 
 
-def test_interrupt_and_resume(waves_of_3: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    out, write = tmp_path / "run", RunFolder.write_wave
+def test_interrupt_and_resume(batches_of_3: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    out, write = tmp_path / "run", RunFolder.write_batch
 
     def write_and_interrupt(self: RunFolder, *args: Any) -> None:
         write(self, *args)
@@ -81,7 +81,7 @@ def test_interrupt_and_resume(waves_of_3: pytest.MonkeyPatch, tmp_path: Path) ->
 
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores it for background jobs
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(RunFolder, "write_wave", write_and_interrupt)
+        patch.setattr(RunFolder, "write_batch", write_and_interrupt)
         outcome = cotrunk("generate", *PROMPTS, "--out", out, *QUICK)
     signal.signal(signal.SIGINT, before)
     assert outcome.code == 130

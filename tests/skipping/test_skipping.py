@@ -37,7 +37,9 @@ def pixels(tiny: TinyPipeline, result: Any) -> Tensor:
 
 def strips(tiny: TinyPipeline, inputs: dict[str, Any], **arguments: Any) -> list[str]:
     letters: dict[int, str] = {}
-    skipped(tiny, inputs, on_wave=lambda wave: letters.update(zip(wave.images, wave.steps, strict=True)), **arguments)
+    skipped(
+        tiny, inputs, on_batch=lambda batch: letters.update(zip(batch.images, batch.steps, strict=True)), **arguments
+    )
     return [letters[image] for image in sorted(letters)]
 
 

@@ -18,7 +18,7 @@ from tiny import _unet, sd_with_text
 
 from cotrunk import CotrunkError
 from cotrunk.evaluation.metrics import mean
-from cotrunk.execution import Run, Wave
+from cotrunk.execution import Batch, Run
 from cotrunk.generation import WARM_STEPS
 from cotrunk.tuning.equivalence import Estimate, distance_excess, estimate, spread
 from cotrunk.tuning.page import advice, claim, write_tuned
@@ -62,7 +62,7 @@ def test_everything_is_tried_without_a_budget(whole: tuple[Path, Tuned]) -> None
 
 def test_nothing_is_made_twice(whole: tuple[Path, Tuned], monkeypatch: pytest.MonkeyPatch) -> None:
     out, tuned = whole
-    monkeypatch.setattr("cotrunk.execution.Run.waves", lambda *_, **__: pytest.fail("pictures were made"))
+    monkeypatch.setattr("cotrunk.execution.Run.batches", lambda *_, **__: pytest.fail("pictures were made"))
     assert swept(out) == tuned
 
 
@@ -122,23 +122,24 @@ def test_a_setting_that_the_pipeline_refuses_is_named_and_the_sweep_goes_on(
 
 def test_what_is_refused_is_known_before_rows_are_spent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     done = list[str]()
-    for owner, name in ((Trials, "predicted"), (Run, "waves")):
+    for owner, name in ((Trials, "predicted"), (Run, "batches")):
         original = getattr(owner, name)
         noted = lambda *given, original=original, name=name: done.append(name) or original(*given)  # noqa: E731
         monkeypatch.setattr(owner, name, noted)
     swept(tmp_path, budget=200)
-    assert done == sorted(done)
+    assert {*done} == {"predicted", "batches"}
+    assert "predicted" not in done[done.index("batches") :]
 
 
 def test_a_setting_that_fails_only_when_it_runs_is_named_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    original = Run.waves
+    original = Run.batches
 
-    def waves(self: Run, **more: Any) -> Any:
+    def batches(self: Run, **more: Any) -> Any:
         if self.skipping is not None:
             raise CotrunkError("No rows can be left out of a UNet.")
         return original(self, **more)
 
-    monkeypatch.setattr(Run, "waves", waves)
+    monkeypatch.setattr(Run, "batches", batches)
     tuned = swept(tmp_path)
     assert len(tuned.refused["No rows can be left out of a UNet."]) == 13
     assert {point.setting.tolerance for point in tuned.points} == {None}
@@ -194,7 +195,7 @@ def test_the_pictures_of_another_pipeline_are_others(tmp_path: Path, monkeypatch
     assert not torch.equal(made(spaced), first)
     made(sd_with_text().pipe.to(torch.bfloat16))
     assert files() == 4
-    monkeypatch.setattr(Run, "waves", lambda *_, **__: pytest.fail("pictures were made"))
+    monkeypatch.setattr(Run, "batches", lambda *_, **__: pytest.fail("pictures were made"))
     assert torch.equal(made(sd_with_text().pipe), first)
 
 
@@ -221,13 +222,13 @@ def test_prompts_that_share_their_steps_count_as_one(whole: tuple[Path, Tuned]) 
 
 
 def test_what_is_denoised_first_is_not_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    runs, original = list[Run](), Run.waves
+    runs, original = list[Run](), Run.batches
 
-    def waves(self: Run, **more: Any) -> Any:
+    def batches(self: Run, **more: Any) -> Any:
         runs.append(self)
         return original(self, **more)
 
-    monkeypatch.setattr(Run, "waves", waves)
+    monkeypatch.setattr(Run, "batches", batches)
     trials = Trials(sd_with_text().pipe, PROMPTS, ARGUMENTS, tmp_path)
     for steps_asked in (6, 2):
         trials.of(Setting(steps_asked), 0)
@@ -238,24 +239,24 @@ def test_what_is_denoised_first_is_not_timed(tmp_path: Path, monkeypatch: pytest
 
 
 def test_what_cannot_be_guided_in_part_is_warmed_up_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pipe, counts, original = sd_with_text().pipe, list[int](), Run.waves
+    pipe, counts, original = sd_with_text().pipe, list[int](), Run.batches
     guided_by_an_input(pipe)
-    monkeypatch.setattr(Run, "waves", lambda self, **more: counts.append(len(self.plan)) or original(self, **more))
+    monkeypatch.setattr(Run, "batches", lambda self, **more: counts.append(len(self.plan)) or original(self, **more))
     Trials(pipe, PROMPTS, ARGUMENTS, tmp_path).of(Setting(2), 0)
     assert counts == [len(PROMPTS), 1, len(PROMPTS)]
 
 
 def test_pictures_that_failed_are_left_out_and_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    original = Run.waves
+    original = Run.batches
 
-    def waves(self: Run, **more: Any) -> Any:
-        for wave in original(self, **more):
-            lost = (4,) if self.plan.steps == 3 else wave.images if self.plan.steps == 2 else ()
+    def batches(self: Run, **more: Any) -> Any:
+        for batch in original(self, **more):
+            lost = (4,) if self.plan.steps == 3 else batch.images if self.plan.steps == 2 else ()
             for image in lost:
-                wave.output.images[wave.images.index(image)] = float("nan")
-            yield Wave(**vars(wave) | {"failed": lost})
+                batch.output.images[batch.images.index(image)] = float("nan")
+            yield Batch(**vars(batch) | {"failed": lost})
 
-    monkeypatch.setattr(Run, "waves", waves)
+    monkeypatch.setattr(Run, "batches", batches)
     tuned = swept(tmp_path, budget=230)
     found = {point.setting.steps: point for point in tuned.points if not point.setting.share}
     assert (found[6].failed, found[3].failed, found[2].failed) == (0, 1, 5)
@@ -267,27 +268,27 @@ def test_pictures_that_failed_are_left_out_and_counted(tmp_path: Path, monkeypat
 
 def test_pictures_that_failed_are_made_anew_by_another_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Meanwhile the decoder may have been told to work in another precision."""
-    original = Run.waves
+    original = Run.batches
 
     def failing(self: Run, **more: Any) -> Any:
-        return (Wave(**vars(wave) | {"failed": (1,)}) for wave in original(self, **more))
+        return (Batch(**vars(batch) | {"failed": (1,)}) for batch in original(self, **more))
 
     pipe, full = sd_with_text().pipe, Setting(2)
-    monkeypatch.setattr(Run, "waves", failing)
+    monkeypatch.setattr(Run, "batches", failing)
     first = Trials(pipe, PROMPTS, ARGUMENTS, tmp_path)
     assert first.of(full, 0).good == [0, 2, 3, 4]
-    monkeypatch.setattr(Run, "waves", original)
+    monkeypatch.setattr(Run, "batches", original)
     assert first.of(full, 0).good == [0, 2, 3, 4]
     assert Trials(pipe, PROMPTS, ARGUMENTS, tmp_path).of(full, 0).good == [0, 1, 2, 3, 4]
 
 
 def test_a_prompt_that_fails_in_every_setting_leaves_a_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    original = Run.waves
+    original = Run.batches
 
     def failing(self: Run, **more: Any) -> Any:
-        return (Wave(**vars(wave) | {"failed": (0,)}) for wave in original(self, **more))
+        return (Batch(**vars(batch) | {"failed": (0,)}) for batch in original(self, **more))
 
-    monkeypatch.setattr(Run, "waves", failing)
+    monkeypatch.setattr(Run, "batches", failing)
     monkeypatch.setattr("cotrunk.pipelines.loading.load_pipeline", lambda *_, **__: sd_with_text().pipe)
     monkeypatch.setattr("cotrunk.cli.tune.judges_of", lambda *_: JUDGES)
     outcome = cotrunk("tune", *PROMPTS, "--steps", 4, "--budget", 200, "--out", tmp_path)

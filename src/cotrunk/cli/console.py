@@ -126,11 +126,11 @@ class Bar:
         self.bar.stop()
 
     def step(self, meter: "Meter") -> None:
-        """After a scheduler step of the wave in progress."""
+        """After a scheduler step of the batch in progress."""
         self._update(self.rows + meter.rows + left_out(meter.rows_spared))
 
-    def wave(self, rows: int, images: int) -> None:
-        """After a wave."""
+    def batch(self, rows: int, images: int) -> None:
+        """After a batch."""
         self.rows, self.images_done = self.rows + rows, self.images_done + images
         self._update(self.rows)
 
@@ -138,7 +138,7 @@ class Bar:
         self.bar.update(self.task, completed=rows, images=self._images(rows))
 
     def _images(self, rows: int) -> str:
-        # from rows, so that there is a rate before the first wave ends
+        # from rows, so that there is a rate before the first batch ends
         rate = (rows - self.before) / self.total * self.images / max(time.perf_counter() - self.begin, 1e-9)
         return f"{self.images_done}/{self.images} images, {rate:.2f} images/s"
 

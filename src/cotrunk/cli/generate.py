@@ -325,7 +325,7 @@ def _comparisons(
 
 def _denoise(folder: "RunFolder", lock: "FolderLock", runs: Sequence[tuple["Arm", "Run"]]) -> None:
     """Run what the journal does not have yet."""
-    from ..runs.folder import WAVE_SECONDS, groups_of
+    from ..runs.folder import BATCH_SECONDS, groups_of
 
     finished = {arm.name: folder.journal(arm) for arm, _ in runs}
     rows, images = sum(arm.plan.cost.used for arm, _ in runs), sum(len(arm.plan) for arm, _ in runs)
@@ -337,10 +337,10 @@ def _denoise(folder: "RunFolder", lock: "FolderLock", runs: Sequence[tuple["Arm"
         for arm, run in runs:
             groups = groups_of(arm.plan)
             skip = finished[arm.name].images.issuperset
-            for wave in run.waves(skip=skip, on_step=bar.step, seconds=WAVE_SECONDS):
+            for batch in run.batches(skip=skip, on_step=bar.step, seconds=BATCH_SECONDS):
                 lock.check()
-                folder.write_wave(arm, wave, groups)
-                bar.wave(wave.cost.used + left_out(wave.spared), len(wave.images))
+                folder.write_batch(arm, batch, groups)
+                bar.batch(batch.cost.used + left_out(batch.spared), len(batch.images))
 
 
 def _conclude(report: dict[str, Any], folder: Path) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from ..errors import CotrunkError
-from ..execution import WAVE
+from ..execution import BATCH
 from ..files import check_folder, write_bytes, writing
 from ..generation import prepare, warm_up
 from ..pipelines.cost import guidance_rows, timesteps_of
@@ -141,14 +141,14 @@ class Experiment:
                 return alone
         raise CotrunkError(f"No number of steps costs as little as sharing {cell.share:.0%} does.")
 
-    def look(self, cell: Cell, on_wave: Callable[[int], None] = lambda pictures: None) -> Seen:
+    def look(self, cell: Cell, on_batch: Callable[[int], None] = lambda pictures: None) -> Seen:
         """Make the pictures of a cell and show them to the networks, or take what is there."""
         path = self.out / "cells" / f"{self.name(cell)}.seen.npz"
         seen = self._read(cell, path)
         if seen is not None:
             return seen
-        waves = path.with_suffix(".waves")
-        pictures, failed, facts = self._pictures(cell, waves, on_wave)
+        batches = path.with_suffix(".batches")
+        pictures, failed, facts = self._pictures(cell, batches, on_batch)
         if failed.all():
             raise CotrunkError(f"Every picture of {self.name(cell)} held a NaN: use another dtype, bfloat16 say.")
         good = [[image for image in group if not failed[image]] for group in self.groups]
@@ -164,7 +164,7 @@ class Experiment:
         }
         made |= {"by": self._names, "facts": json.dumps(facts | {"digest": _digest(made)})}
         write_bytes(path, functools.partial(_savez, made))
-        shutil.rmtree(waves)
+        shutil.rmtree(batches)
         self._agreed.add(cell)
         return _seen(made)
 
@@ -193,19 +193,19 @@ class Experiment:
         return json.dumps([self.judges.features.name, self.judges.perceptual.name, self.judges.alignment.name])
 
     def _pictures(
-        self, cell: Cell, folder: Path, on_wave: Callable[[int], None]
+        self, cell: Cell, folder: Path, on_batch: Callable[[int], None]
     ) -> tuple[torch.Tensor, np.ndarray, dict[str, float]]:
-        """Pictures (n, 3, height, width) in bytes, which of them failed, and what one cost. Waves are kept in the
+        """Pictures (n, 3, height, width) in bytes, which of them failed, and what one cost. Batches are kept in the
         folder, so that a run that was killed goes on with the next."""
         with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
         count, done = len(self.prompts), set[int]()
         for file in folder.glob("*.npz"):
-            wave = _wave(file, count)
-            if wave is None:
+            batch = _batch(file, count)
+            if batch is None:
                 file.unlink()  # damaged: its pictures are made again
             else:
-                done.update(wave["images"].tolist())
+                done.update(batch["images"].tolist())
         if len(done) < count:
             self._load(cell.model)
             if self._warm != self._loaded:
@@ -214,9 +214,9 @@ class Experiment:
                 self._warm = self._loaded
         plan = self._plan(cell)
         own = {**self.arguments, "num_inference_steps": cell.steps, "output_type": "pt"}
-        run = prepare(self.pipe, self.prompts, plan=plan, wave_size=WAVE, **own)
-        # a wave that memory had no room for was kept in parts
-        for made in run.waves(skip=done.issuperset):
+        run = prepare(self.pipe, self.prompts, plan=plan, batch_size=BATCH, **own)
+        # a batch that memory had no room for was kept in parts
+        for made in run.batches(skip=done.issuperset):
             kept = {
                 "images": made.images,
                 "pictures": torch.stack([as_bytes(picture).cpu() for picture in made.output.images]).numpy(),
@@ -225,17 +225,17 @@ class Experiment:
             }
             file = folder / f"{made.images[0]:06d}-{len(made.images)}.npz"
             write_bytes(file, functools.partial(_savez, kept))
-            on_wave(len(made.images))
+            on_batch(len(made.images))
         pictures, failed, costs = np.empty(0, np.uint8), np.zeros(count, bool), np.zeros((count, 2))
-        # in the order of their images: a part of a wave and the whole of it may both be here
+        # in the order of their images: a part of a batch and the whole of it may both be here
         for file in sorted(folder.glob("*.npz")):
-            if (wave := _wave(file, count)) is None:
+            if (batch := _batch(file, count)) is None:
                 raise CotrunkError(f"{file} is damaged: delete it, its pictures are made again.")
-            images = wave["images"]
+            images = batch["images"]
             if not pictures.size:
-                pictures = np.empty((count, *wave["pictures"].shape[1:]), np.uint8)
-            pictures[images], costs[images] = wave["pictures"], wave["costs"]
-            failed[images] = np.isin(images, wave["failed"])
+                pictures = np.empty((count, *batch["pictures"].shape[1:]), np.uint8)
+            pictures[images], costs[images] = batch["pictures"], batch["costs"]
+            failed[images] = np.isin(images, batch["failed"])
         rows, seconds = costs.mean(axis=0).tolist()
         return torch.from_numpy(pictures), failed, {"rows": rows, "seconds": seconds, "saving": plan.cost.saving}
 
@@ -281,22 +281,22 @@ def _savez(arrays: dict[str, Any], file: BinaryIO) -> None:
     np.savez(file, **arrays)
 
 
-def _wave(file: Path, count: int) -> dict[str, np.ndarray] | None:
-    """What was kept of a wave of a cell of this many pictures; None where it is damaged."""
+def _batch(file: Path, count: int) -> dict[str, np.ndarray] | None:
+    """What was kept of a batch of a cell of this many pictures; None where it is damaged."""
     try:
         with np.load(file) as kept:
-            wave = dict(kept)
-        images, pictures = wave["images"], wave["pictures"]
+            batch = dict(kept)
+        images, pictures = batch["images"], batch["pictures"]
         is_whole = (
             len(images) == len(pictures) > 0
             and bool(((images >= 0) & (images < count)).all())
             and (pictures.dtype, pictures.ndim, pictures.shape[1]) == (np.uint8, 4, 3)
-            and (wave["costs"].shape, bool(np.isfinite(wave["costs"]).all())) == ((2,), True)
-            and wave["failed"].ndim == 1
+            and (batch["costs"].shape, bool(np.isfinite(batch["costs"]).all())) == ((2,), True)
+            and batch["failed"].ndim == 1
         )
     except Exception:  # whatever zip and numpy say to a file that is cut off or foreign
         return None
-    return wave if is_whole else None
+    return batch if is_whole else None
 
 
 def _digest(kept: Mapping[str, Any]) -> str:

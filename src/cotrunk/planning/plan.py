@@ -90,14 +90,14 @@ def flat_tree(images: Sequence[int], stop: int, timesteps: int, similarity: floa
 
 def packed(trees: Sequence[Branch], size: int) -> Iterator[tuple[Branch, ...]]:
     """Trees to run together, in their order: at most `size` images, except that a tree is never cut."""
-    wave: list[Branch] = []
+    batch: list[Branch] = []
     for tree in trees:
-        if wave and sum(len(t.images) for t in wave) + len(tree.images) > size:
-            yield tuple(wave)
-            wave = []
-        wave.append(tree)
-    if wave:
-        yield tuple(wave)
+        if batch and sum(len(t.images) for t in batch) + len(tree.images) > size:
+            yield tuple(batch)
+            batch = []
+        batch.append(tree)
+    if batch:
+        yield tuple(batch)
 
 
 @dataclass(frozen=True)
@@ -178,7 +178,7 @@ class Plan:
                     rows[image] += (node.stop - node.start) * self.guidance_rows / len(node.images)
         return rows
 
-    def waves(self, size: int) -> Iterator[tuple[Branch, ...]]:
+    def batches(self, size: int) -> Iterator[tuple[Branch, ...]]:
         """All trees, packed into those to run together."""
         return packed(self.trees, size)
 

@@ -3,20 +3,20 @@
     DIR/images/00000.png ...   prompt, seed, group and rows in the text of the PNG
     DIR/compare/ARM/00000.png  with --compare: the same images by other ways
     DIR/plan.json              what is shared; decides everything that follows
-    DIR/waves.jsonl            one line for each finished wave: the journal that --resume reads
+    DIR/journal.jsonl            one line for each finished batch: the journal that --resume reads
     DIR/run.json               the report; DIR/index.html the same for people
     DIR/.cotrunk.lock          while a command writes to the folder (see `lock`)
 
 What a kill, a crash or a power cut can lose:
 
-- The wave in progress, and no more. A wave is sized to take about `WAVE_SECONDS`, by the speed of the wave before it.
+- The batch in progress, and no more. A batch is sized to take about `BATCH_SECONDS`, by the speed of the batch before.
   The first is one group, because nothing is known yet; a group is never cut, so where one alone takes longer than
   that, one group can be lost.
 - No file is ever half written: each but the journal is written under a temporary name and renamed, and a torn last line
   of the journal is left out.
 
-What --resume takes as finished: a wave with a line in the journal and with every picture as it was written. The line
-holds a digest of each picture's file (BLAKE2b, 128 bits); a picture that was lost, damaged or replaced has its wave
+What --resume takes as finished: a batch with a line in the journal and with every picture as it was written. The line
+holds a digest of each picture's file (BLAKE2b, 128 bits); a picture that was lost, damaged or replaced has its batch
 computed again. A process reads a picture for this at most once, unless its size or time changes. Lines from before
 there were digests have their pictures decoded instead. What a line does not say properly is not finished.
 
@@ -41,7 +41,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from .. import __version__
 from ..errors import CotrunkError
-from ..execution import Wave
+from ..execution import Batch
 from ..files import check_folder, read_json, read_lines, write_bytes, write_text, writing
 from ..planning.plan import Amount, Branch, Cost, Difference, Plan, Real, Steps, Text, Whole
 from ..planning.sharing import why_nothing_shared
@@ -50,8 +50,8 @@ from .page import write_page
 FORMAT = 1
 SHARED = "shared"  # the main arm; others are for comparison
 COMPARED = {"independent": "compare/independent", "equal_cost": "compare/equal-cost"}  # the other arms -> their folders
-WAVE_SECONDS = 60.0  # what a wave takes, about: all that a kill can lose
-CONTENT = ("run.json", "plan.json", "waves.jsonl", "images", "compare", "index.html")  # what may be in a run's folder
+BATCH_SECONDS = 60.0  # what a batch takes, about: all that a kill can lose
+CONTENT = ("run.json", "plan.json", "journal.jsonl", "images", "compare", "index.html")  # what may be in a run's folder
 
 
 @dataclass(frozen=True)
@@ -101,12 +101,12 @@ class _Line:
 
     Attributes:
         arm: its name.
-        images: of the wave, in its order; so are `image_rows`, `steps` and `digests`.
-        failed, flagged: some of them (see `Wave`).
+        images: of the batch, in its order; so are `image_rows`, `steps` and `digests`.
+        failed, flagged: some of them (see `Batch`).
         rows: used, and what the images would use one by one.
-        spared, image_rows, steps: as in `Wave`; None in lines from before there was skipping.
+        spared, image_rows, steps: as in `Batch`; None in lines from before there was skipping.
         digests: of each picture's file, None where there is none; None in lines from before there were digests.
-        seconds: as in `Wave`.
+        seconds: as in `Batch`.
     """
 
     arm: Text
@@ -143,7 +143,7 @@ class Done:
     cost: Cost = Cost(0, 0)  # noqa: RUF009 (frozen)
     spared: Counter[str] = field(default_factory=Counter)
     rows: dict[int, float] = field(default_factory=dict)  # image -> rows
-    steps: dict[int, str] = field(default_factory=dict)  # image -> a letter a timestep, as in `Wave.steps`
+    steps: dict[int, str] = field(default_factory=dict)  # image -> a letter a timestep, as in `Batch.steps`
     seconds: dict[str, float] = field(default_factory=lambda: {"embed": 0.0, "denoise": 0.0, "decode": 0.0})
 
 
@@ -227,10 +227,10 @@ class RunFolder:
         return report
 
     def journal(self, arm: Arm) -> Done:
-        """What is finished of an arm: the waves in the journal whose pictures are all there."""
+        """What is finished of an arm: the batches in the journal whose pictures are all there."""
         done, everything = Done(), frozenset(range(len(arm.plan)))
         for line in self._lines():
-            # the latest line counts: a wave is computed again after its pictures were lost, or after a run that
+            # the latest line counts: a batch is computed again after its pictures were lost, or after a run that
             # had cut it for want of memory stopped halfway
             if line.arm != arm.name or done.images.intersection(line.images) or not everything.issuperset(line.images):
                 continue
@@ -251,7 +251,7 @@ class RunFolder:
 
     def _lines(self) -> Iterator[_Line]:
         """The journal, latest line first."""
-        journal = self.path / "waves.jsonl"
+        journal = self.path / "journal.jsonl"
         for entry in reversed(read_lines(journal) if journal.exists() else []):
             try:
                 yield _LINE.validate_python(entry)
@@ -276,17 +276,17 @@ class RunFolder:
     def picture(self, arm: Arm, image: int) -> Path:
         return self.path / arm.pictures / f"{image:05d}.png"
 
-    def write_wave(self, arm: Arm, wave: Wave, groups: dict[int, int]) -> None:
-        """Write the pictures of a wave, then its line in the journal."""
-        rows = dict(zip(wave.images, wave.rows, strict=True))
+    def write_batch(self, arm: Arm, batch: Batch, groups: dict[int, int]) -> None:
+        """Write the pictures of a batch, then its line in the journal."""
+        rows = dict(zip(batch.images, batch.rows, strict=True))
         with writing(self.path / arm.pictures):
             (self.path / arm.pictures).mkdir(parents=True, exist_ok=True)
-        pictures = getattr(wave.output, "images", None)
+        pictures = getattr(batch.output, "images", None)
         if pictures is None:
-            raise CotrunkError(f"A {type(wave.output).__name__} holds no images: use cotrunk.generate in Python.")
+            raise CotrunkError(f"A {type(batch.output).__name__} holds no images: use cotrunk.generate in Python.")
         digests: list[str | None] = []
-        for image, picture in zip(wave.images, pictures, strict=True):
-            if image in wave.failed:
+        for image, picture in zip(batch.images, pictures, strict=True):
+            if image in batch.failed:
                 digests.append(None)
                 continue
             text = PngInfo()
@@ -298,18 +298,18 @@ class RunFolder:
             digests.append(self._write_picture(self.picture(arm, image), picture, text))
         line = {
             "arm": arm.name,
-            "images": list(wave.images),
-            "failed": list(wave.failed),
-            "flagged": list(wave.flagged),
-            "rows": [wave.cost.used, wave.cost.independent],
-            "spared": wave.spared,
-            "image_rows": [round(count, 4) for count in wave.rows],
-            "steps": list(wave.steps),
-            "seconds": wave.seconds,
+            "images": list(batch.images),
+            "failed": list(batch.failed),
+            "flagged": list(batch.flagged),
+            "rows": [batch.cost.used, batch.cost.independent],
+            "spared": batch.spared,
+            "image_rows": [round(count, 4) for count in batch.rows],
+            "steps": list(batch.steps),
+            "seconds": batch.seconds,
             "digests": digests,
         }
         # the line break first: after a torn line a new one begins
-        with writing(self.path / "waves.jsonl"), (self.path / "waves.jsonl").open("a", encoding="utf-8") as journal:
+        with writing(self.path / "journal.jsonl"), (self.path / "journal.jsonl").open("a", encoding="utf-8") as journal:
             journal.write("\n" + json.dumps(line))
             journal.flush()
             os.fsync(journal.fileno())
@@ -332,7 +332,7 @@ class RunFolder:
             settings: what the user asked for; what a resumed run must agree with.
             facts: the same, as it was resolved.
             arms: the main arm first, those for comparison after it.
-            seconds: what does not belong to a wave: "load", "embed", and "total" of all arms, from which the waves
+            seconds: what does not belong to a batch: "load", "embed", and "total" of all arms, from which the batches
                 for comparison are taken off.
         """
         run = self._content(settings, facts, arms, seconds)

@@ -111,13 +111,13 @@ class Trials:
         pictures: dict[int, np.ndarray] = {}
         failed: set[int] = set()
         rows, seconds, shared = 0, 0.0, 0
-        for wave in run.waves():
-            for image, picture in zip(wave.images, wave.output.images, strict=True):
+        for batch in run.batches():
+            for image, picture in zip(batch.images, batch.output.images, strict=True):
                 pictures[image] = as_bytes(picture).cpu().numpy()
-            failed.update(wave.failed)
-            rows += wave.cost.used
-            seconds += wave.seconds["denoise"]
-            shared += wave.spared["sharing"]
+            failed.update(batch.failed)
+            rows += batch.cost.used
+            seconds += batch.seconds["denoise"]
+            shared += batch.spared["sharing"]
         facts: dict[str, Any] = {
             "good": [image for image in range(count) if image not in failed],
             "rows": rows / count,

@@ -1,6 +1,7 @@
 """From names on the command line to a pipeline, a scheduler, a device and a dtype."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from ..errors import CotrunkError
@@ -98,6 +99,8 @@ def load_pipeline(
                 f"{model} cannot be loaded as a diffusers pipeline ({first_line(error)}): use {embedded}, another hub "
                 "id, or a folder that save_pretrained wrote."
             ) from error
+    if not denoiser:
+        _describe_denoisers(pipe, model)
     pipe.set_progress_bar_config(disable=True)
     pipe.to(device)
     if lora is not None:
@@ -111,6 +114,30 @@ def load_pipeline(
             # sharing, skipping and branching ask for ever other numbers of rows
             getattr(pipe, name).compile(dynamic=True)
     return pipe
+
+
+def _describe_denoisers(pipe: Any, model: str) -> None:
+    """Give the configs of its denoisers to a pipeline without them: they say whether guidance costs a row."""
+    from diffusers import AutoModel, DiffusionPipeline
+    from diffusers.configuration_utils import FrozenDict
+
+    from .compatibility import DENOISERS
+
+    absent = [name for name in DENOISERS if getattr(pipe, name, pipe) is None]
+    if not absent:
+        return
+    local = is_here(model, "model_index.json", " or ".join(EMBEDDED))
+    parts = DiffusionPipeline.load_config(model, local_files_only=local)
+    for name in absent:
+        if parts.get(name, [None])[0] is None:  # optional, and this model does not have it
+            continue
+        try:
+            config = AutoModel.load_config(model, subfolder=name, local_files_only=local)
+        except (OSError, ValueError) as error:
+            raise CotrunkError(
+                f"The config of {model}'s {name} cannot be read ({first_line(error)}): download the model again."
+            ) from error
+        setattr(pipe, name, SimpleNamespace(config=FrozenDict(config)))
 
 
 def _check_compiler(device: str) -> None:

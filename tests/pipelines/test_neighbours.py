@@ -84,6 +84,7 @@ COMPILED: dict[str, Callable[[Any, Counting], None]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", COMPILED)
 def test_a_compiled_denoiser_stays_compiled(form: str, backend: Counting) -> None:
     tiny = sd()

@@ -37,6 +37,7 @@ app.main()
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="this system has no SIGKILL")
 def test_kill_and_resume(batches_of_3: pytest.MonkeyPatch, tmp_path: Path) -> None:
     whole, cut = tmp_path / "whole", tmp_path / "cut"

@@ -11,28 +11,14 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from running import EVERYONE, BrokenError, bare, close, denoiser, recorded, run, state
+from running import EVERYONE, BrokenError, bare, close, denoiser, recorded, state
 from schedulers import DIFFUSION, FLOW
+from skipped import EVERY_THIRD, FIXED, STEPS, pixels, skipped
 from tiny import TinyPipeline, flux, sd, sd3, sd_controlnet, sd_from_picture, sd_perturbed, wan
 from torch import Tensor
 
 from cotrunk import Batching, CotrunkError, Skipping, accelerate, generate, mini
 from cotrunk.pipelines.noise_schedule import read_schedule
-
-STEPS = 12
-EVERY_THIRD = Skipping(rule="fixed", every=3)
-FIXED = "CCCPPCPPCPPC"  # every third from the first prediction that could be tried; the last is computed
-
-
-def skipped(
-    tiny: TinyPipeline, inputs: dict[str, Any], skipping: Skipping | None = EVERY_THIRD, **arguments: Any
-) -> Any:
-    arguments = {"sharing": None, "num_inference_steps": STEPS, "skipping": skipping} | arguments
-    return run(tiny, inputs, **arguments)
-
-
-def pixels(tiny: TinyPipeline, result: Any) -> Tensor:
-    return torch.as_tensor(np.asarray(result.output[tiny.output_field]))
 
 
 def strips(tiny: TinyPipeline, inputs: dict[str, Any], **arguments: Any) -> list[str]:
@@ -225,6 +211,7 @@ def test_forwards_have_the_sizes_that_were_asked_for() -> None:
     assert max(ran) <= 5
 
 
+@pytest.mark.slow
 def test_a_compiled_denoiser_gives_the_same_images_and_meets_few_shapes() -> None:
     pipeline, compiled = sd(), list[int]()
     inputs, skipping = pipeline.inputs(3), Skipping(tolerance=0.05)

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import torch
 from command import assert_refused, cotrunk
+from experiments import JUDGES, Means
 from PIL import Image
-from test_experiment import JUDGES, Means
 from tiny import _unet, sd_with_text
 
 from cotrunk import CotrunkError

@@ -192,7 +192,7 @@ def test_compiling_is_done_before_denoising_is_timed(model: pytest.MonkeyPatch, 
     began, batches = list[int](), Run.batches
     model.setattr("cotrunk.pipelines.loading._check_compiler", lambda device: None)
     model.setattr(torch.nn.Module, "compile", lambda self, **how: None)
-    model.setattr("cotrunk.generation.warm_up", lambda pipe, texts, **_: began.append(len(texts)))
+    model.setattr("cotrunk.generation.warm_up", lambda pipe, texts, *_, **__: began.append(len(texts)))
     model.setattr(Run, "batches", lambda run, **given: began.append(0) or batches(run, **given))
     outcome = cotrunk("generate", *PROMPTS[:2], "--out", tmp_path / "run", *QUICK, "--compile")
     assert outcome.code == 0, outcome.err

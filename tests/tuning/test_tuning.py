@@ -16,7 +16,7 @@ from experiments import JUDGES, Means
 from PIL import Image
 from tiny import _unet, sd_with_text
 
-from cotrunk import CotrunkError
+from cotrunk import CotrunkError, Settings, Sharing, Skipping
 from cotrunk.evaluation.metrics import mean
 from cotrunk.execution import Batch, Run
 from cotrunk.generation import WARM_STEPS
@@ -487,9 +487,9 @@ def test_settings_survive_their_file(tmp_path: Path) -> None:
     one = Setting(12, 0.3, 0.7, 0.02, (0.1, 0.8))
     write_settings(one, BASIS, tmp_path / "a.json")
     assert read_settings(tmp_path / "a.json") == (one, BASIS)
-    settings = one.settings()
-    assert settings.sharing == Sharing(similarity=0.7)
-    assert settings.skipping == Skipping(tolerance=0.02)
+    asked = one.settings()
+    assert asked.sharing == Sharing(similarity=0.7)
+    assert asked.skipping == Skipping(tolerance=0.02)
     assert Setting(4).settings() == Settings(sharing=None, steps=4)
 
 

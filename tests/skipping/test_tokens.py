@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from running import close, denoiser
-from test_skipping import pixels, skipped
+from skipped import pixels, skipped
 from tiny import TinyPipeline, flux, pixart, sd, sd3, sdxl
 from torch import Tensor
 

@@ -10,7 +10,7 @@ from rich.markup import escape
 from ..errors import CotrunkError
 from ..evaluation.judges import NETWORKS, alignment_for, judges_of, take_off_checker
 from .console import err, out
-from .inputs import check_draws_from_text, check_numbers, check_whole, hold, out_folder
+from .inputs import check_numbers, check_whole, hold, out_folder
 from .options import OUTPUT, Compile, Device, Dtype, Guidance, Height, Model, Scheduler, Steps, Width, option
 
 MODELS, SCHEMES = "Models", "Schemes"
@@ -92,6 +92,7 @@ def evaluate(
     from ..evaluation.measuring import Measures
     from ..evaluation.paper import Design, write_paper
     from ..groups.dataset import apart, read_groups, read_similarities
+    from ..pipelines.compatibility import check_text_to_image
     from ..pipelines.loading import load_pipeline
     from ..training.encoded import pictures_of
     from ..training.latents import size_of
@@ -109,7 +110,7 @@ def evaluate(
     hold(context, out_dir, "cells", "cells/*")
     with err.status(f"Loading {escape(model)}"):
         pipe = load_pipeline(model, device, dtype, scheduler=scheduler, compiled=compiled)
-        check_draws_from_text(pipe)
+        check_text_to_image(pipe)
         judges = judges_of(features, perceptual, alignment or alignment_for(model), str(pipe.device), compiled)
         take_off_checker(pipe)
         captions = [[pair.caption for pair in group] for group in found]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..errors import CotrunkError
-from ..settings import Batching, Settings
+from ..settings import Settings
 from .console import print_summary, say
 from .inputs import check_numbers, check_whole, is_given, out_folder, prompts_of, sharing_of, skipping_of
 from .options import (
@@ -174,7 +174,8 @@ def _tuned(context: typer.Context, path: Path) -> tuple[Settings, "Basis"]:
     for name in TUNED:
         if is_given(context, name):
             raise CotrunkError(f"--settings and --{name.replace('_', '-')} are both given: leave one of them out.")
-    return read_settings(path)
+    tuned, basis = read_settings(path)
+    return tuned.settings(), basis
 
 
 def _warn_of_other_model(basis: "Basis", model: str, lora: str | None) -> None:

@@ -15,6 +15,7 @@ from ..planning.prompts import checked, read_prompts
 from ..settings import Mode, Sharing, Skipping
 from .console import err, say
 
+
 def prompts_of(arguments: Sequence[str] | None, file: str | None, column: str) -> list[str]:
     """Return the prompts: the arguments, or those of a file.
 

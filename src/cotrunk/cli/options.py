@@ -113,9 +113,7 @@ Negative = Annotated[
 ]
 Scheduler = Annotated[
     str | None,
-    option(
-        SAMPLING, "NAME", "ddim, dpm++2m, euler, unipc, ..., or a class of diffusers; by default the model's own."
-    ),
+    option(SAMPLING, "NAME", "ddim, dpm++2m, euler, unipc, ..., or a class of diffusers; by default the model's own."),
 ]
 Seed = Annotated[int, option(COMMON, "N", "Random seed: the same seed gives the same images.")]
 Height = Annotated[int | None, option(SAMPLING, "N", "Height of the images; by default the model's own.")]
@@ -125,7 +123,10 @@ Dtype = Annotated[str, option(MACHINE, "NAME", "auto, float32, float16 or bfloat
 Compile = Annotated[
     bool,
     option(
-        MACHINE, "", "Compile the denoiser: takes a minute or more at the start, and pays for runs of hours.", "--compile"
+        MACHINE,
+        "",
+        "Compile the denoiser: takes a minute or more at first, and pays for runs of hours.",
+        "--compile",
     ),
 ]
 PerPrompt = Annotated[

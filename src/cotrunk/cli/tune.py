@@ -10,7 +10,7 @@ from rich.markup import escape
 from ..errors import CotrunkError
 from ..evaluation.judges import NETWORKS, alignment_for, judges_of, take_off_checker
 from .console import err, out
-from .inputs import check_draws_from_text, check_numbers, hold, out_folder, prompts_of
+from .inputs import check_numbers, hold, out_folder, prompts_of
 from .options import (
     OUTPUT,
     Column,
@@ -100,6 +100,7 @@ def tune(
     import numpy as np
     from rich.progress import Progress, SpinnerColumn, TextColumn
 
+    from ..pipelines.compatibility import check_text_to_image
     from ..pipelines.loading import load_pipeline
     from ..tuning.page import advice, claim, named, write_tuned
     from ..tuning.search import Point
@@ -112,7 +113,7 @@ def tune(
     hold(context, out_dir, "tried")
     with err.status(f"Loading {escape(model)}"):
         pipe = load_pipeline(model, device, dtype, lora=lora, scheduler=scheduler, compiled=compiled)
-        check_draws_from_text(pipe)
+        check_text_to_image(pipe)
         judges = judges_of(features, "lite0", alignment or alignment_for(model), str(pipe.device), compiled)
         take_off_checker(pipe)
         trials = Trials(pipe, texts, {"guidance_scale": guidance}, out_dir)

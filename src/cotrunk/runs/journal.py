@@ -86,7 +86,7 @@ class Progress:
         self.failed.update(line.failed)
         self.flagged.update(line.flagged)
         self.cost += Cost(*line.rows)
-        self.spared.update(dict(line.spared))
+        self.spared.update({str(way): rows for way, rows in line.spared.items()})
         self.rows |= dict(zip(line.images, line.image_rows, strict=True))
         self.steps |= dict(zip(line.images, line.steps, strict=True))
         for name, seconds in line.seconds.items():

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, PlainValidator, TypeAdapter, ValidationError
 
@@ -173,8 +173,8 @@ class RunReport:
         """Return the content of run.json."""
         return json.dumps(self.to_json(), indent=1, ensure_ascii=False) + "\n"
 
-    @classmethod
-    def from_json(cls, data: Any) -> Self:
+    @staticmethod
+    def from_json(data: Any) -> "RunReport":
         """Return the report from JSON values.
 
         Raises:
@@ -194,15 +194,15 @@ class RunReport:
             why = str(error)
         raise CotrunkError(f"This is not the report of a run ({why}): run the job again.")
 
-    @classmethod
-    def load(cls, folder: str | Path) -> Self:
+    @staticmethod
+    def load(folder: str | Path) -> "RunReport":
         """Read the report in the folder of a run.
 
         Raises:
             CotrunkError: there is no run.json, or it is damaged.
         """
         try:
-            return cls.from_json(read_json(Path(folder) / "run.json"))
+            return RunReport.from_json(read_json(Path(folder) / "run.json"))
         except CotrunkError:
             raise
         except (OSError, ValueError) as error:

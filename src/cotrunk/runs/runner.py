@@ -87,9 +87,7 @@ def plan_job(job: Job, *, on_event: OnEvent = ignore) -> Plan:
     on_event(_read(pipe, job, arguments))
     on_event(Planning(len(job.prompts)))
     per_prompt = PerPrompt(pipe, len(job.prompts), {"prompt": list(job.prompts), **arguments, **_steps(job.settings)})
-    return plan_of(
-        pipe, per_prompt, job.settings.sharing, seed=job.seed, images_per_prompt=job.images_per_prompt
-    )
+    return plan_of(pipe, per_prompt, job.settings.sharing, seed=job.seed, images_per_prompt=job.images_per_prompt)
 
 
 def facts_of(pipe: Any) -> PipelineFacts:

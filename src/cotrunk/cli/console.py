@@ -77,8 +77,8 @@ def warn_alike(alike: Sequence[Sequence[int]], prompts: Sequence[str]) -> None:
     for found in alike[:WARNINGS]:
         named = [f"{index} ({_short(prompts[index], 40)!r})" for index in found[:WARNINGS]]
         more = f" and {len(found) - len(named)} more" if len(found) > len(named) else ""
-        text = f"prompts {', '.join(named)}{more} look identical to the text encoder: their images will differ only by seed"
-        say("yellow", "warning", text)
+        what = f"prompts {', '.join(named)}{more}"
+        say("yellow", "warning", f"{what} look identical to the text encoder: their images will differ only by seed")
     if len(alike) > WARNINGS:
         more = _count(len(alike) - WARNINGS, "more set")
         say("yellow", "warning", f"{more} of prompts look identical to the text encoder")

@@ -93,7 +93,11 @@ class RunFolder:
         _, before = self._read()
         for name, then, now in before.differences(job):
             short = name.rpartition(".")[2].replace("_", " ")
-            what = "other prompts" if name == "prompts" else f"{short} {_shown(then)}, not {_shown(now)}"
+            if isinstance(then, dict) or isinstance(now, dict):  # a group of settings, and None for no such group
+                then, now = ("off" if value is None else "on" for value in (then, now))
+            else:
+                then, now = repr(then), repr(now)
+            what = "other prompts" if name == "prompts" else f"{short} {then}, not {now}"
             raise CotrunkError(
                 f"The run in {self.path} was started with {what}: resume it with the same settings, or choose another "
                 "--out."
@@ -170,8 +174,3 @@ class RunFolder:
         if report.status != "running":
             write_page(report, self.path)
         return report
-
-
-def _shown(value: Any) -> str:
-    """Return a setting as text; a group of settings is only on or off."""
-    return "on" if isinstance(value, dict) else repr(value)

@@ -55,14 +55,16 @@ class Job:
             raise CotrunkError("A job has no prompts: give a list with at least one text.")
         if not isinstance(self.settings, Settings):
             raise CotrunkError(f"settings is a {type(self.settings).__name__}: give Settings(sharing=..., steps=...).")
+        for i, prompt in enumerate(self.prompts):
+            checked(prompt, f"prompt {i}")
         values = {
-            "prompts": tuple(checked(prompt, f"prompt {i}") for i, prompt in enumerate(self.prompts)),
+            "prompts": tuple(self.prompts),
             "guidance_scale": number("guidance_scale", self.guidance_scale),
             "seed": whole("seed", self.seed, 0, LARGEST_SEED),
             "images_per_prompt": whole("images_per_prompt", self.images_per_prompt),
         }
         if self.negative_prompt is not None:
-            values["negative_prompt"] = checked(self.negative_prompt, "negative_prompt")
+            checked(self.negative_prompt, "negative_prompt")
         for name, value in values.items():
             object.__setattr__(self, name, value)
         for name in ("compare", "compiled"):

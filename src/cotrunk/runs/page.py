@@ -29,7 +29,7 @@ def write_page(report: RunReport, folder: Path) -> Path:
     template = resources.files("cotrunk.runs").joinpath("page.html").read_text(encoding="utf-8")
     text = Template(template).substitute(_header(page, groups), sections="\n".join(sections))
     path = folder / "index.html"
-    # A prompt may hold half a surrogate pair: JSON allows it and UTF-8 does not. The page shows a question mark.
+    # A name may hold half a surrogate pair: file names allow it and UTF-8 does not. The page shows a question mark.
     write_bytes(path, lambda file: file.write(text.encode("utf-8", "replace")))
     return path
 

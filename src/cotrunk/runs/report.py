@@ -206,9 +206,7 @@ class RunReport:
         except CotrunkError:
             raise
         except (OSError, ValueError) as error:
-            raise CotrunkError(
-                f"There is no readable run.json in {folder} ({error}): name the folder of a run."
-            ) from None
+            raise CotrunkError(f"{folder} holds no readable run.json ({error}): name the folder of a run.") from None
 
 
 _REPORT = TypeAdapter(RunReport)

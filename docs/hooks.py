@@ -9,8 +9,11 @@ from pathlib import Path, PurePosixPath
 from posixpath import normpath
 from typing import Any
 
+from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
 
+ELSEWHERE = r"[^>]*=\"?(?:https?:)?//"
+FETCHED = re.compile(rf"<(?:script|img|iframe){ELSEWHERE}|<link rel=\"(?:stylesheet|preconnect)\"{ELSEWHERE}")
 ROOT = Path(__file__).parents[1]
 PAGES = {"README.md": "index.md", "CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}
 LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)\s]+)\)")
@@ -30,6 +33,13 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
         return markdown
     folder = PurePosixPath("docs", page.file.src_uri).parent
     return _relinked(markdown, folder, folder)
+
+
+def on_post_page(output: str, page: Any, **_: Any) -> str:
+    """Refuse a page that makes its reader's browser fetch something from elsewhere."""
+    if found := FETCHED.search(output):
+        raise PluginError(f"{page.file.src_uri} fetches from another host: {found[0]}")
+    return output
 
 
 def _relinked(text: str, folder: PurePosixPath, shown_in: PurePosixPath) -> str:

@@ -22,7 +22,7 @@ SETTINGS = Settings(Sharing(share=0.4), steps=3, batching=Batching(batch_size=3)
 JOB = Job(tuple(PROMPTS), SETTINGS, guidance_scale=3.0, seed=5)
 
 
-class Stopped(Exception):
+class StoppedError(Exception):
     """What a service raises to stop a job."""
 
 
@@ -53,9 +53,9 @@ def test_a_job_resumes_after_it_was_stopped(tmp_path: Path, capfd: pytest.Captur
 
     def stop(event: events.Event) -> None:
         if isinstance(event, events.BatchDone):
-            raise Stopped
+            raise StoppedError
 
-    with pytest.raises(Stopped):
+    with pytest.raises(StoppedError):
         run_job(JOB, cut, on_event=stop)
     assert RunReport.load(cut).status == "running"
     kept = {path: path.stat().st_mtime_ns for path in (cut / "images").iterdir()}
@@ -151,7 +151,7 @@ def test_a_job_that_makes_no_sense_is_refused(changed: dict[str, Any], said: str
 
 
 def test_a_report_that_is_damaged_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(CotrunkError, match="holds no readable run.json"):
+    with pytest.raises(CotrunkError, match=r"holds no readable run\.json"):
         RunReport.load(tmp_path)
     for content in ("{", "[]", "{}", '{"format": 1}', '{"format": 1, "job": {}}'):
         (tmp_path / "run.json").write_text(content)

@@ -505,7 +505,7 @@ def test_a_model_that_does_not_fit_in_memory(command: str, monkeypatch: pytest.M
     def load(*args: Any, **kwargs: Any) -> Any:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr("cotrunk.runs.runner.load_pipeline", load)
+    monkeypatch.setattr("cotrunk.pipelines.loading.load_pipeline", load)
     out = ["--out", tmp_path / "run"] if command == "generate" else []
     assert_refused(cotrunk(command, "a cat", *out), "too little memory", "smaller --dtype or --model")
 

@@ -11,10 +11,10 @@ from ..errors import CotrunkError
 from ..execution import Run
 from ..generation import plan_of, prepare, warm_up
 from ..lock import FolderLock, held
+from ..pipelines import loading
 from ..pipelines.arguments import PerPrompt, needed_arguments
 from ..pipelines.compatibility import check_text_to_image
 from ..pipelines.cost import timesteps_of
-from ..pipelines.loading import check_names, load_pipeline
 from ..pipelines.tokenizers import condition_keys, truncated
 from ..planning.plan import Cost, Plan
 from ..settings import Settings
@@ -54,7 +54,7 @@ def run_job(
         CotrunkError: bad input, or a folder that holds another run or cannot be written.
     """
     begin = time.perf_counter() if begin is None else begin
-    check_names(job.device, job.dtype, job.scheduler)
+    loading.check_names(job.device, job.dtype, job.scheduler)
     folder = RunFolder(Path(out))
     with held(folder.path, "images", "compare/*") as lock:
         if not lock.is_kept:
@@ -64,7 +64,7 @@ def run_job(
             on_event(AlreadyFinished())
             return report
         on_event(Loading(job.model))
-        pipe = load_pipeline(
+        pipe = loading.load_pipeline(
             job.model, job.device, job.dtype, lora=job.lora, scheduler=job.scheduler, compiled=job.compiled
         )
         check_text_to_image(pipe)
@@ -80,9 +80,9 @@ def plan_job(job: Job, *, on_event: OnEvent = ignore) -> Plan:
     Raises:
         CotrunkError: bad input.
     """
-    check_names("auto", "auto", job.scheduler)
+    loading.check_names("auto", "auto", job.scheduler)
     on_event(Loading(job.model, has_denoiser=False))
-    pipe = load_pipeline(job.model, "auto", scheduler=job.scheduler, denoiser=False)
+    pipe = loading.load_pipeline(job.model, "auto", scheduler=job.scheduler, denoiser=False)
     arguments = _arguments(job, pipe)
     on_event(_read(pipe, job, arguments))
     on_event(Planning(len(job.prompts)))

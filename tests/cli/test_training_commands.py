@@ -13,7 +13,7 @@ from command import assert_refused, cotrunk, no_model, pixels
 from PIL import Image
 from safetensors.torch import load_file
 from test_dataset import CAPTIONS, coco, folder_of
-from test_experiment import JUDGES
+from test_experiment import NETWORKS
 from test_trainer import recorders
 from tiny import sd_with_text
 
@@ -29,7 +29,7 @@ def tiny_model(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """A fresh tiny pipeline whatever model is asked for, and judges that need no weights."""
     monkeypatch.setattr(models, "load_pipeline", lambda *_, **__: sd_with_text().pipe)
     for name in ("evaluate", "tune"):
-        monkeypatch.setattr(f"cotrunk.cli.{name}.judges_of", lambda *_: JUDGES)
+        monkeypatch.setattr(f"cotrunk.cli.{name}.load_metric_networks", lambda *_: NETWORKS)
     return monkeypatch
 
 
@@ -112,7 +112,7 @@ def test_what_cannot_be_compared_is_said_before_a_picture(
     assert outcome.code == 2
     assert "take two or more that share no picture" in outcome.err
     with tiny_model.context() as patch:
-        patch.setattr("cotrunk.training.latents.read_image", lambda path: Image.new("RGB", (8, 8), "red"))
+        patch.setattr("cotrunk.groups.images.read_image", lambda path: Image.new("RGB", (8, 8), "red"))
         outcome = cotrunk("evaluate", groups, "--out", tmp_path, "--height", 32, "--width", 32)
     assert outcome.code == 2
     assert "real pictures are all alike: Frechet distances need different ones" in outcome.err
@@ -149,12 +149,12 @@ def test_pictures_are_of_the_size_asked_for_and_judged_by_what_knows_them(
     groups: Path, tmp_path: Path, tiny_model: pytest.MonkeyPatch, model: str, alignment: str
 ) -> None:
     asked: list[tuple[str, ...]] = []
-    tiny_model.setattr("cotrunk.cli.evaluate.judges_of", lambda *names: asked.append(names) or JUDGES)
+    tiny_model.setattr("cotrunk.cli.evaluate.load_metric_networks", lambda *names: asked.append(names) or NETWORKS)
     sizes = ("--height", 16, "--width", 24, "--steps", 2, "--shares", "0.5", "--max-groups", 2)
     outcome = cotrunk("evaluate", groups, "--model", model, "--out", tmp_path, *sizes)
     assert outcome.code == 0, outcome.err
     assert asked[0][2] == alignment
-    for file in (tmp_path / "cells").glob("*.seen.npz"):
+    for file in (tmp_path / "cells").glob("*.observed.npz"):
         with np.load(file) as seen:
             assert seen["shown"].shape[2:] == (16, 24)
 
@@ -179,7 +179,7 @@ def test_pictures_are_measured_as_they_are_without_a_safety_checker(
     else:
         schemes = ("--steps", 2, "--shares", "0.5", "--max-groups", 2)
         outcome = cotrunk("evaluate", groups, "--out", tmp_path, *schemes)
-        made = [np.load(file)["shown"] for file in (tmp_path / "cells").glob("*.seen.npz")]
+        made = [np.load(file)["shown"] for file in (tmp_path / "cells").glob("*.observed.npz")]
     assert outcome.code == 0, outcome.err
     assert made
     assert all(pictures.any() for pictures in made)

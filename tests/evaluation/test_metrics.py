@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from cotrunk import CotrunkError
 from cotrunk.evaluation import metrics, networks
 from cotrunk.evaluation.emoji import EmojiAlignment
-from cotrunk.evaluation.experiment import Judges
-from cotrunk.evaluation.tables import networks as said_of
+from cotrunk.evaluation.networks import MetricNetworks
+from cotrunk.evaluation.tables import describe_networks
 
 
 class Brightness:
@@ -309,7 +309,7 @@ def test_features_of_the_same_pictures_are_made_once() -> None:
     network._net._conv_stem.register_forward_pre_hook(lambda _, inputs: looked_at.append(len(inputs[0])))
     pictures = PICTURES[:2].clone()
     first = network.features(pictures)
-    EmojiAlignment(network).of_pictures(pictures)
+    EmojiAlignment(network).image_vectors(pictures)
     assert sum(looked_at) == 2
     pictures[0] = 255  # the same tensor shows something else now
     assert not torch.equal(network.features(pictures), first)
@@ -324,8 +324,8 @@ def test_tables_say_what_pictures_are_brought_to(monkeypatch: pytest.MonkeyPatch
     lite0.features(PICTURES[:1])
     height, width = seen[0][2:]
     expected = f"EfficientNet-Lite0 (pictures brought to {height} x {width} pixels, bicubic, antialiased; the first 64"
-    assert expected in said_of(Judges(lite0, lite0, lite0))
-    said = said_of(Judges(networks.Inception(), networks.Lpips(), lite0))
+    assert expected in describe_networks(MetricNetworks(lite0, lite0, lite0))
+    said = describe_networks(MetricNetworks(networks.Inception(), networks.Lpips(), lite0))
     assert "Inception-v3 (FID) (pictures brought to 12 x 12 pixels, bilinear" in said
     assert "; all dimensions); diversity by LPIPS (AlexNet);" in said
 
@@ -373,7 +373,7 @@ def test_any_clip_scores_pictures_and_texts(tmp_path: Any) -> None:
     images = CLIPImageProcessor(size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16})
     CLIPProcessor(images, tokenizer).save_pretrained(tmp_path)
     clip = networks.Clip(str(tmp_path))
-    pictures, texts = clip.of_pictures(torch.rand(3, 3, 20, 20)), clip.of_texts(["a", "b", "a b"])
+    pictures, texts = clip.image_vectors(torch.rand(3, 3, 20, 20)), clip.text_vectors(["a", "b", "a b"])
     assert pictures.shape == texts.shape == (3, 8)
     assert torch.allclose(pictures.norm(dim=1), torch.ones(3, dtype=torch.float64))
     assert not torch.allclose(texts[0], texts[1])

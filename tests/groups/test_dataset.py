@@ -15,7 +15,7 @@ from PIL import Image, UnidentifiedImageError
 
 from cotrunk import CotrunkError
 from cotrunk.groups.captions import Pair, read_pairs
-from cotrunk.groups.dataset import GroupSettings, apart, build_groups, read_groups, read_similarities
+from cotrunk.groups.dataset import GroupSettings, build_groups, disjoint, read_groups, read_similarities
 from cotrunk.planning.embedding import Encoder
 
 CAPTIONS = ["a red apple", "a green apple", "a yellow apple", "a grey owl", "a brown owl", "a violin"]
@@ -141,8 +141,8 @@ def test_a_picture_is_taken_with_its_first_caption(tmp_path: Path) -> None:
 
 def test_groups_apart_have_no_picture_in_common() -> None:
     groups = [[Pair(f"{word} {name}", Path(name)) for name in "ab"] for word in ("a", "one", "some")]
-    assert len(apart(groups, 0)) == 1
-    assert len(apart([*groups, [Pair("a c", Path("c"))]], 0)) == 2
+    assert len(disjoint(groups, 0)) == 1
+    assert len(disjoint([*groups, [Pair("a c", Path("c"))]], 0)) == 2
 
 
 def test_a_set_of_groups(tmp_path: Path) -> None:

@@ -13,21 +13,23 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
-from test_experiment import JUDGES, Means
+from test_experiment import NETWORKS, Means
 from test_trainer import QUICK, SIZE, groups, same_weights, trained  # noqa: F401 (groups is a fixture)
 from tiny import sd_with_text
 
 from cotrunk import CotrunkError
-from cotrunk.evaluation.experiment import Cell, Experiment
+from cotrunk.evaluation.experiment import Experiment
 from cotrunk.evaluation.measuring import Measures
+from cotrunk.evaluation.observation import Cell
 from cotrunk.groups.captions import Pair
 from cotrunk.groups.dataset import read_groups, read_similarities
 from cotrunk.training.checkpoint import FILE
 from cotrunk.training.conditions import Conditions
-from cotrunk.training.encoded import Examples, encode
+from cotrunk.training.encoded import EncodedGroups, encode
 from cotrunk.training.log import plot_losses, read_losses
+from cotrunk.training.lora import LORA_FILE
 from cotrunk.training.settings import TrainSettings
-from cotrunk.training.trainer import LORA_FILE, train
+from cotrunk.training.trainer import train
 from cotrunk.tuning.setting import Setting, read_settings
 from cotrunk.tuning.trials import Trials
 
@@ -66,7 +68,7 @@ def test_what_is_damaged_of_encoded_pictures_is_encoded_again(
 
     def encoded() -> dict[str, bytes]:
         encode(pipe, Conditions(pipe, **SIZE), groups, (32, 32), tmp_path)
-        Examples(tmp_path, groups).batch([0, 1], [False, True])
+        EncodedGroups(tmp_path, groups).batch([0, 1], [False, True])
         return {file.name: file.read_bytes().strip() for file in tmp_path.iterdir()}
 
     whole = encoded()
@@ -297,7 +299,7 @@ def experiment(out: Path) -> Experiment:
         sd_with_text().pipe,
         [["a dog", "a cat"], ["a tree", "a bush"]],
         {"base": None},
-        JUDGES,
+        NETWORKS,
         out,
         arguments=arguments,
     )
@@ -331,11 +333,11 @@ def test_what_was_seen_and_measured_and_is_damaged_is_seen_and_measured_again(tm
 
 def test_a_batch_of_a_cell_that_is_damaged_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cell = Cell("base", steps=2)
-    whole = experiment(tmp_path / "whole").look(cell)
+    whole = experiment(tmp_path / "whole").observe(cell)
     with monkeypatch.context() as patch:
         patch.setattr(Means, "features", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
-            experiment(tmp_path).look(cell)
+            experiment(tmp_path).observe(cell)
     (path,) = (tmp_path / "cells").glob("*.batches/*.npz")
     content = path.read_bytes()
     with np.load(path) as kept:
@@ -353,9 +355,9 @@ def test_a_batch_of_a_cell_that_is_damaged_is_made_again(tmp_path: Path, monkeyp
         saved(costs=np.array([np.nan, 1])),
     ):
         damage()
-        assert torch.equal(experiment(tmp_path).look(cell).features, whole.features)
+        assert torch.equal(experiment(tmp_path).observe(cell).features, whole.features)
         path.parent.mkdir()
-        for seen in (tmp_path / "cells").glob("*.seen.npz"):
+        for seen in (tmp_path / "cells").glob("*.observed.npz"):
             seen.unlink()
 
 

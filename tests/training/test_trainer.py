@@ -27,13 +27,15 @@ from torch import Tensor
 
 from cotrunk import CotrunkError, generate, mini
 from cotrunk.groups.captions import Pair
+from cotrunk.groups.images import read_scaled
 from cotrunk.pipelines.lora import load_lora
 from cotrunk.training.conditions import Conditions
-from cotrunk.training.latents import _latents, picture_of
+from cotrunk.training.latents import latents_of
 from cotrunk.training.log import Step, plot_losses, read_losses, write_step
 from cotrunk.training.loss import Loss, Terms, sage_loss
+from cotrunk.training.schedule import trained_share, training_schedule
 from cotrunk.training.settings import TrainSettings
-from cotrunk.training.trainer import train, trained_share, training_schedule
+from cotrunk.training.trainer import train
 
 SIZE = {"height": 32, "width": 32}
 QUICK = TrainSettings(steps=6, batch=2, rank=2, learning_rate=1e-2, checkpoint_every=2, caption_dropout=0.3, **SIZE)
@@ -394,11 +396,11 @@ def test_a_vae_that_overflows_in_half_precision_encodes_in_single(groups: list[l
     pipe.vae.encoder.conv_in.weight.data.fill_(6e4)
     pipe.vae.half()
     pipe.vae.register_to_config(force_upcast=True)
-    assert _latents(pipe, groups[0], 32, 32).isfinite().all()
+    assert latents_of(pipe, groups[0], 32, 32).isfinite().all()
     assert pipe.vae.dtype == torch.float16
     pipe.vae.register_to_config(force_upcast=False)
     with pytest.raises(CotrunkError, match=r"The latents of .*00\.png are not finite: use another dtype, bfloat16 say"):
-        _latents(pipe, groups[0], 32, 32)
+        latents_of(pipe, groups[0], 32, 32)
 
 
 def sdxl_with_statistics() -> TinyPipeline:
@@ -413,11 +415,11 @@ def test_a_pipeline_decodes_what_was_encoded(build: Callable[[], TinyPipeline], 
     """As its VAE does by itself: what the pipeline undoes before it decodes was done."""
     pipeline, pairs = build(), groups[0]
     pipe, inputs = pipeline.pipe, pipeline.inputs(len(pairs))
-    latents = _latents(pipe, pairs, inputs["height"], inputs["width"]).float()
+    latents = latents_of(pipe, pairs, inputs["height"], inputs["width"]).float()
     last = lambda pipe, step, timestep, tensors: {"latents": latents}  # noqa: E731
     arguments = inputs | {"num_inference_steps": 1, "output_type": "pt", "callback_on_step_end": last}
     made = 2 * torch.as_tensor(pipe(**arguments).images) - 1
-    pictures = torch.stack([picture_of(pair.image, inputs["height"], inputs["width"]) for pair in pairs])
+    pictures = torch.stack([read_scaled(pair.image, inputs["height"], inputs["width"]) for pair in pairs])
     with torch.no_grad():
         found = pipe.vae.encode(pictures)
         own = pipe.vae.decode(found.latent if build is sana else found.latent_dist.mode()).sample
@@ -457,7 +459,7 @@ def test_a_picture_that_broke_since_is_named(
     content[place] = 0
     path.write_bytes(content)
     with pytest.raises(CotrunkError, match=r"broken\.png cannot be read any more: make the groups again") as raised:
-        picture_of(path, 32, 32)
+        read_scaled(path, 32, 32)
     assert type(raised.value.__cause__) is error
 
 

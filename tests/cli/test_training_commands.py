@@ -115,7 +115,7 @@ def test_what_cannot_be_compared_is_said_before_a_picture(
         patch.setattr("cotrunk.groups.images.read_image", lambda path: Image.new("RGB", (8, 8), "red"))
         outcome = cotrunk("evaluate", groups, "--out", tmp_path, "--height", 32, "--width", 32)
     assert outcome.code == 2
-    assert "real pictures are all alike: Frechet distances need different ones" in outcome.err
+    assert "real images are all equal: Frechet distances need different ones" in outcome.err
     sizes = ("--height", 32, "--width", 32)
     outcome = cotrunk("evaluate", groups, "--out", tmp_path, "--shares", "0.3,0.02", "--steps", 30, *sizes)
     assert outcome.code == 2

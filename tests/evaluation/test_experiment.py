@@ -119,13 +119,13 @@ def test_equal_cost_is_the_most_steps_that_cost_no_more(tmp_path: Path) -> None:
 
 
 def test_a_model_that_is_not_there_is_named(tmp_path: Path) -> None:
-    with pytest.raises(CotrunkError, match="There is no model 'sage' here: pre-trained are"):
+    with pytest.raises(CotrunkError, match="There is no model 'sage' here: use one of pre-trained"):
         experiment(tmp_path).observe(Cell("sage"))
 
 
 def test_a_folder_without_a_lora_is_named_before_the_first_picture(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    with pytest.raises(CotrunkError, match="holds no LoRA for this StableDiffusionPipeline"):
+    with pytest.raises(CotrunkError, match="cannot be loaded as a LoRA for this StableDiffusionPipeline"):
         experiment(tmp_path, sage=tmp_path / "empty")
 
 
@@ -192,9 +192,9 @@ def test_a_lora_of_another_model_is_refused(tmp_path: Path, trained_lora: Path) 
     (tmp_path / "other").mkdir()
     other = {name.replace("unet.", "transformer."): tensor for name, tensor in state.items()}
     save_file(other, tmp_path / "other" / "pytorch_lora_weights.safetensors")
-    with pytest.raises(CotrunkError, match="holds no LoRA for this StableDiffusionPipeline"):
+    with pytest.raises(CotrunkError, match="is a LoRA for another model, not for this StableDiffusionPipeline"):
         load_lora(sd_with_text().pipe, tmp_path / "other")
-    with pytest.raises(CotrunkError, match="holds no LoRA for this StableDiffusion3Pipeline"):
+    with pytest.raises(CotrunkError, match="is a LoRA for another model, not for this StableDiffusion3Pipeline"):
         load_lora(sd3().pipe, trained_lora)
 
 
@@ -309,5 +309,5 @@ def test_pictures_with_a_nan_are_known(tmp_path: Path, monkeypatch: pytest.Monke
     assert seen.failed.tolist() == [True, False, False, True, False, False]
     assert np.isnan(seen.diversity).tolist() == [True, False, True]  # of the first group one picture is left
     broken(own, monkeypatch, *range(COUNT))
-    with pytest.raises(CotrunkError, match=r"Every picture of pre-trained-independent-2steps.* held a NaN"):
+    with pytest.raises(CotrunkError, match=r"All images of pre-trained-independent-2steps.* contain a NaN"):
         own.observe(Cell("pre-trained", 0.0, 2))

@@ -156,7 +156,7 @@ def test_the_paper_can_be_read_off_its_numbers(tmp_path: Path, trained_lora: Pat
     first = found["differences"][0]
     assert (first["this"], first["other"]) == ("pre-trained, shared 50%, 4 steps", "pre-trained, independent, 4 steps")
     assert {"value", "low", "high"} == set(first["alignment"]["relative"])
-    assert all(one["rows_spared"] >= 0.2 for one in found["knee"])
+    assert all(one["rows_saved"] >= 0.2 for one in found["knee"])
     made = {file.name for file in tmp_path.iterdir() if file.is_file()}
     assert {"table1.md", "table1.csv", "differences.md", "knee.md", "results.json"} <= made
     assert {f"{name}.{form}" for name in ("figure2", "figure3", "figure4", "rows") for form in ("png", "svg")} <= made
@@ -180,7 +180,7 @@ def test_the_curves_can_be_read_off_a_table(tmp_path: Path, trained_lora: Path) 
         for scheme in ("independent", "shared 50%")
         for steps in (2, 4, 6)
     ]
-    rows = [float(line[heads.index("rows a picture")]) for line in lines]
+    rows = [float(line[heads.index("rows per image")]) for line in lines]
     assert all(rows[start : start + 3] == sorted(set(rows[start : start + 3])) for start in range(0, len(rows), 3))
     assert [line for line in lines if line[0] == "shared 50%, 4 steps"] == [
         line for line in table if line[0] == "shared 50%, 4 steps"
@@ -239,7 +239,7 @@ def test_without_other_steps_there_is_no_curve(tmp_path: Path) -> None:
 def test_tables_and_figures(results: dict[Cell, Result], tmp_path: Path) -> None:
     text = write_table(list(results.values()), NETWORKS, tmp_path)
     assert "| shared 25%, 4 steps | pre-trained |" in text
-    assert "the features of mean colours (pictures brought to 1 x 1 pixel, mean; the first 64" in text
+    assert "the features of mean colours (images resized to 1 x 1 pixel, mean; the first 64" in text
     assert "FID" not in text
     assert "CLIP" not in text
     with (tmp_path / "table1.csv").open() as file:

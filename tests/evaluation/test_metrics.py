@@ -89,7 +89,7 @@ def test_intervals_and_changes_of_a_frechet_distance_are_of_the_same_axes(monkey
 def test_real_pictures_that_are_all_alike_are_named() -> None:
     """They have no axis on which to measure: a distance of 0 would be wrong, and look good."""
     features = torch.randn(20, 8, generator=torch.Generator().manual_seed(0))
-    with pytest.raises(CotrunkError, match="The 5 real pictures are all alike"):
+    with pytest.raises(CotrunkError, match="The 5 real images are all equal"):
         metrics.frechet_distance(features, torch.ones(5, 8) / 3)
     assert metrics.frechet_distance(features, torch.ones(5, 8) / 3, None) > 0
 
@@ -205,7 +205,7 @@ def test_pictures_of_a_group_that_are_alike_count_as_one() -> None:
     ],
 )
 def test_too_little_is_said(measure: Any) -> None:
-    with pytest.raises(CotrunkError, match=r"too few|no group of two"):
+    with pytest.raises(CotrunkError, match=r"too few|No group has two images"):
         measure()
 
 
@@ -323,10 +323,10 @@ def test_tables_say_what_pictures_are_brought_to(monkeypatch: pytest.MonkeyPatch
     lite0._net._conv_stem.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].shape))
     lite0.features(PICTURES[:1])
     height, width = seen[0][2:]
-    expected = f"EfficientNet-Lite0 (pictures brought to {height} x {width} pixels, bicubic, antialiased; the first 64"
+    expected = f"EfficientNet-Lite0 (images resized to {height} x {width} pixels, bicubic, antialiased; the first 64"
     assert expected in describe_networks(MetricNetworks(lite0, lite0, lite0))
     said = describe_networks(MetricNetworks(networks.Inception(), networks.Lpips(), lite0))
-    assert "Inception-v3 (FID) (pictures brought to 12 x 12 pixels, bilinear" in said
+    assert "Inception-v3 (FID) (images resized to 12 x 12 pixels, bilinear" in said
     assert "; all dimensions); diversity by LPIPS (AlexNet);" in said
 
 

@@ -154,9 +154,9 @@ def test_a_twelve_bit_tiff_is_not_dark(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("image", "said"),
     [
-        (Image.new("I", (1, 1), 200), "its 32-bit values do not say which of them is white"),
-        (Image.new("F", (1, 1), 200.0), "its floating-point values go beyond 0 to 1"),
-        (Image.new("F", (1, 1), float("nan")), "its floating-point values go beyond 0 to 1"),
+        (Image.new("I", (1, 1), 200), "it is unknown which of its 32-bit values is white"),
+        (Image.new("F", (1, 1), 200.0), "its floating-point values are outside 0 to 1"),
+        (Image.new("F", (1, 1), float("nan")), "its floating-point values are outside 0 to 1"),
     ],
 )
 def test_an_image_without_a_white_is_named(tmp_path: Path, image: Image.Image, said: str) -> None:
@@ -169,7 +169,7 @@ def test_an_image_that_is_cut_off_is_named(tmp_path: Path) -> None:
     upright().resize((200, 200)).save(tmp_path / "a.png")
     whole = (tmp_path / "a.png").read_bytes()
     (tmp_path / "a.png").write_bytes(whole[: len(whole) // 2])
-    assert unreadable(tmp_path / "a.png") == "it is not a readable picture (OSError)"
+    assert unreadable(tmp_path / "a.png") == "it is not a readable image (OSError)"
 
 
 def test_a_very_long_image_is_cut_before_it_is_scaled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

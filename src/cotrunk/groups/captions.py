@@ -162,7 +162,7 @@ def _folder(folder: Path) -> Iterator[Pair | Unusable]:
     for number, entry in enumerate(entries, 1):
         where = f"{path}, entry {number}"
         if not isinstance(entry, dict) or None in entry:  # DictReader's key for values without a column
-            raise CotrunkError(f"{where} has more values than columns: correct it.")
+            raise CotrunkError(f"{where} does not fit the columns of the table: correct it.")
         columns = [column for column in CAPTIONS if column in entry]
         if "file_name" not in entry or not columns:
             raise CotrunkError(f"{where} needs file_name and one of {', '.join(CAPTIONS)}; it has {', '.join(entry)}.")

@@ -15,21 +15,35 @@ if TYPE_CHECKING:
     from .errors import CotrunkError
     from .generation import Result, generate
     from .planning.plan import Branch, Plan
-    from .planning.sharing import Sharing, make_plan
-    from .settings import Skipping
+    from .planning.sharing import make_plan
+    from .settings import Batching, Settings, Sharing, Skipping
 
 _HOME = {
+    "Batching": "settings",
     "Branch": "planning.plan",
     "CotrunkError": "errors",
     "Plan": "planning.plan",
     "Result": "generation",
-    "Sharing": "planning.sharing",
+    "Settings": "settings",
+    "Sharing": "settings",
     "Skipping": "settings",
     "accelerate": "acceleration",
     "generate": "generation",
     "make_plan": "planning.sharing",
 }
-__all__ = ["Branch", "CotrunkError", "Plan", "Result", "Sharing", "Skipping", "accelerate", "generate", "make_plan"]
+__all__ = [
+    "Batching",
+    "Branch",
+    "CotrunkError",
+    "Plan",
+    "Result",
+    "Settings",
+    "Sharing",
+    "Skipping",
+    "accelerate",
+    "generate",
+    "make_plan",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -9,6 +9,7 @@ from typing import Any, Self
 
 import torch
 
+from .checks import wholes
 from .engine.attach import attached
 from .engine.call import Meter
 from .engine.caller import callbacks_among
@@ -16,7 +17,6 @@ from .engine.denoiser_hook import RowPlan
 from .engine.policy import Policy
 from .engine.rewind import Solver
 from .errors import CotrunkError
-from .generation import row_sizes_of
 from .pipelines.compatibility import check_folds, check_pipeline
 from .pipelines.noise_schedule import read_schedule
 from .settings import Skipping
@@ -111,7 +111,8 @@ def accelerate(
         raise CotrunkError(f"This {type(pipe).__name__} is accelerated already: call remove() on what accelerate gave.")
     check_pipeline(pipe, max_rows=None, alone=True)
     check_folds(pipe)
-    row_sizes = row_sizes_of(row_sizes)
+    if row_sizes is not None:
+        row_sizes = wholes("row_sizes", row_sizes, "(2, 4, 8, 16, 32)")
     read_schedule(pipe.scheduler, ())
     return Acceleration(pipe, skipping, row_sizes)
 

@@ -6,7 +6,7 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from .engine.denoiser_hook import RowPlan
 from .errors import CotrunkError
 from .pipelines.arguments import PerPrompt
 from .planning.plan import Branch, Cost, Plan, packed
-from .settings import Skipping
+from .settings import DEFAULT_SETTINGS, Batching, Settings
 from .skipping.policies import policy_of
 
 # pipelines of which the first of two rows is the one with the prompt
@@ -27,7 +27,6 @@ CONDITIONAL_FIRST = ("ZImage", "Lumina", "StableCascade", "Wuerstchen", "AceStep
 SPARED = ("sharing", "guidance", "skipping")  # what spares rows
 # what safety checkers say of each image in a pipeline's output; that of DeepFloyd IF blackens watermarks too
 CHECKED = ("nsfw_content_detected", "nsfw_detected", "watermark_detected")
-BATCH = 32  # images in one call of the pipeline; memory of latents, text states and decoding grows with it
 
 
 @dataclass(frozen=True)
@@ -67,20 +66,21 @@ class Run:
 
     Attributes:
         companions: for each prompt a key; those with different keys do not run in one call. None: all may.
+        batching: the limits of `settings`, lowered where the device ran out of memory.
     """
 
     pipe: Any
     plan: Plan
     arguments: PerPrompt
-    max_rows: int | None = None
-    row_sizes: Sequence[int] | None = None
-    batch_size: int = BATCH
-    skipping: Skipping | None = None
-    guidance_interval: tuple[float, float] | None = None
+    settings: Settings = DEFAULT_SETTINGS
     seconds: dict[str, float] = field(default_factory=dict)
     companions: Sequence[Hashable] | None = None
+    batching: Batching = field(init=False)
     _warned: bool = False
     _interrupted: bool = False
+
+    def __post_init__(self) -> None:
+        self.batching = self.settings.batching
 
     def batches(
         self,
@@ -114,7 +114,8 @@ class Run:
                 # not inside `except`: the exception holds the tensors that are to be freed
                 if torch.cuda.is_available():
                     torch.cuda.empty_cache()
-                self.batch_size = sum(len(tree.images) for tree in part) // 2
+                size = sum(len(tree.images) for tree in part) // 2
+                self.batching = replace(self.batching, batch_size=size)
 
     def _companions(self, trees: Sequence[Branch]) -> list[list[Branch]]:
         """The trees, apart where they must not run in one call."""
@@ -126,7 +127,7 @@ class Run:
 
     def _next_batch(self, trees: Sequence[Branch], rows: float) -> tuple[Branch, ...]:
         """The trees to run next: of at most `rows` planned rows, unless it is one tree."""
-        size = self.batch_size
+        size = self.batching.batch_size
         while True:
             part = next(packed(trees, size))
             if len(part) == 1 or self.plan.cost_of(part).used <= rows:
@@ -146,7 +147,7 @@ class Run:
     def _call(self, trees: tuple[Branch, ...], on_step: Callable[[Meter], None] | None) -> Batch:
         images = tuple(image for tree in trees for image in tree.images)
         sources = partition(trees, self.plan.timesteps)
-        meter = Meter(self.plan.timesteps, self.max_rows, self.row_sizes, on_step)
+        meter = Meter(self.plan.timesteps, self.batching.max_rows, self.batching.row_sizes, on_step)
         seeds = [self.plan.seeds[image] for image in images]
         begin = time.perf_counter()
         rows = self._rows(sources, len(images))
@@ -157,7 +158,7 @@ class Run:
         self._interrupted = bool(getattr(self.pipe, "_interrupt", False)) and meter.step < self.plan.timesteps
         if not self._interrupted:
             self._check(meter, rows, self.plan.cost_of(trees))
-        self.max_rows = meter.max_rows
+        self.batching = replace(self.batching, max_rows=meter.max_rows)
         started, ended = meter.started or begin, meter.ended or begin
         finite = [True] * len(images) if meter.finite is None else meter.finite.tolist()
         return Batch(
@@ -176,16 +177,17 @@ class Run:
     def _rows(self, sources: list[tuple[int, ...]], images: int) -> RowPlan:
         """Where the rows of one call come from. A new policy each time: what it remembers is of these images."""
         policy, interval = None, None
-        if self.guidance_interval is not None:
+        if self.settings.guidance_interval is not None:
             # between whole steps of the solver: one of second order takes both its evaluations from one function
             order = getattr(self.pipe.scheduler, "order", 1)
             whole = math.ceil(self.plan.timesteps / order)
-            start, stop = (round(fraction * whole) * order for fraction in self.guidance_interval)
+            start, stop = (round(fraction * whole) * order for fraction in self.settings.guidance_interval)
             interval = (start, stop)
-        if self.skipping is not None:
-            policy = policy_of(self.skipping, images, self.plan.timesteps, jumps(sources, interval or ()).__getitem__)
+        skipping = self.settings.skipping
+        if skipping is not None:
+            policy = policy_of(skipping, images, self.plan.timesteps, jumps(sources, interval or ()).__getitem__)
         first = type(self.pipe).__name__.startswith(CONDITIONAL_FIRST)
-        tokens = None if self.skipping is None else self.skipping.tokens
+        tokens = None if skipping is None else skipping.tokens
         # a pipeline that takes more steps than were planned is alone there, or refused
         return RowPlan(
             lambda step: sources[min(step, self.plan.timesteps)], policy, interval, 0 if first else 1, tokens

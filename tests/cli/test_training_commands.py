@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from captioned import CAPTIONS, coco, folder_of
 from command import assert_refused, cotrunk, no_model, pixels
+from experiments import NETWORKS
 from PIL import Image
 from safetensors.torch import load_file
-from test_dataset import CAPTIONS, coco, folder_of
-from test_experiment import NETWORKS
-from test_trainer import recorders
 from tiny import sd_with_text
+from trainings import recorders
 
 from cotrunk.evaluation.experiment import Experiment
 from cotrunk.pipelines import loading as models
@@ -52,6 +52,7 @@ def test_what_is_left_out_of_a_set_is_said(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "set" / "summary.json").read_text())["pictures"] == len(CAPTIONS)
 
 
+@pytest.mark.slow
 def test_training_then_evaluating(groups: Path, tmp_path: Path, tiny_model: pytest.MonkeyPatch) -> None:
     settings = ("--steps", 2, "--batch", 2, "--rank", 2, "--height", 32, "--width", 16, "--checkpoint-every", 1)
     (tmp_path / "validation.txt").write_text("\n".join(CAPTIONS[:2]))

@@ -14,7 +14,7 @@ from running import EVERYONE, STEPS, recorded
 from tiny import TinyPipeline, sd
 from torch import Tensor
 
-from cotrunk import CotrunkError, Skipping, accelerate, generate
+from cotrunk import Batching, CotrunkError, Skipping, accelerate, generate
 
 SKIPPING = Skipping(rule="fixed", every=2, tokens=0.5)
 
@@ -147,7 +147,12 @@ def test_an_interruption_ends_the_run_and_marks_what_is_half_done() -> None:
         pipe._interrupt = len(steps) == STEPS + 2
         return tensors
 
-    call = {"sharing": None, "batch_size": 2, "num_inference_steps": STEPS, "callback_on_step_end": stop}
+    call = {
+        "sharing": None,
+        "batching": Batching(2),
+        "num_inference_steps": STEPS,
+        "callback_on_step_end": stop,
+    }
     with pytest.warns(UserWarning, match="2 images were stopped before their last step .* 2 of 6 were not"):
         result = generate(tiny.pipe, **tiny.inputs(6), **call)
     assert len(steps) == STEPS + 2  # all of the first call, two of the second, none of the third
@@ -162,7 +167,12 @@ def test_an_interruption_after_the_last_step_stops_nothing() -> None:
         pipe._interrupt = at == STEPS - 1
         return tensors
 
-    call = {"sharing": None, "batch_size": 2, "num_inference_steps": STEPS, "callback_on_step_end": stop}
+    call = {
+        "sharing": None,
+        "batching": Batching(2),
+        "num_inference_steps": STEPS,
+        "callback_on_step_end": stop,
+    }
     result = generate(tiny.pipe, **tiny.inputs(4), **call)
     assert (result.made, result.failed) == ((0, 1, 2, 3), ())
 

@@ -16,7 +16,7 @@ from schedulers import CALL_KWARGS, DIFFUSION, FLOW, SCHEDULERS
 from tiny import TinyPipeline, flux, sd, sd3, sd_from_picture, sd_perturbed, sdxl
 from torch import Tensor, nn
 
-from cotrunk import CotrunkError, Skipping
+from cotrunk import Batching, CotrunkError, Skipping
 from cotrunk.engine.attach import attached
 from cotrunk.engine.call import Meter
 from cotrunk.engine.denoiser_hook import FoldHook, RowPlan
@@ -233,7 +233,7 @@ def test_rows_of_perturbed_attention_guidance(scale: float, perturbed: float, ex
     assert result.plan.guidance_rows == expected
     assert result.cost == result.plan.cost
     with pytest.raises(CotrunkError, match="perturbed attention, which cannot work in chunks"):
-        run(tiny, tiny.inputs(3), max_rows=2)
+        run(tiny, tiny.inputs(3), batching=Batching(max_rows=2))
 
 
 def test_guidance_that_cannot_be_predicted_is_said_and_counted() -> None:

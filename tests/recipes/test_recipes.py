@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from command import cotrunk
-from test_experiment import NETWORKS
+from experiments import NETWORKS
 
 from cotrunk.evaluation.metrics import Change, Figure
 from cotrunk.evaluation.observation import Cell

@@ -49,7 +49,7 @@ def test_what_is_left_out_of_a_set_is_said(tmp_path: Path) -> None:
     outcome = cotrunk("dataset", file, "--images", tmp_path / "train", "--out", tmp_path / "set", *SIMILAR)
     assert outcome.code == 0, outcome.err
     assert "3.png is left out: there is no such file" in outcome.err
-    assert json.loads((tmp_path / "set" / "summary.json").read_text())["pictures"] == len(CAPTIONS)
+    assert json.loads((tmp_path / "set" / "summary.json").read_text())["images"] == len(CAPTIONS)
 
 
 @pytest.mark.slow
@@ -108,7 +108,7 @@ def test_a_diverged_training_is_no_success(groups: Path, tmp_path: Path, tiny_mo
 def test_what_cannot_be_compared_is_said_before_a_picture(
     groups: Path, tmp_path: Path, tiny_model: pytest.MonkeyPatch
 ) -> None:
-    tiny_model.setattr(Experiment, "look", lambda *_: pytest.fail("pictures are made"))
+    tiny_model.setattr(Experiment, "observe", lambda *_: pytest.fail("pictures are made"))
     outcome = cotrunk("evaluate", groups, "--out", tmp_path, "--max-groups", 1)
     assert outcome.code == 2
     assert "take two or more that share no picture" in outcome.err
@@ -244,7 +244,7 @@ def test_out_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     ("arguments", "said"),
     [
         (("dataset", "in"), "Where to?"),
-        (("dataset", "in", "--out", "set", "--similarity-min", 0.9, "--similarity-max", 0.6), "are no range"),
+        (("dataset", "in", "--out", "set", "--similarity-min", 0.9, "--similarity-max", 0.6), "are not a range"),
         (("dataset", "in", "--out", "set", "--min-group", 1), "min_group 1 is out of range"),
         (("dataset", "in", "--out", "set", "--per-caption", 0), "per_caption 0 is out of range"),
         (("dataset", "in", "--out", "set", "--max-groups", -1), "max_groups -1 is out of range"),

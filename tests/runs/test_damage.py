@@ -57,7 +57,7 @@ def spoils(path: Path, contents: Sequence[str] = JSONS) -> Iterator[str]:
 
 
 @pytest.mark.parametrize(
-    "name", ["pictures.json", "latents.npy", "captions.json", "common.pt", "encoder_hidden_states.npy"]
+    "name", ["images.json", "latents.npy", "captions.json", "common.pt", "encoder_hidden_states.npy"]
 )
 def test_what_is_damaged_of_encoded_pictures_is_encoded_again(
     groups: list[list[Pair]],
@@ -346,9 +346,9 @@ def test_a_batch_of_a_cell_that_is_damaged_is_made_again(tmp_path: Path, monkeyp
     for damage in (
         lambda: path.write_bytes(content[: len(content) // 2]),
         lambda: path.write_bytes(b"no batch"),
-        saved(images=np.array([0, 99, 2, 3])),
-        saved(images=np.array(["a"] * 4)),
-        saved(pictures=arrays["pictures"][:1]),
+        saved(indices=np.array([0, 99, 2, 3])),
+        saved(indices=np.array(["a"] * 4)),
+        saved(pixels=arrays["pixels"][:1]),
         saved(costs=np.array([np.nan, 1])),
     ):
         damage()

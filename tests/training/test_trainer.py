@@ -298,9 +298,9 @@ def test_a_training_goes_on_with_its_own_model_and_pictures_alone(groups: list[l
 def test_a_checkpoint_of_another_configuration_is_named(groups: list[list[Pair]], tmp_path: Path) -> None:
     trained(groups, tmp_path)
     for changed, said in (
-        ({"loss": Loss(share=0.3)}, r"another share \(0.4, not 0.3\): give the same"),
-        ({"ema": 0.9}, r"another ema \(None, not 0.9\): give the same"),
-        ({"batch": 4}, r"another batch \(2, not 4\): give the same"),
+        ({"loss": Loss(share=0.3)}, r"another share \(0.4, not 0.3\): use the same value"),
+        ({"ema": 0.9}, r"another ema \(None, not 0.9\): use the same value"),
+        ({"batch": 4}, r"another batch \(2, not 4\): use the same value"),
     ):
         with pytest.raises(CotrunkError, match=said):
             trained(groups, tmp_path, TrainSettings(**vars(QUICK) | changed))
@@ -617,8 +617,8 @@ def test_the_schedule_of_a_training_goes_from_data_to_noise() -> None:
         ({"batch": 0}, "batch 0 is out of range"),
         ({"rank": 2.5}, "rank 2.5"),
         ({"ema": 1.0}, "ema 1.0"),
-        ({"height": 30}, "height 30 is no size of a picture: use a multiple of 8"),
-        ({"width": 0}, "width 0 is no size of a picture"),
+        ({"height": 30}, "height 30 is not an image size: use a multiple of 8"),
+        ({"width": 0}, "width 0 is not an image size"),
         ({"width": -8}, "width -8"),
         ({"layers": "some"}, "layers 'some' are unknown: use attention or all"),
         ({"tracker": "paper"}, "tracker 'paper' is unknown: use one of .*tensorboard"),

@@ -19,6 +19,7 @@ COMMON, OUTPUT, SKIPPING, SHARING, SAMPLING, MACHINE = (
     "Sampling",
     "Machine",
 )
+NETWORKS = "Networks"
 
 Prompts = Annotated[
     list[str] | None,

@@ -16,7 +16,8 @@ from cotrunk.cli.console import print_summary
 from cotrunk.errors import CotrunkError
 from cotrunk.execution import Batch
 from cotrunk.files import write_bytes, write_text
-from cotrunk.planning.plan import Branch, Cost, Plan, leaf
+from cotrunk.planning.plan import Cost, Plan
+from cotrunk.planning.tree import Branch, leaf
 from cotrunk.runs.folder import COMPARED, SHARED, Arm, Facts, RunFolder, groups_of
 
 PLAN = Plan(

@@ -98,7 +98,7 @@ def test_prompts_that_read_alike_are_named_and_stay_apart(tmp_path: Path) -> Non
     warnings = [line for line in outcome.err.splitlines() if line.startswith("warning")]
     assert len(warnings) == 2
     assert "prompts 0 ('\N{RED APPLE}'), 2 ('\N{OWL}') look identical to the text encoder" in warnings[0]
-    assert "prompts 1 ('a tiger'), 3 ('A TIGER') are one" in warnings[1]
+    assert "prompts 1 ('a tiger'), 3 ('A TIGER') look identical" in warnings[1]
     plan = Plan.load(tmp_path / "plan.json")
     assert len(set(plan.seeds)) == 5
     assert all(len(tree.images) == 1 for tree in plan.trees)

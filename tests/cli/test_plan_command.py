@@ -88,7 +88,7 @@ def test_plan_says_why_nothing_is_shared(options: list[str], said: str) -> None:
 
 @pytest.mark.usefixtures("no_denoiser")
 def test_plan_of_one_prompt() -> None:
-    assert "one prompt has none to share with" in cotrunk("plan", "a red apple").out
+    assert "one prompt has no other to share with" in cotrunk("plan", "a red apple").out
 
 
 @pytest.mark.usefixtures("no_denoiser")

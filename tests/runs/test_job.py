@@ -38,7 +38,7 @@ def test_a_job_runs_without_printing(tmp_path: Path, capfd: pytest.CaptureFixtur
     assert all((tmp_path / "run" / image.file).exists() for image in report.images)
     kinds = list(dict.fromkeys(type(event) for event in found))
     assert kinds == [
-        *(events.Loading, events.PromptsRead, events.Planning, events.Planned),
+        *(events.Loading, events.Planning, events.Planned),
         *(events.Denoising, events.StepDone, events.BatchDone, events.DenoisingDone),
     ]
     finished = [event for event in found if isinstance(event, events.BatchDone)]
@@ -140,9 +140,9 @@ def test_a_job_from_json_takes_defaults() -> None:
         ({"model": ""}, "model '' is not a name"),
         ({"lora": 3}, "lora 3 is not a name"),
         ({"settings": {"steps": 0}}, "steps 0 is out of range"),
-        ({"settings": {"step": 3}}, "settings has the unknown keys 'step'"),
+        ({"settings": {"step": 3}}, "settings has the unknown key 'step'"),
         ({"settings": None}, "settings is a NoneType"),
-        ({"sed": 3}, "unknown keys 'sed'"),
+        ({"sed": 3}, "unknown key 'sed'"),
     ],
 )
 def test_a_job_that_makes_no_sense_is_refused(changed: dict[str, Any], said: str) -> None:

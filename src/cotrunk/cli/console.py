@@ -5,7 +5,7 @@ control the terminal: `_Console` makes them visible wherever they are printed.
 """
 
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from ..planning.plan import Plan
+    from ..planning.plan import Findings, Plan
     from ..runs.report import RunReport
 
 WORTH_IT = 0.05  # below this saving, `cotrunk plan` advises against sharing
@@ -63,24 +63,20 @@ def say(style: str, label: str, text: str) -> None:
     err.print(Text.assemble((f"{label}:", style), " ", visible(text.translate(MARKS_OF_LINES))), soft_wrap=True)
 
 
-def warn_truncated(truncated: Mapping[int, str], prompts: Sequence[str]) -> None:
-    """Warn about prompts that are too long for a text encoder, and name what it does not read."""
-    for index, cut in list(truncated.items())[:WARNINGS]:
+def warn_of(findings: "Findings", prompts: Sequence[str]) -> None:
+    """Name the prompts that the text encoder does not read to the end, and those that it cannot tell apart."""
+    for index, cut in findings.truncated[:WARNINGS]:
         start, end = _short(prompts[index], 40), _short(cut, 200)
         say("yellow", "warning", f"prompt {index} ({start!r}) is too long for the text encoder, which cuts off {end!r}")
-    if len(truncated) > WARNINGS:
-        say("yellow", "warning", f"{len(truncated) - WARNINGS} more prompts are too long")
-
-
-def warn_alike(alike: Sequence[Sequence[int]], prompts: Sequence[str]) -> None:
-    """Warn about different prompts that are identical to the model: unknown words, or a difference that was cut."""
-    for found in alike[:WARNINGS]:
+    if len(findings.truncated) > WARNINGS:
+        say("yellow", "warning", f"{len(findings.truncated) - WARNINGS} more prompts are too long")
+    for found in findings.alike[:WARNINGS]:
         named = [f"{index} ({_short(prompts[index], 40)!r})" for index in found[:WARNINGS]]
         more = f" and {len(found) - len(named)} more" if len(found) > len(named) else ""
         what = f"prompts {', '.join(named)}{more}"
-        say("yellow", "warning", f"{what} look identical to the text encoder: their images will differ only by seed")
-    if len(alike) > WARNINGS:
-        more = _count(len(alike) - WARNINGS, "more set")
+        say("yellow", "warning", f"{what} look identical to the text encoder; their images differ only by seed")
+    if len(findings.alike) > WARNINGS:
+        more = _count(len(findings.alike) - WARNINGS, "more set")
         say("yellow", "warning", f"{more} of prompts look identical to the text encoder")
 
 
@@ -134,14 +130,14 @@ def print_plan(plan: "Plan", show: int) -> None:
     cost, alone = plan.cost, sum(len(tree.images) == 1 for tree in plan.trees)
     out.print(
         f"{_count(len(plan), 'image')}, {_count(len(groups), 'group')}, {alone} alone, "
-        f"similarity {plan.settings['similarity']:g} or more: "
+        f"similarity {plan.threshold or 0:g} or more: "
         f"{cost.used:,} denoiser rows instead of {cost.independent:,}, {cost.saving:.1%} saved.",
         soft_wrap=True,
     )
     if cost.saving < WORTH_IT:
         from ..planning.sharing import why_nothing_shared
 
-        share = plan.settings["share"]
+        share = 0.0 if plan.sharing is None else plan.sharing.share
         little = f"--share {share:g} bounds the saving" if share < 2 * WORTH_IT else "these prompts differ too much"
         out.print(
             f"Not worth it: sharing would save less than {WORTH_IT:.0%}. It pays for variations of the same subjects; "

@@ -9,7 +9,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ..runs import events
-from .console import err, out, warn_alike, warn_truncated
+from .console import err, out, warn_of
 from .inputs import warn_unlocked
 
 
@@ -33,14 +33,11 @@ class JobProgress:
                 warn_unlocked(folder)
             case events.Loading(model, has_denoiser):
                 self._spin(f"Loading {'' if has_denoiser else 'the text encoder of '}{escape(model)}")
-            case events.PromptsRead(prompts, truncated, alike):
-                self._shown.close()
-                warn_truncated(truncated, prompts)
-                warn_alike(alike, prompts)
             case events.Planning(prompts):
                 self._spin(f"Comparing {prompts:,} prompts")
-            case events.Planned():
+            case events.Planned(plan):
                 self._shown.close()
+                warn_of(plan.findings, plan.prompts)
             case events.WarmingUp(compiles):
                 self._spin("Compiling" if compiles else "Warming up")
             case events.Denoising(rows, images, rows_done, images_done):

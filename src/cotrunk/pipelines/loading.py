@@ -84,7 +84,8 @@ def load_pipeline(
         model: "mini", "mini-dit", a folder that `save_pretrained` wrote, or an id on the hub.
         lora: as for `load_lora`.
         scheduler: as for `set_scheduler`; None keeps the model's own.
-        denoiser: False leaves out the denoiser and the decoder, which planning does not need.
+        denoiser: False leaves out the denoiser and the decoder, which planning does not need. The config of the
+            denoiser takes its place: it says whether guidance costs a row.
         compiled: compile the denoiser in place, for any number of rows.
 
     Raises:
@@ -107,6 +108,8 @@ def load_pipeline(
             without = {} if denoiser else {n: None for n in ("unet", "transformer", "vae", "controlnet") if n in config}
             options: dict[str, Any] = {"torch_dtype": resolve_dtype(dtype, device, config), **without}
             pipe = DiffusionPipeline.from_pretrained(model, local_files_only=local, **options)
+            if not denoiser:
+                _describe_denoisers(pipe, model, config, local)
         except CotrunkError:
             raise
         except Exception as error:  # the libraries raise many types for a folder of something else
@@ -114,8 +117,6 @@ def load_pipeline(
                 f"{model} cannot be loaded as a diffusers pipeline ({first_line(error)}): use {embedded}, another hub "
                 "id, or a folder that save_pretrained wrote."
             ) from error
-    if not denoiser:
-        _describe_denoisers(pipe, model)
     pipe.set_progress_bar_config(disable=True)
     pipe.to(device)
     if lora is not None:
@@ -131,26 +132,22 @@ def load_pipeline(
     return pipe
 
 
-def _describe_denoisers(pipe: Any, model: str) -> None:
-    """Give the configs of its denoisers to a pipeline without them: they say whether guidance costs a row."""
-    from diffusers import AutoModel, DiffusionPipeline
+def _describe_denoisers(pipe: Any, model: str, parts: dict[str, Any], local: bool) -> None:
+    """Put the configs of its denoisers into a pipeline that was loaded without them."""
+    from diffusers import AutoModel
     from diffusers.configuration_utils import FrozenDict
 
     from .compatibility import DENOISERS
 
-    absent = [name for name in DENOISERS if getattr(pipe, name, pipe) is None]
-    if not absent:
-        return
-    local = is_here(model, "model_index.json", " or ".join(EMBEDDED))
-    parts = DiffusionPipeline.load_config(model, local_files_only=local)
-    for name in absent:
-        if parts.get(name, [None])[0] is None:  # optional, and this model does not have it
+    for name in DENOISERS:
+        # an optional denoiser that this model does not have is None in its config too
+        if getattr(pipe, name, pipe) is not None or parts.get(name, [None])[0] is None:
             continue
         try:
             config = AutoModel.load_config(model, subfolder=name, local_files_only=local)
         except (OSError, ValueError) as error:
             raise CotrunkError(
-                f"The config of {model}'s {name} cannot be read ({first_line(error)}): download the model again."
+                f"The config of {model}'s {name} cannot be read ({first_line(error)}): download the whole model again."
             ) from error
         setattr(pipe, name, SimpleNamespace(config=FrozenDict(config)))
 

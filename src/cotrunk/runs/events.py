@@ -25,21 +25,6 @@ class Loading:
 
 
 @dataclass(frozen=True)
-class PromptsRead:
-    """What the text encoder cannot tell from the prompts.
-
-    Attributes:
-        prompts: all prompts of the job.
-        truncated: index of a prompt -> its end that the encoder does not read.
-        alike: indices of different prompts that look identical to the encoder, one tuple per set.
-    """
-
-    prompts: tuple[str, ...]
-    truncated: dict[int, str]
-    alike: tuple[tuple[int, ...], ...]
-
-
-@dataclass(frozen=True)
 class Planning:
     """The prompts are being compared and grouped."""
 
@@ -48,7 +33,7 @@ class Planning:
 
 @dataclass(frozen=True)
 class Planned:
-    """The plan is known, and nothing is denoised yet."""
+    """The plan is made, with its findings about the prompts, and nothing is denoised yet."""
 
     plan: "Plan"
 
@@ -122,7 +107,6 @@ class AlreadyFinished:
 Event = (
     Unlocked
     | Loading
-    | PromptsRead
     | Planning
     | Planned
     | WarmingUp

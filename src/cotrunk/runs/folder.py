@@ -32,7 +32,8 @@ from pydantic import TypeAdapter, ValidationError
 from ..errors import CotrunkError
 from ..execution import Batch
 from ..files import check_folder, read_json, write_text, writing
-from ..planning.plan import Plan, Real, Steps, Text
+from ..planning.plan import Plan
+from ..planning.tree import Real, Steps, Text
 from . import journal
 from .arm import Arm, compared_arm, main_arm
 from .images import ImageFiles

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Self
 
-from ..checks import LARGEST_SEED, flag, number, text, whole
+from ..checks import LARGEST_SEED, flag, number, shown, text, whole
 from ..errors import CotrunkError
 from ..planning.prompts import checked
 from ..settings import DEFAULT_SETTINGS, Settings
@@ -89,8 +89,8 @@ class Job:
         known = [field.name for field in fields(cls)]
         if not isinstance(data, Mapping):
             raise CotrunkError(f"The job is a {type(data).__name__}: give an object with prompts, settings, model, ...")
-        if unknown := [repr(key) for key in data if key not in known]:
-            raise CotrunkError(f"The job has the unknown keys {', '.join(unknown)}: use {', '.join(known)}.")
+        if unknown := [key for key in data if key not in known]:
+            raise CotrunkError(f"The job has the unknown key {shown(unknown[0])}: use {', '.join(known)}.")
         settings = Settings.from_json(data["settings"]) if "settings" in data else DEFAULT_SETTINGS
         return cls(**{"prompts": (), **data, "settings": settings})
 

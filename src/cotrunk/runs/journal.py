@@ -12,7 +12,8 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from ..execution import Batch
 from ..files import read_lines, writing
-from ..planning.plan import Amount, Cost, Difference, Text, Whole
+from ..planning.plan import Cost
+from ..planning.tree import Amount, Difference, Real, Text, Whole
 from .arm import Arm
 from .images import ImageFiles
 
@@ -40,7 +41,7 @@ class Line:
     spared: dict[Literal["sharing", "skipping", "guidance"], Difference]
     image_rows: tuple[Amount, ...]
     steps: tuple[Annotated[str, Field(strict=True, pattern="^[cspCSP]*$")], ...]
-    seconds: dict[Literal["embed", "denoise", "decode"], Annotated[float, Field(strict=True, ge=-1e12, le=1e12)]]
+    seconds: dict[Literal["embed", "denoise", "decode"], Real]
     digests: tuple[Text | None, ...]
 
     def __post_init__(self) -> None:

@@ -12,8 +12,9 @@ from pydantic import Field, PlainValidator, TypeAdapter, ValidationError
 from .. import __version__
 from ..errors import CotrunkError
 from ..files import read_json
-from ..planning.plan import Amount, Branch, Cost, Difference, Plan, Real, Steps, Text, Whole
+from ..planning.plan import Cost, Plan
 from ..planning.sharing import why_nothing_shared
+from ..planning.tree import Amount, Branch, Difference, Real, Steps, Text, Whole
 from .arm import SHARED, Arm, groups_of
 from .job import Job
 from .journal import Progress
@@ -238,7 +239,7 @@ def build_report(
         status=finished if is_complete else "running",
         job=job,
         pipeline=pipeline,
-        threshold=plan.settings.get("similarity"),
+        threshold=plan.threshold,
         steps=plan.steps,
         timesteps=plan.timesteps,
         images=tuple(

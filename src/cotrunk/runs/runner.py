@@ -2,20 +2,20 @@
 
 import time
 import warnings
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ..errors import CotrunkError
 from ..execution import Run
-from ..generation import plan_of, prepare, warm_up
+from ..generation import plan as plan_prompts
+from ..generation import prepare, warm_up
 from ..lock import FolderLock, held
 from ..pipelines import loading
-from ..pipelines.arguments import PerPrompt, needed_arguments
+from ..pipelines.arguments import needed_arguments
 from ..pipelines.compatibility import check_text_to_image
 from ..pipelines.cost import timesteps_of
-from ..pipelines.tokenizers import condition_keys, truncated
 from ..planning.plan import Cost, Plan
 from ..settings import Settings
 from .arm import COMPARED, Arm, compared_arm, main_arm
@@ -29,7 +29,6 @@ from .events import (
     OnEvent,
     Planned,
     Planning,
-    PromptsRead,
     StepDone,
     Unlocked,
     WarmingUp,
@@ -83,11 +82,17 @@ def plan_job(job: Job, *, on_event: OnEvent = ignore) -> Plan:
     loading.check_names("auto", "auto", job.scheduler)
     on_event(Loading(job.model, has_denoiser=False))
     pipe = loading.load_pipeline(job.model, "auto", scheduler=job.scheduler, denoiser=False)
-    arguments = _arguments(job, pipe)
-    on_event(_read(pipe, job, arguments))
     on_event(Planning(len(job.prompts)))
-    per_prompt = PerPrompt(pipe, len(job.prompts), {"prompt": list(job.prompts), **arguments, **_steps(job.settings)})
-    return plan_of(pipe, per_prompt, job.settings.sharing, seed=job.seed, images_per_prompt=job.images_per_prompt)
+    plan = plan_prompts(
+        pipe,
+        job.prompts,
+        settings=job.settings,
+        seed=job.seed,
+        num_images_per_prompt=job.images_per_prompt,
+        **_arguments(job),
+    )
+    on_event(Planned(plan))
+    return plan
 
 
 def facts_of(pipe: Any) -> PipelineFacts:
@@ -95,26 +100,12 @@ def facts_of(pipe: Any) -> PipelineFacts:
     return PipelineFacts(type(pipe.scheduler).__name__, str(pipe.device), str(pipe.dtype).removeprefix("torch."))
 
 
-def _arguments(job: Job, pipe: Any) -> dict[str, Any]:
-    """Return the arguments of the pipeline's call, apart from the prompts and the settings."""
-    arguments: dict[str, Any] = {**needed_arguments(pipe), "guidance_scale": job.guidance_scale}
+def _arguments(job: Job) -> dict[str, Any]:
+    """Return the arguments of the pipeline's call that the settings do not have."""
+    arguments: dict[str, Any] = {"guidance_scale": job.guidance_scale}
     if job.negative_prompt is not None:
         arguments["negative_prompt"] = job.negative_prompt
     return arguments
-
-
-def _steps(settings: Settings) -> dict[str, int]:
-    return {} if settings.steps is None else {"num_inference_steps": settings.steps}
-
-
-def _read(pipe: Any, job: Job, arguments: dict[str, Any]) -> PromptsRead:
-    """Return what the text encoder cannot tell from the prompts."""
-    prompts = list(job.prompts)
-    readers: dict[Hashable, dict[str, int]] = {}
-    for index, key in enumerate(condition_keys(pipe, prompts, arguments)):
-        readers.setdefault(key, {}).setdefault(prompts[index], index)
-    alike = tuple(tuple(found.values()) for found in readers.values() if len(found) > 1)
-    return PromptsRead(job.prompts, truncated(pipe, prompts), alike)
 
 
 @dataclass
@@ -132,12 +123,11 @@ class _Runner:
     def run(self, is_resumed: bool) -> RunReport:
         """Make every image that is not finished yet, and write the report."""
         job, seconds = self.job, {"load": time.perf_counter() - self.begin}
-        arguments = _arguments(job, self.pipe)
-        self.on_event(_read(self.pipe, job, arguments))
+        arguments = _arguments(job)
         self.on_event(Planning(len(job.prompts)))
         run = prepare(
             self.pipe,
-            list(job.prompts),
+            job.prompts,
             job.settings,
             seed=job.seed,
             num_images_per_prompt=job.images_per_prompt,
@@ -188,18 +178,18 @@ class _Runner:
         # A compiled denoiser compiles once more for a single row, which an image without guidance has.
         half = None if job.settings.guidance_interval is None else (0.0, 0.5)
         settings = replace(job.settings, sharing=None, skipping=None, guidance_interval=half)
-        prompts = list(job.prompts)
-        for some, images_each in ((prompts, job.images_per_prompt), (prompts[:1], 1)):
+        for some, images_each in ((job.prompts, job.images_per_prompt), (job.prompts[:1], 1)):
             warm_up(self.pipe, some, settings, num_images_per_prompt=images_each, **arguments)
         if not job.compiled:  # compiling was asked for, and counts in the total
             self.begin += time.perf_counter() - start
 
     def _comparisons(self, plan: Plan, cost: Cost, arguments: dict[str, Any]) -> list[tuple[Arm, Run]]:
         """Return the arms for comparison with a plan that took this many rows."""
+        needed = {**needed_arguments(self.pipe), **arguments}
         # the most steps that cost no more rows than the run did
         for steps in range(plan.steps, 0, -1):
             try:
-                counts = timesteps_of(self.pipe, {**arguments, "num_inference_steps": steps})
+                counts = timesteps_of(self.pipe, {**needed, "num_inference_steps": steps})
             except CotrunkError:  # too few for this scheduler
                 break
             equal = plan.independent(*counts)
@@ -208,7 +198,7 @@ class _Runner:
         runs = []
         for arm in (compared_arm("independent", plan.independent()), compared_arm("equal_cost", equal)):
             settings = Settings(steps=arm.plan.steps, batching=self.job.settings.batching)
-            runs.append((arm, prepare(self.pipe, list(self.job.prompts), settings, plan=arm.plan, **arguments)))
+            runs.append((arm, prepare(self.pipe, self.job.prompts, settings, plan=arm.plan, **arguments)))
         return runs
 
     def _denoise(self, runs: Sequence[tuple[Arm, Run]]) -> None:

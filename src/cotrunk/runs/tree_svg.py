@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-from ..planning.plan import Branch
+from ..planning.tree import Branch
 
 END = 96.0  # where the last step lies in a drawing 100 wide; the rest leads into the thumbnails
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from rich.markup import escape
 
-from ..errors import CotrunkError
+from ..errors import CotrunkError, first_line
 from .console import err, out, print_plan
 from .inputs import check_numbers, check_whole, prompts_of, sharing_of, warn
 from .options import (
@@ -87,7 +87,7 @@ def _describe_denoisers(pipe: Any, model: str) -> None:
     from diffusers.configuration_utils import FrozenDict
 
     from ..pipelines.compatibility import DENOISERS
-    from ..pipelines.hub import first_line, is_here
+    from ..pipelines.hub import is_here
     from ..pipelines.loading import EMBEDDED
 
     absent = [name for name in DENOISERS if getattr(pipe, name, pipe) is None]

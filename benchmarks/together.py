@@ -25,7 +25,7 @@ from cotrunk.evaluation.networks import EfficientNetLite0
 from cotrunk.files import read_lines, write_bytes, write_text
 from cotrunk.pipelines.identity import weights_digest
 from cotrunk.pipelines.schedulers import set_scheduler
-from cotrunk.planning.plan import flat_tree
+from cotrunk.planning.tree import flat_tree
 from cotrunk.plotting import new_figure
 
 STEPS, GUIDANCE, SEEDS = 50, 5.0, (0, 1)

@@ -1,4 +1,4 @@
-"""Many images from many prompts for fewer denoiser evaluations, on any diffusers pipeline.
+"""Many images from many prompts with fewer denoiser evaluations, on any diffusers pipeline.
 
 from cotrunk import Sharing, generate
 
@@ -13,14 +13,17 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from .acceleration import accelerate
     from .errors import CotrunkError
-    from .generation import Result, generate
-    from .planning.plan import Branch, Plan
-    from .planning.sharing import make_plan
+    from .execution import Batch
+    from .generation import Result, generate, plan, stream
+    from .planning.plan import Cost, Plan
+    from .planning.tree import Branch
     from .settings import Batching, Settings, Sharing, Skipping
 
 _HOME = {
+    "Batch": "execution",
     "Batching": "settings",
-    "Branch": "planning.plan",
+    "Branch": "planning.tree",
+    "Cost": "planning.plan",
     "CotrunkError": "errors",
     "Plan": "planning.plan",
     "Result": "generation",
@@ -29,11 +32,14 @@ _HOME = {
     "Skipping": "settings",
     "accelerate": "acceleration",
     "generate": "generation",
-    "make_plan": "planning.sharing",
+    "plan": "generation",
+    "stream": "generation",
 }
 __all__ = [
+    "Batch",
     "Batching",
     "Branch",
+    "Cost",
     "CotrunkError",
     "Plan",
     "Result",
@@ -42,12 +48,13 @@ __all__ = [
     "Skipping",
     "accelerate",
     "generate",
-    "make_plan",
+    "plan",
+    "stream",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name when it is first asked for: `cotrunk --help` need not wait for torch."""
+    """Import a public name when it is first used, so that `cotrunk --help` does not wait for torch."""
     if name in _HOME:
         return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

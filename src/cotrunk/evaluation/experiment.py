@@ -19,7 +19,8 @@ from ..generation import prepare, warm_up
 from ..pipelines.cost import guidance_rows, timesteps_of
 from ..pipelines.identity import model_digest, scheduler_facts
 from ..pipelines.lora import load_lora, remove_lora
-from ..planning.plan import Plan, flat_tree
+from ..planning.plan import Plan
+from ..planning.tree import flat_tree
 from . import metrics
 from .networks import MetricNetworks, as_bytes
 from .observation import SHOWN, Cell, Observation, are_close, digest_of, observation_of, read_batch, save_arrays

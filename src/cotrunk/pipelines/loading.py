@@ -1,6 +1,7 @@
 """Load a pipeline by name, and resolve the names of devices and dtypes."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from ..errors import CotrunkError, first_line
@@ -83,7 +84,8 @@ def load_pipeline(
         model: "mini", "mini-dit", a folder that `save_pretrained` wrote, or an id on the hub.
         lora: as for `load_lora`.
         scheduler: as for `set_scheduler`; None keeps the model's own.
-        denoiser: False leaves out the denoiser and the decoder, which planning does not need.
+        denoiser: False leaves out the denoiser and the decoder, which planning does not need. The config of the
+            denoiser takes its place: it says whether guidance costs a row.
         compiled: compile the denoiser in place, for any number of rows.
 
     Raises:
@@ -106,6 +108,8 @@ def load_pipeline(
             without = {} if denoiser else {n: None for n in ("unet", "transformer", "vae", "controlnet") if n in config}
             options: dict[str, Any] = {"torch_dtype": resolve_dtype(dtype, device, config), **without}
             pipe = DiffusionPipeline.from_pretrained(model, local_files_only=local, **options)
+            if not denoiser:
+                _describe_denoisers(pipe, model, config, local)
         except CotrunkError:
             raise
         except Exception as error:  # the libraries raise many types for a folder of something else
@@ -126,6 +130,26 @@ def load_pipeline(
             # the number of rows changes from step to step: images share, skip and branch
             getattr(pipe, name).compile(dynamic=True)
     return pipe
+
+
+def _describe_denoisers(pipe: Any, model: str, parts: dict[str, Any], local: bool) -> None:
+    """Put the configs of its denoisers into a pipeline that was loaded without them."""
+    from diffusers import AutoModel
+    from diffusers.configuration_utils import FrozenDict
+
+    from .compatibility import DENOISERS
+
+    for name in DENOISERS:
+        # an optional denoiser that this model does not have is None in its config too
+        if getattr(pipe, name, pipe) is not None or parts.get(name, [None])[0] is None:
+            continue
+        try:
+            config = AutoModel.load_config(model, subfolder=name, local_files_only=local)
+        except (OSError, ValueError) as error:
+            raise CotrunkError(
+                f"The config of {model}'s {name} cannot be read ({first_line(error)}): download the whole model again."
+            ) from error
+        setattr(pipe, name, SimpleNamespace(config=FrozenDict(config)))
 
 
 def _check_compiler(device: str) -> None:

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from cotrunk import Sharing, generate
 from cotrunk.engine.attach import attached
-from cotrunk.engine.call import Meter
-from cotrunk.engine.denoiser_hook import RowPlan
+from cotrunk.engine.call import CallState
+from cotrunk.engine.step_plan import RowPlan
 
 STEPS = 4
 EVERYONE = Sharing(share=0.5, similarity=-1.0)  # whoever may share does, for half of the steps

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from .acceleration import accelerate
+    from .application import apply, remove
     from .errors import CotrunkError
     from .generation import Result, generate
     from .planning.plan import Branch, Plan
@@ -25,11 +25,23 @@ _HOME = {
     "Result": "generation",
     "Sharing": "planning.sharing",
     "Skipping": "settings",
-    "accelerate": "acceleration",
+    "apply": "application",
     "generate": "generation",
     "make_plan": "planning.sharing",
+    "remove": "application",
 }
-__all__ = ["Branch", "CotrunkError", "Plan", "Result", "Sharing", "Skipping", "accelerate", "generate", "make_plan"]
+__all__ = [
+    "Branch",
+    "CotrunkError",
+    "Plan",
+    "Result",
+    "Sharing",
+    "Skipping",
+    "apply",
+    "generate",
+    "make_plan",
+    "remove",
+]
 
 
 def __getattr__(name: str) -> Any:

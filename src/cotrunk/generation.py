@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from .checks import seeds_of, whole
-from .engine.call import Meter
+from .engine.call import StepEvent
 from .errors import CotrunkError
 from .execution import BATCH, SPARED, Batch, Run, merged_output
 from .pipelines.arguments import PerPrompt, needed_arguments
@@ -94,7 +94,7 @@ def prepare(
         if not isinstance(given, kind | None):
             raise CotrunkError(f"{name} is a {type(given).__name__}: give {use}.")
     if getattr(pipe, "_cotrunk", None) is not None:
-        raise CotrunkError(f"This {type(pipe).__name__} is accelerated: call remove() on what accelerate gave first.")
+        raise CotrunkError(f"Skipping is applied to this {type(pipe).__name__}: call cotrunk.remove(pipe) first.")
     check_pipeline(pipe, max_rows=max_rows, alone=skipping is not None or guidance_interval is not None)
     arguments = {**needed_arguments(pipe), **arguments}
     if guidance_interval is not None:
@@ -210,7 +210,7 @@ def generate(
     skipping: Skipping | None = None,
     guidance_interval: tuple[float, float] | None = None,
     on_batch: Callable[[Batch], None] | None = None,
-    on_step: Callable[[Meter], None] | None = None,
+    on_step: Callable[[StepEvent], None] | None = None,
     **arguments: Any,
 ) -> Result:
     """Make an image of every prompt with the user's pipeline; similar prompts share their early steps.
@@ -239,7 +239,7 @@ def generate(
         guidance_interval: guidance is on between these fractions of the steps, and off (one row instead of two) before
             and after (Kynkaanniemi et al. 2024). None for all steps.
         on_batch: called with every finished `Batch`.
-        on_step: called after every scheduler step with the batch's `Meter`.
+        on_step: called after every scheduler step with a `StepEvent`.
         **arguments: anything the pipeline takes. A list (or tensor) with one entry a prompt goes along with the
             prompts; prompts that differ in one (negative prompt, control image) do not share.
 

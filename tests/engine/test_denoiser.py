@@ -18,8 +18,9 @@ from torch import Tensor, nn
 
 from cotrunk import CotrunkError, Skipping
 from cotrunk.engine.attach import attached
-from cotrunk.engine.call import Meter
-from cotrunk.engine.denoiser_hook import FoldHook, RowPlan
+from cotrunk.engine.call import CallState, StepEvent
+from cotrunk.engine.denoiser_hook import FoldHook
+from cotrunk.engine.step_plan import RowPlan
 
 # --- attached for one call ----------------------------------------------------------------------------------
 

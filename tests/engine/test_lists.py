@@ -11,8 +11,8 @@ from tiny import TinyPipeline
 from torch import Tensor, nn
 
 from cotrunk.engine.attach import attached
-from cotrunk.engine.call import Meter
-from cotrunk.engine.denoiser_hook import RowPlan
+from cotrunk.engine.call import CallState
+from cotrunk.engine.step_plan import RowPlan
 
 
 class ListTransformer(nn.Module):

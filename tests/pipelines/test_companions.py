@@ -11,8 +11,8 @@ from tiny import TinyPipeline, flux, sd_from_picture, sd_with_text, sdxl
 
 from cotrunk import CotrunkError, generate
 from cotrunk.engine.attach import attached
-from cotrunk.engine.call import Meter
-from cotrunk.engine.denoiser_hook import RowPlan
+from cotrunk.engine.call import CallState
+from cotrunk.engine.step_plan import RowPlan
 from cotrunk.pipelines import companions
 from cotrunk.pipelines.arguments import PerPrompt
 

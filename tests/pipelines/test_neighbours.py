@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from cotrunk import CotrunkError
 from cotrunk.engine.attach import attached
-from cotrunk.engine.call import Meter
-from cotrunk.engine.denoiser_hook import RowPlan
+from cotrunk.engine.call import CallState, StepEvent
+from cotrunk.engine.step_plan import RowPlan
 
 # --- caches of diffusers ------------------------------------------------------------------------------------
 

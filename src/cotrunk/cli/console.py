@@ -19,7 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from ..engine.call import Meter
+    from ..engine.call import StepEvent
     from ..planning.plan import Plan
 
 WORTH_IT = 0.05  # below this saving, `cotrunk plan` advises against sharing
@@ -125,9 +125,9 @@ class Bar:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.bar.stop()
 
-    def step(self, meter: "Meter") -> None:
+    def step(self, event: "StepEvent") -> None:
         """After a scheduler step of the batch in progress."""
-        self._update(self.rows + meter.rows + left_out(meter.rows_spared))
+        self._update(self.rows + event.rows + left_out(event.rows_spared))
 
     def batch(self, rows: int, images: int) -> None:
         """After a batch."""

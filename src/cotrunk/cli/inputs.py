@@ -12,15 +12,12 @@ import typer
 from ..errors import CotrunkError
 from ..files import check_folder, remove_parts
 from ..lock import FolderLock, locked
+from ..pipelines.class_tables import IMAGE_OPTIONAL
 from ..planning.prompts import checked, read_prompts
 from .console import err, say, warn_alike, warn_truncated
 
 if TYPE_CHECKING:
     from ..planning.sharing import Mode, Sharing
-
-
-# what draws from a text, and from a picture where there is one
-PICTURE_OR_NONE = ("Flux2", "FluxKontext", "OmniGen", "GlmImage")
 
 
 def prompts_of(arguments: Sequence[str] | None, file: str | None, column: str) -> list[str]:
@@ -57,7 +54,7 @@ def check_draws_from_text(pipe: Any) -> None:
             raise CotrunkError(f"{kind} makes {product}: use cotrunk.generate in Python.")
     takes = inspect.signature(pipe.__call__).parameters
     for name in ("image", "control_image", "mask_image"):
-        if name in takes and not kind.startswith(PICTURE_OR_NONE):
+        if name in takes and not kind.startswith(IMAGE_OPTIONAL):
             raise CotrunkError(f"{kind} draws from a picture too ({name}): use cotrunk.generate in Python.")
 
 

@@ -24,7 +24,7 @@ import torch
 from PIL import Image
 
 import cotrunk
-from cotrunk import Sharing, Skipping, generate, mini
+from cotrunk import Batching, Sharing, Skipping, generate, mini
 
 STEPS = 8
 EVERYONE = Sharing(share=0.5, similarity=-1.0)
@@ -77,7 +77,7 @@ def tiny_pipelines() -> None:
         inputs = made.inputs(4)
         limits: dict[str, Any] = {"num_inference_steps": STEPS, "output_type": "latent"}
         run(f"{name} alone", made.pipe, **inputs, **limits, sharing=None)
-        run(f"{name} shared", made.pipe, **inputs, **limits, sharing=EVERYONE, max_rows=3, seed=1)
+        run(f"{name} shared", made.pipe, **inputs, **limits, sharing=EVERYONE, batching=Batching(max_rows=3), seed=1)
         run(f"{name} skipped", made.pipe, **inputs, **limits, sharing=EVERYONE, skipping=skipping)
 
 
@@ -111,10 +111,10 @@ def embedded() -> None:
         for name, rule in rules.items():
             interval = (0.1, 0.8) if name == "error" else None
             run(f"{model} {name}", pipe, PROMPTS, **limits, skipping=rule, guidance_interval=interval)
-        accelerated(model, pipe, limits)
+        applied(model, pipe, limits)
 
 
-def accelerated(model: str, pipe: Any, limits: dict[str, Any]) -> None:
+def applied(model: str, pipe: Any, limits: dict[str, Any]) -> None:
     """Skipping alone, in an ordinary call."""
     handle = getattr(cotrunk, "accelerate", None) or cotrunk.apply
     attached = handle(pipe, Skipping())

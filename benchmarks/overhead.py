@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from cotrunk import Plan, generate, mini
+from cotrunk import Batching, Plan, generate, mini
 from cotrunk.planning.plan import flat_tree
 
 SUBJECTS = (
@@ -36,7 +36,12 @@ def shared_plan(prompts: list[str], steps: int, share: float) -> Plan:
 
 def denoising(pipe: Any, plan: Plan, **arguments: Any) -> float:
     result = generate(
-        pipe, plan=plan, num_inference_steps=plan.steps, batch_size=len(plan), output_type="latent", **arguments
+        pipe,
+        plan=plan,
+        num_inference_steps=plan.steps,
+        batching=Batching(len(plan)),
+        output_type="latent",
+        **arguments,
     )
     assert result.cost == plan.cost
     return result.seconds["denoise"]
@@ -84,7 +89,14 @@ def main() -> None:
 
     def hooked() -> float:
         begin = time.perf_counter()
-        generate(pipe, sharing=None, num_inference_steps=many, batch_size=len(prompts), output_type="latent", **embeds)
+        generate(
+            pipe,
+            sharing=None,
+            num_inference_steps=many,
+            batching=Batching(len(prompts)),
+            output_type="latent",
+            **embeds,
+        )
         return time.perf_counter() - begin
 
     bare(), hooked()

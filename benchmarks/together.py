@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from cotrunk import Plan, Skipping, generate, mini
+from cotrunk import Batching, Plan, Skipping, generate, mini
 from cotrunk.evaluation import metrics
 from cotrunk.evaluation.emoji import EmojiAlignment
 from cotrunk.evaluation.networks import EfficientNetLite0
@@ -83,7 +83,7 @@ def draw(pipe: Any, setting: Setting, seed: int) -> tuple[torch.Tensor, float, f
         guidance_scale=GUIDANCE,
         skipping=None if setting.tolerance is None else Skipping(tolerance=setting.tolerance),
         guidance_interval=setting.interval,
-        batch_size=len(PROMPTS),
+        batching=Batching(len(PROMPTS)),
         output_type="pt",
     )
     pictures = result.images if isinstance(result.images, torch.Tensor) else torch.stack(list(result.images))

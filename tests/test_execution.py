@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from running import run
 from tiny import sd
 
-from cotrunk import Branch, Plan
-from cotrunk.execution import BATCH, Run, blackened
+from cotrunk import Batching, Branch, Plan
+from cotrunk.execution import Run, blackened
 from cotrunk.planning.plan import flat_tree
+from cotrunk.settings import DEFAULT_BATCHING
 
 
 class Machine:
@@ -75,7 +76,7 @@ def test_every_group_that_is_not_done_is_run_once_and_whole(
     ]
     for tree in plan.trees:
         assert sum(not set(tree.images).isdisjoint(batch) for batch in found) <= 1
-    assert all(len(batch) <= BATCH for batch in found)
+    assert all(len(batch) <= DEFAULT_BATCHING.batch_size for batch in found)
 
 
 @pytest.mark.parametrize("row", [0.001, 0.1, 1.0, 10.0, 100.0])
@@ -108,7 +109,9 @@ def test_a_machine_that_becomes_slow_gets_smaller_batches(patch: pytest.MonkeyPa
 def test_without_a_limit_batches_are_those_of_the_plan(patch: pytest.MonkeyPatch) -> None:
     Machine(patch, call=0.0, row=100.0)
     plan = plan_of([1, 4, 2, 5, 3] * 30)
-    of_plan = [tuple(image for tree in batch for image in tree.images) for batch in plan.batches(BATCH)]
+    of_plan = [
+        tuple(image for tree in batch for image in tree.images) for batch in plan.batches(DEFAULT_BATCHING.batch_size)
+    ]
     assert batches(plan) == of_plan
 
 
@@ -154,5 +157,5 @@ def test_images_that_a_safety_checker_blackens_are_flagged_in_any_batch(patch: p
     means[1] = (means[1] + means[2]) / 2
     patch.setattr(tiny.pipe, "run_safety_checker", check)
     for size in (2, 32):
-        result = run(tiny, inputs, sharing=None, output_type="pt", batch_size=size)
+        result = run(tiny, inputs, sharing=None, output_type="pt", batching=Batching(batch_size=size))
         assert result.flagged == tuple(sorted(by_darkness[:2]))

@@ -12,31 +12,38 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from .application import apply, remove
+    from .engine.call import StepEvent
     from .errors import CotrunkError
     from .generation import Result, generate
     from .planning.plan import Branch, Plan
-    from .planning.sharing import Sharing, make_plan
-    from .settings import Skipping
+    from .planning.sharing import make_plan
+    from .settings import Batching, Settings, Sharing, Skipping
 
 _HOME = {
+    "Batching": "settings",
     "Branch": "planning.plan",
     "CotrunkError": "errors",
     "Plan": "planning.plan",
     "Result": "generation",
-    "Sharing": "planning.sharing",
+    "Settings": "settings",
+    "Sharing": "settings",
     "Skipping": "settings",
+    "StepEvent": "engine.call",
     "apply": "application",
     "generate": "generation",
     "make_plan": "planning.sharing",
     "remove": "application",
 }
 __all__ = [
+    "Batching",
     "Branch",
     "CotrunkError",
     "Plan",
     "Result",
+    "Settings",
     "Sharing",
     "Skipping",
+    "StepEvent",
     "apply",
     "generate",
     "make_plan",

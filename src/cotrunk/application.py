@@ -9,7 +9,6 @@ from typing import Any, Self
 
 import torch
 
-from .checks import whole
 from .engine.attach import attached
 from .engine.call import CallState
 from .engine.caller import callbacks_among
@@ -18,10 +17,9 @@ from .engine.policy import Policy, SampleListener
 from .engine.rewind import SchedulerSteps
 from .engine.step_plan import RowPlan
 from .errors import CotrunkError
-from .generation import row_sizes_of
 from .pipelines.compatibility import check_folds, check_pipeline
 from .pipelines.noise_schedule import read_schedule
-from .settings import Skipping
+from .settings import Batching, Skipping
 from .skipping.policies import Rule
 
 
@@ -34,10 +32,10 @@ class Applied:
         max_rows: largest number of rows in one forward; halves when the device runs out of memory.
     """
 
-    def __init__(self, pipe: Any, skipping: Skipping, max_rows: int | None, row_sizes: Sequence[int] | None) -> None:
+    def __init__(self, pipe: Any, skipping: Skipping, limits: Batching) -> None:
         self.rows = self.rows_asked = 0
-        self.max_rows = max_rows
-        self._pipe, self._skipping, self._row_sizes, self._kind = pipe, skipping, row_sizes, type(pipe)
+        self.max_rows = limits.max_rows
+        self._pipe, self._skipping, self._row_sizes, self._kind = pipe, skipping, limits.row_sizes, type(pipe)
         reclassed(pipe, self._subclass())
 
     def __repr__(self) -> str:
@@ -122,12 +120,11 @@ def apply(
         raise CotrunkError(
             f"Skipping is applied to this {type(pipe).__name__} already: call cotrunk.remove(pipe) first."
         )
-    max_rows = None if max_rows is None else whole("max_rows", max_rows)
-    check_pipeline(pipe, max_rows=max_rows, alone=True)
+    limits = Batching(max_rows=max_rows, row_sizes=row_sizes)
+    check_pipeline(pipe, max_rows=limits.max_rows, alone=True)
     check_folds(pipe)
-    row_sizes = row_sizes_of(row_sizes)
     read_schedule(pipe.scheduler, ())
-    return Applied(pipe, skipping, max_rows, row_sizes)
+    return Applied(pipe, skipping, limits)
 
 
 def remove(pipe: Any) -> None:

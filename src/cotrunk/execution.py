@@ -4,7 +4,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -20,13 +20,12 @@ from .errors import CotrunkError
 from .pipelines.arguments import PerPrompt
 from .pipelines.class_tables import CONDITIONAL_FIRST
 from .planning.plan import Branch, Cost, Plan, packed
-from .settings import Skipping
+from .settings import DEFAULT_SETTINGS, Batching, Settings
 from .skipping.policies import Rule
 
 SPARED = ("sharing", "guidance", "skipping")  # what spares rows
 # what safety checkers say of each image in a pipeline's output; that of DeepFloyd IF blackens watermarks too
 CHECKED = ("nsfw_content_detected", "nsfw_detected", "watermark_detected")
-BATCH = 32  # images in one call of the pipeline; memory of latents, text states and decoding grows with it
 
 
 @dataclass(frozen=True)
@@ -66,20 +65,21 @@ class Run:
 
     Attributes:
         companions: for each prompt a key; those with different keys do not run in one call. None: all may.
+        batching: the limits of `settings`, lowered where the device ran out of memory.
     """
 
     pipe: Any
     plan: Plan
     arguments: PerPrompt
-    max_rows: int | None = None
-    row_sizes: Sequence[int] | None = None
-    batch_size: int = BATCH
-    skipping: Skipping | None = None
-    guidance_interval: tuple[float, float] | None = None
+    settings: Settings = DEFAULT_SETTINGS
     seconds: dict[str, float] = field(default_factory=dict)
     companions: Sequence[Hashable] | None = None
+    batching: Batching = field(init=False)
     _warned: bool = False
     _interrupted: bool = False
+
+    def __post_init__(self) -> None:
+        self.batching = self.settings.batching
 
     def batches(
         self,
@@ -113,7 +113,8 @@ class Run:
                 # not inside `except`: the exception holds the tensors that are to be freed
                 if torch.cuda.is_available():
                     torch.cuda.empty_cache()
-                self.batch_size = sum(len(tree.images) for tree in part) // 2
+                size = sum(len(tree.images) for tree in part) // 2
+                self.batching = replace(self.batching, batch_size=size)
 
     def _companions(self, trees: Sequence[Branch]) -> list[list[Branch]]:
         """The trees, apart where they must not run in one call."""
@@ -125,7 +126,7 @@ class Run:
 
     def _next_batch(self, trees: Sequence[Branch], rows: float) -> tuple[Branch, ...]:
         """The trees to run next: of at most `rows` planned rows, unless it is one tree."""
-        size = self.batch_size
+        size = self.batching.batch_size
         while True:
             part = next(packed(trees, size))
             if len(part) == 1 or self.plan.cost_of(part).used <= rows:
@@ -146,7 +147,7 @@ class Run:
         images = tuple(image for tree in trees for image in tree.images)
         sources = partition(trees, self.plan.timesteps)
         rows = self._rows(sources, len(images))
-        call = CallState(rows, self.plan.timesteps, self.max_rows, self.row_sizes, on_step)
+        call = CallState(rows, self.plan.timesteps, self.batching.max_rows, self.batching.row_sizes, on_step)
         seeds = [self.plan.seeds[image] for image in images]
         begin = time.perf_counter()
         arguments = self.arguments.of([self.plan.prompt_of(image) for image in images])
@@ -156,7 +157,7 @@ class Run:
         self._interrupted = bool(getattr(self.pipe, "_interrupt", False)) and call.step < self.plan.timesteps
         if not self._interrupted:
             self._check(call, rows, self.plan.cost_of(trees))
-        self.max_rows = call.max_rows
+        self.batching = replace(self.batching, max_rows=call.max_rows)
         started, ended = call.started or begin, call.ended or begin
         plans = call.plans[: self.plan.timesteps]
         finite = [True] * len(images) if call.finite is None else call.finite.tolist()
@@ -177,14 +178,14 @@ class Run:
         """Where the rows of one call come from. A new policy each time: what it remembers is of these images."""
         policies: tuple[Policy, ...] = ()
         layers, interval = None, None
-        if self.guidance_interval is not None:
+        if self.settings.guidance_interval is not None:
             # between whole steps of the solver: one of second order takes both its evaluations from one function
             order = getattr(self.pipe.scheduler, "order", 1)
             whole = math.ceil(self.plan.timesteps / order)
-            start, stop = (round(fraction * whole) * order for fraction in self.guidance_interval)
+            start, stop = (round(fraction * whole) * order for fraction in self.settings.guidance_interval)
             interval = (start, stop)
-        if self.skipping is not None:
-            rule, jumps = Rule(self.skipping), discontinuities(sources, interval or ())
+        if self.settings.skipping is not None:
+            rule, jumps = Rule(self.settings.skipping), discontinuities(sources, interval or ())
             policies, layers = (rule.policy(images, self.plan.timesteps, jumps.__getitem__),), rule.layers
         first = type(self.pipe).__name__.startswith(CONDITIONAL_FIRST)
         # a pipeline that takes more steps than were planned is alone there, or refused

@@ -12,7 +12,7 @@ import numpy as np
 from .checks import seeds_of, whole
 from .engine.call import StepEvent
 from .errors import CotrunkError
-from .execution import BATCH, SPARED, Batch, Run, merged_output
+from .execution import SPARED, Batch, Run, merged_output
 from .pipelines.arguments import PerPrompt, needed_arguments
 from .pipelines.companions import companions, runs_apart
 from .pipelines.compatibility import check_folds, check_pipeline
@@ -23,9 +23,18 @@ from .planning.embedding import Encoder, from_prompt_embeds, pipeline_encoder, s
 from .planning.grouping import check_size
 from .planning.plan import Cost, Plan
 from .planning.prompts import checked
-from .planning.sharing import Sharing, make_plan
+from .planning.sharing import make_plan
 from .planning.threshold import auto_threshold
-from .settings import Skipping, check_fractions
+from .settings import (
+    DEFAULT_BATCHING,
+    DEFAULT_SETTINGS,
+    DEFAULT_SHARING,
+    Batching,
+    Settings,
+    Sharing,
+    Skipping,
+    settings_of,
+)
 
 WARM_STEPS = 4  # of `warm_up`, at most
 FROM_EMBEDDINGS = "prompt_embeds"  # among a plan's settings: it was made without texts
@@ -66,40 +75,29 @@ class Result:
 def prepare(
     pipe: Any,
     prompts: Sequence[str] | str | None = None,
+    settings: Settings = DEFAULT_SETTINGS,
     *,
-    sharing: Sharing | None = Sharing(),  # noqa: B008 (frozen)
     seed: int | Sequence[int] = 0,
     num_images_per_prompt: int = 1,
     plan: Plan | None = None,
-    max_rows: int | None = None,
-    row_sizes: Sequence[int] | None = None,
-    batch_size: int = BATCH,
-    skipping: Skipping | None = None,
-    guidance_interval: tuple[float, float] | None = None,
     **arguments: Any,
 ) -> Run:
     """Everything before the first denoiser row: check, embed, group, plan. Arguments as of `generate`."""
     begin = time.perf_counter()
-    max_rows = None if max_rows is None else whole("max_rows", max_rows)
-    batch_size, num_images_per_prompt = (
-        whole("batch_size", batch_size),
-        whole("num_images_per_prompt", num_images_per_prompt),
-    )
+    sharing, skipping, guidance_interval = settings.sharing, settings.skipping, settings.guidance_interval
+    batching = settings.batching
+    num_images_per_prompt = whole("num_images_per_prompt", num_images_per_prompt)
     seed = seeds_of(seed)
-    for name, given, kind, use in (
-        ("sharing", sharing, Sharing, "Sharing(share=0.3), say, or None for independent sampling"),
-        ("plan", plan, Plan, "Plan.load(path)"),
-        ("skipping", skipping, Skipping, "Skipping(tolerance=0.02), say, or None to compute every evaluation"),
-    ):
-        if not isinstance(given, kind | None):
-            raise CotrunkError(f"{name} is a {type(given).__name__}: give {use}.")
+    if not isinstance(plan, Plan | None):
+        raise CotrunkError(f"plan is a {type(plan).__name__}: give Plan.load(path).")
     if getattr(pipe, "_cotrunk", None) is not None:
         raise CotrunkError(f"Skipping is applied to this {type(pipe).__name__}: call cotrunk.remove(pipe) first.")
-    check_pipeline(pipe, max_rows=max_rows, alone=skipping is not None or guidance_interval is not None)
+    check_pipeline(pipe, max_rows=batching.max_rows, alone=skipping is not None or guidance_interval is not None)
     arguments = {**needed_arguments(pipe), **arguments}
-    if guidance_interval is not None:
-        check_fractions("guidance_interval", guidance_interval)
-    row_sizes = row_sizes_of(row_sizes)
+    if settings.steps is not None:
+        if "num_inference_steps" in arguments:
+            raise CotrunkError("settings.steps and num_inference_steps are both given: give one of them.")
+        arguments["num_inference_steps"] = settings.steps
     if skipping is not None:
         read_schedule(pipe.scheduler, ())
     if "prompt" in arguments and prompts is None:  # as the pipelines call it
@@ -128,16 +126,17 @@ def prepare(
         plan = plan_of(pipe, own, sharing, seed=seed, images_per_prompt=num_images_per_prompt)
     else:
         _check_replays(plan, pipe, own)
+    limited = batching.max_rows is not None or batching.row_sizes is not None
     shares = any(len(tree.images) > 1 for tree in plan.trees)
-    if shares or max_rows is not None or row_sizes is not None or skipping is not None or guidance_interval is not None:
+    if shares or limited or skipping is not None or guidance_interval is not None:
         check_folds(pipe)
     if why := runs_apart(pipe, own.arguments):
-        batch_size = 1
+        settings = replace(settings, batching=replace(batching, batch_size=1))
         if own.prompts > 1 and sharing is not None:
             warnings.warn(f"{why}: each image runs by itself, and nothing is shared.", stacklevel=3)
     seconds = {"embed": time.perf_counter() - begin}
     together = companions(pipe, own)
-    return Run(pipe, plan, own, max_rows, row_sizes, batch_size, skipping, guidance_interval, seconds, together)
+    return Run(pipe, plan, own, settings, seconds, together)
 
 
 def plan_of(
@@ -200,15 +199,14 @@ def generate(
     pipe: Any,
     prompts: Sequence[str] | str | None = None,
     *,
-    sharing: Sharing | None = Sharing(),  # noqa: B008 (frozen)
+    sharing: Sharing | None = DEFAULT_SHARING,
+    skipping: Skipping | None = None,
+    guidance_interval: tuple[float, float] | None = None,
+    batching: Batching = DEFAULT_BATCHING,
+    settings: Settings | None = None,
     seed: int | Sequence[int] = 0,
     num_images_per_prompt: int = 1,
     plan: Plan | None = None,
-    max_rows: int | None = None,
-    row_sizes: Sequence[int] | None = None,
-    batch_size: int = BATCH,
-    skipping: Skipping | None = None,
-    guidance_interval: tuple[float, float] | None = None,
     on_batch: Callable[[Batch], None] | None = None,
     on_step: Callable[[StepEvent], None] | None = None,
     **arguments: Any,
@@ -228,16 +226,12 @@ def generate(
             its group; but for rounding it does not depend on their order nor on anything else in the run.
         num_images_per_prompt: images of each prompt, every one from another trunk.
         plan: replay this plan instead of making one (`sharing`, `seed` and `num_images_per_prompt` are the plan's).
-        max_rows: largest number of denoiser rows in one forward; None for no limit. Halves by itself when the
-            device runs out of memory.
-        row_sizes: the numbers of rows that a forward may have, (2, 4, 8, 16, 32) say: it is filled up with copies to
-            the next of them, which count as computed. A compiled denoiser then meets few shapes, though sharing and
-            skipping make the number of rows go up and down. None for any number.
-        batch_size: largest number of images in one call of the pipeline; groups are never cut.
         skipping: let every image leave out evaluations where its own trajectory is smooth (SADA); comes on top of
             sharing. None computes all.
         guidance_interval: guidance is on between these fractions of the steps, and off (one row instead of two) before
             and after (Kynkaanniemi et al. 2024). None for all steps.
+        batching: how many images and denoiser rows run at once.
+        settings: all of these in one object (and the steps), instead of one by one.
         on_batch: called with every finished `Batch`.
         on_step: called after every scheduler step with a `StepEvent`.
         **arguments: anything the pipeline takes. A list (or tensor) with one entry a prompt goes along with the
@@ -250,19 +244,9 @@ def generate(
         CotrunkError: bad arguments, or a pipeline that cotrunk cannot handle; always before any denoising.
     """
     begin = time.perf_counter()
+    settings = settings_of(settings, sharing, skipping, guidance_interval, batching)
     run = prepare(
-        pipe,
-        prompts,
-        sharing=sharing,
-        seed=seed,
-        num_images_per_prompt=num_images_per_prompt,
-        plan=plan,
-        max_rows=max_rows,
-        row_sizes=row_sizes,
-        batch_size=batch_size,
-        skipping=skipping,
-        guidance_interval=guidance_interval,
-        **arguments,
+        pipe, prompts, settings, seed=seed, num_images_per_prompt=num_images_per_prompt, plan=plan, **arguments
     )
     batches = []
     for batch in run.batches(on_step=on_step):
@@ -291,15 +275,18 @@ def generate(
     )
 
 
-def warm_up(pipe: Any, prompts: Sequence[str], **arguments: Any) -> None:
-    """Make the first batch of the prompts in a few steps that nobody counts: whatever a process denoises first is slow,
-    and would look dear beside what comes after. Arguments as of `generate`."""
+def warm_up(pipe: Any, prompts: Sequence[str] | None, settings: Settings = DEFAULT_SETTINGS, **arguments: Any) -> None:
+    """Run a short, untimed first batch: the first forward passes of a process are slow and would distort timings.
+
+    It shares nothing and takes a few steps; the rest of `settings` and `arguments` holds, as in `prepare`."""
     few = {**arguments, "output_type": "latent"}
+    if settings.steps is not None:
+        few["num_inference_steps"] = settings.steps
     with suppress(CotrunkError):  # fewer steps than the scheduler or a `strength` allows: take all of them
-        steps = min(WARM_STEPS, timesteps_of(pipe, arguments)[0])
-        timesteps_of(pipe, {**arguments, "num_inference_steps": steps})
+        steps = min(WARM_STEPS, timesteps_of(pipe, few)[0])
+        timesteps_of(pipe, {**few, "num_inference_steps": steps})
         few["num_inference_steps"] = steps
-    next(prepare(pipe, prompts, sharing=None, **few).batches())
+    next(prepare(pipe, prompts, replace(settings, sharing=None, steps=None), **few).batches())
 
 
 def encoder_of(pipe: Any, name: str) -> Encoder:
@@ -336,16 +323,3 @@ def _check_has_interval(pipe: Any, rows: int, scale: Any) -> None:
         raise CotrunkError(
             f"Guidance costs {kind} no row of its own with these arguments: leave guidance_interval out."
         )
-
-
-def row_sizes_of(sizes: Any) -> tuple[int, ...] | None:
-    """Return the numbers of rows that a forward may have, or None for any number.
-
-    Raises:
-        CotrunkError: not a list of whole numbers of 1 or more.
-    """
-    if sizes is None:
-        return None
-    if not isinstance(sizes, Sequence | np.ndarray) or isinstance(sizes, str) or not len(sizes):
-        raise CotrunkError(f"row_sizes {sizes!r} is not a list of whole numbers: use (2, 4, 8, 16, 32), say.")
-    return tuple(whole("row_sizes", size) for size in sizes)

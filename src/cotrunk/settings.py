@@ -1,45 +1,104 @@
-"""What a user says about skipping: which rule decides, how far it may go."""
+"""What a user asks of a run: how to share, skip, guide and batch. Frozen, checked when made, JSON in and out."""
 
-from dataclasses import dataclass, fields
-from typing import Literal, get_args
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from types import MappingProxyType
+from typing import Any, Literal, Self, get_args
 
+from .checks import flag, number, one_of, text, whole, wholes, window
 from .errors import CotrunkError
 
+Mode = Literal["flat", "adaptive", "tree"]
 Rule = Literal["error", "fixed", "paper", "released"]
 Prediction = Literal["damped", "reuse", "linear", "quadratic"]
 
-# the options that a rule reads; the published ones have a window, a prediction and a longest gap of their own
-READ: dict[Rule, tuple[str, ...]] = {
-    "error": ("tolerance", "prediction", "correct", "window", "longest", "tokens"),
-    "fixed": ("every", "prediction", "correct", "window", "tokens"),
-    "paper": (),
-    "released": (),
-}
+# the options that each rule reads; the published rules have a window, a prediction and a longest gap of their own
+READ: Mapping[Rule, tuple[str, ...]] = MappingProxyType(
+    {
+        "error": ("tolerance", "prediction", "correct", "window", "longest", "tokens"),
+        "fixed": ("every", "prediction", "correct", "window", "tokens"),
+        "paper": (),
+        "released": (),
+    }
+)
+
+
+def _set(instance: Any, **values: Any) -> None:
+    """Set fields of a frozen dataclass that is being made: checked values, as plain Python ones that JSON takes."""
+    for name, value in values.items():
+        object.__setattr__(instance, name, value)
+
+
+@dataclass(frozen=True)
+class Sharing:
+    """How prompts share their early steps (SAGE). The defaults are those of the paper.
+
+    Attributes:
+        share: fraction of the timesteps that a group may share (the paper's beta), 0 to below 1. The saving never
+            exceeds it. 0.2 to 0.3 is mild; beyond 0.4 the images of a group look much alike.
+        similarity: prompts share if every pair of their group has at least this cosine. A number belongs to one
+            encoder; "auto" finds one for the encoder in use.
+        max_similarity: pairs at or above this cosine do not share (the paper's tau_max); None for no such limit.
+        max_group: largest group; None for no limit.
+        mode: "flat": every group branches at `share`. "adaptive": the looser the group, the earlier it branches.
+            "tree": pairs part one after another, by a dendrogram.
+        encoder: what measures similarity: "pipeline" (its own text encoder), "minilm", or any model that
+            sentence-transformers loads.
+
+    Raises:
+        CotrunkError: a value out of its range.
+    """
+
+    share: float = 0.3
+    similarity: float | Literal["auto"] = "auto"
+    max_similarity: float | None = None
+    max_group: int | None = 5
+    mode: Mode = "flat"
+    encoder: str = "pipeline"
+
+    def __post_init__(self) -> None:
+        _set(self, share=number("share", self.share, 0, below=1))
+        if isinstance(self.similarity, str):
+            if self.similarity != "auto":
+                raise CotrunkError(f"similarity {self.similarity!r} is neither 'auto' nor a number from -1 to 1.")
+        else:
+            _set(self, similarity=number("similarity", self.similarity, -1, 1, remark=", or 'auto'"))
+        if self.max_similarity is not None:
+            _set(self, max_similarity=number("max_similarity", self.max_similarity, -1))
+            if not isinstance(self.similarity, str) and self.max_similarity <= self.similarity:
+                raise CotrunkError(
+                    f"max_similarity {self.max_similarity} leaves nothing above similarity {self.similarity}: "
+                    "choose a larger one."
+                )
+        if self.max_group is not None:
+            _set(self, max_group=whole("max_group", self.max_group))
+        one_of("mode", self.mode, get_args(Mode))
+        text("encoder", self.encoder)
 
 
 @dataclass(frozen=True)
 class Skipping:
-    """How images leave out evaluations of the denoiser where their own trajectory is smooth (SADA).
+    """How images skip denoiser evaluations where their own trajectory is smooth (SADA).
 
     An option is refused under a rule that does not read it. "paper" and "released" read none.
 
     Attributes:
-        tolerance: for the rule "error": how far an image may be expected to drift while evaluations are left out,
-            before one is computed again (docs/skipping.md says in which units). 0 computes all.
-        rule: "error", an error estimate for each image (the default); "fixed", one evaluation in `every`; "paper", the
+        tolerance: for the rule "error": how far an image may be expected to drift during skipped steps before a step is
+            computed again (docs/skipping.md gives the unit). 0 computes all.
+        rule: "error", an error estimate per image (the default); "fixed", one evaluation in `every`; "paper", the
             criterion of SADA as published (Criterion 3.4, Theorems 3.5 and 3.7); "released", what its code does.
         every: for the rule "fixed".
-        prediction: what stands in for an output: "damped", the linear trend of the last two computed outputs, as far as
-            the image has been following its trend (the default); "reuse", "linear" or "quadratic", the polynomial
+        prediction: what replaces a skipped output: "damped", the linear trend of the last two computed outputs, as far
+            as the image has been following its trend (the default); "reuse", "linear" or "quadratic", the polynomial
             through the last one, two or three.
-        correct: at each computed step put right what the predictions before it did to the latents, now that the output
-            is known on both sides of them.
+        correct: at each computed step, correct the latents for the predictions since the last computed step, now that
+            the outputs on both sides are known.
         window: skipping starts and ends at these fractions of the steps.
-        longest: for the rule "error": most evaluations left out in a row.
-        tokens: at steps that are computed, the share of the tokens that transformer blocks compute for an image, those
-            whose outputs were predicted worst; the others come from the blocks' caches. None computes all.
-            On the embedded `mini` it does not pay beside leaving out whole evaluations (docs/skipping.md); on models
-            of a usual size it has not been measured.
+        longest: for the rule "error": most skipped evaluations in a row.
+        tokens: at computed steps, the fraction of the tokens that transformer blocks compute per image: those whose
+            outputs were predicted worst. The others come from the blocks' caches. None computes all.
+            On the embedded `mini` it does not pay when whole evaluations are skipped as well (docs/skipping.md). It has
+            not been measured on models of a usual size.
 
     Raises:
         CotrunkError: a value out of its range, or one that the rule does not read.
@@ -55,20 +114,18 @@ class Skipping:
     tokens: float | None = None
 
     def __post_init__(self) -> None:
-        if self.rule not in get_args(Rule):
-            raise CotrunkError(f"skipping rule {self.rule!r} is unknown: use {', '.join(get_args(Rule))}.")
-        if not _is_number(self.tolerance) or not 0 <= self.tolerance < float("inf"):
-            raise CotrunkError(f"skipping tolerance {self.tolerance!r} is out of range: use 0 (compute all) or more.")
-        if self.prediction not in get_args(Prediction):
-            known = ", ".join(get_args(Prediction))
-            raise CotrunkError(f"skipping prediction {self.prediction!r} is unknown: use {known}.")
-        for name, low, high in (("every", 1, 1000), ("longest", 1, 1000)):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-                raise CotrunkError(f"skipping {name} {value!r} is out of range: use a whole number, {low} to {high}.")
-        if self.tokens is not None and not (_is_number(self.tokens) and 0 < self.tokens <= 1):
-            raise CotrunkError(f"skipping tokens {self.tokens!r} is out of range: use a share above 0, at most 1.")
-        check_fractions("skipping window", self.window)
+        one_of("skipping rule", self.rule, get_args(Rule))
+        one_of("skipping prediction", self.prediction, get_args(Prediction))
+        flag("skipping correct", self.correct)
+        _set(
+            self,
+            tolerance=number("skipping tolerance", self.tolerance),
+            every=whole("skipping every", self.every, 1, 1000),
+            longest=whole("skipping longest", self.longest, 1, 1000),
+            window=window("skipping window", self.window),
+        )
+        if self.tokens is not None:
+            _set(self, tokens=number("skipping tokens", self.tokens, 0, 1, above=0))
         for option in fields(self):
             value = getattr(self, option.name)
             if option.name not in ("rule", *READ[self.rule]) and value != option.default:
@@ -79,13 +136,131 @@ class Skipping:
                 )
 
 
-def check_fractions(name: str, pair: object) -> None:
-    """Raise `CotrunkError` unless this is the start and the end of a part of the steps."""
-    if not isinstance(pair, tuple | list) or len(pair) != 2 or not all(map(_is_number, pair)):
-        raise CotrunkError(f"{name} {pair!r} is no pair of numbers: use (0.1, 0.8), say.")
-    if not 0 <= pair[0] <= pair[1] <= 1:
-        raise CotrunkError(f"{name} {pair!r} is out of range: use 0 <= start <= end <= 1.")
+@dataclass(frozen=True)
+class Batching:
+    """How much runs at once. It changes memory and speed, and images only by rounding.
+
+    Attributes:
+        batch_size: largest number of images in one call of the pipeline; memory for latents, text states and decoding
+            grows with it. Groups are never cut.
+        max_rows: largest number of denoiser rows in one forward; None for no limit. It is halved automatically when the
+            device runs out of memory.
+        row_sizes: the numbers of rows that a forward may have, (2, 4, 8, 16, 32) for example. Forwards are filled up
+            with copies to the next size, which count as computed. A compiled denoiser then meets few shapes, although
+            sharing and skipping change the number of rows from step to step. None for any number.
+
+    Raises:
+        CotrunkError: a value out of its range.
+    """
+
+    batch_size: int = 32
+    max_rows: int | None = None
+    row_sizes: Sequence[int] | None = None
+
+    def __post_init__(self) -> None:
+        _set(self, batch_size=whole("batch_size", self.batch_size))
+        if self.max_rows is not None:
+            _set(self, max_rows=whole("max_rows", self.max_rows))
+        if self.row_sizes is not None:
+            _set(self, row_sizes=wholes("row_sizes", self.row_sizes, "(2, 4, 8, 16, 32)"))
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+DEFAULT_SHARING, DEFAULT_BATCHING = Sharing(), Batching()
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything that a user asks of a run, apart from the prompts and the pipeline's own arguments.
+
+    Attributes:
+        sharing: how prompts share; None for independent sampling.
+        skipping: how images skip evaluations; None computes all.
+        guidance_interval: guidance is on between these fractions of the steps, and off (one row instead of two) before
+            and after (Kynkaanniemi et al. 2024). None for all steps.
+        steps: the pipeline's `num_inference_steps`; None for the number in the call, or the pipeline's default.
+        batching: how much runs at once.
+
+    Raises:
+        CotrunkError: a value of another type, or out of its range.
+    """
+
+    sharing: Sharing | None = DEFAULT_SHARING
+    skipping: Skipping | None = None
+    guidance_interval: tuple[float, float] | None = None
+    steps: int | None = None
+    batching: Batching = DEFAULT_BATCHING
+
+    def __post_init__(self) -> None:
+        for name, value, kind, use in (
+            ("sharing", self.sharing, Sharing | None, "Sharing(share=0.3), or None for independent sampling"),
+            ("skipping", self.skipping, Skipping | None, "Skipping(tolerance=0.02), or None to compute everything"),
+            ("batching", self.batching, Batching, "Batching(batch_size=8), for example"),
+        ):
+            if not isinstance(value, kind):
+                raise CotrunkError(f"{name} is a {type(value).__name__}: give {use}.")
+        if self.guidance_interval is not None:
+            _set(self, guidance_interval=window("guidance_interval", self.guidance_interval))
+        if self.steps is not None:
+            _set(self, steps=whole("steps", self.steps))
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the settings as JSON values; `from_json` makes them settings again."""
+        return {name: _json_value(value) for name, value in asdict(self).items()}
+
+    @classmethod
+    def from_json(cls, data: Any) -> Self:
+        """Return the settings from JSON values. Absent keys take their defaults.
+
+        Raises:
+            CotrunkError: an unknown key, a value of another type, or one out of its range.
+        """
+        values = _known_keys("settings", data, cls)
+        for name, kind in (("sharing", Sharing), ("skipping", Skipping), ("batching", Batching)):
+            if values.get(name) is not None:
+                values[name] = kind(**_known_keys(name, values[name], kind))
+        return cls(**values)
+
+
+DEFAULT_SETTINGS = Settings()
+
+
+def settings_of(
+    settings: Settings | None,
+    sharing: Sharing | None = DEFAULT_SHARING,
+    skipping: Skipping | None = None,
+    guidance_interval: tuple[float, float] | None = None,
+    batching: Batching = DEFAULT_BATCHING,
+) -> Settings:
+    """Return the settings of a call, which gives them in one object or one by one.
+
+    Raises:
+        CotrunkError: both are given, or a value of another type or out of its range.
+    """
+    if settings is None:
+        return Settings(sharing, skipping, guidance_interval, batching=batching)
+    if not isinstance(settings, Settings):
+        raise CotrunkError(f"settings is a {type(settings).__name__}: give Settings(sharing=..., skipping=...).")
+    given = {
+        "sharing": sharing is not DEFAULT_SHARING,
+        "skipping": skipping is not None,
+        "guidance_interval": guidance_interval is not None,
+        "batching": batching is not DEFAULT_BATCHING,
+    }
+    if twice := [name for name, is_given in given.items() if is_given]:
+        raise CotrunkError(f"settings and {' and '.join(twice)} are both given: put everything into settings.")
+    return settings
+
+
+def _json_value(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _json_value(each) for name, each in value.items()}
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _known_keys(name: str, data: Any, kind: type) -> dict[str, Any]:
+    known = [each.name for each in fields(kind)]
+    if not isinstance(data, Mapping):
+        raise CotrunkError(f"{name} is a {type(data).__name__}: give an object with {', '.join(known)}.")
+    if unknown := [repr(key) for key in data if key not in known]:
+        raise CotrunkError(f"{name} has the unknown keys {', '.join(unknown)}: use {', '.join(known)}.")
+    return dict(data)

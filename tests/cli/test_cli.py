@@ -179,7 +179,7 @@ def test_nothing_is_compiled_while_the_clock_of_denoising_runs(
     outcome = cotrunk("generate", *PROMPTS[:3], "--out", tmp_path / "run", *QUICK, *options)
     assert outcome.code == 0, outcome.err
     assert [len(run.plan) for run in runs][:3] == [3, 1, 3]
-    assert [run.guidance_interval for run in runs[:2]] == [interval, interval]
+    assert [run.settings.guidance_interval for run in runs[:2]] == [interval, interval]
     assert said in stati
 
 
@@ -192,7 +192,7 @@ def test_compiling_is_done_before_denoising_is_timed(model: pytest.MonkeyPatch, 
     began, batches = list[int](), Run.batches
     model.setattr("cotrunk.pipelines.loading._check_compiler", lambda device: None)
     model.setattr(torch.nn.Module, "compile", lambda self, **how: None)
-    model.setattr("cotrunk.generation.warm_up", lambda pipe, texts, **_: began.append(len(texts)))
+    model.setattr("cotrunk.generation.warm_up", lambda pipe, texts, *_, **__: began.append(len(texts)))
     model.setattr(Run, "batches", lambda run, **given: began.append(0) or batches(run, **given))
     outcome = cotrunk("generate", *PROMPTS[:2], "--out", tmp_path / "run", *QUICK, "--compile")
     assert outcome.code == 0, outcome.err
@@ -361,7 +361,7 @@ OPTIONS = [
     (["--seed", str(2**63)], f"--seed {2**63} is out of range"),
     (["--max-group", "-1"], "--max-group -1 is out of range"),
     (["--images-per-prompt", "0"], "--images-per-prompt 0 is out of range"),
-    (["--mode", "round"], "Unknown mode 'round': use one of flat, adaptive, tree"),
+    (["--mode", "round"], "mode 'round' is unknown: use flat, adaptive, tree"),
     (["--scheduler", "nosuch"], "Unknown scheduler 'nosuch': use ddim"),
     (["--scheduler", "StableDiffusionPipeline"], "Unknown scheduler"),
     (["--max-rows", "0"], "--max-rows 0 is out of range"),

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from captioned import CAPTIONS, coco, folder_of
 from command import assert_refused, cotrunk, no_model, pixels
+from experiments import JUDGES
 from PIL import Image
 from safetensors.torch import load_file
-from test_dataset import CAPTIONS, coco, folder_of
-from test_experiment import JUDGES
-from test_trainer import recorders
 from tiny import sd_with_text
+from trainings import recorders
 
 from cotrunk.evaluation.experiment import Experiment
 from cotrunk.pipelines import loading as models

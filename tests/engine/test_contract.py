@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from schedulers import CALL_KWARGS, DIFFUSION, SCHEDULERS
 
-from cotrunk import Branch, Plan, Sharing, generate, mini
+from cotrunk import Batching, Branch, Plan, Sharing, generate, mini
 from cotrunk.planning.plan import leaf
 
 STEPS = 6
@@ -152,7 +152,7 @@ def test_prompt_order_and_chunks_change_nothing(mode: str) -> None:
     inputs = pipeline.inputs(5)
     mixed = {k: v[order] if isinstance(v, torch.Tensor) else v for k, v in inputs.items()}
     plain = images_of(pipeline, 5, sharing=sharing)
-    other = images_of(pipeline, 5, sharing=sharing, max_rows=3, batch_size=3, **mixed)
+    other = images_of(pipeline, 5, sharing=sharing, batching=Batching(batch_size=3, max_rows=3), **mixed)
     assert plain.cost == other.cost
     assert relative(pixels(pipeline, other), pixels(pipeline, plain)[order]) < 1e-4
 

@@ -12,7 +12,7 @@ from schedulers import SCHEDULERS
 from tiny import flux, sd
 from torch import Tensor, nn
 
-from cotrunk import Branch, Plan, Sharing
+from cotrunk import Batching, Branch, Plan, Settings, Sharing
 from cotrunk.execution import Run
 from cotrunk.generation import prepare
 from cotrunk.planning.plan import flat_tree
@@ -41,13 +41,15 @@ def test_out_of_memory_halves_the_chunks_and_goes_on() -> None:
     inputs = tiny.inputs(5)
     expected = run(tiny, inputs)
     seen = limit(tiny.pipe.unet, "forward", 3)
-    job: Run = prepare(tiny.pipe, **inputs, sharing=EVERYONE, num_inference_steps=STEPS, output_type="latent")
+    job: Run = prepare(
+        tiny.pipe, **inputs, settings=Settings(EVERYONE), num_inference_steps=STEPS, output_type="latent"
+    )
     (batch,) = job.batches()
-    assert job.max_rows == 3  # 10, 5, 3
+    assert job.batching.max_rows == 3  # 10, 5, 3
     assert seen == [2, 2, 3, 3, 3, 1, 3, 3, 3, 1]  # nothing is computed twice
     assert batch.cost == expected.cost
     assert close(batch.output.images, expected.images)
-    assert torch.equal(batch.output.images, run(tiny, inputs, max_rows=3).images)
+    assert torch.equal(batch.output.images, run(tiny, inputs, batching=Batching(max_rows=3)).images)
 
 
 def test_out_of_memory_at_one_row_is_the_users() -> None:

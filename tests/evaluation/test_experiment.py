@@ -1,18 +1,16 @@
 """Models under schemes: pictures made and judged once, found again; what is killed goes on, what is broken is named."""
 
-import dataclasses
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from experiments import COUNT, GROUPS, JUDGES, Brightness, Means, broken, experiment
 from running import close, recorded
-from test_metrics import Brightness
 from tiny import sd_with_text
 
 from cotrunk import CotrunkError
@@ -20,35 +18,6 @@ from cotrunk.evaluation.experiment import Cell, Experiment, Judges, Seen
 from cotrunk.execution import Run
 from cotrunk.generation import WARM_STEPS
 from cotrunk.pipelines.lora import load_lora, take_off_lora
-
-GROUPS = [["a red picture", "a green picture"], ["a dog", "a cat", "a cow"], ["alone"]]
-COUNT = 6
-
-
-class Means:
-    """Features and alignment that are known: mean colours, and lengths of texts."""
-
-    name = "mean colours"
-    resize = "1 x 1 pixel, mean"
-
-    def features(self, pictures: torch.Tensor) -> torch.Tensor:
-        return pictures.double().mean(dim=(2, 3))
-
-    def of_pictures(self, pictures: torch.Tensor) -> torch.Tensor:
-        return torch.nn.functional.normalize(self.features(pictures), dim=1)
-
-    def of_texts(self, texts: Sequence[str]) -> torch.Tensor:
-        vectors = torch.tensor([[len(text), text.count("a") + 1, 3.0] for text in texts], dtype=torch.float64)
-        return torch.nn.functional.normalize(vectors, dim=1)
-
-
-JUDGES = Judges(Means(), Brightness(), Means())
-
-
-def experiment(out: Path, judges: Judges = JUDGES, **loras: Path) -> Experiment:
-    models: dict[str, Path | None] = {"pre-trained": None, **loras}
-    sizes = {"height": 32, "width": 32}
-    return Experiment(sd_with_text().pipe, GROUPS, models, judges, out, guidance=3.0, arguments=sizes)
 
 
 def same(one: Seen, other: Seen) -> bool:
@@ -138,21 +107,6 @@ def test_a_lora_is_taken_off_again(tmp_path: Path, trained_lora: Path) -> None:
     assert experiment(tmp_path / "alone").look(Cell("pre-trained", 0.0, 2)).digest == before.digest
 
 
-@pytest.fixture(scope="module")
-def trained_lora(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A LoRA with random weights, as `cotrunk train` would write it."""
-    from diffusers.utils import convert_state_dict_to_diffusers
-    from peft import LoraConfig
-    from peft.utils import get_peft_model_state_dict
-
-    folder, pipe = tmp_path_factory.mktemp("lora"), sd_with_text().pipe
-    torch.manual_seed(0)
-    pipe.unet.add_adapter(LoraConfig(r=2, lora_alpha=2, target_modules=["to_q", "to_v"], init_lora_weights=False))
-    layers = convert_state_dict_to_diffusers(get_peft_model_state_dict(pipe.unet))
-    type(pipe).save_lora_weights(save_directory=folder, unet_lora_layers=layers)
-    return folder
-
-
 def test_another_model_in_the_same_folder_is_another_cell(tmp_path: Path) -> None:
     one, other = experiment(tmp_path), experiment(tmp_path)
     assert one.name(Cell("pre-trained")) == other.name(Cell("pre-trained"))
@@ -163,9 +117,10 @@ def test_another_model_in_the_same_folder_is_another_cell(tmp_path: Path) -> Non
     assert one.name(Cell("pre-trained", 0.12)) != one.name(Cell("pre-trained", 0.125))
 
 
+@pytest.mark.slow
 def test_another_process_finds_the_same_cells(tmp_path: Path) -> None:
     """One in which sets are in another order."""
-    script = "import sys, pathlib, test_experiment as t; print(t.experiment(pathlib.Path(sys.argv[1])).mark)"
+    script = "import sys, pathlib, experiments as t; print(t.experiment(pathlib.Path(sys.argv[1])).mark)"
     paths = os.pathsep.join([str(Path(__file__).parents[1]), *filter(None, sys.path)])
     seed = "1" if os.environ.get("PYTHONHASHSEED") != "1" else "2"
     other = subprocess.run(
@@ -284,20 +239,6 @@ def test_all_parts_of_a_batch_are_as_good_as_the_batch(tmp_path: Path, monkeypat
             own.look(cell, kill)
     assert sum(told) == COUNT
     own.look(cell, lambda pictures: pytest.fail("pictures were made again"))
-
-
-def broken(own: Experiment, monkeypatch: pytest.MonkeyPatch, *images: int) -> None:
-    """Let these pictures of all cells come out as NaN."""
-    call = Run._call
-
-    def with_nan(run: Run, trees: Any, on_step: Any) -> Any:
-        batch = call(run, trees, on_step)
-        failed = tuple(image for image in batch.images if image in images)
-        for image in failed:
-            batch.output.images[batch.images.index(image)] = torch.nan
-        return dataclasses.replace(batch, failed=failed)
-
-    monkeypatch.setattr(Run, "_call", with_nan)
 
 
 def test_pictures_with_a_nan_are_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

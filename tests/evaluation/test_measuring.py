@@ -7,9 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from experiments import COUNT, JUDGES, broken, experiment
 from PIL import Image
-from test_experiment import COUNT, JUDGES, broken, experiment
-from test_experiment import trained_lora as trained_lora
 
 from cotrunk.evaluation.experiment import Cell, Experiment
 from cotrunk.evaluation.figures import write_curves, write_grid

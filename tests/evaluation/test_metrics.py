@@ -10,6 +10,7 @@ from urllib.error import URLError
 import numpy as np
 import pytest
 import torch
+from experiments import Brightness
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -18,16 +19,6 @@ from cotrunk.evaluation import metrics, networks
 from cotrunk.evaluation.emoji import EmojiAlignment
 from cotrunk.evaluation.experiment import Judges
 from cotrunk.evaluation.tables import networks as said_of
-
-
-class Brightness:
-    """A distance that is known."""
-
-    name = "brightness"
-
-    def distances(self, pictures: torch.Tensor, pairs: torch.Tensor) -> torch.Tensor:
-        left, right = pictures.float().flatten(1).mean(dim=1)[pairs].unbind(dim=1)
-        return (left - right).abs()
 
 
 def gaussian(n: int, mean: list[float], deviation: list[float], seed: int = 0) -> torch.Tensor:

@@ -3,7 +3,6 @@
 import json
 import re
 import sys
-import zlib
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,50 +10,13 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from captioned import CAPTIONS, coco, folder_of, picture
 from PIL import Image, UnidentifiedImageError
 
 from cotrunk import CotrunkError
 from cotrunk.groups.captions import Pair, read_pairs
 from cotrunk.groups.dataset import GroupSettings, apart, build_groups, read_groups, read_similarities
 from cotrunk.planning.embedding import Encoder
-
-CAPTIONS = ["a red apple", "a green apple", "a yellow apple", "a grey owl", "a brown owl", "a violin"]
-
-
-def picture(path: Path) -> Path:
-    """A picture of its own for each name."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draw = np.random.default_rng(zlib.crc32(path.name.encode()))
-    Image.fromarray(draw.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(path)
-    return path
-
-
-def folder_of(path: Path, form: str, captions: list[str] = CAPTIONS) -> Path:
-    """A folder with pictures and their captions in this form."""
-    entries = [{"file_name": f"pictures/{i}.png", "text": caption} for i, caption in enumerate(captions)]
-    for entry in entries:
-        picture(path / entry["file_name"])
-    if form == "jsonl":
-        (path / "metadata.jsonl").write_text("\n".join(map(json.dumps, entries)) + "\n")
-    else:
-        lines = ["file_name,text", *(f'{entry["file_name"]},"{entry["text"]}"' for entry in entries)]
-        (path / "metadata.csv").write_text("\n".join(lines) + "\n")
-    return path
-
-
-def coco(path: Path, captions: list[str] = CAPTIONS) -> Path:
-    """Annotations in COCO's form: two captions a picture, the first of which counts."""
-    images = [{"id": 10 + i, "file_name": f"{i}.png"} for i in range(len(captions))]
-    annotations = [
-        {"id": number * 100 + i, "image_id": 10 + i, "caption": caption}
-        for number, texts in ((2, ["not this one"] * len(captions)), (1, captions))
-        for i, caption in enumerate(texts)
-    ]
-    for image in images:
-        picture(path / "train" / image["file_name"])
-    file = path / "captions.json"
-    file.write_text(json.dumps({"images": images, "annotations": annotations}))
-    return file
 
 
 def words(captions: Any) -> np.ndarray:

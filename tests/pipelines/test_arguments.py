@@ -13,11 +13,11 @@ import pytest
 import torch
 from diffusers.configuration_utils import FrozenDict
 from PIL import Image
-from running import STEPS, bare, close, denoiser, recorded, run
+from running import EVERYONE, STEPS, bare, close, denoiser, recorded, run
 from tiny import TinyPipeline, sd, sd_controlnet, sd_from_picture, sd_with_text, sdxl
 from torch import Tensor, nn
 
-from cotrunk import CotrunkError, Plan, generate
+from cotrunk import Batching, CotrunkError, Plan, Settings, Skipping, generate
 from cotrunk.generation import warm_up
 from cotrunk.pipelines.arguments import PerPrompt
 from cotrunk.pipelines.compatibility import check_pipeline
@@ -45,7 +45,7 @@ def test_callbacks_pass_through() -> None:
 def test_output_types_pass_through(kind: str) -> None:
     tiny = sd()
     inputs = tiny.inputs(3)
-    result = run(tiny, inputs, sharing=None, output_type=kind, batch_size=2)
+    result = run(tiny, inputs, sharing=None, output_type=kind, batching=Batching(2))
     generators = [torch.Generator().manual_seed(seed) for seed in result.plan.seeds]
     expected = tiny.pipe(**inputs, num_inference_steps=STEPS, output_type=kind, generator=generators)
     assert type(result.output) is type(expected)
@@ -84,10 +84,10 @@ def test_pictures_that_differ_do_not_share(name: str) -> None:
     edges, poses = ([own[i] for i in ALIKE] for own in (pictures(2), pictures(2, shift=30)))
     inputs = tiny.inputs(4) | {"image": make(edges, poses)}
     groups = [[0, 2], [1, 3]] if differ else [[0, 1, 2, 3]]
-    result = run(tiny, inputs, batch_size=2)
+    result = run(tiny, inputs, batching=Batching(2))
     assert [list(tree.images) for tree in result.plan.trees] == groups
     assert result.cost == result.plan.cost
-    independent = run(tiny, inputs, sharing=None, batch_size=2)  # each batch has its own prompts' pictures
+    independent = run(tiny, inputs, sharing=None, batching=Batching(2))  # each batch has its own prompts' pictures
     assert close(independent.images, bare(tiny, inputs, independent.plan.seeds))
 
 
@@ -189,7 +189,9 @@ def refused(tiny: TinyPipeline, arguments: dict[str, Any], message: str) -> None
         ({"negative_prompt": ["a", "b", "c"]}, "negative_prompt has 3 entries for 2 prompts"),
         ({"negative_prompt_embeds": torch.zeros(3, 77, 16)}, "negative_prompt_embeds has 3 entries for 2 prompts"),
         ({"num_inference_steps": 0}, "num_inference_steps 0 is out of range"),
-        ({"max_rows": 0}, "max_rows 0 is out of range"),
+        ({"batching": {"max_rows": 2}}, r"batching is a dict: give Batching\("),
+        ({"settings": Settings(), "sharing": None}, "settings and sharing are both given"),
+        ({"settings": {"steps": 4}}, r"settings is a dict: give Settings\("),
         ({"seed": -1}, "seed -1"),
         ({"seed": [1, 2, 3]}, "3 seeds for 2 prompts"),
         ({"sharing": {"share": 0.3}}, r"sharing is a dict: give Sharing\("),
@@ -200,6 +202,21 @@ def refused(tiny: TinyPipeline, arguments: dict[str, Any], message: str) -> None
 def test_bad_arguments_are_named_before_denoising(arguments: dict[str, Any], message: str) -> None:
     tiny = sd_with_text()
     refused(tiny, {"prompts": ["one", "two"], "sharing": None} | arguments, message)
+
+
+def test_settings_give_the_steps_and_everything_else_at_once() -> None:
+    tiny = sd()
+    settings = Settings(EVERYONE, Skipping(tolerance=1.0), (0.0, 0.5), STEPS, Batching(2))
+    call = {"output_type": "latent", "seed": 3, "guidance_scale": 5.0}
+    result = generate(tiny.pipe, **tiny.inputs(4), settings=settings, **call)
+    one_by_one = {"sharing": EVERYONE, "skipping": Skipping(tolerance=1.0), "guidance_interval": (0.0, 0.5)}
+    expected = generate(
+        tiny.pipe, **tiny.inputs(4), **one_by_one, batching=Batching(2), num_inference_steps=STEPS, **call
+    )
+    assert torch.equal(result.images, expected.images)
+    assert (result.plan, result.cost, result.spared) == (expected.plan, expected.cost, expected.spared)
+    twice = {"settings": settings, "num_inference_steps": 3}
+    refused(tiny, tiny.inputs(2) | twice, "settings.steps and num_inference_steps are both given")
 
 
 def test_a_cache_dit_is_refused() -> None:
@@ -344,7 +361,7 @@ def test_what_is_not_a_seed_is_named(seed: Any) -> None:
 def test_numbers_of_numpy_are_numbers() -> None:
     tiny = sd()
     call = {"num_inference_steps": np.int64(STEPS), "guidance_scale": np.float32(5), "seed": 1}
-    more = {"batch_size": np.int32(1), "max_rows": np.int16(2), "num_images_per_prompt": np.int8(2)}
+    more = {"batching": Batching(np.int32(1), np.int16(2)), "num_images_per_prompt": np.int8(2)}
     result = run(tiny, tiny.inputs(2), **call, **more)
     expected = run(tiny, tiny.inputs(2), num_inference_steps=STEPS, guidance_scale=5.0, seed=1, num_images_per_prompt=2)
     assert close(result.images, expected.images)

@@ -13,7 +13,7 @@ from running import EVERYONE, STEPS, bare, denoiser, recorded, run
 from tiny import TinyPipeline, flux, sd, sd_controlnet
 from torch import Tensor, nn
 
-from cotrunk import CotrunkError, Skipping, accelerate, generate
+from cotrunk import Batching, CotrunkError, Skipping, apply, generate
 from cotrunk.pipelines.compatibility import remembering_part, steps_scheduler
 from cotrunk.pipelines.cost import _cuts_schedule
 
@@ -77,7 +77,11 @@ def fills_a_list(unet: nn.Module) -> None:
 
 
 TOOLS = [caches_a_block, replaces_the_forward_of_a_layer, stores_attention]
-LEFT_OUT = [{"sharing": EVERYONE}, {"sharing": None, "skipping": FIXED}, {"sharing": None, "max_rows": 2}]
+LEFT_OUT = [
+    {"sharing": EVERYONE},
+    {"sharing": None, "skipping": FIXED},
+    {"sharing": None, "batching": Batching(max_rows=2)},
+]
 
 
 @pytest.mark.parametrize("tool", TOOLS)
@@ -209,7 +213,7 @@ def test_an_own_step_function_is_refused_before_any_row(what: dict[str, Any]) ->
     with pytest.raises(CotrunkError, match="WithOwnStep has a step function of its own"):
         run(tiny, tiny.inputs(2), **what)
     with pytest.raises(CotrunkError, match="WithOwnStep has a step function of its own"):
-        accelerate(tiny.pipe, FIXED)
+        apply(tiny.pipe, FIXED)
     assert not rows
 
 

@@ -2,7 +2,6 @@
 
 import socket
 import sys
-import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -165,15 +164,18 @@ def test_a_name_that_no_hub_can_have(name: str) -> None:
         load_pipeline(name, "cpu")
 
 
-def test_no_network_is_said_within_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_network_the_hub_is_asked_at_most_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without this check the libraries repeat the request for half a minute."""
+    lookups = list[Any]()
+
     def unknown(*args: Any, **kwargs: Any) -> Any:
+        lookups.append(args)
         raise socket.gaierror(-2, "Name or service not known")
 
     monkeypatch.setattr(socket, "getaddrinfo", unknown)
-    begin = time.perf_counter()
     with pytest.raises(CotrunkError, match="There is no folder 'no/such', and the hub cannot be asked for it"):
         load_pipeline("no/such", "cpu")
-    assert time.perf_counter() - begin < 15  # left alone, the libraries try for half a minute
+    assert len(lookups) <= 2
 
 
 class _NotFound(errors.RepositoryNotFoundError):
@@ -268,6 +270,7 @@ def test_a_lora_of_a_diverged_training_is_refused(is_finite: bool, tmp_path: Pat
 # Compiling.
 
 
+@pytest.mark.slow
 def test_a_pipeline_is_compiled_for_any_number_of_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sd_with_text().pipe.save_pretrained(tmp_path)
     graphs = list[Any]()

@@ -12,7 +12,7 @@ from running import EVERYONE, STEPS, BrokenError, bare, close, denoise, recorded
 from tiny import TinyPipeline, flux, sd, sd_controlnet
 from torch import Tensor, nn
 
-from cotrunk import CotrunkError
+from cotrunk import Batching, CotrunkError
 from cotrunk.engine.attach import attached
 from cotrunk.engine.call import CallState, StepEvent
 from cotrunk.engine.step_plan import RowPlan
@@ -44,10 +44,10 @@ def test_chunks_and_a_cache_are_refused_before_denoising() -> None:
     tiny.pipe.transformer.enable_cache(FirstBlockCacheConfig(threshold=0.1))
     rows = recorded(tiny.pipe.transformer)
     with pytest.raises(CotrunkError, match="disable_cache"):
-        run(tiny, tiny.inputs(3), max_rows=2)
+        run(tiny, tiny.inputs(3), batching=Batching(max_rows=2))
     assert rows == []
     tiny.pipe.transformer.disable_cache()
-    run(tiny, tiny.inputs(3), max_rows=2)
+    run(tiny, tiny.inputs(3), batching=Batching(max_rows=2))
     assert max(rows) == 2
 
 
@@ -84,6 +84,7 @@ COMPILED: dict[str, Callable[[Any, Counting], None]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", COMPILED)
 def test_a_compiled_denoiser_stays_compiled(form: str, backend: Counting) -> None:
     tiny = sd()
@@ -118,7 +119,7 @@ def test_batch_after_batch_compiles_nothing_anew(form: str, backend: Counting) -
     COMPILED[form](pipe, backend)
     sample, condition = torch.ones(2, 3), torch.randn(2, 3)
     for batch in range(12):
-        with torch.no_grad(), attached(pipe, RowPlan(lambda step: (0, 0)), [0, 0], Meter(1)):
+        with torch.no_grad(), attached(pipe, CallState(RowPlan(lambda step: (0, 0)), 1), [0, 0]):
             output = pipe.unet(sample, torch.tensor(1), encoder_hidden_states=condition)
         assert torch.equal(output[0], output[1])
         assert (backend.graphs, backend.calls) == (1, batch + 1)
@@ -151,7 +152,7 @@ def test_model_offload_comes_and_goes() -> None:
     assert torch.equal(bare(tiny, inputs, [1, 2, 3]), plain)
 
 
-def raise_it(meter: Meter) -> None:
+def raise_it(event: StepEvent) -> None:
     raise BrokenError
 
 
@@ -162,7 +163,9 @@ def test_group_offload(kind: str) -> None:
     expected = run(tiny, inputs)
     blocks = {"num_blocks_per_group": 1} if kind == "block_level" else {}
     apply_group_offloading(tiny.pipe.transformer, onload_device=torch.device("cpu"), offload_type=kind, **blocks)
-    offloaded = run(tiny, inputs, max_rows=2)  # its hooks keep nothing between steps: chunks are fine
+    offloaded = run(
+        tiny, inputs, batching=Batching(max_rows=2)
+    )  # its hooks keep nothing between steps: chunks are fine
     assert close(offloaded.images, expected.images)
     assert offloaded.cost == expected.cost
     modules = tiny.pipe.transformer.modules()
@@ -195,7 +198,7 @@ def test_conditions_are_known_by_name_where_a_wrapper_hides_the_names() -> None:
     module = peft.get_peft_model(SmallDenoiser(), peft.LoraConfig(r=1, target_modules=["linear"]))
     pipe = SimpleNamespace(unet=module, scheduler=diffusers.DDIMScheduler())
     sample, condition, time = torch.ones(2, 3), torch.randn(2, 3), torch.tensor(1)
-    with torch.no_grad(), attached(pipe, RowPlan(lambda step: (0, 0)), [0, 0], Meter(1)):
+    with torch.no_grad(), attached(pipe, CallState(RowPlan(lambda step: (0, 0)), 1), [0, 0]):
         output = pipe.unet(sample, time, condition)
     assert close(output, module(sample, time, condition.mean(dim=0).expand(2, 3)))
 
@@ -214,7 +217,7 @@ def test_controlnets_are_folded_like_the_denoiser(nets: int) -> None:
     mean = {k: v.mean(dim=0, keepdim=True) if "embeds" in k else v for k, v in inputs.items()}
     mean["image"] = [image[:1] for image in inputs["image"]] if nets > 1 else inputs["image"][:1]
     assert close(denoise(tiny, inputs, [[0, 1, 2]], branch=STEPS).images[:1], bare(tiny, mean, [100]))
-    chunked = run(tiny, inputs, max_rows=4)
+    chunked = run(tiny, inputs, batching=Batching(max_rows=4))
     assert close(chunked.images, result.images)
     assert rows[-6:] == [2, 2, 4, 2, 4, 2]
 

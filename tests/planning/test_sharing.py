@@ -133,8 +133,8 @@ def test_similar_prompts_above_the_upper_limit_stay_apart() -> None:
         ({"similarity": 0.8, "max_similarity": 0.7}, "leaves nothing above"),
         ({"max_group": 0}, "max_group 0"),
         ({"max_group": 2.5}, "max_group 2.5"),
-        ({"max_group": "5"}, "max_group 5"),
-        ({"mode": "star"}, "Unknown mode 'star'"),
+        ({"max_group": "5"}, "max_group '5'"),
+        ({"mode": "star"}, "mode 'star' is unknown"),
     ],
 )
 def test_bad_settings_are_named(settings: dict[str, Any], says: str) -> None:

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from command import cotrunk
-from test_experiment import JUDGES
+from experiments import JUDGES
 
 from cotrunk.evaluation.experiment import Cell
 from cotrunk.evaluation.metrics import Change, Figure

@@ -12,10 +12,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from experiments import JUDGES, Means
 from PIL import Image
-from test_experiment import JUDGES, Means
-from test_trainer import QUICK, SIZE, groups, same_weights, trained  # noqa: F401 (groups is a fixture)
 from tiny import sd_with_text
+from trainings import QUICK, SIZE, same_weights, trained
 
 from cotrunk import CotrunkError
 from cotrunk.evaluation.experiment import Cell, Experiment
@@ -58,7 +58,7 @@ def spoils(path: Path, contents: Sequence[str] = JSONS) -> Iterator[str]:
     "name", ["pictures.json", "latents.npy", "captions.json", "common.pt", "encoder_hidden_states.npy"]
 )
 def test_what_is_damaged_of_encoded_pictures_is_encoded_again(
-    groups: list[list[Pair]],  # noqa: F811
+    groups: list[list[Pair]],
     tmp_path: Path,
     name: str,
 ) -> None:
@@ -78,7 +78,7 @@ def test_what_is_damaged_of_encoded_pictures_is_encoded_again(
             assert encoded() == whole
 
 
-def test_a_checkpoint_of_any_other_content_is_named(groups: list[list[Pair]], tmp_path: Path) -> None:  # noqa: F811
+def test_a_checkpoint_of_any_other_content_is_named(groups: list[list[Pair]], tmp_path: Path) -> None:
     settings, pipe = TrainSettings(**vars(TWO) | {"ema": 0.5}), sd_with_text().pipe
     trained(groups, tmp_path, settings)
     lora, state = (tmp_path / LORA_FILE).read_bytes(), torch.load(tmp_path / FILE)
@@ -119,7 +119,7 @@ def test_a_checkpoint_of_any_other_content_is_named(groups: list[list[Pair]], tm
     train(pipe, groups, settings, tmp_path)
 
 
-def test_settings_of_a_training_are_not_read_again(groups: list[list[Pair]], tmp_path: Path) -> None:  # noqa: F811
+def test_settings_of_a_training_are_not_read_again(groups: list[list[Pair]], tmp_path: Path) -> None:
     trained(groups, tmp_path, TWO)
     (tmp_path / "settings.json").write_text("[" * 100_000)
     trained(groups, tmp_path)
@@ -127,7 +127,7 @@ def test_settings_of_a_training_are_not_read_again(groups: list[list[Pair]], tmp
 
 
 def test_lines_of_a_log_that_no_training_wrote_are_passed_over(
-    groups: list[list[Pair]],  # noqa: F811
+    groups: list[list[Pair]],
     tmp_path: Path,
 ) -> None:
     terms = {"total": 1, "shared": 1, "target": 1, "branch": 1}
@@ -159,7 +159,7 @@ def full_disk(room: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def test_a_disk_that_fills_up_leaves_the_last_checkpoint(groups: list[list[Pair]], tmp_path: Path) -> None:  # noqa: F811
+def test_a_disk_that_fills_up_leaves_the_last_checkpoint(groups: list[list[Pair]], tmp_path: Path) -> None:
     trained(groups, tmp_path, TWO)
     kept = {name: (tmp_path / name).read_bytes() for name in (FILE, LORA_FILE)}
     for room, file in ((5_000, FILE), (100, "losses.jsonl")):
@@ -171,7 +171,7 @@ def test_a_disk_that_fills_up_leaves_the_last_checkpoint(groups: list[list[Pair]
     assert same_weights(went_on, trained(groups, tmp_path / "whole")[1])
 
 
-def test_a_disk_that_fills_up_while_pictures_are_encoded(groups: list[list[Pair]], tmp_path: Path) -> None:  # noqa: F811
+def test_a_disk_that_fills_up_while_pictures_are_encoded(groups: list[list[Pair]], tmp_path: Path) -> None:
     """Through a memory map it would end the process."""
     for room in (100, 1000):
         with (
@@ -184,7 +184,7 @@ def test_a_disk_that_fills_up_while_pictures_are_encoded(groups: list[list[Pair]
 
 
 def test_a_training_that_was_killed_while_its_lora_was_written_ends(
-    groups: list[list[Pair]],  # noqa: F811
+    groups: list[list[Pair]],
     tmp_path: Path,
 ) -> None:
     """As an earlier version left its folder."""
@@ -199,7 +199,7 @@ def test_a_training_that_was_killed_while_its_lora_was_written_ends(
     assert not (tmp_path / ".lora.part").exists()
 
 
-def test_a_full_disk_leaves_the_last_lora(groups: list[list[Pair]], tmp_path: Path) -> None:  # noqa: F811
+def test_a_full_disk_leaves_the_last_lora(groups: list[list[Pair]], tmp_path: Path) -> None:
     trained(groups, tmp_path, TWO)
     size = (tmp_path / LORA_FILE).stat().st_size
     kept = (tmp_path / LORA_FILE).read_bytes()
@@ -394,7 +394,7 @@ def test_settings_that_are_damaged_are_named(tmp_path: Path) -> None:
             read_settings(tmp_path / "a.json")
 
 
-def test_a_group_with_a_name_that_no_file_has_is_named(groups: list[list[Pair]], tmp_path: Path) -> None:  # noqa: F811
+def test_a_group_with_a_name_that_no_file_has_is_named(groups: list[list[Pair]], tmp_path: Path) -> None:
     odd = [[Pair("a dog", Path("a\0b.png")), *groups[0]]]
     with pytest.raises(CotrunkError, match="cannot be read any more: make the groups again"):
         trained(odd, tmp_path)

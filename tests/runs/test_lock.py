@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from captioned import folder_of
 from command import assert_refused, cotrunk, no_model
-from test_dataset import folder_of
 
 from cotrunk import lock
 from cotrunk.errors import CotrunkError

@@ -11,23 +11,23 @@ import numpy as np
 import pytest
 from command import PROMPTS, QUICK, ROUNDING, Outcome, assert_refused, cotrunk, no_model, pixels, read
 
-from cotrunk.generation import prepare
 from cotrunk.planning.plan import Plan
 from cotrunk.runs.folder import RunFolder
+from cotrunk.settings import Batching
 
 
 @pytest.fixture
 def batches_of_3(model: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    model.setitem(prepare.__kwdefaults__, "batch_size", 3)
+    model.setattr(Batching.__init__, "__defaults__", (3, None, None))
     return model
 
 
 KILLED = """
 import os, signal
-from cotrunk import generation
+from cotrunk import settings
 from cotrunk.cli import app
 from cotrunk.runs import folder
-generation.prepare.__kwdefaults__["batch_size"] = 3
+settings.Batching.__init__.__defaults__ = (3, None, None)
 write = folder.RunFolder.write_batch
 def write_and_die(self, *args):
     write(self, *args)
@@ -37,6 +37,7 @@ app.main()
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="this system has no SIGKILL")
 def test_kill_and_resume(batches_of_3: pytest.MonkeyPatch, tmp_path: Path) -> None:
     whole, cut = tmp_path / "whole", tmp_path / "cut"

@@ -15,15 +15,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from accelerate import tracking
 from accelerate.state import AcceleratorState
-from accelerate.utils import LoggerType
 from diffusers import AutoencoderTiny, EDMEulerScheduler, LCMScheduler
-from PIL import Image
 from running import close, denoiser
 from safetensors.torch import load_file
 from tiny import TinyPipeline, flux, pixart, sana, sd, sd3, sd_with_text, sdxl, wan
 from torch import Tensor
+from trainings import OBJECTIVES, QUICK, SIZE, few, recorders, same_weights, trained
 
 from cotrunk import CotrunkError, generate, mini
 from cotrunk.groups.captions import Pair
@@ -34,29 +32,6 @@ from cotrunk.training.log import Step, plot_losses, read_losses, write_step
 from cotrunk.training.loss import Loss, Terms, sage_loss
 from cotrunk.training.settings import TrainSettings
 from cotrunk.training.trainer import train, trained_share, training_schedule
-
-SIZE = {"height": 32, "width": 32}
-QUICK = TrainSettings(steps=6, batch=2, rank=2, learning_rate=1e-2, checkpoint_every=2, caption_dropout=0.3, **SIZE)
-
-
-@pytest.fixture(scope="module")
-def groups(tmp_path_factory: pytest.TempPathFactory) -> list[list[Pair]]:
-    """Four groups of two or three pictures."""
-    folder, draw, made = tmp_path_factory.mktemp("pictures"), np.random.default_rng(0), []
-    for number, size in enumerate((2, 3, 2, 2)):
-        made.append([])
-        for member in range(size):
-            path = folder / f"{number}{member}.png"
-            Image.fromarray(draw.integers(0, 255, (40, 36, 3), dtype=np.uint8)).save(path)
-            made[-1].append(Pair(f"a small picture {number}.{member}", path))
-    return made
-
-
-def trained(
-    groups: list[list[Pair]], out: Path, settings: TrainSettings = QUICK, **arguments: Any
-) -> tuple[TinyPipeline, dict[str, Tensor]]:
-    pipeline = sd_with_text()
-    return pipeline, load_file(train(pipeline.pipe, groups, settings, out, **arguments))
 
 
 @pytest.mark.parametrize("build", [sd, sdxl, sd3, flux, pixart])
@@ -137,36 +112,6 @@ def test_an_interrupted_training_gives_the_pipeline_back(
         train(pipeline.pipe, groups, settings, tmp_path)
 
 
-def recorders(patch: pytest.MonkeyPatch) -> list[Any]:
-    """What takes TensorBoard's place, which need not be installed, in the trainings to come."""
-    made = []
-
-    class Recorder(tracking.GeneralTracker):
-        name = tracker = "tensorboard"
-        requires_logging_directory = True
-
-        def __init__(self, run_name: str, logging_dir: Path) -> None:
-            super().__init__()
-            self.folder, self.logged, self.is_closed = Path(logging_dir), dict[int, Any](), False
-            self.shown = dict[int, Tensor]()
-            made.append(self)
-
-        def log(self, values: dict[str, Any], step: int, **_: Any) -> None:
-            self.logged[step] = values
-
-        def log_images(self, values: dict[str, Any], step: int, dataformats: str) -> None:
-            """As TensorBoard takes them."""
-            assert (dataformats, list(values)) == ("NHWC", ["validation"])
-            self.shown[step] = values["validation"]
-
-        def finish(self) -> None:
-            self.is_closed = True
-
-    patch.setitem(tracking.LOGGER_TYPE_TO_CLASS, "tensorboard", Recorder)
-    patch.setattr(tracking, "get_available_trackers", lambda: [LoggerType.TENSORBOARD])
-    return made
-
-
 def test_a_tracker_is_closed_when_a_training_is_interrupted(
     groups: list[list[Pair]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -231,7 +176,7 @@ def test_a_killed_training_ends_with_the_same_weights(
 
 def process(script: str, groups: list[list[Pair]], *arguments: object, **environment: str) -> subprocess.Popen[bytes]:
     """Another Python, with this module as `t`, these groups as `groups` and the arguments in `sys.argv`."""
-    head = "import pickle, sys, pathlib, test_trainer as t\ngroups = pickle.load(sys.stdin.buffer)\n"
+    head = "import pickle, sys, pathlib, trainings as t\ngroups = pickle.load(sys.stdin.buffer)\n"
     paths = os.pathsep.join([str(Path(__file__).parents[1]), *filter(None, sys.path)])
     # one thread, as in this process: with another number sums round otherwise
     own = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", **environment}
@@ -244,10 +189,6 @@ def process(script: str, groups: list[list[Pair]], *arguments: object, **environ
     return started
 
 
-def same_weights(mine: dict[str, Tensor], others: dict[str, Tensor]) -> bool:
-    return mine.keys() == others.keys() and all(torch.equal(tensor, others[name]) for name, tensor in mine.items())
-
-
 KILLED = """
 import os, signal
 def kill(step):
@@ -257,6 +198,7 @@ t.trained(groups, pathlib.Path(sys.argv[1]), on_step=kill)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="this system has no SIGKILL")
 def test_a_training_whose_process_was_killed_ends_with_the_same_weights(
     groups: list[list[Pair]], tmp_path: Path
@@ -277,7 +219,6 @@ def test_a_training_whose_process_was_killed_ends_with_the_same_weights(
     assert list(read_losses(log)) == list(read_losses(tmp_path / "whole" / "losses.jsonl"))
 
 
-OBJECTIVES = ("sage", "standard")
 ONE_OF_TWO = """
 t.recorders(t.pytest.MonkeyPatch())
 for objective in t.OBJECTIVES:
@@ -285,10 +226,7 @@ for objective in t.OBJECTIVES:
 """
 
 
-def few(objective: Any, **changed: Any) -> TrainSettings:
-    return TrainSettings(**vars(QUICK) | {"steps": 3, "loss": Loss(objective)} | changed)
-
-
+@pytest.mark.slow
 def test_two_processes_train_one_lora(groups: list[list[Pair]], tmp_path: Path) -> None:
     """As `accelerate launch` starts them. Each takes a half of a step's groups: that is one process in two passes. And
     they train again, though the tracker of the first training is closed."""

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 import torch
 from command import assert_refused, cotrunk
+from experiments import JUDGES, Means
 from PIL import Image
-from test_experiment import JUDGES, Means
 from tiny import _unet, sd_with_text
 
-from cotrunk import CotrunkError
+from cotrunk import CotrunkError, Settings, Sharing, Skipping
 from cotrunk.evaluation.metrics import mean
 from cotrunk.execution import Batch, Run
 from cotrunk.generation import WARM_STEPS
@@ -135,7 +135,7 @@ def test_a_setting_that_fails_only_when_it_runs_is_named_too(tmp_path: Path, mon
     original = Run.batches
 
     def batches(self: Run, **more: Any) -> Any:
-        if self.skipping is not None:
+        if self.settings.skipping is not None:
             raise CotrunkError("No rows can be left out of a UNet.")
         return original(self, **more)
 
@@ -235,7 +235,7 @@ def test_what_is_denoised_first_is_not_timed(tmp_path: Path, monkeypatch: pytest
     assert [run.plan.steps for run in runs] == [WARM_STEPS, WARM_STEPS, 6, 2]
     # many rows, and a single one: a compiled denoiser takes that for another shape
     assert [len(run.plan) for run in runs] == [len(PROMPTS), 1, len(PROMPTS), len(PROMPTS)]
-    assert [run.guidance_interval is not None for run in runs] == [False, True, False, False]
+    assert [run.settings.guidance_interval is not None for run in runs] == [False, True, False, False]
 
 
 def test_what_cannot_be_guided_in_part_is_warmed_up_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -487,10 +487,10 @@ def test_settings_survive_their_file(tmp_path: Path) -> None:
     one = Setting(12, 0.3, 0.7, 0.02, (0.1, 0.8))
     write_settings(one, BASIS, tmp_path / "a.json")
     assert read_settings(tmp_path / "a.json") == (one, BASIS)
-    arguments = one.arguments()
-    assert arguments["sharing"].similarity == 0.7
-    assert arguments["skipping"].tolerance == 0.02
-    assert Setting(4).arguments()["sharing"] is None
+    asked = one.settings()
+    assert asked.sharing == Sharing(similarity=0.7)
+    assert asked.skipping == Skipping(tolerance=0.02)
+    assert Setting(4).settings() == Settings(sharing=None, steps=4)
 
 
 def test_settings_name_folders_so_that_they_are_found_from_anywhere(

@@ -11,7 +11,7 @@ from rich.markup import escape
 
 from ..errors import CotrunkError
 from ..planning.prompts import checked
-from ..settings import Skipping, check_fractions
+from ..settings import Batching, Settings, Skipping
 from .console import Bar, err, left_out, out, print_summary, say
 from .inputs import check_draws_from_text, check_numbers, check_whole, hold, out_folder, prompts_of, sharing_of, warn
 from .options import (
@@ -135,8 +135,7 @@ def generate(
         checked(negative, "--negative")
     sharing = sharing_of(share, similarity, max_group, mode, encoder)
     skipping = _skipping(skip)
-    if guidance_interval is not None:
-        check_fractions("guidance_interval", guidance_interval)
+    asked = Settings(sharing, skipping, guidance_interval, steps, Batching(max_rows=max_rows))
 
     from ..pipelines.loading import check_names, load_pipeline
     from ..pipelines.schedulers import SCHEDULERS
@@ -185,21 +184,18 @@ def generate(
     from ..pipelines.arguments import needed_arguments
     from ..pipelines.tokenizers import condition_keys
 
-    arguments: dict[str, Any] = {**needed_arguments(pipe), "num_inference_steps": steps, "guidance_scale": guidance}
+    arguments: dict[str, Any] = {**needed_arguments(pipe), "guidance_scale": guidance}
     if negative is not None:
         arguments["negative_prompt"] = negative
-    warn(pipe, texts, condition_keys(pipe, texts, arguments))
+    warn(pipe, texts, condition_keys(pipe, texts, {**arguments, "num_inference_steps": steps}))
     with err.status("Planning"):
         run = prepare(
             pipe,
             texts,
-            sharing=sharing,
+            asked,
             seed=seed,
             num_images_per_prompt=images_per_prompt,
             plan=Plan.load(out_dir / "plan.json") if resuming else None,
-            max_rows=max_rows,
-            skipping=skipping,
-            guidance_interval=guidance_interval,
             **arguments,
         )
     seconds["embed"] = run.seconds["embed"]
@@ -232,13 +228,13 @@ def generate(
                 # guidance has one
                 half = None if guidance_interval is None else (0.0, 0.5)
                 for some, each in ((texts, images_per_prompt), (texts[:1], 1)):
-                    limits = {"num_images_per_prompt": each, "max_rows": max_rows, "guidance_interval": half}
-                    warm_up(pipe, some, **limits, **arguments)
+                    warm = Settings(None, None, half, steps, asked.batching)
+                    warm_up(pipe, some, warm, num_images_per_prompt=each, **arguments)
             if not compiled:  # who asks for it waits for it
                 begin += time.perf_counter() - start
         _denoise(folder, lock, runs)
         if compare:  # only now is it known what skipping spared, and so what equal cost is
-            runs += _comparisons(pipe, run.plan, folder.journal(main).cost, texts, arguments, max_rows)
+            runs += _comparisons(pipe, run.plan, folder.journal(main).cost, texts, arguments, asked.batching)
             folder.write_report(settings, facts, [arm for arm, _ in runs], seconds)
             _denoise(folder, lock, runs[1:])
     except KeyboardInterrupt:
@@ -301,7 +297,7 @@ def _arms(independent: "Plan", equal: "Plan") -> tuple["Arm", "Arm"]:
 
 
 def _comparisons(
-    pipe: Any, plan: "Plan", cost: "Cost", texts: list[str], arguments: dict[str, Any], max_rows: int | None
+    pipe: Any, plan: "Plan", cost: "Cost", texts: list[str], arguments: dict[str, Any], batching: Batching
 ) -> list[tuple["Arm", "Run"]]:
     """What to run for comparison with a plan that took this many rows."""
     from ..generation import prepare
@@ -318,8 +314,8 @@ def _comparisons(
             break
     runs = []
     for arm in _arms(plan.independent(), equal):
-        own = {**arguments, "num_inference_steps": arm.plan.steps}
-        runs.append((arm, prepare(pipe, texts, plan=arm.plan, max_rows=max_rows, **own)))
+        own = Settings(steps=arm.plan.steps, batching=batching)
+        runs.append((arm, prepare(pipe, texts, own, plan=arm.plan, **arguments)))
     return runs
 
 

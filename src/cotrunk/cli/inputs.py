@@ -17,7 +17,7 @@ from ..planning.prompts import checked, read_prompts
 from .console import err, say, warn_alike, warn_truncated
 
 if TYPE_CHECKING:
-    from ..planning.sharing import Mode, Sharing
+    from ..settings import Mode, Sharing
 
 
 def prompts_of(arguments: Sequence[str] | None, file: str | None, column: str) -> list[str]:
@@ -67,7 +67,7 @@ def check_numbers(steps: int, guidance: float, seed: int, images_per_prompt: int
 
 
 def sharing_of(share: float, similarity: str, max_group: int, mode: str, encoder: str) -> "Sharing":
-    from ..planning.sharing import Sharing
+    from ..settings import Sharing
 
     check_whole("--max-group", max_group, 0)
     value: Any = "auto"

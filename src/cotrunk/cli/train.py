@@ -157,7 +157,7 @@ def _drawn(pipe: Any, prompts: list[str], share: float, sizes: dict[str, Any], p
     from PIL import Image
 
     from ..generation import generate
-    from ..planning.sharing import Sharing
+    from ..settings import Sharing
 
     made = generate(pipe, prompts, sharing=Sharing(share=share, similarity=0.3), num_inference_steps=20, **sizes)
     width, height = made.images[0].size

@@ -34,7 +34,7 @@ def attached(
         callbacks: the user's functions among the arguments of the call.
 
     Raises:
-        CotrunkError: the pipeline is in use; or, on leaving, images that shared a row differed in what it cannot average.
+        CotrunkError: the pipeline is in use; or, on leaving, images that shared a row differed.
     """
     caller = Caller(pipe, callbacks)
     generators = None if seeds is None else [torch.Generator().manual_seed(seed) for seed in seeds]

@@ -14,7 +14,6 @@ import numpy as np
 import torch
 
 from ..errors import CotrunkError
-from ..execution import BATCH
 from ..files import check_folder, write_bytes, writing
 from ..generation import prepare, warm_up
 from ..pipelines.cost import guidance_rows, timesteps_of
@@ -214,7 +213,7 @@ class Experiment:
                 self._warm = self._loaded
         plan = self._plan(cell)
         own = {**self.arguments, "num_inference_steps": cell.steps, "output_type": "pt"}
-        run = prepare(self.pipe, self.prompts, plan=plan, batch_size=BATCH, **own)
+        run = prepare(self.pipe, self.prompts, plan=plan, **own)
         # a batch that memory had no room for was kept in parts
         for made in run.batches(skip=done.issuperset):
             kept = {

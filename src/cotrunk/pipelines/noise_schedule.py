@@ -1,8 +1,8 @@
 """The noise schedule of a scheduler: how much signal and how much noise its samples hold at each timestep.
 
-Every diffusion model here sees alpha * x0 + sigma * noise, or that divided by alpha. To predict and correct outputs, only
-the meaning of an output (noise, x0, velocity) and the pair (alpha, sigma) are needed. Both are read from the scheduler,
-which is never changed.
+Every diffusion model here sees alpha * x0 + sigma * noise, or that divided by alpha. To predict and correct outputs, it
+is enough to know what an output means (noise, x0, velocity) and the pair (alpha, sigma). Both are read from the
+scheduler, which is never changed.
 """
 
 import math

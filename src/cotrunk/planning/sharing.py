@@ -7,73 +7,16 @@ point may depend on the similarity and leaves the rule open: `adaptive` and `tre
 """
 
 import hashlib
-import math
-import numbers
 from collections.abc import Hashable, Sequence
-from dataclasses import asdict, dataclass
-from typing import Literal, get_args
+from dataclasses import asdict
 
 import numpy as np
 
 from ..checks import seeds_of
 from ..errors import CotrunkError
+from ..settings import Sharing
 from .grouping import dendrogram, group_prompts, smallest_similarity
 from .plan import Branch, Plan, flat_tree, leaf
-
-Mode = Literal["flat", "adaptive", "tree"]
-
-
-@dataclass(frozen=True)
-class Sharing:
-    """How prompts share. The defaults are those of the paper.
-
-    Attributes:
-        share: the part of the timesteps that a group may share (the paper's beta), 0 to below 1. The saving never
-            exceeds it. 0.2 to 0.3 is mild; beyond 0.4 images of a group look much alike.
-        similarity: prompts share if every pair of their group has at least this cosine. A number belongs to one
-            encoder; "auto" finds one for the encoder in use (`embedding.auto_threshold`).
-        max_similarity: pairs at or above this cosine do not share (the paper's tau_max); None for no such limit.
-        max_group: largest group; None for no limit.
-        mode: "flat": every group branches at `share`. "adaptive": the looser the group, the earlier it branches.
-            "tree": pairs part one after another, by a dendrogram.
-        encoder: what measures similarity: "pipeline" (its own text encoder), "minilm", or any model that
-            sentence-transformers loads.
-    """
-
-    share: float = 0.3
-    similarity: float | Literal["auto"] = "auto"
-    max_similarity: float | None = None
-    max_group: int | None = 5
-    mode: Mode = "flat"
-    encoder: str = "pipeline"
-
-    def __post_init__(self) -> None:
-        _number("share", self.share, 0, 1, "0 <= share < 1", below=True)
-        if self.similarity != "auto":
-            if isinstance(self.similarity, str):
-                raise CotrunkError(f"similarity {self.similarity!r} is neither 'auto' nor a number from -1 to 1.")
-            _number("similarity", self.similarity, -1, 1, "-1 <= similarity <= 1, or 'auto'")
-            object.__setattr__(self, "similarity", float(self.similarity))  # numpy's, say, which JSON does not take
-        object.__setattr__(self, "share", float(self.share))
-        if self.max_similarity is not None:
-            _number("max_similarity", self.max_similarity, -1, math.inf, "a cosine above similarity")
-            if self.similarity != "auto" and self.max_similarity <= self.similarity:
-                raise CotrunkError(
-                    f"max_similarity {self.max_similarity} leaves nothing above similarity {self.similarity}: "
-                    "choose a larger one."
-                )
-            object.__setattr__(self, "max_similarity", float(self.max_similarity))
-        is_whole = isinstance(self.max_group, int) and not isinstance(self.max_group, bool)
-        if self.max_group is not None and (not is_whole or self.max_group < 1):
-            raise CotrunkError(f"max_group {self.max_group} is not a group size: use 1 or more, or None for no limit.")
-        if self.mode not in get_args(Mode):
-            raise CotrunkError(f"Unknown mode {self.mode!r}: use one of {', '.join(get_args(Mode))}.")
-
-
-def _number(name: str, value: float, low: float, high: float, range_text: str, *, below: bool = False) -> None:
-    valid = isinstance(value, numbers.Real) and low <= value <= high and not (below and value == high)
-    if not valid:  # NaN compares false
-        raise CotrunkError(f"{name} {value} is out of range: use {range_text}.")
 
 
 def branch_point(sharing: Sharing, threshold: float, similarity: float, timesteps: int, order: int = 1) -> int:

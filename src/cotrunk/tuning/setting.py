@@ -4,13 +4,12 @@ import json
 import math
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from ..errors import CotrunkError
 from ..files import write_text
 from ..pipelines.loading import EMBEDDED
-from ..planning.sharing import Sharing
-from ..settings import Skipping
+from ..settings import Settings, Sharing, Skipping
 
 LEAST = 4  # prompts to compare settings on
 
@@ -42,15 +41,15 @@ class Setting:
         parts += ["guided in part"] if self.guidance_interval is not None else []
         return ", ".join(parts)
 
-    def arguments(self) -> dict[str, Any]:
-        """For `cotrunk.generate`."""
+    def settings(self) -> Settings:
+        """Return it as `cotrunk.generate` takes it."""
         similarity: float | Literal["auto"] = "auto" if self.similarity is None else self.similarity
-        return {
-            "sharing": Sharing(share=self.share, similarity=similarity) if self.share else None,
-            "skipping": None if self.tolerance is None else Skipping(tolerance=self.tolerance),
-            "guidance_interval": self.guidance_interval,
-            "num_inference_steps": self.steps,
-        }
+        return Settings(
+            sharing=Sharing(share=self.share, similarity=similarity) if self.share else None,
+            skipping=None if self.tolerance is None else Skipping(tolerance=self.tolerance),
+            guidance_interval=self.guidance_interval,
+            steps=self.steps,
+        )
 
 
 @dataclass(frozen=True)
@@ -108,7 +107,7 @@ def read_settings(path: Path) -> tuple[Setting, Basis]:
             and None not in (setting.share, basis.guidance, basis.model)
         ):
             raise ValueError("an entry of another type")
-        setting.arguments()  # or a number out of its range would be noticed later, in other words
+        setting.settings()  # or a number out of its range would be noticed later, in other words
     except (OSError, KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise CotrunkError(f"{path} is not a file of settings: give one that cotrunk tune wrote.") from error
     return setting, basis

@@ -20,6 +20,7 @@ from ..generation import prepare, warm_up
 from ..pipelines.identity import model_digest, scheduler_facts
 from ..planning.embedding import pipeline_encoder
 from ..planning.threshold import auto_threshold
+from ..settings import Settings
 from .setting import Setting
 
 
@@ -89,15 +90,16 @@ class Trials:
     def _prepared(self, setting: Setting, seed: int) -> Run:
         if setting.share and setting.similarity is None:
             setting = replace(setting, similarity=self.threshold)
-        own = {**self.arguments, **setting.arguments(), "output_type": "pt"}
-        return prepare(self.pipe, self.prompts, seed=seed, **own)
+        return prepare(
+            self.pipe, self.prompts, setting.settings(), seed=seed, **{**self.arguments, "output_type": "pt"}
+        )
 
     def _warm_up(self) -> None:
         """With many rows, and with one: a compiled denoiser takes it for another shape. An image without guidance has
         one."""
         warm_up(self.pipe, self.prompts, **self.arguments)
         try:
-            warm_up(self.pipe, self.prompts[:1], guidance_interval=(0.0, 0.5), **self.arguments)
+            warm_up(self.pipe, self.prompts[:1], Settings(guidance_interval=(0.0, 0.5)), **self.arguments)
         except CotrunkError:  # guidance that is no row of its own, or that cannot be left out
             warm_up(self.pipe, self.prompts[:1], **self.arguments)
 

@@ -11,8 +11,8 @@ import pytest
 import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file
-from test_trainer import QUICK, groups, same_weights, trained  # noqa: F401 (groups is a fixture)
 from tiny import sd_with_text
+from trainings import QUICK, same_weights, trained
 
 from cotrunk import CotrunkError
 from cotrunk.groups.captions import Pair
@@ -56,7 +56,7 @@ def spoiled(spoil: Callable[[Terms], Terms], now: bool, terms: Terms) -> Terms:
     ],
 )
 def test_the_first_nan_stops_a_training_and_keeps_its_checkpoint(
-    groups: list[list[Pair]],  # noqa: F811
+    groups: list[list[Pair]],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     spoil: Callable[[Terms], Terms],
@@ -79,7 +79,7 @@ def test_the_first_nan_stops_a_training_and_keeps_its_checkpoint(
 
 
 def test_a_training_that_stopped_goes_on_once_it_is_cured(
-    groups: list[list[Pair]],  # noqa: F811
+    groups: list[list[Pair]],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -97,7 +97,7 @@ def test_a_training_that_stopped_goes_on_once_it_is_cured(
 
 
 def test_a_checkpoint_is_not_replaced_by_weights_that_are_not_finite(
-    groups: list[list[Pair]],  # noqa: F811
+    groups: list[list[Pair]],
     tmp_path: Path,
 ) -> None:
     pipeline = sd_with_text()
@@ -113,7 +113,7 @@ def test_a_checkpoint_is_not_replaced_by_weights_that_are_not_finite(
 
 @pytest.mark.parametrize("rate", [1e9, 1e30])
 def test_a_checkpoint_of_finite_weights_that_give_no_finite_loss_is_not_written(
-    groups: list[list[Pair]],  # noqa: F811
+    groups: list[list[Pair]],
     tmp_path: Path,
     rate: float,
 ) -> None:
@@ -129,7 +129,7 @@ def test_a_checkpoint_of_finite_weights_that_give_no_finite_loss_is_not_written(
 
 
 def test_a_model_that_overflows_by_itself_is_not_blamed_on_the_learning_rate(
-    groups: list[list[Pair]],  # noqa: F811
+    groups: list[list[Pair]],
     tmp_path: Path,
 ) -> None:
     pipe = sd_with_text().pipe
@@ -138,7 +138,7 @@ def test_a_model_that_overflows_by_itself_is_not_blamed_on_the_learning_rate(
         train(pipe, groups, QUICK, tmp_path)
 
 
-def test_a_text_encoder_that_overflows_is_named(groups: list[list[Pair]], tmp_path: Path) -> None:  # noqa: F811
+def test_a_text_encoder_that_overflows_is_named(groups: list[list[Pair]], tmp_path: Path) -> None:
     pipe = sd_with_text().pipe
     pipe.text_encoder.final_layer_norm.weight.data.fill_(1e6)  # more than half precision holds
     with pytest.raises(CotrunkError, match=r"The text encoder's output for 'a small picture 0\.0' is not finite"):
@@ -159,7 +159,7 @@ def scaled(patch: pytest.MonkeyPatch, scale: float) -> None:
 
 
 def test_steps_that_a_loss_scale_overflows_are_skipped_and_training_goes_on(
-    groups: list[list[Pair]],  # noqa: F811
+    groups: list[list[Pair]],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -181,7 +181,7 @@ def test_steps_that_a_loss_scale_overflows_are_skipped_and_training_goes_on(
 
 
 def test_a_gradient_that_no_loss_scale_saves_is_a_divergence(
-    groups: list[list[Pair]],  # noqa: F811
+    groups: list[list[Pair]],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -215,7 +215,7 @@ def test_a_gradient_that_overflows_is_null_in_the_log(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("where", ["lora", "optimiser", "average"])
 def test_a_checkpoint_that_holds_a_nan_is_not_gone_on_from(
-    groups: list[list[Pair]],  # noqa: F811
+    groups: list[list[Pair]],
     tmp_path: Path,
     where: str,
 ) -> None:

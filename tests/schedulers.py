@@ -61,6 +61,9 @@ FLOW: dict[str, Callable[[], SchedulerMixin]] = {
 
 SCHEDULERS = DIFFUSION | FLOW
 
+# one of each kind: multistep, several evaluations per step, ancestral and Brownian noise, flows
+REPRESENTATIVE = ("dpm++2m", "pndm", "heun", "euler-ancestral", "dpm-sde", "flow-heun", "flow-euler-stochastic")
+
 # arguments of the pipeline's call without which the setting is not what its name says
 CALL_KWARGS: dict[str, dict[str, Any]] = {"ddim-eta": {"eta": 1.0}, "tcd": {"eta": 0.3}}
 

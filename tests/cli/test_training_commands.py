@@ -52,6 +52,7 @@ def test_what_is_left_out_of_a_set_is_said(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "set" / "summary.json").read_text())["pictures"] == len(CAPTIONS)
 
 
+@pytest.mark.slow
 def test_training_then_evaluating(groups: Path, tmp_path: Path, tiny_model: pytest.MonkeyPatch) -> None:
     settings = ("--steps", 2, "--batch", 2, "--rank", 2, "--height", 32, "--width", 16, "--checkpoint-every", 1)
     (tmp_path / "validation.txt").write_text("\n".join(CAPTIONS[:2]))

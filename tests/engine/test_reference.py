@@ -5,7 +5,7 @@ from functools import partial
 import pytest
 import torch
 from reference import alone, branched, count_calls, sample
-from schedulers import BROWNIAN, CALL_KWARGS, DIFFUSION, FLOW, SCHEDULERS, STOCHASTIC, UNSEEDED
+from schedulers import BROWNIAN, CALL_KWARGS, DIFFUSION, FLOW, REPRESENTATIVE, SCHEDULERS, STOCHASTIC, UNSEEDED
 from tiny import PIPELINES, TinyPipeline, sd, sd3, sd_controlnet, sd_with_text
 from torch import Tensor
 
@@ -39,7 +39,7 @@ def relative(a: Tensor, b: Tensor) -> float:
     return ((a - b).norm() / b.norm()).item()
 
 
-@pytest.mark.parametrize("name", SCHEDULERS)
+@pytest.mark.parametrize("name", REPRESENTATIVE)
 def test_equals_the_bare_pipeline_without_sharing(name: str) -> None:
     tiny = tiny_for(name)
     kwargs = CALL_KWARGS.get(name, {})
@@ -48,9 +48,7 @@ def test_equals_the_bare_pipeline_without_sharing(name: str) -> None:
         assert relative(ours[image : image + 1], bare(tiny_for(name), name, image, seed)) < 1e-5
 
 
-@pytest.mark.parametrize(
-    "name", ["dpm++2m", "pndm", "heun", "euler-ancestral", "dpm-sde", "flow-heun", "flow-euler-stochastic"]
-)
+@pytest.mark.parametrize("name", REPRESENTATIVE)
 def test_siblings_are_equal_until_they_branch(name: str) -> None:
     tiny = tiny_for(name)
     inputs, calls, seeds = tiny.inputs(3), count_calls(tiny, STEPS), [11, 11, 12]

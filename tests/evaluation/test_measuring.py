@@ -139,6 +139,7 @@ def test_rivals_are_of_the_own_model_and_of_the_first(tmp_path: Path, trained_lo
     assert [cell.model for cell in design.cells(own)] == sorted(cell.model for cell in design.cells(own))
 
 
+@pytest.mark.slow
 def test_the_paper_can_be_read_off_its_numbers(tmp_path: Path, trained_lora: Path) -> None:
     own = measures(tmp_path, experiment(tmp_path, tuned=trained_lora))
     design = Design(["pre-trained", "tuned"], [0.5], 4, [6])
@@ -161,6 +162,7 @@ def test_the_paper_can_be_read_off_its_numbers(tmp_path: Path, trained_lora: Pat
     assert (tmp_path / "knee.md").read_text() in text
 
 
+@pytest.mark.slow
 def test_the_curves_can_be_read_off_a_table(tmp_path: Path, trained_lora: Path) -> None:
     """Line by line as they are drawn, from the fewest rows to the most; the steps of the table among the others."""
     own = measures(tmp_path, experiment(tmp_path, tuned=trained_lora))

@@ -56,8 +56,13 @@ def texts_of(name: str, n: int) -> dict[str, Any]:
     return {key: value for key, value in inputs.items() if "prompt" in key}
 
 
-@pytest.mark.parametrize("held", ["picture", "list of one", "tensor", "batch of one"])
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize(
+    ("name", "held"),
+    [
+        *((name, "picture") for name in KINDS),
+        *(("img2img", held) for held in ("list of one", "tensor", "batch of one")),
+    ],
+)
 def test_one_image_for_all_prompts_is_what_it_is_for_each_alone(name: str, held: str) -> None:
     """Pipelines encode a single image with the first generator: an image would depend on its place in the batch."""
     pipe, extra = KINDS[name]()

@@ -332,8 +332,7 @@ def use(folder: RunFolder) -> None:
 
 
 @pytest.mark.parametrize("name", ["run.json", "journal.jsonl", "plan.json"])
-@pytest.mark.parametrize("seed", range(3))
-def test_a_folder_that_is_resumed_is_refused_or_works(folder: RunFolder, name: str, seed: int) -> None:
+def test_a_folder_that_is_resumed_is_refused_or_works(folder: RunFolder, name: str) -> None:
     write(folder, batch(0, 1), batch(2, rows=6))
     others = [Arm(other, PLAN.independent(), pictures) for other, pictures in COMPARED.items()]
     for other in others:
@@ -343,7 +342,7 @@ def test_a_folder_that_is_resumed_is_refused_or_works(folder: RunFolder, name: s
     lines = [json.loads(line) for line in kept["journal.jsonl"].splitlines() if line.strip()]
     document = {"lines": lines} if name == "journal.jsonl" else json.loads(kept[name])
     refused = list[str]()
-    for what, text in mutants(document, 60, seed):
+    for what, text in mutants(document, 60, seed=0):
         for file, content in kept.items():
             (folder.path / file).write_text(content)
         with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):  # or it is the whole journal
@@ -357,7 +356,8 @@ def test_a_folder_that_is_resumed_is_refused_or_works(folder: RunFolder, name: s
             raise AssertionError(what) from error
     if name == "journal.jsonl":
         assert refused == []  # what it does not say is made again
-    assert len(refused) < 70
+    if name == "plan.json":
+        assert len(refused) > 30  # most changes make a plan unusable
     assert not any("\n" in sentence for sentence in refused)
 
 

@@ -95,7 +95,7 @@ def test_the_tokens_with_the_highest_scores_are_computed(
     scores = torch.from_numpy(np.random.default_rng(seed).random((2, height * side, width * side)))
     kept = chosen_tokens(scores, height * width, share)
     assert kept is not None
-    assert kept.shape == (2, max(1, round(share * height * width)))
+    assert kept.shape == (2, max(1, round(share * (height * width))))
     pooled = torch.nn.functional.adaptive_avg_pool2d(scores[:, None], (height, width)).flatten(1)
     for own, chosen in zip(pooled, kept, strict=True):
         assert (chosen[1:] > chosen[:-1]).all()

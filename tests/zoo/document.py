@@ -38,7 +38,7 @@ image"), or one per prompt ("own images"). "Right" means:
 - **`sharing=None`**: each image is what the bare pipeline gives for that prompt alone, to the same rounding, in either
   order of the prompts.
 - **skipping** (`Skipping(rule="fixed", every=3)`): an image is the same in company as alone, and evaluations are
-  spared. How close it comes to the image without skipping is another question ([measured here](skipping.md)).
+  spared. How close it comes to the image without skipping is another question ([measured here](skipping-design.md)).
 
 "Refused" means one sentence before the denoiser runs; it stands in the notes.
 """

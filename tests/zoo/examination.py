@@ -16,6 +16,9 @@ from .loop import NoMeanError, alone, as_tensor, hear, shared
 from .parts import TEXTS
 
 TOLERANCE = 5e-5  # norm of an image's error over the norm of the image; float32 leaves some 1e-6
+# Skipping compares cotrunk with itself in calls of another batch size, whose kernels round differently, over twice the
+# steps. Some random networks amplify that: Kandinsky 3 to 1e-4 in float32, with or without skipping (1e-14 in float64).
+SKIPPING_TOLERANCE = 2e-4
 HEARD = 20 * TOLERANCE  # what a prompt, and the mean of a group, must change, lest the comparison be blind
 SHARE = 0.5
 EVERYONE = {"similarity": -1.0, "share": SHARE}
@@ -118,7 +121,7 @@ def skipping(case: Case, pipe: Any, variant: Variant) -> Verdict:
         if single is None:
             return verdict
         theirs |= images_of(case, single, [i])
-    return compared(images_of(case, result, PROMPTS), theirs)
+    return compared(images_of(case, result, PROMPTS), theirs, SKIPPING_TOLERANCE)
 
 
 EXAMINATIONS: dict[str, Callable[[Case, Any, Variant], Verdict]] = {
@@ -196,6 +199,6 @@ def error(ours: Tensor, theirs: Tensor) -> float:
     return value if value == value else float("inf")
 
 
-def compared(ours: dict[int, Tensor], theirs: dict[int, Tensor]) -> Verdict:
+def compared(ours: dict[int, Tensor], theirs: dict[int, Tensor], tolerance: float = TOLERANCE) -> Verdict:
     worst, image = max((error(ours[i], theirs[i]), i) for i in theirs)
-    return RIGHT if worst <= TOLERANCE else Verdict("wrong", f"image {image} differs by {worst:.0e}")
+    return RIGHT if worst <= tolerance else Verdict("wrong", f"image {image} differs by {worst:.0e}")

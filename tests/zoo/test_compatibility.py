@@ -9,9 +9,9 @@ from .classes import image_classes, why_not
 from .examination import EXAMINATIONS, examine
 
 EVERY = [
-    pytest.param(case, variant, id=f"{name}-{variant}", marks=() if case.fast else pytest.mark.slow)
+    pytest.param(case, variant, id=f"{name}-{variant}", marks=() if case.fast and not number else pytest.mark.slow)
     for name, case in CASES.items()
-    for variant in case.variants
+    for number, variant in enumerate(case.variants)
 ]
 
 

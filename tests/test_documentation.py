@@ -1,0 +1,155 @@
+"""The code of README, docs and recipes: Python blocks run, and the command line runs or parses the commands.
+
+A block that cannot be checked stands under a comment `<!-- not run: reason -->`. Pipelines from the hub are replaced by
+a tiny one. `plan` and `generate` run where they use the embedded model. The other commands are parsed with all of their
+options; tests of their own run them.
+"""
+
+import functools
+import re
+import shlex
+import tomllib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import pytest
+import torch
+from command import cotrunk
+from test_layers import LAYERS
+from tiny import sd_with_text
+
+import cotrunk as package
+from cotrunk.cli.app import app
+
+ROOT = Path(__file__).parents[1]
+DOCUMENTS = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+    *sorted((ROOT / "recipes").glob("*/README.md")),
+]
+EVERY_DOCUMENT = pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+BLOCK = re.compile(r"(?:<!-- not run: (?P<reason>[^\n]+) -->\n)?^```(?P<language>\w*)\n(?P<code>.*?)^```", re.M | re.S)
+EMBEDDED = ("plan", "generate")  # commands that run here if they name no other model
+# shell commands that a recipe or a contributor needs, with nothing of ours to check
+FOREIGN = ("npm", "wget", "unzip", "done", "python3", "sh")
+
+
+@dataclass(frozen=True)
+class Block:
+    language: str
+    code: str
+    reason: str | None
+
+
+def blocks(document: Path) -> list[Block]:
+    return [
+        Block(match["language"], match["code"], match["reason"])
+        for match in BLOCK.finditer(document.read_text(encoding="utf-8"))
+    ]
+
+
+def commands(code: str) -> Iterator[list[str]]:
+    """Split the lines of a shell block into words, with variables filled in."""
+    variables: dict[str, str] = {}
+    for line in code.replace("\\\n", " ").splitlines():
+        for part in re.split(r"&&|;", re.sub(r"(^|\s)#.*", "", line)):
+            text = re.sub(r"\$(\w+)", lambda match: variables.get(match[1], "x"), part)
+            words = [word for word in shlex.split(text) if word != "do" and not word.startswith("PYTHONPATH=")]
+            if len(words) == 1 and "=" in words[0]:
+                variables.update([words[0].split("=", 1)])
+            elif words[:1] == ["for"]:  # its body runs once, with the first value
+                variables[words[1]] = words[3]
+            elif words:
+                yield words
+
+
+def test_every_block_of_code_is_found() -> None:
+    for document in DOCUMENTS:
+        assert 2 * len(blocks(document)) == len(re.findall(r"^```", document.read_text(encoding="utf-8"), re.M)), (
+            document
+        )
+
+
+@EVERY_DOCUMENT
+def test_blocks_are_python_or_commands_or_give_a_reason(document: Path) -> None:
+    for block in blocks(document):
+        assert block.language in ("python", "") or block.reason, block
+
+
+@EVERY_DOCUMENT
+def test_python_blocks_run(document: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The blocks of a document run in order and in one namespace, as a reader would type them."""
+    tiny = sd_with_text().pipe
+    monkeypatch.setattr(diffusers.DiffusionPipeline, "from_pretrained", lambda *_, **__: tiny)
+    monkeypatch.setattr(type(tiny), "to", lambda self, *_: self)
+    monkeypatch.chdir(tmp_path)
+    namespace: dict[str, Any] = {"pipe": tiny, "prompts": ["a red apple", "a green apple"], "torch": torch}
+    for block in blocks(document):
+        if block.language == "python" and block.reason is None:
+            exec(compile(block.code, str(document), "exec"), namespace)
+
+
+@EVERY_DOCUMENT
+def test_commands_run_or_are_parsed(document: Path, tmp_path: Path, model: pytest.MonkeyPatch) -> None:
+    parsed: list[str] = []
+    model.chdir(tmp_path)
+    for name in ("prompts.txt", "captions_val2017.json"):
+        Path(name).write_text("a red apple\na green apple\n", encoding="utf-8")
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M)
+    for block in blocks(document):
+        if block.language or block.reason:
+            continue
+        for words in commands(block.code):
+            program, *rest = words
+            program = program.removeprefix(".venv/bin/")
+            if program == "cotrunk":
+                run_or_parse(rest, parsed)
+            elif program == "make":
+                assert rest[0] in targets, words
+            elif program == "pip":
+                asked = {
+                    extra for word in rest for group in re.findall(r"\[(.*)\]", word) for extra in group.split(",")
+                }
+                assert asked <= set(extras), words
+            elif program == "python" and rest[0] != "-m":
+                assert (ROOT / rest[0]).is_file() or (document.parent / rest[0]).is_file(), words
+            elif program in ("python", "ruff", "mypy"):
+                assert all((ROOT / word).exists() for word in rest if "/" in word), words
+            else:
+                assert program in FOREIGN, words
+
+
+def run_or_parse(words: list[str], parsed: list[str]) -> None:
+    """Run a command of the embedded model; let the command line parse the others, options and values."""
+    with pytest.MonkeyPatch.context() as only_parsed:
+        if words[0] not in EMBEDDED or "--model" in words:
+            for registered in app.registered_commands:
+                recorded = functools.wraps(registered.callback)(lambda **_: parsed.append(words[0]))
+                only_parsed.setattr(registered, "callback", recorded)
+        before, outcome = len(parsed), cotrunk(*words)
+    assert outcome.code == 0, (words, outcome.err)
+    assert words[0] in EMBEDDED or len(parsed) == before + 1, words
+
+
+@EVERY_DOCUMENT
+def test_files_that_are_named_exist(document: Path) -> None:
+    text = document.read_text(encoding="utf-8")
+    for target in re.findall(r"\]\((?![a-z]+:|#)([^)#\s]+)", text):
+        assert (document.parent / target).exists(), target
+    for script in re.findall(r"`(?:PYTHONPATH=\S+ )?python ((?:benchmarks|recipes)/\S+\.py)", text):
+        assert (ROOT / script).is_file(), script
+
+
+def test_every_public_name_is_in_the_api_reference() -> None:
+    shown = re.findall(r"^::: cotrunk\.(\w+)$", (ROOT / "docs" / "api.md").read_text(encoding="utf-8"), re.M)
+    assert set(shown) <= set(package.__all__)
+
+
+def test_the_layers_are_those_of_the_test() -> None:
+    shown = next(block.code for block in blocks(ROOT / "CONTRIBUTING.md") if block.code.startswith("errors\n"))
+    assert [tuple(line.split(", ")) for line in shown.splitlines()] == [*LAYERS[:-1]]  # the last is __main__

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from cotrunk import Batching, Plan, generate, mini
-from cotrunk.planning.plan import flat_tree
+from cotrunk.planning.tree import flat_tree
 
 SUBJECTS = (
     "red apple", "owl", "pizza", "sunflower", "rocket", "guitar", "snowman", "cat", "fire engine", "house", "bicycle",

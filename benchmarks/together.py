@@ -25,7 +25,7 @@ from cotrunk.evaluation.networks import EfficientNetLite0
 from cotrunk.files import read_lines, write_bytes, write_text
 from cotrunk.pipelines.identity import weights_digest
 from cotrunk.pipelines.schedulers import set_scheduler
-from cotrunk.planning.plan import flat_tree
+from cotrunk.planning.tree import flat_tree
 from cotrunk.plotting import new_figure
 
 STEPS, GUIDANCE, SEEDS = 50, 5.0, (0, 1)
@@ -104,7 +104,7 @@ def main() -> None:
     set_scheduler(pipe, args.scheduler)
     network = EfficientNetLite0()
     aligner = EmojiAlignment(network)
-    texts = aligner.of_texts(PROMPTS).repeat(len(SEEDS), 1)
+    texts = aligner.text_vectors(PROMPTS).repeat(len(SEEDS), 1)
     # pictures of a group from all seeds belong together
     groups = [[run * len(PROMPTS) + image for run in range(len(SEEDS)) for image in group] for group in GROUPS]
     draw(pipe, Setting(2), 0)  # warm-up
@@ -120,7 +120,7 @@ def main() -> None:
             continue
         made = [draw(pipe, setting, seed) for seed in SEEDS]
         pictures = torch.cat([pictures for pictures, _, _ in made])
-        aligned = metrics.alignment(aligner.of_pictures(pictures), texts)
+        aligned = metrics.alignment(aligner.image_vectors(pictures), texts)
         first = aligned if first is None else first
         run_groups = [[run * len(PROMPTS) + image for image in group] for run in range(len(SEEDS)) for group in GROUPS]
         figures = {

@@ -9,7 +9,8 @@ import pytest
 import torch
 from tiny import sd_with_text
 
-from cotrunk.evaluation.experiment import Experiment, Judges
+from cotrunk.evaluation.experiment import Experiment
+from cotrunk.evaluation.networks import MetricNetworks
 from cotrunk.execution import Run
 
 GROUPS = [["a red picture", "a green picture"], ["a dog", "a cat", "a cow"], ["alone"]]
@@ -35,21 +36,21 @@ class Means:
     def features(self, pictures: torch.Tensor) -> torch.Tensor:
         return pictures.double().mean(dim=(2, 3))
 
-    def of_pictures(self, pictures: torch.Tensor) -> torch.Tensor:
+    def image_vectors(self, pictures: torch.Tensor) -> torch.Tensor:
         return torch.nn.functional.normalize(self.features(pictures), dim=1)
 
-    def of_texts(self, texts: Sequence[str]) -> torch.Tensor:
+    def text_vectors(self, texts: Sequence[str]) -> torch.Tensor:
         vectors = torch.tensor([[len(text), text.count("a") + 1, 3.0] for text in texts], dtype=torch.float64)
         return torch.nn.functional.normalize(vectors, dim=1)
 
 
-JUDGES = Judges(Means(), Brightness(), Means())
+NETWORKS = MetricNetworks(Means(), Brightness(), Means())
 
 
-def experiment(out: Path, judges: Judges = JUDGES, **loras: Path) -> Experiment:
+def experiment(out: Path, networks: MetricNetworks = NETWORKS, **loras: Path) -> Experiment:
     models: dict[str, Path | None] = {"pre-trained": None, **loras}
     sizes = {"height": 32, "width": 32}
-    return Experiment(sd_with_text().pipe, GROUPS, models, judges, out, guidance=3.0, arguments=sizes)
+    return Experiment(sd_with_text().pipe, GROUPS, models, networks, out, guidance=3.0, arguments=sizes)
 
 
 def broken(own: Experiment, monkeypatch: pytest.MonkeyPatch, *images: int) -> None:

@@ -14,7 +14,7 @@ from tiny import sd
 
 from cotrunk import Batching, Branch, Plan
 from cotrunk.execution import Run, blackened
-from cotrunk.planning.plan import flat_tree
+from cotrunk.planning.tree import flat_tree
 from cotrunk.settings import DEFAULT_BATCHING
 
 

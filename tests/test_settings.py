@@ -82,9 +82,9 @@ def test_numbers_of_numpy_become_numbers_of_json() -> None:
     ("data", "message"),
     [
         ([], "settings is a list: give an object with sharing, skipping"),
-        ({"share": 0.3}, "settings has the unknown keys 'share': use sharing, skipping"),
+        ({"share": 0.3}, "settings has the unknown key 'share': use sharing, skipping"),
         ({"sharing": 0.3}, "sharing is a float: give an object with share"),
-        ({"sharing": {"shares": 0.3}}, "sharing has the unknown keys 'shares'"),
+        ({"sharing": {"shares": 0.3}}, "sharing has the unknown key 'shares'"),
         ({"sharing": {"share": "0.3"}}, "share '0.3' is out of range: use 0 or more, less than 1"),
         ({"sharing": {"share": True}}, "share True is out of range"),
         ({"sharing": {"max_group": 0}}, "max_group 0 is out of range: use a whole number of 1 or more"),

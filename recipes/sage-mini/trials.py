@@ -23,7 +23,7 @@ from unchosen import CHOSEN, measures_of
 
 from cotrunk.cli.app import main as command
 from cotrunk.engine.rows import Folding
-from cotrunk.evaluation.experiment import Cell
+from cotrunk.evaluation.observation import Cell
 from cotrunk.evaluation.tables import Comparison, write_comparisons, write_table
 
 SHARE = 0.4

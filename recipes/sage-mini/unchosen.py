@@ -14,14 +14,15 @@ from pathlib import Path
 import torch
 from run import HERE, OBJECTIVES
 
-from cotrunk.evaluation.experiment import Cell, Experiment, Judges
-from cotrunk.evaluation.judges import judges_of
+from cotrunk.evaluation.experiment import Experiment
 from cotrunk.evaluation.measuring import Measures
+from cotrunk.evaluation.metric_networks import load_metric_networks
+from cotrunk.evaluation.networks import MetricNetworks
+from cotrunk.evaluation.observation import Cell
 from cotrunk.evaluation.tables import Comparison, write_comparisons
-from cotrunk.groups.dataset import apart, read_groups
+from cotrunk.groups.dataset import disjoint, images_of, read_groups
+from cotrunk.pipelines.image_size import image_size
 from cotrunk.pipelines.loading import load_pipeline
-from cotrunk.training.encoded import pictures_of
-from cotrunk.training.latents import size_of
 
 CHOSEN = 80  # groups that trials.py looks at
 BEST = "sage-trunk"
@@ -30,15 +31,15 @@ SHARES = (0.3, 0.4)
 
 def measures_of(
     build: Path, loras: Mapping[str, Path | None], out: Path, dtype: str, count: int | None = None
-) -> tuple[Measures, Judges]:
+) -> tuple[Measures, MetricNetworks]:
     """Measures on the first groups that were kept apart, in the order and with the settings of run.py."""
     torch.set_grad_enabled(False)
     torch.set_flush_denormal(True)
-    groups = apart(read_groups(build / "test-groups")[0], seed=0)[:count]
-    pipe, judges = load_pipeline("mini", "cpu", dtype), judges_of("lite0", "lite0", "emoji", "cpu")
+    groups = disjoint(read_groups(build / "test-groups")[0], seed=0)[:count]
+    pipe, judges = load_pipeline("mini", "cpu", dtype), load_metric_networks("lite0", "lite0", "emoji", "cpu")
     captions = [[pair.caption for pair in group] for group in groups]
     experiment = Experiment(pipe, captions, dict(loras), judges, out, guidance=5.0)
-    return Measures(experiment, *pictures_of(groups, *size_of(pipe, None, None))), judges
+    return Measures(experiment, *images_of(groups, *image_size(pipe, None, None))), judges
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""Many images from many prompts for fewer denoiser evaluations, on any diffusers pipeline.
+"""Many images from many prompts with fewer denoiser evaluations, on any diffusers pipeline.
 
 from cotrunk import Sharing, generate
 
@@ -14,14 +14,17 @@ if TYPE_CHECKING:
     from .application import apply, remove
     from .engine.call import StepEvent
     from .errors import CotrunkError
-    from .generation import Result, generate
-    from .planning.plan import Branch, Plan
-    from .planning.sharing import make_plan
+    from .execution import Batch
+    from .generation import Result, generate, plan, stream
+    from .planning.plan import Cost, Plan
+    from .planning.tree import Branch
     from .settings import Batching, Settings, Sharing, Skipping
 
 _HOME = {
+    "Batch": "execution",
     "Batching": "settings",
-    "Branch": "planning.plan",
+    "Branch": "planning.tree",
+    "Cost": "planning.plan",
     "CotrunkError": "errors",
     "Plan": "planning.plan",
     "Result": "generation",
@@ -31,12 +34,15 @@ _HOME = {
     "StepEvent": "engine.call",
     "apply": "application",
     "generate": "generation",
-    "make_plan": "planning.sharing",
+    "plan": "generation",
     "remove": "application",
+    "stream": "generation",
 }
 __all__ = [
+    "Batch",
     "Batching",
     "Branch",
+    "Cost",
     "CotrunkError",
     "Plan",
     "Result",
@@ -46,13 +52,14 @@ __all__ = [
     "StepEvent",
     "apply",
     "generate",
-    "make_plan",
+    "plan",
     "remove",
+    "stream",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name when it is first asked for: `cotrunk --help` need not wait for torch."""
+    """Import a public name when it is first used, so that `cotrunk --help` does not wait for torch."""
     if name in _HOME:
         return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -9,6 +9,7 @@ from typing import Any
 from .errors import CotrunkError
 
 LARGEST_SEED = 2**63 - 1
+LONGEST_SHOWN = 80  # characters of a wrong value in a message
 
 
 def whole(name: str, value: Any, least: int = 1, most: int | None = None) -> int:
@@ -23,7 +24,7 @@ def whole(name: str, value: Any, least: int = 1, most: int | None = None) -> int
         number = None
     if number is None or number < least or (most is not None and number > most):
         use = f"of {least} or more" if most is None else f"from {least} to {most}"
-        raise CotrunkError(f"{name} {value!r} is out of range: use a whole number {use}.")
+        raise CotrunkError(f"{name} {shown(value)} is out of range: use a whole number {use}.")
     return number
 
 
@@ -34,7 +35,7 @@ def wholes(name: str, values: Any, example: str) -> tuple[int, ...]:
         CotrunkError: not a list, an empty one, or one with other values.
     """
     if not _is_list(values) or len(values) == 0:
-        raise CotrunkError(f"{name} {values!r} is not a list of whole numbers: use {example}, for example.")
+        raise CotrunkError(f"{name} {shown(values)} is not a list of whole numbers: use {example}, for example.")
     return tuple(whole(name, value) for value in values)
 
 
@@ -75,7 +76,7 @@ def number(
         return found
     start = f"{least:g} or more" if above is None else f"more than {above:g}"
     end = f"less than {below:g}" if below is not None else f"at most {most:g}" if most < math.inf else ""
-    raise CotrunkError(f"{name} {value!r} is out of range: use {', '.join(filter(None, (start, end)))}{remark}.")
+    raise CotrunkError(f"{name} {shown(value)} is out of range: use {', '.join(filter(None, (start, end)))}{remark}.")
 
 
 def window(name: str, value: Any) -> tuple[float, float]:
@@ -86,9 +87,9 @@ def window(name: str, value: Any) -> tuple[float, float]:
     """
     ends = [_real(end) for end in value] if isinstance(value, Sequence) and not isinstance(value, str) else []
     if len(ends) != 2 or any(map(math.isnan, ends)):
-        raise CotrunkError(f"{name} {value!r} is not a pair of numbers: use (0.1, 0.8), for example.")
+        raise CotrunkError(f"{name} {shown(value)} is not a pair of numbers: use (0.1, 0.8), for example.")
     if not 0 <= ends[0] <= ends[1] <= 1:
-        raise CotrunkError(f"{name} {value!r} is out of range: use 0 <= start <= end <= 1.")
+        raise CotrunkError(f"{name} {shown(value)} is out of range: use 0 <= start <= end <= 1.")
     return ends[0], ends[1]
 
 
@@ -99,7 +100,7 @@ def one_of(name: str, value: Any, known: Sequence[str]) -> str:
         CotrunkError: another word, or not a word.
     """
     if not isinstance(value, str) or value not in known:
-        raise CotrunkError(f"{name} {value!r} is unknown: use {', '.join(known)}.")
+        raise CotrunkError(f"{name} {shown(value)} is unknown: use {', '.join(known)}.")
     return value
 
 
@@ -110,7 +111,7 @@ def flag(name: str, value: Any) -> bool:
         CotrunkError: another value.
     """
     if not isinstance(value, bool):
-        raise CotrunkError(f"{name} {value!r} is not a truth value: use True or False.")
+        raise CotrunkError(f"{name} {shown(value)} is not a truth value: use True or False.")
     return value
 
 
@@ -121,8 +122,14 @@ def text(name: str, value: Any) -> str:
         CotrunkError: another value, or an empty text.
     """
     if not isinstance(value, str) or not value:
-        raise CotrunkError(f"{name} {value!r} is not a name: give one in quotes.")
+        raise CotrunkError(f"{name} {shown(value)} is not a name: give one in quotes.")
     return value
+
+
+def shown(value: Any) -> str:
+    """Return the value as a message shows it: its repr, cut where it is long."""
+    found = repr(value)
+    return found if len(found) <= LONGEST_SHOWN else f"{found[: LONGEST_SHOWN - 3]}..."
 
 
 def _is_list(value: Any) -> bool:

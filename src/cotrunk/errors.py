@@ -1,5 +1,10 @@
-"""The one exception a user is meant to read."""
+"""The one exception that users read, and the first line of an exception of another library."""
 
 
 class CotrunkError(ValueError):
     """Bad input: one sentence that names the thing and the remedy. The command line prints it and exits with 2."""
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of an exception's message, or the name of its class, to quote it in a sentence."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip(".")

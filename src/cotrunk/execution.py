@@ -19,7 +19,8 @@ from .engine.trace import discontinuities, image_rows, step_letters
 from .errors import CotrunkError
 from .pipelines.arguments import PerPrompt
 from .pipelines.class_tables import CONDITIONAL_FIRST
-from .planning.plan import Branch, Cost, Plan, packed
+from .planning.plan import Cost, Plan
+from .planning.tree import Branch, packed, partition
 from .settings import DEFAULT_SETTINGS, Batching, Settings
 from .skipping.policies import Rule
 
@@ -28,7 +29,7 @@ SPARED = ("sharing", "guidance", "skipping")  # what spares rows
 CHECKED = ("nsfw_content_detected", "nsfw_detected", "watermark_detected")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Batch:
     """One finished call of the pipeline.
 
@@ -57,6 +58,9 @@ class Batch:
     rows: tuple[float, ...]
     seconds: dict[str, float]
     is_interrupted: bool = False
+
+    def __repr__(self) -> str:
+        return f"<Batch: {len(self.images)} images, {self.cost}, {sum(self.seconds.values()):.3g} s>"
 
 
 @dataclass
@@ -116,8 +120,26 @@ class Run:
                 size = sum(len(tree.images) for tree in part) // 2
                 self.batching = replace(self.batching, batch_size=size)
 
+    def run(self, trees: Sequence[Branch], *, on_step: Callable[[StepEvent], None] | None = None) -> Batch:
+        """Run exactly these trees of the plan, in one call of the pipeline.
+
+        `plan.select(images)` gives the trees of some images. Different processes can run different trees of one plan:
+        but for rounding, each image is the same as in a run of the whole plan.
+
+        Args:
+            trees: some of `plan.trees`, each at most once.
+            on_step: called after every scheduler step with a `StepEvent`.
+
+        Raises:
+            CotrunkError: not trees of the plan, or trees of prompts that cannot run in one call.
+        """
+        self.plan.check_has(trees)
+        if len(self._companions(trees)) > 1 or (self.settings.batching.batch_size == 1 < len(trees)):
+            raise CotrunkError("These trees cannot run in one call of the pipeline: run them one after another.")
+        return self._call(tuple(trees), on_step)
+
     def _companions(self, trees: Sequence[Branch]) -> list[list[Branch]]:
-        """The trees, apart where they must not run in one call."""
+        """Divide the trees into parts that may run in one call."""
         parts: dict[Hashable, list[Branch]] = {}
         for tree in trees:
             prompt = self.plan.prompt_of(tree.images[0])
@@ -134,8 +156,8 @@ class Run:
             size //= 2  # by halves: few sizes, the same from run to run, and few shapes to compile
 
     def _attempt(self, trees: tuple[Branch, ...], on_step: Callable[[StepEvent], None] | None) -> Batch | None:
-        """One call, or None where the memory is too small for its texts or its decoder. (The denoiser halves its own
-        chunks.)"""
+        """Run one call, or return None where the memory is too small for its texts or its decoder. (The denoiser halves
+        its own chunks.)"""
         try:
             return self._call(trees, on_step)
         except torch.OutOfMemoryError:
@@ -211,22 +233,6 @@ class Run:
                 "its guidance or its steps with these arguments. The counted rows are reported.",
                 stacklevel=2,
             )
-
-
-def partition(trees: Sequence[Branch], timesteps: int) -> list[tuple[int, ...]]:
-    """For every timestep, for every image of a batch (by its place in the batch), the place of the image whose row it
-    takes: the first of its branch. One entry more than timesteps, for a scheduler that calls once more."""
-    images = [image for tree in trees for image in tree.images]
-    place = {image: i for i, image in enumerate(images)}
-    sources = []
-    for timestep in range(timesteps):
-        row = [0] * len(images)
-        for tree in trees:
-            for branch in tree.at(timestep):
-                for image in branch.images:
-                    row[place[image]] = place[branch.images[0]]
-        sources.append(tuple(row))
-    return [*sources, tuple(range(len(images)))]
 
 
 def blackened(output: Any, images: int) -> list[bool]:

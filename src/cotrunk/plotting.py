@@ -1,4 +1,4 @@
-"""Figures without a screen, and axes in common."""
+"""Figures that are written to files, and an axis that several of them have in common."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ from .errors import CotrunkError
 
 
 def log_axis(panel: Any) -> None:
-    """A horizontal axis of ratios with plain numbers on it."""
+    """Give a panel a logarithmic horizontal axis with plain numbers on it."""
     from matplotlib.ticker import LogLocator, NullFormatter
 
     panel.set_xscale("log")
@@ -16,7 +16,11 @@ def log_axis(panel: Any) -> None:
 
 
 def new_figure(**settings: Any) -> Any:
-    """A figure of matplotlib, which draws to files alone."""
+    """Return a matplotlib figure that needs no screen.
+
+    Raises:
+        CotrunkError: matplotlib is not installed.
+    """
     try:
         from matplotlib.figure import Figure
     except ImportError as error:

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, fields
 from types import MappingProxyType
 from typing import Any, Literal, Self, get_args
 
-from .checks import flag, number, one_of, text, whole, wholes, window
+from .checks import flag, number, one_of, shown, text, whole, wholes, window
 from .errors import CotrunkError
 
 Mode = Literal["flat", "adaptive", "tree"]
@@ -60,7 +60,7 @@ class Sharing:
         _set(self, share=number("share", self.share, 0, below=1))
         if isinstance(self.similarity, str):
             if self.similarity != "auto":
-                raise CotrunkError(f"similarity {self.similarity!r} is neither 'auto' nor a number from -1 to 1.")
+                raise CotrunkError(f"similarity {shown(self.similarity)} is neither 'auto' nor a number from -1 to 1.")
         else:
             _set(self, similarity=number("similarity", self.similarity, -1, 1, remark=", or 'auto'"))
         if self.max_similarity is not None:
@@ -74,6 +74,15 @@ class Sharing:
             _set(self, max_group=whole("max_group", self.max_group))
         one_of("mode", self.mode, get_args(Mode))
         text("encoder", self.encoder)
+
+    @classmethod
+    def from_json(cls, data: Any) -> Self:
+        """Return it from JSON values. Absent keys take their defaults.
+
+        Raises:
+            CotrunkError: an unknown key, a value of another type, or one out of its range.
+        """
+        return cls(**_known_keys("sharing", data, cls))
 
 
 @dataclass(frozen=True)
@@ -261,6 +270,6 @@ def _known_keys(name: str, data: Any, kind: type) -> dict[str, Any]:
     known = [each.name for each in fields(kind)]
     if not isinstance(data, Mapping):
         raise CotrunkError(f"{name} is a {type(data).__name__}: give an object with {', '.join(known)}.")
-    if unknown := [repr(key) for key in data if key not in known]:
-        raise CotrunkError(f"{name} has the unknown keys {', '.join(unknown)}: use {', '.join(known)}.")
+    if unknown := [key for key in data if key not in known]:
+        raise CotrunkError(f"{name} has the unknown key {shown(unknown[0])}: use {', '.join(known)}.")
     return dict(data)

@@ -235,7 +235,8 @@ def test_prompts_that_read_alike_give_different_pictures(model: pytest.MonkeyPat
     out = tmp_path / "run"
     outcome = cotrunk("generate", "\N{RED APPLE}", "\N{OWL}", "--out", out, *QUICK)
     assert outcome.code == 0, outcome.err
-    assert outcome.err.startswith("warning: prompts 0 ('\N{RED APPLE}'), 1 ('\N{OWL}') are one to the text encoder")
+    alike = "prompts 0 ('\N{RED APPLE}'), 1 ('\N{OWL}') look identical to the text encoder"
+    assert outcome.err.startswith(f"warning: {alike}")
     assert "Nothing was shared: no two different prompts are similar enough" in outcome.out
     assert not np.array_equal(pixels(out / "images/00000.png"), pixels(out / "images/00001.png"))
 

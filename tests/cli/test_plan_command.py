@@ -88,7 +88,7 @@ def test_plan_says_why_nothing_is_shared(options: list[str], said: str) -> None:
 
 @pytest.mark.usefixtures("no_denoiser")
 def test_plan_of_one_prompt() -> None:
-    assert "one prompt has none to share with" in cotrunk("plan", "a red apple").out
+    assert "one prompt has no other to share with" in cotrunk("plan", "a red apple").out
 
 
 @pytest.mark.usefixtures("no_denoiser")
@@ -97,8 +97,8 @@ def test_prompts_that_read_alike_are_named_and_stay_apart(tmp_path: Path) -> Non
     outcome = cotrunk("plan", *prompts, "--save", tmp_path / "plan.json")
     warnings = [line for line in outcome.err.splitlines() if line.startswith("warning")]
     assert len(warnings) == 2
-    assert "prompts 0 ('\N{RED APPLE}'), 2 ('\N{OWL}') are one to the text encoder" in warnings[0]
-    assert "prompts 1 ('a tiger'), 3 ('A TIGER') are one" in warnings[1]
+    assert "prompts 0 ('\N{RED APPLE}'), 2 ('\N{OWL}') look identical to the text encoder" in warnings[0]
+    assert "prompts 1 ('a tiger'), 3 ('A TIGER') look identical" in warnings[1]
     plan = Plan.load(tmp_path / "plan.json")
     assert len(set(plan.seeds)) == 5
     assert all(len(tree.images) == 1 for tree in plan.trees)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from captioned import CAPTIONS, coco, folder_of
 from command import assert_refused, cotrunk, no_model, pixels
-from experiments import JUDGES
+from experiments import NETWORKS
 from PIL import Image
 from safetensors.torch import load_file
 from tiny import sd_with_text
@@ -29,7 +29,7 @@ def tiny_model(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """A fresh tiny pipeline whatever model is asked for, and judges that need no weights."""
     monkeypatch.setattr(models, "load_pipeline", lambda *_, **__: sd_with_text().pipe)
     for name in ("evaluate", "tune"):
-        monkeypatch.setattr(f"cotrunk.cli.{name}.judges_of", lambda *_: JUDGES)
+        monkeypatch.setattr(f"cotrunk.cli.{name}.load_metric_networks", lambda *_: NETWORKS)
     return monkeypatch
 
 
@@ -49,7 +49,7 @@ def test_what_is_left_out_of_a_set_is_said(tmp_path: Path) -> None:
     outcome = cotrunk("dataset", file, "--images", tmp_path / "train", "--out", tmp_path / "set", *SIMILAR)
     assert outcome.code == 0, outcome.err
     assert "3.png is left out: there is no such file" in outcome.err
-    assert json.loads((tmp_path / "set" / "summary.json").read_text())["pictures"] == len(CAPTIONS)
+    assert json.loads((tmp_path / "set" / "summary.json").read_text())["images"] == len(CAPTIONS)
 
 
 @pytest.mark.slow
@@ -108,15 +108,15 @@ def test_a_diverged_training_is_no_success(groups: Path, tmp_path: Path, tiny_mo
 def test_what_cannot_be_compared_is_said_before_a_picture(
     groups: Path, tmp_path: Path, tiny_model: pytest.MonkeyPatch
 ) -> None:
-    tiny_model.setattr(Experiment, "look", lambda *_: pytest.fail("pictures are made"))
+    tiny_model.setattr(Experiment, "observe", lambda *_: pytest.fail("pictures are made"))
     outcome = cotrunk("evaluate", groups, "--out", tmp_path, "--max-groups", 1)
     assert outcome.code == 2
     assert "take two or more that share no picture" in outcome.err
     with tiny_model.context() as patch:
-        patch.setattr("cotrunk.training.latents.read_image", lambda path: Image.new("RGB", (8, 8), "red"))
+        patch.setattr("cotrunk.groups.images.read_image", lambda path: Image.new("RGB", (8, 8), "red"))
         outcome = cotrunk("evaluate", groups, "--out", tmp_path, "--height", 32, "--width", 32)
     assert outcome.code == 2
-    assert "real pictures are all alike: Frechet distances need different ones" in outcome.err
+    assert "real images are all equal: Frechet distances need different ones" in outcome.err
     sizes = ("--height", 32, "--width", 32)
     outcome = cotrunk("evaluate", groups, "--out", tmp_path, "--shares", "0.3,0.02", "--steps", 30, *sizes)
     assert outcome.code == 2
@@ -150,12 +150,12 @@ def test_pictures_are_of_the_size_asked_for_and_judged_by_what_knows_them(
     groups: Path, tmp_path: Path, tiny_model: pytest.MonkeyPatch, model: str, alignment: str
 ) -> None:
     asked: list[tuple[str, ...]] = []
-    tiny_model.setattr("cotrunk.cli.evaluate.judges_of", lambda *names: asked.append(names) or JUDGES)
+    tiny_model.setattr("cotrunk.cli.evaluate.load_metric_networks", lambda *names: asked.append(names) or NETWORKS)
     sizes = ("--height", 16, "--width", 24, "--steps", 2, "--shares", "0.5", "--max-groups", 2)
     outcome = cotrunk("evaluate", groups, "--model", model, "--out", tmp_path, *sizes)
     assert outcome.code == 0, outcome.err
     assert asked[0][2] == alignment
-    for file in (tmp_path / "cells").glob("*.seen.npz"):
+    for file in (tmp_path / "cells").glob("*.observed.npz"):
         with np.load(file) as seen:
             assert seen["shown"].shape[2:] == (16, 24)
 
@@ -180,7 +180,7 @@ def test_pictures_are_measured_as_they_are_without_a_safety_checker(
     else:
         schemes = ("--steps", 2, "--shares", "0.5", "--max-groups", 2)
         outcome = cotrunk("evaluate", groups, "--out", tmp_path, *schemes)
-        made = [np.load(file)["shown"] for file in (tmp_path / "cells").glob("*.seen.npz")]
+        made = [np.load(file)["shown"] for file in (tmp_path / "cells").glob("*.observed.npz")]
     assert outcome.code == 0, outcome.err
     assert made
     assert all(pictures.any() for pictures in made)
@@ -244,7 +244,7 @@ def test_out_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     ("arguments", "said"),
     [
         (("dataset", "in"), "Where to?"),
-        (("dataset", "in", "--out", "set", "--similarity-min", 0.9, "--similarity-max", 0.6), "are no range"),
+        (("dataset", "in", "--out", "set", "--similarity-min", 0.9, "--similarity-max", 0.6), "are not a range"),
         (("dataset", "in", "--out", "set", "--min-group", 1), "min_group 1 is out of range"),
         (("dataset", "in", "--out", "set", "--per-caption", 0), "per_caption 0 is out of range"),
         (("dataset", "in", "--out", "set", "--max-groups", -1), "max_groups -1 is out of range"),

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from schedulers import CALL_KWARGS, DIFFUSION, SCHEDULERS
 
 from cotrunk import Batching, Branch, Plan, Sharing, generate, mini
-from cotrunk.planning.plan import leaf
+from cotrunk.planning.tree import leaf
 
 STEPS = 6
 # every two prompts are similar enough: groups of three by their order of content

@@ -262,7 +262,7 @@ def test_a_pipeline_that_takes_other_steps_than_planned_is_refused(
     planned: int, skipping: Skipping | None, said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tiny = sd()
-    monkeypatch.setattr("cotrunk.generation.timesteps_of", lambda pipe, arguments: (STEPS, planned))
+    monkeypatch.setattr("cotrunk.planning.request.timesteps_of", lambda pipe, arguments: (STEPS, planned))
     with pytest.raises(CotrunkError, match=said):
         run(tiny, tiny.inputs(2), skipping=skipping, sharing=replace(EVERYONE, share=0.9))
 
@@ -273,7 +273,7 @@ def test_other_steps_than_planned_do_not_matter_where_every_row_is_computed(
 ) -> None:
     tiny = sd()
     expected = run(tiny, tiny.inputs(2), sharing=None, seed=[1, 2])
-    monkeypatch.setattr("cotrunk.generation.timesteps_of", lambda pipe, arguments: (STEPS, planned))
+    monkeypatch.setattr("cotrunk.planning.request.timesteps_of", lambda pipe, arguments: (STEPS, planned))
     with pytest.warns(UserWarning, match="cannot predict its guidance or its steps"):
         result = run(tiny, tiny.inputs(2), sharing=None, seed=[1, 2])
     assert torch.equal(result.images, expected.images)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from cotrunk import Batching, Branch, Plan, Settings, Sharing
 from cotrunk.execution import Run
 from cotrunk.generation import prepare
-from cotrunk.planning.plan import flat_tree
+from cotrunk.planning.tree import flat_tree
 
 # --- out of memory ------------------------------------------------------------------------------------------
 

@@ -1,5 +1,6 @@
 """Models under schemes: pictures made and judged once, found again; what is killed goes on, what is broken is named."""
 
+import functools
 import os
 import subprocess
 import sys
@@ -9,32 +10,34 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from experiments import COUNT, GROUPS, JUDGES, Brightness, Means, broken, experiment
+from experiments import COUNT, GROUPS, NETWORKS, Brightness, Means, broken, experiment
 from running import close, recorded
 from tiny import sd_with_text
 
-from cotrunk import CotrunkError
-from cotrunk.evaluation.experiment import Cell, Experiment, Judges, Seen
+from cotrunk import Batching, CotrunkError, Settings
+from cotrunk.evaluation.experiment import Experiment
+from cotrunk.evaluation.networks import MetricNetworks
+from cotrunk.evaluation.observation import Cell, Observation
 from cotrunk.execution import Run
-from cotrunk.generation import WARM_STEPS
-from cotrunk.pipelines.lora import load_lora, take_off_lora
+from cotrunk.generation import WARM_STEPS, prepare
+from cotrunk.pipelines.lora import load_lora, remove_lora
 
 
-def same(one: Seen, other: Seen) -> bool:
+def same(one: Observation, other: Observation) -> bool:
     return one.digest == other.digest and (one.rows, one.seconds) == (other.rows, other.seconds)
 
 
 def test_pictures_are_made_once(tmp_path: Path) -> None:
     own, cell = experiment(tmp_path), Cell("pre-trained", 0.5, 2)
-    first = own.look(cell)
+    first = own.observe(cell)
     again = experiment(tmp_path)
     ran = recorded(again.pipe.unet)
-    assert same(again.look(cell), first)
-    assert same(own.look(cell), first)
+    assert same(again.observe(cell), first)
+    assert same(own.observe(cell), first)
     assert ran == []
     assert first.shown.shape == (COUNT, 3, 32, 32)
     # of the pictures only the first are kept
-    assert [file.name for file in (tmp_path / "cells").iterdir()] == [f"{own.name(cell)}.seen.npz"]
+    assert [file.name for file in (tmp_path / "cells").iterdir()] == [f"{own.name(cell)}.observed.npz"]
 
 
 class Others(Means):
@@ -46,8 +49,8 @@ class Others(Means):
 
 def test_a_network_with_other_weights_looks_again(tmp_path: Path) -> None:
     own, cell = experiment(tmp_path), Cell("pre-trained", 0.5, 2)
-    first = own.look(cell)
-    others = experiment(tmp_path, Judges(Others(), Brightness(), Means())).look(cell)
+    first = own.observe(cell)
+    others = experiment(tmp_path, MetricNetworks(Others(), Brightness(), Means())).observe(cell)
     assert not same(others, first)
     assert np.array_equal(others.shown, first.shown)
 
@@ -62,7 +65,7 @@ def test_first_steps_of_a_model_are_not_timed(tmp_path: Path, monkeypatch: pytes
 
     monkeypatch.setattr(Run, "batches", spy)
     for steps in (2, 4):
-        own.look(Cell("pre-trained", 0.5, steps))
+        own.observe(Cell("pre-trained", 0.5, steps))
     assert [run.plan.steps for run in runs] == [WARM_STEPS, WARM_STEPS, 2, 4]
     assert [len(run.plan) for run in runs] == [COUNT, 1, COUNT, COUNT]  # many rows and few: both may be compiled
     assert [bool(run.plan.cost.saving) for run in runs] == [False, False, True, True]
@@ -86,25 +89,25 @@ def test_equal_cost_is_the_most_steps_that_cost_no_more(tmp_path: Path) -> None:
 
 
 def test_a_model_that_is_not_there_is_named(tmp_path: Path) -> None:
-    with pytest.raises(CotrunkError, match="There is no model 'sage' here: pre-trained are"):
-        experiment(tmp_path).look(Cell("sage"))
+    with pytest.raises(CotrunkError, match="There is no model 'sage' here: use one of pre-trained"):
+        experiment(tmp_path).observe(Cell("sage"))
 
 
 def test_a_folder_without_a_lora_is_named_before_the_first_picture(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    with pytest.raises(CotrunkError, match="holds no LoRA for this StableDiffusionPipeline"):
+    with pytest.raises(CotrunkError, match="cannot be loaded as a LoRA for this StableDiffusionPipeline"):
         experiment(tmp_path, sage=tmp_path / "empty")
 
 
 def test_a_lora_is_taken_off_again(tmp_path: Path, trained_lora: Path) -> None:
     own = experiment(tmp_path, tuned=trained_lora)
-    before = own.look(Cell("pre-trained", 0.0, 2))
-    tuned = own.look(Cell("tuned", 0.0, 2))
+    before = own.observe(Cell("pre-trained", 0.0, 2))
+    tuned = own.observe(Cell("tuned", 0.0, 2))
     for file in (tmp_path / "cells").glob("pre-trained*"):
         file.unlink()
-    again = own.look(Cell("pre-trained", 0.0, 2))
+    again = own.observe(Cell("pre-trained", 0.0, 2))
     assert again.digest == before.digest != tuned.digest
-    assert experiment(tmp_path / "alone").look(Cell("pre-trained", 0.0, 2)).digest == before.digest
+    assert experiment(tmp_path / "alone").observe(Cell("pre-trained", 0.0, 2)).digest == before.digest
 
 
 def test_another_model_in_the_same_folder_is_another_cell(tmp_path: Path) -> None:
@@ -112,7 +115,7 @@ def test_another_model_in_the_same_folder_is_another_cell(tmp_path: Path) -> Non
     assert one.name(Cell("pre-trained")) == other.name(Cell("pre-trained"))
     pipe = sd_with_text().pipe
     pipe.unet.conv_in.weight.data += 1
-    changed = Experiment(pipe, GROUPS, {"pre-trained": None}, JUDGES, tmp_path, guidance=3.0)
+    changed = Experiment(pipe, GROUPS, {"pre-trained": None}, NETWORKS, tmp_path, guidance=3.0)
     assert changed.name(Cell("pre-trained")) != one.name(Cell("pre-trained"))
     assert one.name(Cell("pre-trained", 0.12)) != one.name(Cell("pre-trained", 0.125))
 
@@ -145,9 +148,9 @@ def test_a_lora_of_another_model_is_refused(tmp_path: Path, trained_lora: Path) 
     (tmp_path / "other").mkdir()
     other = {name.replace("unet.", "transformer."): tensor for name, tensor in state.items()}
     save_file(other, tmp_path / "other" / "pytorch_lora_weights.safetensors")
-    with pytest.raises(CotrunkError, match="holds no LoRA for this StableDiffusionPipeline"):
+    with pytest.raises(CotrunkError, match="is a LoRA for another model, not for this StableDiffusionPipeline"):
         load_lora(sd_with_text().pipe, tmp_path / "other")
-    with pytest.raises(CotrunkError, match="holds no LoRA for this StableDiffusion3Pipeline"):
+    with pytest.raises(CotrunkError, match="is a LoRA for another model, not for this StableDiffusion3Pipeline"):
         load_lora(sd3().pipe, trained_lora)
 
 
@@ -179,7 +182,7 @@ def test_a_lora_is_what_diffusers_makes_of_it(trained_lora: Path) -> None:
     once = {name: weight.clone() for name, weight in pipeline.pipe.unet.state_dict().items()}
     load_lora(pipeline.pipe, trained_lora)
     assert once.keys() == pipeline.pipe.unet.state_dict().keys()
-    take_off_lora(pipeline.pipe, changed)
+    remove_lora(pipeline.pipe, changed)
     assert torch.equal(latents(pipeline.pipe), before)
 
 
@@ -195,14 +198,17 @@ def killed_after(batches: int) -> Any:
     return on_batch, told
 
 
+prepare_threes = functools.partial(prepare, settings=Settings(batching=Batching(batch_size=3)))
+
+
 def test_a_killed_cell_goes_on_with_the_next_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cell = Cell("pre-trained", 0.5, 2)
-    whole = experiment(tmp_path / "whole").look(cell)
+    whole = experiment(tmp_path / "whole").observe(cell)
     own, (kill, told) = experiment(tmp_path / "killed"), killed_after(1)
-    monkeypatch.setattr("cotrunk.evaluation.experiment.BATCH", 3)
+    monkeypatch.setattr("cotrunk.evaluation.experiment.prepare", prepare_threes)
     with pytest.raises(KeyboardInterrupt):
-        own.look(cell, kill)
-    resumed = own.look(cell, kill)
+        own.observe(cell, kill)
+    resumed = own.observe(cell, kill)
     assert sum(told) == COUNT
     assert resumed.rows == whole.rows
     assert np.abs(resumed.shown.astype(int) - whole.shown.astype(int)).max() <= 1
@@ -211,7 +217,7 @@ def test_a_killed_cell_goes_on_with_the_next_batch(tmp_path: Path, monkeypatch: 
 def test_a_batch_in_parts_shifts_no_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Memory had no room for a batch, the run was killed after a part of it, and then there was room: for the rest."""
     cell = Cell("pre-trained", 0.5, 2)
-    whole = experiment(tmp_path / "whole").look(cell)
+    whole = experiment(tmp_path / "whole").observe(cell)
     own, (kill, told) = experiment(tmp_path / "killed"), killed_after(1)
     call = Run._call
 
@@ -223,8 +229,8 @@ def test_a_batch_in_parts_shifts_no_picture(tmp_path: Path, monkeypatch: pytest.
     with monkeypatch.context() as patch:
         patch.setattr(Run, "_call", crowded)
         with pytest.raises(KeyboardInterrupt):
-            own.look(cell, kill)
-    resumed = own.look(cell, kill)
+            own.observe(cell, kill)
+    resumed = own.observe(cell, kill)
     assert told[0] < COUNT == sum(told)
     assert resumed.rows == whole.rows
     assert np.abs(resumed.shown.astype(int) - whole.shown.astype(int)).max() <= 1
@@ -234,19 +240,19 @@ def test_all_parts_of_a_batch_are_as_good_as_the_batch(tmp_path: Path, monkeypat
     cell, own = Cell("pre-trained", 0.5, 2), experiment(tmp_path)
     kill, told = killed_after(3)
     with monkeypatch.context() as patch:
-        patch.setattr("cotrunk.evaluation.experiment.BATCH", 3)
+        patch.setattr("cotrunk.evaluation.experiment.prepare", prepare_threes)
         with pytest.raises(KeyboardInterrupt):
-            own.look(cell, kill)
+            own.observe(cell, kill)
     assert sum(told) == COUNT
-    own.look(cell, lambda pictures: pytest.fail("pictures were made again"))
+    own.observe(cell, lambda pictures: pytest.fail("pictures were made again"))
 
 
 def test_pictures_with_a_nan_are_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     own = experiment(tmp_path)
     broken(own, monkeypatch, 0, 3)
-    seen = own.look(Cell("pre-trained", 0.5, 2))
+    seen = own.observe(Cell("pre-trained", 0.5, 2))
     assert seen.failed.tolist() == [True, False, False, True, False, False]
     assert np.isnan(seen.diversity).tolist() == [True, False, True]  # of the first group one picture is left
     broken(own, monkeypatch, *range(COUNT))
-    with pytest.raises(CotrunkError, match=r"Every picture of pre-trained-independent-2steps.* held a NaN"):
-        own.look(Cell("pre-trained", 0.0, 2))
+    with pytest.raises(CotrunkError, match=r"All images of pre-trained-independent-2steps.* contain a NaN"):
+        own.observe(Cell("pre-trained", 0.0, 2))

@@ -7,13 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from experiments import COUNT, JUDGES, broken, experiment
+from experiments import COUNT, NETWORKS, broken, experiment
 from PIL import Image
 
-from cotrunk.evaluation.experiment import Cell, Experiment
+from cotrunk.evaluation.experiment import Experiment
 from cotrunk.evaluation.figures import write_curves, write_grid
 from cotrunk.evaluation.measuring import Measures, Result
 from cotrunk.evaluation.metrics import Change, Figure
+from cotrunk.evaluation.observation import Cell
 from cotrunk.evaluation.paper import Design, write_paper
 from cotrunk.evaluation.tables import Comparison, write_comparisons, write_json, write_table
 
@@ -58,7 +59,7 @@ def test_seeds_are_pooled_and_groups_may_be_chosen(tmp_path: Path) -> None:
     )
     assert one.figures["frechet"] != other.figures["frechet"]
     assert own.of(cells, [0, 1]).figures["alignment"].value != both.figures["alignment"].value
-    assert np.isnan(own.experiment.look(cells[0]).diversity[2])
+    assert np.isnan(own.experiment.observe(cells[0]).diversity[2])
 
 
 def test_chosen_groups_are_held_against_their_own_real_pictures(tmp_path: Path) -> None:
@@ -100,19 +101,19 @@ def test_a_cell_is_no_better_than_itself_and_differences_are_paired(tmp_path: Pa
 def test_pictures_with_a_nan_are_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fine = measures(tmp_path / "fine")
     cells = [Cell("pre-trained", 0.5, 2, seed) for seed in (0, 1)]
-    seen = fine.experiment.look(cells[0])
+    seen = fine.experiment.observe(cells[0])
     own = measures(tmp_path / "broken")
-    own.experiment.look(cells[1])  # the other seed is whole
+    own.experiment.observe(cells[1])  # the other seed is whole
     broken(own.experiment, monkeypatch, 0, 3)
     result = own.of(cells[:1])
     good = [1, 2, 4, 5]
-    texts = JUDGES.alignment.of_texts(fine.experiment.prompts)
+    texts = NETWORKS.alignment.text_vectors(fine.experiment.prompts)
     assert result.failed == 2
     assert result.figures["alignment"].value == pytest.approx(float((seen.vectors * texts).sum(1)[good].mean()))
     assert all(np.isfinite(figure.value) for figure in own.of(cells).figures.values())
     same = own.compare(cells[:1], [Cell("pre-trained", 0.5, 2, 1)])
     assert np.isfinite(same["frechet"].absolute.value)
-    assert "| 2 |" in write_table([result], JUDGES, tmp_path)
+    assert "| 2 |" in write_table([result], NETWORKS, tmp_path)
 
 
 def test_equal_cost_is_the_most_steps_that_cost_no_more(tmp_path: Path) -> None:
@@ -155,7 +156,7 @@ def test_the_paper_can_be_read_off_its_numbers(tmp_path: Path, trained_lora: Pat
     first = found["differences"][0]
     assert (first["this"], first["other"]) == ("pre-trained, shared 50%, 4 steps", "pre-trained, independent, 4 steps")
     assert {"value", "low", "high"} == set(first["alignment"]["relative"])
-    assert all(one["rows_spared"] >= 0.2 for one in found["knee"])
+    assert all(one["rows_saved"] >= 0.2 for one in found["knee"])
     made = {file.name for file in tmp_path.iterdir() if file.is_file()}
     assert {"table1.md", "table1.csv", "differences.md", "knee.md", "results.json"} <= made
     assert {f"{name}.{form}" for name in ("figure2", "figure3", "figure4", "rows") for form in ("png", "svg")} <= made
@@ -180,7 +181,7 @@ def test_the_curves_can_be_read_off_a_table(tmp_path: Path, trained_lora: Path) 
         for scheme in ("independent", "shared 50%")
         for steps in (2, 4, 6)
     ]
-    rows = [float(line[heads.index("rows a picture")]) for line in lines]
+    rows = [float(line[heads.index("rows per image")]) for line in lines]
     assert all(rows[start : start + 3] == sorted(set(rows[start : start + 3])) for start in range(0, len(rows), 3))
     assert [line for line in lines if line[0] == "shared 50%, 4 steps"] == [
         line for line in table if line[0] == "shared 50%, 4 steps"
@@ -237,9 +238,9 @@ def test_without_other_steps_there_is_no_curve(tmp_path: Path) -> None:
 
 
 def test_tables_and_figures(results: dict[Cell, Result], tmp_path: Path) -> None:
-    text = write_table(list(results.values()), JUDGES, tmp_path)
+    text = write_table(list(results.values()), NETWORKS, tmp_path)
     assert "| shared 25%, 4 steps | pre-trained |" in text
-    assert "the features of mean colours (pictures brought to 1 x 1 pixel, mean; the first 64" in text
+    assert "the features of mean colours (images resized to 1 x 1 pixel, mean; the first 64" in text
     assert "FID" not in text
     assert "CLIP" not in text
     with (tmp_path / "table1.csv").open() as file:
@@ -260,7 +261,7 @@ def test_differences_are_told_in_percent_too(tmp_path: Path) -> None:
     one, two = Cell("a", 0.3), Cell("b", 0.0)
     better = Comparison(one, two, 0.25, {"alignment": changed(0.2, 0.1), "frechet": changed(0.05, 0.3)})
     worse = Comparison(one, two, 0.25, {"alignment": changed(-0.2, -0.1), "frechet": changed(0.05, 0.3)})
-    said = write_comparisons([better, worse], JUDGES, tmp_path)
+    said = write_comparisons([better, worse], NETWORKS, tmp_path)
     start = "| a, shared 30%, 30 steps | b, independent, 30 steps |"
     assert f"{start} **0.2 [0.1, 0.3]** (+10.0% [+5.0%, +15.0%]) | 0.05 [-0.05, 0.15] (+30.0% [" in said
     assert "| 25.0% | yes |" in said

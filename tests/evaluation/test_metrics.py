@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from cotrunk import CotrunkError
 from cotrunk.evaluation import metrics, networks
 from cotrunk.evaluation.emoji import EmojiAlignment
-from cotrunk.evaluation.experiment import Judges
-from cotrunk.evaluation.tables import networks as said_of
+from cotrunk.evaluation.networks import MetricNetworks
+from cotrunk.evaluation.tables import describe_networks
 
 
 def gaussian(n: int, mean: list[float], deviation: list[float], seed: int = 0) -> torch.Tensor:
@@ -80,7 +80,7 @@ def test_intervals_and_changes_of_a_frechet_distance_are_of_the_same_axes(monkey
 def test_real_pictures_that_are_all_alike_are_named() -> None:
     """They have no axis on which to measure: a distance of 0 would be wrong, and look good."""
     features = torch.randn(20, 8, generator=torch.Generator().manual_seed(0))
-    with pytest.raises(CotrunkError, match="The 5 real pictures are all alike"):
+    with pytest.raises(CotrunkError, match="The 5 real images are all equal"):
         metrics.frechet_distance(features, torch.ones(5, 8) / 3)
     assert metrics.frechet_distance(features, torch.ones(5, 8) / 3, None) > 0
 
@@ -196,7 +196,7 @@ def test_pictures_of_a_group_that_are_alike_count_as_one() -> None:
     ],
 )
 def test_too_little_is_said(measure: Any) -> None:
-    with pytest.raises(CotrunkError, match=r"too few|no group of two"):
+    with pytest.raises(CotrunkError, match=r"too few|No group has two images"):
         measure()
 
 
@@ -300,7 +300,7 @@ def test_features_of_the_same_pictures_are_made_once() -> None:
     network._net._conv_stem.register_forward_pre_hook(lambda _, inputs: looked_at.append(len(inputs[0])))
     pictures = PICTURES[:2].clone()
     first = network.features(pictures)
-    EmojiAlignment(network).of_pictures(pictures)
+    EmojiAlignment(network).image_vectors(pictures)
     assert sum(looked_at) == 2
     pictures[0] = 255  # the same tensor shows something else now
     assert not torch.equal(network.features(pictures), first)
@@ -314,10 +314,10 @@ def test_tables_say_what_pictures_are_brought_to(monkeypatch: pytest.MonkeyPatch
     lite0._net._conv_stem.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].shape))
     lite0.features(PICTURES[:1])
     height, width = seen[0][2:]
-    expected = f"EfficientNet-Lite0 (pictures brought to {height} x {width} pixels, bicubic, antialiased; the first 64"
-    assert expected in said_of(Judges(lite0, lite0, lite0))
-    said = said_of(Judges(networks.Inception(), networks.Lpips(), lite0))
-    assert "Inception-v3 (FID) (pictures brought to 12 x 12 pixels, bilinear" in said
+    expected = f"EfficientNet-Lite0 (images resized to {height} x {width} pixels, bicubic, antialiased; the first 64"
+    assert expected in describe_networks(MetricNetworks(lite0, lite0, lite0))
+    said = describe_networks(MetricNetworks(networks.Inception(), networks.Lpips(), lite0))
+    assert "Inception-v3 (FID) (images resized to 12 x 12 pixels, bilinear" in said
     assert "; all dimensions); diversity by LPIPS (AlexNet);" in said
 
 
@@ -364,7 +364,7 @@ def test_any_clip_scores_pictures_and_texts(tmp_path: Any) -> None:
     images = CLIPImageProcessor(size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16})
     CLIPProcessor(images, tokenizer).save_pretrained(tmp_path)
     clip = networks.Clip(str(tmp_path))
-    pictures, texts = clip.of_pictures(torch.rand(3, 3, 20, 20)), clip.of_texts(["a", "b", "a b"])
+    pictures, texts = clip.image_vectors(torch.rand(3, 3, 20, 20)), clip.text_vectors(["a", "b", "a b"])
     assert pictures.shape == texts.shape == (3, 8)
     assert torch.allclose(pictures.norm(dim=1), torch.ones(3, dtype=torch.float64))
     assert not torch.allclose(texts[0], texts[1])

@@ -76,11 +76,11 @@ def test_groups_of_all_sizes_are_drawn_where_there_are_many() -> None:
 
 @pytest.mark.parametrize(("low", "high"), [(0.9, 0.6), (0.5, 0.5), (-2, 0.5), (0.5, 3)])
 def test_a_range_that_is_none_is_named(low: float, high: float) -> None:
-    with pytest.raises(CotrunkError, match="are no range: give two cosines"):
+    with pytest.raises(CotrunkError, match="are not a range: give two cosines"):
         similarity_graph(vectors(4), low, high)
 
 
 @pytest.mark.parametrize(("smallest", "largest"), [(1, 5), (4, 3)])
 def test_sizes_that_are_none_are_named(smallest: int, largest: int) -> None:
-    with pytest.raises(CotrunkError, match="captions are none"):
+    with pytest.raises(CotrunkError, match="captions do not exist"):
         sample_cliques([], smallest=smallest, largest=largest)

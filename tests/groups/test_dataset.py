@@ -15,7 +15,7 @@ from PIL import Image, UnidentifiedImageError
 
 from cotrunk import CotrunkError
 from cotrunk.groups.captions import Pair, read_pairs
-from cotrunk.groups.dataset import GroupSettings, apart, build_groups, read_groups, read_similarities
+from cotrunk.groups.dataset import GroupSettings, build_groups, disjoint, read_groups, read_similarities
 from cotrunk.planning.embedding import Encoder
 
 
@@ -50,7 +50,7 @@ def test_what_cannot_be_used_is_named_and_left_out(tmp_path: Path) -> None:
     assert list(found.unusable.values()) == [
         "it has no caption",
         "there is no such file",
-        "it is not a readable picture (UnidentifiedImageError)",
+        "it is not a readable image (UnidentifiedImageError)",
     ]
 
 
@@ -63,7 +63,7 @@ def test_captions_without_pictures_are_named_and_counted(tmp_path: Path) -> None
     found = read_pairs(str(file), tmp_path / "train")
     assert [pair.caption for pair in found.pairs] == CAPTIONS[:2] + CAPTIONS[3:]
     assert found.unusable == {
-        f"{file}, annotation {number}": "its picture 12 is not among the images" for number in (3, 9)
+        f"{file}, annotation {number}": "its image 12 is not in the list of images" for number in (3, 9)
     }
 
 
@@ -83,8 +83,8 @@ def test_a_picture_that_cannot_be_looked_for_is_left_out(tmp_path: Path, monkeyp
     found = read_pairs(str(folder))
     assert [pair.caption for pair in found.pairs] == CAPTIONS
     assert list(found.unusable.values()) == [
-        "it is not a readable picture (OSError)",
-        "it is not a readable picture (PermissionError)",
+        "it is not a readable image (OSError)",
+        "it is not a readable image (PermissionError)",
     ]
 
 
@@ -103,8 +103,8 @@ def test_a_picture_is_taken_with_its_first_caption(tmp_path: Path) -> None:
 
 def test_groups_apart_have_no_picture_in_common() -> None:
     groups = [[Pair(f"{word} {name}", Path(name)) for name in "ab"] for word in ("a", "one", "some")]
-    assert len(apart(groups, 0)) == 1
-    assert len(apart([*groups, [Pair("a c", Path("c"))]], 0)) == 2
+    assert len(disjoint(groups, 0)) == 1
+    assert len(disjoint([*groups, [Pair("a c", Path("c"))]], 0)) == 2
 
 
 def test_a_set_of_groups(tmp_path: Path) -> None:
@@ -117,7 +117,7 @@ def test_a_set_of_groups(tmp_path: Path) -> None:
     assert sorted(members) == [[0, 1], [0, 1, 2], [0, 2], [1, 2], [3, 4]]
     assert written == json.loads((out / "summary.json").read_text()) == json.loads(json.dumps(summary))
     assert summary["sizes"] == {2: 4, 3: 1}
-    assert (summary["groups"], summary["pictures_in_groups"], summary["edges"]) == (5, 5, 4)
+    assert (summary["groups"], summary["images_in_groups"], summary["edges"]) == (5, 5, 4)
     assert all(pair.image.is_file() for group in groups for pair in group)
     table = pq.read_table(out / "groups.parquet")
     assert table["smallest_similarity"].to_pylist() == read_similarities(out) == pytest.approx([0.5] * 5)
@@ -130,12 +130,12 @@ def test_a_set_of_groups(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("source", "said"),
     [
-        ("nothing.json", "is no source of captioned pictures|holds no|There is no file"),
+        ("nothing.json", "is not a source of captioned images|contains no|There is no file"),
         ("empty", "has no metadata.jsonl or metadata.csv"),
-        ("table.json", "is not in COCO's form"),
+        ("table.json", "is not a COCO file"),
         ("broken.json", "is broken JSON"),
         ("columns", "needs file_name and one of text, caption, prompt, captions; it has file_name, words"),
-        ("lost", r"holds no captioned picture that can be used \(.*there is no such file"),
+        ("lost", r"contains no usable captioned image \(.*there is no such file"),
     ],
 )
 def test_sources_that_are_none_are_named(tmp_path: Path, source: str, said: str) -> None:
@@ -161,20 +161,20 @@ COCO: dict[str, Any] = {
 @pytest.mark.parametrize(
     ("file", "content", "said"),
     [
-        ("metadata.csv", "text,file_name\na dog\n", "metadata.csv, entry 1 has no usable file_name"),
-        ("metadata.csv", "file_name,text\n1.png,a dog, alone\n", "entry 1 does not have the columns of a table"),
+        ("metadata.csv", "text,file_name\na dog\n", "metadata.csv, entry 1 has no valid file_name"),
+        ("metadata.csv", "file_name,text\n1.png,a dog, alone\n", "entry 1 does not fit the columns of the table"),
         ("metadata.csv", 'file_name,text\n1.png,"a dog\n', "is a broken table"),
         ("metadata.csv", "file_name,text\n1.png,caf\u00e9\n".encode("latin-1"), "metadata.csv is not UTF-8"),
-        ("metadata.jsonl", '"a dog"\n', "entry 1 does not have the columns of a table"),
-        ("metadata.jsonl", '{"file_name": 1, "text": "a dog"}\n', "entry 1 has no usable file_name"),
+        ("metadata.jsonl", '"a dog"\n', "entry 1 does not fit the columns of the table"),
+        ("metadata.jsonl", '{"file_name": 1, "text": "a dog"}\n', "entry 1 has no valid file_name"),
         ("metadata.jsonl", '{"file_name": "1.png", "text": 1}\n', "entry 1: its caption is of type int, not text"),
         ("metadata.jsonl", b'{"file_name": "1.png", "text": "\xe9"}\n', "metadata.jsonl is not UTF-8"),
-        ("a.json", COCO | {"annotations": [{"image_id": 1, "caption": "a dog"}]}, "annotation 1 has no usable id"),
-        ("a.json", COCO | {"annotations": [{"id": 1, "caption": "a dog"}]}, "annotation 1 has no usable image_id"),
-        ("a.json", COCO | {"annotations": ["a dog"]}, "annotation 1 has no usable id"),
-        ("a.json", COCO | {"images": [{"id": 1}]}, "image 1 has no usable file_name"),
-        ("a.json", COCO | {"images": [{"file_name": "1.png"}]}, "image 1 has no usable id"),
-        ("a.json", COCO | {"images": 1}, "is not in COCO's form"),
+        ("a.json", COCO | {"annotations": [{"image_id": 1, "caption": "a dog"}]}, "annotation 1 has no valid id"),
+        ("a.json", COCO | {"annotations": [{"id": 1, "caption": "a dog"}]}, "annotation 1 has no valid image_id"),
+        ("a.json", COCO | {"annotations": ["a dog"]}, "annotation 1 has no valid id"),
+        ("a.json", COCO | {"images": [{"id": 1}]}, "image 1 has no valid file_name"),
+        ("a.json", COCO | {"images": [{"file_name": "1.png"}]}, "image 1 has no valid id"),
+        ("a.json", COCO | {"images": 1}, "is not a COCO file"),
         ("a.json", '{"images": ' + "1" * 5000 + "}", "a.json is broken JSON (Exceeds the limit"),
         ("a.json", "[" * 100_000, "a.json is JSON nested too deeply: give flat objects"),
         ("metadata.jsonl", '{"id": ' + "1" * 5000 + "}\n", "metadata.jsonl, line 1 is broken JSON (Exceeds the limit"),
@@ -218,9 +218,9 @@ def test_rows_of_the_hub_without_a_usable_picture_are_named(tmp_path: Path, monk
     assert [pair.caption for pair in found.pairs] == [CAPTIONS[0], CAPTIONS[4]]
     assert all(Image.open(pair.image).mode == "RGB" for pair in found.pairs)
     assert found.unusable == {
-        "some/set:test, row 1": "it has no picture",
-        "some/set:test, row 2": "it is not a readable picture (UnidentifiedImageError)",
-        "some/set:test, row 3": "it is not a readable picture (OSError)",
+        "some/set:test, row 1": "it has no image",
+        "some/set:test, row 2": "it is not a readable image (UnidentifiedImageError)",
+        "some/set:test, row 3": "it is not a readable image (OSError)",
     }
 
 
@@ -231,7 +231,7 @@ NO_TEXT: list[tuple[Any, str]] = [
     (float("nan"), "its caption is of type float, not text"),
     (True, "its caption is of type bool, not text"),
     ({"text": "a dog"}, "its caption is of type dict, not text"),
-    ("half a pair: \ud83d", "its caption is broken Unicode"),
+    ("half a pair: \ud83d", "its caption is invalid Unicode"),
 ]
 
 
@@ -311,7 +311,7 @@ def test_pictures_of_the_hub_are_read_as_those_of_files_and_written_again_when_d
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
-        ({"similarity_min": 0.9}, "similarity_min 0.9 and similarity_max 0.9 are no range"),
+        ({"similarity_min": 0.9}, "similarity_min 0.9 and similarity_max 0.9 are not a range"),
         ({"min_group": 1}, "min_group 1 is out of range: use a whole number of 2 or more"),
         ({"min_group": 4, "max_group": 3}, "max_group 3 is out of range: use a whole number of 4 or more"),
         ({"per_caption": 0}, "per_caption 0 is out of range: use a whole number of 1 or more"),

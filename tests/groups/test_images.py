@@ -13,9 +13,8 @@ from PIL import ExifTags, Image, ImageOps
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 from cotrunk.groups.captions import Pair
-from cotrunk.groups.images import read_image, unreadable
-from cotrunk.training.encoded import pictures_of
-from cotrunk.training.latents import picture_of
+from cotrunk.groups.dataset import images_of
+from cotrunk.groups.images import read_image, read_scaled, unreadable
 
 RED, WHITE, BLACK = (255, 0, 0), (255, 255, 255), (0, 0, 0)
 
@@ -47,7 +46,7 @@ def test_an_image_is_turned_upright(tmp_path: Path, form: str, orientation: int)
     read = read_image(path)
     assert read.size == (16, 32)
     assert np.abs(np.asarray(read, int) - np.asarray(upright(), int)).mean() < 8  # of JPEG
-    cut = picture_of(path, 32, 16)  # the size that is cut is that of the upright image
+    cut = read_scaled(path, 32, 16)  # the size that is cut is that of the upright image
     assert cut[:, 4, 8] == pytest.approx([1, -1, -1], abs=0.1)
     assert cut[:, 28, 8] == pytest.approx([1, 1, 1], abs=0.1)
 
@@ -138,8 +137,8 @@ def test_every_kind_of_image_has_the_colour_that_a_viewer_shows(tmp_path: Path, 
     assert np.abs(np.array(read.getpixel((0, 0))) - expected).max() <= 1
     assert unreadable(path) is None
     # for training and for evaluation alike
-    assert torch.equal(picture_of(path, 8, 8)[:, 4, 4], torch.tensor(read.getpixel((0, 0))) / 127.5 - 1)
-    assert pictures_of([[Pair("", path)]], 8, 8)[0][0, :, 4, 4].tolist() == list(read.getpixel((0, 0)))
+    assert torch.equal(read_scaled(path, 8, 8)[:, 4, 4], torch.tensor(read.getpixel((0, 0))) / 127.5 - 1)
+    assert images_of([[Pair("", path)]], 8, 8)[0][0, :, 4, 4].tolist() == list(read.getpixel((0, 0)))
 
 
 def test_a_twelve_bit_tiff_is_not_dark(tmp_path: Path) -> None:
@@ -155,9 +154,9 @@ def test_a_twelve_bit_tiff_is_not_dark(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("image", "said"),
     [
-        (Image.new("I", (1, 1), 200), "its 32-bit values do not say which of them is white"),
-        (Image.new("F", (1, 1), 200.0), "its floating-point values go beyond 0 to 1"),
-        (Image.new("F", (1, 1), float("nan")), "its floating-point values go beyond 0 to 1"),
+        (Image.new("I", (1, 1), 200), "it is unknown which of its 32-bit values is white"),
+        (Image.new("F", (1, 1), 200.0), "its floating-point values are outside 0 to 1"),
+        (Image.new("F", (1, 1), float("nan")), "its floating-point values are outside 0 to 1"),
     ],
 )
 def test_an_image_without_a_white_is_named(tmp_path: Path, image: Image.Image, said: str) -> None:
@@ -170,7 +169,7 @@ def test_an_image_that_is_cut_off_is_named(tmp_path: Path) -> None:
     upright().resize((200, 200)).save(tmp_path / "a.png")
     whole = (tmp_path / "a.png").read_bytes()
     (tmp_path / "a.png").write_bytes(whole[: len(whole) // 2])
-    assert unreadable(tmp_path / "a.png") == "it is not a readable picture (OSError)"
+    assert unreadable(tmp_path / "a.png") == "it is not a readable image (OSError)"
 
 
 def test_a_very_long_image_is_cut_before_it_is_scaled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -181,7 +180,7 @@ def test_a_very_long_image_is_cut_before_it_is_scaled(tmp_path: Path, monkeypatc
         "resize",
         lambda self, size, *more, **named: sizes.append(size) or resize(self, size, *more, **named),
     )
-    assert picture_of(tmp_path / "a.png", 64, 64).shape == (3, 64, 64)
+    assert read_scaled(tmp_path / "a.png", 64, 64).shape == (3, 64, 64)
     assert sizes == [(64, 64)]
 
 
@@ -190,4 +189,4 @@ def test_the_middle_of_an_image_is_taken(tmp_path: Path) -> None:
     image.paste(RED, (32, 0, 64, 32))
     image.save(tmp_path / "a.png")
     assert ImageOps.fit(read_image(tmp_path / "a.png"), (32, 32)).getpixel((16, 16)) == RED
-    assert picture_of(tmp_path / "a.png", 32, 32)[1].mean() == pytest.approx(-1, abs=0.02)
+    assert read_scaled(tmp_path / "a.png", 32, 32)[1].mean() == pytest.approx(-1, abs=0.02)

@@ -308,15 +308,15 @@ def test_a_plan_is_not_replayed_where_it_would_share_too_much() -> None:
     plan = run(tiny, {"prompts": prompts}).plan
     assert len(plan.trees) == 1
     again = {"prompts": prompts, "plan": plan, "num_inference_steps": STEPS}
-    refused(tiny, again | {"negative_prompt": ["a", "b", "c"]}, "differ in another argument now")
-    refused(tiny, again | {"guidance_scale": 1.0}, "counts 2 rows an evaluation, this call takes 1")
+    refused(tiny, again | {"negative_prompt": ["a", "b", "c"]}, "now differ in another argument")
+    refused(tiny, again | {"guidance_scale": 1.0}, "counts 2 rows per evaluation, this call takes 1")
 
 
 @pytest.mark.parametrize("again", [{}, {"prompts": ["prompt 0", "prompt 1"]}])
 def test_a_plan_of_embeddings_is_not_replayed_without_them(again: dict[str, Any], tmp_path: Path) -> None:
     tiny = sd_with_text()
     texts = {"prompts": ["a cat", "a dog"]}
-    assert not run(tiny, texts, sharing=None).plan.settings.get("prompt_embeds")
+    assert not run(tiny, texts, sharing=None).plan.from_embeddings
     inputs = sd().inputs(2)
     made = run(tiny, inputs)
     made.plan.independent().save(tmp_path / "plan.json")

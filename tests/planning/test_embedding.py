@@ -292,7 +292,7 @@ def test_a_sentence_encoder_without_network_is_said_at_once(monkeypatch, name, a
         raise ConnectionError("no connection")
 
     monkeypatch.setattr("huggingface_hub.HfApi.model_info", model_info)
-    with pytest.raises(CotrunkError, match=r"the hub cannot be asked for it \(no connection\): use minilm"):
+    with pytest.raises(CotrunkError, match=r"the hub cannot be reached \(no connection\): use minilm"):
         sentence_encoder(name)
     assert models == [asked]
 

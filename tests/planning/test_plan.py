@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from mutations import mutants
 
-from cotrunk import Branch, CotrunkError, Plan
-from cotrunk.execution import partition
-from cotrunk.planning.plan import DEPTH, leaf
+from cotrunk import Branch, CotrunkError, Plan, Sharing
+from cotrunk.planning.plan import DEPTH, Findings
 from cotrunk.planning.sharing import why_nothing_shared
+from cotrunk.planning.tree import leaf, partition
 from cotrunk.runs.folder import group_entry
 
 PAIR = Branch((0, 2), 0, 3, 0.7, (leaf(0, 3, 10), leaf(2, 3, 10)))
@@ -114,8 +114,9 @@ def test_a_plan_that_is_read_can_be_used(seed: int, tmp_path: Path) -> None:
     """Whatever stands in its file: it is refused in one sentence, or everything works."""
     inner = Branch((0, 2), 2, 3, 0.7, (leaf(0, 3, 10), leaf(2, 3, 10)))
     tree = Branch((0, 2, 3), 0, 2, 0.6, (inner, leaf(3, 2, 10)))
-    settings = {"mode": "tree", "share": 0.3, "similarity": 0.6, "max_group": 5, "encoder": "pipeline"}
-    plan = Plan(("a", "b"), (1, 2, 1, 1), (tree, leaf(1, 0, 10)), 10, 10, 2, 2, settings)
+    findings = Findings(truncated=((1, "the end"),), alike=((0, 1),))
+    trees = (tree, leaf(1, 0, 10))
+    plan = Plan(("a", "b"), (1, 2, 1, 1), trees, 10, 10, 2, 2, False, Sharing(mode="tree"), 0.6, findings)
     plan.save(tmp_path / "plan.json")
     document, read, refused = json.loads((tmp_path / "plan.json").read_text()), 0, list[str]()
     for what, text in mutants(document, 250, seed):
@@ -131,7 +132,7 @@ def test_a_plan_that_is_read_can_be_used(seed: int, tmp_path: Path) -> None:
             raise AssertionError(what) from error
         read += 1
     assert all("\n" not in sentence and len(sentence) < 500 for sentence in refused)
-    assert 10 < read < 150  # settings are free, and some numbers may be others
+    assert 10 < read < 150  # some numbers may be others
 
 
 def test_what_can_be_saved_can_be_read(tmp_path: Path) -> None:

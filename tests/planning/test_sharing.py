@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cotrunk import CotrunkError, Plan, Sharing, make_plan
-from cotrunk.planning.sharing import branch_point
+from cotrunk import CotrunkError, Plan, Sharing
+from cotrunk.planning.sharing import Evaluations, Item, branch_point, make_plan
 
 shares = st.floats(0, 0.99)
 cosines = st.floats(-1, 1)
@@ -23,18 +23,22 @@ def test_branch_point_is_monotone_and_never_past_the_share(
     for mode in ("flat", "adaptive", "tree"):
         for order in (1, 2):
             sharing = Sharing(share=share, mode=mode)
-            loose, tight = (branch_point(sharing, threshold, s, timesteps, order) for s in sorted((a, b)))
+            evaluations = Evaluations(timesteps, timesteps, order=order)
+            loose, tight = (branch_point(sharing, threshold, s, evaluations) for s in sorted((a, b)))
             assert 0 <= loose <= tight <= share * timesteps + 1e-6
             assert loose % order == tight % order == 0
 
 
 def test_branch_point_of_the_paper() -> None:
-    assert branch_point(Sharing(share=0.3), 0.5, 0.6, 30) == 9
-    assert branch_point(Sharing(share=0.29), 0.5, 0.6, 100) == 29
-    assert branch_point(Sharing(share=0.3, mode="adaptive"), 0.5, 0.5, 40) == 6
-    assert branch_point(Sharing(share=0.3, mode="adaptive"), 0.5, 1.0, 40) == 12
-    assert branch_point(Sharing(share=0.3, mode="tree"), 0.5, 0.75, 40) == 6
-    assert branch_point(Sharing(share=0.3), 0.5, 0.6, 59, 2) == 16
+    def at(sharing: Sharing, similarity: float, timesteps: int, order: int = 1) -> int:
+        return branch_point(sharing, 0.5, similarity, Evaluations(timesteps, timesteps, order=order))
+
+    assert at(Sharing(share=0.3), 0.6, 30) == 9
+    assert at(Sharing(share=0.29), 0.6, 100) == 29
+    assert at(Sharing(share=0.3, mode="adaptive"), 0.5, 40) == 6
+    assert at(Sharing(share=0.3, mode="adaptive"), 1.0, 40) == 12
+    assert at(Sharing(share=0.3, mode="tree"), 0.75, 40) == 6
+    assert at(Sharing(share=0.3), 0.6, 59, 2) == 16
 
 
 @st.composite
@@ -47,9 +51,10 @@ def unit_vectors(draw: st.DrawFn) -> np.ndarray:
 
 def planned(vectors: np.ndarray, **facts: Any) -> Plan:
     settings = {"share": 0.4, "mode": "flat", "max_group": 5, **facts.pop("sharing", {})}
-    kwargs: dict[str, Any] = {"steps": 20, **facts}
-    prompts = kwargs.pop("prompts", [f"prompt {i}" for i in range(len(vectors))])
-    return make_plan(prompts, vectors, Sharing(**settings), kwargs.pop("threshold", 0.6), **kwargs)
+    prompts = facts.pop("prompts", [f"prompt {i}" for i in range(len(vectors))])
+    reads = facts.pop("reads", prompts)
+    items = [Item(prompt, prompt, read) for prompt, read in zip(prompts, reads, strict=True)]
+    return make_plan(items, vectors, Sharing(**settings), 0.6, Evaluations(20, 20), **facts)
 
 
 @given(vectors=unit_vectors(), mode=st.sampled_from(["flat", "adaptive", "tree"]), images=st.integers(1, 3))
@@ -98,9 +103,9 @@ def test_images_of_a_prompt_and_duplicates_start_from_other_noise() -> None:
 @given(seed=st.integers(0, 99))
 def test_which_of_the_prompts_that_read_alike_shares_does_not_depend_on_the_order(seed: int) -> None:
     vectors = np.eye(2, dtype=np.float32)[[0, 0, 0, 1]]
-    prompts, conditions = ["owl", "fox", "a tiger", "a ship"], ["unknown", "unknown", "a tiger", "a ship"]
+    prompts, reads = ["owl", "fox", "a tiger", "a ship"], ["unknown", "unknown", "a tiger", "a ship"]
     order = np.random.default_rng(seed).permutation(4)
-    mixed = planned(vectors[order], prompts=[prompts[i] for i in order], conditions=[conditions[i] for i in order])
+    mixed = planned(vectors[order], prompts=[prompts[i] for i in order], reads=[reads[i] for i in order])
     together = [{mixed.prompts[i] for i in tree.images} for tree in mixed.trees if len(tree.images) > 1]
     assert together == [{"a tiger", "fox"}]
     assert len(set(mixed.seeds)) == 3

@@ -9,10 +9,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 from command import cotrunk
-from experiments import JUDGES
+from experiments import NETWORKS
 
-from cotrunk.evaluation.experiment import Cell
 from cotrunk.evaluation.metrics import Change, Figure
+from cotrunk.evaluation.observation import Cell
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 
@@ -75,7 +75,7 @@ def test_what_was_chosen_is_compared_on_groups_that_did_not_choose_it(
 
     experiment = SimpleNamespace(groups=[[0, 1]] * (unchosen.CHOSEN + 3), rows=lambda cell: 10 - 5 * cell.share)
     measures = SimpleNamespace(experiment=experiment, compare=compare)
-    sage_mini.setattr(unchosen, "measures_of", lambda *_: (measures, JUDGES))
+    sage_mini.setattr(unchosen, "measures_of", lambda *_: (measures, NETWORKS))
     sage_mini.setattr(sys, "argv", ["unchosen.py", "--results", str(tmp_path)])
     unchosen.main()
     assert {tuple(groups) for _, _, groups in compared} == {tuple(unchosen.CHOSEN + number for number in range(3))}

@@ -12,22 +12,24 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from experiments import JUDGES, Means
+from experiments import NETWORKS, Means
 from PIL import Image
 from tiny import sd_with_text
 from trainings import QUICK, SIZE, same_weights, trained
 
 from cotrunk import CotrunkError
-from cotrunk.evaluation.experiment import Cell, Experiment
+from cotrunk.evaluation.experiment import Experiment
 from cotrunk.evaluation.measuring import Measures
+from cotrunk.evaluation.observation import Cell
 from cotrunk.groups.captions import Pair
 from cotrunk.groups.dataset import read_groups, read_similarities
 from cotrunk.training.checkpoint import FILE
 from cotrunk.training.conditions import Conditions
-from cotrunk.training.encoded import Examples, encode
+from cotrunk.training.encoded import EncodedGroups, encode
 from cotrunk.training.log import plot_losses, read_losses
+from cotrunk.training.lora import LORA_FILE
 from cotrunk.training.settings import TrainSettings
-from cotrunk.training.trainer import LORA_FILE, train
+from cotrunk.training.trainer import train
 from cotrunk.tuning.setting import Setting, read_settings
 from cotrunk.tuning.trials import Trials
 
@@ -55,7 +57,7 @@ def spoils(path: Path, contents: Sequence[str] = JSONS) -> Iterator[str]:
 
 
 @pytest.mark.parametrize(
-    "name", ["pictures.json", "latents.npy", "captions.json", "common.pt", "encoder_hidden_states.npy"]
+    "name", ["images.json", "latents.npy", "captions.json", "common.pt", "encoder_hidden_states.npy"]
 )
 def test_what_is_damaged_of_encoded_pictures_is_encoded_again(
     groups: list[list[Pair]],
@@ -66,7 +68,7 @@ def test_what_is_damaged_of_encoded_pictures_is_encoded_again(
 
     def encoded() -> dict[str, bytes]:
         encode(pipe, Conditions(pipe, **SIZE), groups, (32, 32), tmp_path)
-        Examples(tmp_path, groups).batch([0, 1], [False, True])
+        EncodedGroups(tmp_path, groups).batch([0, 1], [False, True])
         return {file.name: file.read_bytes().strip() for file in tmp_path.iterdir()}
 
     whole = encoded()
@@ -105,7 +107,8 @@ def test_a_checkpoint_of_any_other_content_is_named(groups: list[list[Pair]], tm
     for content in hostile:
         torch.save(content, tmp_path / FILE)
         with pytest.raises(
-            CotrunkError, match=r"checkpoint\.pt is (not a checkpoint|of another model)|holds a training with"
+            CotrunkError,
+            match=r"\.pt (is not a checkpoint|belongs to another model)|contains a training run",
         ):
             trained(groups, tmp_path, settings)
     torch.save(state, tmp_path / FILE)
@@ -187,16 +190,12 @@ def test_a_training_that_was_killed_while_its_lora_was_written_ends(
     groups: list[list[Pair]],
     tmp_path: Path,
 ) -> None:
-    """As an earlier version left its folder."""
     _, whole = trained(groups, tmp_path, TWO)
     for name in (LORA_FILE, "README.md"):
         (tmp_path / name).unlink()
-    (tmp_path / ".lora.part").mkdir()
-    (tmp_path / ".lora.part" / ".tmpAbC123").touch()
     _, again = trained(groups, tmp_path, TWO)
     assert same_weights(again, whole)
     assert (tmp_path / "README.md").exists()
-    assert not (tmp_path / ".lora.part").exists()
 
 
 def test_a_full_disk_leaves_the_last_lora(groups: list[list[Pair]], tmp_path: Path) -> None:
@@ -297,7 +296,7 @@ def experiment(out: Path) -> Experiment:
         sd_with_text().pipe,
         [["a dog", "a cat"], ["a tree", "a bush"]],
         {"base": None},
-        JUDGES,
+        NETWORKS,
         out,
         arguments=arguments,
     )
@@ -331,11 +330,11 @@ def test_what_was_seen_and_measured_and_is_damaged_is_seen_and_measured_again(tm
 
 def test_a_batch_of_a_cell_that_is_damaged_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cell = Cell("base", steps=2)
-    whole = experiment(tmp_path / "whole").look(cell)
+    whole = experiment(tmp_path / "whole").observe(cell)
     with monkeypatch.context() as patch:
         patch.setattr(Means, "features", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
-            experiment(tmp_path).look(cell)
+            experiment(tmp_path).observe(cell)
     (path,) = (tmp_path / "cells").glob("*.batches/*.npz")
     content = path.read_bytes()
     with np.load(path) as kept:
@@ -347,15 +346,15 @@ def test_a_batch_of_a_cell_that_is_damaged_is_made_again(tmp_path: Path, monkeyp
     for damage in (
         lambda: path.write_bytes(content[: len(content) // 2]),
         lambda: path.write_bytes(b"no batch"),
-        saved(images=np.array([0, 99, 2, 3])),
-        saved(images=np.array(["a"] * 4)),
-        saved(pictures=arrays["pictures"][:1]),
+        saved(indices=np.array([0, 99, 2, 3])),
+        saved(indices=np.array(["a"] * 4)),
+        saved(pixels=arrays["pixels"][:1]),
         saved(costs=np.array([np.nan, 1])),
     ):
         damage()
-        assert torch.equal(experiment(tmp_path).look(cell).features, whole.features)
+        assert torch.equal(experiment(tmp_path).observe(cell).features, whole.features)
         path.parent.mkdir()
-        for seen in (tmp_path / "cells").glob("*.seen.npz"):
+        for seen in (tmp_path / "cells").glob("*.observed.npz"):
             seen.unlink()
 
 

@@ -16,8 +16,10 @@ from cotrunk.cli.console import print_summary
 from cotrunk.errors import CotrunkError
 from cotrunk.execution import Batch
 from cotrunk.files import write_bytes, write_text
-from cotrunk.planning.plan import Branch, Cost, Plan, leaf
+from cotrunk.planning.plan import Cost, Plan
+from cotrunk.planning.tree import Branch, leaf
 from cotrunk.runs.folder import COMPARED, SHARED, Arm, Facts, RunFolder, groups_of
+from cotrunk.settings import Sharing
 
 PLAN = Plan(
     prompts=("a [red] äpple", "a green apple", "a tiger"),
@@ -25,7 +27,8 @@ PLAN = Plan(
     trees=(Branch((0, 1), 0, 1, 0.8, (leaf(0, 1, 3), leaf(1, 1, 3))), leaf(2, 0, 3)),
     steps=3,
     timesteps=3,
-    settings={"mode": "flat", "share": 0.4, "similarity": 0.5},
+    sharing=Sharing(share=0.4),
+    threshold=0.5,
 )
 ARM = Arm(SHARED, PLAN, "images")
 FACTS = Facts(

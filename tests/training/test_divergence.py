@@ -18,10 +18,11 @@ from cotrunk import CotrunkError
 from cotrunk.groups.captions import Pair
 from cotrunk.training import trainer
 from cotrunk.training.checkpoint import FILE
+from cotrunk.training.divergence import SMALLEST_SCALE, DivergenceError, check_finite
 from cotrunk.training.log import Step, plot_losses, read_losses, write_step
 from cotrunk.training.loss import Terms, sage_loss
 from cotrunk.training.settings import TrainSettings
-from cotrunk.training.trainer import SMALLEST_SCALE, DivergenceError, _check_finite, train
+from cotrunk.training.trainer import train
 
 NAN = float("nan")
 
@@ -197,11 +198,11 @@ def test_gradients_that_overflow_in_fp16_are_no_divergence_until_the_scale_is_us
     terms = Terms(*(torch.tensor(0.5) for _ in range(4)))
     step = Step(5, 9, terms, float("inf"))
     for scale in (65536.0, 1.0, SMALLEST_SCALE):
-        _check_finite(step, SimpleNamespace(get_scale=lambda scale=scale: scale), 2, QUICK, Path("out"))
+        check_finite(step, SimpleNamespace(get_scale=lambda scale=scale: scale), 2, QUICK, Path("out"))
     with pytest.raises(DivergenceError, match="the gradient of step 5 is not finite"):
-        _check_finite(step, SimpleNamespace(get_scale=lambda: SMALLEST_SCALE / 2), 2, QUICK, Path("out"))
+        check_finite(step, SimpleNamespace(get_scale=lambda: SMALLEST_SCALE / 2), 2, QUICK, Path("out"))
     with pytest.raises(DivergenceError, match="the gradient of step 5 is not finite"):
-        _check_finite(step, None, 2, QUICK, Path("out"))
+        check_finite(step, None, 2, QUICK, Path("out"))
 
 
 def test_a_gradient_that_overflows_is_null_in_the_log(tmp_path: Path) -> None:
@@ -230,7 +231,7 @@ def test_a_checkpoint_that_holds_a_nan_is_not_gone_on_from(
     }
     tensors[where]().fill_(NAN)
     torch.save(state, tmp_path / FILE)
-    with pytest.raises(CotrunkError, match="holds numbers that are not finite, for its training diverged: choose") as e:
+    with pytest.raises(CotrunkError, match="not finite, because its training diverged: choose") as e:
         trained(groups, tmp_path, settings)
     assert not isinstance(e.value, DivergenceError)
     assert same_weights(load_file(tmp_path / trainer.LORA_FILE), weights)

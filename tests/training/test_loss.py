@@ -227,5 +227,5 @@ def test_bad_values_are_named(arguments: dict[str, Any], said: str) -> None:
 @pytest.mark.parametrize("groups", [[[0, 1]], [[0, 1], [1, 2]], [[0, 1, 2, 3]]])
 def test_groups_hold_every_picture_once(groups: list[list[int]]) -> None:
     latents, conditions, _ = batch([3])
-    with pytest.raises(CotrunkError, match="not each of the 3 once"):
+    with pytest.raises(CotrunkError, match="give each of the 3 images exactly once"):
         sage_loss(Small(), latents, conditions, groups, schedule("flow"), Loss(), torch.Generator())

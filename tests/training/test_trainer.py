@@ -25,13 +25,15 @@ from trainings import OBJECTIVES, QUICK, SIZE, few, recorders, same_weights, tra
 
 from cotrunk import CotrunkError, generate, mini
 from cotrunk.groups.captions import Pair
+from cotrunk.groups.images import read_scaled
 from cotrunk.pipelines.lora import load_lora
 from cotrunk.training.conditions import Conditions
-from cotrunk.training.latents import _latents, picture_of
+from cotrunk.training.latents import latents_of
 from cotrunk.training.log import Step, plot_losses, read_losses, write_step
 from cotrunk.training.loss import Loss, Terms, sage_loss
+from cotrunk.training.schedule import trained_share, training_schedule
 from cotrunk.training.settings import TrainSettings
-from cotrunk.training.trainer import train, trained_share, training_schedule
+from cotrunk.training.trainer import train
 
 
 @pytest.mark.parametrize("build", [sd, sdxl, sd3, flux, pixart])
@@ -255,24 +257,13 @@ def test_two_processes_train_one_lora(groups: list[list[Pair]], tmp_path: Path) 
 def test_a_folder_of_another_training_is_refused(groups: list[list[Pair]], tmp_path: Path) -> None:
     trained(groups, tmp_path)
     other = TrainSettings(**vars(QUICK) | {"rank": 4})
-    with pytest.raises(CotrunkError, match=r"holds a training with another rank \(2, not 4\)"):
+    with pytest.raises(CotrunkError, match=r"contains a training run with another rank \(2, not 4\)"):
         trained(groups, tmp_path, other)
     assert json.loads((tmp_path / "settings.json").read_text())["rank"] == 2
-    with pytest.raises(CotrunkError, match="holds a training with another data"):
+    with pytest.raises(CotrunkError, match="contains a training run with another data"):
         trained(groups[:2], tmp_path)
-    with pytest.raises(CotrunkError, match="holds 6 steps already"):
+    with pytest.raises(CotrunkError, match="contains 6 steps already"):
         trained(groups, tmp_path, TrainSettings(**vars(QUICK) | {"steps": 3}))
-
-
-def test_a_training_that_knew_fewer_options_goes_on(groups: list[list[Pair]], tmp_path: Path) -> None:
-    """It did what is now the default."""
-    trained(groups, tmp_path, TrainSettings(**vars(QUICK) | {"steps": 2}))
-    state = torch.load(tmp_path / "checkpoint.pt")
-    del state["run"]["layers"], state["run"]["loss"]["branch_noise"]
-    state["run"]["groups"] = state["run"].pop("batch")  # as it was called
-    torch.save(state, tmp_path / "checkpoint.pt")
-    trained(groups, tmp_path, QUICK)
-    assert len(list(read_losses(tmp_path / "losses.jsonl"))) == QUICK.steps
 
 
 def test_a_training_goes_on_with_its_own_model_and_pictures_alone(groups: list[list[Pair]], tmp_path: Path) -> None:
@@ -281,14 +272,14 @@ def test_a_training_goes_on_with_its_own_model_and_pictures_alone(groups: list[l
     for part in ("unet", "vae", "text_encoder"):
         pipe = sd_with_text().pipe
         next(getattr(pipe, part).parameters()).data.mul_(2)
-        with pytest.raises(CotrunkError, match="holds a training with another model"):
+        with pytest.raises(CotrunkError, match="contains a training run with another model"):
             train(pipe, groups, QUICK, tmp_path / "one")
-    with pytest.raises(CotrunkError, match="holds a training with another model"):
+    with pytest.raises(CotrunkError, match="contains a training run with another model"):
         train(sd_with_text().pipe.to(torch.bfloat16), groups, QUICK, tmp_path / "one")
     path = groups[0][0].image
     kept, times = path.read_bytes(), (path.stat().st_atime_ns, path.stat().st_mtime_ns)
     path.write_bytes(kept + b" ")  # a picture still, and another file
-    with pytest.raises(CotrunkError, match="holds a training with another data"):
+    with pytest.raises(CotrunkError, match="contains a training run with another data"):
         trained(groups, tmp_path / "one")
     assert len(list((tmp_path / "one").glob("encoded-*"))) == 1  # it is noticed before anything is encoded
     path.write_bytes(kept)
@@ -307,9 +298,9 @@ def test_a_training_goes_on_with_its_own_model_and_pictures_alone(groups: list[l
 def test_a_checkpoint_of_another_configuration_is_named(groups: list[list[Pair]], tmp_path: Path) -> None:
     trained(groups, tmp_path)
     for changed, said in (
-        ({"loss": Loss(share=0.3)}, r"another share \(0.4, not 0.3\): give the same"),
-        ({"ema": 0.9}, r"another ema \(None, not 0.9\): give the same"),
-        ({"batch": 4}, r"another batch \(2, not 4\): give the same"),
+        ({"loss": Loss(share=0.3)}, r"another share \(0.4, not 0.3\): use the same value"),
+        ({"ema": 0.9}, r"another ema \(None, not 0.9\): use the same value"),
+        ({"batch": 4}, r"another batch \(2, not 4\): use the same value"),
     ):
         with pytest.raises(CotrunkError, match=said):
             trained(groups, tmp_path, TrainSettings(**vars(QUICK) | changed))
@@ -323,7 +314,7 @@ def test_a_checkpoint_of_another_configuration_is_named(groups: list[list[Pair]]
     state = torch.load(path, weights_only=True)
     for changed in ({"lora": {}}, {"lora": {name: x[:1] for name, x in state["lora"].items()}}, {"optimiser": {}}):
         torch.save(state | changed, path)
-        with pytest.raises(CotrunkError, match=r"checkpoint\.pt is of another model or another configuration"):
+        with pytest.raises(CotrunkError, match=r"checkpoint\.pt belongs to another model or another configuration"):
             trained(groups, tmp_path)
 
 
@@ -332,11 +323,11 @@ def test_a_vae_that_overflows_in_half_precision_encodes_in_single(groups: list[l
     pipe.vae.encoder.conv_in.weight.data.fill_(6e4)
     pipe.vae.half()
     pipe.vae.register_to_config(force_upcast=True)
-    assert _latents(pipe, groups[0], 32, 32).isfinite().all()
+    assert latents_of(pipe, groups[0], 32, 32).isfinite().all()
     assert pipe.vae.dtype == torch.float16
     pipe.vae.register_to_config(force_upcast=False)
-    with pytest.raises(CotrunkError, match=r"The latents of .*00\.png are not finite: use another dtype, bfloat16 say"):
-        _latents(pipe, groups[0], 32, 32)
+    with pytest.raises(CotrunkError, match=r"The latents of .*00\.png are not finite: use another dtype, such"):
+        latents_of(pipe, groups[0], 32, 32)
 
 
 def sdxl_with_statistics() -> TinyPipeline:
@@ -351,11 +342,11 @@ def test_a_pipeline_decodes_what_was_encoded(build: Callable[[], TinyPipeline], 
     """As its VAE does by itself: what the pipeline undoes before it decodes was done."""
     pipeline, pairs = build(), groups[0]
     pipe, inputs = pipeline.pipe, pipeline.inputs(len(pairs))
-    latents = _latents(pipe, pairs, inputs["height"], inputs["width"]).float()
+    latents = latents_of(pipe, pairs, inputs["height"], inputs["width"]).float()
     last = lambda pipe, step, timestep, tensors: {"latents": latents}  # noqa: E731
     arguments = inputs | {"num_inference_steps": 1, "output_type": "pt", "callback_on_step_end": last}
     made = 2 * torch.as_tensor(pipe(**arguments).images) - 1
-    pictures = torch.stack([picture_of(pair.image, inputs["height"], inputs["width"]) for pair in pairs])
+    pictures = torch.stack([read_scaled(pair.image, inputs["height"], inputs["width"]) for pair in pairs])
     with torch.no_grad():
         found = pipe.vae.encode(pictures)
         own = pipe.vae.decode(found.latent if build is sana else found.latent_dist.mode()).sample
@@ -395,7 +386,7 @@ def test_a_picture_that_broke_since_is_named(
     content[place] = 0
     path.write_bytes(content)
     with pytest.raises(CotrunkError, match=r"broken\.png cannot be read any more: make the groups again") as raised:
-        picture_of(path, 32, 32)
+        read_scaled(path, 32, 32)
     assert type(raised.value.__cause__) is error
 
 
@@ -598,7 +589,7 @@ def test_an_out_that_is_a_file_is_named(groups: list[list[Pair]], tmp_path: Path
 
 
 def test_a_pipeline_without_loras_is_named(groups: list[list[Pair]], tmp_path: Path) -> None:
-    with pytest.raises(CotrunkError, match="PixArtAlphaPipeline takes no LoRA"):
+    with pytest.raises(CotrunkError, match="PixArtAlphaPipeline does not support LoRA"):
         train(pixart().pipe, groups, QUICK, tmp_path)
 
 
@@ -626,8 +617,8 @@ def test_the_schedule_of_a_training_goes_from_data_to_noise() -> None:
         ({"batch": 0}, "batch 0 is out of range"),
         ({"rank": 2.5}, "rank 2.5"),
         ({"ema": 1.0}, "ema 1.0"),
-        ({"height": 30}, "height 30 is no size of a picture: use a multiple of 8"),
-        ({"width": 0}, "width 0 is no size of a picture"),
+        ({"height": 30}, "height 30 is not an image size: use a multiple of 8"),
+        ({"width": 0}, "width 0 is not an image size"),
         ({"width": -8}, "width -8"),
         ({"layers": "some"}, "layers 'some' are unknown: use attention or all"),
         ({"tracker": "paper"}, "tracker 'paper' is unknown: use one of .*tensorboard"),

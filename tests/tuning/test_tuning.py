@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from command import assert_refused, cotrunk
-from experiments import JUDGES, Means
+from experiments import NETWORKS, Means
 from PIL import Image
 from tiny import _unet, sd_with_text
 
@@ -290,7 +290,7 @@ def test_a_prompt_that_fails_in_every_setting_leaves_a_page(tmp_path: Path, monk
 
     monkeypatch.setattr(Run, "batches", failing)
     monkeypatch.setattr("cotrunk.pipelines.loading.load_pipeline", lambda *_, **__: sd_with_text().pipe)
-    monkeypatch.setattr("cotrunk.cli.tune.judges_of", lambda *_: JUDGES)
+    monkeypatch.setattr("cotrunk.cli.tune.load_metric_networks", lambda *_: NETWORKS)
     outcome = cotrunk("tune", *PROMPTS, "--steps", 4, "--budget", 200, "--out", tmp_path)
     assert outcome.code == 0, outcome.err
     assert (tmp_path / "index.html").exists()

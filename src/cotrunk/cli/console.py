@@ -6,7 +6,7 @@ anything to a terminal but stand there. `_Console` sees to it, wherever they are
 
 import time
 import unicodedata
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -20,7 +20,7 @@ from rich.text import Text
 
 if TYPE_CHECKING:
     from ..engine.call import StepEvent
-    from ..planning.plan import Plan
+    from ..planning.plan import Findings, Plan
 
 WORTH_IT = 0.05  # below this saving, `cotrunk plan` advises against sharing
 WARNINGS = 5  # prompts warned about one by one
@@ -65,28 +65,21 @@ def say(style: str, label: str, text: str) -> None:
     err.print(Text.assemble((f"{label}:", style), " ", visible(text.translate(MARKS_OF_LINES))), soft_wrap=True)
 
 
-def warn_truncated(cuts: Mapping[int, str], prompts: list[str]) -> None:
-    """Name what a text encoder does not read of prompts that are too long for it."""
-    for index, cut in list(cuts.items())[:WARNINGS]:
+def warn_of(findings: "Findings", prompts: Sequence[str]) -> None:
+    """Name the prompts that the text encoder does not read to the end, and those that it cannot tell apart."""
+    for index, cut in findings.truncated[:WARNINGS]:
         start, end = _short(prompts[index], 40), _short(cut, 200)
         say("yellow", "warning", f"prompt {index} ({start!r}) is too long for the text encoder, which cuts off {end!r}")
-    if len(cuts) > WARNINGS:
-        say("yellow", "warning", f"{len(cuts) - WARNINGS} more prompts are too long")
-
-
-def warn_alike(keys: Sequence[Hashable], prompts: list[str]) -> None:
-    """Name different prompts that are one and the same to the model: unknown words, or a difference that was cut."""
-    readers: dict[Hashable, dict[str, int]] = {}
-    for index, (key, prompt) in enumerate(zip(keys, prompts, strict=True)):
-        readers.setdefault(key, {}).setdefault(prompt, index)
-    alike = [found for found in readers.values() if len(found) > 1]
-    for found in alike[:WARNINGS]:
-        named = [f"{index} ({_short(prompt, 40)!r})" for prompt, index in found.items()][:WARNINGS]
+    if len(findings.truncated) > WARNINGS:
+        say("yellow", "warning", f"{len(findings.truncated) - WARNINGS} more prompts are too long")
+    for found in findings.alike[:WARNINGS]:
+        named = [f"{index} ({_short(prompts[index], 40)!r})" for index in found[:WARNINGS]]
         more = f" and {len(found) - len(named)} more" if len(found) > len(named) else ""
-        text = f"prompts {', '.join(named)}{more} are one to the text encoder: only their noise tells the images apart"
+        text = f"prompts {', '.join(named)}{more} look identical to the text encoder; their images differ only by seed"
         say("yellow", "warning", text)
-    if len(alike) > WARNINGS:
-        say("yellow", "warning", f"{_count(len(alike) - WARNINGS, 'more set')} of prompts are one to the text encoder")
+    if len(findings.alike) > WARNINGS:
+        more = _count(len(findings.alike) - WARNINGS, "more set")
+        say("yellow", "warning", f"{more} of prompts look identical to the text encoder")
 
 
 def left_out(spared: Mapping[str, int]) -> int:
@@ -191,14 +184,14 @@ def print_plan(plan: "Plan", show: int) -> None:
     cost, alone = plan.cost, sum(len(tree.images) == 1 for tree in plan.trees)
     out.print(
         f"{_count(len(plan), 'image')}, {_count(len(groups), 'group')}, {alone} alone, "
-        f"similarity {plan.settings['similarity']:g} or more: "
+        f"similarity {plan.threshold or 0:g} or more: "
         f"{cost.used:,} denoiser rows instead of {cost.independent:,}, {cost.saving:.1%} saved.",
         soft_wrap=True,
     )
     if cost.saving < WORTH_IT:
         from ..planning.sharing import why_nothing_shared
 
-        share = plan.settings["share"]
+        share = 0.0 if plan.sharing is None else plan.sharing.share
         little = f"--share {share:g} bounds the saving" if share < 2 * WORTH_IT else "these prompts differ too much"
         out.print(
             f"Not worth it: sharing would save less than {WORTH_IT:.0%}. It pays for variations of the same subjects; "

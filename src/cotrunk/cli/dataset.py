@@ -71,8 +71,8 @@ def dataset(
             progress=lambda what, done, of: status.update(f"{what}: {done:,} of {of:,}"),
         )
     sizes = ", ".join(f"{count:,} of {size}" for size, count in summary["sizes"].items())
-    pictures = f"{summary['pictures']:,} pictures, {summary['pictures_in_groups']:,} of which are in a group"
-    out.print(f"{summary['groups']:,} groups ({sizes}) of {pictures}.", soft_wrap=True)
+    used = f"{summary['images']:,} images, {summary['images_in_groups']:,} of which are in a group"
+    out.print(f"{summary['groups']:,} groups ({sizes}) of {used}.", soft_wrap=True)
     cut = {
         "similar pairs were left out (a caption keeps its closest ones)": summary["edges_dropped"],
         "captions begin more groups than --per-caption lets them": summary["captions_with_more_groups"],

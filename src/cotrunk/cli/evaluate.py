@@ -8,10 +8,10 @@ import typer
 from rich.markup import escape
 
 from ..errors import CotrunkError
-from ..evaluation.judges import NETWORKS, alignment_for, judges_of, take_off_checker
+from ..evaluation.metric_networks import default_alignment, load_metric_networks, remove_safety_checker
 from .console import err, out
 from .inputs import check_draws_from_text, check_numbers, check_whole, hold, out_folder
-from .options import OUTPUT, Compile, Device, Dtype, Guidance, Height, Model, Scheduler, Steps, Width, option
+from .options import NETWORKS, OUTPUT, Compile, Device, Dtype, Guidance, Height, Model, Scheduler, Steps, Width, option
 
 MODELS, SCHEMES = "Models", "Schemes"
 
@@ -88,17 +88,17 @@ def evaluate(
 
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from ..evaluation.experiment import Cell, Experiment
+    from ..evaluation.experiment import Experiment
     from ..evaluation.measuring import Measures
+    from ..evaluation.observation import Cell
     from ..evaluation.paper import Design, write_paper
-    from ..groups.dataset import apart, read_groups, read_similarities
+    from ..groups.dataset import disjoint, images_of, read_groups, read_similarities
+    from ..pipelines.image_size import image_size
     from ..pipelines.loading import load_pipeline
-    from ..training.encoded import pictures_of
-    from ..training.latents import size_of
 
     everything = read_groups(Path(groups))[0]
     similarity = dict(zip(map(tuple, everything), read_similarities(Path(groups)), strict=True))
-    found = apart(everything, seed=0)[:max_groups]
+    found = disjoint(everything, seed=0)[:max_groups]
     if len(found) < 2:
         raise CotrunkError(
             f"{len(found)} of the groups in {groups} is too few to compare on: take two or more that share no picture."
@@ -110,16 +110,18 @@ def evaluate(
     with err.status(f"Loading {escape(model)}"):
         pipe = load_pipeline(model, device, dtype, scheduler=scheduler, compiled=compiled)
         check_draws_from_text(pipe)
-        judges = judges_of(features, perceptual, alignment or alignment_for(model), str(pipe.device), compiled)
-        take_off_checker(pipe)
+        networks = load_metric_networks(
+            features, perceptual, alignment or default_alignment(model), str(pipe.device), compiled
+        )
+        remove_safety_checker(pipe)
         captions = [[pair.caption for pair in group] for group in found]
         sizes = {name: value for name, value in (("height", height), ("width", width)) if value is not None}
-        experiment = Experiment(pipe, captions, loras, judges, out_dir, guidance=guidance, arguments=sizes)
+        experiment = Experiment(pipe, captions, loras, networks, out_dir, guidance=guidance, arguments=sizes)
         for name, given in (("--shares", parts), ("--more-shares", more)):
             for share in given:
                 if not experiment.shares(Cell("pre-trained", share, steps)):
                     raise CotrunkError(f"{name} {share:g} of {steps} steps is none: use more of either.")
-        measures = Measures(experiment, *pictures_of(found, *size_of(pipe, height, width)))
+        measures = Measures(experiment, *images_of(found, *image_size(pipe, height, width)))
 
     design = Design(list(loras), parts, steps, counts, seeds, more)
     wanted = [run for cell in design.cells(experiment) for run in design.runs(cell)]
@@ -130,11 +132,11 @@ def evaluate(
             for number, cell in enumerate(wanted):
                 kind = f"shared {cell.share:.0%}" if cell.share else "independent"
                 progress.update(task, description=f"{cell.model}, {kind}, {cell.steps} steps")
-                experiment.look(cell, lambda done: progress.advance(task, done))
+                experiment.observe(cell, lambda done: progress.advance(task, done))
                 progress.update(task, completed=(number + 1) * len(experiment.prompts))
             task = progress.add_task("Measures", total=None)
             text = write_paper(
-                measures, design, bins, out_dir, lambda done, of: progress.update(task, completed=done, total=of)
+                measures, design, bins, out_dir, lambda done, total: progress.update(task, completed=done, total=total)
             )
         except KeyboardInterrupt:
             err.print("Stopped. Call it again to go on.")

@@ -12,8 +12,8 @@ from rich.markup import escape
 from ..errors import CotrunkError
 from ..planning.prompts import checked
 from ..settings import Batching, Settings, Skipping
-from .console import Bar, err, left_out, out, print_summary, say
-from .inputs import check_draws_from_text, check_numbers, check_whole, hold, out_folder, prompts_of, sharing_of, warn
+from .console import Bar, err, left_out, out, print_summary, say, warn_of
+from .inputs import check_draws_from_text, check_numbers, check_whole, hold, out_folder, prompts_of, sharing_of
 from .options import (
     MACHINE,
     OUTPUT,
@@ -181,13 +181,10 @@ def generate(
     seconds = {"load": time.perf_counter() - begin}
 
     from ..generation import prepare, warm_up
-    from ..pipelines.arguments import needed_arguments
-    from ..pipelines.tokenizers import condition_keys
 
-    arguments: dict[str, Any] = {**needed_arguments(pipe), "guidance_scale": guidance}
+    arguments: dict[str, Any] = {"guidance_scale": guidance}
     if negative is not None:
         arguments["negative_prompt"] = negative
-    warn(pipe, texts, condition_keys(pipe, texts, {**arguments, "num_inference_steps": steps}))
     with err.status("Planning"):
         run = prepare(
             pipe,
@@ -198,6 +195,7 @@ def generate(
             plan=Plan.load(out_dir / "plan.json") if resuming else None,
             **arguments,
         )
+    warn_of(run.plan.findings, texts)
     seconds["embed"] = run.seconds["embed"]
     main = Arm(SHARED, run.plan, "images")
     facts = Facts(
@@ -208,7 +206,7 @@ def generate(
         tolerance=settings["tolerance"],
         guidance_interval=settings["guidance_interval"],
         share=share,
-        similarity=run.plan.settings.get("similarity"),
+        similarity=run.plan.threshold,
         seed=seed,
         device=device,
         dtype=dtype,

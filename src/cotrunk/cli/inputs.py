@@ -3,7 +3,7 @@
 import inspect
 import math
 import os
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -14,7 +14,7 @@ from ..files import check_folder, remove_parts
 from ..lock import FolderLock, locked
 from ..pipelines.class_tables import IMAGE_OPTIONAL
 from ..planning.prompts import checked, read_prompts
-from .console import err, say, warn_alike, warn_truncated
+from .console import err, say
 
 if TYPE_CHECKING:
     from ..settings import Mode, Sharing
@@ -36,14 +36,6 @@ def prompts_of(arguments: Sequence[str] | None, file: str | None, column: str) -
     if found.blank:
         err.print(f"{found.blank} blank line{'s' if found.blank > 1 else ''} skipped")
     return found.prompts
-
-
-def warn(pipe: Any, prompts: list[str], conditions: Sequence[Hashable]) -> None:
-    """Of prompts that the model cannot read, or not to the end."""
-    from ..pipelines.tokenizers import truncated
-
-    warn_truncated(truncated(pipe, prompts), prompts)
-    warn_alike(conditions, prompts)
 
 
 def check_draws_from_text(pipe: Any) -> None:

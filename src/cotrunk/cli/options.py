@@ -17,6 +17,7 @@ PROMPTS, SHARING, SKIPPING, SAMPLING, OUTPUT, MACHINE = (
     "Output",
     "Machine",
 )
+NETWORKS = "Networks"
 
 Prompts = Annotated[
     list[str] | None,

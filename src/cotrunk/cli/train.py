@@ -87,10 +87,10 @@ def train(
 
     from ..groups.dataset import read_groups
     from ..pipelines.loading import load_pipeline
+    from ..training.divergence import DivergenceError
     from ..training.log import Step, plot_losses
     from ..training.loss import Loss
     from ..training.settings import TrainSettings
-    from ..training.trainer import DivergenceError
     from ..training.trainer import train as run
 
     settings = TrainSettings(

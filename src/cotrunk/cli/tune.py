@@ -8,10 +8,11 @@ import typer
 from rich.markup import escape
 
 from ..errors import CotrunkError
-from ..evaluation.judges import NETWORKS, alignment_for, judges_of, take_off_checker
+from ..evaluation.metric_networks import default_alignment, load_metric_networks, remove_safety_checker
 from .console import err, out
 from .inputs import check_draws_from_text, check_numbers, hold, out_folder, prompts_of
 from .options import (
+    NETWORKS,
     OUTPUT,
     Column,
     Compile,
@@ -113,8 +114,10 @@ def tune(
     with err.status(f"Loading {escape(model)}"):
         pipe = load_pipeline(model, device, dtype, lora=lora, scheduler=scheduler, compiled=compiled)
         check_draws_from_text(pipe)
-        judges = judges_of(features, "lite0", alignment or alignment_for(model), str(pipe.device), compiled)
-        take_off_checker(pipe)
+        metrics = load_metric_networks(
+            features, "lite0", alignment or default_alignment(model), str(pipe.device), compiled
+        )
+        remove_safety_checker(pipe)
         trials = Trials(pipe, texts, {"guidance_scale": guidance}, out_dir)
     with Progress(SpinnerColumn(), TextColumn("{task.description}"), console=err) as progress:
         task = progress.add_task(f"The reference: {steps} independent steps, twice", total=None)
@@ -126,8 +129,8 @@ def tune(
         try:
             found = sweep(
                 trials,
-                judges.features,
-                judges.alignment,
+                metrics.features,
+                metrics.alignment,
                 steps=steps,
                 budget=budget,
                 margin=margin,
@@ -143,7 +146,7 @@ def tune(
     shown = {p for p in (*along, found.same_quality, found.best_in_rows) if p is not None} - {found.points[0]}
     shown_in_order = [found.points[0], *sorted(shown, key=lambda p: -p.rows)]
     pictures = {p: trials.of(p.setting, seed).pictures.numpy() for p in shown_in_order}
-    networks = f"Alignment by {judges.alignment.name}; kernel distance in the features of {judges.features.name}."
+    networks = f"Alignment by {metrics.alignment.name}; kernel distance in the features of {metrics.features.name}."
     write_tuned(found, pictures, networks, Basis(model, lora, scheduler, guidance), out_dir)
     out.print(claim(found), soft_wrap=True, markup=False)
     for sentence in advice(found):

@@ -1,1 +1,1 @@
-"""How good are pictures, alone and in their groups: networks that look at them, and what is made of what they see."""
+"""Measure the quality of images, alone and within their groups, with metric networks."""

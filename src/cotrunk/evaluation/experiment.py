@@ -1,14 +1,14 @@
-"""Models under sampling schemes: the pictures of every cell, made once, and what networks see in them, kept."""
+"""Models under sampling schemes: generate the images of each cell once, and keep what metric networks compute."""
 
 import functools
 import hashlib
 import json
 import re
 import shutil
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,80 +18,28 @@ from ..files import check_folder, write_bytes, writing
 from ..generation import prepare, warm_up
 from ..pipelines.cost import guidance_rows, timesteps_of
 from ..pipelines.identity import model_digest, scheduler_facts
-from ..pipelines.lora import load_lora, take_off_lora
-from ..planning.plan import Plan, flat_tree
+from ..pipelines.lora import load_lora, remove_lora
+from ..planning.plan import Plan
+from ..planning.tree import flat_tree
 from . import metrics
-from .networks import AlignmentNetwork, FeatureNetwork, PerceptualNetwork, as_bytes
-
-SHOWN = 8  # pictures of a cell that are kept to look at
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One model under one scheme.
-
-    Attributes:
-        model: its name; the LoRA that goes with it is the experiment's business.
-        share: beta, the part of the steps that is shared in a group; 0 for independent sampling.
-        steps: of the solver.
-        seed: pictures with another seed start from other noise.
-    """
-
-    model: str
-    share: float = 0.0
-    steps: int = 30
-    seed: int = 0
-
-
-@dataclass(frozen=True)
-class Judges:
-    """The networks that look at the pictures."""
-
-    features: FeatureNetwork
-    perceptual: PerceptualNetwork
-    alignment: AlignmentNetwork
-
-
-@dataclass(frozen=True)
-class Seen:
-    """What the networks see in the pictures of a cell.
-
-    Attributes:
-        features: (n, d).
-        vectors: (n, e) unit vectors, beside which those of the prompts lie.
-        diversity: (groups,) mean distance of two pictures of a group; NaN where there are no two.
-        failed: (n,) booleans: pictures that held a NaN, which are no pictures to measure.
-        shown: (SHOWN, 3, height, width) bytes of the first pictures; the others are not kept.
-        rows, seconds: of denoising, for one picture.
-        saving: part of the rows that sharing saved.
-        digest: tells it from what is seen elsewhere.
-    """
-
-    features: torch.Tensor
-    vectors: torch.Tensor
-    diversity: np.ndarray
-    failed: np.ndarray
-    shown: np.ndarray
-    rows: float
-    seconds: float
-    saving: float
-    digest: str
+from .networks import MetricNetworks, as_bytes
+from .observation import SHOWN, Cell, Observation, are_close, digest_of, observation_of, read_batch, save_arrays
 
 
 class Experiment:
-    """Groups of prompts, a pipeline, and a folder for what comes out.
+    """Groups of prompts, a pipeline, and a folder for observations.
 
     Args:
         pipe: the pre-trained pipeline.
-        groups: captions, a list a group.
-        loras: by the name of a model, the folder of its LoRA; None for the pipeline as it is.
-        judges: the networks.
-        out: a folder; what was seen in the pictures of a cell is kept in `cells/`, and not made again.
-        guidance: the guidance scale of every cell.
-        arguments: what the pipeline needs beside the prompt.
+        groups: the captions of each group.
+        loras: for each model name, the folder of its LoRA; None for the pipeline without a LoRA.
+        networks: the metric networks.
+        out: a folder; observations are stored in its `cells/` and used again.
+        guidance: guidance scale of every cell.
+        arguments: further arguments of the pipeline.
 
     Raises:
-        CotrunkError: no groups, or a LoRA that is none of this pipeline.
+        CotrunkError: there are no groups, or a LoRA is for another pipeline.
     """
 
     def __init__(
@@ -99,7 +47,7 @@ class Experiment:
         pipe: Any,
         groups: Sequence[Sequence[str]],
         loras: dict[str, Path | None],
-        judges: Judges,
+        networks: MetricNetworks,
         out: Path,
         *,
         guidance: float = 7.5,
@@ -108,138 +56,157 @@ class Experiment:
         if not groups:
             raise CotrunkError("There are no groups of prompts: give at least one.")
         check_folder(out)
-        self.pipe, self.loras, self.judges, self.out = pipe, loras, judges, out
+        self.pipe, self.loras, self.networks, self.out = pipe, loras, networks, out
         self.prompts = [prompt for group in groups for prompt in group]
         ends = np.cumsum([len(group) for group in groups])
         self.groups = [list(range(end - len(group), end)) for group, end in zip(groups, ends, strict=True)]
         self.arguments = {"guidance_scale": guidance, **(arguments or {})}
         facts = [self.prompts, self.groups, self.arguments, scheduler_facts(pipe.scheduler), model_digest(pipe)]
         self.mark = hashlib.sha256(json.dumps(facts, default=str, sort_keys=True).encode()).hexdigest()[:12]
-        self.lora_marks = {name: "" if path is None else _file_digest(path) for name, path in loras.items()}
-        self._agreed: set[Cell] = set()  # cells in which these networks were found to see what is written down
+        self.lora_marks = {name: "" if path is None else _lora_digest(path) for name, path in loras.items()}
+        self._checked: set[Cell] = set()  # cells for which the networks computed the stored values again
         self._loaded: str | None = None
-        self._changed: dict[str, torch.Tensor] = {}  # weights of the pipeline that the LoRA changed, as they were
+        self._changed: dict[str, torch.Tensor] = {}  # original values of the weights that the LoRA changed
         self._warm: str | None = None
-        for name in loras:  # a wrong one is to be known before the first picture, not after hours
+        for name in loras:  # reports a wrong LoRA now instead of after hours
             self._load(name)
 
     def rows(self, cell: Cell) -> int:
-        """Denoiser rows of a cell, before it is made."""
+        """Return the denoiser rows of a cell, without running it."""
         return self._plan(cell).cost.used
 
     def shares(self, cell: Cell) -> bool:
-        """Whether any step is shared: of few steps a part may be none."""
+        """Return whether any step is shared; a small share of few steps may round down to none."""
         return self.rows(cell) < self.rows(replace(cell, share=0.0))
 
     def equal_cost(self, cell: Cell) -> Cell:
-        """Independent sampling with as many steps as cost no more rows than this cell."""
+        """Return independent sampling with the most steps that need no more rows than this cell.
+
+        Raises:
+            CotrunkError: even one independent step needs more rows.
+        """
         rows = self.rows(cell)
         for steps in range(cell.steps, 0, -1):
-            alone = Cell(cell.model, 0.0, steps, cell.seed)
-            if self.rows(alone) <= rows:
-                return alone
-        raise CotrunkError(f"No number of steps costs as little as sharing {cell.share:.0%} does.")
+            independent = Cell(cell.model, 0.0, steps, cell.seed)
+            if self.rows(independent) <= rows:
+                return independent
+        raise CotrunkError(
+            f"Independent sampling cannot be as cheap as sharing {cell.share:.0%} of {cell.steps} steps: use more "
+            "steps, or share less."
+        )
 
-    def look(self, cell: Cell, on_batch: Callable[[int], None] = lambda pictures: None) -> Seen:
-        """Make the pictures of a cell and show them to the networks, or take what is there."""
-        path = self.out / "cells" / f"{self.name(cell)}.seen.npz"
-        seen = self._read(cell, path)
-        if seen is not None:
-            return seen
+    def observe(self, cell: Cell, on_batch: Callable[[int], None] = lambda count: None) -> Observation:
+        """Return the observation of a cell: the stored one, or a new one.
+
+        Args:
+            on_batch: called after each batch with its number of images.
+
+        Raises:
+            CotrunkError: all images contain a NaN, or the pipeline refuses the run.
+        """
+        path = self.out / "cells" / f"{self.name(cell)}.observed.npz"
+        observation = self._read(cell, path)
+        if observation is not None:
+            return observation
         batches = path.with_suffix(".batches")
-        pictures, failed, facts = self._pictures(cell, batches, on_batch)
+        images, failed, facts = self._generate(cell, batches, on_batch)
         if failed.all():
-            raise CotrunkError(f"Every picture of {self.name(cell)} held a NaN: use another dtype, bfloat16 say.")
+            raise CotrunkError(f"All images of {self.name(cell)} contain a NaN: use another dtype, such as bfloat16.")
         good = [[image for image in group if not failed[image]] for group in self.groups]
         several = [number for number, group in enumerate(good) if len(group) > 1]
         diversity = np.full(len(self.groups), np.nan)
-        diversity[several] = metrics.diversity(self.judges.perceptual, pictures, good)
-        made: dict[str, Any] = {
-            "features": self.judges.features.features(pictures).float().numpy(),
-            "vectors": self.judges.alignment.of_pictures(pictures).float().numpy(),
+        diversity[several] = metrics.diversity(self.networks.perceptual, images, good)
+        arrays: dict[str, Any] = {
+            "features": self.networks.features.features(images).float().numpy(),
+            "vectors": self.networks.alignment.image_vectors(images).float().numpy(),
             "diversity": diversity,
             "failed": failed,
-            "shown": pictures[:SHOWN].numpy(),
+            "shown": images[:SHOWN].numpy(),
         }
-        made |= {"by": self._names, "facts": json.dumps(facts | {"digest": _digest(made)})}
-        write_bytes(path, functools.partial(_savez, made))
+        arrays |= {"by": self._names, "facts": json.dumps(facts | {"digest": digest_of(arrays)})}
+        write_bytes(path, functools.partial(save_arrays, arrays))
         shutil.rmtree(batches)
-        self._agreed.add(cell)
-        return _seen(made)
+        self._checked.add(cell)
+        return observation_of(arrays)
 
-    def _read(self, cell: Cell, path: Path) -> Seen | None:
-        """What was seen in a cell. None if nothing was, if the file is damaged, or if other networks saw it, or these
-        with other weights."""
+    def _read(self, cell: Cell, path: Path) -> Observation | None:
+        """Return the stored observation of a cell.
+
+        None if there is no file, if it is damaged, or if other networks or other weights computed it.
+        """
         try:
-            with np.load(path) as kept:
-                if str(kept["by"]) != self._names:
+            with np.load(path) as stored:
+                if str(stored["by"]) != self._names:
                     return None
-                seen, digest = _seen(dict(kept)), _digest(kept)
-        except Exception:  # whatever zip, numpy and JSON say to a file that is cut off or foreign
+                observation, digest = observation_of(dict(stored)), digest_of(stored)
+        except Exception:  # zipfile, numpy and json raise many types for a truncated or foreign file
             return None
-        if seen.digest != digest:
+        if observation.digest != digest:
             return None
-        if cell not in self._agreed:
-            shown = torch.from_numpy(seen.shown)
-            features, vectors = self.judges.features.features(shown), self.judges.alignment.of_pictures(shown)
-            if not (_alike(features, seen.features) and _alike(vectors, seen.vectors)):
+        if cell not in self._checked:
+            shown = torch.from_numpy(observation.shown)
+            features = self.networks.features.features(shown)
+            vectors = self.networks.alignment.image_vectors(shown)
+            if not (are_close(features, observation.features) and are_close(vectors, observation.vectors)):
                 return None
-            self._agreed.add(cell)
-        return seen
+            self._checked.add(cell)
+        return observation
 
     @property
     def _names(self) -> str:
-        return json.dumps([self.judges.features.name, self.judges.perceptual.name, self.judges.alignment.name])
+        return json.dumps([self.networks.features.name, self.networks.perceptual.name, self.networks.alignment.name])
 
-    def _pictures(
+    def _generate(
         self, cell: Cell, folder: Path, on_batch: Callable[[int], None]
     ) -> tuple[torch.Tensor, np.ndarray, dict[str, float]]:
-        """Pictures (n, 3, height, width) in bytes, which of them failed, and what one cost. Batches are kept in the
-        folder, so that a run that was killed goes on with the next."""
+        """Return the images (n, 3, height, width) as bytes, which of them failed, and the mean cost.
+
+        Batches are stored in the folder, so that a killed run continues after the last one.
+        """
         with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
         count, done = len(self.prompts), set[int]()
         for file in folder.glob("*.npz"):
-            batch = _batch(file, count)
-            if batch is None:
-                file.unlink()  # damaged: its pictures are made again
+            stored = read_batch(file, count)
+            if stored is None:
+                file.unlink()  # damaged: its images are generated again
             else:
-                done.update(batch["images"].tolist())
+                done.update(stored["indices"].tolist())
         if len(done) < count:
             self._load(cell.model)
             if self._warm != self._loaded:
-                for some in (self.prompts, self.prompts[:1]):  # a compiled denoiser may take few rows for another shape
+                for some in (self.prompts, self.prompts[:1]):  # a compiled denoiser may treat few rows as another shape
                     warm_up(self.pipe, some, **self.arguments)
                 self._warm = self._loaded
         plan = self._plan(cell)
         own = {**self.arguments, "num_inference_steps": cell.steps, "output_type": "pt"}
         run = prepare(self.pipe, self.prompts, plan=plan, **own)
-        # a batch that memory had no room for was kept in parts
-        for made in run.batches(skip=done.issuperset):
-            kept = {
-                "images": made.images,
-                "pictures": torch.stack([as_bytes(picture).cpu() for picture in made.output.images]).numpy(),
-                "failed": made.failed,
-                "costs": [made.cost.used / len(made.images), made.seconds["denoise"] / len(made.images)],
+        # with too little memory a batch is stored in parts
+        for batch in run.batches(skip=done.issuperset):
+            arrays = {
+                "indices": batch.images,
+                "pixels": torch.stack([as_bytes(image).cpu() for image in batch.output.images]).numpy(),
+                "failed": batch.failed,
+                "costs": [batch.cost.used / len(batch.images), batch.seconds["denoise"] / len(batch.images)],
             }
-            file = folder / f"{made.images[0]:06d}-{len(made.images)}.npz"
-            write_bytes(file, functools.partial(_savez, kept))
-            on_batch(len(made.images))
-        pictures, failed, costs = np.empty(0, np.uint8), np.zeros(count, bool), np.zeros((count, 2))
-        # in the order of their images: a part of a batch and the whole of it may both be here
+            file = folder / f"{batch.images[0]:06d}-{len(batch.images)}.npz"
+            write_bytes(file, functools.partial(save_arrays, arrays))
+            on_batch(len(batch.images))
+        images, failed, costs = np.empty(0, np.uint8), np.zeros(count, bool), np.zeros((count, 2))
+        # sorted, because a batch and a part of it may both be stored
         for file in sorted(folder.glob("*.npz")):
-            if (batch := _batch(file, count)) is None:
-                raise CotrunkError(f"{file} is damaged: delete it, its pictures are made again.")
-            images = batch["images"]
-            if not pictures.size:
-                pictures = np.empty((count, *batch["pictures"].shape[1:]), np.uint8)
-            pictures[images], costs[images] = batch["pictures"], batch["costs"]
-            failed[images] = np.isin(images, batch["failed"])
+            if (stored := read_batch(file, count)) is None:
+                raise CotrunkError(f"{file} is damaged: delete it, and its images are generated again.")
+            indices = stored["indices"]
+            if not images.size:
+                images = np.empty((count, *stored["pixels"].shape[1:]), np.uint8)
+            images[indices], costs[indices] = stored["pixels"], stored["costs"]
+            failed[indices] = np.isin(indices, stored["failed"])
         rows, seconds = costs.mean(axis=0).tolist()
-        return torch.from_numpy(pictures), failed, {"rows": rows, "seconds": seconds, "saving": plan.cost.saving}
+        return torch.from_numpy(images), failed, {"rows": rows, "seconds": seconds, "saving": plan.cost.saving}
 
     def _plan(self, cell: Cell) -> Plan:
-        """Groups as they are, branching after `share` of the timesteps."""
+        """Return the plan in which each group branches after `share` of the timesteps."""
         own = {**self.arguments, "num_inference_steps": cell.steps}
         steps, timesteps = timesteps_of(self.pipe, own)
         order = getattr(self.pipe.scheduler, "order", 1)
@@ -247,78 +214,37 @@ class Experiment:
         seeds = [0] * len(self.prompts)
         trees = []
         for number, group in enumerate(self.groups):
-            own_seed = _seed(cell.seed, number, 0)
+            group_seed = _seed(cell.seed, number, 0)
             trees += flat_tree(group, stop, timesteps)
             for member, image in enumerate(group):
-                # shared or not, the first picture of a group starts from the same noise
-                seeds[image] = own_seed if stop else _seed(cell.seed, number, member)
+                # the first image of a group has the same initial noise whether the group shares or not
+                seeds[image] = group_seed if stop else _seed(cell.seed, number, member)
         rows = guidance_rows(self.pipe, own)
         return Plan(tuple(self.prompts), tuple(seeds), tuple(trees), steps, timesteps, rows)
 
     def _load(self, model: str) -> None:
-        """Give the pipeline the LoRA of this model, and no other."""
+        """Load the LoRA of this model into the pipeline, and remove any other."""
         if model not in self.loras:
-            raise CotrunkError(f"There is no model {model!r} here: {', '.join(self.loras)} are.")
+            raise CotrunkError(f"There is no model {model!r} here: use one of {', '.join(self.loras)}.")
         if model == self._loaded:
             return
         if self._loaded is not None and self.loras[self._loaded] is not None:
-            take_off_lora(self.pipe, self._changed)
-        self._loaded = None  # whatever is met on the way
+            remove_lora(self.pipe, self._changed)
+        self._loaded = None  # stays so if loading fails
         lora = self.loras[model]
         if lora is not None:
             self._changed = load_lora(self.pipe, lora)
         self._loaded = model
 
     def name(self, cell: Cell) -> str:
-        """What its files are called: it tells models, LoRAs, prompts and schemes apart."""
+        """Return the name of a cell's files, which depends on model, LoRA, prompts and scheme."""
         share = f"share{100 * cell.share:g}" if cell.share else "independent"
         model = re.sub(r"[^A-Za-z0-9]+", "-", cell.model) + self.lora_marks.get(cell.model, "")
         return f"{model}-{share}-{cell.steps}steps-seed{cell.seed}-{self.mark}"
 
 
-def _savez(arrays: dict[str, Any], file: BinaryIO) -> None:
-    np.savez(file, **arrays)
-
-
-def _batch(file: Path, count: int) -> dict[str, np.ndarray] | None:
-    """What was kept of a batch of a cell of this many pictures; None where it is damaged."""
-    try:
-        with np.load(file) as kept:
-            batch = dict(kept)
-        images, pictures = batch["images"], batch["pictures"]
-        is_whole = (
-            len(images) == len(pictures) > 0
-            and bool(((images >= 0) & (images < count)).all())
-            and (pictures.dtype, pictures.ndim, pictures.shape[1]) == (np.uint8, 4, 3)
-            and (batch["costs"].shape, bool(np.isfinite(batch["costs"]).all())) == ((2,), True)
-            and batch["failed"].ndim == 1
-        )
-    except Exception:  # whatever zip and numpy say to a file that is cut off or foreign
-        return None
-    return batch if is_whole else None
-
-
-def _digest(kept: Mapping[str, Any]) -> str:
-    """Of what networks see in the pictures of a cell."""
-    arrays = (kept[name] for name in ("features", "vectors", "diversity", "failed", "shown"))
-    return hashlib.sha256(b"".join(array.tobytes() for array in arrays)).hexdigest()[:12]
-
-
-def _seen(kept: dict[str, Any]) -> Seen:
-    features, vectors = (torch.from_numpy(kept[name]).double() for name in ("features", "vectors"))
-    return Seen(features, vectors, kept["diversity"], kept["failed"], kept["shown"], **json.loads(str(kept["facts"])))
-
-
-def _alike(now: torch.Tensor, then: torch.Tensor) -> bool:
-    """Whether the same network gave both, on another device perhaps: (m, d), and the (n, d) that begin with the same
-    pictures."""
-    if now.shape[1:] != then.shape[1:]:
-        return False
-    return torch.allclose(now.double(), then[: len(now)], rtol=0.01, atol=0.01 * float(then.abs().max()))
-
-
-def _file_digest(path: Path) -> str:
-    """Of a LoRA: the file, or those of its folder; its name where it is on the hub."""
+def _lora_digest(path: Path) -> str:
+    """Return a digest of a LoRA: of its file or files, or of its name if it is on the hub."""
     files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path] if path.is_file() else []
     found = hashlib.sha256(str(path).encode() if not files else b"")
     try:

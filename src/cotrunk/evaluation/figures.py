@@ -1,4 +1,4 @@
-"""Figures of an experiment: the form of the paper's Figures 2 to 4, and curves over rows; each as PNG and SVG."""
+"""Figures of an experiment, like Figures 2 to 4 of the paper, and curves over rows, as PNG and SVG."""
 
 import base64
 import functools
@@ -17,36 +17,40 @@ from .tables import MEASURES
 
 
 def write_grid(columns: dict[str, np.ndarray], prompts: Sequence[str], out: Path, name: str = "figure2") -> None:
-    """Figure 2: a row a prompt, a column a model. columns: by title, pictures (n, 3, height, width) in bytes."""
+    """Write Figure 2: a grid with one row per prompt and one column per model.
+
+    Args:
+        columns: images (n, 3, height, width) in bytes, by title.
+    """
     count, _, height, width = next(iter(columns.values())).shape
     gap, words, top, small = 6, 210, 26, 14
     size = (words + len(columns) * (width + gap), top + count * (height + gap))
     canvas = Image.new("RGB", size, "white")
     draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(size=small)
-    drawn = []
+    elements = []
     for column, (title, own) in enumerate(columns.items()):
         x = words + column * (width + gap)
         draw.text((x + width / 2, 4), title, "#333333", font, anchor="ma")
-        drawn.append(f'<text x="{x + width / 2}" y="{small + 4}" text-anchor="middle">{escape(title)}</text>')
+        elements.append(f'<text x="{x + width / 2}" y="{small + 4}" text-anchor="middle">{escape(title)}</text>')
         for row in range(count):
-            picture, y = Image.fromarray(own[row].transpose(1, 2, 0)), top + row * (height + gap)
-            canvas.paste(picture, (x, y))
-            drawn.append(f'<image x="{x}" y="{y}" width="{width}" height="{height}" href="{_inlined(picture)}"/>')
+            image, y = Image.fromarray(own[row].transpose(1, 2, 0)), top + row * (height + gap)
+            canvas.paste(image, (x, y))
+            elements.append(f'<image x="{x}" y="{y}" width="{width}" height="{height}" href="{_data_url(image)}"/>')
     for row, prompt in enumerate(prompts):
         lines, y = _wrapped(prompt, 26), top + row * (height + gap) + 4
         draw.multiline_text((4, y), "\n".join(lines), "black", font)
-        drawn += [
+        elements += [
             f'<text x="4" y="{y + (line + 1) * (small + 4)}">{escape(text)}</text>' for line, text in enumerate(lines)
         ]
     head = f'<svg xmlns="http://www.w3.org/2000/svg" width="{size[0]}" height="{size[1]}" font-size="{small}"'
-    svg = "\n".join([f'{head} font-family="sans-serif">', *drawn, "</svg>"])
+    svg = "\n".join([f'{head} font-family="sans-serif">', *elements, "</svg>"])
     write_bytes(out / f"{name}.png", lambda file: canvas.save(file, "PNG"))
     write_text(out / f"{name}.svg", svg + "\n")
 
 
-def _inlined(picture: Image.Image) -> str:
+def _data_url(image: Image.Image) -> str:
     buffer = io.BytesIO()
-    picture.save(buffer, "PNG")
+    image.save(buffer, "PNG")
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
@@ -69,19 +73,20 @@ def write_curves(
     label: str,
     measures: Sequence[str] = tuple(MEASURES),
 ) -> None:
-    """Measures over something, a panel a measure and a colour a model, with their intervals; as PNG and SVG. Where some
-    lines are of shared sampling, those that are not are dashed.
+    """Write curves of metrics with their intervals, with one panel per metric and one colour per model.
+
+    If some lines are of shared sampling, the lines of independent sampling are dashed.
 
     Args:
-        lines: by name, the results along it.
-        x: "rows" or "seconds" of the results, or the places of every line's results.
+        lines: the results along each line, by its name.
+        x: "rows" or "seconds" of the results, or the x values of every line.
         label: of the horizontal axis.
     """
     figure = new_figure(figsize=(4.4 * len(measures), 3.7), layout="constrained")
     panels = figure.subplots(1, len(measures), squeeze=False)[0]
     models = list(dict.fromkeys(results[0].cell.model for results in lines.values()))
     shared = {own for own, results in lines.items() if any(result.cell.share for result in results)}
-    faint = 0.15 if len(lines) <= 4 else 0.05  # many intervals hide each other
+    faint = 0.15 if len(lines) <= 4 else 0.05  # many intervals cover each other
     for panel, measure in zip(panels, measures, strict=True):
         title, more = MEASURES[measure]
         for own, results in lines.items():

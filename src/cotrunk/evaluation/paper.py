@@ -1,30 +1,34 @@
-"""The evaluation of the paper: which cells it takes, and from them Table 1 and Figures 2 to 4; and what it leaves out:
-differences with their intervals, curves over denoiser rows, and shared schemes beside fewer steps."""
+"""The evaluation of the paper: its cells, Table 1 and Figures 2 to 4.
+
+In addition, what the paper does not show: differences with intervals, curves over denoiser rows, and comparisons of
+shared schemes with fewer steps.
+"""
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from .experiment import SHOWN, Cell, Experiment
+from .experiment import Experiment
 from .figures import write_curves, write_grid
 from .measuring import Measures, Result
-from .tables import Comparison, as_dict, networks, write_comparisons, write_json, write_table
+from .observation import SHOWN, Cell
+from .tables import Comparison, as_dict, describe_networks, write_comparisons, write_json, write_table
 
-SPARED = 0.2  # part of the rows of independent sampling that shared sampling is to do without, at the same quality
+SAVED = 0.2  # part of the rows that shared sampling should save at the quality of independent sampling
 
 
 @dataclass(frozen=True)
 class Design:
-    """Models by sampling schemes.
+    """Which models and sampling schemes are evaluated.
 
     Attributes:
-        models: by their names in the experiment, the one to improve on first.
-        shares: parts of the steps that are shared, beside independent sampling.
-        steps: of the solver.
+        models: names of models in the experiment; the first is the baseline.
+        shares: parts of the steps that are shared, in addition to independent sampling.
+        steps: number of solver steps.
         fewer: other numbers of steps, for the curves over rows.
-        seeds: runs of every cell, each from other noise.
-        more_shares: parts of the steps that Figure 4 shows, too; they are in no table.
+        seeds: number of runs of every cell, each with other initial noise.
+        more_shares: further shares that only Figure 4 shows.
     """
 
     models: Sequence[str]
@@ -35,69 +39,75 @@ class Design:
     more_shares: Sequence[float] = ()
 
     def cells(self, experiment: Experiment) -> list[Cell]:
-        """All that are looked at, once each, with their first seed; model by model, for each is loaded anew."""
+        """Return all cells, with their first seed, ordered by model, because changing the model takes time."""
         own = [*self.table(), *(experiment.equal_cost(cell) for cell in self.table() if cell.share)]
         own += self.curves(experiment)
         own += [cell for name in self.models for cell in self.shared_parts(name)]
         return sorted(dict.fromkeys(own), key=lambda cell: self.models.index(cell.model))
 
     def table(self) -> list[Cell]:
-        """Those of Table 1: every model independently, and under each share."""
+        """Return the cells of Table 1: every model with independent sampling and with each share."""
         return [Cell(name, share, self.steps) for share in (0.0, *self.shares) for name in self.models]
 
     @property
     def middle(self) -> float:
-        """The share that pictures and curves show."""
+        """Return the share that image grids and curves show."""
         return self.shares[len(self.shares) // 2] if self.shares else 0.0
 
     @property
     def curved(self) -> list[float]:
-        """The shares that have a curve over rows; 0 is independent sampling."""
+        """Return the shares that have a curve over rows; 0 is independent sampling."""
         return list(dict.fromkeys([0.0, self.middle])) if self.fewer else []
 
     def curve(self, experiment: Experiment, model: str, share: float) -> list[Cell]:
-        """A model under a share, over numbers of steps; without those of which this share is no step."""
+        """Return the cells of a model and share over numbers of steps, without those where no step is shared."""
         cells = [Cell(model, share, steps) for steps in sorted({*self.fewer, self.steps})]
         return [cell for cell in cells if not share or experiment.shares(cell)]
 
     def curves(self, experiment: Experiment) -> list[Cell]:
-        """Every model, independently and under the share in the middle, over numbers of steps."""
+        """Return the cells of all curves: every model, independently and with the middle share."""
         return [cell for name in self.models for share in self.curved for cell in self.curve(experiment, name, share)]
 
     def shared_parts(self, model: str) -> list[Cell]:
-        """A model over the parts of the steps that are shared: Figure 4."""
+        """Return the cells of a model over all shares: Figure 4."""
         return [Cell(model, share, self.steps) for share in sorted({0.0, *self.shares, *self.more_shares})]
 
     def pairs(self, experiment: Experiment) -> list[tuple[Cell, Cell]]:
-        """Every shared cell of the table against independent sampling, in as many steps and at equal cost, of its own
-        model and of the first; and models under the same share against each other."""
+        """Return the pairs of cells to compare.
+
+        Every shared cell of the table is compared with independent sampling of its own model and of the first one, with
+        as many steps and at equal cost. Models are compared with each other at the same share.
+        """
         shared = [cell for cell in self.table() if cell.share]
         found = []
         for cell in shared:
-            for own in self._rivals(cell):
+            for own in self._baselines(cell):
                 found += [(cell, replace(own, share=0.0)), (cell, experiment.equal_cost(own))]
         found += [(two, one) for one, two in itertools.combinations(shared, 2) if one.share == two.share]
         return list(dict.fromkeys(found))
 
     def knees(self, experiment: Experiment) -> list[tuple[Cell, Cell]]:
-        """Every shared cell against the fewest independent steps in whose rows it leaves out `SPARED` or more, of its
-        own model and of the first: more steps would be a weaker rival for the rows. Steps are those of the curves."""
+        """Return pairs of each shared cell and the fewest independent steps of which it saves `SAVED` or more rows.
+
+        Fewer steps are the strongest alternative to sharing. Steps are those of the curves; models are its own and the
+        first one.
+        """
         rows = {cell: experiment.rows(cell) for cell in dict.fromkeys([*self.table(), *self.curves(experiment)])}
         found = []
         for cell in [cell for cell in rows if cell.share and self.fewer]:
-            for own in self._rivals(cell):
-                alone = self.curve(experiment, own.model, 0.0)
-                dearer = [other for other in alone if rows[cell] <= (1 - SPARED) * rows[other]]
-                if dearer:
-                    found.append((cell, min(dearer, key=rows.__getitem__)))
+            for own in self._baselines(cell):
+                independent = self.curve(experiment, own.model, 0.0)
+                costlier = [other for other in independent if rows[cell] <= (1 - SAVED) * rows[other]]
+                if costlier:
+                    found.append((cell, min(costlier, key=rows.__getitem__)))
         return found
 
-    def _rivals(self, cell: Cell) -> list[Cell]:
-        """A cell with its own model, and with the first."""
+    def _baselines(self, cell: Cell) -> list[Cell]:
+        """Return a cell with its own model and with the first model."""
         return list(dict.fromkeys([cell, replace(cell, model=self.models[0])]))
 
     def runs(self, cell: Cell) -> list[Cell]:
-        """A cell with all its seeds."""
+        """Return a cell with each of its seeds."""
         return [replace(cell, seed=seed) for seed in range(self.seeds)]
 
 
@@ -106,14 +116,15 @@ def write_paper(
     design: Design,
     bins: Mapping[float, Sequence[int]],
     out: Path,
-    on_measured: Callable[[int, int], None] = lambda done, of: None,
+    on_measured: Callable[[int, int], None] = lambda done, total: None,
 ) -> str:
-    """Tables and figures of cells that have been looked at, to the folder `out`, and every number of them to
-    `results.json`. Returns the tables as Markdown.
+    """Write tables and figures to the folder `out` and all their numbers to `results.json`; return the tables.
 
     Args:
-        bins: groups, by the similarity that stands for them in Figure 3.
-        on_measured: called with how much is measured, and of how much.
+        measures: of an experiment whose cells are observed.
+        design: the cells.
+        bins: numbers of the groups of each bin of Figure 3, by the similarity of the bin.
+        on_measured: called with the number of measurements that are done, and of all.
     """
     experiment = measures.experiment
     cells, pairs, knees = design.cells(experiment), design.pairs(experiment), design.knees(experiment)
@@ -135,20 +146,22 @@ def write_paper(
     under = {name: Cell(name, design.middle, design.steps) for name in design.models}
     by_similarity = {name: [measured(cell, groups) for groups in similar.values()] for name, cell in under.items()}
     equal = [experiment.equal_cost(cell) for cell in design.table() if cell.share]
-    judges, rows = experiment.judges, dict.fromkeys([*design.table(), *equal])
-    text = write_table([results[cell] for cell in rows], judges, out)
-    text += "\n" + write_comparisons([compared[pair] for pair in pairs], judges, out, "differences")
+    networks, rows = experiment.networks, dict.fromkeys([*design.table(), *equal])
+    text = write_table([results[cell] for cell in rows], networks, out)
+    text += "\n" + write_comparisons([compared[pair] for pair in pairs], networks, out, "differences")
     if knees:
-        text += "\n" + write_comparisons([compared[pair] for pair in knees], judges, out, "knee")
+        text += "\n" + write_comparisons([compared[pair] for pair in knees], networks, out, "knee")
     if design.shares:
-        write_grid({name: experiment.look(cell).shown for name, cell in under.items()}, experiment.prompts[:SHOWN], out)
+        write_grid(
+            {name: experiment.observe(cell).shown for name, cell in under.items()}, experiment.prompts[:SHOWN], out
+        )
         write_curves(by_similarity, list(bins), out, "figure3", label="smallest similarity in a group")
     if design.shares or design.more_shares:
         _write_shares(design, results, out)
     if design.curved:
         text += "\n" + _write_curve(design, experiment, results, out)
     content = {
-        "networks": networks(judges),
+        "networks": describe_networks(networks),
         "cells": [as_dict(result) for result in results.values()],
         "differences": [compared[pair].as_dict() for pair in pairs],
         "knee": [compared[pair].as_dict() for pair in knees],
@@ -163,14 +176,14 @@ def write_paper(
 
 
 def _write_shares(design: Design, results: Mapping[Cell, Result], out: Path) -> None:
-    """Figure 4."""
+    """Write Figure 4."""
     over = {name: [results[cell] for cell in design.shared_parts(name)] for name in design.models}
     steps = [int(cell.share * design.steps + 1e-9) for cell in design.shared_parts(design.models[0])]
-    write_curves(over, steps, out, "figure4", label=f"steps that are shared, of {design.steps}")
+    write_curves(over, steps, out, "figure4", label=f"shared steps of {design.steps}")
 
 
 def _write_curve(design: Design, experiment: Experiment, results: Mapping[Cell, Result], out: Path) -> str:
-    """Every model under every curved share over its rows: `rows`, the figure, and `curve`, its table, line by line."""
+    """Write curves over rows, as the figure `rows` and the table `curve`, and return the table."""
     lines = {
         f"{name}, {f'shared {share:.0%}' if share else 'independent'}": [
             results[cell] for cell in design.curve(experiment, name, share)
@@ -178,5 +191,5 @@ def _write_curve(design: Design, experiment: Experiment, results: Mapping[Cell, 
         for name in design.models
         for share in design.curved
     }
-    write_curves(lines, "rows", out, "rows", label="denoiser rows a picture")
-    return write_table(list(itertools.chain(*lines.values())), experiment.judges, out, "curve")
+    write_curves(lines, "rows", out, "rows", label="denoiser rows per image")
+    return write_table(list(itertools.chain(*lines.values())), experiment.networks, out, "curve")

@@ -1,4 +1,4 @@
-"""Tables of an experiment: the form of the paper's Table 1, and what one scheme has more than another."""
+"""Tables of an experiment: Table 1 of the paper, and differences between schemes."""
 
 import csv
 import io
@@ -11,9 +11,9 @@ from typing import Any
 
 from ..files import write_text
 from . import metrics
-from .experiment import Cell, Judges
 from .measuring import Result
-from .networks import Inception
+from .networks import Inception, MetricNetworks
+from .observation import Cell
 
 MEASURES = {  # name -> label, whether larger is better
     "frechet": ("Frechet distance", False),
@@ -25,23 +25,27 @@ MEASURES = {  # name -> label, whether larger is better
 
 @dataclass(frozen=True)
 class Comparison:
-    """A scheme against another: `spared` is the part of the other's denoiser rows that it does without, `changes` are
-    by measure."""
+    """One scheme compared with another.
+
+    Attributes:
+        saved: the part of the other's denoiser rows that this scheme does not need.
+        changes: by metric, from the other to this one.
+    """
 
     this: Cell
     other: Cell
-    spared: float
+    saved: float
     changes: dict[str, metrics.Change]
 
     @property
     def not_shown_worse(self) -> bool:
-        """Whether neither alignment nor Frechet distance is measurably worse: with few groups hardly anything is."""
+        """Return whether neither alignment nor Frechet distance is measurably worse; with few groups little is."""
         return self.changes["alignment"].absolute.high >= 0 and self.changes["frechet"].absolute.low <= 0
 
     def as_dict(self) -> dict[str, Any]:
         changes = {name: asdict(change) for name, change in self.changes.items()}
         ends = {"this": named(self.this), "other": named(self.other)}
-        return {**ends, "rows_spared": self.spared, "not_shown_worse": self.not_shown_worse, **changes}
+        return {**ends, "rows_saved": self.saved, "not_shown_worse": self.not_shown_worse, **changes}
 
 
 def scheme(cell: Cell) -> str:
@@ -56,16 +60,16 @@ def as_dict(result: Result) -> dict[str, Any]:
     return asdict(result) | {"scheme": scheme(result.cell)}
 
 
-def write_table(results: Sequence[Result], judges: Judges, out: Path, name: str = "table1") -> str:
-    """`NAME.md` and `.csv`; returns the Markdown. Every figure with its 95 % interval."""
+def write_table(results: Sequence[Result], networks: MetricNetworks, out: Path, name: str = "table1") -> str:
+    """Write `NAME.md` and `NAME.csv`, with 95 % intervals, and return the Markdown."""
     heads = ["scheme", "model", *(f"{label} {'↑' if more else '↓'}" for label, more in MEASURES.values())]
-    heads += ["rows a picture", "saving", "seconds a picture", "left out (NaN)"]
+    heads += ["rows per image", "saving", "seconds per image", "failed (NaN)"]
     cells = []
     for result in results:
         figures = [str(result.figures[measure]) for measure in MEASURES]
         cost = [f"{result.rows:.1f}", f"{result.saving:.1%}", f"{result.seconds:.3f}", str(result.failed)]
         cells.append([scheme(result.cell), result.cell.model, *figures, *cost])
-    text = f"{_markdown(heads, cells)}\n\n{networks(judges)}\n"
+    text = f"{_markdown(heads, cells)}\n\n{describe_networks(networks)}\n"
     write_text(out / f"{name}.md", text)
     buffer = io.StringIO()
     csv.writer(buffer).writerows([heads, *cells])
@@ -73,40 +77,50 @@ def write_table(results: Sequence[Result], judges: Judges, out: Path, name: str 
     return text
 
 
-def write_comparisons(rows: Sequence[Comparison], judges: Judges, out: Path, name: str = "differences") -> str:
-    """`NAME.md`: what one scheme has more than another; returns the Markdown."""
+def write_comparisons(
+    rows: Sequence[Comparison], networks: MetricNetworks, out: Path, name: str = "differences"
+) -> str:
+    """Write `NAME.md` with the differences between schemes, and return the Markdown."""
     measures = list(rows[0].changes) if rows else []
-    heads = ["this", "less that", *(MEASURES[measure][0] for measure in measures), "rows spared", "not shown worse"]
+    heads = [
+        "scheme",
+        "compared with",
+        *(MEASURES[measure][0] for measure in measures),
+        "rows saved",
+        "not shown worse",
+    ]
     cells = []
     for row in rows:
         changes = [_change(row.changes[measure]) for measure in measures]
         cells.append([named(row.this), named(row.other), *changes])
-        cells[-1] += [f"{row.spared:.1%}", "yes" if row.not_shown_worse else "no"]
+        cells[-1] += [f"{row.saved:.1%}", "yes" if row.not_shown_worse else "no"]
     text = (
-        f"{_markdown(heads, cells)}\n\nIn parentheses as a part of the other's. Bold: the interval does not hold zero. "
-        f"Not shown worse: neither alignment nor Frechet distance is measurably worse. {networks(judges)}\n"
+        f"{_markdown(heads, cells)}\n\nIn parentheses: relative to the other. Bold: the interval does not contain "
+        "zero. Not shown worse: neither alignment nor Frechet distance is measurably worse. "
+        f"{describe_networks(networks)}\n"
     )
     write_text(out / f"{name}.md", text)
     return text
 
 
 def write_json(content: Any, path: Path) -> None:
-    """What is not finite (a part of nothing) becomes null, which every reader of JSON knows."""
+    """Write JSON; numbers that are not finite, such as changes relative to zero, become null."""
     write_text(path, json.dumps(_finite(content), indent=1, allow_nan=False) + "\n")
 
 
-def networks(judges: Judges) -> str:
+def describe_networks(networks: MetricNetworks) -> str:
+    """Return the sentence that names the metric networks."""
     return (
-        f"Frechet distance in the features of {judges.features.name} (pictures brought to {judges.features.resize}; "
-        f"{_space(judges)}); diversity by {judges.perceptual.name}; alignment and bleed by {judges.alignment.name}. In "
-        "brackets the 95 % interval by bootstrap over groups."
+        f"Frechet distance in the features of {networks.features.name} (images resized to {networks.features.resize}; "
+        f"{_space(networks)}); diversity by {networks.perceptual.name}; alignment and bleed by "
+        f"{networks.alignment.name}. In brackets: the 95 % interval by bootstrap over groups."
     )
 
 
-def _space(judges: Judges) -> str:
-    if isinstance(judges.features, Inception):
+def _space(networks: MetricNetworks) -> str:
+    if isinstance(networks.features, Inception):
         return "all dimensions"
-    return "the first 64 principal components of the real pictures, or all where they have fewer"
+    return "the first 64 principal components of the real images, or all if they have fewer"
 
 
 def _change(change: metrics.Change) -> str:

@@ -1,1 +1,1 @@
-"""Captioned images become groups of similar ones, for training and evaluation."""
+"""Group captioned images by similarity, for training and evaluation."""

@@ -11,21 +11,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import CotrunkError
+from ..errors import CotrunkError, first_line
 from ..files import write_bytes, writing
-from ..pipelines.hub import first_line
 from ..planning.prompts import checked
-from .images import WAY, as_rgb, unreadable
+from .images import READER_VERSION, as_rgb, unreadable
 
-CAPTIONS = ("text", "caption", "prompt", "captions")  # what a table may call them; the first that is there
+CAPTIONS = ("text", "caption", "prompt", "captions")  # column names for captions; the first that exists is used
 NO_CAPTION = "it has no caption"
-NAMED = 5  # pictures that cannot be read are named up to here, then counted
-Unusable = tuple[str, str]  # a picture by its name, and why it cannot be used
+NAMED = 5  # unusable images that an error names
+Unusable = tuple[str, str]  # name of an image or caption, and why it cannot be used
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A picture and what it shows."""
+    """An image file and its caption."""
 
     caption: str
     image: Path
@@ -33,27 +32,26 @@ class Pair:
 
 @dataclass(frozen=True)
 class Pairs:
-    """What a source holds: the pairs that can be used, and the pictures and captions that cannot, with the reason."""
+    """The usable pairs of a source, and the unusable images and captions by name, with the reason."""
 
     pairs: list[Pair]
     unusable: dict[str, str]
 
 
 def read_pairs(source: str, images: Path | None = None, export: Path | None = None) -> Pairs:
-    """Captioned pictures, each with one caption: the first that can be used.
+    """Read captioned images, each with its first usable caption.
 
-    A caption that cannot be used (null, blank, a number, broken Unicode) is left out by itself and counted; its picture
-    keeps its other captions.
+    Unusable captions (null, blank, a number, invalid Unicode) are reported; the image keeps its other captions.
 
     Args:
-        source: annotations of COCO (a json file with `images` and `annotations`; of a picture's captions, the one with
-            the lowest number); a folder with `metadata.jsonl` or `metadata.csv` (`file_name` and one of `text`,
-            `caption`, `prompt`); or the name of a dataset on the Hugging Face hub, its split after a colon.
-        images: where the pictures of annotations are; by default beside the file.
-        export: where the pictures of a dataset are written to.
+        source: one of: a COCO file (JSON with `images` and `annotations`; the caption with the lowest id counts); a
+            folder with `metadata.jsonl` or `metadata.csv` (`file_name` and one of `text`, `caption`, `prompt`); the
+            name of a dataset on the Hugging Face hub, with its split after a colon.
+        images: folder of the images of a COCO file; by default the folder of that file.
+        export: folder for the images of a hub dataset.
 
     Raises:
-        CotrunkError: a source that is none of these, or in which nothing can be used.
+        CotrunkError: the source is none of these, or has no usable captioned image.
     """
     path = Path(source)
     found: Iterator[Pair | Unusable]
@@ -63,7 +61,7 @@ def read_pairs(source: str, images: Path | None = None, export: Path | None = No
         found = _folder(path)
     elif path.exists() or path.suffix in (".json", ".jsonl", ".csv"):
         raise CotrunkError(
-            f"{source} is no source of captioned pictures: give COCO annotations (.json), or a folder with metadata."
+            f"{source} is not a source of captioned images: give COCO annotations (.json), or a folder with metadata."
         )
     else:
         found = _hub(source, export or Path("images"))
@@ -77,20 +75,22 @@ def read_pairs(source: str, images: Path | None = None, export: Path | None = No
         elif wrong := unreadable(item.image):
             unusable[str(item.image)] = wrong
         else:
-            place = item.image.resolve()
-            captions[place] += 1
-            if captions[place] == 1:
+            file = item.image.resolve()
+            captions[file] += 1
+            if captions[file] == 1:
                 pairs.append(item)
             else:
-                unusable[f"{item.image}, caption {captions[place]}"] = "a picture is taken with its first caption alone"
+                unusable[f"{item.image}, caption {captions[file]}"] = "an image is used only with its first caption"
     if not pairs:
         named = "; ".join(f"{name}: {why}" for name, why in list(unusable.items())[:NAMED])
-        raise CotrunkError(f"{source} holds no captioned picture that can be used ({named or 'it is empty'}).")
+        raise CotrunkError(
+            f"{source} contains no usable captioned image ({named or 'it is empty'}): give another source."
+        )
     return Pairs(pairs, unusable)
 
 
 def _text_of(value: Any, where: str) -> str | Unusable:
-    """A caption; or why it is none."""
+    """Return a caption, or why it is unusable."""
     if value is None or (isinstance(value, str) and not value.strip()):
         return where, NO_CAPTION
     if not isinstance(value, str):
@@ -98,11 +98,11 @@ def _text_of(value: Any, where: str) -> str | Unusable:
     try:
         return checked(value, where)
     except CotrunkError:
-        return where, "its caption is broken Unicode"
+        return where, "its caption is invalid Unicode"
 
 
 def _first_text(entry: dict[str, Any], columns: Sequence[str], where: str) -> Iterator[str | Unusable]:
-    """The captions of an entry that cannot be used, then the first that can: of the first column that has one."""
+    """Yield the unusable captions of an entry, then its first usable one, from the first column that has one."""
     for column in columns:
         values = entry[column] if isinstance(entry[column], list) else [entry[column]]
         several = len(values) > 1
@@ -119,11 +119,11 @@ def _first_text(entry: dict[str, Any], columns: Sequence[str], where: str) -> It
 def _coco(path: Path, images: Path) -> Iterator[Pair | Unusable]:
     content = _json(_text(path), path)
     if not isinstance(content, dict) or not all(isinstance(content.get(n), list) for n in ("images", "annotations")):
-        raise CotrunkError(f"{path} is not in COCO's form: it needs the lists images and annotations.")
+        raise CotrunkError(f"{path} is not a COCO file: it needs the lists images and annotations.")
     captions: dict[int | str, tuple[int, str]] = {}
     for number, annotation in enumerate(content["annotations"], 1):
         if isinstance(annotation, dict) and "caption" not in annotation:
-            continue  # of boxes, say
+            continue  # an annotation of boxes, for example
         where = f"{path}, annotation {number}"
         _needs(annotation, where, id=int, image_id=int | str)
         text = _text_of(annotation["caption"], where)
@@ -142,7 +142,7 @@ def _coco(path: Path, images: Path) -> Iterator[Pair | Unusable]:
     listed = {image["id"] for image in content["images"]}
     for number, annotation in enumerate(content["annotations"], 1):
         if "caption" in annotation and annotation["image_id"] not in listed:
-            yield f"{path}, annotation {number}", f"its picture {annotation['image_id']} is not among the images"
+            yield f"{path}, annotation {number}", f"its image {annotation['image_id']} is not in the list of images"
 
 
 def _folder(folder: Path) -> Iterator[Pair | Unusable]:
@@ -158,11 +158,11 @@ def _folder(folder: Path) -> Iterator[Pair | Unusable]:
         try:
             entries = list(csv.DictReader(io.StringIO(text, newline=""), strict=True))
         except csv.Error as error:
-            raise CotrunkError(f"{path} is a broken table ({error}): mend it.") from error
+            raise CotrunkError(f"{path} is a broken table ({error}): correct it.") from error
     for number, entry in enumerate(entries, 1):
         where = f"{path}, entry {number}"
-        if not isinstance(entry, dict) or None in entry:  # where DictReader puts what has no column
-            raise CotrunkError(f"{where} does not have the columns of a table: mend it.")
+        if not isinstance(entry, dict) or None in entry:  # DictReader's key for values without a column
+            raise CotrunkError(f"{where} does not fit the columns of the table: correct it.")
         columns = [column for column in CAPTIONS if column in entry]
         if "file_name" not in entry or not columns:
             raise CotrunkError(f"{where} needs file_name and one of {', '.join(CAPTIONS)}; it has {', '.join(entry)}.")
@@ -176,7 +176,7 @@ def _hub(source: str, export: Path) -> Iterator[Pair | Unusable]:
         import datasets
     except ImportError as error:
         raise CotrunkError(
-            f"There is no file or folder {source}, and a dataset of the hub needs: pip install datasets."
+            f"There is no file or folder {source}, and a hub dataset needs the datasets package: pip install datasets."
         ) from error
     name, _, split = source.partition(":")
     try:
@@ -184,36 +184,37 @@ def _hub(source: str, export: Path) -> Iterator[Pair | Unusable]:
     except Exception as error:  # no network, no such dataset, no such split
         why = first_line(error)
         raise CotrunkError(
-            f"There is no file or folder {source}, and no dataset of that name was loaded ({why})."
+            f"There is no file or folder {source}, and no hub dataset of that name could be loaded ({why}): "
+            "check the name."
         ) from error
     columns = [column for column in CAPTIONS if column in rows.column_names]
     if "image" not in rows.column_names or not columns:
         raise CotrunkError(f"{source} has the columns {', '.join(rows.column_names)}: it needs image and a caption.")
-    # a folder for each dataset, split, version and way of reading: names of files are numbers of rows
-    version = f"{source}-{getattr(rows, '_fingerprint', '')}-{WAY}"
+    # one folder per dataset, split, version and reader, because files are named by row number only
+    version = f"{source}-{getattr(rows, '_fingerprint', '')}-{READER_VERSION}"
     export = export / re.sub(r"[^A-Za-z0-9]+", "-", version)
     with writing(export):
         export.mkdir(parents=True, exist_ok=True)
     for number in range(len(rows)):
         where, file = f"{source}, row {number}", export / f"{number:07d}.png"
         try:
-            row = rows[number]  # decodes the picture
-            picture = None if row["image"] is None else as_rgb(row["image"])
+            row = rows[number]  # decodes the image
+            image = None if row["image"] is None else as_rgb(row["image"])
         except CotrunkError as error:
             yield where, str(error)
             continue
-        except Exception as error:  # whatever a broken picture makes Pillow say
-            yield where, f"it is not a readable picture ({type(error).__name__})"
+        except Exception as error:  # Pillow raises many types for a damaged image
+            yield where, f"it is not a readable image ({type(error).__name__})"
             continue
-        if picture is None:
-            yield where, "it has no picture"
+        if image is None:
+            yield where, "it has no image"
             continue
         for caption in _first_text(row, columns, where):
             if not isinstance(caption, str):
                 yield caption
                 continue
             if unreadable(file):  # not written yet, or damaged since
-                write_bytes(file, functools.partial(picture.save, format="PNG"))
+                write_bytes(file, functools.partial(image.save, format="PNG"))
             yield Pair(caption, file)
 
 
@@ -227,18 +228,18 @@ def _text(path: Path) -> str:
 
 
 def _needs(entry: Any, where: str, **kinds: Any) -> None:
-    """That an entry of a file has values of these types under these names."""
+    """Check that an entry has values of these types under these names."""
     for name, kind in kinds.items():
         if not isinstance(entry, dict) or not isinstance(entry.get(name), kind):
-            raise CotrunkError(f"{where} has no usable {name}: mend it.")
+            raise CotrunkError(f"{where} has no valid {name}: correct it.")
 
 
 def _json(text: str, where: object) -> Any:
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
-        raise CotrunkError(f"{where} is broken JSON ({error.msg}): mend it.") from error
-    except ValueError as error:  # a number of thousands of digits
-        raise CotrunkError(f"{where} is broken JSON ({error}): mend it.") from error
+        raise CotrunkError(f"{where} is broken JSON ({error.msg}): correct it.") from error
+    except ValueError as error:  # a number with thousands of digits
+        raise CotrunkError(f"{where} is broken JSON ({error}): correct it.") from error
     except RecursionError as error:
         raise CotrunkError(f"{where} is JSON nested too deeply: give flat objects.") from error

@@ -1,7 +1,7 @@
-"""Groups of a training set: cliques of the graph of similar captions (SAGE, section 3.1).
+"""Find the groups of a training set: cliques in the graph of similar captions (SAGE, section 3.1).
 
-The paper enumerates all cliques of two to five captions whose every pair has a cosine in (tau_min, tau_max). On a
-large graph there are far too many: here at most so many a caption, drawn at random, and at most so many in all.
+The paper enumerates all cliques of two to five captions in which every pair has a cosine in (tau_min, tau_max). A large
+graph has far too many, so a random sample is taken, with a limit per caption and a total limit.
 """
 
 import itertools
@@ -15,9 +15,9 @@ from ..errors import CotrunkError
 from ..planning.grouping import unit_rows
 
 BLOCK = 512  # captions compared with all others at once
-LOOKED_AT = 16  # cliques that are enumerated before chance decides, as a multiple of those wanted of a caption
+ENUMERATED = 16  # cliques enumerated per caption before random growth takes over, as a multiple of those wanted
 
-Neighbours = list[NDArray[np.int32]]  # for each caption, those that it has an edge to, ascending
+Neighbours = list[NDArray[np.int32]]  # neighbours of each caption, ascending
 
 
 @dataclass(frozen=True)
@@ -25,9 +25,9 @@ class Graph:
     """Which captions are similar.
 
     Attributes:
-        neighbours: for each caption, ascending.
-        edges: pairs in the range of similarity.
-        dropped: of these, pairs left out because both captions have too many closer ones.
+        neighbours: of each caption, ascending.
+        edges: number of pairs in the range of similarity.
+        dropped: number of these pairs that were dropped, because both captions have enough closer neighbours.
     """
 
     neighbours: Neighbours
@@ -40,9 +40,9 @@ class Cliques:
     """Groups of captions.
 
     Attributes:
-        groups: ascending indices of captions; no group twice.
-        capped: captions with more cliques than were wanted of one.
-        cut: groups that were drawn but left out for the limit in all.
+        groups: indices of captions, ascending; all groups differ.
+        capped: number of captions with more cliques than the limit per caption.
+        cut: number of groups dropped by the total limit.
     """
 
     groups: list[tuple[int, ...]]
@@ -58,22 +58,22 @@ def similarity_graph(
     most: int = 64,
     progress: Callable[[int], None] = lambda done: None,
 ) -> Graph:
-    """The graph with an edge wherever low < cosine < high.
+    """Return the graph that has an edge wherever low < cosine < high.
 
     Args:
-        vectors: (n, d).
+        vectors: (n, d) embeddings of the captions.
         low, high: tau_min and tau_max.
-        most: edges that a caption keeps, the most similar first; an edge stays if one of its ends keeps it.
-        progress: told after every block how many captions are done.
+        most: maximum edges per caption, the most similar first. An edge is kept if either end keeps it.
+        progress: called with the number of captions that are done.
 
     Raises:
-        CotrunkError: low not below high, or bounds that are no cosines.
+        CotrunkError: low is not below high, or a bound is not a cosine.
     """
     if not -1 <= low < high <= 1.000001:
-        raise CotrunkError(f"The similarities ({low}, {high}) are no range: give two cosines, the lower one first.")
+        raise CotrunkError(f"The similarities ({low}, {high}) are not a range: give two cosines, the lower one first.")
     unit = unit_rows(vectors)
     count, edges = len(unit), 0
-    kept: list[NDArray[np.int64]] = []  # directed edges, one end * count + other
+    kept: list[NDArray[np.int64]] = []  # directed edges, as first caption * count + second
     for start in range(0, count, BLOCK):
         cosines = unit[start : start + BLOCK] @ unit.T
         inside = (cosines > low) & (cosines < high)
@@ -91,7 +91,7 @@ def similarity_graph(
     both = np.unique(np.concatenate([directed, directed % count * count + directed // count])) if count else directed
     ends = np.searchsorted(both, np.arange(1, count) * count)
     neighbours = [part.astype(np.int32) for part in np.split(both % count, ends)] if count else []
-    # rounding at the bounds may see a pair from one side only
+    # at the bounds, rounding may find a pair from one side only
     return Graph(neighbours, edges // 2, max(0, (edges - len(both)) // 2))
 
 
@@ -105,37 +105,39 @@ def sample_cliques(
     seed: int = 0,
     progress: Callable[[int], None] = lambda done: None,
 ) -> Cliques:
-    """Cliques of `smallest` to `largest` captions, at most `per_caption` of those whose first member a caption is.
+    """Sample cliques of `smallest` to `largest` captions, at most `per_caption` for each first member.
 
-    A caption with few cliques gives all of them, or a fair draw; one with many gives those that random growth finds:
-    a member after the other is drawn from what is similar to all before it, up to a size that was drawn first.
+    If a caption is the first member of few cliques, the sample is uniform. If of many, cliques grow at random: first a
+    size is drawn, then one member at a time from the captions that are similar to all members so far.
 
     Args:
         neighbours: of `similarity_graph`.
-        in_all: at most so many; which, is drawn at random. None: no limit.
-        seed: of every draw; the same for one caption whatever the others are.
-        progress: told now and then how many captions are done.
+        in_all: maximum number of cliques, of which a random subset is kept; None for no limit.
+        seed: random seed; the cliques of one caption do not depend on those of others.
+        progress: called with the number of captions that are done.
 
     Raises:
-        CotrunkError: sizes that are none.
+        CotrunkError: the sizes are not a range.
     """
     if not 2 <= smallest <= largest:
-        raise CotrunkError(f"Groups of {smallest} to {largest} captions are none: use 2 or more, the smaller first.")
+        raise CotrunkError(
+            f"Groups of {smallest} to {largest} captions do not exist: use sizes of 2 or more, the smaller first."
+        )
     groups: list[tuple[int, ...]] = []
     capped = 0
     for caption, all_near in enumerate(neighbours):
         near = all_near[all_near > caption]  # a clique belongs to its first member
         if len(near) < smallest - 1:
             continue
-        draw = np.random.default_rng((seed, caption))
-        some = _first(_cliques((caption,), near, neighbours, smallest, largest), LOOKED_AT * per_caption + 1)
-        if len(some) <= LOOKED_AT * per_caption:
+        rng = np.random.default_rng((seed, caption))
+        some = _first(_cliques((caption,), near, neighbours, smallest, largest), ENUMERATED * per_caption + 1)
+        if len(some) <= ENUMERATED * per_caption:
             capped += len(some) > per_caption
-            chosen = draw.permutation(len(some))[:per_caption]
+            chosen = rng.permutation(len(some))[:per_caption]
             groups += [some[i] for i in sorted(chosen)]
         else:
             capped += 1
-            groups += _grown(caption, near, neighbours, smallest, largest, per_caption, draw)
+            groups += _grown(caption, near, neighbours, smallest, largest, per_caption, rng)
         if caption % 1000 == 0:
             progress(caption)
     progress(len(neighbours))
@@ -152,7 +154,7 @@ def _cliques(
     smallest: int,
     largest: int,
 ) -> Iterator[tuple[int, ...]]:
-    """All cliques that extend these members by candidates, which are similar to all of them."""
+    """Yield all cliques that extend these members by candidates, which are similar to all members."""
     for i, candidate in enumerate(candidates):
         grown = (*members, int(candidate))
         if len(grown) >= smallest:
@@ -163,6 +165,7 @@ def _cliques(
 
 
 def _first(cliques: Iterator[tuple[int, ...]], count: int) -> list[tuple[int, ...]]:
+    """Return the first `count` cliques."""
     return [clique for clique, _ in zip(cliques, range(count), strict=False)]
 
 
@@ -173,14 +176,14 @@ def _grown(
     smallest: int,
     largest: int,
     count: int,
-    draw: np.random.Generator,
+    rng: np.random.Generator,
 ) -> list[tuple[int, ...]]:
-    """Up to `count` different cliques found by random growth."""
+    """Return up to `count` different cliques that random growth finds."""
     found: dict[tuple[int, ...], None] = {}
-    for _ in range(4 * count):  # tries, of which some find the same again
-        size, members, candidates = int(draw.integers(smallest, largest + 1)), [caption], near
+    for _ in range(4 * count):  # some tries find the same clique again
+        size, members, candidates = int(rng.integers(smallest, largest + 1)), [caption], near
         while len(members) < size and len(candidates):
-            member = int(draw.choice(candidates))
+            member = int(rng.choice(candidates))
             members.append(member)
             candidates = np.intersect1d(candidates, neighbours[member], assume_unique=True)
         if len(members) >= smallest:

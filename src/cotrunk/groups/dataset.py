@@ -1,6 +1,6 @@
-"""Captioned pictures to a training set of groups: read, check, embed, group, write.
+"""Build, write and read a set of groups of captioned images, for training and evaluation.
 
-A set of groups is a folder: `groups.parquet` (a row a group), `summary.json` and `similarities.png`.
+A set is a folder with `groups.parquet` (one row per group), `summary.json` and `similarities.png`.
 """
 
 import json
@@ -12,31 +12,34 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
+from ..checks import whole
 from ..errors import CotrunkError
 from ..files import check_folder, write_bytes, write_text, writing
 from ..planning.embedding import Encoder
 from .captions import Pair
 from .cliques import sample_cliques, similarity_graph
+from .images import read_scaled
 
 MAKE_ONE = "make one with cotrunk dataset"
-Progress = Callable[[str, int, int], None]  # what is done, how much of it, of how much
+Progress = Callable[[str, int, int], None]  # what is being done, captions done, all captions
 
 
 @dataclass(frozen=True)
 class GroupSettings:
-    """How captions become groups.
+    """How captions are grouped.
 
     Attributes:
-        similarity_min, similarity_max: tau_min and tau_max, the range of cosines inside a group; 0.6 and 0.9 in Table 1
-            of the paper.
-        min_group, max_group: captions in a group.
-        per_caption: most groups whose first member a caption is.
-        max_groups: most groups; None: no limit.
-        seed: of what is drawn where there are more.
+        similarity_min, similarity_max: tau_min and tau_max, the range of cosines in a group; 0.6 and 0.9 in Table 1 of
+            the paper.
+        min_group, max_group: range of the number of captions per group.
+        per_caption: maximum number of groups with the same first member.
+        max_groups: maximum number of groups; None for no limit.
+        seed: random seed, for the choice among more groups than the limits allow.
 
     Raises:
-        CotrunkError: a value out of its range.
+        CotrunkError: a value is out of its range.
     """
 
     similarity_min: float = 0.6
@@ -50,16 +53,15 @@ class GroupSettings:
     def __post_init__(self) -> None:
         if not -1 <= self.similarity_min < self.similarity_max <= 1:
             raise CotrunkError(
-                f"similarity_min {self.similarity_min} and similarity_max {self.similarity_max} are no range: give two "
-                "cosines, the smaller one first."
+                f"similarity_min {self.similarity_min} and similarity_max {self.similarity_max} are not a range: "
+                "give two cosines, the smaller one first."
             )
         least = {"min_group": 2, "max_group": self.min_group, "per_caption": 1, "max_groups": 1, "seed": 0}
         for name, low in least.items():
             value = getattr(self, name)
             if value is None and name == "max_groups":
                 continue
-            if isinstance(value, bool) or not isinstance(value, int) or value < low:
-                raise CotrunkError(f"{name} {value!r} is out of range: use a whole number of {low} or more.")
+            object.__setattr__(self, name, whole(name, value, low))
 
 
 def build_groups(
@@ -69,12 +71,16 @@ def build_groups(
     out: Path,
     *,
     unusable: dict[str, str] | None = None,
-    progress: Progress = lambda what, done, of: None,
+    progress: Progress = lambda what, done, total: None,
 ) -> dict[str, Any]:
-    """Group the pairs and write the set to the folder `out`. Returns what `summary.json` holds.
+    """Group the pairs, write the set to the folder `out`, and return the content of `summary.json`.
+
+    Args:
+        unusable: images and captions of the source that could not be used, with the reason, for the summary.
+        progress: called as the work goes on.
 
     Raises:
-        CotrunkError: no two captions are similar enough, or `out` cannot be written.
+        CotrunkError: no two captions are in the range of similarity, or `out` cannot be written.
     """
     check_folder(out)
     vectors = encoder.encode([pair.caption for pair in pairs])
@@ -96,14 +102,14 @@ def build_groups(
     if not cliques.groups:
         raise CotrunkError(
             f"No two of the {len(pairs)} captions have a similarity between {settings.similarity_min:g} and "
-            f"{settings.similarity_max:g} for {encoder.name}: lower the smaller number, or take more pictures."
+            f"{settings.similarity_max:g} for {encoder.name}: lower the smaller number, or use more images."
         )
     similarities = [_similarities(vectors, group) for group in cliques.groups]
     sizes = Counter(map(len, cliques.groups))
     summary = {
         "encoder": encoder.name,
         "settings": asdict(settings),
-        "pictures": len(pairs),
+        "images": len(pairs),
         "unusable": unusable or {},
         "edges": graph.edges,
         "edges_dropped": graph.dropped,
@@ -111,7 +117,7 @@ def build_groups(
         "captions_with_more_groups": cliques.capped,
         "groups_cut": cliques.cut,
         "sizes": {size: sizes[size] for size in sorted(sizes)},
-        "pictures_in_groups": len({caption for group in cliques.groups for caption in group}),
+        "images_in_groups": len({caption for group in cliques.groups for caption in group}),
         "mean_size": round(float(np.mean([len(group) for group in cliques.groups])), 4),
         "mean_similarity": round(float(np.mean([value for values in similarities for value in values])), 4),
     }
@@ -124,7 +130,7 @@ def build_groups(
 
 
 def _similarities(vectors: np.ndarray, group: tuple[int, ...]) -> list[float]:
-    """Cosines of all pairs of a group."""
+    """Return the cosines of all pairs of a group."""
     rows = vectors[list(group)].astype(np.float64)
     return (rows @ rows.T)[np.triu_indices(len(group), 1)].tolist()
 
@@ -140,7 +146,7 @@ def _write_parquet(
         import pyarrow as pa
         import pyarrow.parquet as pq
     except ImportError as error:
-        raise CotrunkError("Groups are written as parquet: pip install 'cotrunk[train]'.") from error
+        raise CotrunkError("Parquet needs pyarrow: pip install 'cotrunk[train]'.") from error
     columns = {
         "captions": [[pairs[i].caption for i in group] for group in groups],
         "images": [[str(pairs[i].image.resolve()) for i in group] for group in groups],
@@ -152,31 +158,31 @@ def _write_parquet(
 
 
 def read_groups(folder: Path) -> tuple[list[list[Pair]], dict[str, Any]]:
-    """The groups of a set, and its summary.
+    """Read the groups of a set, and its summary.
 
     Raises:
-        CotrunkError: no such set, or a damaged one.
+        CotrunkError: there is no set, or it is damaged.
     """
     (captions, images), summary = _read_parquet(folder, "captions", "images")
     groups = []
     for texts, paths in zip(captions, images, strict=True):
         if not (_are_texts(texts) and _are_texts(paths) and len(texts) == len(paths) > 0):
-            raise CotrunkError(f"{folder} holds a group without its captions or pictures: {MAKE_ONE}.")
+            raise CotrunkError(f"{folder} contains a group without captions or images: {MAKE_ONE}.")
         groups.append([Pair(text, Path(path)) for text, path in zip(texts, paths, strict=True)])
     if not groups:
-        raise CotrunkError(f"{folder} holds no group: {MAKE_ONE}.")
+        raise CotrunkError(f"{folder} contains no groups: {MAKE_ONE}.")
     return groups, summary
 
 
 def read_similarities(folder: Path) -> list[float]:
-    """For each group of a set, the smallest cosine between two of its captions, for the encoder that made it.
+    """Read the smallest cosine between two captions of each group, under the encoder that built the set.
 
     Raises:
-        CotrunkError: no such set, or a damaged one.
+        CotrunkError: there is no set, or it is damaged.
     """
     (similarities,), _ = _read_parquet(folder, "smallest_similarity")
     if not all(isinstance(value, float) and math.isfinite(value) for value in similarities):
-        raise CotrunkError(f"{folder} holds a group without its similarity: {MAKE_ONE}.")
+        raise CotrunkError(f"{folder} contains a group without its similarity: {MAKE_ONE}.")
     return similarities
 
 
@@ -188,40 +194,57 @@ def _read_parquet(folder: Path, *columns: str) -> tuple[list[list[Any]], dict[st
     try:
         import pyarrow.parquet as pq
     except ImportError as error:
-        raise CotrunkError("Groups are kept as parquet, which needs pyarrow: pip install pyarrow.") from error
+        raise CotrunkError("Parquet needs pyarrow: pip install pyarrow.") from error
     path = folder / "groups.parquet" if folder.is_dir() else folder
     try:
         made = pq.read_table(path)
         summary = json.loads((made.schema.metadata or {})[b"cotrunk"])
         return [made[column].to_pylist() for column in columns], dict(summary)
-    except Exception as error:  # a missing or foreign file, in the words of arrow
+    except Exception as error:  # pyarrow raises many types for a missing or foreign file
         raise CotrunkError(f"{path} is not a set of groups: {MAKE_ONE}.") from error
 
 
-def apart(groups: Sequence[Sequence[Pair]], seed: int) -> list[list[Pair]]:
-    """Groups that have no picture in common, in an order drawn at random: cliques overlap, and groups that share
-    pictures are not independent."""
+def disjoint(groups: Sequence[Sequence[Pair]], seed: int) -> list[list[Pair]]:
+    """Return groups that have no image in common, in a random order.
+
+    Cliques overlap, and groups that share images are not independent samples.
+    """
     used: set[Path] = set()
     chosen = []
     for number in np.random.default_rng(seed).permutation(len(groups)):
         group = list(groups[number])
-        pictures = {pair.image for pair in group}
-        if used.isdisjoint(pictures):
-            used |= pictures
+        images = {pair.image for pair in group}
+        if used.isdisjoint(images):
+            used |= images
             chosen.append(group)
     return chosen
 
 
+def images_of(groups: Sequence[Sequence[Pair]], height: int, width: int) -> tuple[torch.Tensor, list[list[int]]]:
+    """Return the different images of groups as bytes (n, 3, height, width), and each group as indices into them.
+
+    Images are cropped and scaled as by `read_scaled`. They are converted to bytes one by one, because all of them in
+    float32 would take four times the memory.
+
+    Raises:
+        CotrunkError: an image cannot be read.
+    """
+    paths = dict.fromkeys(pair.image for group in groups for pair in group)
+    index = {path: number for number, path in enumerate(paths)}
+    images = [((read_scaled(path, height, width) + 1) * 127.5).round().byte() for path in paths]
+    return torch.stack(images), [[index[pair.image] for pair in group] for group in groups]
+
+
 def _write_histogram(path: Path, similarities: Sequence[list[float]], sizes: Counter[int]) -> None:
-    """How similar the pairs of the groups are, and how large the groups."""
+    """Plot how similar the pairs of the groups are, and the sizes of the groups."""
     from ..plotting import new_figure
 
     figure = new_figure(figsize=(8, 3), layout="constrained")
     left, right = figure.subplots(1, 2)
     left.hist([value for values in similarities for value in values], bins=40, color="#3a7d5d")
-    left.set_xlabel("similarity of two captions of a group")
+    left.set_xlabel("similarity of two captions in a group")
     left.set_ylabel("pairs")
     right.bar([str(size) for size in sorted(sizes)], [sizes[size] for size in sorted(sizes)], color="#8a8a8a")
-    right.set_xlabel("captions in a group")
+    right.set_xlabel("captions per group")
     right.set_ylabel("groups")
     write_bytes(path, lambda file: figure.savefig(file, format="png", dpi=120))

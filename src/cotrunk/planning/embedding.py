@@ -10,8 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..errors import CotrunkError
-from ..pipelines.hub import first_line, is_here
+from ..errors import CotrunkError, first_line
+from ..pipelines.hub import is_here
 from ..pipelines.tokenizers import LONGEST, _token_limit, first_pair
 from .grouping import unit_rows
 

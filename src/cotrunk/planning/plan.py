@@ -1,125 +1,41 @@
-"""The plan: which images share which denoiser evaluations, as a tree; its cost; its file.
+"""The plan of a run: its prompts, seeds and trees; its cost; its file.
 
-An image exists from the first timestep to the last. At every timestep the images of a run are partitioned into
-sets that share one denoiser row, and the sets only get finer: a forest. `Branch` is a node of it, `Plan` the whole.
-Everything else (the hook, the report, the picture of the tree) reads this one structure.
-
-Positions are counted in *timesteps*: entries of `scheduler.timesteps`, each one denoiser evaluation. For most
-solvers that is the number of inference steps; Heun and KDPM2 evaluate twice a step (2N - 1), PNDM once more (N + 1).
+The hook, the report and the drawing of the tree all read this one structure.
 """
 
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import PlainValidator, TypeAdapter, ValidationError
 
 from ..errors import CotrunkError
 from ..files import read_json, write_text
+from ..settings import Sharing
+from .tree import NO_OTHER_KEYS, Branch, Real, Steps, Text, Whole, leaf, packed
 
-FORMAT = 1
-# what may stand in the files of a run: JSON has one kind of number and no limits
-Text = Annotated[str, Field(strict=True)]
-Whole = Annotated[int, Field(strict=True, ge=0, lt=2**63)]
-Difference = Annotated[int, Field(strict=True, ge=-(2**63), lt=2**63)]
-Steps = Annotated[int, Field(strict=True, ge=1, le=100_000)]
-Real = Annotated[float, Field(strict=True, ge=-1e12, le=1e12)]
-Amount = Annotated[float, Field(strict=True, ge=0, le=1e12)]
+FORMAT = 2
 DEPTH = 200  # of the trees in a file
-_ALL_OF_IT = ConfigDict(extra="forbid")
 
 
-@dataclass(frozen=True)
-class Branch:
-    """Images that share one row from timestep `start` up to, not including, timestep `stop`.
-
-    Attributes:
-        images: indices of the images on this branch, ascending.
-        start, stop: timesteps; a leaf (one image) stops at the end of the run.
-        similarity: smallest cosine between two of its prompts; 1 for a leaf.
-        children: the branches it parts into at `stop`; none for a leaf.
-    """
-
-    __pydantic_config__ = _ALL_OF_IT
-
-    images: tuple[Whole, ...]
-    start: Whole
-    stop: Whole
-    similarity: Real = 1.0
-    children: tuple["Branch", ...] = ()
-
-    def nodes(self) -> Iterator["Branch"]:
-        """This branch and all below it."""
-        yield self
-        for child in self.children:
-            yield from child.nodes()
-
-    @property
-    def evaluations(self) -> int:
-        """Denoiser evaluations of the whole tree (one guidance row each)."""
-        return sum(node.stop - node.start for node in self.nodes())
-
-    @property
-    def depth(self) -> int:
-        """How many branches lie one below another at most, this one included."""
-        return 1 + max((child.depth for child in self.children), default=0)
-
-    def at(self, timestep: int) -> Iterator["Branch"]:
-        """The branches of this tree that are alive at `timestep`: a partition of its images."""
-        if timestep < self.stop or not self.children:
-            yield self
-        else:
-            for child in self.children:
-                yield from child.at(timestep)
-
-
-def leaf(image: int, start: int, timesteps: int) -> Branch:
-    return Branch((image,), start, timesteps)
-
-
-def flat_tree(images: Sequence[int], stop: int, timesteps: int, similarity: float = 0.0) -> list[Branch]:
-    """A group that shares its timesteps before `stop` and parts at once: one tree, or a leaf an image where there is
-    nothing to share."""
-    if stop == 0 or len(images) == 1:
-        return [leaf(image, 0, timesteps) for image in images]
-    ordered = tuple(sorted(images))
-    return [Branch(ordered, 0, stop, similarity, tuple(leaf(image, stop, timesteps) for image in ordered))]
-
-
-def packed(trees: Sequence[Branch], size: int) -> Iterator[tuple[Branch, ...]]:
-    """Trees to run together, in their order: at most `size` images, except that a tree is never cut."""
-    batch: list[Branch] = []
-    for tree in trees:
-        if batch and sum(len(t.images) for t in batch) + len(tree.images) > size:
-            yield tuple(batch)
-            batch = []
-        batch.append(tree)
-    if batch:
-        yield tuple(batch)
-
-
-@dataclass(frozen=True)
-class _Settings:
-    """Of `Plan.settings`, what the report reads."""
-
-    mode: Text = ""
-    share: Real = 0.0
-    similarity: Real | None = None
-    max_group: Whole | None = None
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Cost:
     """Denoiser rows: what a run used, and what the same images would use one by one."""
 
     used: int
     independent: int
 
+    def __repr__(self) -> str:
+        return f"<Cost: {self}>"
+
+    def __str__(self) -> str:
+        return f"{self.used:,} of {self.independent:,} denoiser rows ({100 * self.saving:.0f} % saved)"
+
     @property
     def saving(self) -> float:
-        """Share of the rows that was saved, 0 to 1."""
+        """Fraction of the rows that was saved, 0 to 1."""
         return 1 - self.used / self.independent if self.independent else 0.0
 
     def __add__(self, other: "Cost") -> "Cost":
@@ -127,21 +43,43 @@ class Cost:
 
 
 @dataclass(frozen=True)
+class Findings:
+    """What planning noticed about the prompts. It decides nothing; a user may want to know.
+
+    Attributes:
+        truncated: prompts that are too long for the pipeline's first tokenizer: (prompt, the text that it cuts off).
+        alike: sets of different prompts that the tokenizers read as the same text: their images differ only by seed.
+    """
+
+    __pydantic_config__ = NO_OTHER_KEYS
+
+    truncated: tuple[tuple[Whole, Text], ...] = ()
+    alike: tuple[tuple[Whole, ...], ...] = ()
+
+
+def _sharing_from_json(data: Any) -> Sharing | None:
+    return data if data is None or isinstance(data, Sharing) else Sharing.from_json(data)
+
+
+@dataclass(frozen=True, repr=False)
 class Plan:
     """A run, decided before any denoising. Replaying a plan gives the same images.
 
     Attributes:
         prompts: the prompts; image `i` belongs to prompt `i // images_per_prompt`.
-        images_per_prompt: images of each prompt, every one in another tree.
-        seeds: one an image, for its generator; equal within a tree, because a trunk starts from one noise.
+        seeds: one per image, for its generator; equal within a tree, because a trunk starts from one noise.
         trees: the forest over all images.
         steps: inference steps asked of the pipeline.
-        timesteps: denoiser evaluations an image makes on its own (see the module's text).
+        timesteps: denoiser evaluations that an image makes on its own (see `planning.tree`).
         guidance_rows: rows of one evaluation of one image: 2 with classifier-free guidance, else 1.
-        settings: how the plan came about (mode, share, similarity, ...), for the reader.
+        images_per_prompt: images of each prompt, every one in another tree.
+        from_embeddings: whether the plan was made from `prompt_embeds`; `prompts` then only names them.
+        sharing: how the prompts share; None for independent sampling.
+        threshold: the smallest cosine of a pair in a group: `sharing.similarity`, or what "auto" found.
+        findings: what planning noticed about the prompts.
     """
 
-    __pydantic_config__ = _ALL_OF_IT
+    __pydantic_config__ = NO_OTHER_KEYS
 
     prompts: tuple[Text, ...]
     seeds: tuple[Whole, ...]
@@ -150,13 +88,21 @@ class Plan:
     timesteps: Steps
     guidance_rows: Steps = 2
     images_per_prompt: Steps = 1
-    settings: dict[Text, Any] = field(default_factory=dict)
+    from_embeddings: bool = False
+    sharing: Annotated[Sharing | None, PlainValidator(_sharing_from_json)] = None
+    threshold: Real | None = None
+    findings: Findings = Findings()
+
+    def __repr__(self) -> str:
+        shared = sum(len(tree.images) > 1 for tree in self.trees)
+        return f"<Plan: {len(self)} images, {shared} groups that share, {self.cost}>"
 
     def __len__(self) -> int:
-        """Number of images."""
+        """Return the number of images."""
         return len(self.seeds)
 
     def prompt_of(self, image: int) -> int:
+        """Return the index of an image's prompt."""
         return image // self.images_per_prompt
 
     @property
@@ -165,12 +111,13 @@ class Plan:
         return self.cost_of(self.trees)
 
     def cost_of(self, trees: Sequence[Branch]) -> Cost:
+        """Return the predicted rows of some of the trees."""
         used = sum(tree.evaluations for tree in trees)
         alone = sum(len(tree.images) for tree in trees) * self.timesteps
         return Cost(used * self.guidance_rows, alone * self.guidance_rows)
 
     def image_rows(self) -> list[float]:
-        """Rows of each image; the rows of a trunk are divided equally among the images on it."""
+        """Return the rows of each image; the rows of a trunk are divided equally among the images on it."""
         rows = [0.0] * len(self)
         for tree in self.trees:
             for node in tree.nodes():
@@ -179,22 +126,49 @@ class Plan:
         return rows
 
     def batches(self, size: int) -> Iterator[tuple[Branch, ...]]:
-        """All trees, packed into those to run together."""
+        """Yield all trees, packed into those to run together."""
         return packed(self.trees, size)
 
+    def select(self, images: Collection[int]) -> tuple[Branch, ...]:
+        """Return the trees of these images, in the order of the plan: what `Run.run` takes.
+
+        Several processes can divide a plan this way: each loads it and runs the trees of its own images.
+
+        Raises:
+            CotrunkError: an image that is not in the plan, or only a part of the images that share a tree.
+        """
+        wanted = set(images)
+        if unknown := sorted(wanted.difference(range(len(self)))):
+            raise CotrunkError(f"The plan has the images 0 to {len(self) - 1}, and not {unknown[0]}: leave it out.")
+        trees = tuple(tree for tree in self.trees if not wanted.isdisjoint(tree.images))
+        for tree in trees:
+            if missing := sorted(set(tree.images) - wanted):
+                raise CotrunkError(f"The images {list(tree.images)} share a trunk: select {missing} too, or none.")
+        return trees
+
+    def check_has(self, trees: Sequence[Branch]) -> None:
+        """Check that these are different trees of this plan.
+
+        Raises:
+            CotrunkError: no tree, a tree of another plan, or one tree twice.
+        """
+        own = {tree.images[0]: tree for tree in self.trees}
+        images = [tree.images[0] for tree in trees]
+        if not trees or len(set(images)) < len(images) or any(own.get(tree.images[0]) != tree for tree in trees):
+            raise CotrunkError("These are not different trees of the plan: give some of plan.trees, or plan.select().")
+
     def independent(self, steps: int | None = None, timesteps: int | None = None) -> "Plan":
-        """The same images from the same noise, nothing shared; in fewer steps if asked."""
+        """Return a plan of the same images from the same noise, nothing shared; in fewer steps if asked."""
         timesteps = self.timesteps if timesteps is None else timesteps
         trees = tuple(leaf(image, 0, timesteps) for tree in self.trees for image in tree.images)
-        settings = {**self.settings, "mode": "independent"}
         steps = self.steps if steps is None else steps
-        return replace(self, trees=trees, steps=steps, timesteps=timesteps, settings=settings)
+        return replace(self, trees=trees, steps=steps, timesteps=timesteps, sharing=None, threshold=None)
 
     def save(self, path: str | Path) -> None:
         """Write the plan as JSON, whole or not at all.
 
         Raises:
-            CotrunkError: it cannot be written, or branches more often in a row than `load` could read.
+            CotrunkError: the file cannot be written, or the plan branches more often in a row than `load` could read.
         """
         if any(tree.depth > DEPTH for tree in self.trees):
             raise CotrunkError(
@@ -205,7 +179,7 @@ class Plan:
 
     @classmethod
     def load(cls, path: str | Path) -> "Plan":
-        """Read a plan that `save` wrote.
+        """Return a plan from a file that `save` wrote.
 
         Raises:
             CotrunkError: no such file, not a plan, or a plan that contradicts itself.
@@ -225,13 +199,12 @@ class Plan:
             found = error.errors(include_url=False, include_context=False, include_input=False)[0]
             where = ".".join(map(str, found["loc"][-4:]))  # the end of what may be a deep tree
             raise CotrunkError(f"{path} is not a usable plan: {where}: {found['msg']}. Make a new one.") from None
-        except (RecursionError, ValueError) as error:
-            raise CotrunkError(f"{path} is not a usable plan: {error}. Make a new one.") from None
+        except (CotrunkError, RecursionError, ValueError) as error:
+            raise CotrunkError(f"{path} is not a usable plan: {str(error).rstrip('.')}. Make a new one.") from None
         return plan
 
     def check(self) -> None:
         """Raise ValueError unless the trees partition the images, nest, and start from one noise each."""
-        _SETTINGS.validate_python(self.settings)
         if not self.prompts:
             raise ValueError("it has no prompts")
         if len(self.seeds) != len(self.prompts) * self.images_per_prompt:
@@ -251,6 +224,12 @@ class Plan:
                     raise ValueError(f"the branch of images {list(node.images)} ends before the last timestep")
                 if not node.start <= node.stop or any(child.start != node.stop for child in node.children):
                     raise ValueError(f"the branches of images {list(node.images)} do not follow each other")
+        if (self.sharing is None) != (self.threshold is None):
+            raise ValueError("it has a similarity threshold without sharing, or sharing without one")
+        named = [prompt for prompt, _ in self.findings.truncated]
+        named += [prompt for prompts in self.findings.alike for prompt in prompts]
+        if any(prompt >= len(self.prompts) for prompt in named):
+            raise ValueError("its findings name a prompt that it does not have")
 
 
-_PLAN, _SETTINGS = TypeAdapter(Plan), TypeAdapter(_Settings)
+_PLAN = TypeAdapter(Plan)

@@ -1,14 +1,14 @@
 """SAGE's sampling policy: from groups of similar prompts to a plan.
 
 Zhao et al., "SAGE: Semantic-Aware Shared Sampling for Efficient Diffusion" (arXiv 2509.15865), section 2.2 and
-Algorithm 1: a group starts from one noise, is denoised under the mean of its conditions up to the branch point,
-then each prompt goes on alone. The two-level tree of the paper is `mode="flat"`; the paper says that the branch
-point may depend on the similarity and leaves the rule open: `adaptive` and `tree` are ours.
+Algorithm 1: a group starts from one noise and is denoised under the mean of its conditions up to the branch point. Then
+each prompt continues alone. The two-level tree of the paper is `mode="flat"`. The paper says that the branch point may
+depend on the similarity and leaves the rule open: `adaptive` and `tree` are ours.
 """
 
 import hashlib
 from collections.abc import Hashable, Sequence
-from dataclasses import asdict
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -16,83 +16,101 @@ from ..checks import seeds_of
 from ..errors import CotrunkError
 from ..settings import Sharing
 from .grouping import dendrogram, group_prompts, smallest_similarity
-from .plan import Branch, Plan, flat_tree, leaf
+from .plan import Findings, Plan
+from .tree import Branch, flat_tree, leaf
 
 
-def branch_point(sharing: Sharing, threshold: float, similarity: float, timesteps: int, order: int = 1) -> int:
-    """The timestep up to which a (sub)group of this smallest pairwise similarity shares.
+@dataclass(frozen=True)
+class Item:
+    """One prompt of a run, as planning sees it.
+
+    Attributes:
+        text: the prompt, or a name for one that was given as embeddings.
+        identity: what makes a prompt equal to another: its text, or a digest of its embeddings.
+        reads: what the model reads of it. Prompts with equal readings never share, because only their noise tells
+            their images apart. None: the content.
+        key: a digest of its other arguments (negative prompt, control image). Prompts with different keys never share.
+        companion: prompts with different values cannot run in one call of the pipeline, so they never share.
+    """
+
+    text: str
+    identity: str
+    reads: Hashable = None
+    key: str = ""
+    companion: Hashable = None
+
+    @property
+    def content(self) -> str:
+        """What the seed of its images depends on, together with the seed of the run."""
+        return f"{self.key}\0{self.identity}"
+
+
+@dataclass(frozen=True)
+class Evaluations:
+    """How one image is denoised on its own.
+
+    Attributes:
+        steps, timesteps, guidance_rows: as in `Plan`.
+        order: the scheduler's: evaluations per step.
+    """
+
+    steps: int
+    timesteps: int
+    guidance_rows: int = 2
+    order: int = 1
+
+
+def branch_point(sharing: Sharing, threshold: float, similarity: float, evaluations: Evaluations) -> int:
+    """Return the timestep up to which a (sub)group of this smallest pairwise similarity shares.
 
     With limit = share * timesteps and tightness = (similarity - threshold) / (1 - threshold), 0 to 1:
     flat: limit; adaptive: limit * (1 + tightness) / 2, from half the limit for a group at the threshold to all of it
     for equal prompts; tree: limit * tightness, so that the height allowed in the dendrogram shrinks linearly with
-    the step (Decatur et al., arXiv 2508.21032, equation 7). Monotone in similarity, never past the limit, rounded
-    down to whole steps of the solver (`order` evaluations each), between which a solver of second order holds half
-    a step.
+    the step (Decatur et al., arXiv 2508.21032, equation 7). The result never decreases with the similarity and never
+    exceeds the limit. It is rounded down to whole steps: between the evaluations of one step, a second-order solver is
+    in the middle of it.
     """
     tightness = 1.0 if threshold >= 1 else min(1.0, max(0.0, (similarity - threshold) / (1 - threshold)))
     part = {"flat": 1.0, "adaptive": (1 + tightness) / 2, "tree": tightness}[sharing.mode]
     # the small addition: 0.29 * 100 is 28.999999999999996 in floating point
-    return int(sharing.share * part * timesteps + 1e-9) // order * order
+    limit = int(sharing.share * part * evaluations.timesteps + 1e-9)
+    return limit // evaluations.order * evaluations.order
 
 
 def make_plan(
-    prompts: Sequence[str],
+    items: Sequence[Item],
     vectors: np.ndarray,
     sharing: Sharing | None,
     threshold: float,
+    evaluations: Evaluations,
     *,
-    steps: int,
-    timesteps: int | None = None,
-    order: int = 1,
-    guidance_rows: int = 2,
     seed: int | Sequence[int] = 0,
     images_per_prompt: int = 1,
-    identities: Sequence[str] | None = None,
-    conditions: Sequence[Hashable] | None = None,
-    keys: Sequence[Hashable] | None = None,
-    companions: Sequence[Hashable] | None = None,
+    from_embeddings: bool = False,
+    findings: Findings = Findings(),  # noqa: B008 (frozen)
 ) -> Plan:
     """Group the prompts and lay out their trees.
 
     Args:
-        prompts: n prompts.
+        items: n prompts.
         vectors: (n, d) unit vectors of the prompts; unused when `sharing` is None.
         sharing: None for independent sampling.
         threshold: the smallest cosine of a pair in a group (`sharing.similarity`, resolved).
-        steps, timesteps, order, guidance_rows: see `Plan`; `order` is the scheduler's.
-        seed: one for the run, from which and from the prompt's content every image's seed is derived, never from
-            its position; or one a prompt, used as it is (further images of that prompt derive theirs from it).
-            A group starts from the noise of one member.
-        identities: the prompts' content; default: their texts.
-        conditions: what the model reads of each; duplicates, which never share, have equal ones. Default: identities.
-        keys: prompts with different keys never share; part of their content.
-        companions: prompts that differ here cannot run in one call of the pipeline, so they never share either.
+        evaluations: how one image is denoised on its own.
+        seed: one seed for the run, or one per prompt. From the seed of the run and the prompt's content, never its
+            position, each image's seed is derived. A seed per prompt is used as it is; further images of that prompt
+            derive theirs from it. A group starts from the noise of one member.
+        from_embeddings, findings: as in `Plan`.
     """
-    timesteps = steps if timesteps is None else timesteps
-    identities = list(prompts) if identities is None else identities
-    keys = [""] * len(prompts) if keys is None else keys
-    contents = [f"{key}\0{identity}" for key, identity in zip(keys, identities, strict=True)]
-    companions = [None] * len(prompts) if companions is None else companions
+    contents = [item.content for item in items]
     seeds = _image_seeds(contents, seeds_of(seed), images_per_prompt)
-    if sharing is None or len(prompts) == 0:
-        groups = [[i] for i in range(len(prompts))]
+    if sharing is None or not items:
+        groups = [[i] for i in range(len(items))]
     else:
-        conditions = contents if conditions is None else conditions
-        # in order of content: which of the prompts that read alike shares, and the tree of a group, must not depend
-        # on the order given
-        order_of_content = sorted(range(len(prompts)), key=contents.__getitem__)
-        groups = group_prompts(
-            vectors[order_of_content],
-            threshold,
-            upper=sharing.max_similarity,
-            max_group=sharing.max_group,
-            identities=[conditions[i] for i in order_of_content],
-            keys=[(keys[i], companions[i]) for i in order_of_content],
-        )
-        groups = [[order_of_content[i] for i in group] for group in groups]
+        groups = _groups(items, vectors, sharing, threshold)
     trees = []
     for group in groups:
-        shapes = _tree(group, vectors, sharing, threshold, timesteps, order)
+        shapes = _tree(group, vectors, sharing, threshold, evaluations)
         for copy in range(images_per_prompt):
             for shape in shapes:
                 tree = _relabel(shape, images_per_prompt, copy)
@@ -101,40 +119,56 @@ def make_plan(
                 for image in tree.images:
                     seeds[image] = seeds[first]
                 trees.append(tree)
-    settings = {"mode": "independent"} if sharing is None else {**asdict(sharing), "similarity": threshold}
     return Plan(
-        prompts=tuple(prompts),
+        prompts=tuple(item.text for item in items),
         seeds=tuple(seeds),
         trees=tuple(sorted(trees, key=lambda tree: tree.images)),
-        steps=steps,
-        timesteps=timesteps,
-        guidance_rows=guidance_rows,
+        steps=evaluations.steps,
+        timesteps=evaluations.timesteps,
+        guidance_rows=evaluations.guidance_rows,
         images_per_prompt=images_per_prompt,
-        settings=settings,
+        from_embeddings=from_embeddings,
+        sharing=sharing,
+        threshold=None if sharing is None else threshold,
+        findings=findings,
     )
 
 
 def why_nothing_shared(plan: Plan) -> str | None:
-    """Why a plan saves nothing, for whoever reads the report; None if it saves."""
+    """Say why a plan saves nothing, for the reader of a report; None if it saves."""
     if plan.cost.used < plan.cost.independent:
         return None
     if len(plan.prompts) == 1:
-        return "one prompt has none to share with"
-    settings = plan.settings
-    if not settings.get("share"):
+        return "one prompt has no other to share with"
+    if plan.sharing is None or plan.sharing.share == 0:
         return "the share is 0"
-    if settings.get("max_group") == 1:
+    if plan.sharing.max_group == 1:
         return "groups of one prompt were asked for"
-    order = max(1, round(plan.timesteps / plan.steps))  # evaluations a step
-    if settings["share"] * plan.timesteps < order:
-        return "the part to share is less than one step: more of it, or more steps, would do"
-    if settings.get("mode") == "flat":
+    order = max(1, round(plan.timesteps / plan.steps))  # evaluations per step
+    if plan.sharing.share * plan.timesteps < order:
+        return "the part to share is less than one step: raise the share or the number of steps"
+    if plan.sharing.mode == "flat":
         return "no two different prompts are similar enough"
     return "no two different prompts are similar enough to share a whole step in this mode"
 
 
+def _groups(items: Sequence[Item], vectors: np.ndarray, sharing: Sharing, threshold: float) -> list[list[int]]:
+    """Group the prompts in order of their content: neither which of the prompts that read alike shares, nor the tree of
+    a group, may depend on the order given."""
+    order = sorted(range(len(items)), key=lambda i: items[i].content)
+    groups = group_prompts(
+        vectors[order],
+        threshold,
+        upper=sharing.max_similarity,
+        max_group=sharing.max_group,
+        identities=[items[i].content if items[i].reads is None else items[i].reads for i in order],
+        keys=[(items[i].key, items[i].companion) for i in order],
+    )
+    return [[order[i] for i in group] for group in groups]
+
+
 def _image_seeds(contents: Sequence[str], seed: int | Sequence[int], images_per_prompt: int) -> list[int]:
-    """One seed an image, from (seed, content, how often this content came before, which image of the prompt)."""
+    """Return one seed per image, from seed, content, number of equal contents before it, and number of the image."""
     if not isinstance(seed, int) and len(seed) != len(contents):
         raise CotrunkError(f"{len(seed)} seeds for {len(contents)} prompts: give one seed, or one per prompt.")
     seen: dict[str, int] = {}
@@ -151,7 +185,7 @@ def _image_seeds(contents: Sequence[str], seed: int | Sequence[int], images_per_
 
 
 def _digest(*parts: object) -> int:
-    """A seed of 48 bits: every JSON reader keeps it exact."""
+    """Return a seed of 48 bits, which every JSON reader keeps exact."""
     return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=6).digest(), "big")
 
 
@@ -160,17 +194,17 @@ def _tree(
     vectors: np.ndarray,
     sharing: Sharing | None,
     threshold: float,
-    timesteps: int,
-    order: int,
+    evaluations: Evaluations,
 ) -> list[Branch]:
-    """The trees of one group, over prompt indices. More than one, where its trunk would have no length."""
+    """Return the trees of one group, over prompt indices: several where its trunk would have no length."""
+    timesteps = evaluations.timesteps
     if sharing is None or len(group) == 1:
         return [leaf(i, 0, timesteps) for i in group]
     own = vectors[list(group)]
     if sharing.mode == "tree":
-        return _grow(group, dendrogram(own), sharing, threshold, timesteps, order)
+        return _grow(group, dendrogram(own), sharing, threshold, evaluations)
     similarity = smallest_similarity(own)
-    return flat_tree(group, branch_point(sharing, threshold, similarity, timesteps, order), timesteps, similarity)
+    return flat_tree(group, branch_point(sharing, threshold, similarity, evaluations), timesteps, similarity)
 
 
 def _grow(
@@ -178,12 +212,12 @@ def _grow(
     merges: Sequence[tuple[int, int, float]],
     sharing: Sharing,
     threshold: float,
-    timesteps: int,
-    order: int,
+    evaluations: Evaluations,
 ) -> list[Branch]:
-    """Trees from a dendrogram: a node lasts until its branch point, then parts into its two halves. A node that
-    would end no later than its parent is passed over, so that several may part at once."""
-    size = len(group)
+    """Return the trees of a dendrogram: a node lasts until its branch point, then parts into its two halves.
+
+    A node that would not outlast its parent is left out, so that several branches may part at once."""
+    size, timesteps = len(group), evaluations.timesteps
 
     def split(nodes: list[int], start: int) -> list[Branch]:
         branches = []
@@ -193,7 +227,7 @@ def _grow(
                 branches.append(leaf(group[node], start, timesteps))
                 continue
             a, b, similarity = merges[node - size]
-            stop = branch_point(sharing, threshold, similarity, timesteps, order)
+            stop = branch_point(sharing, threshold, similarity, evaluations)
             if stop <= start:
                 nodes += [a, b]
                 continue
@@ -206,7 +240,7 @@ def _grow(
 
 
 def _relabel(branch: Branch, images_per_prompt: int, copy: int) -> Branch:
-    """From prompt indices to the indices of their `copy`-th images."""
+    """Turn prompt indices into the indices of their `copy`-th images."""
     return Branch(
         tuple(i * images_per_prompt + copy for i in branch.images),
         branch.start,

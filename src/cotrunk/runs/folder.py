@@ -43,8 +43,9 @@ from .. import __version__
 from ..errors import CotrunkError
 from ..execution import Batch
 from ..files import check_folder, read_json, read_lines, write_bytes, write_text, writing
-from ..planning.plan import Amount, Branch, Cost, Difference, Plan, Real, Steps, Text, Whole
+from ..planning.plan import Cost, Plan
 from ..planning.sharing import why_nothing_shared
+from ..planning.tree import Amount, Branch, Difference, Real, Steps, Text, Whole
 from .page import write_page
 
 FORMAT = 1

@@ -1,1 +1,1 @@
-"""Fine-tuning for shared sampling (SAGE, section 2.3)."""
+"""Fine-tune a model for shared sampling (SAGE, section 2.3)."""

@@ -1,7 +1,7 @@
-"""What a pipeline conditions its denoiser on, and the denoiser called as the pipeline calls it.
+"""The conditions that a pipeline passes to its denoiser, and calls of the denoiser in the same form.
 
-Nothing here knows a family of models: the pipeline is called with the captions, and stopped at the first call of its
-denoiser. What it was about to hand over is what the denoiser is to be trained with.
+Nothing here is specific to a family of models. The pipeline is called with the captions and stopped at the first call
+of its denoiser. The arguments of that call are the conditions for training.
 """
 
 from typing import Any
@@ -14,39 +14,47 @@ from ..errors import CotrunkError
 from ..pipelines.compatibility import denoisers_of
 
 
-class _Caught(Exception):  # noqa: N818 (no error: the way out of a pipeline)
+class _Caught(Exception):  # noqa: N818 (not an error: it stops the pipeline)
     pass
 
 
 class Conditions:
-    """Captions of one pipeline as arguments of its denoiser.
+    """Turns captions into the arguments of a pipeline's denoiser.
 
     Args:
         pipe: a diffusers pipeline with a `unet` or `transformer`.
-        arguments: of every call: height, width, `max_sequence_length`, ...
+        arguments: passed to every call of the pipeline: height, width, `max_sequence_length`, ...
+
+    Raises:
+        CotrunkError: the pipeline does not have exactly one denoiser.
     """
 
     def __init__(self, pipe: Any, **arguments: Any) -> None:
         self.pipe = pipe
         names = denoisers_of(pipe)
         if len(names) != 1:
-            raise CotrunkError(f"{type(pipe).__name__} has {len(names)} denoisers: training takes one.")
+            raise CotrunkError(f"{type(pipe).__name__} has {len(names)} denoisers: train a pipeline with one.")
         self.name = names[0]
         self.arguments = {"guidance_scale": 1.0, "num_inference_steps": 2, "output_type": "latent"} | arguments
-        self.timestep_scale = 1.0  # Flux hands its denoiser thousandths
+        self.timestep_scale = 1.0  # Flux passes timesteps as thousandths
         self.sample = ""  # the name of the argument that takes the latents
-        self.model = self.denoiser  # what `call` calls: the denoiser, or what a trainer wrapped it in
-        self.packed = False  # latents as (rows, tokens, channels): Flux
+        self.model = self.denoiser  # what `call` calls: the denoiser, or a trainer's wrapper of it
+        self.packed = False  # whether latents are (rows, tokens, channels), as in Flux
 
     @property
     def denoiser(self) -> torch.nn.Module:
         return getattr(self.pipe, self.name)
 
     def of(self, captions: list[str] | None = None, **prompts: Any) -> dict[str, Any]:
-        """The denoiser's arguments for these captions, beside latents and timestep: one row a caption in each tensor,
-        but for those that all rows have in common.
+        """Return the denoiser's arguments for these captions, without latents and timestep.
 
-        prompts: instead of captions, what the pipeline takes for them (`prompt_embeds=`, ...).
+        Each tensor has one row per caption, except those that all rows share.
+
+        Args:
+            prompts: arguments of the pipeline that replace captions (`prompt_embeds=`, ...).
+
+        Raises:
+            CotrunkError: the pipeline did not call its denoiser, or its timesteps have an unknown scale.
         """
         caught: dict[str, Any] = {}
         parameters = parameters_of(self.denoiser)
@@ -62,7 +70,8 @@ class Conditions:
             except _Caught:
                 pass
             else:
-                raise CotrunkError(f"{type(self.pipe).__name__} made pictures without its denoiser.")
+                kind = type(self.pipe).__name__
+                raise CotrunkError(f"{kind} generated images without its denoiser: train another pipeline.")
         self.sample = parameters[0]
         sample, timestep = caught.pop(self.sample), caught.pop("timestep")
         self.packed = sample.ndim == 3 and hasattr(self.pipe, "_pack_latents")
@@ -72,13 +81,16 @@ class Conditions:
         self.timestep_scale = min(scales, key=scales.__getitem__)
         if scales[self.timestep_scale] > 1e-2 * self.timestep_scale * now:
             kind = type(self.denoiser).__name__
-            raise CotrunkError(f"The {kind} takes {first:g} for the timestep {now:g}: cotrunk cannot train it.")
+            raise CotrunkError(
+                f"The {kind} receives {first:g} for the timestep {now:g}, an unknown scale: train another pipeline."
+            )
         return {name: value for name, value in caught.items() if value is not None and name != "return_dict"}
 
     def call(self, noisy: torch.Tensor, timesteps: torch.Tensor, conditions: dict[str, Any]) -> torch.Tensor:
-        """The denoiser's output (rows, channels, height, width) for latents of that shape.
+        """Return the denoiser's output for latents, both (rows, channels, height, width).
 
-        timesteps: (rows,), the scheduler's.
+        Args:
+            timesteps: (rows,) in the units of the scheduler.
         """
         rows, channels, height, width = noisy.shape
         sample = self.pipe._pack_latents(noisy, rows, channels, height, width) if self.packed else noisy
@@ -87,11 +99,11 @@ class Conditions:
         if self.packed:
             factor = self.pipe.vae_scale_factor
             return self.pipe._unpack_latents(output, height * factor, width * factor, factor)
-        return output[:, :channels]  # a learned variance comes after the prediction
+        return output[:, :channels]  # channels of a learned variance follow the prediction
 
 
 def moved(conditions: dict[str, Any], to: Any) -> dict[str, Any]:
-    """Conditions on another device or in another type; whole numbers stay whole."""
+    """Return conditions on another device or in another dtype; integers keep their dtype."""
 
     def move(value: Any) -> Any:
         if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""The log of a training: one line per step, and its curves."""
+"""The log of a training run, with one line per step, and its loss curves."""
 
 import functools
 import json
@@ -14,23 +14,31 @@ import numpy as np
 from ..files import read_lines, write_bytes, writing
 from .loss import Terms
 
-TERMS = ("total", "shared", "target", "branch")  # of the loss, as they are logged
+TERMS = ("total", "shared", "target", "branch")  # names of the logged terms of the loss
 
 
 @dataclass(frozen=True)
 class Step:
-    """What one optimiser step did, for those who watch."""
+    """What one optimiser step did, for callbacks and the log.
 
-    number: int  # from 1
+    Attributes:
+        number: from 1.
+        of: number of steps of the run.
+        terms: means over the passes of the step, over all processes.
+        gradient: the norm of the gradient before clipping.
+    """
+
+    number: int
     of: int
-    terms: Terms  # means over the passes of the step, in all processes
+    terms: Terms
     gradient: float
 
 
 def write_step(path: Path, step: Step) -> None:
-    """One line per step; lines from beyond the checkpoint that a killed run went back to are written again.
+    """Append one line to the log.
 
-    A gradient that overflowed, as some do in fp16, is null: JSON has no infinity.
+    After a kill, the steps since the last checkpoint run again, so their lines appear twice. A gradient that overflowed
+    in fp16 is written as null, because JSON has no infinity.
     """
     terms = {name: round(float(getattr(step.terms, name)), 6) for name in TERMS}
     gradient = round(step.gradient, 6) if math.isfinite(step.gradient) else None
@@ -38,14 +46,16 @@ def write_step(path: Path, step: Step) -> None:
     with writing(path), path.open("a+b") as file:
         if file.tell():
             file.seek(-1, os.SEEK_END)
-            if file.read(1) != b"\n":  # torn by a power cut
+            if file.read(1) != b"\n":  # a line that a power cut left incomplete
                 file.write(b"\n")
         file.write(line.encode())
 
 
 def read_losses(path: Path) -> Iterator[dict[str, float]]:
-    """The log of a training, step by step, the latest line of each. Lines that `write_step` did not write are passed
-    over, as those that are torn."""
+    """Yield the logged losses in the order of steps, with the latest line of each.
+
+    Incomplete lines, and lines that `write_step` did not write, are ignored.
+    """
     latest = {line["step"]: line for line in read_lines(path) if _is_step(line)}
     yield from (latest[step] for step in sorted(latest))
 
@@ -58,7 +68,7 @@ def _is_step(line: Any) -> bool:
 
 
 def plot_losses(log: Path, path: Path) -> None:
-    """The terms of the loss over the steps, smoothed."""
+    """Plot the smoothed terms of the loss over the steps."""
     from ..plotting import new_figure
 
     lines = list(read_losses(log))

@@ -14,29 +14,30 @@ from ..pipelines.noise_schedule import NoiseSchedule
 Weighting = Literal["uniform", "min-snr"]
 Objective = Literal["sage", "standard"]
 BranchNoise = Literal["drawn", "trunk"]
-# (noisy latents (rows, ...), step of the schedule of each row (rows,), conditions with one entry a row) -> outputs
+# (noisy latents (rows, ...), schedule step of each row (rows,), conditions with one entry per row) -> outputs
 Denoiser = Callable[[torch.Tensor, torch.Tensor, dict[str, Any]], torch.Tensor]
 
 
 @dataclass(frozen=True)
 class Loss:
-    """What a training step minimises.
+    """The training objective.
 
     Attributes:
-        objective: "sage", or "standard": equation 2 on the same pictures, the paper's baseline.
+        objective: "sage", or "standard": equation 2 on the same images, the paper's baseline.
         share: beta, the part of the trajectory that is shared; T* = (1 - share) T.
-        shared_weight: lambda_1, of the prediction on the mean latents under the mean condition. The paper does not give
-            it.
-        target_weight: lambda_2, of that prediction's distance to the mean of the members' own (the soft target). The
-            paper does not give it.
-        through_target: whether the gradient flows through the soft target as well. False makes it a teacher.
+        shared_weight: lambda_1, the weight of the prediction for the mean latents under the mean condition. The paper
+            does not give it.
+        target_weight: lambda_2, the weight of that prediction's distance to the soft target, which is the mean of the
+            members' predictions. The paper does not give it.
+        through_target: whether the gradient also flows through the soft target. False treats it as a teacher.
         weighting: w_t: "uniform", or "min-snr" (Hang et al. 2023).
         snr_limit: gamma of min-snr.
-        branch_noise: what branches of "sage" learn to take away: "drawn", the noise alone, as published; "trunk": what
-            a branch meets in sampling, where the trunk has already drawn the mean of the group (see `trunk_noise`).
+        branch_noise: the noise that branches of "sage" learn to remove. "drawn" is the drawn noise, as published.
+            "trunk" is what a branch sees in sampling, where the trunk has moved to the mean of its group (see
+            `trunk_noise`).
 
     Raises:
-        CotrunkError: a value out of its range.
+        CotrunkError: a value is out of its range.
     """
 
     objective: Objective = "sage"
@@ -55,7 +56,7 @@ class Loss:
             if value not in get_args(known):
                 raise CotrunkError(f"{name} {value!r} is unknown: use {' or '.join(get_args(known))}.")
         if not 0 < self.share < 1:
-            raise CotrunkError(f"share {self.share!r} is out of range: use a part of the steps between 0 and 1.")
+            raise CotrunkError(f"share {self.share!r} is out of range: use a part of the steps, above 0 and below 1.")
         for name in ("shared_weight", "target_weight", "snr_limit"):
             value = getattr(self, name)
             if not 0 <= value < float("inf"):
@@ -64,7 +65,7 @@ class Loss:
 
 @dataclass(frozen=True)
 class Terms:
-    """The parts of the loss, each averaged over the groups; `total` is what to minimise."""
+    """The terms of the loss, each averaged over the groups. `total` is minimised."""
 
     total: torch.Tensor
     shared: torch.Tensor
@@ -81,31 +82,30 @@ def sage_loss(
     loss: Loss,
     generator: torch.Generator,
 ) -> Terms:
-    """The loss of one batch of groups.
+    """Return the loss of one batch of groups.
 
     Args:
-        denoise: the model. It is called twice: with the rows of the means and of the branches, and with those of the
-            soft target.
-        latents: (N, ...) of the pictures, z^n.
-        conditions: of the prompts, c^n, named as the denoiser names them (`encoder_hidden_states`, ...), one entry a
-            picture. Their means are taken as shared sampling takes them.
-        groups: the pictures of each group, by their place in `latents`; every picture in one group. A group of one is
-            its own mean.
-        schedule: of the model's training timesteps, `levels[0]` the least noisy.
-        loss: weights and ranges.
-        generator: on the CPU; what is drawn from it does not depend on the device.
+        denoise: the model. It is called twice: with the rows of means and branches, and with those of the soft target.
+        latents: z^n, (N, ...), one entry per image.
+        conditions: c^n, by the denoiser's argument names (`encoder_hidden_states`, ...), one entry per image. They are
+            averaged as in shared sampling.
+        groups: indices of the images of each group; every image is in exactly one group. A group of one is its own
+            mean.
+        schedule: of the model's training timesteps; `levels[0]` is the least noisy.
+        loss: the objective.
+        generator: on the CPU, so that the random numbers do not depend on the device.
 
     Raises:
-        CotrunkError: groups that do not hold every picture once.
+        CotrunkError: the groups do not contain every image exactly once.
     """
     members = sorted(image for group in groups for image in group)
     if members != list(range(len(latents))):
-        raise CotrunkError(f"groups hold the pictures {members}, and not each of the {len(latents)} once.")
+        raise CotrunkError(f"groups contain the images {members}: give each of the {len(latents)} images exactly once.")
     if loss.objective == "standard":
         return _standard(denoise, latents, conditions, groups, schedule, loss, generator)
     sources = [0] * len(latents)
     group_of = [0] * len(latents)
-    ordered = sorted(groups, key=min)  # the order in which `Folding` lists the rows that stand for groups
+    ordered = sorted(groups, key=min)  # the order of the groups' rows in `Folding`
     for number, group in enumerate(ordered):
         for image in group:
             sources[image], group_of[image] = min(group), number
@@ -113,7 +113,7 @@ def sage_loss(
     folding = Folding(sources, len(latents), latents.device)
     mean_latents, mean_conditions = folding.mean(latents), folding.fold(conditions)
 
-    # Algorithm 2, lines 6 and 7: timesteps and noise are drawn once a group
+    # Algorithm 2, lines 6 and 7: timesteps and noise are drawn once per group
     steps, first_shared = len(schedule.levels), first_shared_step(schedule, loss.share)
     shape = (len(ordered),)
     shared_step = torch.randint(first_shared, steps, shape, generator=generator).to(latents.device)
@@ -124,7 +124,7 @@ def sage_loss(
         branch_noise = trunk_noise(schedule.levels[first_shared], noise[own], mean_latents[own], latents)
 
     def predicted(parts: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor, dict[str, Any]]]) -> list[torch.Tensor]:
-        """Weighted squared errors and outputs of rows given as (latents, steps, noise, conditions)."""
+        """Return outputs and weighted squared errors of rows given as (latents, steps, noise, conditions)."""
         clean, at, eps = (torch.cat(tensors) for tensors in zip(*(part[:3] for part in parts), strict=True))
         noisy, target, weight = noised(schedule, at, clean, eps, loss)
         outputs = denoise(noisy, at, _joined([part[3] for part in parts]))
@@ -134,30 +134,29 @@ def sage_loss(
         [(mean_latents, shared_step, noise, mean_conditions), (latents, branch_step[own], branch_noise, conditions)]
     )
     with torch.set_grad_enabled(loss.through_target and torch.is_grad_enabled()):
-        apart, _ = predicted([(latents, shared_step[own], noise[own], conditions)])
+        own_outputs, _ = predicted([(latents, shared_step[own], noise[own], conditions)])
     count = len(ordered)
     shared = errors[:count].mean()
-    target = _squared(outputs[:count] - _group_mean(apart, own, count)).mean()
+    target = _squared(outputs[:count] - _group_mean(own_outputs, own, count)).mean()
     branch = _group_mean(errors[count:], own, count).mean()
     total = loss.shared_weight * shared + loss.target_weight * target + branch
     return Terms(total, shared.detach(), target.detach(), branch.detach())
 
 
 def first_shared_step(schedule: NoiseSchedule, share: float) -> int:
-    """T*: the training step from which on, towards noise, sampling is shared."""
+    """Return T*: sampling is shared from pure noise down to this training step."""
     return min(len(schedule.levels) - 1, max(1, round((1 - share) * len(schedule.levels))))
 
 
 def trunk_noise(
     branch_point: tuple[float, float], noise: torch.Tensor, mean_latents: torch.Tensor, latents: torch.Tensor
 ) -> torch.Tensor:
-    """What is noise to a branch that starts from its trunk. All (rows, ...).
+    """Return the noise that a branch sees if it starts from its trunk. All tensors are (rows, ...).
 
-    At the branch point, with levels (alpha, sigma), a trunk that drew the mean picture z-bar under the noise eps is at
-    alpha z-bar + sigma eps. Seen from the branch's own picture z that is alpha z + sigma eps', with
-    eps' = eps + alpha / sigma (z-bar - z); and a deterministic solver that predicts z from there keeps this eps' up to
-    the end. So the states that a branch meets are those of its own picture under eps'. Equation 3 noises it with eps,
-    which no branch ever meets.
+    At the branch point, with noise levels (alpha, sigma), the trunk of the mean latents z-bar under the noise eps is at
+    alpha z-bar + sigma eps. For a branch with its own latents z this is alpha z + sigma eps', where
+    eps' = eps + alpha / sigma (z-bar - z). A deterministic solver that predicts z from there keeps eps' to the end. So
+    in sampling a branch sees its own latents under eps', whereas equation 3 trains it under eps.
     """
     alpha, sigma = branch_point
     return noise + alpha / sigma * (mean_latents - latents)
@@ -166,9 +165,10 @@ def trunk_noise(
 def noised(
     schedule: NoiseSchedule, steps: torch.Tensor, latents: torch.Tensor, noise: torch.Tensor, loss: Loss
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """What the model sees (rows, ...), what it should answer (rows, ...), and the weights w_t (rows,) of its errors.
+    """Return the noisy latents (rows, ...), the target output (rows, ...), and the weights w_t (rows,).
 
-    steps: (rows,) of the schedule.
+    Args:
+        steps: (rows,) steps of the schedule.
     """
     levels = torch.tensor(schedule.levels, device=latents.device, dtype=torch.float32)[steps]
     alpha, sigma = (column.reshape(-1, *[1] * (latents.ndim - 1)).to(latents.dtype) for column in levels.unbind(1))
@@ -183,30 +183,37 @@ def noised(
 
 
 def _weights(kind: str, levels: torch.Tensor, loss: Loss) -> torch.Tensor:
-    """w_t. Min-SNR limits what an error of the data prediction counts for at low noise; an error of noise is
-    sigma / alpha of it in the data, an error of a velocity sigma."""
+    """Return w_t for each row.
+
+    Min-SNR limits the weight of an error of x0 at low noise. An error of epsilon counts sigma / alpha times in x0, an
+    error of a velocity sigma times.
+    """
     if loss.weighting == "uniform":
         return torch.ones(len(levels), device=levels.device)
     alpha, sigma = levels.unbind(1)
     limited = (alpha / sigma.clamp(min=1e-6)).square().clamp(max=loss.snr_limit)
-    in_data = {"epsilon": sigma / alpha.clamp(min=1e-6), "sample": torch.ones_like(sigma)}.get(kind, sigma)
-    return limited * in_data.square()
+    x0_per_output = {"epsilon": sigma / alpha.clamp(min=1e-6), "sample": torch.ones_like(sigma)}.get(kind, sigma)
+    return limited * x0_per_output.square()
 
 
 def _squared(difference: torch.Tensor) -> torch.Tensor:
-    """(rows,) mean squares, in float32."""
+    """Return the mean square of each row, (rows,), in float32."""
     return difference.float().flatten(1).square().mean(dim=1)
 
 
 def _group_mean(values: torch.Tensor, own: torch.Tensor, groups: int) -> torch.Tensor:
-    """(groups, ...) means over the members of each group. own: (members,) the group of each."""
+    """Return the mean over the members of each group, (groups, ...).
+
+    Args:
+        own: (members,) the group of each member.
+    """
     sums = torch.zeros((groups, *values.shape[1:]), device=values.device, dtype=values.dtype)
     sizes = torch.bincount(own, minlength=groups).reshape(-1, *[1] * (values.ndim - 1))
     return sums.index_add(0, own, values) / sizes
 
 
 def _joined(parts: list[dict[str, Any]]) -> dict[str, Any]:
-    """Conditions of several calls as those of one."""
+    """Concatenate the conditions of several calls into those of one."""
 
     def joined(name: str, values: list[Any]) -> Any:
         if isinstance(values[0], dict):
@@ -226,7 +233,7 @@ def _standard(
     loss: Loss,
     generator: torch.Generator,
 ) -> Terms:
-    """Equation 2: every picture at a timestep and under noise of its own, averaged as the branch term is."""
+    """Return equation 2: each image has its own timestep and noise; averaged like the branch term."""
     steps = torch.randint(0, len(schedule.levels), (len(latents),), generator=generator).to(latents.device)
     noise = torch.randn(latents.shape, generator=generator).to(latents)
     noisy, target, weight = noised(schedule, steps, latents, noise, loss)
@@ -235,5 +242,5 @@ def _standard(
     for number, group in enumerate(groups):
         own[list(group)] = number
     branch = _group_mean(errors, own, len(groups)).mean()
-    nothing = torch.zeros((), device=latents.device)
-    return Terms(branch, nothing, nothing, branch.detach())
+    zero = torch.zeros((), device=latents.device)
+    return Terms(branch, zero, zero, branch.detach())

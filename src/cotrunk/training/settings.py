@@ -1,9 +1,10 @@
-"""How to train: the settings of a run, checked."""
+"""The settings of a training run."""
 
 import math
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
+from ..checks import whole
 from ..errors import CotrunkError
 from .loss import Loss
 
@@ -12,26 +13,29 @@ Layers = Literal["attention", "all"]
 
 @dataclass(frozen=True)
 class TrainSettings:
-    """How to train. The defaults are the paper's where it gives them.
+    """How to train. The defaults are those of the paper where it gives them.
 
     Attributes:
-        loss: what is minimised.
-        steps: optimiser steps.
-        batch: groups in a step, before `accumulation`.
-        accumulation: passes whose gradients are added up in a step.
-        learning_rate: constant.
-        rank: of the LoRA (the paper does not give it); its alpha is the same.
-        caption_dropout: part of the groups that train without captions, so that guidance keeps working.
-        clip: largest norm of the gradient.
-        ema: decay of an average of the LoRA's weights that is saved instead of them; None: no average.
-        gradient_checkpointing: less memory, a third more time.
-        mixed_precision: of `accelerate`: "no", "fp16" or "bf16".
-        tracker: that `accelerate` knows ("tensorboard", "wandb", ...), beside `losses.jsonl`; None: no other.
+        loss: the training objective.
+        steps: number of optimiser steps.
+        batch: groups per pass.
+        accumulation: passes per step, whose gradients are added.
+        learning_rate: constant over the run.
+        rank: rank and alpha of the LoRA. The paper does not give it.
+        caption_dropout: share of the groups that are trained without captions, so that guidance keeps working.
+        clip: maximum norm of the gradient.
+        ema: decay of a moving average of the LoRA's weights, which is saved instead of them; None disables it.
+        gradient_checkpointing: saves memory and takes a third more time.
+        mixed_precision: as in `accelerate`: "no", "fp16" or "bf16".
+        tracker: one of `accelerate`'s trackers ("tensorboard", "wandb", ...), in addition to `losses.jsonl`.
         checkpoint_every: steps between checkpoints.
-        seed: of everything that is drawn.
-        height, width: of the pictures in pixels, multiples of 8; None: what the pipeline makes by default.
-        layers: that get a LoRA: those of "attention", or "all" linear and convolutional ones. A UNet computes most of
-            a picture outside of attention.
+        seed: random seed.
+        height, width: image size in pixels, multiples of 8; None for the pipeline's default.
+        layers: which layers get a LoRA: "attention", or "all" linear and convolutional ones. In a UNet most computation
+            is outside attention.
+
+    Raises:
+        CotrunkError: a value is out of its range.
     """
 
     loss: Loss = field(default_factory=Loss)
@@ -54,11 +58,8 @@ class TrainSettings:
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch", "accumulation", "rank", "checkpoint_every"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise CotrunkError(f"{name} {value!r} is out of range: use a whole number of 1 or more.")
-        if isinstance(self.seed, bool) or not isinstance(self.seed, int) or self.seed < 0:
-            raise CotrunkError(f"seed {self.seed!r} is out of range: use a whole number of 0 or more.")
+            object.__setattr__(self, name, whole(name, getattr(self, name)))
+        object.__setattr__(self, "seed", whole("seed", self.seed, 0))
         for name, low, high in (("caption_dropout", 0, 1), ("ema", 0, 1), ("learning_rate", 0, math.inf)):
             value = getattr(self, name)
             if value is not None and not low <= value < high:
@@ -68,7 +69,7 @@ class TrainSettings:
             if value is None:
                 continue
             if isinstance(value, bool) or not isinstance(value, int) or value < 8 or value % 8:
-                raise CotrunkError(f"{name} {value!r} is no size of a picture: use a multiple of 8.")
+                raise CotrunkError(f"{name} {value!r} is not an image size: use a multiple of 8.")
         if self.layers not in get_args(Layers):
             raise CotrunkError(f"layers {self.layers!r} are unknown: use {' or '.join(get_args(Layers))}.")
         if self.tracker is not None:
@@ -80,5 +81,5 @@ def _check_tracker(name: str) -> None:
 
     if name not in LOGGER_TYPE_TO_CLASS:
         raise CotrunkError(f"tracker {name!r} is unknown: use one of {', '.join(map(str, LOGGER_TYPE_TO_CLASS))}.")
-    if name not in map(str, get_available_trackers()):  # accelerate would log nothing, and say nothing
+    if name not in map(str, get_available_trackers()):  # accelerate would silently log nothing
         raise CotrunkError(f"tracker {name!r} needs its package: pip install {name}.")

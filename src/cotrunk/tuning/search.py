@@ -190,7 +190,7 @@ def tune(
             costs[setting] = trials.predicted(setting, seed)
         except CotrunkError as error:
             refused.setdefault(str(error), []).append(setting)
-    texts = alignment.of_texts(trials.prompts)
+    texts = alignment.text_vectors(trials.prompts)
     first, other = trials.of(full, seed), trials.of(full, seed + 1)
     both = sorted({*first.good} & {*other.good})
     if len(both) < LEAST:
@@ -260,13 +260,13 @@ def _among(places: Sequence[int], groups: Groups) -> list[list[int]]:
 def _scores(trial: Trial, alignment: AlignmentNetwork, texts: torch.Tensor) -> metrics.Values:
     """(n,) alignment of each picture with its prompt; NaN for those that failed."""
     scores = np.full(len(texts), np.nan)
-    scores[trial.good] = metrics.alignment(alignment.of_pictures(trial.pictures[trial.good]), texts[trial.good])
+    scores[trial.good] = metrics.alignment(alignment.image_vectors(trial.pictures[trial.good]), texts[trial.good])
     return scores
 
 
 def _lead(trial: Trial, alignment: AlignmentNetwork, texts: torch.Tensor) -> float:
     """How much more alignment pictures have with their own prompt than with the others, at least 0."""
-    products = (alignment.of_pictures(trial.pictures[trial.good]) @ texts[trial.good].T).double()
+    products = (alignment.image_vectors(trial.pictures[trial.good]) @ texts[trial.good].T).double()
     own, count = products.diagonal().sum(), len(products)
     return max(0.0, float(own / count - (products.sum() - own) / (count * (count - 1))))
 

@@ -1,4 +1,4 @@
-"""The networks that `evaluate` and `tune` are asked to judge by."""
+"""Choose the metric networks of `cotrunk evaluate` and `cotrunk tune` by their names."""
 
 import functools
 from typing import Any
@@ -6,30 +6,30 @@ from typing import Any
 from ..errors import CotrunkError
 from ..pipelines.loading import EMBEDDED
 
-NETWORKS = "Networks"
 
-
-def alignment_for(model: str) -> str:
-    """The alignment network that knows what this model draws."""
-    # the embedded ones draw emoji
+def default_alignment(model: str) -> str:
+    """Return the name of the alignment network that suits this model's images."""
+    # the embedded models generate emoji
     return "emoji" if model in EMBEDDED else "clip"
 
 
-def take_off_checker(pipe: Any) -> None:
-    """Let a pipeline show all its pictures: a safety checker blackens some, which would then be measured."""
+def remove_safety_checker(pipe: Any) -> None:
+    """Remove the safety checker, whose black images would be measured too."""
     if getattr(pipe, "safety_checker", None) is not None:
         pipe.safety_checker = None
 
 
-def judges_of(features: str, perceptual: str, alignment: str, device: str, compiled: bool = False) -> Any:
-    """The networks of these names; EfficientNet-Lite0 compiled, if so wanted.
+def load_metric_networks(features: str, perceptual: str, alignment: str, device: str, compiled: bool = False) -> Any:
+    """Return the `MetricNetworks` of these names.
+
+    Args:
+        compiled: whether to compile EfficientNet-Lite0.
 
     Raises:
-        CotrunkError: no such network, or one whose package or weights are missing.
+        CotrunkError: a name is unknown, or its package or weights are missing.
     """
     from .emoji import EmojiAlignment
-    from .experiment import Judges
-    from .networks import Clip, EfficientNetLite0, Inception, Lpips
+    from .networks import Clip, EfficientNetLite0, Inception, Lpips, MetricNetworks
 
     def pick(option: str, given: str, known: dict[str, Any]) -> Any:
         name, _, rest = given.partition(":")
@@ -38,7 +38,7 @@ def judges_of(features: str, perceptual: str, alignment: str, device: str, compi
         return known[name](rest)
 
     lite0 = functools.cache(lambda: EfficientNetLite0(device, compiled))
-    return Judges(
+    return MetricNetworks(
         features=pick(
             "--features",
             features,
@@ -49,7 +49,7 @@ def judges_of(features: str, perceptual: str, alignment: str, device: str, compi
             "--alignment",
             alignment,
             {
-                "emoji": lambda _: EmojiAlignment(lite0()),  # which then sees the same pictures once
+                "emoji": lambda _: EmojiAlignment(lite0()),  # the same instance, which reuses its last features
                 "clip": lambda name: Clip(name, device) if name else Clip(device=device),
             },
         ),

@@ -1,0 +1,163 @@
+"""A call of a pipeline as planning reads it, and the plan of that call."""
+
+from collections.abc import Hashable, Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from ..errors import CotrunkError
+from ..pipelines.arguments import PerPrompt
+from ..pipelines.companions import companions
+from ..pipelines.cost import guidance_rows, timesteps_of
+from ..pipelines.tokenizers import condition_keys, truncated
+from ..settings import Sharing
+from .embedding import Encoder, from_prompt_embeds, pipeline_encoder, sentence_encoder
+from .grouping import check_size
+from .plan import Findings, Plan
+from .prompts import checked
+from .sharing import Evaluations, Item, make_plan
+from .threshold import auto_threshold
+
+
+class Request:
+    """Prompts and arguments for a pipeline, checked. Each fact is computed when it is first needed, and once.
+
+    It reads the pipeline's text encoders, its scheduler and its denoiser's config: a plan needs no denoiser.
+
+    Attributes:
+        prompts: the texts; None where `prompt_embeds` are given instead.
+        arguments: all arguments of the call, split into those of each prompt and those of all.
+
+    Raises:
+        CotrunkError: no prompts or both kinds of them, a prompt that cannot be encoded, or a wrong argument.
+    """
+
+    def __init__(self, pipe: Any, prompts: Sequence[str] | str | None, arguments: dict[str, Any]) -> None:
+        if "prompt" in arguments:  # the name that pipelines use
+            if prompts is not None:
+                raise CotrunkError("prompts and prompt are both given: give one of them.")
+            arguments = dict(arguments)
+            prompts = arguments.pop("prompt")
+        if prompts is not None:
+            prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+            for i, prompt in enumerate(prompts):
+                checked(prompt, f"prompt {i}")
+        if (prompts is None) == (arguments.get("prompt_embeds") is None):
+            raise CotrunkError("Give either prompts, or prompt_embeds with what else the pipeline needs for them.")
+        count = len(prompts if prompts is not None else arguments["prompt_embeds"])
+        if count == 0:
+            raise CotrunkError("There are no prompts: give at least one.")
+        self.pipe, self.prompts = pipe, prompts
+        self.arguments = PerPrompt(pipe, count, arguments if prompts is None else {"prompt": prompts, **arguments})
+
+    @cached_property
+    def evaluations(self) -> Evaluations:
+        """How one image is denoised on its own."""
+        call = self.arguments.arguments
+        order = getattr(self.pipe.scheduler, "order", 1)
+        return Evaluations(*timesteps_of(self.pipe, call), guidance_rows(self.pipe, call), order)
+
+    @cached_property
+    def keys(self) -> list[str]:
+        """Per prompt, a digest of its other arguments."""
+        return self.arguments.keys()
+
+    @cached_property
+    def companions(self) -> list[Hashable]:
+        """Per prompt, a key: prompts with equal keys may run in one call of the pipeline."""
+        return companions(self.pipe, self.arguments)
+
+    @cached_property
+    def reads(self) -> list[Hashable]:
+        """Per prompt, what the pipeline's tokenizers read of it; None for embeddings."""
+        if self.prompts is None:
+            return [None] * self.arguments.prompts
+        return condition_keys(self.pipe, self.prompts, self.arguments.arguments)
+
+    def plan(self, sharing: Sharing | None, *, seed: int | Sequence[int] = 0, images_per_prompt: int = 1) -> Plan:
+        """Decide what the prompts share.
+
+        Raises:
+            CotrunkError: a schedule that cannot be made, too many prompts, or prompts that cannot be embedded.
+        """
+        if sharing is not None:
+            check_size(self.arguments.prompts)
+        # readings matter, and cost time, only where prompts may share
+        reads = [None] * self.arguments.prompts if sharing is None else self.reads
+        evaluations = self.evaluations
+        vectors, threshold = self._vectors(sharing)
+        identities = self.arguments.identities(self.prompts)
+        texts = [f"prompt {i}" for i in range(len(identities))] if self.prompts is None else self.prompts
+        facts = zip(texts, identities, reads, self.keys, self.companions, strict=True)
+        return make_plan(
+            [Item(*fact) for fact in facts],
+            vectors,
+            sharing,
+            threshold,
+            evaluations,
+            seed=seed,
+            images_per_prompt=images_per_prompt,
+            from_embeddings=self.prompts is None,
+            findings=Findings() if sharing is None else self._findings(),
+        )
+
+    def check_replays(self, plan: Plan) -> None:
+        """Check that this call can follow a plan that was made before.
+
+        Raises:
+            CotrunkError: other prompts, steps or guidance, or arguments that now differ between prompts that share.
+        """
+        if len(plan.prompts) != self.arguments.prompts or (
+            self.prompts is not None and list(plan.prompts) != self.prompts
+        ):
+            raise CotrunkError("The plan is for other prompts: give the prompts it was made with, or make a new plan.")
+        evaluations = self.evaluations
+        if plan.timesteps != evaluations.timesteps:
+            raise CotrunkError(
+                f"The plan is for {plan.timesteps} timesteps, this call would take {evaluations.timesteps}: "
+                f"use num_inference_steps={plan.steps} and the plan's scheduler, or make a new plan."
+            )
+        if plan.guidance_rows != evaluations.guidance_rows:
+            raise CotrunkError(
+                f"The plan counts {plan.guidance_rows} rows per evaluation, this call takes "
+                f"{evaluations.guidance_rows}: use the guidance it was made with, or make a new plan."
+            )
+        keys = list(zip(self.keys, self.companions, strict=True))
+        if any(len({keys[plan.prompt_of(image)] for image in tree.images}) > 1 for tree in plan.trees):
+            raise CotrunkError(
+                "The plan shares between prompts that now differ in another argument (a negative prompt, for example): "
+                "make a new plan."
+            )
+
+    def _vectors(self, sharing: Sharing | None) -> tuple[np.ndarray, float]:
+        """Return unit vectors (n, d) of the prompts, and the threshold on the scale of their encoder."""
+        if sharing is None:
+            return np.zeros((0, 0), dtype=np.float32), 1.0
+        if self.prompts is not None:
+            encoder = encoder_of(self.pipe, sharing.encoder)
+            threshold = auto_threshold(encoder) if sharing.similarity == "auto" else sharing.similarity
+            return encoder.encode(self.prompts), float(threshold)
+        if sharing.similarity == "auto":
+            raise CotrunkError("similarity='auto' is measured on texts: give a number with prompt_embeds.")
+        call = self.arguments.arguments
+        masks = [call.get(name) for name in ("prompt_attention_mask", "prompt_embeds_mask", "attention_mask")]
+        mask = next((value for value in masks if value is not None), None)
+        pooled = call.get("pooled_prompt_embeds")
+        return from_prompt_embeds(call["prompt_embeds"], pooled, mask), float(sharing.similarity)
+
+    def _findings(self) -> Findings:
+        if self.prompts is None:
+            return Findings()
+        readers: dict[Hashable, dict[str, int]] = {}  # what is read -> the different texts that read so
+        for i, (read, text) in enumerate(zip(self.reads, self.prompts, strict=True)):
+            readers.setdefault(read, {}).setdefault(text, i)
+        return Findings(
+            truncated=tuple(truncated(self.pipe, self.prompts, self.arguments.arguments).items()),
+            alike=tuple(tuple(found.values()) for found in readers.values() if len(found) > 1),
+        )
+
+
+def encoder_of(pipe: Any, name: str) -> Encoder:
+    """Return the encoder that `Sharing.encoder` names."""
+    return pipeline_encoder(pipe) if name == "pipeline" else sentence_encoder(name)

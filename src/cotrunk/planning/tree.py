@@ -1,0 +1,117 @@
+"""Trees of branches: which images share one denoiser row from which timestep to which.
+
+An image exists from the first timestep to the last. At every timestep the images of a run are partitioned into sets
+that share one denoiser row, and the sets only get finer: a forest. `Branch` is a node of it.
+
+Positions are counted in *timesteps*: entries of `scheduler.timesteps`, each one denoiser evaluation. For most solvers
+that is the number of inference steps; Heun and KDPM2 evaluate twice per step (2N - 1), PNDM once more (N + 1).
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Annotated
+
+from pydantic import ConfigDict, Field
+
+# types of values in the files of a run: JSON has one kind of number and no limits
+Text = Annotated[str, Field(strict=True)]
+Whole = Annotated[int, Field(strict=True, ge=0, lt=2**63)]
+Difference = Annotated[int, Field(strict=True, ge=-(2**63), lt=2**63)]
+Steps = Annotated[int, Field(strict=True, ge=1, le=100_000)]
+Real = Annotated[float, Field(strict=True, ge=-1e12, le=1e12)]
+Amount = Annotated[float, Field(strict=True, ge=0, le=1e12)]
+NO_OTHER_KEYS = ConfigDict(extra="forbid")
+
+
+@dataclass(frozen=True, repr=False)
+class Branch:
+    """Images that share one row from timestep `start` up to, not including, timestep `stop`.
+
+    Attributes:
+        images: indices of the images on this branch, ascending.
+        start, stop: timesteps; a leaf (one image) stops at the end of the run.
+        similarity: smallest cosine between two of its prompts; 1 for a leaf.
+        children: the branches it parts into at `stop`; none for a leaf.
+    """
+
+    __pydantic_config__ = NO_OTHER_KEYS
+
+    images: tuple[Whole, ...]
+    start: Whole
+    stop: Whole
+    similarity: Real = 1.0
+    children: tuple["Branch", ...] = ()
+
+    def __repr__(self) -> str:
+        count = f"image {self.images[0]}" if len(self.images) == 1 else f"{len(self.images)} images"
+        parts = f", then {len(self.children)} branches" if self.children else ""
+        return f"<Branch: {count}, timesteps {self.start} to {self.stop}{parts}>"
+
+    def nodes(self) -> Iterator["Branch"]:
+        """Yield this branch and all below it."""
+        yield self
+        for child in self.children:
+            yield from child.nodes()
+
+    @property
+    def evaluations(self) -> int:
+        """Denoiser evaluations of the whole tree (one guidance row each)."""
+        return sum(node.stop - node.start for node in self.nodes())
+
+    @property
+    def depth(self) -> int:
+        """The largest number of branches one below another, this one included."""
+        return 1 + max((child.depth for child in self.children), default=0)
+
+    def at(self, timestep: int) -> Iterator["Branch"]:
+        """Yield the branches of this tree that are alive at `timestep`: a partition of its images."""
+        if timestep < self.stop or not self.children:
+            yield self
+        else:
+            for child in self.children:
+                yield from child.at(timestep)
+
+
+def leaf(image: int, start: int, timesteps: int) -> Branch:
+    """Return the branch of one image from `start` to the end of the run."""
+    return Branch((image,), start, timesteps)
+
+
+def flat_tree(images: Sequence[int], stop: int, timesteps: int, similarity: float = 0.0) -> list[Branch]:
+    """Return one tree for a group that shares its timesteps before `stop` and then parts into single images.
+
+    Without a timestep to share, or with one image, return one leaf per image."""
+    if stop == 0 or len(images) == 1:
+        return [leaf(image, 0, timesteps) for image in images]
+    ordered = tuple(sorted(images))
+    return [Branch(ordered, 0, stop, similarity, tuple(leaf(image, stop, timesteps) for image in ordered))]
+
+
+def packed(trees: Sequence[Branch], size: int) -> Iterator[tuple[Branch, ...]]:
+    """Yield the trees to run together, in their order: at most `size` images. A larger tree runs by itself, uncut."""
+    batch: list[Branch] = []
+    for tree in trees:
+        if batch and sum(len(t.images) for t in batch) + len(tree.images) > size:
+            yield tuple(batch)
+            batch = []
+        batch.append(tree)
+    if batch:
+        yield tuple(batch)
+
+
+def partition(trees: Sequence[Branch], timesteps: int) -> list[tuple[int, ...]]:
+    """Return the sources of all rows of a batch: one entry per timestep, with one place per image of the batch.
+
+    An image takes the row of the image at that place, the first of its branch. There is one entry more than timesteps,
+    for a scheduler that calls the denoiser once more."""
+    images = [image for tree in trees for image in tree.images]
+    place = {image: i for i, image in enumerate(images)}
+    sources = []
+    for timestep in range(timesteps):
+        row = [0] * len(images)
+        for tree in trees:
+            for branch in tree.at(timestep):
+                for image in branch.images:
+                    row[place[image]] = place[branch.images[0]]
+        sources.append(tuple(row))
+    return [*sources, tuple(range(len(images)))]

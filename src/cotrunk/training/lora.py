@@ -1,0 +1,141 @@
+"""The LoRA that is trained: add it to the denoiser, average it, and save it with a model card."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+
+from ..files import write_bytes, write_text
+from .settings import TrainSettings
+
+LORA_FILE = "pytorch_lora_weights.safetensors"  # the name that diffusers uses
+ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]  # diffusers' names of attention layers
+# attributes that accelerate sets on a model; its own removal would also remove diffusers' wrapper of forward
+PREPARED = ("forward", "_original_forward", "_is_accelerate_prepared")
+
+
+def lora_config(denoiser: torch.nn.Module, settings: TrainSettings) -> Any:
+    """Return peft's configuration of the LoRA."""
+    from peft import LoraConfig
+
+    return LoraConfig(
+        r=settings.rank,
+        lora_alpha=settings.rank,
+        init_lora_weights="gaussian",
+        target_modules=ATTENTION if settings.layers == "attention" else _layers(denoiser),
+    )
+
+
+def _layers(denoiser: torch.nn.Module) -> list[str]:
+    """Return the names of all layers that can have a LoRA; peft does not support grouped convolutions."""
+    return [
+        name
+        for name, layer in denoiser.named_modules()
+        if type(layer) is torch.nn.Linear or (isinstance(layer, torch.nn.Conv2d) and layer.groups == 1)
+    ]
+
+
+@contextmanager
+def with_new_lora(pipe: Any, denoiser: Any, config: Any, device: torch.device, checkpointing: bool) -> Iterator[None]:
+    """Add a LoRA to the denoiser and make it the only part that is trained.
+
+    Afterwards the pipeline works as before, with the LoRA. After an interrupt it has no LoRA and can be trained again.
+
+    Args:
+        config: of the LoRA, by `lora_config`.
+        device: where the parts of the pipeline are moved in the end.
+        checkpointing: whether activations are recomputed to save memory.
+    """
+    needed_gradients = {parameter: parameter.requires_grad for parameter in denoiser.parameters()}
+    own = {name: vars(denoiser)[name] for name in PREPARED if name in vars(denoiser)}
+    was_training, was_checkpointing = denoiser.training, denoiser.is_gradient_checkpointing
+    denoiser.requires_grad_(False)
+    denoiser.add_adapter(config)
+    if checkpointing:
+        denoiser.enable_gradient_checkpointing()
+    move_rest_to_cpu(pipe, denoiser)
+    try:
+        yield
+    except BaseException:  # includes an interrupt in a notebook
+        denoiser.unload_lora()
+        raise
+    finally:
+        for name in PREPARED:
+            vars(denoiser).pop(name, None)
+        vars(denoiser).update(own)
+        if checkpointing and not was_checkpointing:
+            denoiser.disable_gradient_checkpointing()
+        for parameter, value in needed_gradients.items():
+            parameter.requires_grad_(value)
+        denoiser.train(was_training)
+        pipe.to(device)
+
+
+def move_rest_to_cpu(pipe: Any, denoiser: torch.nn.Module) -> None:
+    """Move all parts but the denoiser to the CPU: text encoders can be larger than the denoiser."""
+    for part in pipe.components.values():
+        if isinstance(part, torch.nn.Module) and part is not denoiser:
+            part.to("cpu")
+
+
+@contextmanager
+def averaged(weights: Sequence[torch.Tensor], average: Sequence[torch.Tensor] | None) -> Iterator[None]:
+    """Replace the weights by their average, if there is one, inside the block."""
+    if average is None:
+        yield
+        return
+    raw = [weight.detach().clone() for weight in weights]
+    for weight, mean in zip(weights, average, strict=True):
+        weight.data.copy_(mean)
+    try:
+        yield
+    finally:
+        for weight, own in zip(weights, raw, strict=True):
+            weight.data.copy_(own)
+
+
+def save_lora(pipe: Any, name: str, state: dict[str, torch.Tensor], settings: TrainSettings, out: Path) -> None:
+    """Write the LoRA in diffusers' format, and a model card that says how it was trained.
+
+    Args:
+        name: of the denoiser in the pipeline.
+        state: the LoRA's weights, under peft's names.
+    """
+
+    def write(weights: dict[str, torch.Tensor], _: str) -> None:
+        content = safetensors.torch.save(weights, metadata={"format": "pt"})  # diffusers requires this entry
+        write_bytes(out / LORA_FILE, lambda file: file.write(content))
+
+    # peft's names, because the older names do not cover every layer
+    type(pipe).save_lora_weights(save_directory=out, save_function=write, **{f"{name}_lora_layers": state})
+    write_text(out / "README.md", _model_card(type(pipe).__name__, settings, out.name))
+
+
+def _model_card(pipeline: str, settings: TrainSettings, folder: str) -> str:
+    loss = settings.loss
+    names = {"sage": "shared sampling (SAGE, arXiv 2509.15865, equation 3)", "standard": "single images"}
+    purpose = names[loss.objective]
+    how = f"rank {settings.rank} ({settings.layers}), learning rate {settings.learning_rate:g}"
+    if loss.objective == "sage":
+        how += (
+            f", {loss.share:.0%} of the steps shared, lambda_1 {loss.shared_weight:g}, "
+            f"lambda_2 {loss.target_weight:g}, branch noise {loss.branch_noise}"
+        )
+        if loss.branch_noise == "trunk":
+            purpose += ", with branches that start from their trunk"
+    return f"""---
+library_name: diffusers
+tags: [lora, text-to-image, cotrunk]
+---
+# A LoRA for {pipeline}, trained for {purpose}
+
+Trained with cotrunk for {settings.steps} steps of {settings.batch * settings.accumulation} groups; {how}.
+All settings are in `settings.json`, the losses in `losses.jsonl`.
+
+```python
+pipe.load_lora_weights("{folder}")
+```
+"""

@@ -32,7 +32,7 @@ EXACT = {
 PREFIXES = [
     *tables.OWN_LOOPS,
     *tables.CONDITIONAL_FIRST,
-    *tables.IMAGE_OPTIONAL,
+    *tables.OPTIONAL_IMAGE,
     *tables.UNMASKED,
     *tables.APART,
     *tables.FLOW_SCHEDULERS,

@@ -38,7 +38,7 @@ class StepEvent:
     computed: tuple[bool, ...]
     rows: int
     rows_asked: int
-    rows_spared: dict[str, int]
+    rows_spared: Counter[str]
 
 
 @dataclass

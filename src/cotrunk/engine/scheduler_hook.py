@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -146,7 +147,7 @@ class SchedulerHook:
             computed=plan.known_to(0, len(plan.sources)),
             rows=state.rows,
             rows_asked=state.rows_asked,
-            rows_spared=dict(state.rows_spared),
+            rows_spared=Counter(state.rows_spared),
         )
 
 

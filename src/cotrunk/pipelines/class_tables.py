@@ -67,7 +67,7 @@ ONE_IMAGE_PER_PROMPT = (
 )
 REPEATS_ITSELF = ("StableDiffusionInpaintPipelineLegacy",)  # repeats a single image, and takes no list of images
 # prefixes: they start from an image if one is given, and from the text alone otherwise
-IMAGE_OPTIONAL = ("Flux2", "FluxKontext", "OmniGen", "GlmImage")
+OPTIONAL_IMAGE = ("Flux2", "FluxKontext", "OmniGen", "GlmImage")
 # prefixes: they pad texts to the longest of the call, and no mask hides the padding from their denoisers
 UNMASKED = ("CogView4", "GlmImage", "JoyImageEdit", "Kandinsky5", "OmniGen")
 # prefixes: pipelines in which each image needs a call of its own

@@ -12,7 +12,7 @@ from diffusers.hooks.hooks import ModelHook, StateManager
 from diffusers.utils.torch_utils import unwrap_module
 
 from ..errors import CotrunkError
-from .class_tables import OWN_LOOPS, SINGLE_GENERATOR, TWO_IMAGES_PER_SCHEDULER
+from .class_tables import OPTIONAL_IMAGE, OWN_LOOPS, SINGLE_GENERATOR, TWO_IMAGES_PER_SCHEDULER
 
 DENOISERS = ("unet", "transformer", "transformer_2")  # where pipelines have them
 KERNELS = ("xformers", "flash_attn", "sageattention", "torch_xla", "onnxruntime", "peft")  # attention, row by row
@@ -239,3 +239,19 @@ def check_pipeline(pipe: Any, *, max_rows: int | None, alone: bool = False) -> N
                 f"{kind}.{name} has a cache enabled, which cannot work in chunks: leave max_rows out, or call "
                 f"pipe.{name}.disable_cache() first."
             )
+
+
+def check_text_to_image(pipe: Any) -> None:
+    """Check that a pipeline makes images from nothing but text, which is all that a job or a command gives it.
+
+    Raises:
+        CotrunkError: it makes something else, or needs an input image.
+    """
+    kind = type(pipe).__name__
+    for part, product in (("vocoder", "sound"), ("video_processor", "video")):
+        if hasattr(pipe, part):
+            raise CotrunkError(f"{kind} makes {product}: use cotrunk.generate in Python.")
+    parameters = inspect.signature(pipe.__call__).parameters
+    for name in ("image", "control_image", "mask_image"):
+        if name in parameters and not kind.startswith(OPTIONAL_IMAGE):
+            raise CotrunkError(f"{kind} needs an input image ({name}): use cotrunk.generate in Python.")

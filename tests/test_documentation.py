@@ -147,7 +147,7 @@ def test_files_that_are_named_exist(document: Path) -> None:
 
 def test_every_public_name_is_in_the_api_reference() -> None:
     shown = re.findall(r"^::: cotrunk\.(\w+)$", (ROOT / "docs" / "api.md").read_text(encoding="utf-8"), re.M)
-    assert set(shown) <= set(package.__all__)
+    assert sorted(shown) == sorted(package.__all__)
 
 
 def test_the_layers_are_those_of_the_test() -> None:

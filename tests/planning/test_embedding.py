@@ -167,7 +167,7 @@ def test_foreign_text_encoders():
         def forward(self, input_ids, attention_mask):
             return SimpleNamespace()
 
-    with pytest.raises(CotrunkError, match=r"Strange gives no hidden states.*minilm"):
+    with pytest.raises(CotrunkError, match=r"Strange returns no hidden states.*minilm"):
         pipeline_encoder(pipe_with(Strange())).encode(PROMPTS)
 
 

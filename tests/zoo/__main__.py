@@ -1,4 +1,4 @@
-"""Examine every case, put the outcomes on file, and renew the document and the README's list.
+"""Examine every case, record the outcomes, and write the document and the README's list.
 
 PYTHONPATH=tests python -m zoo              everything (some minutes)
 PYTHONPATH=tests python -m zoo Flux Chroma  the classes whose names hold one of these words

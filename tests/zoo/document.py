@@ -1,4 +1,4 @@
-"""`docs/compatibility.md` and the README's list, made of the outcomes on file."""
+"""Write `docs/compatibility.md` and the README's list from the recorded outcomes."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -24,28 +24,30 @@ FAULTS = {
     "blind": "**not known**",
 }
 
-INTRODUCTION = """# Which pipelines cotrunk works with
+INTRODUCTION = """# Supported pipelines
 
-Made by `make compatibility` from what `tests/zoo` finds; `make test` compares a part of it, `pytest -m slow` all.
+`make compatibility` writes this page from what `tests/zoo` finds. `make test` repeats a part of the
+comparisons, and `pytest -m slow` all of them.
 
-Each class of diffusers {version} below was built from a small configuration with random weights and run on three
-prompts of different lengths, with guidance, and with input images where it takes them: one for all prompts ("one
-image"), or one per prompt ("own images"). "Right" means:
+Each class of diffusers {version} below was built from a small configuration with random weights. It ran on
+three prompts of different lengths, with guidance. Where it takes input images, it ran with one image for all
+prompts ("one image") and with one per prompt ("own images"). "Right" means:
 
-- **sharing**: with half of the steps shared, each image is what the bare pipeline gives for that prompt alone while it
-  hears the mean of its group's conditions (to rounding, 5e-5 of the image in float32), in either order of the prompts.
-  Prompts that bring different input images do not share.
-- **`sharing=None`**: each image is what the bare pipeline gives for that prompt alone, to the same rounding, in either
-  order of the prompts.
-- **skipping** (`Skipping(rule="fixed", every=3)`): an image is the same in company as alone, and evaluations are
-  spared. How close it comes to the image without skipping is another question ([measured here](skipping-design.md)).
+- **sharing**: half of the steps are shared. Each image is what the bare pipeline gives for that prompt alone,
+  if its denoiser gets the mean of the group's conditions. It is equal up to rounding (5e-5 of the image in
+  float32), in either order of the prompts. Prompts with different input images do not share.
+- **`sharing=None`**: each image is what the bare pipeline gives for that prompt alone, up to the same rounding,
+  in either order of the prompts.
+- **skipping** (`Skipping(rule="fixed", every=3)`): evaluations are skipped, and an image is the same in a batch
+  as alone (up to 2e-4). How close it is to the image without skipping is [measured
+  elsewhere](skipping-design.md).
 
-"Refused" means one sentence before the denoiser runs; it stands in the notes.
+"Refused" means that cotrunk refuses the class in one sentence before the denoiser runs; the notes quote it.
 """
 
 
 def document(outcomes: Outcomes) -> str:
-    """The whole of docs/compatibility.md."""
+    """Return the text of docs/compatibility.md."""
     lines = [INTRODUCTION.format(version=diffusers.__version__)]
     for family in FAMILIES:
         classes = [name for name in outcomes if family_of(name) == family]
@@ -67,7 +69,7 @@ def document(outcomes: Outcomes) -> str:
 
 
 def cell(name: str, variants: dict[str, dict[str, str]], examination: str) -> str:
-    """What holds, and for which inputs if not for all."""
+    """Return what holds, and for which inputs if not for all."""
     words = {variant: word(name, examination, found[examination]) for variant, found in variants.items()}
     if len(set(words.values())) == 1:
         return next(iter(words.values()))
@@ -81,7 +83,7 @@ def word(name: str, examination: str, outcome: str) -> str:
 
 
 def notes(name: str, variants: dict[str, dict[str, str]]) -> str:
-    """The sentences of the refusals, each once, and what else there is to know."""
+    """Return the sentences of the refusals, each once, and the notes of the case."""
     sentences = [
         outcome.partition(": ")[2]
         for found in variants.values()
@@ -93,10 +95,10 @@ def notes(name: str, variants: dict[str, dict[str, str]]) -> str:
 
 
 def summary(outcomes: Outcomes) -> str:
-    """The README's list: a line per family."""
+    """Return the README's list: one line per family."""
     others = len(image_classes()) - len(outcomes)
     tested = f"{len(outcomes)} classes of diffusers {diffusers.__version__} are tested"
-    lines = [f"{tested}; {others} others are not, each for a reason that the document states.", ""]
+    lines = [f"{tested}; {others} others are not, each for a stated reason.", ""]
     lines += ["| family | pipelines | sharing | `sharing=None` | skipping |", "|---|---|---|---|---|"]
     for family in FAMILIES:
         of_family = {name: variants for name, variants in outcomes.items() if family_of(name) == family}
@@ -107,7 +109,7 @@ def summary(outcomes: Outcomes) -> str:
 
 
 def counted(of_family: Outcomes, examination: str) -> str:
-    """What holds for how many classes: the worst of its inputs counts for a class."""
+    """Return what holds for how many classes; the worst of its inputs counts for a class."""
     ranks = ["right", NOTHING, "refused", *FAULTS.values()]
     found = Counter(
         max((word(name, examination, one[examination]) for one in variants.values()), key=ranks.index)
@@ -119,13 +121,13 @@ def counted(of_family: Outcomes, examination: str) -> str:
 
 
 def readme(text: str, outcomes: Outcomes) -> str:
-    """The README with its list renewed."""
+    """Return the README with a new list."""
     before, _, rest = text.partition(BEGIN)
     _, _, after = rest.partition(END)
     return f"{before}{BEGIN}\n\n{summary(outcomes)}\n\n{END}{after}"
 
 
 def files(outcomes: Outcomes) -> Iterator[tuple[Path, str]]:
-    """What to write where."""
+    """Yield each file and its text."""
     yield DOCUMENT, document(outcomes)
     yield README, readme(README.read_text(encoding="utf-8"), outcomes)

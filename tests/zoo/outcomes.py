@@ -1,4 +1,4 @@
-"""What the examinations found, on file: the tests compare with it, and the document is made of it."""
+"""Record what the examinations found. The tests compare with it, and the document is made from it."""
 
 import json
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ Outcomes = dict[str, dict[str, dict[str, str]]]
 
 
 def outcome_of(verdict: Verdict) -> str:
-    """A fault is on file as a word: its numbers differ from machine to machine."""
+    """Return what is recorded of a verdict: of a fault only its kind, because its numbers differ between machines."""
     return f"refused: {verdict.why}" if verdict.word == "refused" else verdict.word
 
 
@@ -28,7 +28,7 @@ def found(name: str) -> dict[str, dict[str, Verdict]]:
 
 
 def be_quiet() -> None:
-    """One thread, as the models are small, and no progress talk."""
+    """Use one thread, because the models are small, and show no progress."""
     torch.set_num_threads(1)
     diffusers.utils.logging.set_verbosity_error()
     diffusers.utils.logging.disable_progress_bar()

@@ -45,9 +45,9 @@ def auto_threshold(encoder: Encoder) -> float:
     - the largest cosine among the 1,104 pairs of unrelated prompts: none of these pairs may share.
 
     For a sentence encoder the first decides. For an encoder that hardly separates subjects the second decides, and
-    little is shared. An affine change of all cosines changes the threshold in the same way, so anisotropic encoders need no
-    special treatment. The result is rounded to three decimals, within [0, 0.99]. An encoder that reaches the upper end
-    does not separate subjects at all.
+    little is shared. An affine change of all cosines changes the threshold in the same way, so anisotropic encoders
+    need no special treatment. The result is rounded to three decimals, within [0, 0.99]. An encoder that reaches the
+    upper end does not separate subjects at all.
     """
     cosines = cosine_similarities(encoder.encode([prompt for pair in RELATED for prompt in pair]))
     pair_of = np.arange(2 * len(RELATED)) // 2

@@ -1,11 +1,9 @@
 """The images of a plan, batch by batch: each batch is one call of the pipeline with the hook attached."""
 
-import itertools
 import math
 import time
 import warnings
-from collections import Counter
-from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -13,20 +11,21 @@ import numpy as np
 import torch
 
 from .engine.attach import attached
-from .engine.call import Meter
+from .engine.call import CallState, StepEvent
 from .engine.caller import callbacks_among
-from .engine.denoiser_hook import RowPlan
+from .engine.policy import Policy
+from .engine.step_plan import RowPlan
+from .engine.trace import discontinuities, image_rows, step_letters
 from .errors import CotrunkError
 from .pipelines.arguments import PerPrompt
+from .pipelines.class_tables import CONDITIONAL_FIRST
 from .planning.plan import Cost, Plan
 from .planning.tree import Branch, packed, partition
 from .settings import DEFAULT_SETTINGS, Batching, Settings
-from .skipping.policies import policy_of
+from .skipping.policies import Rule
 
-# pipelines of which the first of two rows is the one with the prompt
-CONDITIONAL_FIRST = ("ZImage", "Lumina", "StableCascade", "Wuerstchen", "AceStep", "OmniGen")
 SPARED = ("sharing", "guidance", "skipping")  # what spares rows
-# what safety checkers say of each image in a pipeline's output; that of DeepFloyd IF blackens watermarks too
+# fields of a pipeline's output with a verdict per image; the checker of DeepFloyd IF blackens watermarks too
 CHECKED = ("nsfw_content_detected", "nsfw_detected", "watermark_detected")
 
 
@@ -42,9 +41,9 @@ class Batch:
         flagged: images that the pipeline's own safety checker replaced by black ones.
         cost: denoiser rows, counted.
         spared: rows not computed, by what spared them: "sharing", "guidance", "skipping".
-        steps: for each of its images, a letter a timestep: c computed, s computed once for a group, p predicted;
-            capitals where guidance was on.
-        rows: for each of its images, the rows that it took; a row of a group counts in equal parts.
+        steps: per image, one letter per timestep: c computed, s computed once for a group, p predicted; capitals where
+            guidance was on.
+        rows: per image, the rows that it took; a row of a group is divided equally among its images.
         seconds: "embed" (the pipeline's own text encoding), "denoise", "decode".
         is_interrupted: whether a callback stopped this call before its last step (`pipe._interrupt = True`).
     """
@@ -66,10 +65,11 @@ class Batch:
 
 @dataclass
 class Run:
-    """A pipeline, a plan and the arguments: ready to denoise. `prepare` makes one; iterate over `batches()`.
+    """A pipeline, a plan and the arguments, ready to denoise. `prepare` makes one; iterate over `batches()`.
 
     Attributes:
-        companions: for each prompt a key; those with different keys do not run in one call. None: all may.
+        seconds: what the preparation took: "embed".
+        companions: per prompt, a key; prompts with different keys do not run in one call. None: all may.
         batching: the limits of `settings`, lowered where the device ran out of memory.
     """
 
@@ -90,18 +90,18 @@ class Run:
         self,
         *,
         skip: Callable[[Sequence[int]], bool] = lambda images: False,
-        on_step: Callable[[Meter], None] | None = None,
+        on_step: Callable[[StepEvent], None] | None = None,
         seconds: float = math.inf,
     ) -> Iterator[Batch]:
-        """Run batch after batch. An image does not depend on the rest of its batch but for rounding.
+        """Run batch after batch. Apart from rounding, an image does not depend on the rest of its batch.
 
         Args:
-            skip: called with the image indices of a group; True leaves it out (it is done already).
-            on_step: called after every scheduler step with the batch's `Meter`.
-            seconds: about how long a batch may take. The first batch is one group; the others are sized by the speed of
-                the batch before. Without a limit the batches depend on the plan alone.
+            skip: called with the image indices of a group; True if the group is finished already.
+            on_step: called after each scheduler step with a `StepEvent`.
+            seconds: about how long a batch may take. The first batch is one group; each further batch is sized by the
+                speed of the previous one. Without a limit the batches depend on the plan alone.
         """
-        # of the latest batch, text encoding and decoding included; not of all: the first may have compiled
+        # of the latest batch only, text encoding and decoding included: the first batch may have compiled
         seconds_per_row = math.inf
         for trees in self._companions([tree for tree in self.plan.trees if not skip(tree.images)]):
             while trees:
@@ -111,17 +111,17 @@ class Run:
                 if batch is not None:
                     seconds_per_row = (time.perf_counter() - begin) / self.plan.cost_of(part).used
                     yield batch
-                    if self._interrupted:  # whoever stops one call does not want the others
+                    if self._interrupted:  # a callback that stops one call stops the run
                         return
                     del trees[: len(part)]
                     continue
-                # not inside `except`: the exception holds the tensors that are to be freed
+                # not inside `except`: the exception refers to the tensors that must be freed
                 if torch.cuda.is_available():
                     torch.cuda.empty_cache()
                 size = sum(len(tree.images) for tree in part) // 2
                 self.batching = replace(self.batching, batch_size=size)
 
-    def run(self, trees: Sequence[Branch], *, on_step: Callable[[Meter], None] | None = None) -> Batch:
+    def run(self, trees: Sequence[Branch], *, on_step: Callable[[StepEvent], None] | None = None) -> Batch:
         """Run exactly these trees of the plan, in one call of the pipeline.
 
         `plan.select(images)` gives the trees of some images. Different processes can run different trees of one plan:
@@ -129,7 +129,7 @@ class Run:
 
         Args:
             trees: some of `plan.trees`, each at most once.
-            on_step: called after every scheduler step with the batch's `Meter`.
+            on_step: called after each scheduler step with a `StepEvent`.
 
         Raises:
             CotrunkError: not trees of the plan, or trees of prompts that cannot run in one call.
@@ -148,138 +148,106 @@ class Run:
         return list(parts.values())
 
     def _next_batch(self, trees: Sequence[Branch], rows: float) -> tuple[Branch, ...]:
-        """The trees to run next: of at most `rows` planned rows, unless it is one tree."""
+        """Return the trees to run next: one tree, or several with at most `rows` planned rows."""
         size = self.batching.batch_size
         while True:
             part = next(packed(trees, size))
             if len(part) == 1 or self.plan.cost_of(part).used <= rows:
                 return part
-            size //= 2  # by halves: few sizes, the same from run to run, and few shapes to compile
+            size //= 2  # halving gives few sizes, so there are few shapes to compile
 
-    def _attempt(self, trees: tuple[Branch, ...], on_step: Callable[[Meter], None] | None) -> Batch | None:
+    def _attempt(self, trees: tuple[Branch, ...], on_step: Callable[[StepEvent], None] | None) -> Batch | None:
         """Run one call, or return None where the memory is too small for its texts or its decoder. (The denoiser halves
         its own chunks.)"""
         try:
             return self._call(trees, on_step)
         except torch.OutOfMemoryError:
-            if len(trees) == 1:  # a group is never cut
+            if len(trees) == 1:  # a group cannot be divided
                 raise
             return None
 
-    def _call(self, trees: tuple[Branch, ...], on_step: Callable[[Meter], None] | None) -> Batch:
+    def _call(self, trees: tuple[Branch, ...], on_step: Callable[[StepEvent], None] | None) -> Batch:
         images = tuple(image for tree in trees for image in tree.images)
         sources = partition(trees, self.plan.timesteps)
-        meter = Meter(self.plan.timesteps, self.batching.max_rows, self.batching.row_sizes, on_step)
+        rows = self._rows(sources, len(images))
+        call = CallState(rows, self.plan.timesteps, self.batching.max_rows, self.batching.row_sizes, on_step)
         seeds = [self.plan.seeds[image] for image in images]
         begin = time.perf_counter()
-        rows = self._rows(sources, len(images))
         arguments = self.arguments.of([self.plan.prompt_of(image) for image in images])
-        with attached(self.pipe, rows, seeds, meter, callbacks_among(arguments)) as generators:
+        with attached(self.pipe, call, seeds, callbacks_among(arguments)) as generators:
             output = self.pipe(**arguments, generator=generators)
         end = time.perf_counter()
-        self._interrupted = bool(getattr(self.pipe, "_interrupt", False)) and meter.step < self.plan.timesteps
+        self._interrupted = bool(getattr(self.pipe, "_interrupt", False)) and call.step < self.plan.timesteps
         if not self._interrupted:
-            self._check(meter, rows, self.plan.cost_of(trees))
-        self.batching = replace(self.batching, max_rows=meter.max_rows)
-        started, ended = meter.started or begin, meter.ended or begin
-        finite = [True] * len(images) if meter.finite is None else meter.finite.tolist()
+            self._check(call, rows, self.plan.cost_of(trees))
+        self.batching = replace(self.batching, max_rows=call.max_rows)
+        started, ended = call.started or begin, call.ended or begin
+        plans = call.plans[: self.plan.timesteps]
+        finite = [True] * len(images) if call.finite is None else call.finite.tolist()
         return Batch(
             images=images,
             output=output,
             failed=tuple(i for i, good in zip(images, finite, strict=True) if self._interrupted or not good),
             is_interrupted=self._interrupted,
             flagged=tuple(image for image, black in zip(images, blackened(output, len(images)), strict=True) if black),
-            cost=Cost(meter.rows + meter.rows_filled, meter.rows_asked),
-            spared={what: meter.rows_spared[what] for what in SPARED},
-            steps=(letters := step_letters(rows, meter.computed, len(images), self.plan.timesteps)),
-            rows=image_rows(letters, sources, self.plan.guidance_rows),
+            cost=Cost(call.rows + call.rows_filled, call.rows_asked),
+            spared={what: call.rows_spared[what] for what in SPARED},
+            steps=step_letters(plans, len(images)),
+            rows=image_rows(plans, len(images), self.plan.guidance_rows),
             seconds={"embed": started - begin, "denoise": ended - started, "decode": end - ended},
         )
 
     def _rows(self, sources: list[tuple[int, ...]], images: int) -> RowPlan:
-        """Where the rows of one call come from. A new policy each time: what it remembers is of these images."""
-        policy, interval = None, None
+        """Return where the rows of one call come from, with a new policy: its history belongs to these images."""
+        policies: tuple[Policy, ...] = ()
+        layers, interval = None, None
         if self.settings.guidance_interval is not None:
-            # between whole steps of the solver: one of second order takes both its evaluations from one function
+            # between whole steps: both evaluations of a second-order step must have the same guidance
             order = getattr(self.pipe.scheduler, "order", 1)
             whole = math.ceil(self.plan.timesteps / order)
             start, stop = (round(fraction * whole) * order for fraction in self.settings.guidance_interval)
             interval = (start, stop)
-        skipping = self.settings.skipping
-        if skipping is not None:
-            policy = policy_of(skipping, images, self.plan.timesteps, jumps(sources, interval or ()).__getitem__)
+        if self.settings.skipping is not None:
+            rule, jumps = Rule(self.settings.skipping), discontinuities(sources, interval or ())
+            policies, layers = (rule.policy(images, self.plan.timesteps, jumps.__getitem__),), rule.layers
         first = type(self.pipe).__name__.startswith(CONDITIONAL_FIRST)
-        tokens = None if skipping is None else skipping.tokens
-        # a pipeline that takes more steps than were planned is alone there, or refused
+        # beyond the planned steps each image has its own row, until the run is refused
         return RowPlan(
-            lambda step: sources[min(step, self.plan.timesteps)], policy, interval, 0 if first else 1, tokens
+            lambda step: sources[min(step, self.plan.timesteps)], policies, interval, 0 if first else 1, layers
         )
 
-    def _check(self, meter: Meter, rows: RowPlan, predicted: Cost) -> None:
-        """Raise `CotrunkError` if another number of steps than planned may have spoilt images. A wrong prediction of
-        rows only warns; the counted rows are reported."""
+    def _check(self, call: CallState, rows: RowPlan, predicted: Cost) -> None:
+        """Check that the call took the planned steps and rows. A wrong prediction of rows only warns.
+
+        Raises:
+            CotrunkError: another number of steps, so that images may have shared too much.
+        """
         kind = type(self.pipe).__name__
-        if meter.step != self.plan.timesteps and not rows.is_plain():
+        if call.step != self.plan.timesteps and not rows.is_plain():
             raise CotrunkError(
-                f"{kind} took {meter.step} scheduler steps with these arguments, and {self.plan.timesteps} were "
+                f"{kind} took {call.step} scheduler steps with these arguments, and {self.plan.timesteps} were "
                 "planned: images may have shared too much. Use sharing=None, and neither skipping nor "
                 "guidance_interval."
             )
-        spared = meter.rows_spared["skipping"] + meter.rows_spared["guidance"]
-        if meter.rows + spared != predicted.used and not self._warned:
+        spared = call.rows_spared["skipping"] + call.rows_spared["guidance"]
+        if call.rows + spared != predicted.used and not self._warned:
             self._warned = True
             warnings.warn(
-                f"{kind} took {meter.rows} denoiser rows where {predicted.used} were predicted: cotrunk cannot predict "
+                f"{kind} took {call.rows} denoiser rows where {predicted.used} were predicted: cotrunk cannot predict "
                 "its guidance or its steps with these arguments. The counted rows are reported.",
                 stacklevel=2,
             )
 
 
-def step_letters(rows: RowPlan, computed: Sequence[tuple[bool, ...]], images: int, timesteps: int) -> tuple[str, ...]:
-    """What happened to each image at each timestep, as in `Batch.steps`."""
-    letters = [""] * images
-    for step in range(timesteps):
-        sources = rows.sources(step)
-        members = Counter(sources)
-        for image, source in enumerate(sources):
-            known = not computed or step >= len(computed) or computed[step][image]
-            letter = "p" if not known else "s" if members[source] > 1 else "c"
-            letters[image] += letter if rows.unguided(step) else letter.upper()
-    return tuple(letters)
-
-
-def image_rows(letters: Sequence[str], sources: Sequence[tuple[int, ...]], guidance_rows: int) -> tuple[float, ...]:
-    """The rows of each image: `guidance_rows` for a computed step, 1 where guidance was off, none for a prediction."""
-    rows = [0.0] * len(letters)
-    for step in range(len(letters[0]) if letters else 0):
-        members = Counter(sources[step])
-        for image, own in enumerate(letters):
-            if own[step] not in "Pp":
-                whole = guidance_rows if own[step].isupper() else 1
-                rows[image] += whole / members[sources[step][image]]
-    return tuple(rows)
-
-
-def jumps(sources: Sequence[tuple[int, ...]], switches: Collection[int]) -> list[frozenset[int]]:
-    """For every timestep, and for the one after the last, the images whose outputs jump there: those whose group has
-    just parted, and all where guidance is switched on or off."""
-    everyone, found = frozenset(range(len(sources[0]))), [frozenset[int]()]
-    for step, (before, now) in enumerate(itertools.pairwise(sources), start=1):
-        old, new = (Counter(row) for row in (before, now))
-        parted = frozenset(i for i in everyone if old[before[i]] != new[now[i]])
-        found.append(everyone if step in switches else parted)
-    return [*found, frozenset()]
-
-
 def blackened(output: Any, images: int) -> list[bool]:
-    """Of each image of an output, whether a safety checker put a black picture in its place."""
+    """Return, per image of an output, whether a safety checker replaced it by a black one."""
     verdicts: list[Any] = [getattr(output, name, None) for name in CHECKED]
     found = [verdict for verdict in verdicts if hasattr(verdict, "__len__") and len(verdict) == images]
     return [any(bool(verdict[i]) for verdict in found) for i in range(images)]
 
 
 def merged_output(batches: Sequence[Batch]) -> Any:
-    """The outputs of all batches as one output object, in the order of the images."""
+    """Return the outputs of all batches as one output object, in the order of the images."""
     order = np.argsort([image for batch in batches for image in batch.images])
     first = batches[0].output
     merged: dict[str, Any] = {}
@@ -294,6 +262,6 @@ def merged_output(batches: Sequence[Batch]) -> Any:
             merged[name] = [flat[i] for i in order]
         else:
             merged[name] = values[0]
-    # outputs have required fields that may be None (no safety checker, say); iteration leaves those out
+    # iteration omits fields that are None (without a safety checker, for example), although they are required
     fields = {name: merged.get(name) for name in getattr(type(first), "__dataclass_fields__", merged)}
     return type(first)(**fields)

@@ -80,6 +80,7 @@ def test_what_is_damaged_of_encoded_pictures_is_encoded_again(
             assert encoded() == whole
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_any_other_content_is_named(groups: list[list[Pair]], tmp_path: Path) -> None:
     settings, pipe = TrainSettings(**vars(TWO) | {"ema": 0.5}), sd_with_text().pipe
     trained(groups, tmp_path, settings)
@@ -302,6 +303,7 @@ def experiment(out: Path) -> Experiment:
     )
 
 
+@pytest.mark.slow
 def test_what_was_seen_and_measured_and_is_damaged_is_seen_and_measured_again(tmp_path: Path) -> None:
     cell, other = Cell("base", steps=2), Cell("base", steps=1)
     real = torch.randint(0, 256, (4, 3, 16, 16), generator=torch.Generator().manual_seed(0)).byte()

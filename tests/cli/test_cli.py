@@ -352,7 +352,7 @@ FILES = {
     "blank.txt": (b"\n  \n", ["holds no prompt"]),
     "picture.txt": (b"\x89PNG\r\n\x1a\n\0\0\0", ["is binary"]),
     "latin1.txt": ("caf\u00e9".encode("latin-1"), ["not UTF-8"]),
-    "broken.jsonl": (b'{"prompt": "a"}\n\n{"prompt": \n', ["line 3", "broken JSON"]),
+    "broken.jsonl": (b'{"prompt": "a"}\n\n{"prompt": \n', ["line 3", "invalid JSON"]),
     "column.csv": (b"id,caption\n1,a cat\n", ["no column 'prompt'", "'caption'"]),
     "column.jsonl": (b'{"text": "a"}\n', ["line 1", "no column 'prompt'"]),
     "number.json": (b"[3]", ["item 1", "must be a string"]),
@@ -546,7 +546,7 @@ def test_brackets_in_a_model_name_are_no_markup(tmp_path: Path) -> None:
 def test_a_negative_prompt_that_is_no_text(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     no_model(monkeypatch)
     refusal = cotrunk("generate", "a cat", "--negative", "a \udcff dog", "--out", tmp_path / "run")
-    assert_refused(refusal, "negative_prompt: the prompt is broken Unicode")
+    assert_refused(refusal, "negative_prompt: the prompt contains an invalid surrogate")
 
 
 def test_closed_streams_and_other_encodings(tmp_path: Path) -> None:
@@ -564,7 +564,7 @@ def test_closed_streams_and_other_encodings(tmp_path: Path) -> None:
 
 def test_an_argument_that_is_no_text(tmp_path: Path) -> None:
     refusal = cotrunk("generate", "a cat", "a \udcff dog", "--out", tmp_path / "run")
-    assert_refused(refusal, "prompt 1: the prompt is broken Unicode")
+    assert_refused(refusal, "prompt 1: the prompt contains an invalid surrogate")
 
 
 # Help.

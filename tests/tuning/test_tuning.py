@@ -165,7 +165,7 @@ def test_without_guidance_none_is_left_out(tmp_path: Path) -> None:
 
 def test_the_threshold_of_the_encoder_is_found_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = list[Any]()
-    for module in ("generation", "tuning.trials"):
+    for module in ("planning.request", "tuning.trials"):
         monkeypatch.setattr(f"cotrunk.{module}.auto_threshold", lambda encoder: asked.append(encoder) or 0.0)
     tuned = swept(tmp_path, similarity=None)
     assert any(point.setting.share for point in tuned.points)

@@ -46,7 +46,8 @@ if TYPE_CHECKING:
     from ..lock import FolderLock
     from ..planning.plan import Cost, Plan
     from ..runs.folder import Arm, RunFolder
-    from ..tuning.setting import Basis, Setting
+    from ..settings import Settings
+    from ..tuning.settings_file import Basis
 
 DEFAULT_TOLERANCE = "default"  # what --skip means without a number
 
@@ -119,9 +120,10 @@ def generate(
     out_dir = out_folder(out_name)
     if settings_file is not None:
         tuned, basis = _tuned(context, settings_file)
-        steps, share, guidance_interval = tuned.steps, tuned.share, tuned.guidance_interval
-        similarity = "auto" if tuned.similarity is None else str(tuned.similarity)
-        skip = None if tuned.tolerance is None else str(tuned.tolerance)
+        steps, guidance_interval = tuned.steps or steps, tuned.guidance_interval
+        share = tuned.sharing.share if tuned.sharing else 0.0
+        similarity = str(tuned.sharing.similarity) if tuned.sharing else "auto"
+        skip = str(tuned.skipping.tolerance) if tuned.skipping else None
         guidance = guidance if _is_given(context, "guidance") else basis.guidance
         scheduler = scheduler if _is_given(context, "scheduler") else basis.scheduler
         model = model if _is_given(context, "model") else basis.model
@@ -249,9 +251,9 @@ def _is_given(context: typer.Context, name: str) -> bool:
     return source is not None and source.name == "COMMANDLINE"
 
 
-def _tuned(context: typer.Context, path: Path) -> tuple["Setting", "Basis"]:
+def _tuned(context: typer.Context, path: Path) -> tuple["Settings", "Basis"]:
     """What is in a file of `cotrunk tune`, none of it given on the command line as well."""
-    from ..tuning.setting import read_settings
+    from ..tuning.settings_file import read_settings
 
     for name in ("steps", "share", "similarity", "skip", "guidance_interval"):
         if _is_given(context, name):

@@ -16,7 +16,7 @@ from PIL import Image
 from cotrunk import mini
 from cotrunk.cli import app as cli
 from cotrunk.mini import load as load_mini
-from cotrunk.pipelines import loading as models
+from cotrunk.pipelines import loading
 
 PROMPTS = ["a red apple", "a green apple", "a yellow apple", "a tiger", "a sleeping tiger", "a violin"]
 QUICK = ("--steps", "3", "--share", "0.4", "--guidance", "3")  # groups (0 1 2) (3 4) (5), a trunk of one step
@@ -52,7 +52,7 @@ def no_model(patch: pytest.MonkeyPatch) -> None:
     def load(*args: Any, **kwargs: Any) -> Any:
         raise AssertionError("a model was loaded")
 
-    patch.setattr(models, "load_pipeline", load)
+    patch.setattr(loading, "load_pipeline", load)
 
 
 @dataclass(frozen=True)

@@ -23,10 +23,10 @@ from .planning.tree import Branch, packed, partition
 from .settings import DEFAULT_SETTINGS, Batching, Settings
 from .skipping.policies import policy_of
 
-# pipelines of which the first of two rows is the one with the prompt
+# pipelines that put the row with the prompt before the row without it
 CONDITIONAL_FIRST = ("ZImage", "Lumina", "StableCascade", "Wuerstchen", "AceStep", "OmniGen")
 SPARED = ("sharing", "guidance", "skipping")  # what spares rows
-# what safety checkers say of each image in a pipeline's output; that of DeepFloyd IF blackens watermarks too
+# fields of a pipeline's output with a verdict per image; the checker of DeepFloyd IF blackens watermarks too
 CHECKED = ("nsfw_content_detected", "nsfw_detected", "watermark_detected")
 
 
@@ -42,9 +42,9 @@ class Batch:
         flagged: images that the pipeline's own safety checker replaced by black ones.
         cost: denoiser rows, counted.
         spared: rows not computed, by what spared them: "sharing", "guidance", "skipping".
-        steps: for each of its images, a letter a timestep: c computed, s computed once for a group, p predicted;
-            capitals where guidance was on.
-        rows: for each of its images, the rows that it took; a row of a group counts in equal parts.
+        steps: per image, one letter per timestep: c computed, s computed once for a group, p predicted; capitals where
+            guidance was on.
+        rows: per image, the rows that it took; a row of a group is divided equally among its images.
         seconds: "embed" (the pipeline's own text encoding), "denoise", "decode".
         is_interrupted: whether a callback stopped this call before its last step (`pipe._interrupt = True`).
     """
@@ -66,10 +66,11 @@ class Batch:
 
 @dataclass
 class Run:
-    """A pipeline, a plan and the arguments: ready to denoise. `prepare` makes one; iterate over `batches()`.
+    """A pipeline, a plan and the arguments, ready to denoise. `prepare` makes one; iterate over `batches()`.
 
     Attributes:
-        companions: for each prompt a key; those with different keys do not run in one call. None: all may.
+        seconds: what the preparation took: "embed".
+        companions: per prompt, a key; prompts with different keys do not run in one call. None: all may.
         batching: the limits of `settings`, lowered where the device ran out of memory.
     """
 
@@ -93,15 +94,15 @@ class Run:
         on_step: Callable[[Meter], None] | None = None,
         seconds: float = math.inf,
     ) -> Iterator[Batch]:
-        """Run batch after batch. An image does not depend on the rest of its batch but for rounding.
+        """Run batch after batch. Apart from rounding, an image does not depend on the rest of its batch.
 
         Args:
-            skip: called with the image indices of a group; True leaves it out (it is done already).
-            on_step: called after every scheduler step with the batch's `Meter`.
-            seconds: about how long a batch may take. The first batch is one group; the others are sized by the speed of
-                the batch before. Without a limit the batches depend on the plan alone.
+            skip: called with the image indices of a group; True if the group is finished already.
+            on_step: called after each scheduler step with the batch's `Meter`.
+            seconds: about how long a batch may take. The first batch is one group; each further batch is sized by the
+                speed of the previous one. Without a limit the batches depend on the plan alone.
         """
-        # of the latest batch, text encoding and decoding included; not of all: the first may have compiled
+        # of the latest batch only, text encoding and decoding included: the first batch may have compiled
         seconds_per_row = math.inf
         for trees in self._companions([tree for tree in self.plan.trees if not skip(tree.images)]):
             while trees:
@@ -111,11 +112,11 @@ class Run:
                 if batch is not None:
                     seconds_per_row = (time.perf_counter() - begin) / self.plan.cost_of(part).used
                     yield batch
-                    if self._interrupted:  # whoever stops one call does not want the others
+                    if self._interrupted:  # a callback that stops one call stops the run
                         return
                     del trees[: len(part)]
                     continue
-                # not inside `except`: the exception holds the tensors that are to be freed
+                # not inside `except`: the exception refers to the tensors that must be freed
                 if torch.cuda.is_available():
                     torch.cuda.empty_cache()
                 size = sum(len(tree.images) for tree in part) // 2
@@ -129,7 +130,7 @@ class Run:
 
         Args:
             trees: some of `plan.trees`, each at most once.
-            on_step: called after every scheduler step with the batch's `Meter`.
+            on_step: called after each scheduler step with the batch's `Meter`.
 
         Raises:
             CotrunkError: not trees of the plan, or trees of prompts that cannot run in one call.
@@ -148,13 +149,13 @@ class Run:
         return list(parts.values())
 
     def _next_batch(self, trees: Sequence[Branch], rows: float) -> tuple[Branch, ...]:
-        """The trees to run next: of at most `rows` planned rows, unless it is one tree."""
+        """Return the trees to run next: one tree, or several with at most `rows` planned rows."""
         size = self.batching.batch_size
         while True:
             part = next(packed(trees, size))
             if len(part) == 1 or self.plan.cost_of(part).used <= rows:
                 return part
-            size //= 2  # by halves: few sizes, the same from run to run, and few shapes to compile
+            size //= 2  # halving gives few sizes, so there are few shapes to compile
 
     def _attempt(self, trees: tuple[Branch, ...], on_step: Callable[[Meter], None] | None) -> Batch | None:
         """Run one call, or return None where the memory is too small for its texts or its decoder. (The denoiser halves
@@ -162,7 +163,7 @@ class Run:
         try:
             return self._call(trees, on_step)
         except torch.OutOfMemoryError:
-            if len(trees) == 1:  # a group is never cut
+            if len(trees) == 1:  # a group cannot be divided
                 raise
             return None
 
@@ -197,10 +198,10 @@ class Run:
         )
 
     def _rows(self, sources: list[tuple[int, ...]], images: int) -> RowPlan:
-        """Where the rows of one call come from. A new policy each time: what it remembers is of these images."""
+        """Return where the rows of one call come from, with a new policy: its history belongs to these images."""
         policy, interval = None, None
         if self.settings.guidance_interval is not None:
-            # between whole steps of the solver: one of second order takes both its evaluations from one function
+            # between whole steps: both evaluations of a second-order step must have the same guidance
             order = getattr(self.pipe.scheduler, "order", 1)
             whole = math.ceil(self.plan.timesteps / order)
             start, stop = (round(fraction * whole) * order for fraction in self.settings.guidance_interval)
@@ -210,14 +211,17 @@ class Run:
             policy = policy_of(skipping, images, self.plan.timesteps, jumps(sources, interval or ()).__getitem__)
         first = type(self.pipe).__name__.startswith(CONDITIONAL_FIRST)
         tokens = None if skipping is None else skipping.tokens
-        # a pipeline that takes more steps than were planned is alone there, or refused
+        # beyond the planned steps each image has its own row, until the run is refused
         return RowPlan(
             lambda step: sources[min(step, self.plan.timesteps)], policy, interval, 0 if first else 1, tokens
         )
 
     def _check(self, meter: Meter, rows: RowPlan, predicted: Cost) -> None:
-        """Raise `CotrunkError` if another number of steps than planned may have spoilt images. A wrong prediction of
-        rows only warns; the counted rows are reported."""
+        """Check that the call took the planned steps and rows. A wrong prediction of rows only warns.
+
+        Raises:
+            CotrunkError: another number of steps, so that images may have shared too much.
+        """
         kind = type(self.pipe).__name__
         if meter.step != self.plan.timesteps and not rows.is_plain():
             raise CotrunkError(
@@ -272,14 +276,14 @@ def jumps(sources: Sequence[tuple[int, ...]], switches: Collection[int]) -> list
 
 
 def blackened(output: Any, images: int) -> list[bool]:
-    """Of each image of an output, whether a safety checker put a black picture in its place."""
+    """Return, per image of an output, whether a safety checker replaced it by a black one."""
     verdicts: list[Any] = [getattr(output, name, None) for name in CHECKED]
     found = [verdict for verdict in verdicts if hasattr(verdict, "__len__") and len(verdict) == images]
     return [any(bool(verdict[i]) for verdict in found) for i in range(images)]
 
 
 def merged_output(batches: Sequence[Batch]) -> Any:
-    """The outputs of all batches as one output object, in the order of the images."""
+    """Return the outputs of all batches as one output object, in the order of the images."""
     order = np.argsort([image for batch in batches for image in batch.images])
     first = batches[0].output
     merged: dict[str, Any] = {}
@@ -294,6 +298,6 @@ def merged_output(batches: Sequence[Batch]) -> Any:
             merged[name] = [flat[i] for i in order]
         else:
             merged[name] = values[0]
-    # outputs have required fields that may be None (no safety checker, say); iteration leaves those out
+    # iteration omits fields that are None (without a safety checker, for example), although they are required
     fields = {name: merged.get(name) for name in getattr(type(first), "__dataclass_fields__", merged)}
     return type(first)(**fields)

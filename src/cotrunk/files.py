@@ -1,4 +1,4 @@
-"""Files that are whole or absent: written under a temporary name, then renamed; and files that are read whole."""
+"""Write files that are whole or absent, through a temporary name that is renamed; read files with a limit on size."""
 
 import json
 import os
@@ -11,13 +11,13 @@ from typing import Any, BinaryIO
 
 from .errors import CotrunkError
 
-PART = ".cotrunk-part"  # how the temporary names end, and no file of a user's
-LIMIT = 2**30  # bytes of a file that is read whole; ten times the prompts, or the plan, of a million images
+PART = ".cotrunk-part"  # suffix of the temporary names; no file of a user has it
+LIMIT = 2**30  # largest file that is read, in bytes: ten times the prompts, or the plan, of a million images
 
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Turn a failure to write `path` (no space, no permission, ...) into one sentence."""
+    """Turn a failure to write `path` (no space, no permission, ...) into a `CotrunkError`."""
     try:
         yield
     except OSError as error:
@@ -26,7 +26,7 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def read_whole(file: BinaryIO) -> bytearray:
-    """The content of an open file, pipe or terminal, up to `LIMIT` bytes: some never end.
+    """Return the content of an open file, pipe or terminal, up to `LIMIT` bytes: some never end.
 
     Raises:
         ValueError: it is a device such as /dev/zero, or longer than the limit.
@@ -52,11 +52,11 @@ def _has_descriptor(file: BinaryIO) -> bool:
 
 
 def read_json(path: Path) -> Any:
-    """The content of a JSON file.
+    """Return the content of a JSON file.
 
     Raises:
         OSError: it cannot be read.
-        ValueError: it is not JSON as its standard has it: broken, nested too deeply, with Infinity or NaN.
+        ValueError: it is not standard JSON: broken, nested too deeply, or with Infinity or NaN.
     """
     with path.open("rb") as file:
         text = read_whole(file).decode("utf-8")
@@ -71,22 +71,21 @@ def _refuse_constant(name: str) -> None:
 
 
 def check_folder(path: Path) -> None:
-    """That a folder is there to be written to, or can be made; it is not made.
+    """Check that a folder is writable or can be created, without creating it.
 
     Raises:
         CotrunkError: it cannot be written.
     """
     try:
-        there = next(place for place in (path, *path.absolute().parents) if os.path.lexists(place))
-        tempfile.TemporaryFile(dir=there).close()
+        existing = next(place for place in (path, *path.absolute().parents) if os.path.lexists(place))
+        tempfile.TemporaryFile(dir=existing).close()
     except OSError as error:
         why = error.strerror or error
         raise CotrunkError(f"Cannot write to {path}: {why}. Choose another --out.") from None
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The objects of a log in JSON lines. A line that a kill or a power cut has torn is left out, and so is any other
-    that does not hold an object."""
+    """Return the objects of a log in JSON lines. Lines without a whole object are ignored: a kill may tear a line."""
     lines = []
     for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
@@ -99,12 +98,12 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def write_bytes(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Let `write` fill a temporary file beside `path`, then rename it: a killed run leaves no half file.
+    """Let `write` fill a temporary file next to `path`, then rename it: a killed run leaves no half file.
 
     Raises:
         CotrunkError: the file cannot be written, or is a folder.
     """
-    if os.path.isdir(path):  # noqa: PTH112 (Path's own raises where the name is too long)
+    if os.path.isdir(path):  # noqa: PTH112 (Path.is_dir raises if the name is too long)
         raise CotrunkError(f"{path} is a folder: name a file.")
     part = path.with_name(f".{path.name}.{os.getpid()}{PART}")
     with writing(path):
@@ -112,20 +111,19 @@ def write_bytes(path: Path, write: Callable[[BinaryIO], object]) -> None:
             with part.open("wb") as file:
                 write(file)
                 file.flush()
-                os.fsync(file.fileno())  # or a power cut may leave the new name on old or empty blocks
+                os.fsync(file.fileno())  # otherwise a power cut may leave the new name on old or empty blocks
             part.replace(path)
         finally:
             part.unlink(missing_ok=True)
 
 
 def remove_parts(folder: Path) -> None:
-    """Remove the temporary files that a killed run left in this folder (and not below it)."""
+    """Remove the temporary files that a killed run left in this folder, but not below it."""
     for part in folder.glob(f".*{PART}"):
         with suppress(OSError):
             part.unlink()
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write text as UTF-8. Half a surrogate pair, as in names of files that are not UTF-8, becomes its escape, which is
-    the one that JSON has for it."""
+    """Write text as UTF-8. Half a surrogate pair, from a file name that is not UTF-8, becomes the escape of JSON."""
     write_bytes(path, lambda file: file.write(text.encode("utf-8", "backslashreplace")))

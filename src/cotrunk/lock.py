@@ -1,7 +1,7 @@
-"""A folder that one command at a time writes to.
+"""Locks on folders: one command at a time writes to a folder.
 
-The lock is the operating system's, on an open file in the folder: it is gone when its process is, however that ends.
-The file itself means nothing. It is removed with the lock, and one that a kill left behind is used again.
+The lock is the operating system's, on an open file in the folder. It goes away with its process, however that ends. The
+file itself has no meaning: it is removed with the lock, and one that a killed process left behind is used again.
 """
 
 import errno
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .errors import CotrunkError
-from .files import writing
+from .files import remove_parts, writing
 
 NAME = ".cotrunk.lock"
 TAKEN = (errno.EACCES, errno.EAGAIN, errno.EWOULDBLOCK, errno.EDEADLK)
@@ -36,8 +36,8 @@ class FolderLock:
     """A lock that is held.
 
     Attributes:
-        folder: what it is for.
-        is_kept: whether others are kept away; False where the file system has no locks.
+        folder: the folder that it protects.
+        is_kept: whether it keeps others away; False where the file system has no locks.
     """
 
     folder: Path
@@ -48,14 +48,14 @@ class FolderLock:
         """Raise `CotrunkError` if the folder was removed, or replaced by another, since it was locked."""
         if not _is_open(self._descriptor, self.folder / NAME):
             raise CotrunkError(
-                f"{self.folder} was removed, or its {NAME} was, while this command wrote to it: start again, with "
-                "nothing else that cleans up there."
+                f"{self.folder} was removed, or its {NAME} was, while this command wrote to it: start again, and let "
+                "nothing else clean up there."
             )
 
 
 @contextmanager
 def locked(folder: Path) -> Iterator[FolderLock]:
-    """Make the folder if it is not there, and keep other commands away from it until the block ends.
+    """Make the folder if it does not exist, and keep other commands away from it until the block ends.
 
     Raises:
         CotrunkError: another command writes to it, or it cannot be written.
@@ -68,16 +68,30 @@ def locked(folder: Path) -> Iterator[FolderLock]:
         yield FolderLock(folder, is_kept, descriptor)
     finally:
         if sys.platform != "win32" and _is_open(descriptor, file):
-            with suppress(OSError):  # while the lock is held: who has opened the same file sees that it is gone
+            with suppress(OSError):  # while the lock is held: a waiting process sees that the file is gone
                 file.unlink()
         os.close(descriptor)
-        if sys.platform == "win32":  # where an open file cannot be removed, by this process or the next
+        if sys.platform == "win32":  # an open file cannot be removed there
             with suppress(OSError):
                 file.unlink()
 
 
+@contextmanager
+def held(folder: Path, *below: str) -> Iterator[FolderLock]:
+    """Lock a folder, and remove the temporary files that a killed command left in it and in the folders `below` it.
+
+    Raises:
+        CotrunkError: another command writes to it, or it cannot be written.
+    """
+    with locked(folder) as lock:
+        if lock.is_kept:  # otherwise the temporary files may belong to a running command
+            for place in (folder, *(found for name in below for found in folder.glob(name))):
+                remove_parts(place)
+        yield lock
+
+
 def _open(file: Path) -> tuple[int, bool]:
-    """A descriptor of the file with its lock, and whether there is such a thing as a lock."""
+    """Open and lock the file. Return its descriptor, and whether the file system has locks."""
     while True:
         descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
         try:
@@ -91,11 +105,11 @@ def _open(file: Path) -> tuple[int, bool]:
             ) from None
         if _is_open(descriptor, file):
             return descriptor, True
-        os.close(descriptor)  # its holder removed it after it was opened here
+        os.close(descriptor)  # another process removed the file after it was opened here
 
 
 def _is_open(descriptor: int, file: Path) -> bool:
-    """Whether this name still stands for this file."""
+    """Return whether the path still names the open file."""
     try:
         return os.path.samestat(os.fstat(descriptor), file.stat())
     except OSError:

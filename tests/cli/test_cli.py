@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import json
 import math
 import os
 import shutil
@@ -21,7 +22,8 @@ from cotrunk.execution import Run
 from cotrunk.generation import generate
 from cotrunk.planning.plan import Plan
 from cotrunk.runs.folder import RunFolder
-from cotrunk.settings import Skipping
+from cotrunk.runs.report import RunReport
+from cotrunk.settings import Settings, Sharing, Skipping
 
 # A real run.
 
@@ -61,14 +63,16 @@ def test_pictures_carry_their_origin(run: tuple[Path, Outcome]) -> None:
 
 def test_run_json(run: tuple[Path, Outcome]) -> None:
     report = read(run[0])
-    expected = {"status": "done", "steps": 3, "guidance_scale": 3.0, "seed": 5, "model": "mini", "mode": "flat"}
-    assert {name: report[name] for name in expected} == expected
-    assert report["scheduler"] == "DDIMScheduler"
-    assert report["prompts"] == PROMPTS
+    assert json.loads(RunReport.load(run[0]).to_text()) == report
+    assert (report["status"], report["steps"]) == ("done", 3)
+    expected = {"prompts": PROMPTS, "guidance_scale": 3.0, "seed": 5, "model": "mini", "dtype": "auto"}
+    assert {name: report["job"][name] for name in expected} == expected
+    assert report["job"]["settings"] == Settings(sharing=Sharing(share=0.4), steps=3).to_json()
+    assert report["pipeline"] == {"scheduler": "DDIMScheduler", "device": "cpu", "dtype": "float32"}
     assert len(report["images"]) == 6
     groups = [(group["prompts"], group["branch_step"]) for group in report["groups"]]
     assert groups == [([0, 1, 2], 1), ([3, 4], 1), ([5], 0)]
-    assert all(report["similarity"] <= group["similarity"] <= 1 for group in report["groups"])
+    assert all(report["threshold"] <= group["similarity"] <= 1 for group in report["groups"])
     spared = {"sharing": 6, "skipping": 0, "guidance": 0}
     saving = pytest.approx(1 / 6, abs=1e-5)
     assert report["rows"] == {"used": 30, "independent": 36, "saving": saving, "spared": spared}
@@ -108,16 +112,35 @@ def test_compare(run: tuple[Path, Outcome]) -> None:
     assert np.abs(shared.astype(int) - alone.astype(int)).max() <= 2
 
 
-def test_skip_without_a_number_is_the_default(model: pytest.MonkeyPatch, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("options", "skipping"),
+    [
+        ((), None),
+        (("--skip",), Skipping()),
+        (("--tolerance", 0.3), Skipping(tolerance=0.3)),
+        (("--skip", "--tolerance", 0.3), Skipping(tolerance=0.3)),
+    ],
+)
+def test_skip_and_tolerance(
+    model: pytest.MonkeyPatch, tmp_path: Path, options: tuple[object, ...], skipping: Skipping | None
+) -> None:
     out = tmp_path / "run"
-    assert cotrunk("generate", "--skip", *PROMPTS[:1], "--out", out, "--steps", 2).code == 0
-    assert read(out)["tolerance"] == Skipping().tolerance
+    assert cotrunk("generate", *options, *PROMPTS[:1], "--out", out, "--steps", 2).code == 0
+    assert RunReport.load(out).job.settings.skipping == skipping
+
+
+def test_options_have_the_names_of_diffusers_too(model: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    named = ("--num-inference-steps", 2, "--guidance-scale", 3, "--negative-prompt", "grey")
+    assert cotrunk("generate", *PROMPTS[:1], "--out", out, *named).code == 0
+    job = RunReport.load(out).job
+    assert (job.settings.steps, job.guidance_scale, job.negative_prompt) == (2, 3.0, "grey")
 
 
 def test_skipping_is_reported_picture_by_picture(model: pytest.MonkeyPatch, tmp_path: Path) -> None:
     out = tmp_path / "run"
     settings = ("--steps", 12, "--share", 0.4, "--guidance", 3, "--guidance-interval", 0.2, 0.8)
-    outcome = cotrunk("generate", *PROMPTS[:3], "--skip", "1", "--out", out, *settings, "--compare")
+    outcome = cotrunk("generate", *PROMPTS[:3], "--tolerance", "1", "--out", out, *settings, "--compare")
     assert outcome.code == 0, outcome.err
     report = read(out)
     spared = report["rows"]["spared"]
@@ -131,14 +154,13 @@ def test_skipping_is_reported_picture_by_picture(model: pytest.MonkeyPatch, tmp_
     planned = report["rows"]["independent"] - spared["sharing"]
     assert f"{planned}/{planned} rows, 3/3 images" in outcome.err  # what was left out is done too
     assert report["compare"]["equal_cost"]["rows"] <= report["rows"]["used"]
-    assert report["tolerance"] == 1
+    assert report["job"]["settings"]["skipping"]["tolerance"] == 1
 
 
 @pytest.mark.parametrize(
     ("option", "said"),
     [
-        (("--skip", "-0.1"), "tolerance -0.1 is out of range"),
-        (("--skip=much",), "--skip 'much' is no number"),
+        (("--tolerance", "-0.1"), "tolerance -0.1 is out of range"),
         (("--guidance-interval", "0.2", "1.5"), "guidance_interval (0.2, 1.5) is out of range"),
     ],
 )
@@ -175,7 +197,7 @@ def test_nothing_is_compiled_while_the_clock_of_denoising_runs(
     model.setattr(Run, "batches", lambda self, **more: runs.append(self) or original(self, **more))
     model.setattr("cotrunk.pipelines.loading._check_compiler", lambda device: None)
     model.setattr(torch.nn.Module, "compile", lambda self, **how: None)
-    model.setattr("cotrunk.cli.generate.err.status", lambda text: stati.append(text) or contextlib.nullcontext())
+    model.setattr("cotrunk.cli.progress.err.status", lambda text: stati.append(text) or contextlib.nullcontext())
     outcome = cotrunk("generate", *PROMPTS[:3], "--out", tmp_path / "run", *QUICK, *options)
     assert outcome.code == 0, outcome.err
     assert [len(run.plan) for run in runs][:3] == [3, 1, 3]
@@ -184,7 +206,7 @@ def test_nothing_is_compiled_while_the_clock_of_denoising_runs(
 
 
 def test_what_is_not_compiled_is_not_warmed_up(model: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    model.setattr("cotrunk.generation.warm_up", lambda *_, **__: pytest.fail("warmed up"))
+    model.setattr("cotrunk.runs.runner.warm_up", lambda *_, **__: pytest.fail("warmed up"))
     assert cotrunk("generate", *PROMPTS[:2], "--out", tmp_path / "run", *QUICK).code == 0
 
 
@@ -192,7 +214,7 @@ def test_compiling_is_done_before_denoising_is_timed(model: pytest.MonkeyPatch, 
     began, batches = list[int](), Run.batches
     model.setattr("cotrunk.pipelines.loading._check_compiler", lambda device: None)
     model.setattr(torch.nn.Module, "compile", lambda self, **how: None)
-    model.setattr("cotrunk.generation.warm_up", lambda pipe, texts, *_, **__: began.append(len(texts)))
+    model.setattr("cotrunk.runs.runner.warm_up", lambda pipe, texts, *_, **__: began.append(len(texts)))
     model.setattr(Run, "batches", lambda run, **given: began.append(0) or batches(run, **given))
     outcome = cotrunk("generate", *PROMPTS[:2], "--out", tmp_path / "run", *QUICK, "--compile")
     assert outcome.code == 0, outcome.err
@@ -218,7 +240,7 @@ def test_images_of_a_prompt_and_a_scheduler(model: pytest.MonkeyPatch, tmp_path:
     report = read(out)
     assert [image["prompt"] for image in report["images"]] == [0, 0, 1, 1]
     assert [group["images"] for group in report["groups"]] == [[0, 2], [1, 3]]
-    assert report["scheduler"] == "EulerDiscreteScheduler"
+    assert report["pipeline"]["scheduler"] == "EulerDiscreteScheduler"
 
 
 def test_a_long_prompt_is_named_with_what_is_cut(model: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -235,8 +257,9 @@ def test_prompts_that_read_alike_give_different_pictures(model: pytest.MonkeyPat
     out = tmp_path / "run"
     outcome = cotrunk("generate", "\N{RED APPLE}", "\N{OWL}", "--out", out, *QUICK)
     assert outcome.code == 0, outcome.err
-    alike = "prompts 0 ('\N{RED APPLE}'), 1 ('\N{OWL}') look identical to the text encoder"
-    assert outcome.err.startswith(f"warning: {alike}")
+    assert outcome.err.startswith(
+        "warning: prompts 0 ('\N{RED APPLE}'), 1 ('\N{OWL}') look identical to the text encoder"
+    )
     assert "Nothing was shared: no two different prompts are similar enough" in outcome.out
     assert not np.array_equal(pixels(out / "images/00000.png"), pixels(out / "images/00001.png"))
 
@@ -253,7 +276,7 @@ def test_latents_that_are_not_finite(model: pytest.MonkeyPatch, tmp_path: Path) 
         return output
 
     model.setattr(unet, "forward", spoiled)
-    model.setattr("cotrunk.runs.folder.BATCH_SECONDS", math.inf)  # one batch
+    model.setattr("cotrunk.runs.runner.BATCH_SECONDS", math.inf)  # one batch
     out = tmp_path / "run"
     outcome = cotrunk("generate", *PROMPTS, "--out", out, *QUICK)
     assert outcome.code == 1
@@ -329,7 +352,7 @@ FILES = {
     "blank.txt": (b"\n  \n", ["holds no prompt"]),
     "picture.txt": (b"\x89PNG\r\n\x1a\n\0\0\0", ["is binary"]),
     "latin1.txt": ("caf\u00e9".encode("latin-1"), ["not UTF-8"]),
-    "broken.jsonl": (b'{"prompt": "a"}\n\n{"prompt": \n', ["line 3", "broken JSON"]),
+    "broken.jsonl": (b'{"prompt": "a"}\n\n{"prompt": \n', ["line 3", "invalid JSON"]),
     "column.csv": (b"id,caption\n1,a cat\n", ["no column 'prompt'", "'caption'"]),
     "column.jsonl": (b'{"text": "a"}\n', ["line 1", "no column 'prompt'"]),
     "number.json": (b"[3]", ["item 1", "must be a string"]),
@@ -394,7 +417,8 @@ def test_options_that_cannot_be_read(options: list[str], tmp_path: Path) -> None
     [
         (("generate", "a cat", "--lora", "one", "--lora", "two"), "--lora"),
         (("generate", "a cat", "--steps", "3", "--seed", "1", "--steps=4"), "--steps"),
-        (("generate", "a cat", "--skip", "--skip", "0.1"), "--skip"),
+        (("generate", "a cat", "--tolerance", "0.2", "--tolerance", "0.1"), "--tolerance"),
+        (("generate", "a cat", "--steps", "3", "--num-inference-steps", "4"), "--steps"),
         (
             ("generate", "a cat", "--guidance-interval", "0", "1", "--guidance-interval", "0", "0.5"),
             "--guidance-interval",
@@ -495,7 +519,7 @@ def test_a_pipeline_that_wants_a_picture_is_refused_before_denoising(model: pyte
     from diffusers import StableDiffusionImg2ImgPipeline
 
     model.setattr(type(pipeline()), "__call__", StableDiffusionImg2ImgPipeline.__call__)
-    said = "draws from a picture too (image): use cotrunk.generate"
+    said = "needs an input image (image): use cotrunk.generate"
     assert_refused(cotrunk("generate", "a cat", "--out", tmp_path / "run"), said)
 
 
@@ -508,7 +532,7 @@ def test_compare_with_a_scheduler_that_cannot_take_as_few_steps(model: pytest.Mo
             raise CotrunkError("too few")
         return steps, steps
 
-    model.setattr("cotrunk.pipelines.cost.timesteps_of", timesteps_of)
+    model.setattr("cotrunk.runs.runner.timesteps_of", timesteps_of)
     settings = ("--steps", 5, "--share", 0.9, "--similarity", -1, "--max-group", 0)
     outcome = cotrunk("generate", *PROMPTS, *settings, "--out", tmp_path / "run", "--compare")
     assert outcome.code == 0, outcome
@@ -522,7 +546,7 @@ def test_brackets_in_a_model_name_are_no_markup(tmp_path: Path) -> None:
 def test_a_negative_prompt_that_is_no_text(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     no_model(monkeypatch)
     refusal = cotrunk("generate", "a cat", "--negative", "a \udcff dog", "--out", tmp_path / "run")
-    assert_refused(refusal, "--negative: the prompt is broken Unicode")
+    assert_refused(refusal, "negative_prompt: the prompt contains an invalid surrogate")
 
 
 def test_closed_streams_and_other_encodings(tmp_path: Path) -> None:
@@ -540,7 +564,7 @@ def test_closed_streams_and_other_encodings(tmp_path: Path) -> None:
 
 def test_an_argument_that_is_no_text(tmp_path: Path) -> None:
     refusal = cotrunk("generate", "a cat", "a \udcff dog", "--out", tmp_path / "run")
-    assert_refused(refusal, "prompt 1: the prompt is broken Unicode")
+    assert_refused(refusal, "prompt 1: the prompt contains an invalid surrogate")
 
 
 # Help.

@@ -201,12 +201,16 @@ def test_tuning_then_generating(tmp_path: Path, tiny_model: pytest.MonkeyPatch) 
     assert outcome.code == 0, outcome.err
     assert "warning" not in outcome.err
     made = json.loads((tmp_path / "own" / "run.json").read_text())
-    assert (made["steps"], made["guidance_scale"], made["settings"]["scheduler"]) == (found["settings"]["steps"], 3, "ddim")
+    assert (made["steps"], made["job"]["guidance_scale"], made["job"]["scheduler"]) == (
+        found["settings"]["steps"],
+        3,
+        "ddim",
+    )
     file.write_text(json.dumps(found | {"model": "their-model", "lora": "their-lora"}))
     outcome = cotrunk("generate", *CAPTIONS[:2], "--settings", file, "--out", tmp_path / "theirs")
     assert outcome.code == 0, outcome.err
     assert "tuned with another" not in outcome.err
-    made = json.loads((tmp_path / "theirs" / "run.json").read_text())["settings"]
+    made = json.loads((tmp_path / "theirs" / "run.json").read_text())["job"]
     assert (made["model"], made["lora"]) == ("their-model", "their-lora")
     for given, model, lora in (
         (("--lora", "mine"), "their-model", "mine"),
@@ -217,7 +221,7 @@ def test_tuning_then_generating(tmp_path: Path, tiny_model: pytest.MonkeyPatch) 
         outcome = cotrunk("generate", *CAPTIONS[:2], "--settings", file, "--out", folder, *given)
         assert outcome.code == 0, outcome.err
         assert ("tuned with another" in outcome.err) == ("mine" in given)
-        made = json.loads((folder / "run.json").read_text())["settings"]
+        made = json.loads((folder / "run.json").read_text())["job"]
         assert (made["model"], made["lora"]) == (model, lora)
     file.write_text(json.dumps(found))
     another = ("--model", "other", "--guidance", 2, "--lora", "lora")
@@ -225,8 +229,8 @@ def test_tuning_then_generating(tmp_path: Path, tiny_model: pytest.MonkeyPatch) 
     assert outcome.code == 0, outcome.err
     assert "the settings were tuned with another model (mini, not other): cotrunk tune finds those" in outcome.err
     assert "the settings were tuned with another LoRA (none, not lora)" in outcome.err
-    made = json.loads((tmp_path / "another" / "run.json").read_text())
-    assert (made["guidance_scale"], made["settings"]["scheduler"]) == (2, "ddim")
+    made = json.loads((tmp_path / "another" / "run.json").read_text())["job"]
+    assert (made["guidance_scale"], made["scheduler"]) == (2, "ddim")
     both = cotrunk("generate", *CAPTIONS[:2], "--settings", file, "--steps", 3, "--out", tmp_path / "other")
     assert_refused(both, "--settings and --steps are both given")
 
@@ -243,7 +247,7 @@ def test_out_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("dataset", "in"), "Where to?"),
+        (("dataset", "in"), "Missing --out DIR"),
         (("dataset", "in", "--out", "set", "--similarity-min", 0.9, "--similarity-max", 0.6), "are not a range"),
         (("dataset", "in", "--out", "set", "--min-group", 1), "min_group 1 is out of range"),
         (("dataset", "in", "--out", "set", "--per-caption", 0), "per_caption 0 is out of range"),

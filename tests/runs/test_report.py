@@ -13,9 +13,12 @@ import pytest
 from mutations import places
 from PIL import Image
 
-from cotrunk.runs import page as report
+from cotrunk.runs import page_compare, page_groups, thumbnails
 from cotrunk.runs import tree_svg as drawing
+from cotrunk.runs.job import Job
 from cotrunk.runs.page import write_page
+from cotrunk.runs.report import RunReport
+from cotrunk.settings import Settings, Sharing, Skipping
 
 STEPS = 30
 VOID = {"meta", "img", "br", "hr", "link", "input"}
@@ -79,9 +82,12 @@ def make(
     trees: list[dict[str, Any]],
     prompts: list[str] | None = None,
     size: tuple[int, int] = (8, 8),
-    **changed: Any,
+    changed: dict[str, Any] | None = None,
+    skipping: Skipping | None = None,
+    guidance_interval: tuple[float, float] | None = None,
+    **job: Any,
 ) -> dict[str, Any]:
-    """A run with these trees, its pictures written."""
+    """The content of run.json for a run with these trees; its images are written."""
     count = sum(len(tree["images"]) for tree in trees)
     prompts = prompts or [f"prompt number {index}" for index in range(count)]
     (folder / "images").mkdir(parents=True)
@@ -105,33 +111,27 @@ def make(
     ]
     used, independent = sum(rows(tree) for tree in trees), 2 * STEPS * count
     spared = {"sharing": independent - used, "skipping": 0, "guidance": 0}
+    asked = Job(tuple(prompts), Settings(Sharing(), skipping, guidance_interval, STEPS), **job)
     run = {
         "format": 1,
         "status": "done",
-        "model": "mini",
-        "scheduler": "DDIMScheduler",
-        "mode": "flat",
+        "job": asked.to_json(),
+        "pipeline": {"scheduler": "DDIMScheduler", "device": "cpu", "dtype": "float32"},
+        "threshold": 0.55,
         "steps": STEPS,
         "timesteps": STEPS,
-        "guidance_scale": 7.5,
-        "share": 0.3,
-        "why_nothing_shared": None,
-        "similarity": 0.55,
-        "seed": 0,
-        "prompts": prompts,
         "images": images,
         "groups": groups,
-        "tolerance": None,
-        "guidance_interval": None,
+        "why_nothing_shared": None,
         "rows": {"used": used, "independent": independent, "saving": 1 - used / independent, "spared": spared},
         "seconds": {"load": 1.2, "embed": 0.3, "denoise": 20.1, "decode": 0.4, "total": 22.3},
         "versions": {"cotrunk": "0.1.0", "diffusers": "0.42.1", "torch": "2.13.0"},
     }
-    return run | changed
+    return run | (changed or {})
 
 
 def add_compare(run: dict[str, Any], folder: Path) -> None:
-    seconds = {"denoise": 24.25, "total": 25.5}
+    seconds = {"load": 0.0, "embed": 0.5, "denoise": 24.25, "decode": 0.75, "total": 25.5}
     run["compare"] = {}
     for key, name, steps in (("independent", "independent", 30), ("equal_cost", "equal-cost", 25)):
         arm = folder / "compare" / name
@@ -144,7 +144,7 @@ def add_compare(run: dict[str, Any], folder: Path) -> None:
 
 def page(run: dict[str, Any], folder: Path) -> Parsed:
     """Write and parse; what holds for every page is checked here."""
-    path = write_page(json.loads(json.dumps(run)), folder)
+    path = write_page(RunReport.from_json(json.loads(json.dumps(run))), folder)
     assert path == folder / "index.html"
     text = path.read_text(encoding="utf-8")
     parsed = Parsed(text)
@@ -215,15 +215,15 @@ def test_prompts_are_text_whatever_they_hold(tmp_path: Path) -> None:
     assert len(parsed.all("details", "prompt")) == 2 * sum(len(prompt) > 90 for prompt in prompts)
 
 
-def test_prompt_that_is_empty_or_not_unicode(tmp_path: Path) -> None:
-    parsed = page(make(tmp_path, [flat(0, 1)], ["", "lone \ud800 surrogate"]), tmp_path)
+def test_an_empty_prompt_and_a_name_that_is_not_unicode(tmp_path: Path) -> None:
+    parsed = page(make(tmp_path, [flat(0, 1)], ["", "x"], model="lone \ud800 surrogate"), tmp_path)
     assert "(empty prompt)" in parsed.text
     assert "lone ? surrogate" in parsed.text
 
 
 def test_singles_share_one_gallery_and_no_saving_is_said(tmp_path: Path) -> None:
     why = "no two different prompts are similar enough"
-    parsed = page(make(tmp_path, [leaf(0), leaf(1), leaf(2)], why_nothing_shared=why), tmp_path)
+    parsed = page(make(tmp_path, [leaf(0), leaf(1), leaf(2)], changed={"why_nothing_shared": why}), tmp_path)
     assert "3 images for 180 denoiser rows: nothing saved" in parsed.text
     assert "Each image was made on its own: no two different prompts are similar enough." in parsed.text
     assert len(parsed.all("li", "tile")) == 3
@@ -248,7 +248,7 @@ def test_nested_tree_branches_where_it_says(tmp_path: Path) -> None:
     # Images come in an order that would make lines cross, were it not the tree that sets the order.
     inner = node(6, 15, leaf(3, 15), leaf(0, 15))
     tree = node(0, 6, inner, leaf(2, 6), leaf(1, 6))
-    parsed = page(make(tmp_path, [tree], mode="hierarchical"), tmp_path)
+    parsed = page(make(tmp_path, [tree]), tmp_path)
     scale = drawing.END / STEPS
     trunks, branches = moves(parsed, "trunk"), moves(parsed, "branch")
     assert sorted(x for x, _, _ in trunks) == pytest.approx([0, 6 * scale])
@@ -273,22 +273,22 @@ def test_trunk_that_never_branches_still_reaches_every_picture(tmp_path: Path) -
 
 
 def test_axis_counts_evaluations_when_they_are_not_steps(tmp_path: Path) -> None:
-    parsed = page(make(tmp_path, [flat(0, 1)], steps=15, timesteps=29), tmp_path)
+    parsed = page(make(tmp_path, [flat(0, 1)], changed={"steps": 15, "timesteps": 29}), tmp_path)
     assert "29 denoiser evaluations" in parsed.text
     assert "Branches at denoiser evaluation 9 of 29" in parsed.text
     assert "15 (29 denoiser evaluations)" in parsed.text
 
 
 def test_failed_and_missing_images_have_placeholders(tmp_path: Path) -> None:
-    run = make(tmp_path, [flat(0, 1, 2), leaf(3)], status="stopped")
+    run = make(tmp_path, [flat(0, 1, 2), leaf(3)], changed={"status": "running"})
     run["images"][0]["failed"] = run["images"][3]["failed"] = True
     (tmp_path / "images/00001.png").unlink()
     (tmp_path / "images/00002.png").write_bytes(b"\x89PNG\r\n\x1a\n broken")
     parsed = page(run, tmp_path)
     assert len(parsed.all("div", "lost")) == 4
     assert parsed.text.count("missing") == 2
-    assert "2 images failed and are marked so below" in parsed.text
-    assert "not complete (status: stopped)" in parsed.text
+    assert "2 images failed and are marked below" in parsed.text
+    assert "This run is not complete" in parsed.text
     assert not parsed.all("img")
 
 
@@ -328,19 +328,19 @@ def test_compare_stops_after_sixty_prompts_and_says_so(tmp_path: Path) -> None:
 def test_large_runs_show_the_largest_savings_and_say_what_is_left_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(report, "PAGE_IMAGES", 6)
+    monkeypatch.setattr(page_groups, "PAGE_IMAGES", 6)
     trees = [leaf(0), flat(1, 2), flat(3, 4, stop=20), flat(5, 6, 7), leaf(8)]
     parsed = page(make(tmp_path, trees), tmp_path)
     # Savings: 0, 18, 40, 36, 0. The pair that saves 18 no longer fits after 2 + 3 images; one single does.
     found = [link for link in links(parsed) if link.endswith(".png")]
     assert found == [f"images/{index:05d}.png" for index in (3, 4, 5, 6, 7, 0)]
     assert "This page shows 6 of 9 images" in parsed.text
-    assert "The other 3 are left out" in parsed.text
+    assert "The other 3 are not on it" in parsed.text
     assert "images/" in links(parsed)
 
 
 def test_limit_is_four_hundred() -> None:
-    assert report.PAGE_IMAGES == 400
+    assert page_groups.PAGE_IMAGES == 400
 
 
 def test_a_large_group_shows_some_of_its_images_from_all_over_its_tree(tmp_path: Path) -> None:
@@ -355,17 +355,17 @@ def test_a_large_group_shows_some_of_its_images_from_all_over_its_tree(tmp_path:
     parsed = page(run, tmp_path)
     assert (tmp_path / "index.html").stat().st_size < 2_000_000
     found = [int(link[7:12]) for link in links(parsed) if link.endswith(".png")]
-    assert len(found) == report.GROUP_IMAGES + 2  # there is room for the others
-    assert sum(image < 500 for image in found) == report.GROUP_IMAGES // 2
+    assert len(found) == page_groups.GROUP_IMAGES + 2  # there is room for the others
+    assert sum(image < 500 for image in found) == page_groups.GROUP_IMAGES // 2
     assert "This page shows 42 of 1,002 images" in parsed.text
     assert "Group 1: 1,000 images" in parsed.text
-    assert f"{report.GROUP_IMAGES} of its images are shown" in parsed.text
+    assert f"{page_groups.GROUP_IMAGES} of its images are shown" in parsed.text
     widths = sorted(width for _, _, width in moves(parsed, "trunk"))
     assert widths == [16, 16]  # a trunk is as thick as it was
 
 
 def test_a_part_of_which_one_image_is_shown_is_still_shared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(report, "GROUP_IMAGES", 2)
+    monkeypatch.setattr(page_groups, "GROUP_IMAGES", 2)
     tree = node(0, 6, node(6, 15, leaf(0, 15), leaf(1, 15)), node(6, 9, leaf(2, 9), leaf(3, 9)))
     parsed = page(make(tmp_path, [tree]), tmp_path)
     assert len(moves(parsed, "trunk")) == 3
@@ -373,7 +373,7 @@ def test_a_part_of_which_one_image_is_shown_is_still_shared(tmp_path: Path, monk
 
 
 def test_comparisons_are_limited_in_images_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(report, "COMPARED_IMAGES", 3)
+    monkeypatch.setattr(page_compare, "COMPARED_IMAGES", 3)
     run = make(tmp_path, [leaf(index) for index in range(8)], ["first", "second"])  # four images a prompt
     add_compare(run, tmp_path)
     parsed = page(run, tmp_path)
@@ -396,12 +396,12 @@ def test_many_branch_steps_are_counted(tmp_path: Path) -> None:
 
 
 def test_images_that_a_safety_checker_blackened_are_marked(tmp_path: Path) -> None:
-    run = make(tmp_path, [flat(0, 1, 2), leaf(3)], status="flagged images")
+    run = make(tmp_path, [flat(0, 1, 2), leaf(3)], changed={"status": "flagged images"})
     add_compare(run, tmp_path)
     run["images"][1]["flagged"] = run["images"][3]["flagged"] = True
     run["compare"]["equal_cost"]["flagged"] = [0]
     parsed = page(run, tmp_path)
-    assert "safety checker put a black picture in place of 2 images, marked as flagged below" in parsed.text
+    assert "safety checker put a black image in place of 2 images, marked as flagged below" in parsed.text
     assert "not complete" not in parsed.text
     # twice in the groups, twice beside their rivals, and one rival
     assert len(parsed.all("div", "lost")) == (tmp_path / "index.html").read_text().count(">flagged</a>") == 5
@@ -410,7 +410,8 @@ def test_images_that_a_safety_checker_blackened_are_marked(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("hostile", ["<i>&x", '"><i>', "' onload='x", "</title><script>"])
 def test_whatever_text_run_json_holds_is_escaped(tmp_path: Path, hostile: str) -> None:
-    run = make(tmp_path, [flat(0, 1, 2), leaf(3)], tolerance=0.1, guidance_interval=[0.1, 0.8], why_nothing_shared="x")
+    saved = {"skipping": Skipping(tolerance=0.1), "guidance_interval": (0.1, 0.8)}
+    run = make(tmp_path, [flat(0, 1, 2), leaf(3)], changed={"why_nothing_shared": "x"}, lora="x", **saved)
     add_compare(run, tmp_path)
     for image in run["images"]:
         image["steps"] = "cspCSP"
@@ -455,21 +456,22 @@ def test_thumbnails_keep_their_shape_and_stay_small(
     image = parsed.all("img")[0]
     assert (image["width"], image["height"]) == shown
     assert ("grown" in image.get("class", "")) is grown
-    found = report._thumbnail(tmp_path / "images/00000.png")
+    found = thumbnails.thumbnail(tmp_path / "images/00000.png")
     assert found is not None
-    scale = min(1, report.THUMBNAIL / max(size))
+    scale = min(1, thumbnails.SIDE / max(size))
     assert found[1:] == (size[0] * scale, size[1] * scale)
-    assert found[0].startswith("data:image/jpeg" if max(size) > report.THUMBNAIL else "data:image/png")
+    assert found[0].startswith("data:image/jpeg" if max(size) > thumbnails.SIDE else "data:image/png")
 
 
 def test_page_replaces_the_one_before(tmp_path: Path) -> None:
     run = make(tmp_path, [flat(0, 1)])
-    write_page(run, tmp_path)
-    assert "Seed 41" in page(run | {"seed": 41}, tmp_path).text.replace("Seed41", "Seed 41")
+    page(run, tmp_path)
+    other = run | {"job": run["job"] | {"seed": 41}}
+    assert "Seed 41" in page(other, tmp_path).text.replace("Seed41", "Seed 41")
 
 
 def test_a_strip_shows_what_happened_to_a_picture(tmp_path: Path) -> None:
-    run = make(tmp_path, [flat(0, 1)], tolerance=0.02, guidance_interval=[0.1, 0.8])
+    run = make(tmp_path, [flat(0, 1)], skipping=Skipping(), guidance_interval=(0.1, 0.8))
     run["rows"]["spared"] |= {"skipping": 24, "guidance": 6}
     for image in run["images"]:
         image["steps"] = "ssSSCCPPCppc"
@@ -478,10 +480,10 @@ def test_a_strip_shows_what_happened_to_a_picture(tmp_path: Path) -> None:
     assert "Skipping tolerance0.02" in parsed.text
     assert "Guided between10 % and 80 % of the steps" in parsed.text
     strips = parsed.all("svg", "strip")
-    label = "Of 12 steps: 4 for itself, 4 once for the group, 4 predicted, 5 without guidance"
+    label = "Of 12 steps: 4 for this image, 4 once for its group, 4 predicted, 5 without guidance"
     assert [strip["aria-label"] for strip in strips] == [label] * 2
     assert parsed.text.count(label) == 2  # a title, to be read under the pointer
-    assert "empty where its output was predicted" in parsed.text
+    assert "Empty: its output was predicted" in parsed.text
 
 
 def test_without_skipping_there_are_no_strips(tmp_path: Path) -> None:

@@ -86,7 +86,7 @@ def test_interrupt_and_resume(batches_of_3: pytest.MonkeyPatch, tmp_path: Path) 
         outcome = cotrunk("generate", *PROMPTS, "--out", out, *QUICK)
     signal.signal(signal.SIGINT, before)
     assert outcome.code == 130
-    assert "Stopped: 3 of 6 images are finished. Go on with --resume." in outcome.err
+    assert "Stopped: 3 of 6 images are finished. Continue with --resume." in outcome.err
     assert "Traceback" not in outcome.err
     for image in range(3):
         assert pixels(out / f"images/{image:05d}.png").shape == (128, 128, 3)

@@ -1,11 +1,10 @@
-"""The command line: one command for each verb, in `commands`.
+"""The command line: one module per command.
 
-Everything heavy is imported inside the commands, so that `cotrunk --help` answers at once.
+Heavy modules are imported inside the commands, so that `cotrunk --help` answers at once.
 """
 
 import io
 import os
-import re
 import sys
 from collections import Counter
 from typing import Annotated, Any
@@ -18,7 +17,7 @@ from ..errors import CotrunkError
 from .console import out, say
 from .dataset import dataset
 from .evaluate import evaluate
-from .generate import DEFAULT_TOLERANCE, generate
+from .generate import generate
 from .plan import plan
 from .train import train
 from .tune import tune
@@ -45,7 +44,7 @@ def cotrunk(
 
 
 class _Command(TyperCommand):
-    """A command that takes each option once: of two values typer would keep the last, and not say so."""
+    """A command that takes each option once. Of two values, typer would silently keep the last."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         given: Counter[Any] = Counter(self.make_parser(ctx).parse_args(args=list(args))[2])  # a parameter each time
@@ -62,13 +61,12 @@ for command in (generate, plan, tune, dataset, train, evaluate):
 
 def main() -> None:
     """Entry point: a `CotrunkError` is one sentence on standard error and exit code 2."""
-    # what these libraries remark on loading and on long prompts is not for users, or said better here
+    # The remarks of these libraries on loading and on long prompts are not for users, or are said better here.
     for name in ("TRANSFORMERS_VERBOSITY", "DIFFUSERS_VERBOSITY"):
         os.environ.setdefault(name, "error")
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # what its encoding has no letter for is spelled out
+        if isinstance(stream, io.TextIOWrapper):  # spell out characters that its encoding does not have
             stream.reconfigure(errors="backslashreplace")
-    sys.argv[1:] = _with_tolerance(sys.argv[1:])
     try:
         app()
     except CotrunkError as error:
@@ -83,13 +81,3 @@ def main() -> None:
             "There is too little memory, even for one group at a time: use a smaller --dtype or --model.",
         )
         sys.exit(2)
-
-
-def _with_tolerance(arguments: list[str]) -> list[str]:
-    """`--skip` without a number gets one: options with a value that may be left out are not known to typer."""
-    complete: list[str] = []
-    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
-        complete.append(argument)
-        if argument == "--skip" and not re.fullmatch(r"[-+]?[0-9.][-+0-9.eE]*|inf|nan", following):
-            complete.append(DEFAULT_TOLERANCE)
-    return complete

@@ -1,39 +1,37 @@
-"""What the command line shows: warnings, the bar, the summary of a run, the table of a plan.
+"""What the command line prints: warnings, the summary of a run, the table of a plan.
 
-Prompts, paths, names of models and what libraries say in their errors come from others: no character of them may do
-anything to a terminal but stand there. `_Console` sees to it, wherever they are printed.
+Prompts, paths, names of models and the error messages of libraries come from others. None of their characters may
+control the terminal: `_Console` makes them visible wherever they are printed.
 """
 
-import time
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from ..engine.call import Meter
     from ..planning.plan import Findings, Plan
+    from ..runs.report import RunReport
 
 WORTH_IT = 0.05  # below this saving, `cotrunk plan` advises against sharing
 WARNINGS = 5  # prompts warned about one by one
 
-# controls (ESC and C1 among them), invisible marks and those of direction, half surrogate pairs, private and unknown
-# characters, separators of lines; spaces of all widths are harmless
+# Unicode categories: controls (including ESC and C1), invisible and directional marks, half surrogate pairs, private
+# and unassigned characters, line separators. Spaces of all widths are harmless.
 UNSAFE = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
 MARKS_OF_LINES = str.maketrans({"\n": "\\n", "\r": "\\r", "\t": "\\t"})
 
 
 def visible(text: str) -> str:
-    """The text with every character spelled out that a terminal would obey or hide, ESC as \\x1b; line breaks and tabs
-    stay."""
+    """Return the text with every character spelled out that a terminal would obey or hide, ESC as \\x1b.
+
+    Line breaks and tabs stay."""
     return text if text.isascii() and text.isprintable() else "".join(map(_visible, text))
 
 
@@ -47,11 +45,11 @@ class _Console(Console):
     """A console on which all text is visible."""
 
     def render_str(self, text: str, **how: Any) -> Text:
-        """Of what is given as a string, before it is measured for a table."""
+        """Make a string visible before it is measured for a table."""
         return super().render_str(visible(text), **how)
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
-        """Of the rest: what bars and spinners make of their strings themselves."""
+        """Make the rest visible: bars and spinners render their strings themselves."""
         for segment in super().render(renderable, options):
             yield segment if segment.control else Segment(visible(segment.text), segment.style)
 
@@ -61,7 +59,7 @@ err = _Console(stderr=True, highlight=False)
 
 
 def say(style: str, label: str, text: str) -> None:
-    """One line on standard error, whatever the text holds."""
+    """Print one line on standard error, whatever the text holds."""
     err.print(Text.assemble((f"{label}:", style), " ", visible(text.translate(MARKS_OF_LINES))), soft_wrap=True)
 
 
@@ -75,91 +73,39 @@ def warn_of(findings: "Findings", prompts: Sequence[str]) -> None:
     for found in findings.alike[:WARNINGS]:
         named = [f"{index} ({_short(prompts[index], 40)!r})" for index in found[:WARNINGS]]
         more = f" and {len(found) - len(named)} more" if len(found) > len(named) else ""
-        text = f"prompts {', '.join(named)}{more} look identical to the text encoder; their images differ only by seed"
-        say("yellow", "warning", text)
+        what = f"prompts {', '.join(named)}{more}"
+        say("yellow", "warning", f"{what} look identical to the text encoder; their images differ only by seed")
     if len(findings.alike) > WARNINGS:
         more = _count(len(findings.alike) - WARNINGS, "more set")
         say("yellow", "warning", f"{more} of prompts look identical to the text encoder")
 
 
-def left_out(spared: Mapping[str, int]) -> int:
-    """Planned rows that were not computed; what sharing spares is not in the plan."""
-    return spared["skipping"] + spared["guidance"]
-
-
-class Bar:
-    """Progress counted in planned denoiser rows; images and the time left beside them. A planned row is done when it is
-    computed or left out: what skipping spares is not known before.
-
-    Args:
-        rows, images: of the whole run.
-        rows_done, images_done: of an earlier part of it.
-    """
-
-    def __init__(self, rows: int, images: int, rows_done: int, images_done: int) -> None:
-        self.total, self.images = rows, images
-        self.before = self.rows = rows_done
-        self.images_done = images_done
-        self.begin = time.perf_counter()
-        self.bar = Progress(
-            BarColumn(24),
-            TextColumn("{task.completed:.0f}/{task.total:.0f} rows, {task.fields[images]}"),
-            TimeRemainingColumn(compact=True),
-            TextColumn("left"),
-            console=err,
-            speed_estimate_period=120,
-        )
-        self.task = self.bar.add_task("", total=rows, completed=rows_done, images=self._images(rows_done))
-
-    def __enter__(self) -> Self:
-        self.bar.start()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self.bar.stop()
-
-    def step(self, meter: "Meter") -> None:
-        """After a scheduler step of the batch in progress."""
-        self._update(self.rows + meter.rows + left_out(meter.rows_spared))
-
-    def batch(self, rows: int, images: int) -> None:
-        """After a batch."""
-        self.rows, self.images_done = self.rows + rows, self.images_done + images
-        self._update(self.rows)
-
-    def _update(self, rows: int) -> None:
-        self.bar.update(self.task, completed=rows, images=self._images(rows))
-
-    def _images(self, rows: int) -> str:
-        # from rows, so that there is a rate before the first batch ends
-        rate = (rows - self.before) / self.total * self.images / max(time.perf_counter() - self.begin, 1e-9)
-        return f"{self.images_done}/{self.images} images, {rate:.2f} images/s"
-
-
-def print_summary(report: dict[str, Any], folder: Path) -> None:
-    rows, seconds = report["rows"], report["seconds"]
+def print_summary(report: "RunReport", folder: Path) -> None:
+    """Print what a run saved and where its page is."""
+    rows, seconds = report.rows, report.seconds
     out.print(
-        f"{_count(len(report['images']), 'image')} for {rows['used']:,} denoiser rows instead of "
-        f"{rows['independent']:,}: saved {rows['saving']:.1%} "
-        f"({seconds['denoise']:.1f} s denoising, {seconds['total']:.1f} s in all).",
+        f"{_count(len(report.images), 'image')} for {rows.used:,} denoiser rows instead of {rows.independent:,}: "
+        f"saved {rows.saving:.1%} ({seconds.denoise:.1f} s denoising, {seconds.total:.1f} s in all).",
         soft_wrap=True,
     )
-    spared = rows["spared"]
-    if spared["skipping"] or spared["guidance"]:
-        parts = (f"{name} {count:,}" for name, count in spared.items() if count)
+    spared = rows.spared
+    if spared.skipping or spared.guidance:
+        ways = {"sharing": spared.sharing, "skipping": spared.skipping, "guidance": spared.guidance}
+        parts = (f"{name} {count:,}" for name, count in ways.items() if count)
         out.print(f"  rows saved by {', by '.join(parts)}", soft_wrap=True)
-    for name, arm in report.get("compare", {}).items():
+    for name, arm in report.compare.items():
         out.print(
-            f"  {name.replace('_', ' ')}: {_count(arm['steps'], 'step')}, {arm['rows']:,} rows, "
-            f"{arm['seconds']['denoise']:.1f} s denoising",
+            f"  {name.replace('_', ' ')}: {_count(arm.steps, 'step')}, {arm.rows:,} rows, "
+            f"{arm.seconds.denoise:.1f} s denoising",
             soft_wrap=True,
         )
-    if why := report["why_nothing_shared"]:
+    if why := report.why_nothing_shared:
         out.print(f"Nothing was shared: {why} (--share, --similarity, --max-group, --mode).", soft_wrap=True)
     out.print(f"Open {escape(str(folder / 'index.html'))}", soft_wrap=True)
 
 
 def print_plan(plan: "Plan", show: int) -> None:
+    """Print the groups of a plan, largest saving first, and what it saves."""
     groups = [tree for tree in plan.trees if len(tree.images) > 1]
     groups.sort(key=lambda tree: (plan.cost_of([tree]).used - plan.cost_of([tree]).independent, tree.images))
     if groups and show:
@@ -201,7 +147,7 @@ def print_plan(plan: "Plan", show: int) -> None:
 
 
 def _short(text: str, width: int) -> str:
-    """The beginning of a text on one line; textwrap.shorten leaves nothing of one without spaces."""
+    """Return the beginning of a text on one line. (textwrap.shorten drops a text without spaces.)"""
     line = " ".join(text.split())
     return line if len(line) <= width else line[: width - 1] + "…"
 

@@ -10,7 +10,7 @@ from rich.markup import escape
 from ..errors import CotrunkError
 from ..evaluation.metric_networks import default_alignment, load_metric_networks, remove_safety_checker
 from .console import err, out
-from .inputs import check_draws_from_text, check_numbers, check_whole, hold, out_folder
+from .inputs import check_numbers, check_whole, hold, out_folder
 from .options import NETWORKS, OUTPUT, Compile, Device, Dtype, Guidance, Height, Model, Scheduler, Steps, Width, option
 
 MODELS, SCHEMES = "Models", "Schemes"
@@ -93,6 +93,7 @@ def evaluate(
     from ..evaluation.observation import Cell
     from ..evaluation.paper import Design, write_paper
     from ..groups.dataset import disjoint, images_of, read_groups, read_similarities
+    from ..pipelines.compatibility import check_text_to_image
     from ..pipelines.image_size import image_size
     from ..pipelines.loading import load_pipeline
 
@@ -109,7 +110,7 @@ def evaluate(
     hold(context, out_dir, "cells", "cells/*")
     with err.status(f"Loading {escape(model)}"):
         pipe = load_pipeline(model, device, dtype, scheduler=scheduler, compiled=compiled)
-        check_draws_from_text(pipe)
+        check_text_to_image(pipe)
         networks = load_metric_networks(
             features, perceptual, alignment or default_alignment(model), str(pipe.device), compiled
         )

@@ -1,37 +1,35 @@
-"""What the commands are given: read and checked, one clear sentence where it is wrong."""
+"""What the commands are given: read and checked, with one clear sentence where it is wrong."""
 
-import inspect
 import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import typer
 
 from ..errors import CotrunkError
-from ..files import check_folder, remove_parts
-from ..lock import FolderLock, locked
+from ..files import check_folder
+from ..lock import FolderLock, held
 from ..planning.prompts import checked, read_prompts
+from ..settings import Mode, Sharing, Skipping
 from .console import err, say
-
-if TYPE_CHECKING:
-    from ..settings import Mode, Sharing
-
-
-# what draws from a text, and from a picture where there is one
-PICTURE_OR_NONE = ("Flux2", "FluxKontext", "OmniGen", "GlmImage")
 
 
 def prompts_of(arguments: Sequence[str] | None, file: str | None, column: str) -> list[str]:
+    """Return the prompts: the arguments, or those of a file.
+
+    Raises:
+        CotrunkError: both or neither are given, or one of them is unusable.
+    """
     if bool(arguments) == (file is not None):
         raise CotrunkError("Give prompts either as arguments or with --prompts FILE.")
     if file is None:
         texts = [checked(text, f"prompt {i}") for i, text in enumerate(arguments or ())]
         if not all(texts):
             raise CotrunkError("A prompt is empty: give every prompt some text.")
-        for text in texts:  # drawn, its name would be a picture that nobody asked for
-            # os's answer is no where Path's is an error: a prompt may be longer than a file's name
+        for text in texts:  # the name of a file, taken as a prompt, would give an image that was not meant
+            # os.path.isfile returns False where Path.is_file raises: a prompt may be longer than a file name
             if Path(text).suffix and os.path.isfile(text):  # noqa: PTH113
                 raise CotrunkError(f"{text} is a file: give its prompts with --prompts {text}.")
         return texts
@@ -41,19 +39,12 @@ def prompts_of(arguments: Sequence[str] | None, file: str | None, column: str) -
     return found.prompts
 
 
-def check_draws_from_text(pipe: Any) -> None:
-    """A command has texts alone to give, and makes pictures."""
-    kind = type(pipe).__name__
-    for part, product in (("vocoder", "sound"), ("video_processor", "video")):
-        if hasattr(pipe, part):
-            raise CotrunkError(f"{kind} makes {product}: use cotrunk.generate in Python.")
-    takes = inspect.signature(pipe.__call__).parameters
-    for name in ("image", "control_image", "mask_image"):
-        if name in takes and not kind.startswith(PICTURE_OR_NONE):
-            raise CotrunkError(f"{kind} draws from a picture too ({name}): use cotrunk.generate in Python.")
-
-
 def check_numbers(steps: int, guidance: float, seed: int, images_per_prompt: int) -> None:
+    """Check the numbers that most commands have, under the names of their options.
+
+    Raises:
+        CotrunkError: one of them is out of range.
+    """
     check_whole("--steps", steps, 1)
     if not math.isfinite(guidance) or guidance < 0:
         raise CotrunkError(f"--guidance {guidance} is out of range: use 0 or more.")
@@ -61,9 +52,23 @@ def check_numbers(steps: int, guidance: float, seed: int, images_per_prompt: int
     check_whole("--images-per-prompt", images_per_prompt, 1)
 
 
-def sharing_of(share: float, similarity: str, max_group: int, mode: str, encoder: str) -> "Sharing":
-    from ..settings import Sharing
+def check_whole(option: str, value: int, least: int, most: int | None = None) -> None:
+    """Check the range of a whole number.
 
+    Raises:
+        CotrunkError: it is out of range.
+    """
+    if value < least or (most is not None and value > most):
+        use = f"{least} or more" if most is None else f"{least} to {most}"
+        raise CotrunkError(f"{option} {value} is out of range: use {use}.")
+
+
+def sharing_of(share: float, similarity: str, max_group: int, mode: str, encoder: str) -> Sharing:
+    """Return what the options of the panel Sharing ask for.
+
+    Raises:
+        CotrunkError: one of them is out of range.
+    """
     check_whole("--max-group", max_group, 0)
     value: Any = "auto"
     if similarity != "auto":
@@ -74,30 +79,47 @@ def sharing_of(share: float, similarity: str, max_group: int, mode: str, encoder
     return Sharing(share=share, similarity=value, max_group=max_group or None, mode=cast("Mode", mode), encoder=encoder)
 
 
-def check_whole(option: str, value: int, least: int, most: int | None = None) -> None:
-    if value < least or (most is not None and value > most):
-        use = f"{least} or more" if most is None else f"{least} to {most}"
-        raise CotrunkError(f"{option} {value} is out of range: use {use}.")
+def skipping_of(skip: bool, tolerance: float | None) -> Skipping | None:
+    """Return what --skip and --tolerance ask for.
+
+    Raises:
+        CotrunkError: the tolerance is out of range.
+    """
+    if tolerance is not None:
+        return Skipping(tolerance=tolerance)
+    return Skipping() if skip else None
+
+
+def is_given(context: typer.Context, name: str) -> bool:
+    """Return whether an option is on the command line."""
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
 
 
 def hold(context: typer.Context, folder: Path, *below: str) -> FolderLock:
-    """Keep other commands away from a folder until this one ends, and remove the half files that a killed one left in
-    it and in those `below` it.
+    """Keep other commands away from a folder until this one ends, as `lock.held` does.
 
     Raises:
         CotrunkError: another command writes to it, or it cannot be written.
     """
-    lock = context.with_resource(locked(folder))
+    lock = context.with_resource(held(folder, *below))
     if not lock.is_kept:
-        say("yellow", "warning", f"{folder} is on a file system without locks: let no other command write to it")
-        return lock
-    for place in (folder, *(found for name in below for found in folder.glob(name))):
-        remove_parts(place)
+        warn_unlocked(folder)
     return lock
 
 
+def warn_unlocked(folder: Path) -> None:
+    """Warn that nothing keeps two commands from writing to a folder at once."""
+    say("yellow", "warning", f"{folder} is on a file system without locks: let no other command write to it")
+
+
 def out_folder(name: str | None) -> Path:
+    """Return the folder that --out names.
+
+    Raises:
+        CotrunkError: none is named, or it cannot be written.
+    """
     if not name:
-        raise CotrunkError("Where to? Name a folder with --out DIR.")
+        raise CotrunkError("Missing --out DIR: name a folder to write to.")
     check_folder(Path(name))
     return Path(name)

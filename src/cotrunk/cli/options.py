@@ -6,53 +6,59 @@ import typer
 
 
 def option(panel: str, metavar: str, text: str, *names: str) -> Any:
+    """Return an option for a signature; `names` are needed where the parameter is called otherwise."""
     return typer.Option(*names, metavar=metavar, help=text, rich_help_panel=panel)
 
 
-PROMPTS, SHARING, SKIPPING, SAMPLING, OUTPUT, MACHINE = (
-    "Prompts",
-    "Sharing",
-    "Skipping",
-    "Sampling",
+# The panels of the help, which shows them in the order of the parameters: the common options come first.
+COMMON, OUTPUT, SKIPPING, SHARING, SAMPLING, MACHINE = (
+    "Common options",
     "Output",
+    "Skipping",
+    "Sharing",
+    "Sampling",
     "Machine",
 )
 NETWORKS = "Networks"
 
 Prompts = Annotated[
     list[str] | None,
-    typer.Argument(metavar="PROMPT", help="Prompts, if there is no file.", show_default=False),
+    typer.Argument(metavar="PROMPT", help="Prompts, unless --prompts names a file.", show_default=False),
 ]
 PromptFile = Annotated[
     str | None,
     option(
-        PROMPTS,
+        COMMON,
         "FILE",
-        "File of prompts: text with one a line (- for standard input), csv, tsv, jsonl, json or parquet.",
+        "File of prompts: text with one prompt per line (- for standard input), csv, tsv, jsonl, json or parquet.",
         "--prompts",
     ),
 ]
-Column = Annotated[str, option(PROMPTS, "NAME", "Column (or key) of the prompts in a csv, tsv, jsonl, json, parquet.")]
+Column = Annotated[
+    str, option(SAMPLING, "NAME", "Column (or key) with the prompts in a csv, tsv, jsonl, json or parquet file.")
+]
 Share = Annotated[
     float,
-    option(SHARING, "X", "Part of the steps that a group shares, 0 to below 1: 0.2 to 0.3 is mild, 0 shares nothing."),
+    option(
+        SHARING, "X", "Fraction of the steps that a group shares, 0 to below 1: 0.2 to 0.3 is mild, 0 shares nothing."
+    ),
 ]
 Similarity = Annotated[
     str,
     option(
         SHARING,
         "X",
-        "Prompts share if each two of their group are this similar (cosine, -1 to 1); auto: measured for the encoder.",
+        "Minimum cosine similarity (-1 to 1) between any two prompts of a group; auto measures one for the encoder.",
     ),
 ]
-MaxGroup = Annotated[int, option(SHARING, "N", "Most prompts in a group; 0 for no limit.")]
+MaxGroup = Annotated[int, option(SHARING, "N", "Largest number of prompts in a group; 0 for no limit.")]
 ModeName = Annotated[
     str,
     option(
         SHARING,
         "MODE",
-        "flat: every group branches at --share. adaptive: the looser a group, the earlier it branches. "
-        "tree: a group parts step by step, the most similar last.",
+        "flat: every group branches at --share. adaptive: less similar groups branch earlier. "
+        "tree: a group splits step by step, its most similar prompts last.",
     ),
 ]
 Encoder = Annotated[
@@ -64,45 +70,70 @@ Encoder = Annotated[
     ),
 ]
 Skip = Annotated[
-    str | None,
+    bool,
+    option(
+        COMMON,
+        "",
+        "Let each image skip the denoiser evaluations that its own trajectory predicts well. See --tolerance.",
+        "--skip",
+    ),
+]
+Tolerance = Annotated[
+    float | None,
     option(
         SKIPPING,
-        "[TOLERANCE]",
-        "Leave out denoiser evaluations where an image's own trajectory is smooth; the larger the tolerance, the more. "
-        "Without a number: the default tolerance.",
+        "X",
+        "How much skipping may change an image: the larger, the more is skipped. Implies --skip; default 0.02.",
+        "--tolerance",
     ),
 ]
 GuidanceInterval = Annotated[
     tuple[float, float] | None,
-    option(SKIPPING, "A B", "Guide only between these fractions of the steps, 0.1 0.8 say: outside, half the rows."),
+    option(
+        SKIPPING, "A B", "Guide only between these fractions of the steps, for example 0.1 0.8; half the rows outside."
+    ),
 ]
 Model = Annotated[
     str,
     option(
-        SAMPLING,
+        COMMON,
         "MODEL",
         "mini or mini-dit (both come with cotrunk), or a diffusers pipeline: an id on the hub or a folder.",
     ),
 ]
 Lora = Annotated[
-    str | None, option(SAMPLING, "DIR", "A LoRA for the model: a folder that cotrunk train wrote, a file, a hub id.")
+    str | None,
+    option(SAMPLING, "DIR", "A LoRA for the model: a folder that cotrunk train wrote, a file, or an id on the hub."),
 ]
-Steps = Annotated[int, option(SAMPLING, "N", "Inference steps.")]
-Guidance = Annotated[float, option(SAMPLING, "X", "Guidance scale; 1 or less turns guidance off.")]
+Steps = Annotated[int, option(COMMON, "N", "Inference steps.", "--steps", "--num-inference-steps")]
+Guidance = Annotated[
+    float, option(COMMON, "X", "Guidance scale; 1 or less turns guidance off.", "--guidance", "--guidance-scale")
+]
+Negative = Annotated[
+    str | None, option(SAMPLING, "TEXT", "Negative prompt of all images.", "--negative", "--negative-prompt")
+]
 Scheduler = Annotated[
     str | None,
-    option(SAMPLING, "NAME", "ddim, dpm++2m, euler, unipc, ..., or a class of diffusers; else the model's own."),
+    option(SAMPLING, "NAME", "ddim, dpm++2m, euler, unipc, ..., or a class of diffusers; by default the model's own."),
 ]
-Seed = Annotated[int, option(SAMPLING, "N", "Seed of the run: the same seed, the same images.")]
-Height = Annotated[int | None, option(SAMPLING, "N", "Of the pictures; by default what the model makes.")]
-Width = Annotated[int | None, option(SAMPLING, "N", "Of the pictures; by default what the model makes.")]
+Seed = Annotated[int, option(COMMON, "N", "Random seed: the same seed gives the same images.")]
+Height = Annotated[int | None, option(SAMPLING, "N", "Height of the images; by default the model's own.")]
+Width = Annotated[int | None, option(SAMPLING, "N", "Width of the images; by default the model's own.")]
 Device = Annotated[str, option(MACHINE, "NAME", "auto, cpu, cuda, cuda:1, mps, ...")]
 Dtype = Annotated[str, option(MACHINE, "NAME", "auto, float32, float16 or bfloat16.")]
 Compile = Annotated[
     bool,
-    option(MACHINE, "", "Compile the denoiser: a minute or more at the start, for runs of hours.", "--compile"),
+    option(
+        MACHINE,
+        "",
+        "Compile the denoiser: takes a minute or more at first, and pays for runs of hours.",
+        "--compile",
+    ),
 ]
 PerPrompt = Annotated[
-    int, option(SAMPLING, "N", "Images of each prompt; they do not share with each other.", "--images-per-prompt")
+    int,
+    option(SAMPLING, "N", "Images per prompt; they do not share with each other.", "--images-per-prompt"),
 ]
-OutFolder = Annotated[str | None, option(OUTPUT, "DIR", "Folder to write to; needed, and made if not there.", "--out")]
+OutFolder = Annotated[
+    str | None, option(COMMON, "DIR", "Folder to write to; required, and created if it does not exist.", "--out")
+]

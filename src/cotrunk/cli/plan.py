@@ -5,9 +5,10 @@ from typing import Annotated
 
 from rich.markup import escape
 
-from .console import err, out, print_plan, warn_of
+from .console import out, print_plan
 from .inputs import check_numbers, check_whole, prompts_of, sharing_of
 from .options import (
+    COMMON,
     OUTPUT,
     Column,
     Encoder,
@@ -30,22 +31,22 @@ from .options import (
 def plan(
     prompts: Prompts = None,
     prompt_file: PromptFile = None,
-    column: Column = "prompt",
-    save: Annotated[Path | None, option(OUTPUT, "FILE", "Also write the plan, as JSON.")] = None,
-    show: Annotated[int, option(OUTPUT, "N", "Groups to print, largest saving first.")] = 30,
+    model: Model = "mini",
+    steps: Steps = 30,
+    guidance: Guidance = 7.5,
+    seed: Seed = 0,
+    show: Annotated[int, option(COMMON, "N", "How many groups to print, largest saving first.")] = 30,
+    save: Annotated[Path | None, option(OUTPUT, "FILE", "Also write the plan to a JSON file.")] = None,
     share: Share = 0.3,
     similarity: Similarity = "auto",
     max_group: MaxGroup = 5,
     mode: ModeName = "flat",
     encoder: Encoder = "pipeline",
-    model: Model = "mini",
-    steps: Steps = 30,
-    guidance: Guidance = 7.5,
     scheduler: Scheduler = None,
-    seed: Seed = 0,
     images_per_prompt: PerPrompt = 1,
+    column: Column = "prompt",
 ) -> None:
-    """Say what sharing would save, group by group, without running a denoiser.
+    """Print what sharing would save, group by group, without running the denoiser.
 
     Examples:
 
@@ -58,23 +59,22 @@ def plan(
     check_whole("--show", show, 0)
     sharing = sharing_of(share, similarity, max_group, mode, encoder)
 
-    from ..generation import plan as plan_prompts
-    from ..pipelines.loading import check_names, load_pipeline
+    from ..runs.job import Job
+    from ..runs.runner import plan_job
+    from ..settings import Settings
+    from .progress import JobProgress
 
-    check_names("auto", "auto", scheduler)
-    with err.status(f"Loading the text encoder of {escape(model)}"):
-        pipe = load_pipeline(model, "auto", scheduler=scheduler, denoiser=False)
-    with err.status(f"Comparing {len(texts)} prompts"):
-        made = plan_prompts(
-            pipe,
-            texts,
-            sharing=sharing,
-            seed=seed,
-            num_images_per_prompt=images_per_prompt,
-            num_inference_steps=steps,
-            guidance_scale=guidance,
-        )
-    warn_of(made.findings, texts)
+    job = Job(
+        prompts=tuple(texts),
+        settings=Settings(sharing=sharing, steps=steps),
+        model=model,
+        scheduler=scheduler,
+        guidance_scale=guidance,
+        seed=seed,
+        images_per_prompt=images_per_prompt,
+    )
+    with JobProgress() as progress:
+        made = plan_job(job, on_event=progress)
     if save is not None:
         made.save(save)
     print_plan(made, show)

@@ -10,7 +10,7 @@ from rich.markup import escape
 from ..errors import CotrunkError
 from ..evaluation.metric_networks import default_alignment, load_metric_networks, remove_safety_checker
 from .console import err, out
-from .inputs import check_draws_from_text, check_numbers, hold, out_folder, prompts_of
+from .inputs import check_numbers, hold, out_folder, prompts_of
 from .options import (
     NETWORKS,
     OUTPUT,
@@ -102,6 +102,7 @@ def tune(
     import numpy as np
     from rich.progress import Progress, SpinnerColumn, TextColumn
 
+    from ..pipelines.compatibility import check_text_to_image
     from ..pipelines.loading import load_pipeline
     from ..tuning.outcome import Point
     from ..tuning.page import advice, claim, write_tuned
@@ -114,7 +115,7 @@ def tune(
     hold(context, out_dir, "tried")
     with err.status(f"Loading {escape(model)}"):
         pipe = load_pipeline(model, device, dtype, lora=lora, scheduler=scheduler, compiled=compiled)
-        check_draws_from_text(pipe)
+        check_text_to_image(pipe)
         metrics = load_metric_networks(
             features, "lite0", alignment or default_alignment(model), str(pipe.device), compiled
         )

@@ -22,6 +22,8 @@ OWN_LOOPS = {
     "StableDiffusionPanorama": "steps its scheduler once per view of an image",
     "StableDiffusionParadigms": "steps its scheduler for many timesteps at once",
 }
+# pipelines that make images from text, and from an input image only where one is given
+OPTIONAL_IMAGE = ("Flux2", "FluxKontext", "OmniGen", "GlmImage")
 SINGLE_GENERATOR = ("AmusedScheduler", "VQDiffusionScheduler", "BlockRefinementScheduler")  # draw for a whole batch
 
 
@@ -246,3 +248,19 @@ def check_pipeline(pipe: Any, *, max_rows: int | None, alone: bool = False) -> N
                 f"{kind}.{name} has a cache enabled, which cannot work in chunks: leave max_rows out, or call "
                 f"pipe.{name}.disable_cache() first."
             )
+
+
+def check_text_to_image(pipe: Any) -> None:
+    """Check that a pipeline makes images from nothing but text, which is all that a job or a command gives it.
+
+    Raises:
+        CotrunkError: it makes something else, or needs an input image.
+    """
+    kind = type(pipe).__name__
+    for part, product in (("vocoder", "sound"), ("video_processor", "video")):
+        if hasattr(pipe, part):
+            raise CotrunkError(f"{kind} makes {product}: use cotrunk.generate in Python.")
+    parameters = inspect.signature(pipe.__call__).parameters
+    for name in ("image", "control_image", "mask_image"):
+        if name in parameters and not kind.startswith(OPTIONAL_IMAGE):
+            raise CotrunkError(f"{kind} needs an input image ({name}): use cotrunk.generate in Python.")

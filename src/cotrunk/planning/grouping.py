@@ -1,11 +1,12 @@
-"""Unit vectors to groups of similar prompts: a partition into cliques of the similarity graph.
+"""Group similar prompts by their unit vectors: a partition into cliques of the similarity graph.
 
 SAGE (arXiv 2509.15865, section 2.2) shares denoising steps inside groups in which *every* pair of prompts is
 similar. Up to `DENSE_LIMIT` prompts the partition comes from complete linkage, beyond it from a greedy pass
-over nearest neighbours; exact minimum clique covers save about one point more and are not worth a solver.
+over nearest neighbours. Exact minimum clique covers would save about one percentage point more, which is not worth a
+solver.
 
 Cosines are taken in float64 between float32 unit rows and rounded to six decimals (`cosine_similarities`),
-and all comparisons are made on that grid: rounding in the last place never decides who shares with whom.
+and all comparisons are made on that grid, so that floating-point rounding never decides which prompts share.
 """
 
 import importlib.util
@@ -19,10 +20,10 @@ from scipy.spatial.distance import squareform
 
 from ..errors import CotrunkError
 
-DENSE_LIMIT = 4096  # prompts; above it the full matrix of cosines (8 bytes a pair) and its O(n^2) linkage cost too much
-NEIGHBOURS = 32  # candidates a prompt in the sparse path; several times the usual group size
+DENSE_LIMIT = 4096  # prompts; above it all cosines (8 bytes per pair) and their O(n^2) linkage cost too much
+NEIGHBOURS = 32  # candidates per prompt in the sparse path; several times the usual group size
 _GRID = 1_000_000  # cosines are integers on this grid
-_APART = 3.0 * _GRID  # a distance above every possible one (at most 2): pairs that must not meet
+_APART = 3.0 * _GRID  # for pairs that must not share; real distances are at most 2
 
 Unit = NDArray[np.float32]
 
@@ -36,21 +37,21 @@ def group_prompts(
     identities: Sequence[Hashable] | None = None,
     keys: Sequence[Hashable] | None = None,
 ) -> list[list[int]]:
-    """Partition prompts into groups whose every pair has threshold <= cosine (< upper).
+    """Partition prompts into groups in which every pair has threshold <= cosine (< upper).
 
     The order of the prompts does not matter: permuted input gives the same groups, permuted. A prompt whose
     vector is zero or not finite is alone.
 
     Args:
-        vectors: (n, d), one row a prompt; rows need not have unit length.
+        vectors: (n, d), one row per prompt; rows need not have unit length.
         threshold: smallest cosine inside a group, in [-1, 1]. It belongs to the encoder: see
-            `embedding.auto_threshold`.
-        upper: cosines from here on do not share either, the paper's range (tau_min, tau_max); None: no such
-            bound.
+            `threshold.auto_threshold`.
+        upper: pairs with this cosine or more do not share either (the paper's range is tau_min to tau_max); None: no
+            such bound.
         max_group: largest group; None: any size. Large groups save more and blur more; the paper uses 2 to 5.
-        identities: (n,) prompts with equal identity never meet, so that duplicates give different images.
-            None: the vectors themselves. Their `repr` fixes the order in which ties are settled.
-        keys: (n,) prompts with different keys never meet: another negative prompt, control image or size.
+        identities: (n,) prompts with equal identity never share a group, so that duplicates give different images.
+            None: the vectors themselves. Their `repr` fixes the order in which ties are resolved.
+        keys: (n,) prompts with different keys never share a group: another negative prompt, control image or size.
 
     Returns:
         Groups of ascending indices, sorted by their first member; every index is in exactly one.
@@ -59,10 +60,10 @@ def group_prompts(
         CotrunkError: bad shapes or bounds, or more than `DENSE_LIMIT` prompts without faiss.
     """
     if vectors.ndim != 2:
-        raise CotrunkError(f"Vectors have shape {vectors.shape}: give one row a prompt.")
+        raise CotrunkError(f"Vectors have shape {vectors.shape}: give one row per prompt.")
     for name, labels in (("identities", identities), ("keys", keys)):
         if labels is not None and len(labels) != len(vectors):
-            raise CotrunkError(f"There are {len(vectors)} vectors and {len(labels)} {name}: give one a vector.")
+            raise CotrunkError(f"There are {len(vectors)} vectors and {len(labels)} {name}: give one per vector.")
     if not -1 <= threshold <= 1:
         raise CotrunkError(f"The similarity threshold is {threshold}: give a cosine between -1 and 1.")
     if upper is not None and not upper > threshold:
@@ -87,19 +88,19 @@ def group_prompts(
 
 
 def cosine_similarities(vectors: NDArray[np.floating]) -> NDArray[np.float64]:
-    """Cosines of all pairs of rows, (n, d) -> (n, n), rounded to six decimals: what `group_prompts` compares."""
+    """Return the cosines of all pairs of rows, (n, d) -> (n, n), rounded as `group_prompts` compares them."""
     return _grid_cosines(unit_rows(vectors)) / _GRID
 
 
 def smallest_similarity(vectors: NDArray[np.floating]) -> float:
-    """Smallest cosine between two rows of one group's vectors (n, d); 1.0 for a single row."""
+    """Return the smallest cosine between two rows of one group's vectors (n, d); 1.0 for a single row."""
     if len(vectors) < 2:
         return 1.0
     return float(cosine_similarities(vectors)[np.triu_indices(len(vectors), 1)].min())
 
 
 def dendrogram(vectors: NDArray[np.floating]) -> list[tuple[int, int, float]]:
-    """Complete-linkage merges of one group, for sharing on several levels.
+    """Return the complete-linkage merges of one group, for sharing on several levels.
 
     Args:
         vectors: (n, d) of the group's members.
@@ -107,8 +108,8 @@ def dendrogram(vectors: NDArray[np.floating]) -> list[tuple[int, int, float]]:
     Returns:
         n - 1 merges (a, b, similarity) with a < b, most similar first. Leaves are numbered 0..n-1 as given
         and the i-th merge makes node n+i (scipy's numbering); similarity is the smallest cosine within the
-        new node, so a clique rule holds at every level. The tree does not depend on the order of the rows,
-        but for exact ties.
+        new node, so every level consists of cliques. Except for exact ties, the tree does not depend on the order of
+        the rows.
     """
     n = len(vectors)
     if n < 2:
@@ -124,7 +125,7 @@ def dendrogram(vectors: NDArray[np.floating]) -> list[tuple[int, int, float]]:
 
 
 def unit_rows(vectors: NDArray[np.floating]) -> Unit:
-    """Rows at unit length, float32; a row with nothing to normalise or with a value that is not finite becomes zero."""
+    """Return rows of unit length, float32; a row that is zero or holds a value that is not finite becomes zero."""
     unit = np.empty(vectors.shape, np.float32)
     for start in range(0, len(vectors), 4096):  # in blocks: float64 copies of 100,000 rows are large
         block = np.asarray(vectors[start : start + 4096], np.float64)
@@ -135,13 +136,13 @@ def unit_rows(vectors: NDArray[np.floating]) -> Unit:
 
 
 def _grid_cosines(unit: Unit, other: Unit | None = None) -> NDArray[np.float64]:
-    """Cosines times 1e6 as whole numbers: (n, d), (m, d) -> (n, m)."""
+    """Return cosines times 1e6 as whole numbers: (n, d), (m, d) -> (n, m)."""
     right = unit if other is None else other
     return np.rint((unit.astype(np.float64) @ right.astype(np.float64).T).clip(-1, 1) * _GRID)
 
 
 def _grid_ceil(cosine: float) -> int:
-    """Smallest k with k / 1e6 >= cosine, exactly as floats compare (0.29 * 1e6 is above 290000)."""
+    """Return the smallest k with k / 1e6 >= cosine, exactly as floats compare (0.29 * 1e6 is above 290000)."""
     k = math.ceil(cosine * _GRID)
     while (k - 1) / _GRID >= cosine:
         k -= 1
@@ -151,7 +152,7 @@ def _grid_ceil(cosine: float) -> int:
 
 
 def check_size(prompts: int) -> None:
-    """Raise `CotrunkError` if so many prompts cannot be grouped here; cheap, to be asked before they are embedded."""
+    """Raise `CotrunkError` if this number of prompts cannot be grouped here. Call it before embedding them."""
     if prompts > DENSE_LIMIT and importlib.util.find_spec("faiss") is None:
         raise CotrunkError(f"More than {DENSE_LIMIT} prompts need faiss: pip install 'cotrunk[large]'.")
 
@@ -159,7 +160,7 @@ def check_size(prompts: int) -> None:
 def _canonical_parts(
     unit: Unit, identities: Sequence[Hashable] | None, keys: Sequence[Hashable] | None
 ) -> list[tuple[NDArray[np.intp], NDArray[np.intp]]]:
-    """For each key, its indices in an order that does not depend on the input's, and a code per identity."""
+    """Return, per key, its indices in an order that does not depend on the input's, and a code per identity."""
     rows = [row.tobytes() for row in unit]
     names: Sequence[Hashable] = rows if identities is None else identities
     texts = [repr(name) for name in names] if identities is not None else [""] * len(rows)
@@ -180,7 +181,7 @@ def _complete_linkage(distances: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _dense(unit: Unit, codes: NDArray[np.intp], low: int, high: int, limit: int) -> list[list[int]]:
-    """Complete linkage cut at the threshold; a larger clique is cut along its dendrogram."""
+    """Group by complete linkage, cut at the threshold; divide too large cliques along their dendrogram."""
     n = len(unit)
     if n < 2:
         return [[i] for i in range(n)]
@@ -200,15 +201,15 @@ def _dense(unit: Unit, codes: NDArray[np.intp], low: int, high: int, limit: int)
 
 
 def _sparse(unit: Unit, codes: NDArray[np.intp], low: int, high: int, limit: int) -> list[list[int]]:
-    """Greedy clique partition over nearest neighbours, near-linear in memory.
+    """Group greedily into cliques over nearest neighbours, with memory nearly linear in the prompts.
 
-    Exact duplicates would fill each other's neighbour lists, so the search runs over distinct prompts. Their
-    first occurrences are grouped among each other, then the second ones, and so on.
+    Exact duplicates would fill each other's neighbour lists, so the search runs over distinct prompts: over their first
+    occurrences, then over the second ones, and so on.
     """
-    # canonical order puts equal rows with equal identity side by side
-    fresh = np.ones(len(unit), bool)
-    fresh[1:] = (codes[1:] != codes[:-1]) | (unit[1:] != unit[:-1]).any(axis=1)
-    first = np.flatnonzero(fresh)
+    # in canonical order, equal rows with equal identity are adjacent
+    is_new = np.ones(len(unit), bool)
+    is_new[1:] = (codes[1:] != codes[:-1]) | (unit[1:] != unit[:-1]).any(axis=1)
+    first = np.flatnonzero(is_new)
     count = np.diff(np.append(first, len(unit)))
     groups: list[list[int]] = []
     layer = np.arange(len(first))
@@ -224,9 +225,9 @@ def _sparse(unit: Unit, codes: NDArray[np.intp], low: int, high: int, limit: int
 
 def _greedy_cliques(unit: Unit, codes: NDArray[np.intp], low: int, high: int, limit: int) -> list[list[int]]:
     """Merge along candidate edges, most similar first, wherever the union is still a clique of at most `limit`."""
-    members = [[i] for i in range(len(unit))]  # of the cluster that i leads; emptied when it is merged away
+    members = [[i] for i in range(len(unit))]  # of the cluster that i leads; empty after it was merged into another
     leader = list(range(len(unit)))
-    refused: dict[int, set[int]] = {}  # leaders that may not unite: nor may any larger clusters they come to lead
+    refused: dict[int, set[int]] = {}  # leaders whose clusters cannot merge, however much these still grow
     active = np.arange(len(unit))
     while len(active) > 1:
         pairs, saturated = _candidate_pairs(unit, codes, active, low, high)
@@ -235,7 +236,7 @@ def _greedy_cliques(unit: Unit, codes: NDArray[np.intp], low: int, high: int, li
             a, b = leader[i], leader[j]
             if a == b or len(members[a]) + len(members[b]) > limit or b in refused.get(a, ()):
                 continue
-            if len(members[a]) + len(members[b]) > 2:  # a pair of singles is qualified by its edge
+            if len(members[a]) + len(members[b]) > 2:  # for two single prompts their edge is enough
                 cosines = _grid_cosines(unit[members[a]], unit[members[b]])
                 same = codes[members[a]][:, None] == codes[members[b]][None, :]
                 if cosines.min() < low or cosines.max() >= high or same.any():
@@ -252,8 +253,8 @@ def _greedy_cliques(unit: Unit, codes: NDArray[np.intp], low: int, high: int, li
                 refused[other].add(a)
                 refused.setdefault(a, set()).add(other)
             merged = True
-        # Who has seen all qualifying neighbours is done. The others, if their cluster has room, look again
-        # among themselves.
+        # A prompt that has seen all its qualifying neighbours is finished. The others search again among
+        # themselves, if their cluster has room.
         active = saturated[[len(members[leader[i]]) < limit for i in saturated]] if merged else saturated[:0]
     return [clique for clique in members if clique]
 
@@ -261,19 +262,19 @@ def _greedy_cliques(unit: Unit, codes: NDArray[np.intp], low: int, high: int, li
 def _candidate_pairs(
     unit: Unit, codes: NDArray[np.intp], active: NDArray[np.intp], low: int, high: int
 ) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """Qualifying pairs (e, 2) among nearest neighbours of the active rows, and the rows that may have further ones."""
+    """Return the qualifying pairs (e, 2) among neighbours of the active rows, and the rows that may have more."""
     import faiss
 
     rows = unit[active]
-    # too similar neighbours (>= upper) stand in front of the useful ones: look further then
+    # with an upper bound, too similar neighbours come before the useful ones: search further
     k = min(len(active), 1 + NEIGHBOURS * (4 if high <= _GRID else 1))
     similar, neighbour = faiss.knn(rows, rows, k, metric=faiss.METRIC_INNER_PRODUCT)
     saturated = active[similar[:, -1] * _GRID >= low - 1] if k < len(active) else active[:0]
 
-    near = similar * _GRID >= low - 1  # float32 from the search; decided exactly below
+    near = similar * _GRID >= low - 1  # a first selection in float32; the exact one is below
     left, right = active[np.nonzero(near)[0]], active[neighbour[near]]
     left, right = np.minimum(left, right), np.maximum(left, right)
-    # each pair once (it is found from both ends), in canonical order, without a prompt and itself
+    # each pair once (the search finds it from both ends), in canonical order, without pairs of one prompt
     pair = np.unique((left * len(unit) + right)[codes[left] != codes[right]])
     left, right = pair // len(unit), pair % len(unit)
 

@@ -14,34 +14,33 @@ from typing import Any
 from ..errors import CotrunkError
 from ..files import LIMIT, read_whole
 
-COLUMN = "prompt"  # of the prompts in a table, if no other is named
+COLUMN = "prompt"  # the default column of a table
 
-# One found value: where it stands ("line 3", "item 2", "row 7") and what it is.
+# one value of a file: its place ("line 3", "item 2", "row 7") and the value
 _Found = tuple[str, object]
 
 
 @dataclass(frozen=True)
 class PromptFile:
-    """What a prompt file holds."""
+    """The content of a prompt file."""
 
     prompts: list[str]  # stripped, in file order, duplicates kept
-    blank: int  # how many blank lines or empty cells were skipped
+    blank: int  # number of blank lines or empty cells, which were skipped
 
 
 def read_prompts(path: Path, column: str = COLUMN) -> PromptFile:
-    """Read the prompts of one file; the suffix says how.
+    """Read the prompts of one file; its suffix gives the format.
 
     Args:
-        path: `.csv` and `.tsv` with a header line; `.jsonl` (or `.ndjson`) with a string or an object a line;
-            `.json` with a list of strings or objects; `.parquet`; anything else is text with one prompt a
-            line. `-` is text from standard input. Pipes will do, but for parquet.
-        column: the column or key that holds the prompt. Another spelling of its case is accepted where
-            only one column matches.
+        path: `.csv` and `.tsv` with a header line; `.jsonl` (or `.ndjson`) with a string or an object per line;
+            `.json` with a list of strings or objects; `.parquet`; anything else is text with one prompt per line.
+            `-` is text from standard input. Pipes work too, except for parquet.
+        column: the column or key that holds the prompt. Upper and lower case may differ if only one column matches.
 
     Raises:
-        CotrunkError: the file cannot be read, is a device or longer than `LIMIT`, is not UTF-8 text, is broken (the
-            message gives the line), lacks the column (the message lists those it has), is a table or JSON lines
-            without saying so in its name, or holds no prompt.
+        CotrunkError: the file cannot be read, is a device or longer than `LIMIT`, is not UTF-8 text, is damaged (the
+            message gives the line), lacks the column (the message lists the columns), is a table or JSON lines under
+            another suffix, or holds no prompt.
     """
     name = "standard input" if str(path) == "-" else str(path)
     suffix = path.suffix.lower()
@@ -64,7 +63,7 @@ def read_prompts(path: Path, column: str = COLUMN) -> PromptFile:
         if prompt:
             prompts.append(prompt)
             length += len(prompt)
-            if length > LIMIT:  # of a parquet, which may unpack to any size
+            if length > LIMIT:  # a parquet file may unpack to any size
                 raise CotrunkError(f"{name} holds more than {LIMIT:,} characters of prompts: divide it.")
         else:
             blank += 1
@@ -99,7 +98,7 @@ def _why_unreadable(name: str, error: Exception) -> str:
 
 
 def _decode(data: bytearray, name: str) -> str:
-    # UTF-16 begins with a mark of its own and is worth naming: spreadsheets write it as "Unicode text"
+    # spreadsheets write UTF-16 as "Unicode text"; it begins with a mark of its own
     if data.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise CotrunkError(f"{name} is UTF-16 text: save it as UTF-8.")
     if b"\0" in data:
@@ -112,48 +111,48 @@ def _decode(data: bytearray, name: str) -> str:
 
 
 def _lines(text: str) -> list[str]:
-    # not str.splitlines: it also splits at form feeds and U+2028, which may stand inside a prompt
+    # not str.splitlines: it also splits at form feeds and U+2028, which a prompt may contain
     lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
     return lines[:-1] if lines[-1] == "" else lines
 
 
 def checked(value: object, where: str) -> str:
-    """The prompt, stripped.
+    """Return the prompt, stripped.
 
     Raises:
-        CotrunkError: not a string, or one that is no Unicode; the message begins with `where`.
+        CotrunkError: not a string, or one that is not valid Unicode; the message begins with `where`.
     """
     if not isinstance(value, str):
         kind = "empty" if value is None else f"of type {type(value).__name__}"
         raise CotrunkError(f"{where}: the prompt is {kind}; it must be a string.")
     try:
-        value.encode()  # JSON can spell half a surrogate pair, which no tokenizer takes
+        value.encode()  # JSON can hold half a surrogate pair, which tokenizers refuse
     except UnicodeEncodeError as error:
-        raise CotrunkError(f"{where}: the prompt is broken Unicode; mend it.") from error
+        raise CotrunkError(f"{where}: the prompt contains an invalid surrogate; remove it.") from error
     return value.strip()
 
 
 def _column(available: Sequence[str], column: str, where: str) -> str:
-    """The available name that `column` means."""
+    """Return the available name that `column` means."""
     if list(available).count(column) == 1:
         return column
     if column in available:
-        raise CotrunkError(f"{where} has several columns {column!r}: leave one of them.")
+        raise CotrunkError(f"{where} has several columns {column!r}: keep one of them.")
     alike = [name for name in available if name.strip().casefold() == column.strip().casefold()]
     if len(alike) == 1:
         return alike[0]
     listed = ", ".join(repr(name) for name in available) or "none"
-    raise CotrunkError(f"{where} has no column {column!r}: name one of those it has ({listed}).")
+    raise CotrunkError(f"{where} has no column {column!r}: use one of its columns ({listed}).")
 
 
 def _from_text(text: str, name: str, column: str) -> Iterator[_Found]:
     if column != COLUMN:
-        raise CotrunkError(f"{name} is text, which has no column {column!r}: leave out the column.")
+        raise CotrunkError(f"{name} is text, which has no column {column!r}: omit the column.")
     lines = _lines(text)
     first = lines[0].strip() if lines else ""
     remedy = "save it as" if name == "standard input" else "rename it to"
     cells = [cell.strip().strip('"').casefold() for cell in re.split("[,;\t]", first)]
-    if column.strip().casefold() in cells:  # each of its lines would be drawn, the header too
+    if column.strip().casefold() in cells:  # otherwise each of its lines, header included, would become an image
         raise CotrunkError(f"{name} looks like a table, its first line names {column!r}: {remedy} .csv or .tsv.")
     if first.startswith("{") and _is_object(first):
         raise CotrunkError(f"{name} looks like JSON lines: {remedy} .jsonl.")
@@ -169,35 +168,35 @@ def _is_object(line: str) -> bool:
 
 
 def _from_table(text: str, name: str, column: str, delimiter: str) -> Iterator[_Found]:
-    # strict: or an unclosed quote would swallow the lines after it
+    # strict: otherwise an unclosed quote would swallow the lines after it
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-    line = 1  # where the row in hand begins
+    line = 1  # where the current row begins
     try:
         header = next(reader, [])
         if not header:
             raise CotrunkError(f"{name} holds no header line: give a table whose first line names the columns.")
         index = header.index(_column(header, column, name))
-        named = max(i for i, cell in enumerate(header, 1) if cell.strip())  # spreadsheets add columns without a name
+        named = max(i for i, cell in enumerate(header, 1) if cell.strip())  # spreadsheets add unnamed columns
         line = reader.line_num + 1
         for row in reader:
             if row and index >= len(row):
                 have = f"{len(row)} of {len(header)} columns"
-                raise CotrunkError(f"{name}, line {line}: a row with {have}, none of them the prompt; mend that line.")
+                raise CotrunkError(f"{name}, line {line}: the row has {have} and lacks the prompt; correct that line.")
             if any(cell.strip() for cell in row[named:]):
                 kind = "tab" if delimiter == "\t" else "comma"
                 raise CotrunkError(
-                    f"{name}, line {line}: a row with more cells than the {named} of the header; put a cell that "
-                    f"holds a {kind} in double quotes."
+                    f"{name}, line {line}: the row has more cells than the header ({named}); put cells that "
+                    f"contain a {kind} in double quotes."
                 )
             yield f"line {line}", row[index] if row else ""
             line = reader.line_num + 1
     except csv.Error as error:
         why = "a quote is never closed" if "unexpected end" in str(error) else error
-        raise CotrunkError(f"{name}, line {line}: broken table ({why}); mend that line.") from error
+        raise CotrunkError(f"{name}, line {line}: damaged table ({why}); correct that line.") from error
 
 
 def _from_record(record: object, name: str, where: str, column: str) -> object:
-    """The prompt of one JSON value: itself, or the value under the column's name."""
+    """Return the prompt of one JSON value: the value itself, or its entry under the column's name."""
     return record[_column(list(record), column, f"{name}, {where},")] if isinstance(record, dict) else record
 
 
@@ -206,9 +205,9 @@ def _parse(text: str, name: str, first_line: int) -> Any:
         return json.loads(text)
     except json.JSONDecodeError as error:
         line = first_line + error.lineno - 1
-        raise CotrunkError(f"{name}, line {line}: broken JSON ({error.msg}); mend that line.") from error
-    except ValueError as error:  # a number of thousands of digits
-        raise CotrunkError(f"{name}, line {first_line}: broken JSON ({error}); mend that line.") from error
+        raise CotrunkError(f"{name}, line {line}: invalid JSON ({error.msg}); correct that line.") from error
+    except ValueError as error:  # a number with thousands of digits
+        raise CotrunkError(f"{name}, line {first_line}: invalid JSON ({error}); correct that line.") from error
     except RecursionError as error:
         raise CotrunkError(
             f"{name}, line {first_line}: JSON nested too deeply; give strings or flat objects."
@@ -253,7 +252,7 @@ def _from_parquet(path: Path, name: str, column: str) -> Iterator[_Found]:
                     row += 1
                     yield f"row {row}", value.as_py()
     except UnicodeDecodeError as error:
-        raise CotrunkError(f"{name}, row {row}: the prompt is not UTF-8; fix it.") from error
+        raise CotrunkError(f"{name}, row {row}: the prompt is not UTF-8; correct it.") from error
     except (IsADirectoryError, PermissionError) as error:
         raise CotrunkError(_why_unreadable(name, error)) from error
     except (ArrowException, OSError) as error:

@@ -5,10 +5,9 @@ import numpy as np
 from .embedding import Encoder
 from .grouping import cosine_similarities
 
-# Pairs of kin prompts: one subject with another attribute, style or setting, which is what should share early
-# steps. Prompts of different pairs have nothing in common but the form. `auto_threshold` measures an encoder
-# with both.
-KIN = (
+# Pairs of related prompts: one subject with another attribute, style or setting. Such prompts should share early steps.
+# Prompts of different pairs have only their form in common. `auto_threshold` measures an encoder with both.
+RELATED = (
     ("a red sports car on a mountain road", "a blue sports car on a mountain road"),
     ("a cat sleeping on a sofa", "a cat sitting on a windowsill"),
     ("an oil painting of a lighthouse by the sea", "a photo of a lighthouse at sunset"),
@@ -37,24 +36,23 @@ KIN = (
 
 
 def auto_threshold(encoder: Encoder) -> float:
-    """A similarity threshold for an encoder, on its own scale.
+    """Return a similarity threshold for an encoder, on its own scale.
 
-    Cosines of different encoders cannot be compared: unrelated prompts have 0.0 in one and 0.7 in another. So
-    the encoder is measured on `KIN`, 24 pairs of prompts for the same subject, and the threshold is the
-    larger of
+    Cosines of different encoders cannot be compared: unrelated prompts have 0.0 in one and 0.7 in another. So the
+    encoder is measured on `RELATED`, 24 pairs of prompts for the same subject, and the threshold is the larger of
 
-    - the 25th percentile of the cosines of kin: three quarters of them may share, the loosest may not;
-    - the largest cosine among the 1,104 pairs of unrelated prompts: none of them may share.
+    - the 25th percentile of the cosines of related prompts: three quarters of these pairs may share;
+    - the largest cosine among the 1,104 pairs of unrelated prompts: none of these pairs may share.
 
-    For a sentence encoder the first decides; for one that hardly tells subjects apart the second does, and
-    little is shared. An affine change of all cosines moves the threshold alike, so anisotropic encoders need
-    no special care. Rounded to three decimals, within [0, 0.99]; an encoder
-    that reaches the cap gives nothing to go by.
+    For a sentence encoder the first decides. For an encoder that hardly separates subjects the second decides, and
+    little is shared. An affine change of all cosines changes the threshold in the same way, so anisotropic encoders
+    need no special treatment. The result is rounded to three decimals, within [0, 0.99]. An encoder that reaches the
+    upper end does not separate subjects at all.
     """
-    cosines = cosine_similarities(encoder.encode([prompt for pair in KIN for prompt in pair]))
-    pair_of = np.arange(2 * len(KIN)) // 2
+    cosines = cosine_similarities(encoder.encode([prompt for pair in RELATED for prompt in pair]))
+    pair_of = np.arange(2 * len(RELATED)) // 2
     first, second = np.triu_indices(len(cosines), 1)
-    kin = pair_of[first] == pair_of[second]
+    related = pair_of[first] == pair_of[second]
     pairs = cosines[first, second]
-    threshold = max(float(np.percentile(pairs[kin], 25)), float(pairs[~kin].max()))
+    threshold = max(float(np.percentile(pairs[related], 25)), float(pairs[~related].max()))
     return round(min(max(threshold, 0.0), 0.99), 3)

@@ -1,0 +1,124 @@
+"""What a running job reports: each event is a frozen object for the callback of `runner.run_job`."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ..planning.plan import Plan
+
+
+@dataclass(frozen=True)
+class Unlocked:
+    """The folder is on a file system without locks: nothing keeps other commands from writing to it."""
+
+    folder: Path
+
+
+@dataclass(frozen=True)
+class Loading:
+    """The model is being loaded; `has_denoiser` is False where only a plan is made."""
+
+    model: str
+    has_denoiser: bool = True
+
+
+@dataclass(frozen=True)
+class Planning:
+    """The prompts are being compared and grouped."""
+
+    prompts: int
+
+
+@dataclass(frozen=True)
+class Planned:
+    """The plan is made, with its findings about the prompts, and nothing is denoised yet."""
+
+    plan: "Plan"
+
+
+@dataclass(frozen=True)
+class WarmingUp:
+    """A short first batch is running; `compiles` says whether the denoiser is compiled meanwhile."""
+
+    compiles: bool
+
+
+@dataclass(frozen=True)
+class Denoising:
+    """Denoising begins, for the run itself and then once more for its comparisons.
+
+    Attributes:
+        rows, images: planned rows and images, including those of an earlier part of the run.
+        rows_done, images_done: what an earlier part has finished.
+    """
+
+    rows: int
+    images: int
+    rows_done: int
+    images_done: int
+
+
+@dataclass(frozen=True)
+class StepDone:
+    """A step of the batch in progress is done.
+
+    Attributes:
+        rows: planned rows done so far in this batch. A planned row is done when it is computed or skipped.
+    """
+
+    rows: int
+
+
+@dataclass(frozen=True)
+class BatchDone:
+    """A batch is finished and its images are on disk.
+
+    Attributes:
+        arm: "shared", or the name of a comparison.
+        images: indices of its images.
+        rows: its planned rows.
+    """
+
+    arm: str
+    images: tuple[int, ...]
+    rows: int
+
+
+@dataclass(frozen=True)
+class DenoisingDone:
+    """Every image of the current `Denoising` is finished, or the job was stopped."""
+
+
+@dataclass(frozen=True)
+class Interrupted:
+    """The job was interrupted from the keyboard; resuming it continues where it stopped."""
+
+    images_done: int
+    images: int
+
+
+@dataclass(frozen=True)
+class AlreadyFinished:
+    """The run was finished before: nothing is left to resume."""
+
+
+Event = (
+    Unlocked
+    | Loading
+    | Planning
+    | Planned
+    | WarmingUp
+    | Denoising
+    | StepDone
+    | BatchDone
+    | DenoisingDone
+    | Interrupted
+    | AlreadyFinished
+)
+OnEvent = Callable[[Event], None]
+
+
+def ignore(event: Event) -> None:
+    """Do nothing with an event."""

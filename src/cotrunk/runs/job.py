@@ -1,0 +1,108 @@
+"""A job: one run as a user asks for it. Frozen, checked when made, JSON in and out; `runner.run_job` runs it."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Self
+
+from ..checks import LARGEST_SEED, flag, number, shown, text, whole
+from ..errors import CotrunkError
+from ..planning.prompts import checked
+from ..settings import DEFAULT_SETTINGS, Settings
+
+# Where and how a run is computed. It may differ when a run resumes: images change only by rounding.
+MACHINE = ("device", "compiled", "settings.batching")
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run as a user asks for it. Its JSON is what run.json keeps and what a service takes as a request.
+
+    Attributes:
+        prompts: one text per prompt.
+        settings: sharing, skipping, guidance interval, steps, batching.
+        model: "mini", "mini-dit", a folder that `save_pretrained` wrote, or an id on the hub.
+        lora: a LoRA for the model: a folder that `cotrunk train` wrote, a file, or an id on the hub.
+        scheduler: a short name ("ddim", "dpm++2m", ...) or a class of diffusers; None for the model's own.
+        guidance_scale: 1 or less turns guidance off.
+        negative_prompt: for all images; None for none.
+        seed: the same seed gives the same images.
+        images_per_prompt: images of one prompt do not share with each other.
+        compare: also make the images independently, in as many steps and at equal cost.
+        device: "auto", "cpu", "cuda", "cuda:1", "mps", ...
+        dtype: "auto", "float32", "float16" or "bfloat16".
+        compiled: compile the denoiser.
+
+    Raises:
+        CotrunkError: a value of another type, or out of its range.
+    """
+
+    prompts: tuple[str, ...]
+    settings: Settings = DEFAULT_SETTINGS
+    model: str = "mini"
+    lora: str | None = None
+    scheduler: str | None = None
+    guidance_scale: float = 7.5
+    negative_prompt: str | None = None
+    seed: int = 0
+    images_per_prompt: int = 1
+    compare: bool = False
+    device: str = "auto"
+    dtype: str = "auto"
+    compiled: bool = False
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.prompts, list | tuple) or not self.prompts:
+            raise CotrunkError("A job has no prompts: give a list with at least one text.")
+        if not isinstance(self.settings, Settings):
+            raise CotrunkError(f"settings is a {type(self.settings).__name__}: give Settings(sharing=..., steps=...).")
+        for i, prompt in enumerate(self.prompts):
+            checked(prompt, f"prompt {i}")
+        values = {
+            "prompts": tuple(self.prompts),
+            "guidance_scale": number("guidance_scale", self.guidance_scale),
+            "seed": whole("seed", self.seed, 0, LARGEST_SEED),
+            "images_per_prompt": whole("images_per_prompt", self.images_per_prompt),
+        }
+        if self.negative_prompt is not None:
+            checked(self.negative_prompt, "negative_prompt")
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
+        for name in ("compare", "compiled"):
+            flag(name, getattr(self, name))
+        for name in ("model", "device", "dtype"):
+            text(name, getattr(self, name))
+        for name in ("lora", "scheduler"):
+            if getattr(self, name) is not None:
+                text(name, getattr(self, name))
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the job as JSON values; `from_json` makes them a job again."""
+        return {**asdict(self), "prompts": list(self.prompts), "settings": self.settings.to_json()}
+
+    @classmethod
+    def from_json(cls, data: Any) -> Self:
+        """Return the job from JSON values. Absent keys take their defaults.
+
+        Raises:
+            CotrunkError: an unknown key, a value of another type, or one out of its range.
+        """
+        known = [field.name for field in fields(cls)]
+        if not isinstance(data, Mapping):
+            raise CotrunkError(f"The job is a {type(data).__name__}: give an object with prompts, settings, model, ...")
+        if unknown := [key for key in data if key not in known]:
+            raise CotrunkError(f"The job has the unknown key {shown(unknown[0])}: use {', '.join(known)}.")
+        settings = Settings.from_json(data["settings"]) if "settings" in data else DEFAULT_SETTINGS
+        return cls(**{"prompts": (), **data, "settings": settings})
+
+    def differences(self, other: "Job") -> Iterator[tuple[str, Any, Any]]:
+        """Iterate over what differs from another job, apart from the machine: name, value here, value there."""
+        yield from _differences("", self.to_json(), other.to_json())
+
+
+def _differences(prefix: str, one: Any, other: Any) -> Iterator[tuple[str, Any, Any]]:
+    if isinstance(one, dict) and isinstance(other, dict):
+        for name in one:
+            if prefix + name not in MACHINE:
+                yield from _differences(f"{prefix}{name}.", one[name], other[name])
+    elif one != other:
+        yield prefix.rstrip("."), one, other

@@ -1,0 +1,82 @@
+"""The sections of the page that show the images: one card with a tree per group, then the images that share nothing."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from .page_parts import Page, caption, linked_image, section
+from .report import GroupReport
+from .thumbnails import fit
+from .tree_svg import axis, branch_steps, leaf_order, pruned, tree_svg
+from .wording import amount, count, listed
+
+# More images make a page slow to open. The files stay in images/.
+PAGE_IMAGES = 400
+GROUP_IMAGES = 40  # images of one group, so that it leaves room for others
+NAMED_BRANCHES = 12  # branch steps of a group that are written out
+ALONE_BOX = 104  # side of the thumbnails of images that share nothing, in pixels
+
+
+@dataclass(frozen=True)
+class ShownGroup:
+    """A group, and its images that are shown, in the order of its tree."""
+
+    group: GroupReport
+    images: tuple[int, ...]
+
+
+def shown_groups(groups: Sequence[GroupReport]) -> list[ShownGroup]:
+    """Return the groups that the page has room for, largest saving first."""
+    shown: list[ShownGroup] = []
+    room = PAGE_IMAGES
+    for group in sorted(groups, key=lambda group: group.rows.used - group.rows.independent):
+        order = leaf_order(group.tree)
+        number = min(len(order), GROUP_IMAGES)
+        if number <= room:
+            # spread evenly over the tree, so that every part of it is visible
+            images = tuple(order[i * len(order) // number] for i in range(number))
+            shown.append(ShownGroup(group, images))
+            room -= number
+    return shown
+
+
+def group_sections(page: Page, groups: Sequence[ShownGroup]) -> Iterator[str]:
+    """Iterate over the sections: groups, and images that share nothing."""
+    shared = [shown for shown in groups if len(shown.group.images) > 1]
+    if shared:
+        lead = "Largest saving first. A green line is computed once for all the images it leads to."
+        cards = [_card(page, shown, number) for number, shown in enumerate(shared, start=1)]
+        yield section("Groups", lead, f'<div class="cards">{"".join(cards)}</div>')
+    alone = [index for shown in groups if len(shown.group.images) == 1 for index in shown.images]
+    if alone:
+        lead = f"{count(len(alone), 'image')} that shared no step."
+        box = fit(page.side, ALONE_BOX)
+        tiles = [f'<li class="tile">{linked_image(page, i, box)}{caption(page, i)}</li>' for i in alone]
+        yield section("Alone", lead, f'<ol class="gallery" style="--box:{box}px">{"".join(tiles)}</ol>')
+
+
+def _card(page: Page, shown: ShownGroup, number: int) -> str:
+    group, order, timesteps = shown.group, shown.images, page.report.timesteps
+    branches, images = sorted(branch_steps(group.tree)), len(group.images)
+    # Larger groups get smaller thumbnails, so that a tree still fits a screen or two.
+    box = fit(page.side, 96 if len(order) <= 8 else 72 if len(order) <= 16 else 48)
+    leaves = [
+        f'<li><div class="picture">{linked_image(page, index, box)}</div>'
+        f'<div class="words">{caption(page, index)}</div></li>'
+        for index in order
+    ]
+    unit = "step" if timesteps == page.report.steps else "denoiser evaluation"
+    named = [str(step) for step in branches[:NAMED_BRANCHES]]
+    if len(branches) > len(named):
+        named.append(f"{len(branches) - len(named)} more")
+    where = f"{unit}{'s' if len(branches) > 1 else ''} {listed(named)}"
+    description = f"{images:,} images share a trunk that branches at {where}"
+    drawing = tree_svg(pruned(group.tree, frozenset(order)), order, timesteps, description)
+    saved = f"{amount(group.rows.independent - group.rows.used)} of {amount(group.rows.independent)} rows saved"
+    facts = f"Branches at {where} of {timesteps}. Smallest similarity {group.similarity:.2f}."
+    if len(order) < images:
+        facts += f" {len(order)} of its images are shown."
+    return f"""<article class="card{" wide" if len(order) > 8 else ""}">
+<header><h3>Group {number}: {images:,} images</h3><p class="saved">{saved}</p>
+<p class="quiet">{facts}</p></header>
+<div class="tree" style="--box:{box}px"><div class="drawing">{drawing}</div>
+<ol class="leaves">{"".join(leaves)}</ol>{axis(branches, timesteps, unit)}</div></article>"""

@@ -1,0 +1,97 @@
+"""What every section of the page is made of: linked thumbnails, prompts, captions."""
+
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from urllib.parse import quote
+
+from .report import ImageReport, RunReport
+from .thumbnails import fit, thumbnail
+from .tree_svg import strip_svg
+from .wording import amount, safe
+
+PROMPT_LENGTH = 5_000  # characters of a prompt on the page; run.json has the rest
+LONG_PROMPT = 90  # characters; a longer prompt is folded to four lines and opens on a click
+ALT_LENGTH = 160  # characters of a prompt in the text for those who do not see the image
+
+
+@dataclass(frozen=True)
+class Page:
+    """A report, the folder of its run, and the longest side of its thumbnails in pixels."""
+
+    report: RunReport
+    folder: Path
+    side: int
+
+    def image(self, index: int) -> ImageReport:
+        """Return the report of an image."""
+        return self.report.images[index]
+
+    def prompt(self, index: int) -> str:
+        """Return the prompt of an image."""
+        return self.report.job.prompts[self.image(index).prompt]
+
+    @property
+    def has_strips(self) -> bool:
+        """Whether images differ in what was computed at their steps."""
+        settings = self.report.job.settings
+        return settings.skipping is not None or settings.guidance_interval is not None
+
+
+def section(title: str, lead: str, body: str) -> str:
+    """Return a section with a heading."""
+    return f'<section class="part"><h2>{title}</h2><p class="quiet">{lead}</p>{body}</section>'
+
+
+def linked_image(page: Page, index: int, box: int, way: str = "") -> str:
+    """Return the linked thumbnail of an image, or a placeholder where there is none. `way` says how it was made."""
+    image = page.image(index)
+    return _linked(page, index, image.file, box, way, image.failed, image.flagged)
+
+
+def compared_image(page: Page, index: int, box: int, arm: str) -> str:
+    """Return the linked thumbnail of the same image made in another way."""
+    comparison = page.report.compare[arm]  # type: ignore[index]
+    file = f"{comparison.folder}/{Path(page.image(index).file).name}"
+    return _linked(page, index, file, box, arm.replace("_", " "), False, index in comparison.flagged)
+
+
+def _linked(page: Page, index: int, file: str, box: int, way: str, failed: bool, flagged: bool) -> str:
+    found = None if failed else thumbnail(page.folder / file)
+    if flagged and found is not None:
+        title = "The model's safety checker put a black image here."
+        return f'<div class="lost"><a href="{escape(quote(file))}" title="{title}">flagged</a></div>'
+    if found is None:
+        return f'<div class="lost">{"failed" if failed else "missing"}</div>'
+    uri, width, height = found
+    side = max(width, height)
+    factor = fit(side, box) / side
+    prompt = page.prompt(index) or "empty prompt"
+    alt = prompt if len(prompt) <= ALT_LENGTH else f"{prompt[: ALT_LENGTH - 1]}…"
+    alt += f" ({way})" if way else ""
+    grown = ' class="grown"' if factor > 1 else ""
+    size = f'width="{width * factor:.0f}" height="{height * factor:.0f}"'
+    return (
+        f'<a href="{escape(quote(file))}" title="seed {page.image(index).seed}">'
+        f'<img src="{uri}" {size} alt="{escape(alt)}"{grown}></a>'
+    )
+
+
+def caption(page: Page, index: int) -> str:
+    """Return the prompt of an image, the strip of its steps, its number and its rows."""
+    image = page.image(index)
+    label = f"{safe(Path(image.file).stem)} · {amount(image.rows)} rows"
+    strip = strip_svg(image.steps) if page.has_strips and image.steps else ""
+    return f'{prompt_text(page, index)}{strip}<p class="number">{label}</p>'
+
+
+def prompt_text(page: Page, index: int) -> str:
+    """Return the prompt of an image, folded if it is long."""
+    text = page.prompt(index)
+    if len(text) > PROMPT_LENGTH:
+        text = f"{text[:PROMPT_LENGTH]}… ({len(text) - PROMPT_LENGTH:,} more characters are in run.json)"
+    if len(text) > LONG_PROMPT:
+        return f'<details class="prompt"><summary dir="auto">{escape(text)}</summary></details>'
+    if not text.strip():
+        return '<p class="prompt quiet">(empty prompt)</p>'
+    return f'<p class="prompt" dir="auto">{escape(text)}</p>'

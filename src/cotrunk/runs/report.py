@@ -1,0 +1,291 @@
+"""The report of a run: what run.json holds, and what the page, the console and a service read."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, PlainValidator, TypeAdapter, ValidationError
+
+from .. import __version__
+from ..errors import CotrunkError
+from ..files import read_json
+from ..planning.plan import Cost, Plan
+from ..planning.sharing import why_nothing_shared
+from ..planning.tree import Amount, Branch, Difference, Real, Steps, Text, Whole
+from .arm import SHARED, Arm, groups_of
+from .job import Job
+from .journal import Progress
+
+FORMAT = 1
+Status = Literal["running", "done", "failed images", "flagged images"]
+
+
+@dataclass(frozen=True)
+class PipelineFacts:
+    """The pipeline as it was loaded: what a job leaves to the model and the machine.
+
+    Attributes:
+        scheduler: the class of its scheduler.
+        device, dtype: where and in which precision it ran.
+    """
+
+    scheduler: Text
+    device: Text
+    dtype: Text
+
+
+@dataclass(frozen=True)
+class ImageReport:
+    """One image.
+
+    Attributes:
+        file: relative to the folder of the run.
+        prompt: the index of its prompt in `Job.prompts`.
+        group: the index of its group in `RunReport.groups`.
+        rows: denoiser rows that it took; a row of a group counts in equal parts.
+        steps: one letter per timestep, as in `execution.Batch`; empty before the image is finished.
+        failed: whether it holds NaN and has no file.
+        flagged: whether the model's safety checker replaced it by a black image.
+    """
+
+    file: Text
+    prompt: Whole
+    seed: Whole
+    group: Whole
+    rows: Amount
+    steps: Annotated[str, Field(strict=True, pattern="^[cspCSP]*$")]
+    failed: bool
+    flagged: bool
+
+
+@dataclass(frozen=True)
+class GroupReport:
+    """Images that share a trunk, or one image alone.
+
+    Attributes:
+        prompts: the index of each image's prompt.
+        branch_step: the timestep at which the group first branches; 0 where nothing is shared.
+        similarity: smallest cosine between two of its prompts.
+        rows: of its images, and what they would use one by one.
+        tree: its trunk and branches.
+    """
+
+    prompts: tuple[Whole, ...]
+    images: tuple[Whole, ...]
+    branch_step: Whole
+    similarity: Real
+    rows: Cost
+    tree: Branch
+
+
+@dataclass(frozen=True)
+class Spared:
+    """Denoiser rows that were not computed, by what spared them."""
+
+    sharing: Difference = 0
+    skipping: Difference = 0
+    guidance: Difference = 0
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Denoiser rows of a run.
+
+    Attributes:
+        used: computed rows.
+        independent: rows that the same images would use one by one.
+        saving: the fraction that was saved.
+    """
+
+    used: Whole
+    independent: Whole
+    saving: Real
+    spared: Spared
+
+
+@dataclass(frozen=True)
+class Seconds:
+    """Where the time went. `total` is more than the sum: it includes what no other entry counts."""
+
+    load: Real = 0.0
+    embed: Real = 0.0
+    denoise: Real = 0.0
+    decode: Real = 0.0
+    total: Real = 0.0
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The same images made independently.
+
+    Attributes:
+        steps: inference steps.
+        rows: denoiser rows.
+        folder: of its images, relative to the folder of the run.
+        flagged: images that the safety checker replaced.
+    """
+
+    steps: Steps
+    rows: Whole
+    seconds: Seconds
+    folder: Text
+    flagged: tuple[Whole, ...]
+
+
+@dataclass(frozen=True)
+class RunReport:
+    """Everything about a run, as run.json holds it.
+
+    Attributes:
+        status: "running" until every image of every arm is finished.
+        job: what was asked for.
+        pipeline: the pipeline as it was loaded.
+        threshold: the smallest similarity at which prompts shared; None for independent sampling.
+        steps, timesteps: inference steps, and the denoiser evaluations that they take.
+        images, groups: in their order.
+        why_nothing_shared: a clause for people; None where something was shared.
+        rows, seconds: of the run itself, without its comparisons.
+        versions: of cotrunk, diffusers and torch.
+        compare: name of the arm -> its figures; empty without a comparison.
+    """
+
+    status: Status
+    job: Annotated[Job, PlainValidator(Job.from_json)]
+    pipeline: PipelineFacts
+    threshold: Real | None
+    steps: Steps
+    timesteps: Steps
+    images: tuple[ImageReport, ...]
+    groups: tuple[GroupReport, ...]
+    why_nothing_shared: Text | None
+    rows: Rows
+    seconds: Seconds
+    versions: dict[Text, Text]
+    compare: dict[Literal["independent", "equal_cost"], Comparison] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the report as JSON values."""
+        return {"format": FORMAT, **asdict(self), "job": self.job.to_json()}
+
+    def to_text(self) -> str:
+        """Return the content of run.json."""
+        return json.dumps(self.to_json(), indent=1, ensure_ascii=False) + "\n"
+
+    @staticmethod
+    def from_json(data: Any) -> "RunReport":
+        """Return the report from JSON values.
+
+        Raises:
+            CotrunkError: they are not those of a report.
+        """
+        try:
+            if not isinstance(data, dict) or data.get("format") != FORMAT:
+                raise ValueError("its format is of another version")
+            return _REPORT.validate_python({name: value for name, value in data.items() if name != "format"})
+        except ValidationError as error:
+            found = error.errors(include_url=False, include_context=False, include_input=False)[0]
+            where = ".".join(map(str, found["loc"][-4:]))
+            raise CotrunkError(
+                f"This is not the report of a run: {where}: {found['msg']}. Run the job again."
+            ) from None
+        except (RecursionError, ValueError) as error:
+            why = str(error)
+        raise CotrunkError(f"This is not the report of a run ({why}): run the job again.")
+
+    @staticmethod
+    def load(folder: str | Path) -> "RunReport":
+        """Read the report in the folder of a run.
+
+        Raises:
+            CotrunkError: there is no run.json, or it is damaged.
+        """
+        try:
+            return RunReport.from_json(read_json(Path(folder) / "run.json"))
+        except CotrunkError:
+            raise
+        except (OSError, ValueError) as error:
+            raise CotrunkError(f"{folder} holds no readable run.json ({error}): name the folder of a run.") from None
+
+
+_REPORT = TypeAdapter(RunReport)
+
+
+def build_report(
+    job: Job,
+    pipeline: PipelineFacts,
+    arms: Sequence[Arm],
+    progress: Mapping[str, Progress],
+    seconds: Mapping[str, float],
+) -> RunReport:
+    """Return the report of a run from its plans and its journal.
+
+    Args:
+        arms: the main arm first, then those for comparison.
+        progress: the name of each arm -> what is finished of it.
+        seconds: what does not belong to a batch: "load", "embed", and "total" of all arms. The batches of the
+            comparisons are subtracted from it.
+    """
+    main, plan = arms[0], arms[0].plan
+    own, groups, planned = progress[SHARED], groups_of(plan), plan.image_rows()
+    is_complete = all(len(progress[arm.name].images) == len(arm.plan) for arm in arms)
+    finished: Status = "failed images" if own.failed else "flagged images" if own.flagged else "done"
+    if "total" in seconds:
+        others = sum(sum(progress[arm.name].seconds.values()) for arm in arms[1:])
+        seconds = {**seconds, "total": seconds["total"] - others}
+    return RunReport(
+        status=finished if is_complete else "running",
+        job=job,
+        pipeline=pipeline,
+        threshold=plan.threshold,
+        steps=plan.steps,
+        timesteps=plan.timesteps,
+        images=tuple(
+            ImageReport(
+                file=f"{main.folder}/{image:05d}.png",
+                prompt=plan.prompt_of(image),
+                seed=plan.seeds[image],
+                group=groups[image],
+                rows=own.rows.get(image, round(planned[image], 4)),
+                steps=own.steps.get(image, ""),
+                failed=image in own.failed,
+                flagged=image in own.flagged,
+            )
+            for image in range(len(plan))
+        ),
+        groups=tuple(group_report(plan, tree, own.rows) for tree in plan.trees),
+        why_nothing_shared=why_nothing_shared(plan),
+        rows=Rows(own.cost.used, own.cost.independent, round(own.cost.saving, 6), Spared(**own.spared)),
+        seconds=_seconds(own, seconds),
+        versions={"cotrunk": __version__, **{name: version(name) for name in ("diffusers", "torch")}},
+        compare={arm.name: _comparison(arm, progress[arm.name]) for arm in arms[1:]},  # type: ignore[misc]
+    )
+
+
+def group_report(plan: Plan, tree: Branch, rows: Mapping[int, float]) -> GroupReport:
+    """Return the report of one group; `rows` are those of the images that are finished."""
+    cost = plan.cost_of([tree])
+    used = round(sum(rows[image] for image in tree.images)) if rows.keys() >= set(tree.images) else cost.used
+    return GroupReport(
+        prompts=tuple(plan.prompt_of(image) for image in tree.images),
+        images=tree.images,
+        branch_step=tree.stop if tree.children else 0,
+        similarity=round(tree.similarity, 6),
+        rows=Cost(used, cost.independent),
+        tree=tree,
+    )
+
+
+def _comparison(arm: Arm, progress: Progress) -> Comparison:
+    seconds, flagged = _seconds(progress, {}), tuple(sorted(progress.flagged))
+    return Comparison(arm.plan.steps, progress.cost.used, seconds, arm.folder, flagged)
+
+
+def _seconds(progress: Progress, other: Mapping[str, float]) -> Seconds:
+    seconds = {"load": 0.0, **progress.seconds}
+    for name, value in other.items():
+        seconds[name] = seconds.get(name, 0.0) + value
+    seconds.setdefault("total", sum(seconds.values()))
+    return Seconds(**{name: round(value, 3) for name, value in seconds.items()})

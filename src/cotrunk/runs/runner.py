@@ -1,0 +1,232 @@
+"""Run a job: plan, resume, warm up, denoise, compare, report. Nothing is printed; progress goes to a callback."""
+
+import time
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ..errors import CotrunkError
+from ..execution import Run
+from ..generation import plan as plan_prompts
+from ..generation import prepare, warm_up
+from ..lock import FolderLock, held
+from ..pipelines import loading
+from ..pipelines.arguments import needed_arguments
+from ..pipelines.compatibility import check_text_to_image
+from ..pipelines.cost import timesteps_of
+from ..planning.plan import Cost, Plan
+from ..settings import Settings
+from .arm import COMPARED, Arm, compared_arm, main_arm
+from .events import (
+    AlreadyFinished,
+    BatchDone,
+    Denoising,
+    DenoisingDone,
+    Interrupted,
+    Loading,
+    OnEvent,
+    Planned,
+    Planning,
+    StepDone,
+    Unlocked,
+    WarmingUp,
+    ignore,
+)
+from .folder import BATCH_SECONDS, RunFolder
+from .job import Job
+from .report import PipelineFacts, RunReport
+
+
+def run_job(
+    job: Job, out: str | Path, *, resume: bool = False, on_event: OnEvent = ignore, begin: float | None = None
+) -> RunReport:
+    """Run a job and return its report. Its images and everything else that it writes go to the folder `out`.
+
+    Args:
+        resume: continue an earlier part of this very job in `out`. Only the machine's options may differ.
+        on_event: called with each event (see `events`). An exception that it raises stops the job.
+        begin: `time.perf_counter()` when the job came in; what came before loading counts as loading.
+
+    Raises:
+        CotrunkError: bad input, or a folder that holds another run or cannot be written.
+    """
+    begin = time.perf_counter() if begin is None else begin
+    loading.check_names(job.device, job.dtype, job.scheduler)
+    folder = RunFolder(Path(out))
+    with held(folder.path, "images", "compare/*") as lock:
+        if not lock.is_kept:
+            on_event(Unlocked(folder.path))
+        is_resumed = folder.open(job, resume=resume)
+        if is_resumed and (report := folder.finished()) is not None:
+            on_event(AlreadyFinished())
+            return report
+        on_event(Loading(job.model))
+        pipe = loading.load_pipeline(
+            job.model, job.device, job.dtype, lora=job.lora, scheduler=job.scheduler, compiled=job.compiled
+        )
+        check_text_to_image(pipe)
+        facts = facts_of(pipe)
+        if is_resumed:
+            folder.check_dtype(facts.dtype)
+        return _Runner(job, folder, lock, pipe, facts, on_event, begin).run(is_resumed)
+
+
+def plan_job(job: Job, *, on_event: OnEvent = ignore) -> Plan:
+    """Return the plan of a job: what it would share and save. Nothing is denoised and nothing is written.
+
+    Raises:
+        CotrunkError: bad input.
+    """
+    loading.check_names("auto", "auto", job.scheduler)
+    on_event(Loading(job.model, has_denoiser=False))
+    pipe = loading.load_pipeline(job.model, "auto", scheduler=job.scheduler, denoiser=False)
+    on_event(Planning(len(job.prompts)))
+    plan = plan_prompts(
+        pipe,
+        job.prompts,
+        settings=job.settings,
+        seed=job.seed,
+        num_images_per_prompt=job.images_per_prompt,
+        **_arguments(job),
+    )
+    on_event(Planned(plan))
+    return plan
+
+
+def facts_of(pipe: Any) -> PipelineFacts:
+    """Return what the report says about a pipeline."""
+    return PipelineFacts(type(pipe.scheduler).__name__, str(pipe.device), str(pipe.dtype).removeprefix("torch."))
+
+
+def _arguments(job: Job) -> dict[str, Any]:
+    """Return the arguments of the pipeline's call that the settings do not have."""
+    arguments: dict[str, Any] = {"guidance_scale": job.guidance_scale}
+    if job.negative_prompt is not None:
+        arguments["negative_prompt"] = job.negative_prompt
+    return arguments
+
+
+@dataclass
+class _Runner:
+    """A job with its folder locked and its pipeline loaded."""
+
+    job: Job
+    folder: RunFolder
+    lock: FolderLock
+    pipe: Any
+    facts: PipelineFacts
+    on_event: OnEvent
+    begin: float
+
+    def run(self, is_resumed: bool) -> RunReport:
+        """Make every image that is not finished yet, and write the report."""
+        job, seconds = self.job, {"load": time.perf_counter() - self.begin}
+        arguments = _arguments(job)
+        self.on_event(Planning(len(job.prompts)))
+        run = prepare(
+            self.pipe,
+            job.prompts,
+            job.settings,
+            seed=job.seed,
+            num_images_per_prompt=job.images_per_prompt,
+            plan=Plan.load(self.folder.path / "plan.json") if is_resumed else None,
+            **arguments,
+        )
+        plan, main = run.plan, main_arm(run.plan)
+        self.on_event(Planned(plan))
+        seconds["embed"] = run.seconds["embed"]
+        possible = (main, *(compared_arm(name, plan) for name in COMPARED))
+        earlier = sum(sum(self.folder.progress(arm).seconds.values()) for arm in possible)
+        # The report comes before the plan: without a run.json there is nothing to resume.
+        self._write_report([main], seconds)
+        if not is_resumed:
+            plan.save(self.folder.path / "plan.json")
+        runs = [(main, run)]
+        try:
+            if job.compare or job.compiled:
+                self._warm_up(arguments)
+            self._denoise(runs)
+            if job.compare:  # what skipping saved is only known now, and with it what equal cost means
+                runs += self._comparisons(plan, self.folder.progress(main).cost, arguments)
+                self._write_report([arm for arm, _ in runs], seconds)
+                self._denoise(runs[1:])
+        except KeyboardInterrupt:
+            self.on_event(Interrupted(len(self.folder.progress(main).images), len(plan)))
+            raise
+        seconds["total"] = earlier + time.perf_counter() - self.begin
+        self.lock.check()
+        report = self._write_report([arm for arm, _ in runs], seconds)
+        if report.status == "running":
+            raise CotrunkError(
+                f"Images in {self.folder.path} were removed or changed while the run went on: make them again with "
+                "--resume."
+            )
+        return report
+
+    def _write_report(self, arms: Sequence[Arm], seconds: dict[str, float]) -> RunReport:
+        return self.folder.write_report(self.job, self.facts, arms, seconds)
+
+    def _warm_up(self, arguments: dict[str, Any]) -> None:
+        """Warm up with all prompts and with a single one.
+
+        Without it, the arm that comes first would lose the comparison, and compiling would count as denoising.
+        """
+        job, start = self.job, time.perf_counter()
+        self.on_event(WarmingUp(job.compiled))
+        # A compiled denoiser compiles once more for a single row, which an image without guidance has.
+        half = None if job.settings.guidance_interval is None else (0.0, 0.5)
+        settings = replace(job.settings, sharing=None, skipping=None, guidance_interval=half)
+        for some, images_each in ((job.prompts, job.images_per_prompt), (job.prompts[:1], 1)):
+            warm_up(self.pipe, some, settings, num_images_per_prompt=images_each, **arguments)
+        if not job.compiled:  # compiling was asked for, and counts in the total
+            self.begin += time.perf_counter() - start
+
+    def _comparisons(self, plan: Plan, cost: Cost, arguments: dict[str, Any]) -> list[tuple[Arm, Run]]:
+        """Return the arms for comparison with a plan that took this many rows."""
+        needed = {**needed_arguments(self.pipe), **arguments}
+        # the most steps that cost no more rows than the run did
+        for steps in range(plan.steps, 0, -1):
+            try:
+                counts = timesteps_of(self.pipe, {**needed, "num_inference_steps": steps})
+            except CotrunkError:  # too few for this scheduler
+                break
+            equal = plan.independent(*counts)
+            if equal.cost.used <= cost.used:
+                break
+        runs = []
+        for arm in (compared_arm("independent", plan.independent()), compared_arm("equal_cost", equal)):
+            settings = Settings(steps=arm.plan.steps, batching=self.job.settings.batching)
+            runs.append((arm, prepare(self.pipe, self.job.prompts, settings, plan=arm.plan, **arguments)))
+        return runs
+
+    def _denoise(self, runs: Sequence[tuple[Arm, Run]]) -> None:
+        """Run what the journal does not have yet."""
+        finished = {arm.name: self.folder.progress(arm) for arm, _ in runs}
+        self.on_event(
+            Denoising(
+                rows=sum(arm.plan.cost.used for arm, _ in runs),
+                images=sum(len(arm.plan) for arm, _ in runs),
+                rows_done=sum(_planned_rows(done.cost, done.spared) for done in finished.values()),
+                images_done=sum(len(done.images) for done in finished.values()),
+            )
+        )
+        try:
+            with warnings.catch_warnings(action="ignore", category=RuntimeWarning):  # NaN in images; the report has it
+                for arm, run in runs:
+                    is_done = finished[arm.name].images.issuperset
+                    for batch in run.batches(skip=is_done, on_step=self._on_step, seconds=BATCH_SECONDS):
+                        self.lock.check()
+                        self.folder.write_batch(arm, batch)
+                        self.on_event(BatchDone(arm.name, batch.images, _planned_rows(batch.cost, batch.spared)))
+        finally:
+            self.on_event(DenoisingDone())
+
+    def _on_step(self, meter: Any) -> None:
+        self.on_event(StepDone(meter.rows + meter.rows_spared["skipping"] + meter.rows_spared["guidance"]))
+
+
+def _planned_rows(cost: Cost, spared: Any) -> int:
+    """Return computed and skipped rows. What sharing saves is not in the plan."""
+    return cost.used + spared["skipping"] + spared["guidance"]

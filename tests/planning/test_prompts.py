@@ -147,7 +147,11 @@ def test_missing_folder_unreadable(tmp_path, write, monkeypatch):
         ("p.csv", "prompt\na red cat, flat style\na blue dog\n", "line 2: .*more cells than the header .1.*comma"),
         ("p.csv", "id,prompt\n1,a cat\n2,a red cat, flat style\n", "line 3: .*more cells than the header .2"),
         ("p.csv", 'prompt\n"two\nlines"\na cat, flat\n', "line 4: .*in double quotes"),
-        ("p.csv", "prompt,,\na red cat, flat style,\n", "line 2: .*more cells than the header .1"),  # columns without a name
+        (
+            "p.csv",
+            "prompt,,\na red cat, flat style,\n",
+            "line 2: .*more cells than the header .1",
+        ),  # columns without a name
         ("p.tsv", "prompt\na cat\tflat style\n", "line 2: .*contain a tab in double quotes"),
         ("p.csv", "prompt,Prompt,prompt\na,b,c\n", "several columns 'prompt'"),
     ],

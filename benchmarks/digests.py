@@ -111,10 +111,10 @@ def embedded() -> None:
         for name, rule in rules.items():
             interval = (0.1, 0.8) if name == "error" else None
             run(f"{model} {name}", pipe, PROMPTS, **limits, skipping=rule, guidance_interval=interval)
-        accelerated(model, pipe, limits)
+        applied(model, pipe, limits)
 
 
-def accelerated(model: str, pipe: Any, limits: dict[str, Any]) -> None:
+def applied(model: str, pipe: Any, limits: dict[str, Any]) -> None:
     """Skipping alone, in an ordinary call."""
     handle = getattr(cotrunk, "accelerate", None) or cotrunk.apply
     attached = handle(pipe, Skipping())

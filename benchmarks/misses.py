@@ -19,7 +19,7 @@ from cotrunk.pipelines.arguments import needed_arguments
 from cotrunk.pipelines.loading import load_pipeline
 from cotrunk.pipelines.noise_schedule import NoiseSchedule, read_schedule
 from cotrunk.pipelines.schedulers import set_scheduler
-from cotrunk.skipping.gaps import BEND, NOISY, REUSED, TREND
+from cotrunk.skipping.gaps import NOISE_GROWTH, REUSE_ERROR, SPACING_EXPONENT, TREND_ERROR
 
 SUBJECTS = (
     "red apple, noto",
@@ -78,16 +78,19 @@ def main() -> None:
     set_scheduler(pipe, args.scheduler)
     outputs, schedule = recorded(pipe, args.steps, args.guidance)
     steps, latest, before, miss = (np.array(column) for column in zip(*misses(outputs, schedule), strict=True))
-    miss /= np.array([1 + NOISY * schedule.time(step) for step in range(args.steps)])[steps]
+    miss /= np.array([1 + NOISE_GROWTH * schedule.time(step) for step in range(args.steps)])[steps]
     known = np.stack([np.ones(len(miss)), np.log(latest), np.log(before)], axis=1)
     fitted, *_ = np.linalg.lstsq(known, np.log(miss), rcond=None)
     scatter = float(np.std(np.log(miss) - known @ fitted))
     print(f"{args.model}, {args.scheduler}, {args.steps} steps, guidance {args.guidance:g}: {len(miss)} predictions")
-    print(f"miss / (1 + {NOISY} time), and the deviation of its logarithm:")
+    print(f"miss / (1 + {NOISE_GROWTH} time), and the deviation of its logarithm:")
     rate, latest_power, before_power = math.exp(fitted[0]), *fitted[1:]
     print(f"best fit: {rate:.2f} * latest^{latest_power:.2f} * before^{before_power:.2f}, off by {scatter:.2f}")
-    off = np.log(miss) - np.log(TREND * latest * before**BEND)
-    print(f"built in: {TREND} * latest * before^{BEND}, off by {off.std():.2f} about {math.exp(off.mean()):.2f} times;")
+    off = np.log(miss) - np.log(TREND_ERROR * latest * before**SPACING_EXPONENT)
+    print(
+        f"built in: {TREND_ERROR} * latest * before^{SPACING_EXPONENT}, off by {off.std():.2f} about "
+        f"{math.exp(off.mean()):.2f} times;"
+    )
     for part in np.array_split(np.arange(args.steps), 6):
         own = off[np.isin(steps, part)]
         if len(own):
@@ -95,9 +98,9 @@ def main() -> None:
     reused = [float((outputs[0] - outputs[step]).square().mean(dim=1).sqrt().mean()) for step in range(1, FARTHEST + 1)]
     far = [schedule.time(0) - schedule.time(step) for step in range(1, FARTHEST + 1)]
     ratios = [
-        miss * schedule.velocity(n) / (REUSED * d) for n, (miss, d) in enumerate(zip(reused, far, strict=True), 1)
+        miss * schedule.velocity(n) / (REUSE_ERROR * d) for n, (miss, d) in enumerate(zip(reused, far, strict=True), 1)
     ]
-    print(f"first output used again: {', '.join(f'{ratio:.2f}' for ratio in ratios)} times {REUSED} * time")
+    print(f"first output used again: {', '.join(f'{ratio:.2f}' for ratio in ratios)} times {REUSE_ERROR} * time")
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ import diffusers
 import torch
 from skipping import PROMPTS as CAPTIONS
 
-from cotrunk import Skipping, accelerate
+from cotrunk import Skipping, apply
 from cotrunk.files import read_lines, write_text
 from cotrunk.pipelines.arguments import needed_arguments
 from cotrunk.pipelines.compatibility import denoisers_of
@@ -161,9 +161,9 @@ class Runs:
                     return {"latents": torch.cat([kept[..., :half], tensors["latents"][..., half:]], dim=-1)}
 
                 own["callback_on_step_end"] = keep
-        with between, accelerate(pipe, skipping or Skipping(tolerance=0)) as acceleration:
+        with between, apply(pipe, skipping or Skipping(tolerance=0)) as applied:
             pictures = self._call(pipe, PROMPTS, 100, steps, **own)
-        return pictures.float(), acceleration.rows / len(PROMPTS)
+        return pictures.float(), applied.rows / len(PROMPTS)
 
     def _noise(self) -> torch.Tensor:
         shape = self.latents.shape[1:]
@@ -197,8 +197,8 @@ class Runs:
             schedule = read_schedule(scheduler, scheduler.timesteps.tolist())
             output, sample = seen[begin]
             alpha, sigma = schedule.levels[begin]
-            whole = schedule.whole(begin, sample)
-            data = schedule.data_of(begin, whole, output)
+            whole = schedule.scaled(begin, sample)
+            data = schedule.x0_of(begin, whole, output)
             self._handed[start.strength] = data, (whole - alpha * data) / sigma
         return self._handed[start.strength]
 

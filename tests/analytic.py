@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from cotrunk import Skipping
-from cotrunk.engine.policy import Policy
-from cotrunk.engine.rewind import Solver
+from cotrunk.engine.policy import Policy, SampleListener
+from cotrunk.engine.rewind import SchedulerSteps
 from cotrunk.pipelines.noise_schedule import NoiseSchedule, read_schedule
-from cotrunk.skipping.policies import policy_of
+from cotrunk.skipping.policies import Rule
 
 SIZE, MODES = 32, 8
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
@@ -104,25 +104,26 @@ def sample(
         x = noise * float(getattr(scheduler, "init_noise_sigma", 1.0))
     timesteps = [float(t) for t in scheduler.timesteps[begin:]]
     schedule = read_schedule(scheduler, timesteps)
-    policy: Policy | None = None if skipping is None else policy_of(skipping, len(seeds), len(timesteps))
-    computed, solver = [], Solver(scheduler, scheduler.step)
+    policy: Policy | None = None if skipping is None else Rule(skipping).policy(len(seeds), len(timesteps))
+    computed: list[tuple[bool, ...]] = []
+    steps_taken = SchedulerSteps(scheduler, scheduler.step)
     for step, timestep in enumerate(scheduler.timesteps[begin:]):
         alpha = schedule.levels[step][0]
         output = model(schedule, step, x * alpha if schedule.divided else x)
         if hasattr(scheduler, "scale_model_input"):
             scheduler.scale_model_input(x, timestep)
         if policy is not None:
-            computed.append(policy.computes(step))
+            computed.append(tuple(policy.computes(step)))
             output = output.where(torch.tensor(computed[-1])[:, None], torch.nan)
-            solver.timestep = timestep
-            solver.mark(step, x, {"timestep": timestep})
-            output, x = policy.observe(step, computed[-1], solver, output, x)
+            steps_taken.enter(step, x, {"timestep": timestep})
+            output, x = policy.observe(step, computed[-1], steps_taken, output, x)
         else:
             computed.append((True,) * len(seeds))
         x = scheduler.step(output, timestep, x).prev_sample.double()
         if policy is not None:
-            solver.returned = x
-            policy.after(step, x)
+            steps_taken.leave(x)
+        if isinstance(policy, SampleListener):
+            policy.after_step(step, x)
     return Sampled(x, computed)
 
 

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from cotrunk import Sharing, generate
 from cotrunk.engine.attach import attached
-from cotrunk.engine.call import Meter
-from cotrunk.engine.denoiser_hook import RowPlan
+from cotrunk.engine.call import CallState
+from cotrunk.engine.step_plan import RowPlan
 
 STEPS = 4
 EVERYONE = Sharing(share=0.5, similarity=-1.0)  # all prompts share half of the steps
@@ -23,7 +23,7 @@ EVERYONE = Sharing(share=0.5, similarity=-1.0)  # all prompts share half of the 
 @dataclass
 class Ran:
     images: Tensor
-    meter: Meter
+    call: CallState
     latents: list[Tensor] = field(default_factory=list)  # after each step
 
 
@@ -42,7 +42,7 @@ def denoise(
     trunk = tuple(first[image] for image in range(images))
     seeds = [100 + first[image] for image in range(images)] if seeds is None else seeds
     steps = call.setdefault("num_inference_steps", STEPS)
-    meter, latents = Meter(count_calls(tiny, steps), max_rows), []
+    latents: list[Tensor] = []
     if "callback_on_step_end" in inspect.signature(tiny.pipe.__call__).parameters:
 
         def keep(pipe: Any, step: int, timestep: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -51,9 +51,10 @@ def denoise(
 
         call["callback_on_step_end"] = keep
     sources = lambda step: trunk if step < branch else tuple(range(images))  # noqa: E731
-    with attached(tiny.pipe, RowPlan(sources), seeds, meter) as generators:
+    state = CallState(RowPlan(sources), count_calls(tiny, steps), max_rows)
+    with attached(tiny.pipe, state, seeds) as generators:
         output = tiny.pipe(**inputs, **call, output_type="latent", generator=generators)
-    return Ran(output[tiny.output_field], meter, latents)
+    return Ran(output[tiny.output_field], state, latents)
 
 
 def bare(tiny: TinyPipeline, inputs: dict[str, Any], seeds: Sequence[int], **call: Any) -> Tensor:

@@ -19,7 +19,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("groups",),
     ("execution",),
     ("generation",),
-    ("acceleration",),
+    ("application",),
     ("evaluation",),
     ("training",),
     ("tuning", "runs"),

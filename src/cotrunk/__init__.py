@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from .acceleration import accelerate
+    from .application import apply, remove
+    from .engine.call import StepEvent
     from .errors import CotrunkError
     from .execution import Batch
     from .generation import Result, generate, plan, stream
@@ -30,9 +31,11 @@ _HOME = {
     "Settings": "settings",
     "Sharing": "settings",
     "Skipping": "settings",
-    "accelerate": "acceleration",
+    "StepEvent": "engine.call",
+    "apply": "application",
     "generate": "generation",
     "plan": "generation",
+    "remove": "application",
     "stream": "generation",
 }
 __all__ = [
@@ -46,9 +49,11 @@ __all__ = [
     "Settings",
     "Sharing",
     "Skipping",
-    "accelerate",
+    "StepEvent",
+    "apply",
     "generate",
     "plan",
+    "remove",
     "stream",
 ]
 

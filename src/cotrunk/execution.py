@@ -1,11 +1,9 @@
 """The images of a plan, batch by batch: each batch is one call of the pipeline with the hook attached."""
 
-import itertools
 import math
 import time
 import warnings
-from collections import Counter
-from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -13,18 +11,19 @@ import numpy as np
 import torch
 
 from .engine.attach import attached
-from .engine.call import Meter
+from .engine.call import CallState, StepEvent
 from .engine.caller import callbacks_among
-from .engine.denoiser_hook import RowPlan
+from .engine.policy import Policy
+from .engine.step_plan import RowPlan
+from .engine.trace import discontinuities, image_rows, step_letters
 from .errors import CotrunkError
 from .pipelines.arguments import PerPrompt
+from .pipelines.class_tables import CONDITIONAL_FIRST
 from .planning.plan import Cost, Plan
 from .planning.tree import Branch, packed, partition
 from .settings import DEFAULT_SETTINGS, Batching, Settings
-from .skipping.policies import policy_of
+from .skipping.policies import Rule
 
-# pipelines that put the row with the prompt before the row without it
-CONDITIONAL_FIRST = ("ZImage", "Lumina", "StableCascade", "Wuerstchen", "AceStep", "OmniGen")
 SPARED = ("sharing", "guidance", "skipping")  # what spares rows
 # fields of a pipeline's output with a verdict per image; the checker of DeepFloyd IF blackens watermarks too
 CHECKED = ("nsfw_content_detected", "nsfw_detected", "watermark_detected")
@@ -91,14 +90,14 @@ class Run:
         self,
         *,
         skip: Callable[[Sequence[int]], bool] = lambda images: False,
-        on_step: Callable[[Meter], None] | None = None,
+        on_step: Callable[[StepEvent], None] | None = None,
         seconds: float = math.inf,
     ) -> Iterator[Batch]:
         """Run batch after batch. Apart from rounding, an image does not depend on the rest of its batch.
 
         Args:
             skip: called with the image indices of a group; True if the group is finished already.
-            on_step: called after each scheduler step with the batch's `Meter`.
+            on_step: called after each scheduler step with a `StepEvent`.
             seconds: about how long a batch may take. The first batch is one group; each further batch is sized by the
                 speed of the previous one. Without a limit the batches depend on the plan alone.
         """
@@ -122,7 +121,7 @@ class Run:
                 size = sum(len(tree.images) for tree in part) // 2
                 self.batching = replace(self.batching, batch_size=size)
 
-    def run(self, trees: Sequence[Branch], *, on_step: Callable[[Meter], None] | None = None) -> Batch:
+    def run(self, trees: Sequence[Branch], *, on_step: Callable[[StepEvent], None] | None = None) -> Batch:
         """Run exactly these trees of the plan, in one call of the pipeline.
 
         `plan.select(images)` gives the trees of some images. Different processes can run different trees of one plan:
@@ -130,7 +129,7 @@ class Run:
 
         Args:
             trees: some of `plan.trees`, each at most once.
-            on_step: called after each scheduler step with the batch's `Meter`.
+            on_step: called after each scheduler step with a `StepEvent`.
 
         Raises:
             CotrunkError: not trees of the plan, or trees of prompts that cannot run in one call.
@@ -157,7 +156,7 @@ class Run:
                 return part
             size //= 2  # halving gives few sizes, so there are few shapes to compile
 
-    def _attempt(self, trees: tuple[Branch, ...], on_step: Callable[[Meter], None] | None) -> Batch | None:
+    def _attempt(self, trees: tuple[Branch, ...], on_step: Callable[[StepEvent], None] | None) -> Batch | None:
         """Run one call, or return None where the memory is too small for its texts or its decoder. (The denoiser halves
         its own chunks.)"""
         try:
@@ -167,112 +166,77 @@ class Run:
                 raise
             return None
 
-    def _call(self, trees: tuple[Branch, ...], on_step: Callable[[Meter], None] | None) -> Batch:
+    def _call(self, trees: tuple[Branch, ...], on_step: Callable[[StepEvent], None] | None) -> Batch:
         images = tuple(image for tree in trees for image in tree.images)
         sources = partition(trees, self.plan.timesteps)
-        meter = Meter(self.plan.timesteps, self.batching.max_rows, self.batching.row_sizes, on_step)
+        rows = self._rows(sources, len(images))
+        call = CallState(rows, self.plan.timesteps, self.batching.max_rows, self.batching.row_sizes, on_step)
         seeds = [self.plan.seeds[image] for image in images]
         begin = time.perf_counter()
-        rows = self._rows(sources, len(images))
         arguments = self.arguments.of([self.plan.prompt_of(image) for image in images])
-        with attached(self.pipe, rows, seeds, meter, callbacks_among(arguments)) as generators:
+        with attached(self.pipe, call, seeds, callbacks_among(arguments)) as generators:
             output = self.pipe(**arguments, generator=generators)
         end = time.perf_counter()
-        self._interrupted = bool(getattr(self.pipe, "_interrupt", False)) and meter.step < self.plan.timesteps
+        self._interrupted = bool(getattr(self.pipe, "_interrupt", False)) and call.step < self.plan.timesteps
         if not self._interrupted:
-            self._check(meter, rows, self.plan.cost_of(trees))
-        self.batching = replace(self.batching, max_rows=meter.max_rows)
-        started, ended = meter.started or begin, meter.ended or begin
-        finite = [True] * len(images) if meter.finite is None else meter.finite.tolist()
+            self._check(call, rows, self.plan.cost_of(trees))
+        self.batching = replace(self.batching, max_rows=call.max_rows)
+        started, ended = call.started or begin, call.ended or begin
+        plans = call.plans[: self.plan.timesteps]
+        finite = [True] * len(images) if call.finite is None else call.finite.tolist()
         return Batch(
             images=images,
             output=output,
             failed=tuple(i for i, good in zip(images, finite, strict=True) if self._interrupted or not good),
             is_interrupted=self._interrupted,
             flagged=tuple(image for image, black in zip(images, blackened(output, len(images)), strict=True) if black),
-            cost=Cost(meter.rows + meter.rows_filled, meter.rows_asked),
-            spared={what: meter.rows_spared[what] for what in SPARED},
-            steps=(letters := step_letters(rows, meter.computed, len(images), self.plan.timesteps)),
-            rows=image_rows(letters, sources, self.plan.guidance_rows),
+            cost=Cost(call.rows + call.rows_filled, call.rows_asked),
+            spared={what: call.rows_spared[what] for what in SPARED},
+            steps=step_letters(plans, len(images)),
+            rows=image_rows(plans, len(images), self.plan.guidance_rows),
             seconds={"embed": started - begin, "denoise": ended - started, "decode": end - ended},
         )
 
     def _rows(self, sources: list[tuple[int, ...]], images: int) -> RowPlan:
         """Return where the rows of one call come from, with a new policy: its history belongs to these images."""
-        policy, interval = None, None
+        policies: tuple[Policy, ...] = ()
+        layers, interval = None, None
         if self.settings.guidance_interval is not None:
             # between whole steps: both evaluations of a second-order step must have the same guidance
             order = getattr(self.pipe.scheduler, "order", 1)
             whole = math.ceil(self.plan.timesteps / order)
             start, stop = (round(fraction * whole) * order for fraction in self.settings.guidance_interval)
             interval = (start, stop)
-        skipping = self.settings.skipping
-        if skipping is not None:
-            policy = policy_of(skipping, images, self.plan.timesteps, jumps(sources, interval or ()).__getitem__)
+        if self.settings.skipping is not None:
+            rule, jumps = Rule(self.settings.skipping), discontinuities(sources, interval or ())
+            policies, layers = (rule.policy(images, self.plan.timesteps, jumps.__getitem__),), rule.layers
         first = type(self.pipe).__name__.startswith(CONDITIONAL_FIRST)
-        tokens = None if skipping is None else skipping.tokens
         # beyond the planned steps each image has its own row, until the run is refused
         return RowPlan(
-            lambda step: sources[min(step, self.plan.timesteps)], policy, interval, 0 if first else 1, tokens
+            lambda step: sources[min(step, self.plan.timesteps)], policies, interval, 0 if first else 1, layers
         )
 
-    def _check(self, meter: Meter, rows: RowPlan, predicted: Cost) -> None:
+    def _check(self, call: CallState, rows: RowPlan, predicted: Cost) -> None:
         """Check that the call took the planned steps and rows. A wrong prediction of rows only warns.
 
         Raises:
             CotrunkError: another number of steps, so that images may have shared too much.
         """
         kind = type(self.pipe).__name__
-        if meter.step != self.plan.timesteps and not rows.is_plain():
+        if call.step != self.plan.timesteps and not rows.is_plain():
             raise CotrunkError(
-                f"{kind} took {meter.step} scheduler steps with these arguments, and {self.plan.timesteps} were "
+                f"{kind} took {call.step} scheduler steps with these arguments, and {self.plan.timesteps} were "
                 "planned: images may have shared too much. Use sharing=None, and neither skipping nor "
                 "guidance_interval."
             )
-        spared = meter.rows_spared["skipping"] + meter.rows_spared["guidance"]
-        if meter.rows + spared != predicted.used and not self._warned:
+        spared = call.rows_spared["skipping"] + call.rows_spared["guidance"]
+        if call.rows + spared != predicted.used and not self._warned:
             self._warned = True
             warnings.warn(
-                f"{kind} took {meter.rows} denoiser rows where {predicted.used} were predicted: cotrunk cannot predict "
+                f"{kind} took {call.rows} denoiser rows where {predicted.used} were predicted: cotrunk cannot predict "
                 "its guidance or its steps with these arguments. The counted rows are reported.",
                 stacklevel=2,
             )
-
-
-def step_letters(rows: RowPlan, computed: Sequence[tuple[bool, ...]], images: int, timesteps: int) -> tuple[str, ...]:
-    """What happened to each image at each timestep, as in `Batch.steps`."""
-    letters = [""] * images
-    for step in range(timesteps):
-        sources = rows.sources(step)
-        members = Counter(sources)
-        for image, source in enumerate(sources):
-            known = not computed or step >= len(computed) or computed[step][image]
-            letter = "p" if not known else "s" if members[source] > 1 else "c"
-            letters[image] += letter if rows.unguided(step) else letter.upper()
-    return tuple(letters)
-
-
-def image_rows(letters: Sequence[str], sources: Sequence[tuple[int, ...]], guidance_rows: int) -> tuple[float, ...]:
-    """The rows of each image: `guidance_rows` for a computed step, 1 where guidance was off, none for a prediction."""
-    rows = [0.0] * len(letters)
-    for step in range(len(letters[0]) if letters else 0):
-        members = Counter(sources[step])
-        for image, own in enumerate(letters):
-            if own[step] not in "Pp":
-                whole = guidance_rows if own[step].isupper() else 1
-                rows[image] += whole / members[sources[step][image]]
-    return tuple(rows)
-
-
-def jumps(sources: Sequence[tuple[int, ...]], switches: Collection[int]) -> list[frozenset[int]]:
-    """For every timestep, and for the one after the last, the images whose outputs jump there: those whose group has
-    just parted, and all where guidance is switched on or off."""
-    everyone, found = frozenset(range(len(sources[0]))), [frozenset[int]()]
-    for step, (before, now) in enumerate(itertools.pairwise(sources), start=1):
-        old, new = (Counter(row) for row in (before, now))
-        parted = frozenset(i for i in everyone if old[before[i]] != new[now[i]])
-        found.append(everyone if step in switches else parted)
-    return [*found, frozenset()]
 
 
 def blackened(output: Any, images: int) -> list[bool]:

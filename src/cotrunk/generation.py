@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from .checks import seeds_of, whole
-from .engine.call import Meter
+from .engine.call import StepEvent
 from .errors import CotrunkError
 from .execution import SPARED, Batch, Run, merged_output
 from .pipelines.arguments import needed_arguments
@@ -80,7 +80,7 @@ def generate(
     num_images_per_prompt: int = 1,
     plan: Plan | None = None,
     on_batch: Callable[[Batch], None] | None = None,
-    on_step: Callable[[Meter], None] | None = None,
+    on_step: Callable[[StepEvent], None] | None = None,
     **arguments: Any,
 ) -> Result:
     """Generate an image of each prompt with the user's pipeline; similar prompts share their early steps.
@@ -105,7 +105,7 @@ def generate(
         num_images_per_prompt: images of each prompt, every one from another trunk.
         plan: replay this plan instead of making one (`sharing`, `seed` and `num_images_per_prompt` are the plan's).
         on_batch: called with each finished `Batch`.
-        on_step: called after each scheduler step with the batch's `Meter`.
+        on_step: called after each scheduler step with a `StepEvent`.
         **arguments: anything the pipeline takes. A list (or tensor) with one entry per prompt is divided among the
             prompts; prompts that differ in one (negative prompt, control image) do not share.
 
@@ -158,7 +158,7 @@ def stream(
     seed: int | Sequence[int] = 0,
     num_images_per_prompt: int = 1,
     plan: Plan | None = None,
-    on_step: Callable[[Meter], None] | None = None,
+    on_step: Callable[[StepEvent], None] | None = None,
     **arguments: Any,
 ) -> Iterator[Batch]:
     """Generate like `generate`, but yield each `Batch` as soon as it is finished.
@@ -217,7 +217,7 @@ def prepare(
     if not isinstance(plan, Plan | None):
         raise CotrunkError(f"plan is a {type(plan).__name__}: give Plan.load(path).")
     if getattr(pipe, "_cotrunk", None) is not None:
-        raise CotrunkError(f"This {type(pipe).__name__} is accelerated: call remove() on what accelerate gave first.")
+        raise CotrunkError(f"Skipping is applied to this {type(pipe).__name__}: call cotrunk.remove(pipe) first.")
     check_pipeline(pipe, max_rows=batching.max_rows, alone=alone)
     arguments = _arguments(pipe, settings, arguments)
     if settings.skipping is not None:

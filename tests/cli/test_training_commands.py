@@ -48,7 +48,7 @@ def test_what_is_left_out_of_a_set_is_said(tmp_path: Path) -> None:
     (tmp_path / "train" / "3.png").unlink()
     outcome = cotrunk("dataset", file, "--images", tmp_path / "train", "--out", tmp_path / "set", *SIMILAR)
     assert outcome.code == 0, outcome.err
-    assert "3.png is left out: there is no such file" in outcome.err
+    assert "3.png is not used: there is no such file" in outcome.err
     assert json.loads((tmp_path / "set" / "summary.json").read_text())["images"] == len(CAPTIONS)
 
 
@@ -111,7 +111,7 @@ def test_what_cannot_be_compared_is_said_before_a_picture(
     tiny_model.setattr(Experiment, "observe", lambda *_: pytest.fail("pictures are made"))
     outcome = cotrunk("evaluate", groups, "--out", tmp_path, "--max-groups", 1)
     assert outcome.code == 2
-    assert "take two or more that share no picture" in outcome.err
+    assert "use two or more that share no image" in outcome.err
     with tiny_model.context() as patch:
         patch.setattr("cotrunk.groups.images.read_image", lambda path: Image.new("RGB", (8, 8), "red"))
         outcome = cotrunk("evaluate", groups, "--out", tmp_path, "--height", 32, "--width", 32)
@@ -120,8 +120,8 @@ def test_what_cannot_be_compared_is_said_before_a_picture(
     sizes = ("--height", 32, "--width", 32)
     outcome = cotrunk("evaluate", groups, "--out", tmp_path, "--shares", "0.3,0.02", "--steps", 30, *sizes)
     assert outcome.code == 2
-    assert "--shares 0.02 of 30 steps is none" in outcome.err
-    assert "groups, which share no picture:" in outcome.err
+    assert "--shares 0.02 of 30 steps rounds down to no shared step" in outcome.err
+    assert "groups, which share no image:" in outcome.err
 
 
 def test_a_tracker_is_told_what_is_logged(groups: Path, tmp_path: Path, tiny_model: pytest.MonkeyPatch) -> None:
@@ -243,7 +243,7 @@ def test_out_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("dataset", "in"), "Where to?"),
+        (("dataset", "in"), "Missing --out DIR"),
         (("dataset", "in", "--out", "set", "--similarity-min", 0.9, "--similarity-max", 0.6), "are not a range"),
         (("dataset", "in", "--out", "set", "--min-group", 1), "min_group 1 is out of range"),
         (("dataset", "in", "--out", "set", "--per-caption", 0), "per_caption 0 is out of range"),
@@ -255,16 +255,16 @@ def test_out_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         (("tune", "a", "b", "c", "d", "--out", "tuned", "--rows", 0), "--rows 0.0 is out of range"),
         (("train", "nothing", "--out", "lora", "--batch", 0), "batch 0 is out of range"),
         (("train", "nothing", "--out", "lora", "--tracker", "paper"), "tracker 'paper' is unknown: use "),
-        (("evaluate", "nothing", "--out", "results", "--lora", "sage"), "--lora 'sage' is no name and folder"),
-        (("evaluate", "nothing", "--out", "results", "--shares", "0.2,2"), "--shares 0.2,2 are out of range"),
+        (("evaluate", "nothing", "--out", "results", "--lora", "sage"), "--lora 'sage' is not a name and a folder"),
+        (("evaluate", "nothing", "--out", "results", "--shares", "0.2,2"), "--shares 0.2,2 is out of range"),
         (("evaluate", "nothing", "--out", "results", "--seeds", 0), "--seeds 0 is out of range"),
         (("evaluate", "nothing", "--out", "results", "--guidance", "nan"), "--guidance nan is out of range"),
-        (("evaluate", "nothing", "--out", "results", "--more-shares", "0"), "--more-shares 0 are out of range"),
-        (("evaluate", "nothing", "--out", "results", "--fewer", "x"), "--fewer 'x' is no list of numbers"),
-        (("evaluate", "nothing", "--out", "results", "--fewer", "4,0"), "--fewer 4,0 are out of range"),
+        (("evaluate", "nothing", "--out", "results", "--more-shares", "0"), "--more-shares 0 is out of range"),
+        (("evaluate", "nothing", "--out", "results", "--fewer", "x"), "--fewer 'x' is not a list of numbers"),
+        (("evaluate", "nothing", "--out", "results", "--fewer", "4,0"), "--fewer 4,0 is out of range"),
         (("evaluate", "nothing", "--out", "results", "--max-groups", -1), "--max-groups -1 is out of range"),
-        (("evaluate", "nothing", "--out", "results", "--height", 30), "--height 30 is no size of a picture"),
-        (("evaluate", "nothing", "--out", "results", "--lora", "a=b", "--lora", "a=c"), "takes a name that is taken"),
+        (("evaluate", "nothing", "--out", "results", "--height", 30), "--height 30 is not a valid size of an image"),
+        (("evaluate", "nothing", "--out", "results", "--lora", "a=b", "--lora", "a=c"), "has a name that is taken"),
         (("tune", "a", "b", "--out", "tuned", "--sample", 2), "--sample 2 is too small"),
         (("tune", "a", "b", "--out", "tuned", "--margin", -1), "--margin -1.0 is out of range"),
         (("tune", *"abcde", "--out", "tuned", "--sample", 4, "--seed", -1), "--seed -1 is out of range"),

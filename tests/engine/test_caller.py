@@ -14,7 +14,7 @@ from running import EVERYONE, STEPS, recorded
 from tiny import TinyPipeline, sd
 from torch import Tensor
 
-from cotrunk import Batching, CotrunkError, Skipping, accelerate, generate
+from cotrunk import Batching, CotrunkError, Skipping, apply, generate
 
 SKIPPING = Skipping(rule="fixed", every=2, tokens=0.5)
 
@@ -80,7 +80,7 @@ def test_another_thread_gives_its_own_images() -> None:
         thread.start()
         thread.join()
 
-    with accelerate(tiny.pipe, SKIPPING):
+    with apply(tiny.pipe, SKIPPING):
         tiny.pipe(**tiny.inputs(3), num_inference_steps=8, callback_on_step_end=at_step(4, in_a_thread))
     assert torch.equal(seen[0], expected)
 
@@ -177,14 +177,14 @@ def test_an_interruption_after_the_last_step_stops_nothing() -> None:
     assert (result.made, result.failed) == ((0, 1, 2, 3), ())
 
 
-# --- copies of an accelerated pipeline ----------------------------------------------------------------------
+# --- copies of a pipeline with skipping applied -------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy], ids=["copy", "deepcopy"])
-def test_a_copy_of_an_accelerated_pipeline_is_a_plain_one(copied: Callable[[Any], Any]) -> None:
+def test_a_copy_of_a_pipeline_with_skipping_is_plain(copied: Callable[[Any], Any]) -> None:
     tiny = sd()
     expected = images_of(tiny.pipe, tiny)
-    with accelerate(tiny.pipe, Skipping(rule="fixed", every=2)) as acceleration:
+    with apply(tiny.pipe, Skipping(rule="fixed", every=2)) as applied:
         other = copied(tiny.pipe)
         assert type(other) is diffusers.StableDiffusionPipeline
         assert torch.equal(images_of(other, tiny), expected)
@@ -192,15 +192,15 @@ def test_a_copy_of_an_accelerated_pipeline_is_a_plain_one(copied: Callable[[Any]
         for weight in other.unet.parameters():
             weight.data.zero_()
         assert not torch.allclose(images_of(other, tiny), expected)  # its own parts, not the original's
-        assert acceleration.rows_asked == 0
+        assert applied.rows_asked == 0
         images_of(tiny.pipe, tiny)
-        assert 0 < acceleration.rows < acceleration.rows_asked
+        assert 0 < applied.rows < applied.rows_asked
     assert type(tiny.pipe) is diffusers.StableDiffusionPipeline
 
 
-def test_an_accelerated_pipeline_can_be_pickled() -> None:
+def test_a_pipeline_with_skipping_can_be_pickled() -> None:
     tiny = sd()
-    with accelerate(tiny.pipe, Skipping(rule="fixed", every=2)):
+    with apply(tiny.pipe, Skipping(rule="fixed", every=2)):
         other = pickle.loads(pickle.dumps(tiny.pipe))
     assert type(other) is diffusers.StableDiffusionPipeline
     assert torch.equal(images_of(other, tiny), images_of(tiny.pipe, tiny))

@@ -18,8 +18,9 @@ from torch import Tensor, nn
 
 from cotrunk import Batching, CotrunkError, Skipping
 from cotrunk.engine.attach import attached
-from cotrunk.engine.call import Meter
-from cotrunk.engine.denoiser_hook import FoldHook, RowPlan
+from cotrunk.engine.call import CallState, StepEvent
+from cotrunk.engine.denoiser_hook import FoldHook
+from cotrunk.engine.step_plan import RowPlan
 
 # --- attached for one call ----------------------------------------------------------------------------------
 
@@ -66,21 +67,21 @@ def test_the_pipeline_is_afterwards_as_it_was(
     tiny.pipe.maybe_free_model_hooks()  # the end of every call; gives some models a registry of hooks
     was, seen = state(tiny), []
 
-    def step(meter: Meter) -> None:
-        seen.append(meter.step)
+    def step(event: StepEvent) -> None:
+        seen.append(event.step)
         if raises:
             raise BrokenError
 
-    meter = Meter(2, on_step=step)
+    call = CallState(RowPlan(lambda step: (0, 0)), 2, on_step=step)
     try:
-        with attached(tiny.pipe, RowPlan(lambda step: (0, 0)), [1, 1], meter):
+        with attached(tiny.pipe, call, [1, 1]):
             assert "step" in vars(tiny.pipe.scheduler)
             assert isinstance(denoiser(tiny)._compiled_call_impl, FoldHook)
             latents = torch.ones(2, 4, 4, 4)
             tiny.pipe.scheduler.step(latents, tiny.pipe.scheduler.timesteps[0], latents)
     except BrokenError:
         assert raises
-    assert seen == [1]
+    assert seen == [0]
     now = state(tiny)
     for part in ("denoiser", "within", "pipe"):
         assert list(now[part]) == list(was[part]), part
@@ -95,8 +96,8 @@ def test_a_call_that_raises_in_the_middle_leaves_a_working_pipeline(build: Calla
     expected = bare(tiny, inputs, [1, 2])
     was = state(tiny)
 
-    def fail(meter: Meter) -> None:
-        if meter.step == 2:
+    def fail(event: StepEvent) -> None:
+        if event.step == 1:
             raise BrokenError
 
     with pytest.raises(BrokenError):
@@ -110,10 +111,10 @@ def test_a_call_that_raises_in_the_middle_leaves_a_working_pipeline(build: Calla
 def test_a_pipeline_in_use_is_refused_and_stays_in_use() -> None:
     tiny = sd()
     module = tiny.pipe.unet
-    with attached(tiny.pipe, RowPlan(lambda step: (0,)), [0], Meter(1)):
+    with attached(tiny.pipe, CallState(RowPlan(lambda step: (0,)), 1), [0]):
         with (
             pytest.raises(CotrunkError, match="in use"),
-            attached(tiny.pipe, RowPlan(lambda step: (0,)), [0], Meter(1)),
+            attached(tiny.pipe, CallState(RowPlan(lambda step: (0,)), 1), [0]),
         ):
             pass
         assert isinstance(module._compiled_call_impl, FoldHook)
@@ -131,7 +132,7 @@ def test_hooks_that_take_themselves_off_in_a_call_do_not_take_ours() -> None:
 
     HookRegistry.check_if_exists_or_initialize(tiny.pipe.unet).register_hook(Once(), "once")
     ran = denoise(tiny, tiny.inputs(3), [[0, 1, 2]], branch=STEPS)
-    assert ran.meter.rows == 2 * STEPS
+    assert ran.call.rows == 2 * STEPS
     assert torch.equal(ran.images[0], ran.images[1])
 
 
@@ -164,8 +165,8 @@ def test_the_clock_counts_steps_and_rows_are_as_predicted(name: str) -> None:
     tiny.pipe.scheduler = SCHEDULERS[name]()
     calls, clock = count_calls(tiny, STEPS), []
     rows = recorded(denoiser(tiny))
-    result = run(tiny, tiny.inputs(3), on_step=lambda meter: clock.append(meter.step))
-    assert clock == list(range(1, calls + 1))
+    result = run(tiny, tiny.inputs(3), on_step=lambda event: clock.append(event.step))
+    assert clock == list(range(calls))
     assert result.cost == result.plan.cost
     assert result.cost.used == sum(rows) < result.cost.independent == 3 * 2 * calls
     assert len(result.plan.trees) == 1
@@ -174,8 +175,8 @@ def test_the_clock_counts_steps_and_rows_are_as_predicted(name: str) -> None:
 @pytest.mark.parametrize("build", [sd, flux])
 def test_on_step_sees_the_batch_whatever_the_pipeline(build: Callable[[], TinyPipeline]) -> None:
     tiny, seen = build(), []
-    run(tiny, tiny.inputs(2), on_step=lambda meter: seen.append((meter.step, meter.timesteps, meter.rows)))
-    assert [step for step, _, _ in seen] == [1, 2, 3, 4]
+    run(tiny, tiny.inputs(2), on_step=lambda event: seen.append((event.step, event.timesteps, event.rows)))
+    assert [step for step, _, _ in seen] == [0, 1, 2, 3]
     per_image = tiny.rows_per_step
     assert [rows for _, _, rows in seen] == [per_image * n for n in (1, 2, 4, 6)]
 
@@ -297,7 +298,7 @@ def test_an_unknown_condition_is_refused_before_its_first_row() -> None:
     pipe = SimpleNamespace(unet=Odd(), scheduler=SCHEDULERS["ddim"]())
     with (
         pytest.raises(CotrunkError, match="cannot share steps in a Odd: its argument mood differs"),
-        attached(pipe, RowPlan(lambda step: (0, 0)), [0, 0], Meter(1)),
+        attached(pipe, CallState(RowPlan(lambda step: (0, 0)), 1), [0, 0]),
     ):
         pipe.unet(torch.ones(2, 3), torch.tensor(1), mood=torch.eye(2))
 
@@ -316,48 +317,56 @@ class Frames(nn.Module):
         return (sample + own.mean(dim=(1, 2, 3))[:, None],)
 
 
-def called(rows: RowPlan, meter: Meter, *, images: int = 2, copies: int = 1, most: int = 99) -> list[Tensor]:
+def called(call: CallState, *, images: int = 2, copies: int = 1, most: int = 99) -> list[Tensor]:
     """What the denoiser gives in two steps of so many images."""
     pipe = SimpleNamespace(unet=Frames(most), scheduler=SCHEDULERS["ddim"]())
     sample, texts = torch.ones(copies * images, 3), torch.randn(5 * copies * images, 2, 4)
     outputs = []
-    with attached(pipe, rows, [0] * images, meter):
+    with attached(pipe, call, [0] * images):
         for step in range(2):
-            meter.step = step
+            call.step = step
             outputs.append(pipe.unet(sample * step, torch.tensor(1), encoder_hidden_states=texts)[0])
     return outputs
 
 
 def skipping_second(images: int) -> RowPlan:
     """All images are computed at the first step and none at the second."""
-    policy: Any = SimpleNamespace(computes=lambda step: (step == 0,) * images, correcting=False, unstable=None)
-    return RowPlan(lambda step: tuple(range(images)), policy)
+    policy: Any = SimpleNamespace(computes=lambda step: (step == 0,) * images)
+    return RowPlan(lambda step: tuple(range(images)), (policy,))
 
 
 @pytest.mark.parametrize(
-    ("rows", "meter", "options", "said"),
+    ("call", "options", "said"),
     [
-        (skipping_second(2), Meter(2), {}, "No rows can be left out of a Frames: its condition .* has 10 rows where"),
-        (RowPlan(lambda step: (0, 1), interval=(0, 1)), Meter(2), {"copies": 2}, "No rows can be left out"),
-        (RowPlan(lambda step: (0, 1)), Meter(2, max_rows=1), {}, "A Frames cannot run in chunks: .* Leave max_rows"),
-        (RowPlan(lambda step: (0, 1)), Meter(2, row_sizes=(4,)), {}, "A Frames cannot run in chunks"),
-        (RowPlan(lambda step: (0, 0)), Meter(2), {}, "Prompts cannot share steps in a Frames"),
+        (
+            CallState(skipping_second(2), 2),
+            {},
+            "No rows of a Frames can be skipped: its condition .* has 10 rows where",
+        ),
+        (CallState(RowPlan(lambda step: (0, 1), interval=(0, 1)), 2), {"copies": 2}, "No rows of a Frames can be skip"),
+        (
+            CallState(RowPlan(lambda step: (0, 1)), 2, max_rows=1),
+            {},
+            "A Frames cannot run in chunks: .* Leave max_rows",
+        ),
+        (CallState(RowPlan(lambda step: (0, 1)), 2, row_sizes=(4,)), {}, "A Frames cannot run in chunks"),
+        (CallState(RowPlan(lambda step: (0, 0)), 2), {}, "Prompts cannot share steps in a Frames"),
     ],
 )
 def test_rows_that_cannot_be_told_apart_are_refused_at_the_first_call(
-    rows: RowPlan, meter: Meter, options: dict[str, int], said: str
+    call: CallState, options: dict[str, int], said: str
 ) -> None:
     with pytest.raises(CotrunkError, match=said):
-        called(rows, meter, **options)
-    assert meter.rows == 0
+        called(call, **options)
+    assert call.rows == 0
 
 
 def test_rows_that_cannot_be_told_apart_may_run_whole_or_not_at_all() -> None:
-    assert len(called(RowPlan(lambda step: (0, 1)), Meter(2, max_rows=2))) == 2
-    first, second = called(skipping_second(1), Meter(2), images=1)
+    assert len(called(CallState(RowPlan(lambda step: (0, 1)), 2, max_rows=2))) == 2
+    first, second = called(CallState(skipping_second(1), 2), images=1)
     assert torch.equal(first, second)
     with pytest.raises(torch.OutOfMemoryError):  # the user's: half of them would not run
-        called(RowPlan(lambda step: (0, 1)), Meter(2), most=1)
+        called(CallState(RowPlan(lambda step: (0, 1)), 2), most=1)
 
 
 # --- noise --------------------------------------------------------------------------------------------------
@@ -410,14 +419,14 @@ def test_the_wrapped_step_keeps_its_signature() -> None:
     for name in DIFFUSION:
         tiny = with_scheduler(name, sd)
         expected = inspect.signature(tiny.pipe.scheduler.step)
-        with attached(tiny.pipe, RowPlan(lambda step: (0,)), [0], Meter(1)):
+        with attached(tiny.pipe, CallState(RowPlan(lambda step: (0,)), 1), [0]):
             assert inspect.signature(tiny.pipe.scheduler.step) == expected
 
 
 def test_a_scheduler_that_is_copied_in_a_run_is_refused() -> None:
     tiny = sd()
     with (
-        attached(tiny.pipe, RowPlan(lambda step: (0,)), [0], Meter(1)),
+        attached(tiny.pipe, CallState(RowPlan(lambda step: (0,)), 1), [0]),
         pytest.raises(CotrunkError, match="copies its DPMSolverMultistepScheduler while it runs"),
     ):
         copy.deepcopy(tiny.pipe.scheduler)

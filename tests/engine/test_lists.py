@@ -11,8 +11,8 @@ from tiny import TinyPipeline
 from torch import Tensor, nn
 
 from cotrunk.engine.attach import attached
-from cotrunk.engine.call import Meter
-from cotrunk.engine.denoiser_hook import RowPlan
+from cotrunk.engine.call import CallState
+from cotrunk.engine.step_plan import RowPlan
 
 
 class ListTransformer(nn.Module):
@@ -112,20 +112,20 @@ def test_lists_with_an_entry_a_row(kind: str, guided: bool, max_rows: int | None
     captions = [torch.randn(length, 4, generator=torch.Generator().manual_seed(length)) for length in (3, 5, 2, 4)]
     groups, seeds = (0, 0, 2, 0), [1, 1, 2, 1]
 
-    def sampled(captions: list[Tensor], seeds: list[int], branch: int) -> tuple[Tensor, Meter]:
-        meter = Meter(STEPS, max_rows)
+    def sampled(captions: list[Tensor], seeds: list[int], branch: int) -> tuple[Tensor, CallState]:
         identity = tuple(range(len(captions)))
         rows = RowPlan(lambda step: groups if step < branch else identity)
-        with attached(pipe, rows, seeds, meter) as noise:
-            return pipe(captions, noise, guided), meter
+        call = CallState(rows, STEPS, max_rows)
+        with attached(pipe, call, seeds) as noise:
+            return pipe(captions, noise, guided), call
 
     def alone(caption: Tensor, seed: int) -> Tensor:
         return pipe([caption], [torch.Generator().manual_seed(seed)], guided)[0]
 
-    together, meter = sampled(captions, seeds, branch=STEPS)
+    together, call = sampled(captions, seeds, branch=STEPS)
     per_image = 2 if guided else 1
-    assert meter.rows == sum(module.rows) == 2 * STEPS * per_image
-    assert meter.rows_asked == 4 * STEPS * per_image
+    assert call.rows == sum(module.rows) == 2 * STEPS * per_image
+    assert call.rows_asked == 4 * STEPS * per_image
     assert max(module.rows) <= (max_rows or 2 * per_image)
     trunk = mean_caption([captions[0], captions[1], captions[3]])
     for image in (0, 1, 3):
@@ -133,8 +133,8 @@ def test_lists_with_an_entry_a_row(kind: str, guided: bool, max_rows: int | None
     assert close(together[2], alone(captions[2], 2))
 
     module.rows.clear()
-    branched, meter = sampled(captions, seeds, branch=2)
-    assert meter.rows == sum(module.rows) == (2 * 2 + 2 * 4) * per_image
+    branched, call = sampled(captions, seeds, branch=2)
+    assert call.rows == sum(module.rows) == (2 * 2 + 2 * 4) * per_image
     assert not close(branched[0], branched[1], 1e-3)
     independent, _ = sampled(captions, seeds, branch=0)
     for image, (caption, seed) in enumerate(zip(captions, seeds, strict=True)):
@@ -185,6 +185,6 @@ def test_z_image_itself(scale: float) -> None:
     assert close(ran.images[:1], bare(tiny, embeds([trunk]), [100], **call))
     assert torch.equal(ran.images[0], ran.images[1])
     assert close(ran.images[2:], bare(tiny, embeds(captions[2:]), [102], **call))
-    assert ran.meter.rows == 2 * STEPS * (2 if scale else 1)
+    assert ran.call.rows == 2 * STEPS * (2 if scale else 1)
     result = run(tiny, embeds(captions), sharing=None, **call)
     assert result.cost == result.plan.cost  # guidance begins at 0 here, not at 1

@@ -11,8 +11,8 @@ from tiny import TinyPipeline, flux, sd_from_picture, sd_with_text, sdxl
 
 from cotrunk import CotrunkError, generate
 from cotrunk.engine.attach import attached
-from cotrunk.engine.call import Meter
-from cotrunk.engine.denoiser_hook import RowPlan
+from cotrunk.engine.call import CallState
+from cotrunk.engine.step_plan import RowPlan
 from cotrunk.pipelines import companions
 from cotrunk.pipelines.arguments import PerPrompt
 
@@ -155,7 +155,7 @@ def test_an_encoder_without_a_generator_draws_from_the_seed_of_each_image() -> N
 
     def drawn(seeds: list[int], pixels: torch.Tensor) -> torch.Tensor:
         torch.manual_seed(len(seeds))  # must not matter
-        with torch.no_grad(), attached(tiny.pipe, RowPlan(lambda step: tuple(range(len(seeds)))), seeds, Meter(1)):
+        with torch.no_grad(), attached(tiny.pipe, CallState(RowPlan(lambda step: tuple(range(len(seeds)))), 1), seeds):
             return tiny.pipe.vae.encode(pixels).latent_dist.sample()
 
     together = drawn([3, 4], x)

@@ -13,7 +13,7 @@ from running import EVERYONE, STEPS, bare, denoiser, recorded, run
 from tiny import TinyPipeline, flux, sd, sd_controlnet
 from torch import Tensor, nn
 
-from cotrunk import Batching, CotrunkError, Skipping, accelerate, generate
+from cotrunk import Batching, CotrunkError, Skipping, apply, generate
 from cotrunk.pipelines.compatibility import remembering_part, steps_scheduler
 from cotrunk.pipelines.cost import _cuts_schedule
 
@@ -213,7 +213,7 @@ def test_an_own_step_function_is_refused_before_any_row(what: dict[str, Any]) ->
     with pytest.raises(CotrunkError, match="WithOwnStep has a step function of its own"):
         run(tiny, tiny.inputs(2), **what)
     with pytest.raises(CotrunkError, match="WithOwnStep has a step function of its own"):
-        accelerate(tiny.pipe, FIXED)
+        apply(tiny.pipe, FIXED)
     assert not rows
 
 

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from cotrunk import Batching, CotrunkError
 from cotrunk.engine.attach import attached
-from cotrunk.engine.call import Meter
-from cotrunk.engine.denoiser_hook import RowPlan
+from cotrunk.engine.call import CallState, StepEvent
+from cotrunk.engine.step_plan import RowPlan
 
 # --- caches of diffusers ------------------------------------------------------------------------------------
 
@@ -119,7 +119,7 @@ def test_batch_after_batch_compiles_nothing_anew(form: str, backend: Counting) -
     COMPILED[form](pipe, backend)
     sample, condition = torch.ones(2, 3), torch.randn(2, 3)
     for batch in range(12):
-        with torch.no_grad(), attached(pipe, RowPlan(lambda step: (0, 0)), [0, 0], Meter(1)):
+        with torch.no_grad(), attached(pipe, CallState(RowPlan(lambda step: (0, 0)), 1), [0, 0]):
             output = pipe.unet(sample, torch.tensor(1), encoder_hidden_states=condition)
         assert torch.equal(output[0], output[1])
         assert (backend.graphs, backend.calls) == (1, batch + 1)
@@ -152,7 +152,7 @@ def test_model_offload_comes_and_goes() -> None:
     assert torch.equal(bare(tiny, inputs, [1, 2, 3]), plain)
 
 
-def raise_it(meter: Meter) -> None:
+def raise_it(event: StepEvent) -> None:
     raise BrokenError
 
 
@@ -198,7 +198,7 @@ def test_conditions_are_known_by_name_where_a_wrapper_hides_the_names() -> None:
     module = peft.get_peft_model(SmallDenoiser(), peft.LoraConfig(r=1, target_modules=["linear"]))
     pipe = SimpleNamespace(unet=module, scheduler=diffusers.DDIMScheduler())
     sample, condition, time = torch.ones(2, 3), torch.randn(2, 3), torch.tensor(1)
-    with torch.no_grad(), attached(pipe, RowPlan(lambda step: (0, 0)), [0, 0], Meter(1)):
+    with torch.no_grad(), attached(pipe, CallState(RowPlan(lambda step: (0, 0)), 1), [0, 0]):
         output = pipe.unet(sample, time, condition)
     assert close(output, module(sample, time, condition.mean(dim=0).expand(2, 3)))
 

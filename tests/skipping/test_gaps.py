@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cotrunk.pipelines.noise_schedule import NoiseSchedule
-from cotrunk.skipping.gaps import LEVELS, Gaps, Nodes
+from cotrunk.skipping.gaps import LEVELS, Gaps, Support
 
 
 def flow(steps: int) -> NoiseSchedule:
@@ -18,32 +18,32 @@ def flow(steps: int) -> NoiseSchedule:
     return NoiseSchedule("flow", tuple((1 - s, s) for s in sigmas), timesteps, 1000.0, divided=False)
 
 
-def gaps(steps: int, longest: int = 100, knots: int = 2, allowed: Any = lambda times, time: True) -> Gaps:
-    return Gaps(flow(steps), steps - 1, longest, knots, allowed)
+def gaps(steps: int, longest: int = 100, terms: int = 2, allowed: Any = lambda times, time: True) -> Gaps:
+    return Gaps(flow(steps), steps - 1, longest, terms, allowed)
 
 
 def walk(own: Gaps, limit: float) -> list[int]:
     """The steps that are computed."""
-    nodes: Nodes = (0,)
+    support: Support = (0,)
     computed = [0]
     while computed[-1] < own.stop:
-        computed.append(own.next(nodes, limit))
-        nodes = (computed[-1], *nodes)[: own.knots]
+        computed.append(own.next(support, limit))
+        support = (computed[-1], *support)[: own.terms]
     return computed
 
 
 def cost(own: Gaps, computed: list[int], gap: int) -> float:
     """Of the gap before the computed step of this number, from the law itself."""
-    nodes = tuple(reversed(computed[:gap]))[: own.knots]
+    support = tuple(reversed(computed[:gap]))[: own.terms]
     inside = range(computed[gap - 1] + 1, computed[gap])
     weights = (own.schedule.drift(step) / math.sqrt(max(own.schedule.levels[step][1], 0.1)) for step in inside)
-    return sum(weight * own.expected_miss(nodes, step) for weight, step in zip(weights, inside, strict=True))
+    return sum(weight * own.expected_error(support, step) for weight, step in zip(weights, inside, strict=True))
 
 
 @settings(max_examples=30, deadline=None)
-@given(steps=st.integers(2, 60), limit=st.floats(1e-4, 1.0), knots=st.integers(1, 3))
-def test_no_gap_costs_more_than_the_limit(steps: int, limit: float, knots: int) -> None:
-    own = gaps(steps, knots=knots)
+@given(steps=st.integers(2, 60), limit=st.floats(1e-4, 1.0), terms=st.integers(1, 3))
+def test_no_gap_costs_more_than_the_limit(steps: int, limit: float, terms: int) -> None:
+    own = gaps(steps, terms=terms)
     computed = walk(own, limit)
     assert computed[-1] == steps - 1
     assert all(early < late for early, late in itertools.pairwise(computed))
@@ -57,10 +57,10 @@ def test_a_higher_limit_takes_no_more_evaluations(steps: int, limit: float, more
     assert len(walk(own, limit * more)) <= len(walk(own, limit))
 
 
-@pytest.mark.parametrize("knots", [1, 2])
-def test_the_last_gap_is_no_waste(knots: int) -> None:
+@pytest.mark.parametrize("terms", [1, 2])
+def test_the_last_gap_is_no_waste(terms: int) -> None:
     """Each gap as long as the limit lets it be would leave one of any length for the end."""
-    own, lasts = gaps(50, knots=knots), []
+    own, lasts = gaps(50, terms=terms), []
     for limit in (0.01, 0.015, 0.02, 0.03, 0.04, 0.06):
         computed = walk(own, limit)
         costs = [cost(own, computed, gap) for gap in range(1, len(computed))]

@@ -17,7 +17,7 @@ from skipped import EVERY_THIRD, FIXED, STEPS, pixels, skipped
 from tiny import TinyPipeline, flux, sd, sd3, sd_controlnet, sd_from_picture, sd_perturbed, wan
 from torch import Tensor
 
-from cotrunk import Batching, CotrunkError, Skipping, accelerate, generate, mini
+from cotrunk import Batching, CotrunkError, Skipping, apply, generate, mini
 from cotrunk.pipelines.noise_schedule import read_schedule
 
 
@@ -202,10 +202,10 @@ def test_forwards_have_the_sizes_that_were_asked_for() -> None:
     assert filled.cost.used == sum(ran) > free.cost.used
     assert close(pixels(pipeline, filled), pixels(pipeline, free))
     ran.clear()
-    with accelerate(pipeline.pipe, skipping, row_sizes=(4, 8)) as acceleration:
+    with apply(pipeline.pipe, skipping, row_sizes=(4, 8)) as applied:
         own = bare(pipeline, inputs, filled.plan.seeds, num_inference_steps=20)
     assert set(ran) == {4, 8}
-    assert acceleration.rows == sum(ran) == filled.cost.used
+    assert applied.rows == sum(ran) == filled.cost.used
     assert close(own, pixels(pipeline, free))
     ran.clear()
     skipped(pipeline, inputs, skipping, batching=Batching(max_rows=5, row_sizes=(4, 8)))
@@ -225,12 +225,12 @@ def test_a_compiled_denoiser_gives_the_same_images_and_meets_few_shapes() -> Non
     torch._dynamo.reset()
     pipeline.pipe.unet = torch.compile(pipeline.pipe.unet, backend=eager, dynamic=False)
     result = skipped(pipeline, inputs, skipping, num_inference_steps=20, batching=Batching(row_sizes=(4, 8)))
-    with accelerate(pipeline.pipe, skipping, row_sizes=(4, 8)):
-        accelerated = bare(pipeline, inputs, result.plan.seeds, num_inference_steps=20)
+    with apply(pipeline.pipe, skipping, row_sizes=(4, 8)):
+        applied_images = bare(pipeline, inputs, result.plan.seeds, num_inference_steps=20)
     torch._dynamo.reset()
     assert sorted(compiled) == [4, 8]
     assert result.spared == expected.spared
-    for images in (pixels(pipeline, result), accelerated):
+    for images in (pixels(pipeline, result), applied_images):
         assert close(images, pixels(pipeline, expected), 1e-5)
 
 
@@ -238,27 +238,27 @@ def test_a_compiled_denoiser_gives_the_same_images_and_meets_few_shapes() -> Non
 
 
 @pytest.mark.parametrize("name", tiny.PIPELINES)
-def test_an_accelerated_pipeline_gives_what_generate_gives(name: str) -> None:
+def test_apply_gives_what_generate_gives(name: str) -> None:
     pipeline = tiny.PIPELINES[name]()
     inputs = pipeline.inputs(2)
     ours = skipped(pipeline, inputs)
-    with accelerate(pipeline.pipe, EVERY_THIRD) as acceleration:
+    with apply(pipeline.pipe, EVERY_THIRD) as applied:
         for _ in range(2):  # every call is a run of its own
             own = bare(pipeline, inputs, ours.plan.seeds, num_inference_steps=STEPS)
             assert close(torch.as_tensor(np.asarray(own)), pixels(pipeline, ours))
-    assert acceleration.rows == 2 * ours.cost.used
-    assert acceleration.rows_asked == 2 * ours.cost.independent
+    assert applied.rows == 2 * ours.cost.used
+    assert applied.rows_asked == 2 * ours.cost.independent
 
 
 @pytest.mark.parametrize("scheduler", ["ddim", "dpm++2m"])
-def test_an_accelerated_run_from_a_picture_knows_where_it_begins(scheduler: str) -> None:
+def test_an_applied_run_from_an_image_knows_where_it_begins(scheduler: str) -> None:
     pipeline = sd_from_picture()
     pipeline.pipe.scheduler = DIFFUSION[scheduler]()
     inputs = pipeline.inputs(2) | {"strength": 0.6}
     ours = skipped(pipeline, inputs, Skipping(tolerance=0.5), num_inference_steps=20)
-    with accelerate(pipeline.pipe, Skipping(tolerance=0.5)) as acceleration:
+    with apply(pipeline.pipe, Skipping(tolerance=0.5)) as applied:
         own = bare(pipeline, inputs, ours.plan.seeds, num_inference_steps=20)
-    assert acceleration.rows == ours.cost.used < ours.cost.independent
+    assert applied.rows == ours.cost.used < ours.cost.independent
     assert close(own, pixels(pipeline, ours))
 
 
@@ -275,9 +275,9 @@ def test_from_a_picture_skipping_is_closer_to_all_steps_than_fewer_steps() -> No
 
     begun = {"image": called(text, ["red apple, noto style", "owl, flat style"], 8), "strength": 0.5}
     full = called(pipe, prompts, 30, **begun)
-    with accelerate(pipe) as acceleration:
+    with apply(pipe) as applied:
         ours = called(pipe, prompts, 30, **begun)
-    computed = acceleration.rows / (2 * len(prompts))
+    computed = applied.rows / (2 * len(prompts))
     assert computed < 13  # of 15
     plain = called(pipe, prompts, 2 * math.ceil(computed), **begun)
     worst = [(images - full).square().mean(dim=(1, 2, 3)).max() for images in (ours, plain)]
@@ -294,7 +294,7 @@ def test_it_is_taken_off_without_a_trace(raises: bool, tmp_path: Any) -> None:
     def broken(*_: Any) -> dict[str, Tensor]:
         raise BrokenError
 
-    with accelerate(pipeline.pipe, EVERY_THIRD):
+    with apply(pipeline.pipe, EVERY_THIRD):
         assert isinstance(pipeline.pipe, kind)
         assert type(pipeline.pipe).__name__ == kind.__name__
         assert inspect.signature(pipeline.pipe.__call__).parameters.keys() == names.keys()
@@ -306,7 +306,7 @@ def test_it_is_taken_off_without_a_trace(raises: bool, tmp_path: Any) -> None:
     assert all(after[part].keys() == before[part].keys() for part in before)
 
 
-def test_several_runs_of_the_scheduler_in_one_call_are_accelerated_each(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_apply_skips_in_each_of_several_runs_of_the_scheduler(monkeypatch: pytest.MonkeyPatch) -> None:
     """As of a long video that is made piece by piece."""
     pipeline = sd()
     once = type(pipeline.pipe).__call__
@@ -316,13 +316,13 @@ def test_several_runs_of_the_scheduler_in_one_call_are_accelerated_each(monkeypa
         once(self, *args, **kwargs)
         return once(self, *args, **kwargs)
 
-    with accelerate(pipeline.pipe, EVERY_THIRD) as acceleration:
+    with apply(pipeline.pipe, EVERY_THIRD) as applied:
         alone = bare(pipeline, pipeline.inputs(2), [1, 2], num_inference_steps=STEPS)
-    rows = acceleration.rows
+    rows = applied.rows
     monkeypatch.setattr(type(pipeline.pipe), "__call__", twice)
-    with accelerate(pipeline.pipe, EVERY_THIRD) as acceleration:
+    with apply(pipeline.pipe, EVERY_THIRD) as applied:
         again = bare(pipeline, pipeline.inputs(2), [1, 2], num_inference_steps=STEPS)
-    assert acceleration.rows == 2 * rows
+    assert applied.rows == 2 * rows
     assert again.shape == alone.shape
     assert torch.as_tensor(again).isfinite().all()
 
@@ -341,14 +341,14 @@ def test_two_transformers_that_hand_over() -> None:
         skipped(pipeline, pipeline.inputs(1))
 
 
-def test_a_pipeline_is_accelerated_once() -> None:
+def test_skipping_is_applied_once() -> None:
     pipeline = sd()
-    acceleration = accelerate(pipeline.pipe)
-    with pytest.raises(CotrunkError, match="accelerated already: call remove"):
-        accelerate(pipeline.pipe)
-    acceleration.remove()
-    acceleration.remove()
-    accelerate(pipeline.pipe).remove()
+    applied = apply(pipeline.pipe)
+    with pytest.raises(CotrunkError, match="applied to this StableDiffusionPipeline already: call"):
+        apply(pipeline.pipe)
+    applied.remove()
+    applied.remove()
+    apply(pipeline.pipe).remove()
 
 
 # --- refused before any denoising ---------------------------------------------------------------------------
@@ -377,7 +377,7 @@ def test_what_cannot_skip_is_said_first(build: Callable[[], TinyPipeline], chang
     with pytest.raises(CotrunkError, match=said):
         skipped(pipeline, pipeline.inputs(1))
     with pytest.raises(CotrunkError, match=said):
-        accelerate(pipeline.pipe)
+        apply(pipeline.pipe)
     assert ran == []
 
 
@@ -394,9 +394,9 @@ def test_bad_arguments_are_named(arguments: dict[str, Any], said: str) -> None:
     with pytest.raises(CotrunkError, match=said):
         generate(pipeline.pipe, **pipeline.inputs(1), **arguments)
     with pytest.raises(CotrunkError, match="skipping is a float"):
-        accelerate(pipeline.pipe, 0.1)
+        apply(pipeline.pipe, 0.1)
     with pytest.raises(CotrunkError, match="row_sizes 8 is not a list"):
-        accelerate(pipeline.pipe, row_sizes=8)
+        apply(pipeline.pipe, row_sizes=8)
 
 
 # --- what a review found -------------------------------------------------------------------------------------
@@ -434,7 +434,7 @@ def test_what_a_callback_does_to_one_image_is_not_undone_by_the_gap_of_another()
     assert close(pixels(pipeline, alone)[0], pixels(pipeline, together)[2], 1e-5)
 
 
-def test_timesteps_that_repeat_are_no_two_knots() -> None:
+def test_repeated_timesteps_count_once() -> None:
     pipeline = sd()
     pipeline.pipe.scheduler = DIFFUSION["dpm++2m-karras"]()
     for skipping in (EVERY_THIRD, Skipping(tolerance=0.5)):
@@ -447,20 +447,20 @@ def test_a_run_that_ends_early_knows_its_noise() -> None:
     pipeline = tiny.sdxl()
     inputs = pipeline.inputs(2) | {"denoising_end": 0.5}
     ours = skipped(pipeline, inputs, Skipping(tolerance=0.5), num_inference_steps=40)
-    with accelerate(pipeline.pipe, Skipping(tolerance=0.5)) as acceleration:
+    with apply(pipeline.pipe, Skipping(tolerance=0.5)) as applied:
         own = bare(pipeline, inputs, ours.plan.seeds, num_inference_steps=40)
-    assert acceleration.rows == ours.cost.used < ours.cost.independent
+    assert applied.rows == ours.cost.used < ours.cost.independent
     assert close(own, pixels(pipeline, ours))
 
 
-def test_an_accelerated_heun_run_from_a_picture() -> None:
+def test_an_applied_heun_run_from_an_image() -> None:
     pipeline = sd_from_picture()
     pipeline.pipe.scheduler = DIFFUSION["heun"]()
     inputs = pipeline.inputs(1) | {"strength": 0.6}
     ours = skipped(pipeline, inputs, Skipping(tolerance=0.05), num_inference_steps=20)
-    with accelerate(pipeline.pipe, Skipping(tolerance=0.05)) as acceleration:
+    with apply(pipeline.pipe, Skipping(tolerance=0.05)) as applied:
         own = bare(pipeline, inputs, ours.plan.seeds, num_inference_steps=20)
-    assert acceleration.rows == ours.cost.used
+    assert applied.rows == ours.cost.used
     assert close(own, pixels(pipeline, ours))
 
 
@@ -500,8 +500,11 @@ def test_schedules_that_mean_something_else_are_refused(scheduler: Any) -> None:
         read_schedule(scheduler, ())
 
 
-def test_an_accelerated_pipeline_is_refused_by_generate() -> None:
+def test_generate_refuses_a_pipeline_with_skipping_applied() -> None:
     pipeline = sd()
-    with accelerate(pipeline.pipe), pytest.raises(CotrunkError, match="is accelerated: call remove"):
+    with (
+        apply(pipeline.pipe),
+        pytest.raises(CotrunkError, match="Skipping is applied to this StableDiffusionPipeline: call"),
+    ):
         skipped(pipeline, pipeline.inputs(1))
     skipped(pipeline, pipeline.inputs(1))

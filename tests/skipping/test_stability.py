@@ -14,8 +14,9 @@ from cotrunk import CotrunkError, Skipping
 from cotrunk.pipelines.noise_schedule import NoiseSchedule, read_schedule
 from cotrunk.settings import Rule
 from cotrunk.skipping.extrapolation import lagrange
+from cotrunk.skipping.history import History
 from cotrunk.skipping.sada import Sada
-from cotrunk.skipping.trajectories import LARGE, History, Trajectories
+from cotrunk.skipping.trajectories import FIRST_X0_RMS, Trajectories
 
 RULES = [Skipping(rule=rule) for rule in get_args(Rule)]
 EVERY = pytest.mark.parametrize("case", SCHEDULERS, ids="-".join)
@@ -165,19 +166,18 @@ def test_a_prediction_cannot_amplify_noise(case: tuple[str, str], prediction: st
     original = Trajectories._combined
 
     def spy(self: Trajectories, weights: list[list[float]]) -> Tensor:
-        if self.correcting is False:
-            sums.extend(sum(map(abs, own)) for own in weights)
+        sums.extend(sum(map(abs, own)) for own in weights)
         return original(self, weights)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Trajectories, "_lessons", _no_lessons)
+        patch.setattr(Trajectories, "_measured", _nothing_measured)
         patch.setattr(Trajectories, "_combined", spy)
         ran = run(case, Skipping(1.0, prediction=prediction, correct=False))
     assert ran.evaluations < 25
     assert 0 < max(sums) <= 7 + 1e-9
 
 
-def _no_lessons(self: Trajectories, *_: object) -> tuple[list[float | None], list[float]]:
+def _nothing_measured(self: Trajectories, *_: object) -> tuple[list[float | None], list[float]]:
     return [None for _ in self.histories], [1.0 for _ in self.histories]
 
 
@@ -234,11 +234,11 @@ def test_a_correction_is_worth_decibels(case: tuple[str, str]) -> None:
     assert statistics.mean(gains) > 0
 
 
-@pytest.mark.parametrize("knots", [[0.5], [0.5, 0.7], [0.5, 0.7, 1.0]])
-def test_weights_of_a_polynomial_sum_to_one_and_reproduce_its_knots(knots: list[float]) -> None:
-    assert sum(lagrange(knots, 0.1)) == pytest.approx(1)
-    for i, knot in enumerate(knots):
-        assert lagrange(knots, knot) == pytest.approx([float(i == j) for j in range(len(knots))])
+@pytest.mark.parametrize("support", [[0.5], [0.5, 0.7], [0.5, 0.7, 1.0]])
+def test_weights_of_a_polynomial_sum_to_one_and_reproduce_its_values(support: list[float]) -> None:
+    assert sum(lagrange(support, 0.1)) == pytest.approx(1)
+    for i, time in enumerate(support):
+        assert lagrange(support, time) == pytest.approx([float(i == j) for j in range(len(support))])
 
 
 @pytest.mark.parametrize(
@@ -356,4 +356,4 @@ def test_first_predictions_are_trusted_less_the_more_the_first_output_overshoots
         computed = [step[0] for step in run(case, Skipping(tolerance=0.1), model=model).computed]
         return computed.index(True, 1) - 1
 
-    assert first_gap(0.5) == first_gap(1.0) == first_gap(LARGE - 0.1) > first_gap(2 * LARGE)
+    assert first_gap(0.5) == first_gap(1.0) == first_gap(FIRST_X0_RMS - 0.1) > first_gap(2 * FIRST_X0_RMS)

@@ -13,8 +13,7 @@ from tiny import TinyPipeline, flux, pixart, sd, sd3, sdxl
 from torch import Tensor
 
 from cotrunk import CotrunkError, Skipping
-from cotrunk.engine.denoiser_hook import REFRESH
-from cotrunk.engine.tokens import TokenLayers, _chosen
+from cotrunk.skipping.tokens import REFRESH, TokenChoice, TokenLayers, chosen_tokens
 
 BUILDS = pytest.mark.parametrize("build", [sd, sdxl, sd3, flux, pixart])
 
@@ -37,7 +36,7 @@ def test_layers_see_the_share_that_was_asked_for(build: Callable[[], TinyPipelin
     pipeline = build()
     module = denoiser(pipeline)
     layers = dict(module.named_modules())
-    names = TokenLayers(module, 0.5).layers
+    names = TokenLayers(module, TokenChoice(0.5)).names
     assert names
     seen: dict[str, list[int]] = {name: [] for name in names}
     hooks = [
@@ -75,10 +74,10 @@ def test_layers_are_afterwards_as_they_were() -> None:
 
 
 def test_text_has_no_layers_of_its_own() -> None:
-    names = set(TokenLayers(sd3().pipe.transformer, 0.5).layers)
+    names = set(TokenLayers(sd3().pipe.transformer, TokenChoice(0.5)).names)
     assert not [name for name in names if "context" in name or "add_" in name]
     assert any(name.endswith("ff") for name in names)
-    crossing = set(TokenLayers(sd().pipe.unet, 0.5).layers)
+    crossing = set(TokenLayers(sd().pipe.unet, TokenChoice(0.5)).names)
     assert not [name for name in crossing if "attn2.to_k" in name or "attn2.to_v" in name]
     assert any(name.endswith("attn2.to_q") for name in crossing)
 
@@ -94,7 +93,7 @@ def test_the_tokens_with_the_highest_scores_are_computed(
     height: int, width: int, side: int, share: float, seed: int
 ) -> None:
     scores = torch.from_numpy(np.random.default_rng(seed).random((2, height * side, width * side)))
-    kept = _chosen(scores, height * width, share)
+    kept = chosen_tokens(scores, height * width, share)
     assert kept is not None
     assert kept.shape == (2, max(1, round(share * (height * width))))
     pooled = torch.nn.functional.adaptive_avg_pool2d(scores[:, None], (height, width)).flatten(1)
@@ -106,18 +105,24 @@ def test_the_tokens_with_the_highest_scores_are_computed(
 
 def test_text_before_packed_tokens_is_always_computed() -> None:
     scores = torch.tensor([[0.1, 0.9, 0.2, 0.8]])
-    assert _chosen(scores, 7, 0.5).tolist() == [[0, 1, 2, 4, 6]]  # type: ignore[union-attr]
-    assert _chosen(scores, 3, 0.5) is None
+    assert chosen_tokens(scores, 7, 0.5).tolist() == [[0, 1, 2, 4, 6]]  # type: ignore[union-attr]
+    assert chosen_tokens(scores, 3, 0.5) is None
 
 
 def test_every_row_is_computed_whole_now_and_then() -> None:
-    layers = TokenLayers(sd().pipe.unet, 0.5)
-    with layers.forward([(0, 0), (0, 1)], None):
+    choice = TokenChoice(0.5)
+    layers = TokenLayers(sd().pipe.unet, choice)
+    with layers.forward([(0, 0), (0, 1)]):
         pass
-    for forward in range(1, REFRESH):
-        with layers.forward([(0, 0), (0, 0)], torch.ones(2, 4, 4)):
+    choice.errors, choice.partial = torch.ones(2, 4, 4), (True, False)
+    for forward in range(1, REFRESH + 1):
+        assert layers.parts(0, [0, 1], 2) == [[1], [0]]
+        with layers.forward([(0, 1)]):
             pass
-        assert layers.age == {(0, 0): forward, (0, 1): 0}
+        with layers.forward([(0, 0), (0, 0)]):  # a copy fills the forward up
+            pass
+        assert layers.ages == {(0, 0): forward, (0, 1): 0}
+    assert layers.parts(0, [0, 1], 2) == [[0, 1]]
 
 
 @pytest.mark.parametrize("tokens", [0, -0.5, 1.5, "half", True])

@@ -10,7 +10,7 @@ from collections import Counter
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperCommand
+from typer.core import TyperCommand, TyperGroup
 
 from .. import __version__
 from ..errors import CotrunkError
@@ -18,11 +18,43 @@ from .console import out, say
 from .dataset import dataset
 from .evaluate import evaluate
 from .generate import generate
+from .options import COMMON, option
 from .plan import plan
 from .train import train
 from .tune import tune
 
+
+class _PlainHelp:
+    """Help without the types of Python: `<bool>` for a flag, `<list[str]>` for prompts."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        parameters: list[Any] = super().get_params(ctx)  # type: ignore[misc]
+        for parameter in parameters:
+            if parameter.param_type_name == "argument":
+                parameter.display_type_rich = lambda ctx: None
+            elif parameter.name == "help":
+                parameter.metavar, parameter.rich_help_panel = "", COMMON
+        return parameters
+
+
+class _Group(_PlainHelp, TyperGroup):
+    """The commands."""
+
+
+class _Command(_PlainHelp, TyperCommand):
+    """A command that takes each option once. Of two values, typer would silently keep the last."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        given: Counter[Any] = Counter(self.make_parser(ctx).parse_args(args=list(args))[2])  # one entry per occurrence
+        for parameter, count in given.items():
+            is_single = parameter.param_type_name == "option" and not parameter.multiple and not parameter.is_flag
+            if is_single and count > 1:
+                raise CotrunkError(f"{parameter.opts[0]} is given {count} times: give it once.")
+        return super().parse_args(ctx, args)
+
+
 app = typer.Typer(
+    cls=_Group,
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode="markdown",
@@ -34,25 +66,12 @@ app = typer.Typer(
 
 @app.callback(invoke_without_command=True)
 def cotrunk(
-    version: Annotated[
-        bool, typer.Option("--version", metavar="", help="Print the version and stop.", is_eager=True)
-    ] = False,
+    version: Annotated[bool, option(COMMON, "", "Print the version and stop.", "--version")] = False,
 ) -> None:
+    """Print the version if asked; the commands do the rest."""
     if version:
         out.print(f"cotrunk {__version__}")
         raise typer.Exit
-
-
-class _Command(TyperCommand):
-    """A command that takes each option once. Of two values, typer would silently keep the last."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        given: Counter[Any] = Counter(self.make_parser(ctx).parse_args(args=list(args))[2])  # a parameter each time
-        for parameter, count in given.items():
-            is_single = parameter.param_type_name == "option" and not parameter.multiple and not parameter.is_flag
-            if is_single and count > 1:
-                raise CotrunkError(f"{parameter.opts[0]} is given {count} times: give it once.")
-        return super().parse_args(ctx, args)
 
 
 for command in (generate, plan, tune, dataset, train, evaluate):

@@ -12,7 +12,7 @@ from .inputs import hold, out_folder
 from .options import Encoder, OutFolder, option
 
 GROUPS = "Groups"
-NAMED = 5  # pictures that cannot be used are named up to here, then counted
+NAMED = 5  # unusable images that are named; the others are counted
 
 
 def dataset(
@@ -27,24 +27,24 @@ def dataset(
     ],
     out_name: OutFolder = None,
     images: Annotated[
-        Path | None, option(GROUPS, "DIR", "Where the pictures of annotations are; by default beside the file.")
+        Path | None, option(GROUPS, "DIR", "Folder of the images of COCO annotations; by default that of the file.")
     ] = None,
-    similarity_min: Annotated[float, option(GROUPS, "X", "Captions of a group are more similar than this.")] = 0.6,
-    similarity_max: Annotated[float, option(GROUPS, "X", "And less similar than this.")] = 0.9,
+    similarity_min: Annotated[float, option(GROUPS, "X", "Lower limit of the similarity within a group.")] = 0.6,
+    similarity_max: Annotated[float, option(GROUPS, "X", "Upper limit of the similarity within a group.")] = 0.9,
     min_group: Annotated[int, option(GROUPS, "N", "Smallest group.")] = 2,
     max_group: Annotated[int, option(GROUPS, "N", "Largest group.")] = 5,
-    per_caption: Annotated[int, option(GROUPS, "N", "Most groups that begin with one caption.")] = 4,
-    max_groups: Annotated[int | None, option(GROUPS, "N", "Most groups in all; all by default.")] = None,
+    per_caption: Annotated[int, option(GROUPS, "N", "Largest number of groups that begin with the same caption.")] = 4,
+    max_groups: Annotated[int | None, option(GROUPS, "N", "Largest number of groups; no limit by default.")] = None,
     encoder: Encoder = "minilm",
-    seed: Annotated[int, option(GROUPS, "N", "Of what is drawn where there are more groups than wanted.")] = 0,
+    seed: Annotated[int, option(GROUPS, "N", "Random seed for choosing among more groups than --max-groups.")] = 0,
 ) -> None:
-    """Group captioned pictures for `cotrunk train`: cliques of similar captions.
+    """Group captioned images for `cotrunk train`: cliques of similar captions.
 
     Examples:
 
         cotrunk dataset annotations/captions_train2017.json --images train2017 --out groups
 
-        cotrunk dataset my-pictures --out groups --similarity-min 0.5
+        cotrunk dataset my-images --out groups --similarity-min 0.5
     """
     out_dir = out_folder(out_name)
     from ..groups.captions import read_pairs
@@ -55,12 +55,12 @@ def dataset(
     if encoder == "pipeline":
         raise CotrunkError("--encoder pipeline needs a pipeline: use minilm, or a model of sentence-transformers.")
     hold(context, out_dir, "images")
-    with err.status("Reading captions and pictures") as status:
+    with err.status("Reading captions and images") as status:
         found = read_pairs(source, images, out_dir / "images")
         for name, why in list(found.unusable.items())[:NAMED]:
-            say("yellow", "warning", f"{name} is left out: {why}")
+            say("yellow", "warning", f"{name} is not used: {why}")
         if len(found.unusable) > NAMED:
-            say("yellow", "warning", f"{len(found.unusable) - NAMED} more are left out")
+            say("yellow", "warning", f"{len(found.unusable) - NAMED} more images are not used")
         status.update(f"Embedding {len(found.pairs):,} captions")
         summary = build_groups(
             found.pairs,
@@ -74,9 +74,9 @@ def dataset(
     used = f"{summary['images']:,} images, {summary['images_in_groups']:,} of which are in a group"
     out.print(f"{summary['groups']:,} groups ({sizes}) of {used}.", soft_wrap=True)
     cut = {
-        "similar pairs were left out (a caption keeps its closest ones)": summary["edges_dropped"],
-        "captions begin more groups than --per-caption lets them": summary["captions_with_more_groups"],
-        "groups were cut by --max-groups": summary["groups_cut"],
+        "similar pairs were dropped (a caption keeps its closest ones)": summary["edges_dropped"],
+        "captions begin more groups than --per-caption allows": summary["captions_with_more_groups"],
+        "groups were dropped by --max-groups": summary["groups_cut"],
     }
     for what, count in cut.items():
         if count:

@@ -11,7 +11,20 @@ from ..errors import CotrunkError
 from ..evaluation.metric_networks import default_alignment, load_metric_networks, remove_safety_checker
 from .console import err, out
 from .inputs import check_numbers, check_whole, hold, out_folder
-from .options import NETWORKS, OUTPUT, Compile, Device, Dtype, Guidance, Height, Model, Scheduler, Steps, Width, option
+from .options import (
+    NETWORKS,
+    Compile,
+    Device,
+    Dtype,
+    Guidance,
+    Height,
+    Model,
+    OutFolder,
+    Scheduler,
+    Steps,
+    Width,
+    option,
+)
 
 MODELS, SCHEMES = "Models", "Schemes"
 
@@ -21,45 +34,47 @@ def evaluate(
     groups: Annotated[
         str, typer.Argument(metavar="GROUPS", help="A folder that `cotrunk dataset` wrote.", show_default=False)
     ],
-    out_name: Annotated[
-        str | None, option(OUTPUT, "DIR", "Folder of tables and figures; needed, and made if not there.", "--out")
-    ] = None,
+    out_name: OutFolder = None,
     model: Model = "mini",
+    steps: Steps = 30,
+    guidance: Guidance = 7.5,
     lora: Annotated[
         list[str] | None,
-        option(MODELS, "NAME=DIR", "A trained LoRA under a name, sage=lora-sage say; may be given again."),
+        option(MODELS, "NAME=DIR", "A trained LoRA and its name, for example sage=lora-sage; can be repeated."),
     ] = None,
     shares: Annotated[
-        str, option(SCHEMES, "X,Y,...", "Parts of the steps to share, beside independent sampling.")
+        str, option(SCHEMES, "X,Y,...", "Fractions of the steps to share, compared with independent sampling.")
     ] = "0.2,0.3,0.4",
     more_shares: Annotated[
-        str, option(SCHEMES, "X,Y,...", "Other parts of the steps, for figure 4 alone: not beside their equal cost.")
+        str, option(SCHEMES, "X,Y,...", "Further fractions, for figure 4 only: without a comparison at equal cost.")
     ] = "",
     fewer: Annotated[
-        str, option(SCHEMES, "N,M,...", "Other numbers of steps, fewer above all, for the curves of quality over rows.")
+        str, option(SCHEMES, "N,M,...", "Further numbers of steps, usually fewer, for the curves of quality over rows.")
     ] = "",
-    steps: Steps = 30,
-    seeds: Annotated[int, option(SCHEMES, "N", "Runs of every cell, each from other noise.")] = 1,
-    guidance: Guidance = 7.5,
+    seeds: Annotated[int, option(SCHEMES, "N", "Runs of each cell, each from other noise.")] = 1,
     scheduler: Scheduler = None,
     height: Height = None,
     width: Width = None,
-    max_groups: Annotated[int | None, option(SCHEMES, "N", "Only N of the groups.")] = None,
+    max_groups: Annotated[int | None, option(SCHEMES, "N", "Use only N of the groups.")] = None,
     features: Annotated[
-        str, option(NETWORKS, "NAME", "For Frechet distances: lite0, or inception[:FILE] for what is called FID.")
+        str, option(NETWORKS, "NAME", "For Frechet distances: lite0, or inception[:FILE] for the usual FID.")
     ] = "lite0",
     perceptual: Annotated[str, option(NETWORKS, "NAME", "For diversity: lite0 or lpips.")] = "lite0",
     alignment: Annotated[
         str | None,
-        option(NETWORKS, "NAME", "For alignment: emoji, or clip[:FOLDER or hub id]; emoji for an embedded model."),
+        option(
+            NETWORKS,
+            "NAME",
+            "For alignment: emoji (default for embedded models) or clip[:FOLDER or hub id] (default for others).",
+        ),
     ] = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
     compiled: Compile = False,
 ) -> None:
-    """Compare models and sampling schemes on groups of prompts with real pictures (SAGE, Table 1, Figures 2 to 4).
+    """Compare models and sampling schemes on groups of prompts with real images (SAGE, Table 1, Figures 2 to 4).
 
-    Goes on where it stopped when called again: what the networks saw and what was measured is kept in `cells/`.
+    Run it again to continue where it stopped: features and measures are kept in `cells/`.
 
     Example:
 
@@ -69,21 +84,21 @@ def evaluate(
     parts, more = _parts("--shares", shares), _parts("--more-shares", more_shares)
     counts = _numbers("--fewer", fewer, int)
     if not all(count > 0 for count in counts):
-        raise CotrunkError(f"--fewer {fewer} are out of range: use numbers of steps of 1 or more.")
+        raise CotrunkError(f"--fewer {fewer} is out of range: use numbers of steps of 1 or more.")
     check_numbers(steps, guidance, seed=0, images_per_prompt=1)
     check_whole("--seeds", seeds, 1)
     for name, value in (("--max-groups", max_groups), ("--height", height), ("--width", width)):
         if value is not None:
             check_whole(name, value, 1)
         if name != "--max-groups" and (value or 0) % 8:
-            raise CotrunkError(f"{name} {value} is no size of a picture: use a multiple of 8.")
+            raise CotrunkError(f"{name} {value} is not a valid size of an image: use a multiple of 8.")
     loras: dict[str, Path | None] = {"pre-trained": None}
     for entry in lora or ():
         name, _, folder = entry.partition("=")
         if not name or not folder:
-            raise CotrunkError(f"--lora {entry!r} is no name and folder: use sage=lora-sage, say.")
+            raise CotrunkError(f"--lora {entry!r} is not a name and a folder: use sage=lora-sage, for example.")
         if name in loras:
-            raise CotrunkError(f"--lora {entry!r} takes a name that is taken: choose another.")
+            raise CotrunkError(f"--lora {entry!r} has a name that is taken: choose another.")
         loras[name] = Path(folder)
 
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
@@ -102,10 +117,10 @@ def evaluate(
     found = disjoint(everything, seed=0)[:max_groups]
     if len(found) < 2:
         raise CotrunkError(
-            f"{len(found)} of the groups in {groups} is too few to compare on: take two or more that share no picture."
+            f"{len(found)} of the groups in {groups} are too few for a comparison: use two or more that share no image."
         )
-    pictures = len({pair.image for group in found for pair in group})
-    err.print(f"{len(found)} of {len(everything)} groups, which share no picture: {pictures} pictures a cell and seed.")
+    images = len({pair.image for group in found for pair in group})
+    err.print(f"{len(found)} of {len(everything)} groups, which share no image: {images} images per cell and seed.")
     bins = _bins([similarity[tuple(group)] for group in found])
     hold(context, out_dir, "cells", "cells/*")
     with err.status(f"Loading {escape(model)}"):
@@ -121,7 +136,8 @@ def evaluate(
         for name, given in (("--shares", parts), ("--more-shares", more)):
             for share in given:
                 if not experiment.shares(Cell("pre-trained", share, steps)):
-                    raise CotrunkError(f"{name} {share:g} of {steps} steps is none: use more of either.")
+                    what = f"{name} {share:g} of {steps} steps"
+                    raise CotrunkError(f"{what} rounds down to no shared step: raise {name} or --steps.")
         measures = Measures(experiment, *images_of(found, *image_size(pipe, height, width)))
 
     design = Design(list(loras), parts, steps, counts, seeds, more)
@@ -129,7 +145,7 @@ def evaluate(
     columns: list[Any] = [TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}")]
     with Progress(*columns, TimeRemainingColumn(), console=err) as progress:
         try:
-            task = progress.add_task("Pictures", total=len(wanted) * len(experiment.prompts))
+            task = progress.add_task("Images", total=len(wanted) * len(experiment.prompts))
             for number, cell in enumerate(wanted):
                 kind = f"shared {cell.share:.0%}" if cell.share else "independent"
                 progress.update(task, description=f"{cell.model}, {kind}, {cell.steps} steps")
@@ -140,31 +156,33 @@ def evaluate(
                 measures, design, bins, out_dir, lambda done, total: progress.update(task, completed=done, total=total)
             )
         except KeyboardInterrupt:
-            err.print("Stopped. Call it again to go on.")
+            err.print("Stopped. Run it again to continue.")
             raise typer.Exit(130) from None
     out.print(text, soft_wrap=True, markup=False)
     out.print(f"Tables and figures are in {escape(str(out_dir))}", soft_wrap=True)
 
 
 def _bins(similarities: Sequence[float]) -> dict[float, list[int]]:
-    """Groups in four bins of equal size by the smallest similarity in them: by the middle of the bin, their places."""
+    """Return up to four bins of equal size by the smallest similarity in each group: median -> places of the groups."""
     import numpy as np
 
     similarity = np.array(similarities)
-    parts = np.array_split(similarity.argsort(), max(1, min(4, len(similarity) // 2)))  # two at least, for an interval
+    bins = max(1, min(4, len(similarity) // 2))  # a bin needs at least two groups for an interval
+    parts = np.array_split(similarity.argsort(), bins)
     return {float(np.median(similarity[part])): part.tolist() for part in parts if len(part)}
 
 
 def _parts(name: str, text: str) -> list[float]:
-    """Parts of the steps to share."""
+    """Return fractions of the steps."""
     parts: list[float] = _numbers(name, text, float)
     if not all(0 < part < 1 for part in parts):
-        raise CotrunkError(f"{name} {text} are out of range: use parts of the steps between 0 and 1.")
+        raise CotrunkError(f"{name} {text} is out of range: use fractions between 0 and 1.")
     return parts
 
 
 def _numbers(name: str, text: str, kind: type) -> list[Any]:
+    """Return the numbers of a list with commas."""
     try:
         return [kind(part) for part in text.split(",") if part.strip()]
     except ValueError:
-        raise CotrunkError(f"{name} {text!r} is no list of numbers: separate them by commas.") from None
+        raise CotrunkError(f"{name} {text!r} is not a list of numbers: separate them by commas.") from None

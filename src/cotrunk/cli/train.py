@@ -25,55 +25,55 @@ def train(
     model: Model = "mini",
     objective: Annotated[
         Literal["sage", "standard"],
-        option(OBJECTIVE, "NAME", "sage: for shared sampling; standard: the same pictures one by one, its rival."),
+        option(OBJECTIVE, "NAME", "sage: for shared sampling; standard: the same images one by one, as a baseline."),
     ] = "sage",
-    share: Annotated[float, option(OBJECTIVE, "X", "Part of the trajectory that is to be shared.")] = 0.4,
-    shared_weight: Annotated[float, option(OBJECTIVE, "X", "lambda_1: weight of the mean picture's noise.")] = 1.0,
-    target_weight: Annotated[float, option(OBJECTIVE, "X", "lambda_2: weight of the soft target.")] = 1.0,
+    share: Annotated[float, option(OBJECTIVE, "X", "Fraction of the trajectory that will be shared.")] = 0.4,
+    shared_weight: Annotated[float, option(OBJECTIVE, "X", "lambda_1: weight of the loss on the group's mean.")] = 1.0,
+    target_weight: Annotated[float, option(OBJECTIVE, "X", "lambda_2: weight of the loss on the soft target.")] = 1.0,
     through_target: Annotated[
-        bool, option(OBJECTIVE, "", "Let the gradient flow through the soft target too.", "--through-target")
+        bool, option(OBJECTIVE, "", "Also propagate the gradient through the soft target.", "--through-target")
     ] = False,
     branch_noise: Annotated[
         Literal["drawn", "trunk"],
-        option(OBJECTIVE, "NAME", "drawn: as published; trunk: branches start from where their trunk leaves them."),
+        option(OBJECTIVE, "NAME", "drawn: new noise, as published; trunk: branches start where their trunk ends."),
     ] = "drawn",
     weighting: Annotated[
-        Literal["uniform", "min-snr"], option(OBJECTIVE, "NAME", "w_t: uniform or min-snr.")
+        Literal["uniform", "min-snr"], option(OBJECTIVE, "NAME", "w_t, the weight of a timestep: uniform or min-snr.")
     ] = "uniform",
     steps: Annotated[int, option(TRAINING, "N", "Optimiser steps.")] = 20_000,
-    batch: Annotated[int, option(TRAINING, "N", "Groups in a step.")] = 4,
-    accumulation: Annotated[int, option(TRAINING, "N", "Passes of --batch groups in a step.")] = 1,
-    learning_rate: Annotated[float, option(TRAINING, "X", "Constant.")] = 1e-4,
-    rank: Annotated[int, option(TRAINING, "N", "Of the LoRA.")] = 16,
+    batch: Annotated[int, option(TRAINING, "N", "Groups per forward pass.")] = 4,
+    accumulation: Annotated[int, option(TRAINING, "N", "Forward passes per optimiser step.")] = 1,
+    learning_rate: Annotated[float, option(TRAINING, "X", "Learning rate, constant.")] = 1e-4,
+    rank: Annotated[int, option(TRAINING, "N", "Rank of the LoRA.")] = 16,
     layers: Annotated[
-        Literal["attention", "all"], option(TRAINING, "NAME", "That get a LoRA: attention, or all of the denoiser's.")
+        Literal["attention", "all"], option(TRAINING, "NAME", "Layers with a LoRA: attention, or all of the denoiser.")
     ] = "attention",
-    caption_dropout: Annotated[float, option(TRAINING, "X", "Part of the groups that train without captions.")] = 0.1,
-    ema: Annotated[float | None, option(TRAINING, "X", "Decay of an average of the weights, 0.999 say.")] = None,
+    caption_dropout: Annotated[float, option(TRAINING, "X", "Fraction of groups that train without captions.")] = 0.1,
+    ema: Annotated[float | None, option(TRAINING, "X", "Decay of an average of the weights, like 0.999.")] = None,
     height: Height = None,
     width: Width = None,
     checkpoint_every: Annotated[int, option(TRAINING, "N", "Steps between checkpoints.")] = 500,
-    seed: Annotated[int, option(TRAINING, "N", "Of everything that is drawn.")] = 0,
+    seed: Annotated[int, option(TRAINING, "N", "Random seed.")] = 0,
     tracker: Annotated[
-        str | None, option(OUTPUT, "NAME", "Also log to tensorboard, wandb or another that accelerate knows.")
+        str | None, option(OUTPUT, "NAME", "Also log to tensorboard, wandb or another tracker of accelerate.")
     ] = None,
     validation: Annotated[
         Path | None,
         option(
             OUTPUT,
             "FILE",
-            "Prompts to draw at every checkpoint, sharing their steps: into validation/, and to --tracker.",
+            "Prompts whose images are made at each checkpoint, with shared steps: in validation/ and on --tracker.",
         ),
     ] = None,
-    dtype: Annotated[str, option(MACHINE, "NAME", "Of the frozen weights: float32, float16 or bfloat16.")] = "float32",
+    dtype: Annotated[str, option(MACHINE, "NAME", "Of the frozen weights: float32, float16, bfloat16.")] = "float32",
     mixed_precision: Annotated[Literal["no", "fp16", "bf16"], option(MACHINE, "NAME", "no, fp16 or bf16.")] = "no",
     gradient_checkpointing: Annotated[
-        bool, option(MACHINE, "", "Less memory, a third more time.", "--gradient-checkpointing")
+        bool, option(MACHINE, "", "Use less memory and a third more time.", "--gradient-checkpointing")
     ] = False,
 ) -> None:
     """Train a LoRA so that shared sampling costs less quality (SAGE).
 
-    Goes on where it stopped when called again. `cotrunk generate --lora DIR` uses it, and so does
+    Run it again to continue where it stopped. Use the LoRA with `cotrunk generate --lora DIR` or
     `pipe.load_lora_weights(DIR)`. On several GPUs: `accelerate launch -m cotrunk train ...`
 
     Examples:
@@ -114,7 +114,7 @@ def train(
     prompts = read_prompts(validation).prompts if validation is not None else []
     sizes: dict[str, Any] = {name: value for name, value in (("height", height), ("width", width)) if value is not None}
     found, _ = read_groups(Path(groups))
-    is_first = os.environ.get("RANK", "0") == "0"  # of the processes of accelerate launch: it speaks for all
+    is_first = os.environ.get("RANK", "0") == "0"  # of the processes of accelerate launch, only the first prints
     if is_first:
         hold(context, out_dir, "validation", "encoded-*")
     with err.status(f"Loading {escape(model)}"):
@@ -122,7 +122,7 @@ def train(
     columns: list[Any] = [TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}")]
     smooth: dict[str, float] = {}
     with Progress(*columns, TimeRemainingColumn(), console=err, disable=not is_first) as progress:
-        task = progress.add_task(f"Encoding {sum(map(len, found)):,} pictures", total=steps)
+        task = progress.add_task(f"Encoding {sum(map(len, found)):,} images", total=steps)
 
         def show(step: Step) -> None:
             total = float(step.terms.total)
@@ -130,21 +130,21 @@ def train(
             progress.update(task, completed=step.number, description=f"Training, loss {smooth['loss']:.4f}")
 
         def encoded(done: int, of: int) -> None:
-            progress.update(task, description=f"Encoding pictures and captions, {done:,} of {of:,}")
+            progress.update(task, description=f"Encoding images and captions, {done:,} of {of:,}")
 
         def checkpoint(step: int) -> list[Any]:
             plot_losses(out_dir / "losses.jsonl", out_dir / "losses.png")
             if not prompts:
                 return []
-            progress.update(task, description="Drawing the validation prompts")
-            return _drawn(pipe, prompts, share, sizes, out_dir / "validation" / f"{step:06d}.png")
+            progress.update(task, description="Generating the validation images")
+            return _validate(pipe, prompts, share, sizes, out_dir / "validation" / f"{step:06d}.png")
 
         try:
             file = run(pipe, found, settings, out_dir, on_step=show, on_encoded=encoded, on_checkpoint=checkpoint)
         except KeyboardInterrupt:
-            err.print("Stopped. Call it again to go on from the last checkpoint.")
+            err.print("Stopped. Run it again to continue from the last checkpoint.")
             raise typer.Exit(130) from None
-        except DivergenceError as error:  # no bad input, so not its exit code
+        except DivergenceError as error:  # not bad input, so not its exit code
             if is_first:
                 say("red", "error", str(error))
             raise typer.Exit(1) from None
@@ -152,8 +152,8 @@ def train(
         out.print(f"The LoRA is {escape(str(file))}", soft_wrap=True)
 
 
-def _drawn(pipe: Any, prompts: list[str], share: float, sizes: dict[str, Any], path: Path) -> list[Any]:
-    """Pictures that share their early steps, as they will be used; written to `path` as one row, too."""
+def _validate(pipe: Any, prompts: list[str], share: float, sizes: dict[str, Any], path: Path) -> list[Any]:
+    """Return images that share their early steps, as in later use, and write them to `path` in one row."""
     from PIL import Image
 
     from ..generation import generate
@@ -162,8 +162,8 @@ def _drawn(pipe: Any, prompts: list[str], share: float, sizes: dict[str, Any], p
     made = generate(pipe, prompts, sharing=Sharing(share=share, similarity=0.3), num_inference_steps=20, **sizes)
     width, height = made.images[0].size
     row = Image.new("RGB", (width * len(prompts), height))
-    for number, picture in enumerate(made.images):
-        row.paste(picture, (number * width, 0))
+    for number, image in enumerate(made.images):
+        row.paste(image, (number * width, 0))
     with writing(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
     write_bytes(path, lambda file: row.save(file, "PNG"))

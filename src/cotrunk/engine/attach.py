@@ -1,4 +1,4 @@
-"""Attached for one call of the pipeline and taken off in `finally`, without a trace."""
+"""Attach the hooks of one call to a pipeline, and remove every trace of them afterwards."""
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
@@ -9,71 +9,83 @@ import torch
 
 from ..errors import CotrunkError
 from ..pipelines.compatibility import DENOISERS, has_caches, is_perturbed
-from .call import Meter
+from .call import CallState
 from .caller import Caller
-from .denoiser_hook import FoldHook, RowPlan
-from .patch import replaced
+from .denoiser_hook import FoldHook
+from .patch import intercepted, interceptor_of, replaced
 from .scheduler_hook import counted_steps
-from .tokens import TokenLayers
 
-SIDE_NETWORKS = ("controlnet",)  # folded like the denoiser; their rows are not counted as its
+SIDE_NETWORKS = ("controlnet",)  # folded like the denoiser, but their rows are not counted
 
 
 @contextmanager
 def attached(
-    pipe: Any,
-    rows: RowPlan,
-    seeds: Sequence[int] | None,
-    meter: Meter,
-    callbacks: Sequence[Callable[..., Any]] = (),
+    pipe: Any, state: CallState, seeds: Sequence[int] | None, callbacks: Sequence[Callable[..., Any]] = ()
 ) -> Iterator[list[torch.Generator] | None]:
-    """Attach the hook for one call of the pipeline; yields the generators, one an image, to call it with.
+    """Attach the hooks for one call of the pipeline, and yield the generators to call it with, one per image.
 
-    Generators live on the CPU, so that noise does not depend on the device. Images of one group have equal seeds:
-    they start from equal noise and a stochastic scheduler keeps them equal. With None for seeds, generators and the
-    number of images are the caller's business. callbacks: the user's functions among the arguments of the call.
+    Generators are on the CPU, so that noise does not depend on the device. Images of a group have equal seeds: they
+    start from equal noise, and a stochastic scheduler keeps them equal.
+
+    Args:
+        pipe: the pipeline.
+        state: of the call.
+        seeds: one per image. None if the caller chooses generators and the number of images.
+        callbacks: the user's functions among the arguments of the call.
 
     Raises:
-        CotrunkError: on leaving, if images that shared a row differed in what no row can stand for.
+        CotrunkError: the pipeline is in use; or, on leaving, images that shared a row differed.
     """
     caller = Caller(pipe, callbacks)
     generators = None if seeds is None else [torch.Generator().manual_seed(seed) for seed in seeds]
     parts: dict[str, Any] = {name: getattr(pipe, name, None) for name in (*DENOISERS, *SIDE_NETWORKS)}
     modules = {name: module for name, module in parts.items() if isinstance(module, torch.nn.Module)}
     for name, module in modules.items():
-        if isinstance(module._compiled_call_impl, FoldHook):
-            raise CotrunkError(f"{type(pipe).__name__}.{name} is in use by another call of cotrunk.")
+        if isinstance(interceptor_of(module), FoldHook):
+            raise CotrunkError(
+                f"{type(pipe).__name__}.{name} is in use by another call of cotrunk: wait until that call returns."
+            )
     with ExitStack() as stack:
-        # This call ends the pipeline's: it moves offloaded models back and empties caches. Put off until our hooks are
-        # gone, it happens also when the pipeline raises.
+        # The pipeline ends its call with this one, which moves offloaded models back and empties caches. Delayed until
+        # the hooks are gone, it also happens when the pipeline raises.
         if hasattr(pipe, "maybe_free_model_hooks"):
             stack.callback(pipe.maybe_free_model_hooks)
             stack.enter_context(replaced(pipe, "maybe_free_model_hooks", lambda: None))
         for name, module in modules.items():
-            divisible = not (has_caches(module) or is_perturbed(pipe))
-            counted = name in DENOISERS
-            tokens = None
-            if rows.tokens is not None and counted:
-                tokens = TokenLayers(module, rows.tokens)
-                for layer in tokens.layers.values():
-                    stack.enter_context(replaced(layer.module, "_compiled_call_impl", layer))
-            hook = FoldHook(module, rows, meter, caller, counted=counted, divisible=divisible, tokens=tokens)
-            stack.enter_context(replaced(module, "_compiled_call_impl", hook))
-        stack.enter_context(counted_steps(pipe.scheduler, rows, generators, meter, caller))
-        if seeds is not None and isinstance(getattr(pipe, "vae", None), torch.nn.Module):
-            if hasattr(pipe.vae, "encode"):
-                stack.enter_context(replaced(pipe.vae, "encode", _seeded(pipe.vae.encode, seeds, caller)))
-            stack.enter_context(replaced(pipe.vae, "decode", _watched(pipe.vae.decode, len(seeds), meter, caller)))
-        if seeds is not None and hasattr(pipe.scheduler, "noise_sampler_seed"):
-            # DPMSolverSDE draws from a Brownian tree of its own, not from the generator: give it a seed an image
-            stack.enter_context(replaced(pipe.scheduler, "noise_sampler_seed", list(seeds)))
+            is_denoiser = name in DENOISERS
+            layers = None
+            if is_denoiser and state.row_plan.layers is not None:
+                layers = state.row_plan.layers(module)
+                for layer, call in layers.calls:
+                    stack.enter_context(intercepted(layer, call))
+            is_divisible = not (has_caches(module) or is_perturbed(pipe))
+            hook = FoldHook(module, state, caller, is_counted=is_denoiser, is_divisible=is_divisible, layers=layers)
+            stack.enter_context(intercepted(module, hook))
+        stack.enter_context(counted_steps(pipe.scheduler, generators, state, caller))
+        if seeds is not None:
+            for owner, name, value in _seeded_parts(pipe, seeds, state, caller):
+                stack.enter_context(replaced(owner, name, value))
         yield generators
-        meter.settle()
+        state.equality.finish(state.step)
+
+
+def _seeded_parts(pipe: Any, seeds: Sequence[int], state: CallState, caller: Caller) -> Iterator[tuple[Any, str, Any]]:
+    """Yield what to replace where the seed and the place of each image are known: (owner, attribute, value)."""
+    if isinstance(getattr(pipe, "vae", None), torch.nn.Module):
+        if hasattr(pipe.vae, "encode"):
+            yield pipe.vae, "encode", _seeded(pipe.vae.encode, seeds, caller)
+        yield pipe.vae, "decode", _watched(pipe.vae.decode, len(seeds), state, caller)
+    if hasattr(pipe.scheduler, "noise_sampler_seed"):
+        # DPMSolverSDE draws from a Brownian tree of its own, not from the generator: give it one seed per image
+        yield pipe.scheduler, "noise_sampler_seed", list(seeds)
 
 
 def _seeded(encode: Callable[..., Any], seeds: Sequence[int], caller: Caller) -> Callable[..., Any]:
-    """The encoder, whose draws without a generator come from the image's own seed: some pipelines (ControlNets of SD 3)
-    forget the generator, and the global one would make an image depend on the rest of its batch."""
+    """Return an encoder whose draws without a generator come from the seed of each image.
+
+    Some pipelines (ControlNets of SD 3) forget the generator. The global one would make an image depend on the rest of
+    its batch.
+    """
 
     @functools.wraps(encode)
     def seeded(*args: Any, **kwargs: Any) -> Any:
@@ -82,7 +94,7 @@ def _seeded(encode: Callable[..., Any], seeds: Sequence[int], caller: Caller) ->
         sample = getattr(distribution, "sample", None)
         if caller.is_calling() and callable(sample) and isinstance(getattr(distribution, "mean", None), torch.Tensor):
             rows = len(distribution.mean)
-            # of one row nobody knows whose it is; other noise than what the image starts from
+            # Other noise than what the image starts from. A single row may belong to any image.
             own = [seeds[row % len(seeds)] + 1 for row in range(rows)] if rows % len(seeds) == 0 else [1] * rows
 
             def draw(generator: Any = None) -> Any:
@@ -95,8 +107,8 @@ def _seeded(encode: Callable[..., Any], seeds: Sequence[int], caller: Caller) ->
     return seeded
 
 
-def _watched(decode: Callable[..., Any], images: int, meter: Meter, caller: Caller) -> Callable[..., Any]:
-    """The decoder, which may overflow where the latents are finite (float16): those images have failed too."""
+def _watched(decode: Callable[..., Any], images: int, state: CallState, caller: Caller) -> Callable[..., Any]:
+    """Return a decoder that notes which images are finite: in float16 it may overflow where the latents do not."""
 
     @functools.wraps(decode)
     def watched(*args: Any, **kwargs: Any) -> Any:
@@ -106,9 +118,9 @@ def _watched(decode: Callable[..., Any], images: int, meter: Meter, caller: Call
         sample = output[0] if isinstance(output, tuple) else getattr(output, "sample", None)
         if isinstance(sample, torch.Tensor) and sample.ndim:
             if sample.shape[0] == images:
-                meter.watch(sample.flatten(1).isfinite().all(dim=1))
-            else:  # a part of the batch, or frames: whose, the decoder does not know
-                meter.watch(sample.isfinite().all().expand(images))
+                state.note_finite(sample.flatten(1).isfinite().all(dim=1))
+            else:  # a part of the batch, or frames: the decoder cannot tell which image they belong to
+                state.note_finite(sample.isfinite().all().expand(images))
         return output
 
     return watched

@@ -1,103 +1,120 @@
-"""The clock and the counters of one call of a pipeline."""
+"""The state of one call of a pipeline: its clock, its counters, and the plan of the current step."""
 
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 
-from ..errors import CotrunkError
-from .rows import Folding
+from .equality import EqualityChecks
+from .step_plan import RowPlan, StepPlan
+
+
+@dataclass(frozen=True)
+class StepEvent:
+    """What happened in one step of the scheduler. N images; the tensors are the pipeline's own, so do not change them.
+
+    Attributes:
+        step: steps taken before this one: 0 for the first.
+        timesteps: scheduler steps of the whole call.
+        timestep: as the scheduler got it.
+        sample: (N, ...) latents before the step, corrected where a skipping rule corrects them.
+        output: (N, ...) guided denoiser outputs, predicted where the denoiser did not compute.
+        prev_sample: (N, ...) latents after the step.
+        sources: for each image, the image whose row it took; its own index unless a group shares a row.
+        computed: for each image, whether the denoiser computed it (or its source).
+        rows, rows_asked: denoiser rows computed so far in this call, and those that the pipeline asked for.
+        rows_spared: the difference so far, by what spared the rows: "sharing", "guidance", "skipping".
+    """
+
+    step: int
+    timesteps: int
+    timestep: torch.Tensor | float
+    sample: torch.Tensor
+    output: torch.Tensor
+    prev_sample: torch.Tensor
+    sources: tuple[int, ...]
+    computed: tuple[bool, ...]
+    rows: int
+    rows_asked: int
+    rows_spared: Counter[str]
 
 
 @dataclass
-class Meter:
+class CallState:
     """The clock and the counters of one call of the pipeline.
 
     Attributes:
+        row_plan: where the rows of the call come from.
         timesteps: scheduler steps of the whole call.
         max_rows: largest number of rows in one forward; halves when the device runs out of memory.
-        row_sizes: the numbers of rows that a forward may have: it is filled up with copies to the next of these, so
-            that a compiled denoiser meets few shapes. None for any number.
+        row_sizes: the allowed numbers of rows in a forward. A forward is filled with copies up to the next of them, so
+            that a compiled denoiser sees few shapes. None for any number.
         on_step: called after every scheduler step.
-        step: scheduler steps taken: the clock. (Timesteps will not do, PNDM repeats one; nor calls of the denoiser,
-            which some pipelines call once for each guidance branch.)
+        step: scheduler steps taken. This is the clock: timesteps cannot be (PNDM repeats one), nor can denoiser calls
+            (some pipelines call once per guidance branch).
         rows, rows_asked: denoiser rows computed, and those that the pipeline asked for.
-        rows_filled: copies computed beside `rows`, for `row_sizes`.
-        rows_spared: the difference, by what spared them: "sharing", "guidance" (off at this step), "skipping".
-        computed: for each step taken, for each of the N images, whether the denoiser computed it.
-        finite: (N,) booleans, False for an image whose latents, or what the decoder made of them, hold a NaN or an
-            infinity.
+        rows_filled: copies computed in addition to `rows`, because of `row_sizes`.
+        rows_spared: rows asked for and not computed, by what spared them: "sharing", "guidance", "skipping".
+        plans: the plans of the steps taken.
+        equality: checks that images which share a row are equal.
+        finite: (N,) booleans, False for an image whose latents or decoded values hold a NaN or an infinity.
         started, ended: `time.perf_counter()` at the first denoiser call and after the last scheduler step.
     """
 
+    row_plan: RowPlan
     timesteps: int
     max_rows: int | None = None
     row_sizes: Sequence[int] | None = None
-    on_step: Callable[["Meter"], None] | None = None
+    on_step: Callable[[StepEvent], None] | None = None
     step: int = 0
     rows: int = 0
     rows_asked: int = 0
     rows_filled: int = 0
     rows_spared: Counter[str] = field(default_factory=Counter)
-    computed: list[tuple[bool, ...]] = field(default_factory=list)
+    plans: list[StepPlan] = field(default_factory=list)
+    equality: EqualityChecks = field(default_factory=EqualityChecks)
     finite: torch.Tensor | None = None
     started: float | None = None
     ended: float | None = None
-    _foldings: dict[Any, Folding] = field(default_factory=dict)
-    _apart: list[tuple[int, str, str, torch.Tensor]] = field(default_factory=list)
+    _current: StepPlan | None = None
 
-    def expect_equal(self, where: str, apart: Mapping[str, torch.Tensor], *, at_once: bool) -> None:
-        """Raise `CotrunkError` if images that share a row differ in what their row is made of.
+    @property
+    def current(self) -> StepPlan:
+        """The plan of the current step: made when a hook first asks for it, and the same until the step is taken."""
+        if self._current is None or self._current.step != self.step:
+            self._current = self.row_plan.at(self.step)
+        return self._current
 
-        Args:
-            where: what was handed the values: a denoiser, a scheduler.
-            apart: name of a value -> whether images differ in it, as of `Folding.apart`.
-            at_once: read them now. Otherwise an accelerator need not be waited for: what it says is read at the next
-                step, and at the end.
-        """
-        self._apart += [(self.step, where, name, flag) for name, flag in apart.items()]
-        self._settle(self.step if at_once else self.step - 1)
+    def end_step(self) -> None:
+        """Advance the clock: the scheduler has taken the current step."""
+        self.plans.append(self.current)
+        self.step += 1
 
-    def settle(self) -> None:
-        """Raise `CotrunkError` if images that shared a row differed anywhere in this call."""
-        self._settle(self.step)
+    def start_clock(self, device: torch.device) -> None:
+        """Note the time of the first denoiser call."""
+        if self.started is None:
+            self.started = now(device)
 
-    def _settle(self, step: int) -> None:
-        found, self._apart = self._apart, []
-        for at, where, name, flag in found:
-            if at > step and flag.device.type != "cpu":  # not computed yet, perhaps
-                self._apart.append((at, where, name, flag))
-            elif flag:
-                since = f" from step {at} on (changed by a callback, or by the pipeline itself)" if at else ""
-                raise CotrunkError(
-                    f"Prompts cannot share steps in a {where}: its argument {name} differs among them{since}, and "
-                    "cotrunk does not know how to average it. Use sharing=None, or give what differs the same for all "
-                    "of a group."
-                )
+    def stop_clock(self, device: torch.device | None) -> None:
+        """Note the time after a scheduler step."""
+        # waiting for the device at every step would cost more than the hook itself
+        self.ended = time.perf_counter() if device is None or self.step < self.timesteps else now(device)
 
-    def folding(
-        self,
-        sources: tuple[int, ...],
-        rows: int,
-        device: torch.device,
-        computed: tuple[bool, ...] | None,
-        copy: int | None,
-    ) -> Folding:
-        key = (sources, rows, device, computed, copy)
-        if key not in self._foldings:
-            self._foldings[key] = Folding(sources, rows, device, computed=computed, copy=copy)
-        return self._foldings[key]
+    def count(self, asked: int, computed: int, **spared: int) -> None:
+        """Count the rows of one denoiser call: those asked for, those computed, and the others by what spared them."""
+        self.rows += computed
+        self.rows_asked += asked
+        self.rows_spared.update(spared)
 
-    def watch(self, finite: torch.Tensor) -> None:
-        """Note the images, (N,) booleans, that are finite here; one that once was not stays so."""
+    def note_finite(self, finite: torch.Tensor) -> None:
+        """Note which images (N,) are finite here. An image that once was not stays failed."""
         self.finite = finite if self.finite is None else self.finite & finite.to(self.finite.device)
 
 
 def now(device: torch.device) -> float:
-    """Seconds, once the device has done what it was given."""
+    """Return the time in seconds once the device has finished its work."""
     if device.type == "cuda" and not torch.cuda.is_current_stream_capturing():
         torch.cuda.synchronize(device)
     return time.perf_counter()

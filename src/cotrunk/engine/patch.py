@@ -1,8 +1,18 @@
-"""Setting an attribute for a while."""
+"""The one place that sets attributes of objects that belong to others: modules, schedulers, pipelines.
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+Everything set here is taken back when its context ends.
+"""
+
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
+
+import torch
+
+from ..errors import CotrunkError
+
+DISPATCH = "_compiled_call_impl"  # `module(...)` runs this attribute of the module if it is set
 
 
 @contextmanager
@@ -17,3 +27,44 @@ def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
             setattr(owner, name, before)
         else:
             delattr(owner, name)
+
+
+def intercepted(module: torch.nn.Module, call: Callable[..., Any]) -> AbstractContextManager[None]:
+    """Run `call` instead of the module while the context lasts.
+
+    `call` takes the place of the module's compiled call, so it is outside of everything else, whatever is hooked,
+    compiled or offloaded below it. A hook on `forward` would not be: a module compiled in place compiles again for each
+    new hook, and a diffusers hook that removes itself during a call (group offload with streams) removes those above.
+
+    Raises:
+        CotrunkError: this version of torch calls modules in another way.
+    """
+    check_dispatch()
+    return replaced(module, DISPATCH, call)
+
+
+def call_of(module: torch.nn.Module) -> Callable[..., Any]:
+    """Return what runs now when the module is called: what `intercepted` put there, a compiled call, or its own."""
+    return getattr(module, DISPATCH) or module._call_impl
+
+
+def interceptor_of(module: torch.nn.Module) -> Any:
+    """Return what `intercepted` or torch.compile put in the place of the module's call; None if nothing."""
+    return getattr(module, DISPATCH)
+
+
+@functools.cache
+def check_dispatch() -> None:
+    """Raise `CotrunkError` if torch does not run `_compiled_call_impl` when a module is called."""
+    module = torch.nn.Identity()
+    vars(module)[DISPATCH] = lambda value: value + 1
+    if module(1) != 2:
+        raise CotrunkError(
+            f"torch {torch.__version__} no longer calls modules through {DISPATCH}, which cotrunk relies on: "
+            "install a version of torch that this version of cotrunk supports."
+        )
+
+
+def reclassed(instance: Any, kind: type) -> None:
+    """Give an instance another class. Python looks `__call__` up in the class, so this is how its call is replaced."""
+    instance.__class__ = kind

@@ -1,13 +1,15 @@
-"""What the engine asks of a rule that replaces denoiser outputs."""
+"""What the engine asks of a rule that stands in for the denoiser: skipping, or a recorded trunk."""
 
-from collections.abc import Callable, Collection
-from typing import Protocol
+from collections.abc import Callable, Collection, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 
-from .rewind import Solver
+from .rewind import SchedulerSteps
 
-Jumps = Callable[[int], Collection[int]]  # step -> images whose outputs from here on belong to another function
+Discontinuities = Callable[[int], Collection[int]]  # step -> images whose outputs change abruptly at it
+Row = tuple[int, int]  # which call of the step (some pipelines call once per guidance branch), row in that call
 
 
 def no_images(step: int) -> Collection[int]:
@@ -15,22 +17,60 @@ def no_images(step: int) -> Collection[int]:
 
 
 class Policy(Protocol):
-    """Which images the denoiser computes, and what stands in for the outputs of the others."""
+    """Decides which images the denoiser computes, and supplies the outputs of the others.
 
-    correcting: bool
-    unstable: torch.Tensor | None  # (N, places ...) how far the prediction was off at each place of the latents
+    Several policies form a chain. The denoiser computes an image if every policy wants it computed; otherwise the first
+    policy that does not want it supplies its output. `observe` runs in the order of the chain, so a policy sees what
+    the policies before it supplied as if it had been computed. Put recorded outputs before predictions.
+    """
 
-    def computes(self, step: int) -> tuple[bool, ...]:
-        """For each image, whether the denoiser is to compute it at this step."""
+    def computes(self, step: int) -> Sequence[bool]:
+        """Return for each image whether the denoiser must compute it at this step; empty to compute all.
 
-    def partial(self, step: int) -> tuple[bool, ...]:
-        """For each image that is computed at this step, whether some of its tokens are enough."""
+        The engine asks once per step, before the first denoiser call of the step.
+        """
 
     def observe(
-        self, step: int, computed: tuple[bool, ...], solver: Solver, output: torch.Tensor, sample: torch.Tensor
+        self, step: int, known: Sequence[bool], steps: SchedulerSteps, output: torch.Tensor, sample: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Output and sample (N, ...) to give `scheduler.step` instead of these. computed: for each image, whether the
-        denoiser did."""
+        """Return the output and the sample (N, ...) that `scheduler.step` takes instead of these.
 
-    def after(self, step: int, new_sample: torch.Tensor) -> None:
-        """Told where the solver went."""
+        Args:
+            step: steps taken before this one.
+            known: for each image whether its output is given: computed, or supplied by an earlier policy. The outputs
+                of the others are undefined, and this policy supplies them if its `computes` said False.
+            steps: the scheduler, for reading its schedule and for taking steps again.
+            output: (N, ...) guided outputs.
+            sample: (N, ...) the latents that the outputs belong to.
+        """
+
+
+@runtime_checkable
+class SampleListener(Protocol):
+    """A policy that also reads the sample after each step."""
+
+    def after_step(self, step: int, sample: torch.Tensor) -> None:
+        """Take note of the sample (N, ...) that the scheduler returned for this step."""
+
+
+class LayerCalls(Protocol):
+    """Layers of one denoiser whose calls a policy takes over while the pipeline runs."""
+
+    @property
+    def calls(self) -> Sequence[tuple[torch.nn.Module, Callable[..., Any]]]:
+        """Each layer, and what runs instead of it."""
+
+    def parts(self, call: int, live: Sequence[int], images: int) -> list[list[int]]:
+        """Return which of the live rows run in one forward, as places in `live`.
+
+        Args:
+            call: denoiser calls of this step before this one.
+            live: the rows to run; row r belongs to image r % images.
+            images: N.
+        """
+
+    def forward(self, rows: Sequence[Row]) -> AbstractContextManager[None]:
+        """Return a context in which the denoiser runs these rows."""
+
+
+LayersOf = Callable[[torch.nn.Module], LayerCalls]

@@ -1,4 +1,4 @@
-"""A scheduler that can take its steps again: from a state that it was in, with other model outputs."""
+"""A scheduler that can take its steps again: from an earlier state, with other model outputs."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -9,8 +9,14 @@ import torch
 
 @dataclass(frozen=True)
 class _Mark:
-    """Where a step begins: the sample (N, ...), the scheduler's own state, the arguments of its `step`, and what the
-    pipeline did to the sample since the step before (a mask, a callback); None where it did nothing."""
+    """Where a step begins.
+
+    Attributes:
+        sample: (N, ...).
+        state: of the scheduler.
+        arguments: of its `step`, without the output and the sample.
+        change: what the pipeline did to the sample since the step before (a mask, a callback); None if nothing.
+    """
 
     sample: torch.Tensor
     state: dict[str, Any]
@@ -18,11 +24,15 @@ class _Mark:
     change: torch.Tensor | None
 
 
-class Solver:
-    """The scheduler of one run. Whatever it is (one step or several, predictor or corrector), retracing a part of the
-    way with better model outputs leads it to where it would be had it had them at once, its history included.
+class SchedulerSteps:
+    """The steps of one scheduler in one call of a pipeline.
 
-    Only for schedulers that add no noise: another draw would lead elsewhere.
+    Retracing steps with better model outputs leads any scheduler (one step or several, predictor or corrector) to where
+    it would be had it used those outputs at once, its history included. A scheduler that draws noise cannot retrace:
+    it would draw other noise.
+
+    A policy counts steps from the beginning of a run. A call may contain several runs of its scheduler (one per video
+    chunk): `begin` starts the next.
 
     Args:
         scheduler: of diffusers.
@@ -31,43 +41,78 @@ class Solver:
 
     def __init__(self, scheduler: Any, step: Callable[..., Any]) -> None:
         self.scheduler, self._step = scheduler, step
+        self.can_retrace = True
         self._marks: dict[int, _Mark] = {}
-        self._begun = 0  # steps taken before the run at hand
-        self.returned: torch.Tensor | None = None  # what the latest step gave; the pipeline may have changed it since
-        self.timestep: Any = None  # of the step at hand
+        self._begun = 0  # steps of the call before the current run
+        self._returned: torch.Tensor | None = None  # by the latest step; the pipeline may have changed it since
+        # of the current step:
+        self._number = 0  # steps of the call before it
+        self._sample: torch.Tensor
+        self._arguments: dict[str, Any] = {}
 
-    def mark(self, step: int, sample: torch.Tensor, arguments: dict[str, Any]) -> None:
-        """Remember where a step begins. Steps are counted from the beginning of the pipeline's call here, and from that
-        of the run everywhere else."""
-        change = None if self.returned is None or sample is self.returned else sample - self.returned
-        self._marks[step - self._begun] = _Mark(sample, _copied(vars(self.scheduler)), arguments, change)
+    def enter(self, number: int, sample: torch.Tensor, arguments: Mapping[str, Any]) -> None:
+        """Begin a step of the call, before any policy sees it.
 
-    def begin(self, step: int) -> None:
-        """A further run of the scheduler begins at this step of the call."""
-        marks = {0: mark} if (mark := self._marks.get(step - self._begun)) is not None else {}
-        self._marks, self._begun = marks, step
+        Args:
+            number: steps of the call before this one.
+            sample: (N, ...), as the pipeline gives it.
+            arguments: of `scheduler.step`.
+        """
+        self._number, self._sample = number, sample
+        self._arguments = {name: arguments[name] for name in arguments if name not in ("model_output", "sample")}
+
+    def take(self, arguments: Mapping[str, Any]) -> Any:
+        """Take the current step and return what the scheduler returns."""
+        if self._number or not self.can_retrace:
+            return self._step(**arguments)
+        device, generator = self._sample.device, arguments.get("generator")
+        before = _random_states(generator, device)
+        taken = self._step(**arguments)
+        changed = any(not torch.equal(old, new) for old, new in _pairs(before, _random_states(generator, device)))
+        # a Brownian tree (DPMSolverSDE) has a seed of its own
+        self.can_retrace = not changed and not hasattr(self.scheduler, "noise_sampler_seed")
+        return taken
+
+    def leave(self, sample: torch.Tensor) -> None:
+        """End the step: the pipeline gets this sample (N, ...)."""
+        self._returned = sample
+
+    def mark(self) -> None:
+        """Remember where the current step begins, so that later steps can be retraced from here."""
+        sample = self._sample
+        change = None if self._returned is None or sample is self._returned else sample - self._returned
+        state = _copied(vars(self.scheduler))
+        self._marks[self._number - self._begun] = _Mark(sample, state, self._arguments, change)
+
+    def begin(self) -> None:
+        """Begin a new run of the scheduler with the current step."""
+        self._marks, self._begun = {}, self._number
 
     def timesteps(self) -> torch.Tensor:
-        """At the first step of a run, its timesteps from here on."""
-        return self.scheduler.timesteps[self.first() :]
+        """Return the timesteps of a run, at its first step."""
+        return self.scheduler.timesteps[self.first_index() :]
 
-    def first(self) -> int:
-        """At the first step of a run, the number of its timestep among the scheduler's: a run from a picture begins in
-        the middle."""
+    def first_index(self) -> int:
+        """Return where a run begins among the scheduler's timesteps, at its first step: a run from an image begins
+        in the middle."""
         if (begin := getattr(self.scheduler, "begin_index", None)) is not None:
             return int(begin)
         timesteps = self.scheduler.timesteps
-        at = (timesteps == torch.as_tensor(self.timestep, device=timesteps.device)).nonzero()
-        return int(at[0]) if len(at) else 0
+        timestep = torch.as_tensor(self._arguments["timestep"], device=timesteps.device)
+        found = (timesteps == timestep).nonzero()
+        return int(found[0]) if len(found) else 0
 
     def forget(self, before: int) -> None:
-        """Steps before this one will not be taken again."""
+        """Drop the marks of steps before this one, which will not be retraced."""
         for step in [step for step in self._marks if step < before]:
             del self._marks[step]
 
     def retrace(self, start: int, stop: int, outputs: Mapping[int, torch.Tensor]) -> torch.Tensor:
-        """Take the steps from `start` to before `stop` again with these model outputs (N, ...). Returns the sample at
-        `stop`, from where the scheduler goes on. What the pipeline did to samples on the way is done again."""
+        """Take the steps from `start` to before `stop` again with these model outputs (N, ...).
+
+        What the pipeline did to samples in between is done again. Returns the sample at `stop`, from where the
+        scheduler goes on.
+        """
         sample = self._marks[start].sample
         vars(self.scheduler).update(_copied(self._marks[start].state))
         for step in range(start, stop):
@@ -81,13 +126,27 @@ class Solver:
         return sample
 
 
+def _random_states(generators: Any, device: torch.device) -> list[torch.Tensor]:
+    """Return the states of all generators that a scheduler may draw from."""
+    own = generators if isinstance(generators, list) else [generators]
+    states = [generator.get_state() for generator in own[:1] if generator is not None]
+    states.append(torch.get_rng_state())
+    if device.type == "cuda":
+        states.append(torch.cuda.get_rng_state(device))
+    return states
+
+
+def _pairs(before: list[torch.Tensor], after: list[torch.Tensor]) -> "zip[tuple[torch.Tensor, torch.Tensor]]":
+    return zip(before, after, strict=True)
+
+
 def _copied(state: dict[str, Any]) -> dict[str, Any]:
-    """Lists are changed in place by some schedulers (DPM++), and tensors by others (PNDM)."""
+    """Return a copy of a scheduler's state: some schedulers change lists in place (DPM++), others tensors (PNDM)."""
     return {name: _copy(value) for name, value in state.items()}
 
 
 def _copy(value: Any) -> Any:
     if isinstance(value, list):
         return [_copy(item) for item in value]
-    # those of one dimension are schedules, which nobody changes
+    # tensors of one dimension are schedules, which no step changes
     return value.clone() if isinstance(value, torch.Tensor) and value.ndim > 1 else value

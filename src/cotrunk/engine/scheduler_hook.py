@@ -1,8 +1,8 @@
-"""The scheduler's side of the hook: every step counted, outputs that were not computed predicted, groups kept equal."""
+"""The hook on `scheduler.step`: count the step, let policies supply outputs, keep images of a group equal."""
 
 import functools
 import inspect
-import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -10,141 +10,145 @@ from typing import Any
 import torch
 
 from ..errors import CotrunkError
-from .call import Meter, now
+from .call import CallState, StepEvent
 from .caller import Caller
-from .denoiser_hook import RowPlan
 from .patch import replaced
-from .rewind import Solver
+from .policy import SampleListener
+from .rewind import SchedulerSteps
 from .rows import differ
+from .step_plan import StepPlan
 
 
 @contextmanager
 def counted_steps(
-    scheduler: Any, rows: RowPlan, generators: list[torch.Generator] | None, meter: Meter, caller: Caller
+    scheduler: Any, generators: list[torch.Generator] | None, state: CallState, caller: Caller
 ) -> Iterator[None]:
-    """Count `scheduler.step`, let the policy stand in for outputs that were not computed, and see to it that images
-    which share a row are equal before the step and after it."""
-    step = scheduler.step
-    takes_generator = "generator" in inspect.signature(step).parameters
-    solver = None if rows.policy is None else Solver(scheduler, step)
-
-    def counted(*args: Any, **kwargs: Any) -> Any:
-        if not caller.is_calling():
-            return step(*args, **kwargs)
-        has_noise = kwargs.get("generator") is not None or kwargs.get("variance_noise") is not None
-        if takes_generator and generators is not None and not has_noise:
-            kwargs["generator"] = generators  # Flux, SD 3 and Qwen-Image forget it
-        output = _take_step(scheduler, step, args, kwargs, rows, len(generators or ()), meter, solver)
-        sample = output[0] if isinstance(output, tuple) else output.prev_sample
-        # waiting for the device at every step would cost more than the hook itself
-        is_last = meter.step >= meter.timesteps and isinstance(sample, torch.Tensor)
-        meter.ended = now(sample.device) if is_last else time.perf_counter()
-        if meter.on_step is not None:
-            meter.on_step(meter)
-        return output
-
-    with replaced(scheduler, "step", _Counted(scheduler, step, counted)):
+    """Put a `SchedulerHook` in the place of `scheduler.step`."""
+    with replaced(scheduler, "step", SchedulerHook(scheduler, generators, state, caller)):
         yield
 
 
-class _Counted:
-    """`scheduler.step`, counted. An object, because the copy of a function is the function itself: a pipeline that
-    copies its scheduler while it runs (LTX-2, for the sound of its video) would step the original with the copy."""
+class SchedulerHook:
+    """Stands in the place of `scheduler.step`. Calls by others pass through: see `Caller`.
 
-    def __init__(self, scheduler: Any, step: Callable[..., Any], call: Callable[..., Any]) -> None:
-        # pipelines read its signature to see whether it takes `eta` or `generator`
-        functools.update_wrapper(self, step)
-        self._call = call
-        self._scheduler = type(scheduler).__name__
+    It is an object because the copy of a function is the function itself: a pipeline that copies its scheduler while it
+    runs (LTX-2, for the sound of its video) would step the original with the copy.
+
+    Args:
+        scheduler: of the pipeline.
+        generators: one per image; None if the caller of the pipeline chooses them.
+        state: of the call of the pipeline.
+        caller: tells the calls of this pipeline from those of others.
+    """
+
+    def __init__(
+        self, scheduler: Any, generators: list[torch.Generator] | None, state: CallState, caller: Caller
+    ) -> None:
+        step: Callable[..., Any] = scheduler.step
+        functools.update_wrapper(
+            self, step
+        )  # pipelines read its signature to see whether it takes `eta` or `generator`
+        self._step, self._generators, self._state, self._caller = step, generators, state, caller
+        self._kind = type(scheduler).__name__
+        self._parameters = list(inspect.signature(step).parameters)
+        self._steps = SchedulerSteps(scheduler, step) if state.row_plan.policies else None
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "SchedulerHook":
+        raise CotrunkError(
+            f"The pipeline copies its {self._kind} while it runs, and cotrunk counts by the steps of one scheduler: "
+            "call the pipeline itself."
+        )
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self._call(*args, **kwargs)
+        if not self._caller.is_calling():
+            return self._step(*args, **kwargs)
+        state, plan = self._state, self._state.current
+        self._check_planned()
+        kwargs |= self._missing_generator(kwargs)
+        named = dict(zip(self._parameters, args, strict=False)) | kwargs
+        images = len(self._generators or ())
+        self._check_equal(plan, named.get("sample"), images)
+        if self._steps is None:
+            taken = self._step(*args, **kwargs)
+        else:
+            images = images or len(named["sample"])
+            named = self._observed(plan, named, images, self._steps)
+            taken = self._steps.take(named)
+        taken, sample = self._equalised(plan, taken, images)
+        state.end_step()
+        state.stop_clock(sample.device if isinstance(sample, torch.Tensor) else None)
+        if state.on_step is not None:
+            state.on_step(self._event(plan, named, sample))
+        return taken
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> "_Counted":
-        raise CotrunkError(
-            f"The pipeline copies its {self._scheduler} while it runs, and cotrunk counts by the steps of one "
-            "scheduler: call the pipeline itself."
-        )
+    def _missing_generator(self, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """Return the generators for a pipeline that forgets to hand its own on (Flux, SD 3, Qwen-Image)."""
+        has_noise = kwargs.get("generator") is not None or kwargs.get("variance_noise") is not None
+        if has_noise or self._generators is None or "generator" not in self._parameters:
+            return {}
+        return {"generator": self._generators}
 
-
-def _take_step(
-    scheduler: Any,
-    step: Callable[..., Any],
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    rows: RowPlan,
-    images: int,
-    meter: Meter,
-    solver: Solver | None,
-) -> Any:
-    """One step of the scheduler, around `step`, its own method: returns its output.
-
-    images: N, or 0 where only the sample tells.
-    """
-    if meter.step >= meter.timesteps and not rows.is_plain():
-        raise CotrunkError(
-            f"The pipeline takes more scheduler steps with these arguments than the {meter.timesteps} that were "
-            "planned: cotrunk cannot run it so."
-        )
-    policy = rows.policy
-    named = dict(zip(inspect.signature(step).parameters, args, strict=False)) | kwargs
-    shared = rows.sources(meter.step)
-    is_shared = shared != tuple(range(len(shared)))
-    if is_shared and _has_images(named.get("sample"), images):
-        place = torch.tensor(shared, device=named["sample"].device)
-        is_apart = differ(named["sample"], named["sample"].index_select(0, place))
-        meter.expect_equal(type(scheduler).__name__, {"sample": is_apart}, at_once=False)
-    if policy is not None and solver is not None:
-        images = images or len(named["sample"])
-        if not all(_has_images(named.get(name), images) for name in ("model_output", "sample")):
+    def _check_planned(self) -> None:
+        if self._state.step >= self._state.timesteps and not self._state.row_plan.is_plain():
             raise CotrunkError(
-                f"{type(solver.scheduler).__name__}.step gets no tensor with one entry an image: "
-                "run it without skipping."
+                f"The pipeline takes more scheduler steps with these arguments than the {self._state.timesteps} that "
+                "were planned: use sharing=None, and neither skipping nor guidance_interval."
             )
-        computed = rows.computes(meter.step) or (True,) * images
-        meter.computed.append(computed)
-        solver.timestep = named["timestep"]
-        if policy.correcting:
-            others = {name: value for name, value in named.items() if name not in ("model_output", "sample")}
-            solver.mark(meter.step, named["sample"], others)
-        output, sample = policy.observe(meter.step, computed, solver, named["model_output"], named["sample"])
-        args, kwargs = (), named | {"model_output": output, "sample": sample}
-    before = _random_states(kwargs.get("generator"), sample.device) if solver is not None and meter.step == 0 else []
-    taken: Any = step(*args, **kwargs)
-    if policy is not None and before and _draws(solver, before, _random_states(kwargs.get("generator"), sample.device)):
-        policy.correcting = False  # with other noise the solver would lead elsewhere
-    is_tuple = isinstance(taken, tuple)
-    sample = taken[0] if is_tuple else taken.prev_sample
-    if _has_images(sample, images):
-        meter.watch(sample.flatten(1).isfinite().all(dim=1))
-        if is_shared:
+
+    def _check_equal(self, plan: StepPlan, sample: Any, images: int) -> None:
+        """Check that images which share a row have equal samples."""
+        if plan.is_shared and _has_images(sample, images):
+            place = torch.tensor(plan.sources, device=sample.device)
+            differs = differ(sample, sample.index_select(0, place))
+            self._state.equality.expect(plan.step, self._kind, {"sample": differs}, at_once=False)
+
+    def _observed(self, plan: StepPlan, named: dict[str, Any], images: int, steps: SchedulerSteps) -> dict[str, Any]:
+        """Return the arguments of the step after every policy has supplied its outputs."""
+        if not all(_has_images(named.get(name), images) for name in ("model_output", "sample")):
+            raise CotrunkError(f"{self._kind}.step gets no tensor with one entry per image: run it without skipping.")
+        output, sample = named["model_output"], named["sample"]
+        steps.enter(plan.step, sample, named)
+        for place, policy in enumerate(self._state.row_plan.policies):
+            known = plan.known_to(place, images)
+            output, sample = policy.observe(plan.step, known, steps, output, sample)
+        return named | {"model_output": output, "sample": sample}
+
+    def _equalised(self, plan: StepPlan, taken: Any, images: int) -> tuple[Any, Any]:
+        """Return what the step returned, and its sample, with the samples of each group equal."""
+        is_tuple = isinstance(taken, tuple)
+        sample = taken[0] if is_tuple else taken.prev_sample
+        if not _has_images(sample, images):
+            return taken, sample
+        self._state.note_finite(sample.flatten(1).isfinite().all(dim=1))
+        if plan.is_shared:
             # equal already, unless the scheduler draws noise from elsewhere
-            sample = sample.index_select(0, torch.tensor(shared, device=sample.device))
+            sample = sample.index_select(0, torch.tensor(plan.sources, device=sample.device))
             if is_tuple:
                 taken = (sample, *taken[1:])
             else:
                 taken.prev_sample = sample
-        if policy is not None and solver is not None:
-            solver.returned = sample
-            policy.after(meter.step, sample)
-    meter.step += 1
-    return taken
+        if self._steps is not None:
+            self._steps.leave(sample)
+            for policy in self._state.row_plan.policies:
+                if isinstance(policy, SampleListener):
+                    policy.after_step(plan.step, sample)
+        return taken, sample
 
-
-def _random_states(generators: Any, device: torch.device) -> list[torch.Tensor]:
-    """The states of everything that a scheduler may draw from."""
-    own = generators if isinstance(generators, list) else [generators]
-    states = [generator.get_state() for generator in own[:1] if generator is not None]
-    states.append(torch.get_rng_state())
-    if device.type == "cuda":
-        states.append(torch.cuda.get_rng_state(device))
-    return states
-
-
-def _draws(solver: Solver | None, before: list[torch.Tensor], after: list[torch.Tensor]) -> bool:
-    """Whether a step of the scheduler drew noise. A Brownian tree (DPMSolverSDE) has a seed of its own."""
-    changed = any(not torch.equal(old, new) for old, new in zip(before, after, strict=True))
-    return changed or hasattr(getattr(solver, "scheduler", None), "noise_sampler_seed")
+    def _event(self, plan: StepPlan, named: dict[str, Any], sample: Any) -> StepEvent:
+        state = self._state
+        return StepEvent(
+            step=plan.step,
+            timesteps=state.timesteps,
+            timestep=named["timestep"],
+            sample=named["sample"],
+            output=named["model_output"],
+            prev_sample=sample,
+            sources=plan.sources,
+            computed=plan.known_to(0, len(plan.sources)),
+            rows=state.rows,
+            rows_asked=state.rows_asked,
+            rows_spared=Counter(state.rows_spared),
+        )
 
 
 def _has_images(value: Any, images: int) -> bool:

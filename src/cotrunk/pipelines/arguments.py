@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from ..errors import CotrunkError
+from .class_tables import ONE_IMAGE_PER_PROMPT, REFERENCES, REPEATS_ITSELF
 
 # prompt, negative_prompt_2, pooled_prompt_embeds, negative_prompt_attention_mask, prompt_embeds_t5, ...
 _TEXT = re.compile(r"(negative_)?prompt(_\d)?")
@@ -26,27 +27,6 @@ _COMMON = re.compile(
 _PROMPT = re.compile(
     r"(pooled_|generated_)?prompt(_embeds)?(_[a-z]*\d?)?|(prompt_|prompt_embeds_)?(attention_)?mask(_\d)?"
 )
-# pipelines in which each prompt may have several pictures to go by: a list of them is for all prompts
-_REFERENCES = (
-    "BriaFibo2Pipeline",
-    "Flux2KleinKVPipeline",
-    "Flux2KleinPipeline",
-    "Flux2Pipeline",
-    "QwenImage21Pipeline",
-    "QwenImageEditPlusPipeline",
-    "ZImageOmniPipeline",
-)
-# pipelines that take one image per prompt and do not repeat a single one; the others that need it have `strength` or
-# `mask_image` among their arguments
-_ONE_IMAGE_PER_PROMPT = (
-    "CogVideoXImageToVideoPipeline",
-    "IFSuperResolutionPipeline",
-    "StableDiffusionAdapterPipeline",
-    "StableDiffusionLatentUpscalePipeline",
-    "StableDiffusionUpscalePipeline",
-    "StableDiffusionXLAdapterPipeline",
-)
-_REPEATS_ITSELF = ("StableDiffusionInpaintPipelineLegacy",)  # and takes no list of images
 _REPEATED = ("image", "mask_image", "masked_image_latents", "original_image")
 _OURS = {
     "generator": "seed=",
@@ -88,11 +68,11 @@ class PerPrompt:
         # it, where the entries are lists: one a prompt, each with a picture a network
         nets = getattr(getattr(pipe, "controlnet", None), "nets", None)
         self.networks = len(nets) if nets is not None else 0
-        self.references = type(pipe).__name__ in _REFERENCES
+        self.references = type(pipe).__name__ in REFERENCES
         self.control = "control_image" if "control_image" in parameters else "image"
         starts_from_image = not parameters.keys().isdisjoint({"strength", "mask_image"})
         kind = type(pipe).__name__
-        self.repeats = kind in _ONE_IMAGE_PER_PROMPT or (starts_from_image and kind not in _REPEATS_ITSELF)
+        self.repeats = kind in ONE_IMAGE_PER_PROMPT or (starts_from_image and kind not in REPEATS_ITSELF)
         self.prompts = prompts
         self.arguments = {name: _plain_number(value) for name, value in arguments.items()}
         self.own: dict[str, Any] = {}

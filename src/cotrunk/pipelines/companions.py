@@ -8,16 +8,9 @@ import torch
 
 from ..errors import CotrunkError
 from .arguments import PerPrompt
+from .class_tables import APART, UNMASKED
 from .cost import argument
 from .tokenizers import token_counts
-
-# They pad texts to the longest of the call, and their denoisers read the padding: no mask hides it.
-UNMASKED = ("CogView4", "GlmImage", "JoyImageEdit", "Kandinsky5", "OmniGen")
-APART = {
-    "Latte": "cuts the padding of one text and keeps that of several",
-    "PRX": "takes one prompt in a call",
-    "QwenImageEditPlus": "takes one prompt in a call",
-}
 
 
 def runs_apart(pipe: Any, arguments: Mapping[str, Any]) -> str | None:

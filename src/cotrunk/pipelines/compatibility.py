@@ -12,19 +12,10 @@ from diffusers.hooks.hooks import ModelHook, StateManager
 from diffusers.utils.torch_utils import unwrap_module
 
 from ..errors import CotrunkError
+from .class_tables import OPTIONAL_IMAGE, OWN_LOOPS, SINGLE_GENERATOR, TWO_IMAGES_PER_SCHEDULER
 
 DENOISERS = ("unet", "transformer", "transformer_2")  # where pipelines have them
 KERNELS = ("xformers", "flash_attn", "sageattention", "torch_xla", "onnxruntime", "peft")  # attention, row by row
-
-
-# pipelines whose scheduler does not step once per timestep for each image
-OWN_LOOPS = {
-    "StableDiffusionPanorama": "steps its scheduler once per view of an image",
-    "StableDiffusionParadigms": "steps its scheduler for many timesteps at once",
-}
-# pipelines that make images from text, and from an input image only where one is given
-OPTIONAL_IMAGE = ("Flux2", "FluxKontext", "OmniGen", "GlmImage")
-SINGLE_GENERATOR = ("AmusedScheduler", "VQDiffusionScheduler", "BlockRefinementScheduler")  # draw for a whole batch
 
 
 def denoisers_of(pipe: Any) -> list[str]:
@@ -215,7 +206,7 @@ def check_pipeline(pipe: Any, *, max_rows: int | None, alone: bool = False) -> N
         raise CotrunkError(f"{kind} has no scheduler with a step method to count: call the pipeline itself.")
     if "generator" not in inspect.signature(pipe.__call__).parameters:
         raise CotrunkError(f"{kind} takes no generator, so images of a group cannot start from one noise.")
-    if kind == "CycleDiffusionPipeline":
+    if kind in TWO_IMAGES_PER_SCHEDULER:
         raise CotrunkError(f"{kind} steps a source and a target image with one scheduler: call the pipeline itself.")
     if type(pipe.scheduler).__name__ in SINGLE_GENERATOR:
         raise CotrunkError(

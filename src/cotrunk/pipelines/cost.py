@@ -8,6 +8,7 @@ from typing import Any
 
 from ..checks import whole
 from ..errors import CotrunkError
+from .class_tables import ENDS_ON_TIMESTEP
 from .parts import parts_of
 
 # what takes the beginning off the schedule; in LTX `strength` is another thing beside it
@@ -131,7 +132,7 @@ def timesteps_of(pipe: Any, arguments: dict[str, Any]) -> tuple[int, int]:
         timesteps = begun[1] if "sigmas" in wanted else begun[0]
         if len(timesteps) == 0:
             raise CotrunkError(f"strength {strength} leaves no step of {steps} to run: raise one of them.")
-    if type(scheduler).__name__ == "SCMScheduler":  # its last timestep is where it ends, not one to evaluate
+    if type(scheduler).__name__ in ENDS_ON_TIMESTEP:
         timesteps = timesteps[:-1]
     end = arguments.get("denoising_end")
     if isinstance(end, float) and 0 < end < 1:  # SDXL's base model hands over to a refiner here

@@ -1,8 +1,8 @@
-"""The noise schedule of a scheduler: at each timestep, how much is signal and how much is noise.
+"""The noise schedule of a scheduler: how much signal and how much noise its samples hold at each timestep.
 
-Every diffusion model here sees alpha * data + sigma * noise, or that divided by alpha. What its output means (noise,
-data, velocity) and the pair (alpha, sigma) are all that prediction and correction of outputs need; both are read off
-the scheduler, which is never changed.
+Every diffusion model here sees alpha * x0 + sigma * noise, or that divided by alpha. To predict and correct outputs, it
+is enough to know what an output means (noise, x0, velocity) and the pair (alpha, sigma). Both are read from the
+scheduler, which is never changed.
 """
 
 import math
@@ -13,9 +13,10 @@ from typing import Any
 import torch
 
 from ..errors import CotrunkError
+from .class_tables import FLOW_SCHEDULERS
 
 KINDS = ("epsilon", "v_prediction", "sample", "flow")
-FAINTEST = 0.01  # of data, however little there is: this much is added to alpha, in squares
+SMALLEST_ALPHA = 0.01  # added to alpha in squares, so that pure noise is at a finite time
 
 
 @dataclass(frozen=True)
@@ -23,11 +24,11 @@ class NoiseSchedule:
     """What a model's output means, and the noise at each step of one run.
 
     Attributes:
-        kind: "epsilon" (noise), "sample" (data), "v_prediction" (alpha * noise - sigma * data) or "flow"
-            (noise - data, with alpha = 1 - sigma).
+        kind: "epsilon" (noise), "sample" (x0), "v_prediction" (alpha * noise - sigma * x0) or "flow" (noise - x0, with
+            alpha = 1 - sigma).
         levels: (alpha, sigma) at each timestep of the run.
         timesteps, trained: the timesteps themselves, and the number of them that the model was trained on.
-        divided: whether the scheduler's samples are data + (sigma / alpha) * noise (Euler and its like).
+        divided: whether the scheduler's samples are x0 + (sigma / alpha) * noise (Euler and similar schedulers).
     """
 
     kind: str
@@ -37,21 +38,21 @@ class NoiseSchedule:
     divided: bool
 
     def time(self, step: int) -> float:
-        """The time in which a model's output moves evenly: asinh(sigma / alpha), which falls as steps go on.
+        """Return the time in which a model's output changes evenly: asinh(sigma / alpha), which falls as steps go on.
 
-        Where there is hardly any data it is the logarithm of the noise-to-signal ratio, in which the data prediction
-        begins to take shape; towards the end it is the ratio itself.
+        Near pure noise it is the logarithm of the noise-to-signal ratio, in which the predicted x0 begins to take
+        shape. Towards the end it is the ratio itself.
         """
         alpha, sigma = self.levels[step]
-        return math.asinh(sigma / math.hypot(alpha, FAINTEST))
+        return math.asinh(sigma / math.hypot(alpha, SMALLEST_ALPHA))
 
-    def whole(self, step: int, sample: torch.Tensor) -> torch.Tensor:
-        """A scheduler's sample as alpha * data + sigma * noise, in float32 at least."""
+    def scaled(self, step: int, sample: torch.Tensor) -> torch.Tensor:
+        """Return a scheduler's sample as alpha * x0 + sigma * noise, in float32 at least."""
         exact = sample.to(torch.promote_types(sample.dtype, torch.float32))
         return exact * self.levels[step][0] if self.divided else exact
 
-    def data_of(self, step: int, sample: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
-        """The data that an output predicts, given the sample (not divided by alpha) that it was computed from."""
+    def x0_of(self, step: int, sample: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
+        """Return the x0 that an output predicts, given the sample (not divided by alpha) that it was computed from."""
         alpha, sigma = self.levels[step]
         if self.kind == "epsilon":
             return (sample - sigma * output) / max(alpha, 1e-8)
@@ -59,44 +60,48 @@ class NoiseSchedule:
             return alpha * sample - sigma * output
         return output if self.kind == "sample" else sample - sigma * output
 
-    def output_for(self, step: int, sample: torch.Tensor, data: torch.Tensor) -> torch.Tensor:
-        """The output that predicts this data: the inverse of `data_of`."""
+    def output_for(self, step: int, sample: torch.Tensor, x0: torch.Tensor) -> torch.Tensor:
+        """Return the output that predicts this x0: the inverse of `x0_of`."""
         alpha, sigma = self.levels[step]
         if self.kind == "epsilon":
-            return (sample - alpha * data) / max(sigma, 1e-8)
+            return (sample - alpha * x0) / max(sigma, 1e-8)
         if self.kind == "v_prediction":
-            return (alpha * sample - data) / max(sigma, 1e-8)
-        return data if self.kind == "sample" else (sample - data) / max(sigma, 1e-8)
+            return (alpha * sample - x0) / max(sigma, 1e-8)
+        return x0 if self.kind == "sample" else (sample - x0) / max(sigma, 1e-8)
 
     def velocity(self, step: int) -> float:
-        """How wrong the velocity (alpha * noise - sigma * data; noise - data of a flow) is where the output is wrong by
-        one: errors of models of all kinds compare in it."""
+        """Return the error of the velocity where the output has an error of 1, so that models of all kinds compare.
+
+        The velocity is alpha * noise - sigma * x0, or noise - x0 of a flow.
+        """
         alpha, sigma = self.levels[step]
-        return {"epsilon": 1 / math.hypot(alpha, FAINTEST), "sample": 1 / max(sigma, FAINTEST)}.get(self.kind, 1.0)
+        return {"epsilon": 1 / math.hypot(alpha, SMALLEST_ALPHA), "sample": 1 / max(sigma, SMALLEST_ALPHA)}.get(
+            self.kind, 1.0
+        )
 
     def drift(self, step: int) -> float:
-        """How wrong the next sample is where the velocity at this step is wrong by one, by the first-order solver
-        (DDIM, Euler)."""
+        """Return the error of the next sample where the velocity at this step has an error of 1, by the first-order
+        solver (DDIM, Euler)."""
         (alpha, sigma), (alpha_next, sigma_next) = self.levels[step : step + 2]
         if step and (alpha, sigma) == (alpha_next, sigma_next):
-            # the second evaluation of a step (Heun): its half of what the step does
+            # the second evaluation of a step (Heun) contributes half of the step
             return self.drift(step - 1) / 2
         return abs(sigma_next * alpha - sigma * alpha_next)
 
 
 def read_schedule(scheduler: Any, timesteps: Sequence[float]) -> NoiseSchedule:
-    """The noise schedule of a scheduler at these timesteps.
+    """Return the noise schedule of a scheduler at these timesteps.
 
     Raises:
-        CotrunkError: a scheduler that does not say what its model predicts or how noisy a timestep is.
+        CotrunkError: the scheduler does not say what its model predicts or how noisy a timestep is.
     """
     config, name = scheduler.config, type(scheduler).__name__
     count = float(config.get("num_train_timesteps") or 0)
     prediction = config.get("prediction_type") or ("epsilon" if hasattr(scheduler, "alphas_cumprod") else None)
-    is_flow = name.startswith("FlowMatch") or prediction == "flow_prediction"
-    # sigmas that grow, and timesteps that are no index: what a timestep means is another thing there
+    is_flow = name.startswith(FLOW_SCHEDULERS) or prediction == "flow_prediction"
+    # growing sigmas, and continuous timesteps, which are not indices into alphas_cumprod
     is_odd = config.get("invert_sigmas") or config.get("timestep_type") == "continuous"
-    is_odd = is_odd or (is_flow and float(config.get("sigma_max") or 0) > 1)  # Cosmos: data + sigma * noise, up to 80
+    is_odd = is_odd or (is_flow and float(config.get("sigma_max") or 0) > 1)  # Cosmos: x0 + sigma * noise, up to 80
     has_levels = prediction in KINDS and isinstance(getattr(scheduler, "alphas_cumprod", None), torch.Tensor)
     if is_odd or not (count if is_flow else has_levels):
         raise CotrunkError(f"{name} does not say how noisy a timestep is: run it without skipping.")
@@ -111,6 +116,6 @@ def read_schedule(scheduler: Any, timesteps: Sequence[float]) -> NoiseSchedule:
         high, part = min(low + 1, len(signal) - 1), float(t) - math.floor(t)
         share = float(torch.lerp(signal[low], signal[high], part))
         levels.append((math.sqrt(share), math.sqrt(max(0.0, 1 - share))))
-    # samples of Euler and its like start from noise of deviation sigma / alpha, which they compute; the others' from 1
+    # Euler and similar schedulers compute the deviation sigma / alpha of their first samples; for the others it is 1
     divided = isinstance(getattr(type(scheduler), "init_noise_sigma", None), property)
     return NoiseSchedule(str(prediction), tuple(levels), tuple(timesteps), count, divided)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ..engine.call import StepEvent
 from ..errors import CotrunkError
 from ..execution import Run
 from ..generation import plan as plan_prompts
@@ -223,8 +224,8 @@ class _Runner:
         finally:
             self.on_event(DenoisingDone())
 
-    def _on_step(self, meter: Any) -> None:
-        self.on_event(StepDone(meter.rows + meter.rows_spared["skipping"] + meter.rows_spared["guidance"]))
+    def _on_step(self, event: StepEvent) -> None:
+        self.on_event(StepDone(event.rows + event.rows_spared["skipping"] + event.rows_spared["guidance"]))
 
 
 def _planned_rows(cost: Cost, spared: Any) -> int:

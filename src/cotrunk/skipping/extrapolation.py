@@ -1,21 +1,23 @@
-"""Lagrange extrapolation of denoiser outputs, and when it is moderate."""
+"""Lagrange extrapolation of denoiser outputs, and the bound on how much it may amplify their noise."""
 
-STEEPEST = 7.0  # most that an extrapolation may amplify noise in the outputs: the sum of its weights' sizes
+MOST_AMPLIFICATION = 7.0  # bound on the sum of the absolute weights of a prediction
 
 
-def lagrange(knots: list[float], time: float) -> list[float]:
-    """Weights of the values at `knots` in the polynomial through them, at `time`."""
+def lagrange(support: list[float], time: float) -> list[float]:
+    """Return the weights of the values at the support points in their interpolating polynomial at `time`."""
     weights = []
-    for i, own in enumerate(knots):
+    for i, own in enumerate(support):
         weight = 1.0
-        for j, other in enumerate(knots):
+        for j, other in enumerate(support):
             if j != i:
                 weight *= (time - other) / (own - other)
         weights.append(weight)
     return weights
 
 
-def is_moderate(knots: list[float], time: float) -> bool:
-    """Whether a prediction from nodes at these times can hardly amplify noise in them. Of a damped one the trend counts
-    in full: how much of it will be left is not known."""
-    return sum(map(abs, lagrange(knots, time))) <= STEEPEST
+def is_bounded(support: list[float], time: float) -> bool:
+    """Return whether a prediction at `time` amplifies noise in the values at the support points only moderately.
+
+    A damped trend counts in full, because how much of it will be left is unknown.
+    """
+    return sum(map(abs, lagrange(support, time))) <= MOST_AMPLIFICATION

@@ -1,9 +1,9 @@
-"""How many evaluations to leave out: what a gap is expected to cost an image, and gaps of equal cost up to the end.
+"""Choose which steps to compute: skip as many as the tolerance allows, in gaps of equal expected error.
 
-By how much a prediction misses an output follows one law along a whole trajectory from pure noise, up to a factor
-(measured on `mini`, with trends taken on in full: `benchmarks/misses.py`). So the gaps of a run can be laid out before
-it begins: as many as the tolerance asks for, all of the same cost. What an image's own predictions miss tells its
-factor, and its gaps are laid out anew each time it is computed.
+Prediction errors follow one law along a whole trajectory from pure noise, up to a factor (measured on `mini` with
+undamped trends: `benchmarks/misses.py`). So the gaps of a run can be laid out before it begins, all of the same
+cost. The prediction errors of an image then tell its factor, and its remaining gaps are laid out again whenever it is
+computed.
 """
 
 import math
@@ -12,28 +12,28 @@ from collections.abc import Callable
 
 from ..pipelines.noise_schedule import NoiseSchedule
 
-# the law: RMS by which a prediction misses the velocity, for data of deviation 1
-REUSED = 0.9  # * (time since the last node), where the last output is used again
-# * (1 + NOISY * time) * (time since the last node) * (time since the one before) ** BEND, where its trend goes on
-TREND, BEND, NOISY = 0.8, 0.4, 0.3
-LAST = 0.1  # a lower sigma counts as this one: the weight of late errors stays finite
-SAME = 1e-6  # times closer than this are one
-LEVELS = 20  # limits closer than one part in so many are one: images lay out their gaps together
+# The law: RMS error of a predicted velocity, for x0 of deviation 1, where `a` is the time since the latest support
+# point and `b` the time since the one before it.
+REUSE_ERROR = 0.9  # error = REUSE_ERROR * a, if the last output is reused
+# error = TREND_ERROR * (1 + NOISE_GROWTH * time) * a * b ** SPACING_EXPONENT, if the trend of the last two goes on
+TREND_ERROR, SPACING_EXPONENT, NOISE_GROWTH = 0.8, 0.4, 0.3
+SMALLEST_SIGMA = 0.1  # lower sigmas count as this one, so that the weight of late errors stays finite
+EQUAL_TIMES = 1e-6  # times closer than this are equal
+LEVELS = 20  # limits are rounded down to a factor of e ** (1 / LEVELS), so that images share a layout
+UNLIMITED = 1e9  # a limit above the cost of any gap
 
-HIGHEST = 1e9  # limit: every prediction costs less
-
-Nodes = tuple[int, ...]  # steps that were computed, latest first: those that a prediction rests on
+Support = tuple[int, ...]  # the computed steps that a prediction uses, latest first
 
 
 class Gaps:
-    """The gaps of a run.
+    """The gaps of one run.
 
     Args:
-        schedule: its noise.
+        schedule: the noise schedule of the run.
         stop: the step at which the last gap ends.
-        longest: most evaluations left out in a row.
-        knots: nodes that a prediction rests on.
-        allowed: whether a prediction from nodes at these times to this time is to be made at all.
+        longest: most steps skipped in a row.
+        terms: number of support points of a prediction.
+        allowed: whether a prediction from support points at these times to this time may be made at all.
     """
 
     def __init__(
@@ -41,73 +41,79 @@ class Gaps:
         schedule: NoiseSchedule,
         stop: int,
         longest: int,
-        knots: int,
+        terms: int,
         allowed: Callable[[list[float], float], bool],
     ) -> None:
-        self.schedule, self.stop, self.longest, self.knots, self.allowed = schedule, stop, longest, knots, allowed
-        self._costs: dict[Nodes, list[float]] = {}
-        self._found: dict[tuple[Nodes, int], int] = {}
+        self.schedule, self.stop, self.longest, self.terms, self.allowed = schedule, stop, longest, terms, allowed
+        self._costs: dict[Support, list[float]] = {}
+        self._found: dict[tuple[Support, int], int] = {}
 
-    def expected_miss(self, nodes: Nodes, step: int) -> float:
-        """RMS by which a prediction from these nodes misses the velocity at a step, by the law. More than two nodes
-        count as two."""
+    def expected_error(self, support: Support, step: int) -> float:
+        """Return the RMS error of a velocity predicted at a step, by the law. Of the support points the latest two
+        count."""
         time = self.schedule.time(step)
-        latest, *before = (abs(self.schedule.time(node) - time) for node in nodes)  # inversion goes back in time
-        return TREND * (1 + NOISY * time) * latest * before[0] ** BEND if before else REUSED * latest
+        latest, *before = (abs(self.schedule.time(point) - time) for point in support)  # inversion goes back in time
+        if not before:
+            return REUSE_ERROR * latest
+        return TREND_ERROR * (1 + NOISE_GROWTH * time) * latest * before[0] ** SPACING_EXPONENT
 
-    def next(self, nodes: Nodes, limit: float) -> int:
-        """The step to compute after `nodes[0]`, before `stop`, if no gap is to cost more than `limit`.
+    def next(self, support: Support, limit: float) -> int:
+        """Return the step to compute after `support[0]`, if no gap may cost more than `limit`.
 
-        A gap costs the drift that the errors expected in it add up to. Of all limits that lead to the end in as few
-        gaps, the lowest is taken: a last gap of two steps would be an evaluation wasted.
+        A gap costs the drift that its expected errors add up to. Of all limits that reach the end in equally few gaps
+        the lowest is used, so that no gap is shorter than needed.
         """
-        if not limit > 0:  # also where it is NaN
-            return nodes[0] + 1
-        level = math.floor(LEVELS * math.log(min(limit, HIGHEST)))
-        if (nodes, level) not in self._found:
-            self._found[nodes, level] = self._next_at(nodes, level)
-        return self._found[nodes, level]
+        if not limit > 0:  # also if it is NaN
+            return support[0] + 1
+        level = math.floor(LEVELS * math.log(min(limit, UNLIMITED)))
+        if (support, level) not in self._found:
+            self._found[support, level] = self._next_at(support, level)
+        return self._found[support, level]
 
-    def _next_at(self, nodes: Nodes, level: int) -> int:
+    def _next_at(self, support: Support, level: int) -> int:
         high, low = math.exp(level / LEVELS), 0.0
-        gaps = self._number(nodes, high)
+        gaps = self._number(support, high)
         for _ in range(12):
             middle = (low + high) / 2
-            low, high = (low, middle) if self._number(nodes, middle) <= gaps else (middle, high)
-        return self._furthest(nodes, high)
+            low, high = (low, middle) if self._number(support, middle) <= gaps else (middle, high)
+        return self._furthest(support, high)
 
-    def _number(self, nodes: Nodes, limit: float) -> int:
-        """Gaps from here to the stop."""
+    def _number(self, support: Support, limit: float) -> int:
+        """Return the number of gaps from here to the stop."""
         number = 0
-        while nodes[0] < self.stop:
-            nodes = (self._furthest(nodes, limit), *nodes)[: self.knots]
+        while support[0] < self.stop:
+            support = (self._furthest(support, limit), *support)[: self.terms]
             number += 1
         return number
 
-    def _furthest(self, nodes: Nodes, limit: float) -> int:
-        if nodes not in self._costs:
-            self._costs[nodes] = self._costs_from(nodes)
-        return nodes[0] + 1 + bisect_right(self._costs[nodes], limit)
+    def _furthest(self, support: Support, limit: float) -> int:
+        """Return the step that ends the longest gap within the limit."""
+        if support not in self._costs:
+            self._costs[support] = self._costs_from(support)
+        return support[0] + 1 + bisect_right(self._costs[support], limit)
 
-    def _costs_from(self, nodes: Nodes) -> list[float]:
-        """What it costs to leave out one evaluation after these nodes, two, ..."""
+    def _costs_from(self, support: Support) -> list[float]:
+        """Return the costs of skipping one step after these support points, two steps, and so on."""
         time = self.schedule.time
-        pairs = zip(nodes[1:], nodes, strict=False)
-        # rounded timesteps may repeat: equal times are no two nodes
-        nodes = (nodes[0], *(node for node, later in pairs if not same(time(node), time(later))))
-        times, costs, cost = [time(node) for node in nodes], list[float](), 0.0
-        for step in range(nodes[0] + 1, min(nodes[0] + 1 + self.longest, self.stop)):
+        pairs = zip(support[1:], support, strict=False)
+        # rounded timesteps may repeat, and a polynomial needs different times
+        support = (support[0], *(point for point, later in pairs if not are_equal(time(point), time(later))))
+        times, costs, cost = [time(point) for point in support], list[float](), 0.0
+        for step in range(support[0] + 1, min(support[0] + 1 + self.longest, self.stop)):
             if not self.allowed(times, time(step)):
                 break
-            cost += self._drift(step) * self.expected_miss(nodes, step)
+            cost += self._drift(step) * self.expected_error(support, step)
             costs.append(cost)
         return costs
 
     def _drift(self, step: int) -> float:
-        """What an error of one in the velocity at this step does to the image: the change of the sample by the
-        first-order solver, over the root of sigma, for towards the end no later evaluation puts it right."""
-        return self.schedule.drift(step) / math.sqrt(max(self.schedule.levels[step][1], LAST))
+        """Return how much an error of 1 in the velocity at this step changes the image.
+
+        That is the change of the sample by the first-order solver, over the root of sigma: towards the end, no later
+        evaluation corrects an error.
+        """
+        return self.schedule.drift(step) / math.sqrt(max(self.schedule.levels[step][1], SMALLEST_SIGMA))
 
 
-def same(time: float, other: float) -> bool:
-    return abs(time - other) < SAME
+def are_equal(time: float, other: float) -> bool:
+    return abs(time - other) < EQUAL_TIMES

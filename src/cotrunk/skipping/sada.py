@@ -1,32 +1,33 @@
-"""SADA as published (Jiang et al., ICML 2025), for comparison: the criterion of the paper, and what its code does.
+"""SADA as published (Jiang et al., ICML 2025), for comparison: the criterion of the paper, and that of its code.
 
-`stability.py` is what cotrunk uses. The two rules here follow Criterion 3.4 and Theorems 3.5 to 3.7, per image where
-the released code takes one decision for a whole batch:
+`trajectories.py` is what cotrunk uses. The two rules here follow Criterion 3.4 and Theorems 3.5 to 3.7. They decide per
+image, where the released code takes one decision for a whole batch:
 
 - `paper`: third-order extrapolation of the sample with the coefficients 5/6, 5/6, -2/3 and the true step in time.
 - `released`: coefficients 5/8, 6/8, -3/8, and a step in time that is too short by (training steps / inference steps).
 
-At a skipped step both use something of the last computed one again, and in the second half they compute every fourth
-step only: a polynomial in the index of the step goes through four data predictions and on from there. As in the code,
-these may be predictions of skipped steps themselves, and nothing bounds the weights of the polynomial.
+At a skipped step both reuse a part of the last computed output. In the second half they compute only every fourth step:
+a polynomial in the index of the step goes through four predictions of x0. As in the code, these may be predictions of
+skipped steps themselves, and nothing bounds the weights of the polynomial.
 
-`paper` uses the noise again. `released` uses what the code does:
+`paper` reuses the noise. `released` reuses what the code does:
 
 - The model's own output: the noise, or the velocity of a v-prediction.
-- With samples that are divided by alpha (Euler), a velocity belongs to the true sample, not to the extrapolated one;
-  and the polynomial goes through data / alpha, and is multiplied by the alpha of the skipped step.
-- For flow models the code has another method (its path for Flux), which goes by the velocity alone.
+- With samples that are divided by alpha (Euler), a velocity belongs to the true sample, not to the extrapolated one.
+  The polynomial goes through x0 / alpha, and is multiplied by the alpha of the skipped step.
+- For flow models the code has another method (its path for Flux), which uses the velocity alone.
 
-The code knows Euler and DPM++ 2M only. Other solvers are treated like the one whose samples theirs are like, a flow
-like Flux with any solver, and a model that predicts the data by its noise.
+The code supports Euler and DPM++ 2M only. Here another scheduler is treated like the one of the two with the same kind
+of samples, a flow like Flux with any scheduler, and a model that predicts x0 by its noise.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
-from ..engine.policy import Jumps, no_images
-from ..engine.rewind import Solver
+from ..engine.policy import Discontinuities, no_images
+from ..engine.rewind import SchedulerSteps
 from ..errors import CotrunkError
 from ..pipelines.noise_schedule import NoiseSchedule, read_schedule
 from .extrapolation import lagrange
@@ -36,8 +37,8 @@ COEFFICIENTS = {"paper": (5 / 6, 5 / 6, -2 / 3), "released": (5 / 8, 6 / 8, -3 /
 # at 50 steps: skipping from step 10 to 47, by the polynomial from step 24 on; the same fractions at other numbers
 FIRST, STOP, TAIL = 10 / 50, 47 / 50, 24 / 50
 FLUX_TAIL = 20 / 50
-INTERVAL = 4  # in the tail one step in so many is computed; also the most skipped in a row before it
-TERMS = 4  # nodes of the polynomial
+INTERVAL = 4  # in the tail, one step in this many is computed; before it, at most this many are skipped in a row
+TERMS = 4  # support points of the polynomial
 
 
 class Sada:
@@ -47,77 +48,71 @@ class Sada:
         rule: "paper" or "released".
         images: N.
         timesteps: scheduler steps of the call.
-        jumps: images whose outputs change abruptly at a step: it is computed, and so is the one before.
+        discontinuities: images whose outputs change abruptly at a step: it is computed, and so is the step before.
     """
 
-    def __init__(self, rule: str, images: int, timesteps: int, jumps: Jumps = no_images) -> None:
-        self.rule, self.timesteps, self.jumps = rule, timesteps, jumps
-        self.skip = [False] * images  # at the step to come
+    def __init__(self, rule: str, images: int, timesteps: int, discontinuities: Discontinuities = no_images) -> None:
+        self.rule, self.timesteps, self.discontinuities = rule, timesteps, discontinuities
+        self.skip = [False] * images  # at the next step
         self.in_a_row = [0] * images
         self.schedule: NoiseSchedule | None = None
         self.gradients: list[torch.Tensor] = []  # dx/dt of the last three steps, latest first
-        self.nodes: list[tuple[int, torch.Tensor]] = []  # (step, data prediction, scaled) of the tail
-        self.data: torch.Tensor | None = None  # data predictions for the images to skip
+        self.support: list[tuple[int, torch.Tensor]] = []  # (step, prediction of x0) of the tail; see `is_scaled`
+        self.x0: torch.Tensor | None = None  # predictions for the images to skip
         self.reused: torch.Tensor | None = None  # of the last computed step: its noise, or its velocity
-        self.before: torch.Tensor  # the sample of the step at hand, not divided by alpha
+        self.before: torch.Tensor  # the sample of the current step, not divided by alpha
         self.stable = [False] * images  # by the criterion
         # known with the schedule:
         self.is_flux = False  # whether the path for Flux is followed
         self.by_output = False  # whether the velocity is reused as the model gave it
-        self.is_scaled = False  # whether the polynomial goes through data / alpha
-        self.velocities: list[torch.Tensor] = []  # there, of the last two steps, latest first
-        self.correcting = False
-        self.unstable: torch.Tensor | None = None
+        self.is_scaled = False  # whether the polynomial goes through x0 / alpha
+        self.velocities: list[torch.Tensor] = []  # on the path for Flux: of the last two steps, latest first
 
-    def computes(self, step: int) -> tuple[bool, ...]:
-        """For each image, whether the denoiser is to compute it at this step."""
-        around = {*self.jumps(step), *self.jumps(step + 1)}
+    def computes(self, step: int) -> Sequence[bool]:
+        """Return for each image whether the denoiser must compute it at this step."""
+        around = {*self.discontinuities(step), *self.discontinuities(step + 1)}
         return tuple(not skip or image in around for image, skip in enumerate(self.skip))
 
-    def partial(self, step: int) -> tuple[bool, ...]:
-        """All tokens are computed: these rules read no option."""
-        return (False,) * len(self.skip)
-
     def observe(
-        self, step: int, computed: tuple[bool, ...], solver: Solver, output: torch.Tensor, sample: torch.Tensor
+        self, step: int, known: Sequence[bool], steps: SchedulerSteps, output: torch.Tensor, sample: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Output and sample (N, ...) for `scheduler.step`: skipped images get the output that predicts their data.
+        """Return output and sample (N, ...) for `scheduler.step`: skipped images get the output that predicts their x0.
 
         Raises:
             CotrunkError: a scheduler whose noise schedule cannot be read.
         """
-        scheduler = solver.scheduler
+        scheduler = steps.scheduler
         if self.schedule is None:
-            self.schedule = read_schedule(scheduler, solver.timesteps()[: self.timesteps].tolist())
+            self.schedule = read_schedule(scheduler, steps.timesteps()[: self.timesteps].tolist())
             if output.shape != sample.shape:
-                raise CotrunkError(f"The rule {self.rule!r} knows no learned variances: use the rule 'error'.")
+                raise CotrunkError(f"The rule {self.rule!r} does not support learned variances: use the rule 'error'.")
             is_released, kind = self.rule == "released", self.schedule.kind
             self.is_flux = is_released and kind == "flow"
             self.by_output = is_released and kind == "v_prediction"
             self.is_scaled = is_released and self.schedule.divided
-        self.skip = [not known for known in computed]
+        self.skip = [not given for given in known]
         if self.is_flux:
             return self._by_velocity(output), sample
         alpha, sigma = self.schedule.levels[step]
-        x = self.schedule.whole(step, sample)
-        if self.data is not None and any(self.skip):
-            made = self.schedule.output_for(step, x, self.data).to(output.dtype)
+        x = self.schedule.scaled(step, sample)
+        if self.x0 is not None and any(self.skip):
+            made = self.schedule.output_for(step, x, self.x0).to(output.dtype)
             output = torch.where(along(self.skip, output), made, output)
-        data = self.schedule.data_of(step, x, output.float())
-        own = output.float() if self.by_output else (x - alpha * data) / max(sigma, 1e-8)
+        x0 = self.schedule.x0_of(step, x, output.float())
+        own = output.float() if self.by_output else (x - alpha * x0) / max(sigma, 1e-8)
         self.reused = own if self.reused is None else torch.where(along(self.skip, own), self.reused, own)
         if step % INTERVAL == 1:
-            self.nodes = [*self.nodes, (step, data / max(alpha, 1e-8) if self.is_scaled else data)][-TERMS:]
+            self.support = [*self.support, (step, x0 / max(alpha, 1e-8) if self.is_scaled else x0)][-TERMS:]
         self.gradients = [self._gradient(scheduler, step, x, self.reused), *self.gradients][:3]
         self.before = x
         return output, sample
 
-    def after(self, step: int, new_sample: torch.Tensor) -> None:
-        """Decide what is skipped at the next step, knowing where the solver went. new_sample: (N, ...)."""
+    def after_step(self, step: int, sample: torch.Tensor) -> None:
+        """Decide what is skipped at the next step, given the sample (N, ...) that it begins with."""
         assert self.schedule is not None
         if step + 1 >= self.timesteps:
             return
-        x = self.schedule.whole(step + 1, new_sample)
+        x = self.schedule.scaled(step + 1, sample)
         guess = x
         if len(self.gradients) == 3:
             y, y1, y2 = self.gradients
@@ -126,7 +121,7 @@ class Sada:
             criterion = ((x - guess) * (y - 2 * y1 + y2)).flatten(1).mean(dim=1)
             self.stable = (criterion <= 0).tolist()
         tail = step >= round((FLUX_TAIL if self.is_flux else TAIL) * self.timesteps)
-        tail = tail and (self.is_flux or len(self.nodes) == TERMS)
+        tail = tail and (self.is_flux or len(self.support) == TERMS)
         inside = max(3, round(FIRST * self.timesteps)) <= step < round(STOP * self.timesteps)
         inside = inside and step + 2 < self.timesteps
         for image, is_stable in enumerate(self.stable):
@@ -138,25 +133,25 @@ class Sada:
         assert self.reused is not None
         alpha, sigma = self.schedule.levels[step + 1]
         if tail:
-            weights = lagrange([float(at) for at, _ in self.nodes], float(step + 1))
-            data = torch.stack([w * node for w, (_, node) in zip(weights, self.nodes, strict=True)]).sum(dim=0)
-            self.data = alpha * data if self.is_scaled else data
+            weights = lagrange([float(at) for at, _ in self.support], float(step + 1))
+            x0 = torch.stack([w * value for w, (_, value) in zip(weights, self.support, strict=True)]).sum(dim=0)
+            self.x0 = alpha * x0 if self.is_scaled else x0
         elif self.by_output:
-            self.data = self.schedule.data_of(step + 1, x if self.schedule.divided else guess, self.reused)
+            self.x0 = self.schedule.x0_of(step + 1, x if self.schedule.divided else guess, self.reused)
         else:
-            self.data = (guess - sigma * self.reused) / max(alpha, 1e-8)
+            self.x0 = (guess - sigma * self.reused) / max(alpha, 1e-8)
 
     def _by_velocity(self, output: torch.Tensor) -> torch.Tensor:
-        """The released code's path for Flux: the outputs (N, ...) of a flow, predicted for skipped images.
+        """Return the outputs (N, ...) of a flow, predicted for skipped images: the released code's path for Flux.
 
         The trend of the last two outputs goes on at the first skip in a row. A skip counts as one more output equal to
-        the last, so that at the next one there is no trend, and the last computed output is used again.
+        the last. So at the next skip there is no trend, and the last computed output is reused.
         """
         velocity = output.float()
         if len(self.velocities) == 2:
             last, before = self.velocities
             guess = 2 * last - before
-            # the mean of the second difference, which is nothing where the output was guessed
+            # the mean of the second difference, which is zero where the output was predicted
             bends = (velocity - guess).flatten(1).mean(dim=1).tolist()
             self.stable = [skip or bend >= 0 for skip, bend in zip(self.skip, bends, strict=True)]
             output = torch.where(along(self.skip, output), guess.to(output.dtype), output)
@@ -165,10 +160,10 @@ class Sada:
         return output
 
     def _gradient(self, scheduler: Any, step: int, x: torch.Tensor, reused: torch.Tensor) -> torch.Tensor:
-        """dx/dt of the probability flow; t runs from 0 to 1.
+        """Return dx/dt of the probability flow; t runs from 0 to 1.
 
         Args:
-            reused: the noise, or the velocity where that is reused: at a skipped step, of an earlier one.
+            reused: the noise or the velocity that is reused; at a skipped step, of an earlier step.
         """
         assert self.schedule is not None
         alpha, sigma = self.schedule.levels[step]

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from ..engine.denoiser_hook import parameters_of
-from ..engine.patch import replaced
+from ..engine.patch import intercepted
 from ..errors import CotrunkError
 from ..pipelines.compatibility import denoisers_of
 
@@ -64,7 +64,7 @@ class Conditions:
             raise _Caught
 
         given = prompts if captions is None else {"prompt": captions, **prompts}
-        with torch.no_grad(), replaced(self.denoiser, "_compiled_call_impl", catch):
+        with torch.no_grad(), intercepted(self.denoiser, catch):
             try:
                 self.pipe(**given, **self.arguments)
             except _Caught:

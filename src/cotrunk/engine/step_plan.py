@@ -1,0 +1,87 @@
+"""Where each image's denoiser output comes from: the rules of one call, and the decision for one of its steps."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from .policy import LayersOf, Policy
+
+Sources = Callable[[int], tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class StepPlan:
+    """Where the outputs of one step come from. Decided once, before the first denoiser call of the step.
+
+    Attributes:
+        step: steps taken before this one.
+        sources: for each image, the image whose row it takes; empty while the number of images is unknown.
+        suppliers: for each image, the place in the chain of the policy that supplies its output; None where the
+            denoiser computes it. Empty to compute all images.
+        is_guided: whether guidance is on.
+    """
+
+    step: int
+    sources: tuple[int, ...]
+    suppliers: tuple[int | None, ...] = ()
+    is_guided: bool = True
+
+    @property
+    def computed(self) -> tuple[bool, ...]:
+        """For each image whether the denoiser computes it; empty to compute all images."""
+        return tuple(supplier is None for supplier in self.suppliers)
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether any image takes the row of another."""
+        return self.sources != tuple(range(len(self.sources)))
+
+    def known_to(self, policy: int, images: int) -> tuple[bool, ...]:
+        """Return for each image whether its output is given before the policy at this place of the chain runs."""
+        if not self.suppliers:
+            return (True,) * images
+        return tuple(supplier is None or supplier < policy for supplier in self.suppliers)
+
+
+@dataclass(frozen=True)
+class RowPlan:
+    """Where the rows of one call of the pipeline come from, step by step.
+
+    Attributes:
+        sources: step -> for each image, the image whose row it takes.
+        policies: a chain of rules that decide which images are computed; see `Policy`. Empty to compute all.
+        interval: guidance is on from the first of these steps to before the second; None for all steps.
+        conditional_copy: of the two copies of concatenated guidance, the one with the prompts.
+        layers: layers within a denoiser that a policy takes over; None for none.
+    """
+
+    sources: Sources
+    policies: tuple[Policy, ...] = ()
+    interval: tuple[int, int] | None = None
+    conditional_copy: int = 1
+    layers: LayersOf | None = None
+
+    @property
+    def keeps_outputs(self) -> bool:
+        """Whether a denoiser output may be needed again."""
+        return bool(self.policies) or self.interval is not None
+
+    def is_plain(self) -> bool:
+        """Whether every row is computed as the pipeline asks for it, so that no decision depends on counting steps."""
+        sources = self.sources(0)
+        return not self.keeps_outputs and len(set(sources)) == len(sources)
+
+    def at(self, step: int) -> StepPlan:
+        """Decide where the outputs of a step come from."""
+        sources = self.sources(step)
+        is_guided = self.interval is None or self.interval[0] <= step < self.interval[1]
+        wanted = [policy.computes(step) for policy in self.policies]
+        if not any(wanted):
+            return StepPlan(step, sources, is_guided=is_guided)
+        # the decisions of a group are equal, as its outputs are; if rounding separates them, the first image's holds
+        suppliers = tuple(_supplier(wanted, source) for source in sources)
+        return StepPlan(step, sources, suppliers, is_guided)
+
+
+def _supplier(wanted: Sequence[Sequence[bool]], image: int) -> int | None:
+    """Return the place of the first policy that does not want this image computed."""
+    return next((place for place, computes in enumerate(wanted) if computes and not computes[image]), None)

@@ -1,0 +1,52 @@
+"""What happened to each image at each step, and the rows that it took."""
+
+import itertools
+from collections import Counter
+from collections.abc import Collection, Sequence
+
+from .step_plan import StepPlan
+
+
+def step_letters(plans: Sequence[StepPlan], images: int) -> tuple[str, ...]:
+    """Return one text per image with one letter per step taken.
+
+    c: computed for this image alone; s: computed once for its group; p: predicted. Capitals where guidance was on.
+    """
+    letters = [""] * images
+    for plan in plans:
+        members = Counter(plan.sources)
+        known = plan.known_to(0, images)
+        for image, source in enumerate(plan.sources):
+            letter = "p" if not known[image] else "s" if members[source] > 1 else "c"
+            letters[image] += letter.upper() if plan.is_guided else letter
+    return tuple(letters)
+
+
+def image_rows(plans: Sequence[StepPlan], images: int, guidance_rows: int) -> tuple[float, ...]:
+    """Return the denoiser rows of each image: `guidance_rows` per computed step, 1 where guidance was off, and equal
+    parts of the rows of a group."""
+    rows = [0.0] * images
+    for plan in plans:
+        members = Counter(plan.sources)
+        known = plan.known_to(0, images)
+        for image, source in enumerate(plan.sources):
+            if known[image]:
+                rows[image] += (guidance_rows if plan.is_guided else 1) / members[source]
+    return tuple(rows)
+
+
+def discontinuities(sources: Sequence[tuple[int, ...]], switches: Collection[int]) -> list[frozenset[int]]:
+    """Return for each timestep, and for the one after the last, the images whose outputs change abruptly at it.
+
+    Those are the images whose group has just split, and all images where guidance is switched on or off.
+
+    Args:
+        sources: for each timestep, for each image, the image whose row it takes.
+        switches: steps at which guidance is switched.
+    """
+    everyone, found = frozenset(range(len(sources[0]))), [frozenset[int]()]
+    for step, (before, now) in enumerate(itertools.pairwise(sources), start=1):
+        old, new = (Counter(row) for row in (before, now))
+        parted = frozenset(i for i in everyone if old[before[i]] != new[now[i]])
+        found.append(everyone if step in switches else parted)
+    return [*found, frozenset()]

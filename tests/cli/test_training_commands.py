@@ -176,7 +176,7 @@ def test_pictures_are_measured_as_they_are_without_a_safety_checker(
     tiny_model.setattr(models, "load_pipeline", lambda *_, **__: pipe)
     if command == "tune":
         outcome = cotrunk("tune", *CAPTIONS[:4], "--out", tmp_path, "--steps", 4, "--budget", 200)
-        made = [np.load(file)["pictures"] for file in (tmp_path / "tried").glob("*.npz")]
+        made = [np.load(file)["images"] for file in (tmp_path / "tried").glob("*.npz")]
     else:
         schemes = ("--steps", 2, "--shares", "0.5", "--max-groups", 2)
         outcome = cotrunk("evaluate", groups, "--out", tmp_path, *schemes)
@@ -201,7 +201,11 @@ def test_tuning_then_generating(tmp_path: Path, tiny_model: pytest.MonkeyPatch) 
     assert outcome.code == 0, outcome.err
     assert "warning" not in outcome.err
     made = json.loads((tmp_path / "own" / "run.json").read_text())
-    assert (made["steps"], made["job"]["guidance_scale"], made["job"]["scheduler"]) == (found["steps"], 3, "ddim")
+    assert (made["steps"], made["job"]["guidance_scale"], made["job"]["scheduler"]) == (
+        found["settings"]["steps"],
+        3,
+        "ddim",
+    )
     file.write_text(json.dumps(found | {"model": "their-model", "lora": "their-lora"}))
     outcome = cotrunk("generate", *CAPTIONS[:2], "--settings", file, "--out", tmp_path / "theirs")
     assert outcome.code == 0, outcome.err

@@ -17,7 +17,7 @@ from PIL import Image
 from tiny import sd_with_text
 from trainings import QUICK, SIZE, same_weights, trained
 
-from cotrunk import CotrunkError
+from cotrunk import CotrunkError, Settings
 from cotrunk.evaluation.experiment import Experiment
 from cotrunk.evaluation.measuring import Measures
 from cotrunk.evaluation.observation import Cell
@@ -30,7 +30,8 @@ from cotrunk.training.log import plot_losses, read_losses
 from cotrunk.training.lora import LORA_FILE
 from cotrunk.training.settings import TrainSettings
 from cotrunk.training.trainer import train
-from cotrunk.tuning.setting import Setting, read_settings
+from cotrunk.tuning.candidates import candidate
+from cotrunk.tuning.settings_file import read_settings
 from cotrunk.tuning.trials import Trials
 
 # what a hostile or a damaged JSON file may hold
@@ -80,6 +81,7 @@ def test_what_is_damaged_of_encoded_pictures_is_encoded_again(
             assert encoded() == whole
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_any_other_content_is_named(groups: list[list[Pair]], tmp_path: Path) -> None:
     settings, pipe = TrainSettings(**vars(TWO) | {"ema": 0.5}), sd_with_text().pipe
     trained(groups, tmp_path, settings)
@@ -258,7 +260,7 @@ def test_a_set_of_groups_that_is_cut_off_is_named(tmp_path: Path) -> None:
 
 
 def test_pictures_of_a_sweep_that_are_damaged_are_made_again(tmp_path: Path) -> None:
-    pipe, setting = sd_with_text().pipe, Setting(2)
+    pipe, setting = sd_with_text().pipe, candidate(2)
     arguments = {"height": 32, "width": 32, "guidance_scale": 3.0}
     prompts = ["a red picture", "a dog"]
     first = Trials(pipe, prompts, arguments, tmp_path).of(setting, 0)
@@ -270,8 +272,8 @@ def test_pictures_of_a_sweep_that_are_damaged_are_made_again(tmp_path: Path) -> 
     def foreign() -> Iterator[str]:
         yield from spoils(path, ["null"])
         for name, arrays in {
-            "another number of pictures": {"pictures": kept["pictures"][:1]},
-            "no bytes": {"pictures": kept["pictures"].astype(np.float32)},
+            "another number of images": {"images": kept["images"][:1]},
+            "no bytes": {"images": kept["images"].astype(np.float32)},
             "another place": {"facts": json.dumps(facts | {"good": [0, 7]})},
             "no place": {"facts": json.dumps(facts | {"good": 3})},
             "no number": {"facts": json.dumps(facts | {"rows": float("nan")})},
@@ -286,7 +288,7 @@ def test_pictures_of_a_sweep_that_are_damaged_are_made_again(tmp_path: Path) -> 
                 Trials(pipe, prompts, arguments, tmp_path).of(setting, 0)
             continue
         again = Trials(pipe, prompts, arguments, tmp_path).of(setting, 0)
-        assert torch.equal(again.pictures, first.pictures)
+        assert torch.equal(again.images, first.images)
         assert (again.good, again.rows) == (first.good, first.rows)
 
 
@@ -302,6 +304,7 @@ def experiment(out: Path) -> Experiment:
     )
 
 
+@pytest.mark.slow
 def test_what_was_seen_and_measured_and_is_damaged_is_seen_and_measured_again(tmp_path: Path) -> None:
     cell, other = Cell("base", steps=2), Cell("base", steps=1)
     real = torch.randint(0, 256, (4, 3, 16, 16), generator=torch.Generator().manual_seed(0)).byte()
@@ -358,36 +361,33 @@ def test_a_batch_of_a_cell_that_is_damaged_is_made_again(tmp_path: Path, monkeyp
             seen.unlink()
 
 
-SETTING = {"steps": 3, "share": 0.3, "similarity": None, "tolerance": None, "guidance_interval": None}
-SETTING |= {"model": "mini", "lora": None, "scheduler": None, "guidance": 3.0}
+TUNED = {"settings": Settings(steps=3).to_json(), "model": "mini", "lora": None, "scheduler": None, "guidance": 3.0}
 
 
 @pytest.mark.parametrize(
     "changed",
     [
-        *({"steps": steps} for steps in (0, -3, True, 3.0, "3", None, [3])),
-        *({name: value} for name in ("share", "tolerance", "guidance") for value in ("1", True, [], {}, 1e999)),
-        *({"similarity": value} for value in ("auto", True, [], 2, float("nan"))),
-        *(
-            {"guidance_interval": value}
-            for value in ([0.1], [0.1, 0.2, 0.3], [0.1, "x"], 3, [0, float("inf")], {"a": 1})
-        ),
-        *({name: None} for name in ("share", "guidance", "model")),
+        *({"settings": wrong} for wrong in (None, 3, [], "x", {"more": 1}, {"sharing": None})),
+        *({"settings": {"steps": steps}} for steps in (0, -3, True, 3.0, "3", [3])),
+        *({"settings": {"steps": 3, "sharing": {"share": wrong}}} for wrong in ("1", True, [], {}, 1e999, None)),
+        *({"settings": {"steps": 3, "guidance_interval": wrong}} for wrong in ([0.1], [0.1, "x"], 3, {"a": 1})),
+        *({"guidance": wrong} for wrong in ("1", True, [], {}, 1e999, None)),
+        {"model": None},
         *({name: 7} for name in ("model", "lora", "scheduler")),
         {"more": 1},
     ],
 )
 def test_settings_of_other_types_are_named(tmp_path: Path, changed: dict[str, Any]) -> None:
     path = tmp_path / "a.json"
-    path.write_text(json.dumps(SETTING))
+    path.write_text(json.dumps(TUNED))
     assert read_settings(path)[0].steps == 3
-    path.write_text(json.dumps(SETTING | changed))
+    path.write_text(json.dumps(TUNED | changed))
     with pytest.raises(CotrunkError, match="is not a file of settings: give one that cotrunk tune wrote"):
         read_settings(path)
 
 
 def test_settings_that_are_damaged_are_named(tmp_path: Path) -> None:
-    (tmp_path / "a.json").write_text(json.dumps(SETTING))
+    (tmp_path / "a.json").write_text(json.dumps(TUNED))
     for _ in spoils(tmp_path / "a.json"):
         with pytest.raises(CotrunkError, match="is not a file of settings: give one that cotrunk tune wrote"):
             read_settings(tmp_path / "a.json")

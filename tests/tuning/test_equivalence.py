@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from cotrunk import CotrunkError
 from cotrunk.tuning.equivalence import (
-    MOST,
+    MOST_PROMPTS,
     POWER,
     Estimate,
     are_below,
@@ -55,7 +55,7 @@ def test_a_pilot_of_few_prompts_asks_for_about_the_right_number() -> None:
 
 
 def test_a_loss_at_the_margin_is_not_decided_by_any_number_of_prompts() -> None:
-    assert Estimate(MARGIN, 0.1, 11, 12).prompts_to_decide(MARGIN) == MOST
+    assert Estimate(MARGIN, 0.1, 11, 12).prompts_to_decide(MARGIN) == MOST_PROMPTS
     assert Estimate(0.0, 0.0, 11, 12).prompts_to_decide(MARGIN) == 3  # nothing is left to chance
 
 
@@ -65,7 +65,7 @@ def test_less_spread_and_a_wider_margin_ask_for_fewer_prompts(
     loss: float, error: float, prompts: int, confidence: float
 ) -> None:
     count = Estimate(loss, error, prompts - 1, prompts).prompts_to_decide(1.5, confidence)
-    assert 3 <= count <= MOST
+    assert 3 <= count <= MOST_PROMPTS
     assert Estimate(loss, error / 2, prompts - 1, prompts).prompts_to_decide(1.5, confidence) <= count
     assert Estimate(loss, error, prompts - 1, prompts).prompts_to_decide(2.0, confidence) <= count
 

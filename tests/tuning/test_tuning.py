@@ -20,10 +20,12 @@ from cotrunk import CotrunkError, Settings, Sharing, Skipping
 from cotrunk.evaluation.metrics import mean
 from cotrunk.execution import Batch, Run
 from cotrunk.generation import WARM_STEPS
+from cotrunk.tuning.candidates import candidate, candidates, neighbours
 from cotrunk.tuning.equivalence import Estimate, distance_excess, estimate, spread
+from cotrunk.tuning.outcome import Point, Tuned, recommend
 from cotrunk.tuning.page import advice, claim, write_tuned
-from cotrunk.tuning.search import Point, Tuned, _recommended, neighbours, settings, tune
-from cotrunk.tuning.setting import Basis, Setting, read_settings, write_settings
+from cotrunk.tuning.search import tune
+from cotrunk.tuning.settings_file import Basis, read_settings, write_settings
 from cotrunk.tuning.trials import Trials
 
 BASIS = Basis("a <model>", None, "ddim", 3.0)
@@ -44,20 +46,20 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Tuned]:
 
 def test_everything_is_tried_without_a_budget(whole: tuple[Path, Tuned]) -> None:
     _, tuned = whole
-    refused = [Setting(few, 0.3, -1.0) for few in (3, 2)]
-    assert [point.setting for point in tuned.points] == [s for s in settings(6, -1.0, [0.0]) if s not in refused]
+    refused = [candidate(few, 0.3, -1.0) for few in (3, 2)]
+    assert [point.settings for point in tuned.points] == [s for s in candidates(6, -1.0, [0.0]) if s not in refused]
     assert tuned.refused == {
         "No step would be shared: the prompts are too different, or the steps too few.": refused,
     }
-    assert tuned.left_out == 0
+    assert tuned.over_budget == 0
     full = tuned.points[0]
     assert full.rows == 12
-    assert (full.behind.value, full.distance.value) == (0, 0)
+    assert (full.alignment_loss.value, full.distance_excess.value) == (0, 0)
     for point in tuned.points[1:]:
         assert point.rows <= full.rows
-        assert (point.saved_by_sharing > 0) == (point.setting.share > 0)
-        if not point.setting.share and point.setting.tolerance is None:
-            assert point.rows == 2 * point.setting.steps
+        assert (point.saved_by_sharing > 0) == (point.settings.sharing is not None)
+        if not point.settings.sharing and point.settings.skipping is None:
+            assert point.rows == 2 * point.settings.steps
 
 
 def test_nothing_is_made_twice(whole: tuple[Path, Tuned], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -71,23 +73,21 @@ def test_a_budget_is_kept(tmp_path: Path) -> None:
     tuned = swept(tmp_path, budget=budget)
     spent = sum(point.rows for point in tuned.points) + tuned.points[0].rows
     assert spent * len(PROMPTS) <= budget
-    assert tuned.left_out > 0
-    assert len(tuned.points) + tuned.left_out + 2 == len(list(settings(6, -1.0, [0.0])))
+    assert tuned.over_budget > 0
+    assert len(tuned.points) + tuned.over_budget + 2 == len(list(candidates(6, -1.0, [0.0])))
 
 
 def test_what_is_too_little_is_said(tmp_path: Path) -> None:
     with pytest.raises(CotrunkError, match="A budget of 100 rows is not enough"):
         swept(tmp_path, budget=100)
-    with pytest.raises(
-        CotrunkError, match=r"12\.5 rows per picture are more than the 12 of 6 steps: use fewer rows, or"
-    ):
+    with pytest.raises(CotrunkError, match=r"12\.5 rows per image are more than the 12 of 6 steps: use fewer rows, or"):
         swept(tmp_path, rows=12.5)
     assert_refused(cotrunk("tune", *PROMPTS[:3], "--out", tmp_path), "3 prompts are too few to compare settings on")
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 30])
 def test_no_setting_is_tried_twice_and_none_with_more_steps(steps: int) -> None:
-    found = list(settings(steps, None, [0.4, 0.8]))
+    found = list(candidates(steps, None, [0.4, 0.8]))
     assert len(set(found)) == len(found)
     assert max(setting.steps for setting in found) == steps
 
@@ -105,7 +105,7 @@ def unreadable(pipe: Any) -> None:
     ("change", "count", "without", "said"),
     [
         (guided_by_an_input, 4, "guidance_interval", "skipping with guidance in part (4 settings). Guidance costs"),
-        (unreadable, 13, "tolerance", "skipping (13 settings). EDMEulerScheduler does not say how noisy"),
+        (unreadable, 13, "skipping", "skipping (13 settings). EDMEulerScheduler does not say how noisy"),
     ],
 )
 def test_a_setting_that_the_pipeline_refuses_is_named_and_the_sweep_goes_on(
@@ -114,8 +114,8 @@ def test_a_setting_that_the_pipeline_refuses_is_named_and_the_sweep_goes_on(
     pipe = sd_with_text().pipe
     change(pipe)
     tuned = swept(tmp_path, pipe)
-    assert {getattr(point.setting, without) for point in tuned.points} == {None}
-    assert any(point.setting.share for point in tuned.points)
+    assert {getattr(point.settings, without) for point in tuned.points} == {None}
+    assert any(point.settings.sharing for point in tuned.points)
     assert count in [len(refused) for refused in tuned.refused.values()]
     assert f"Not possible here: {said}" in " ".join(advice(tuned))
 
@@ -142,7 +142,7 @@ def test_a_setting_that_fails_only_when_it_runs_is_named_too(tmp_path: Path, mon
     monkeypatch.setattr(Run, "batches", batches)
     tuned = swept(tmp_path)
     assert len(tuned.refused["No rows can be left out of a UNet."]) == 13
-    assert {point.setting.tolerance for point in tuned.points} == {None}
+    assert {point.settings.skipping for point in tuned.points} == {None}
 
 
 def test_prompts_that_cannot_be_compared_are_tried_without_sharing(
@@ -154,28 +154,28 @@ def test_prompts_that_cannot_be_compared_are_tried_without_sharing(
     monkeypatch.setattr("cotrunk.tuning.trials.pipeline_encoder", refuse)
     tuned = swept(tmp_path, similarity=None)
     assert list(tuned.refused) == ["A T5Gemma is no torch module."]
-    assert not any(point.setting.share for point in tuned.points)
+    assert not any(point.settings.sharing for point in tuned.points)
 
 
 def test_without_guidance_none_is_left_out(tmp_path: Path) -> None:
     trials = Trials(sd_with_text().pipe, PROMPTS, ARGUMENTS | {"guidance_scale": 1.0}, tmp_path)
     tuned = tune(trials, Means(), Means(), steps=2, similarity=-1.0)
-    assert len(tuned.refused["Guidance is off, and cannot be left out."]) == 2
+    assert len(tuned.refused["Guidance is off already, so that an interval saves nothing."]) == 2
 
 
 def test_the_threshold_of_the_encoder_is_found_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = list[Any]()
-    for module in ("generation", "tuning.trials"):
+    for module in ("planning.request", "tuning.trials"):
         monkeypatch.setattr(f"cotrunk.{module}.auto_threshold", lambda encoder: asked.append(encoder) or 0.0)
     tuned = swept(tmp_path, similarity=None)
-    assert any(point.setting.share for point in tuned.points)
+    assert any(point.settings.sharing for point in tuned.points)
     assert len(asked) == 1
 
 
 def test_similarities_around_the_threshold_are_tried(whole: tuple[Path, Tuned]) -> None:
     assert neighbours(0.6) == [0.4, 0.8]
     assert neighbours(-1.0) == [0.0]  # there is none looser
-    tried = {point.setting.similarity for point in whole[1].points if point.setting.share}
+    tried = {point.settings.sharing.similarity for point in whole[1].points if point.settings.sharing}
     assert tried == {-1.0, 0.0}
 
 
@@ -183,7 +183,7 @@ def test_the_pictures_of_another_pipeline_are_others(tmp_path: Path, monkeypatch
     """The class of model and scheduler is the same in all."""
 
     def made(pipe: Any) -> torch.Tensor:
-        return Trials(pipe, PROMPTS, ARGUMENTS, tmp_path).of(Setting(2), 0).pictures
+        return Trials(pipe, PROMPTS, ARGUMENTS, tmp_path).of(candidate(2), 0).images
 
     first = made(sd_with_text().pipe)
     files = lambda: len(list((tmp_path / "tried").iterdir()))  # noqa: E731
@@ -204,11 +204,11 @@ def test_distances_are_to_pictures_from_other_noise(whole: tuple[Path, Tuned]) -
     out, tuned = whole
     pipe, network = sd_with_text().pipe, Means()
     same, other = (
-        network.features(Trials(pipe, PROMPTS, ARGUMENTS, out).of(Setting(6), seed).pictures) for seed in (0, 1)
+        network.features(Trials(pipe, PROMPTS, ARGUMENTS, out).of(candidate(6), seed).images) for seed in (0, 1)
     )
-    fewer = next(point for point in tuned.points if point.setting == Setting(4))
-    pictures = Trials(pipe, PROMPTS, ARGUMENTS, out).of(fewer.setting, 0).pictures
-    assert fewer.distance == estimate(distance_excess(network.features(pictures), same, other))
+    fewer = next(point for point in tuned.points if point.settings == candidate(4))
+    pictures = Trials(pipe, PROMPTS, ARGUMENTS, out).of(fewer.settings, 0).images
+    assert fewer.distance_excess == estimate(distance_excess(network.features(pictures), same, other))
     assert tuned.margins[1] == 0.1 * spread(same, other) > 0
 
 
@@ -217,8 +217,8 @@ def test_prompts_that_share_their_steps_count_as_one(whole: tuple[Path, Tuned]) 
     _, tuned = whole
     for point in tuned.points:
         groups = [group for group in point.groups if len(group) > 1]
-        assert bool(groups) == bool(point.setting.share)
-        assert not point.is_compared or point.behind.freedom == len(point.groups) - 1
+        assert bool(groups) == (point.settings.sharing is not None)
+        assert not point.is_compared or point.alignment_loss.freedom == len(point.groups) - 1
 
 
 def test_what_is_denoised_first_is_not_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -231,7 +231,7 @@ def test_what_is_denoised_first_is_not_timed(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(Run, "batches", batches)
     trials = Trials(sd_with_text().pipe, PROMPTS, ARGUMENTS, tmp_path)
     for steps_asked in (6, 2):
-        trials.of(Setting(steps_asked), 0)
+        trials.of(candidate(steps_asked), 0)
     assert [run.plan.steps for run in runs] == [WARM_STEPS, WARM_STEPS, 6, 2]
     # many rows, and a single one: a compiled denoiser takes that for another shape
     assert [len(run.plan) for run in runs] == [len(PROMPTS), 1, len(PROMPTS), len(PROMPTS)]
@@ -242,7 +242,7 @@ def test_what_cannot_be_guided_in_part_is_warmed_up_too(tmp_path: Path, monkeypa
     pipe, counts, original = sd_with_text().pipe, list[int](), Run.batches
     guided_by_an_input(pipe)
     monkeypatch.setattr(Run, "batches", lambda self, **more: counts.append(len(self.plan)) or original(self, **more))
-    Trials(pipe, PROMPTS, ARGUMENTS, tmp_path).of(Setting(2), 0)
+    Trials(pipe, PROMPTS, ARGUMENTS, tmp_path).of(candidate(2), 0)
     assert counts == [len(PROMPTS), 1, len(PROMPTS)]
 
 
@@ -258,7 +258,7 @@ def test_pictures_that_failed_are_left_out_and_counted(tmp_path: Path, monkeypat
 
     monkeypatch.setattr(Run, "batches", batches)
     tuned = swept(tmp_path, budget=230)
-    found = {point.setting.steps: point for point in tuned.points if not point.setting.share}
+    found = {point.settings.steps: point for point in tuned.points if not point.settings.sharing}
     assert (found[6].failed, found[3].failed, found[2].failed) == (0, 1, 5)
     assert np.isfinite(found[3].alignment.value)
     assert np.isnan(found[3].scores).tolist() == [False, False, False, False, True]
@@ -273,7 +273,7 @@ def test_pictures_that_failed_are_made_anew_by_another_process(tmp_path: Path, m
     def failing(self: Run, **more: Any) -> Any:
         return (Batch(**vars(batch) | {"failed": (1,)}) for batch in original(self, **more))
 
-    pipe, full = sd_with_text().pipe, Setting(2)
+    pipe, full = sd_with_text().pipe, candidate(2)
     monkeypatch.setattr(Run, "batches", failing)
     first = Trials(pipe, PROMPTS, ARGUMENTS, tmp_path)
     assert first.of(full, 0).good == [0, 2, 3, 4]
@@ -302,15 +302,15 @@ def test_pictures_of_a_pipeline_that_blackens_some_are_not_those_of_one_that_doe
     pipe.feature_extractor = lambda pictures, return_tensors: SimpleNamespace(
         to=lambda device: SimpleNamespace(pixel_values=torch.zeros(1))
     )
-    assert not Trials(pipe, PROMPTS, ARGUMENTS, tmp_path).of(Setting(2), 0).pictures.any()
+    assert not Trials(pipe, PROMPTS, ARGUMENTS, tmp_path).of(candidate(2), 0).images.any()
     pipe.safety_checker = None
-    assert Trials(pipe, PROMPTS, ARGUMENTS, tmp_path).of(Setting(2), 0).pictures.any()
+    assert Trials(pipe, PROMPTS, ARGUMENTS, tmp_path).of(candidate(2), 0).images.any()
 
 
 def test_a_pipeline_that_makes_nothing_but_nan_is_named(tmp_path: Path) -> None:
     pipe = sd_with_text().pipe
     pipe.unet.conv_in.weight.data.fill_(float("nan"))
-    with pytest.raises(CotrunkError, match="Nearly all pictures of independent sampling hold NaN"):
+    with pytest.raises(CotrunkError, match="Nearly all images of independent sampling contain NaN"):
         swept(tmp_path, pipe, steps=2)
 
 
@@ -336,7 +336,7 @@ def point(
     apart = Estimate(distance, 0.1 / prompts**0.5 if noise else 0.0, prompts - 1, prompts)
     groups = tuple((i,) for i in range(prompts))
     measured = (mean(scores), behind, apart, 0.2 if share else 0, failed, tuple(scores.tolist()), groups)
-    return Point(Setting(steps, share), rows, 1.0, *measured)
+    return Point(candidate(steps, share), rows, 1.0, *measured)
 
 
 FULL = point(60, 0.5, noise=0)
@@ -352,34 +352,34 @@ def test_recommendations_are_the_cheapest_that_is_as_good_and_the_best_for_half(
         point(28, 0.496, share=0.4, distance=1.0),
         point(26, 0.496, steps=13, failed=1),
     ]
-    tuned = _recommended(points, MARGINS, 0)
+    tuned = recommend(points, MARGINS, 0)
     assert tuned.same_quality is points[2]  # the last two are cheaper, but one's pictures are other ones, one's failed
     assert tuned.best_in_rows is points[2]  # not the better aligned one, whose pictures are other ones
     assert tuned.sharing_pays
-    assert "Sharing is not shown to pay" not in " ".join(advice(tuned))
-    alone = _recommended([points[0], points[4]], MARGINS, 0)
+    assert "Sharing was not shown to pay" not in " ".join(advice(tuned))
+    alone = recommend([points[0], points[4]], MARGINS, 0)
     assert alone.best_in_rows is points[4]
     assert alone.same_quality is points[0]
 
 
 def test_the_rows_may_be_given() -> None:
     points = [FULL, point(40, 0.5, steps=20), point(30, 0.495, steps=15), point(20, 0.49, steps=10)]
-    tuned = _recommended(points, MARGINS, rows=25)
+    tuned = recommend(points, MARGINS, rows=25)
     assert tuned.best_in_rows is points[3]
-    best = "Best aligned for at most 25 rows per picture: independent, 10 steps, 20.0 rows"
-    assert f"{best}; it is shown to be as good as all steps." in advice(tuned)
-    nothing = _recommended(points, MARGINS, rows=10)
+    best = "Best alignment for at most 25 rows per image: independent, 10 steps, 20.0 rows"
+    assert f"{best}. It was shown to be as good as all steps." in advice(tuned)
+    nothing = recommend(points, MARGINS, rows=10)
     assert nothing.best_in_rows is None
-    assert "No setting was tried that takes at most 10 rows per picture." in advice(nothing)
+    assert "No setting that was tried needs at most 10 rows per image." in advice(nothing)
 
 
 def test_independent_steps_that_take_just_the_rows_are_tried(tmp_path: Path) -> None:
-    assert Setting(5) not in settings(6)
+    assert candidate(5) not in candidates(6)
     budget = 400  # rows of all pictures: enough for the independent ones
-    tried = [point.setting for point in swept(tmp_path, rows=11, budget=budget).points if not point.setting.share]
-    assert Setting(5) in tried
-    assert list(settings(6, fitting=3)) == list(settings(6))  # one of them already
-    assert list(settings(6, fitting=6)) == list(settings(6))
+    tried = [point.settings for point in swept(tmp_path, rows=11, budget=budget).points if not point.settings.sharing]
+    assert candidate(5) in tried
+    assert list(candidates(6, equal_cost=3)) == list(candidates(6))  # one of them already
+    assert list(candidates(6, equal_cost=6)) == list(candidates(6))
 
 
 def test_the_frontier_is_what_nothing_as_cheap_is_better_than() -> None:
@@ -391,7 +391,7 @@ def test_the_frontier_is_what_nothing_as_cheap_is_better_than() -> None:
         point(20, 0.6, failed=1),
         point(10, 0.3, steps=5),
     ]
-    assert _recommended(points, MARGINS).frontier == [points[1], points[3], points[5]]
+    assert recommend(points, MARGINS).frontier == [points[1], points[3], points[5]]
 
 
 def test_fewer_prompts_recommend_less() -> None:
@@ -399,74 +399,76 @@ def test_fewer_prompts_recommend_less() -> None:
     few = 12
     for prompts, expected in ((300, 20), (few, 60)):
         points = [point(60, 0.5, noise=0, prompts=prompts), point(20, 0.49, steps=10, noise=0.05, prompts=prompts)]
-        tuned = _recommended(points, MARGINS, 0)
+        tuned = recommend(points, MARGINS, 0)
         assert tuned.same_quality.rows == expected
         assert bool(tuned.undecided) == (expected == 60)
-    (sentence,) = (said for said in advice(tuned) if "Not decided" in said)
+    (sentence,) = (said for said in advice(tuned) if "Undecided" in said)
     needed = tuned.prompts_to_decide(points[1])
     assert few < needed <= 400
-    assert sentence.startswith("Not decided: independent, 10 steps, 20.0 rows per picture; about ")
+    assert sentence.startswith("Undecided: independent, 10 steps, 20.0 rows per image; about ")
     assert sentence.endswith("prompts would decide whether it is as good (12 were tried).")
     said = int(sentence.split("about ")[1].split(" ")[0].replace(",", ""))
     assert needed <= said <= 1.1 * needed + 1
     enough = [point(60, 0.5, noise=0, prompts=400), point(20, 0.49, steps=10, noise=0.05, prompts=400)]
-    assert _recommended(enough, MARGINS, 0).same_quality is enough[1]
+    assert recommend(enough, MARGINS, 0).same_quality is enough[1]
 
 
 def test_no_difference_that_is_not_shown_is_no_equivalence() -> None:
     """Neither of alignment nor of distance, and however many settings are tried."""
     loud = [point(rows, 0.5, steps=int(rows), noise=0.05, prompts=12) for rows in range(10, 59)]
-    tuned = _recommended([point(60, 0.5, noise=0, prompts=12), *loud], MARGINS, 0)
+    tuned = recommend([point(60, 0.5, noise=0, prompts=12), *loud], MARGINS, 0)
     assert tuned.same_quality is tuned.points[0]
-    assert all(one.behind.interval().low < 0 < one.behind.interval().high for one in loud)
-    assert len([said for said in advice(tuned) if "Not decided" in said]) == 3
-    assert "46 more cheap settings are not decided: see the table." in advice(tuned)
-    far = replace(point(20, 0.5, steps=10), distance=Estimate(0.0, 0.05, 99, 100))  # not shown to be far, nor near
-    assert _recommended([FULL, far], MARGINS, 0).same_quality is FULL
-    near = replace(far, distance=Estimate(0.0, 0.01, 99, 100))
-    assert _recommended([FULL, near], MARGINS, 0).same_quality is near
+    assert all(one.alignment_loss.interval().low < 0 < one.alignment_loss.interval().high for one in loud)
+    assert len([said for said in advice(tuned) if "Undecided" in said]) == 3
+    assert "46 more cheap settings are undecided: see the table." in advice(tuned)
+    far = replace(
+        point(20, 0.5, steps=10), distance_excess=Estimate(0.0, 0.05, 99, 100)
+    )  # shown to be neither far nor near
+    assert recommend([FULL, far], MARGINS, 0).same_quality is FULL
+    near = replace(far, distance_excess=Estimate(0.0, 0.01, 99, 100))
+    assert recommend([FULL, near], MARGINS, 0).same_quality is near
     # one of many that are tried needs more than one that is tried alone
-    alone, among = (_recommended([FULL, near, *[point(30, 0.4, steps=9)] * more], MARGINS, 0) for more in (0, 27))
+    alone, among = (recommend([FULL, near, *[point(30, 0.4, steps=9)] * more], MARGINS, 0) for more in (0, 27))
     assert alone.confidence == 0.95 < among.confidence
     assert alone.prompts_to_decide(far) < among.prompts_to_decide(far)
 
 
 def test_what_is_shown_to_be_worse_is_no_question() -> None:
     worse = [point(20, 0.4, steps=10), point(28, 0.5, steps=14, distance=1.0)]
-    tuned = _recommended([FULL, *worse], MARGINS, 0)
+    tuned = recommend([FULL, *worse], MARGINS, 0)
     assert [tuned.is_as_good(one) for one in worse] == [False, False]
     assert not tuned.undecided
-    assert not any("Not decided" in said for said in advice(tuned))
+    assert not any("Undecided" in said for said in advice(tuned))
 
 
 def test_sharing_pays_only_where_it_is_measurably_better() -> None:
     """By hardly anything is by chance."""
     alone = point(40, 0.48, steps=20)
-    assert not _recommended([FULL, alone, point(42, 0.4801, share=0.3)], MARGINS, 0).sharing_pays
-    assert _recommended([FULL, alone, point(42, 0.495, share=0.3)], MARGINS, 0).sharing_pays
+    assert not recommend([FULL, alone, point(42, 0.4801, share=0.3)], MARGINS, 0).sharing_pays
+    assert recommend([FULL, alone, point(42, 0.495, share=0.3)], MARGINS, 0).sharing_pays
     # nobody else is so cheap: there is nothing to compare with
-    assert not _recommended([FULL, alone, point(30, 0.495, share=0.3)], MARGINS, 0).sharing_pays
+    assert not recommend([FULL, alone, point(30, 0.495, share=0.3)], MARGINS, 0).sharing_pays
 
 
 def test_it_says_when_sharing_does_not_pay_and_when_nothing_does() -> None:
     points = [FULL, point(20, 0.499, steps=10), point(42, 0.4, share=0.3)]
-    said = " ".join(advice(_recommended(points, MARGINS, 3)))
-    assert "Sharing is not shown to pay on these prompts" in said
-    assert "3 settings were left out" in said
-    fewer = _recommended(points[:2], MARGINS, 1)
+    said = " ".join(advice(recommend(points, MARGINS, 3)))
+    assert "Sharing was not shown to pay on these prompts" in said
+    assert "3 settings were not tried" in said
+    fewer = recommend(points[:2], MARGINS, 1)
     assert claim(fewer) == (
-        "Independent, 10 steps: 20.0 rows per picture instead of 60, and shown to be as good as 30 independent steps: "
-        "less than 0.02 of alignment and 0.05 of kernel distance behind."
+        "Independent, 10 steps: 20.0 rows per image instead of 60, and shown to be as good as 30 independent steps: "
+        "it loses less than 0.02 of alignment and 0.05 of kernel distance."
     )
     assert advice(fewer)[0] == "Sharing was not tried."  # nothing is said of what nobody has seen
-    assert "1 setting was left out" in " ".join(advice(fewer))
-    nothing = _recommended([FULL, point(20, 0.1, steps=10)], MARGINS, 0)
+    assert "1 setting was not tried" in " ".join(advice(fewer))
+    nothing = recommend([FULL, point(20, 0.1, steps=10)], MARGINS, 0)
     assert claim(nothing) == "No setting was shown to be as good as 30 independent steps for fewer rows."
 
 
 def test_the_page_and_the_settings(whole: tuple[Path, Tuned]) -> None:
     out, tuned = whole
-    kept = Trials(sd_with_text().pipe, PROMPTS, ARGUMENTS, out).of(tuned.points[0].setting, 0).pictures.numpy()
+    kept = Trials(sd_with_text().pipe, PROMPTS, ARGUMENTS, out).of(tuned.points[0].settings, 0).images.numpy()
     shown = {tuned.points[0]: kept}
     write_tuned(tuned, shown, "networks", BASIS, out)
     page = (out / "index.html").read_text()
@@ -476,21 +478,20 @@ def test_the_page_and_the_settings(whole: tuple[Path, Tuned]) -> None:
     assert "://" not in page
     with Image.open(out / "frontier.png") as image:
         assert image.width > 600
-    assert read_settings(out / "same-quality.json") == (tuned.same_quality.setting, BASIS)
+    assert read_settings(out / "same-quality.json") == (tuned.same_quality.settings, BASIS)
     assert tuned.best_in_rows is not None
-    assert read_settings(out / "best-in-rows.json") == (tuned.best_in_rows.setting, BASIS)
+    assert read_settings(out / "best-in-rows.json") == (tuned.best_in_rows.settings, BASIS)
     write_tuned(replace(tuned, best_in_rows=None), shown, "networks", BASIS, out)
     assert not (out / "best-in-rows.json").exists()  # of another number of rows
 
 
 def test_settings_survive_their_file(tmp_path: Path) -> None:
-    one = Setting(12, 0.3, 0.7, 0.02, (0.1, 0.8))
+    one = candidate(12, 0.3, 0.7, 0.02, (0.1, 0.8))
     write_settings(one, BASIS, tmp_path / "a.json")
     assert read_settings(tmp_path / "a.json") == (one, BASIS)
-    asked = one.settings()
-    assert asked.sharing == Sharing(similarity=0.7)
-    assert asked.skipping == Skipping(tolerance=0.02)
-    assert Setting(4).settings() == Settings(sharing=None, steps=4)
+    assert one.sharing == Sharing(similarity=0.7)
+    assert one.skipping == Skipping(tolerance=0.02)
+    assert candidate(4) == Settings(sharing=None, steps=4)
 
 
 def test_settings_name_folders_so_that_they_are_found_from_anywhere(
@@ -499,15 +500,24 @@ def test_settings_name_folders_so_that_they_are_found_from_anywhere(
     monkeypatch.chdir(tmp_path)
     for name in ("model", "lora", "mini"):
         Path(name).mkdir()
-    write_settings(Setting(4), Basis("model", "lora", None, 3.0), Path("a.json"))
+    write_settings(candidate(4), Basis("model", "lora", None, 3.0), Path("a.json"))
     assert read_settings(Path("a.json"))[1] == Basis(str(tmp_path / "model"), str(tmp_path / "lora"), None, 3.0)
-    write_settings(Setting(4), Basis("mini", "owner/lora", None, 3.0), Path("a.json"))
+    write_settings(candidate(4), Basis("mini", "owner/lora", None, 3.0), Path("a.json"))
     assert read_settings(Path("a.json"))[1] == Basis("mini", "owner/lora", None, 3.0)
 
 
-@pytest.mark.parametrize("content", ["", "[]", {"step": 3}, {"steps": "x"}, {"share": 2}, {"model": 1}, "no json"])
-def test_a_file_that_holds_no_settings_is_named(tmp_path: Path, content: Any) -> None:
-    whole = {"steps": 3, "model": "mini", "lora": None, "scheduler": None, "guidance": 3.0}
+@pytest.mark.parametrize(
+    "content",
+    ["", "[]", "no json", {"step": 3}, {"model": 1}, {"guidance": "x"}]
+    + [
+        {"settings": wrong}
+        for wrong in (None, {"steps": "x"}, {"steps": None}, {"sharing": {"share": 2}}, {"share": 0.3})
+    ],
+)
+def test_a_file_without_settings_is_named(tmp_path: Path, content: Any) -> None:
+    whole = {"settings": {"steps": 3}, "model": "mini", "lora": None, "scheduler": None, "guidance": 3.0}
     (tmp_path / "a.json").write_text(content if isinstance(content, str) else json.dumps(whole | content))
     with pytest.raises(CotrunkError, match="is not a file of settings: give one that cotrunk tune wrote"):
         read_settings(tmp_path / "a.json")
+    (tmp_path / "a.json").write_text(json.dumps(whole))
+    assert read_settings(tmp_path / "a.json")[0] == Settings(steps=3)

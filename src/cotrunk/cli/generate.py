@@ -45,7 +45,7 @@ from .options import (
 
 if TYPE_CHECKING:
     from ..runs.report import RunReport
-    from ..tuning.setting import Basis
+    from ..tuning.settings_file import Basis
 
 TUNED = ("steps", "share", "similarity", "max_group", "mode", "encoder", "skip", "tolerance", "guidance_interval")
 
@@ -169,13 +169,12 @@ def generate(
 
 def _tuned(context: typer.Context, path: Path) -> tuple[Settings, "Basis"]:
     """Return what is in a file of `cotrunk tune`, after checking that the command line gives none of it as well."""
-    from ..tuning.setting import read_settings
+    from ..tuning.settings_file import read_settings
 
     for name in TUNED:
         if is_given(context, name):
             raise CotrunkError(f"--settings and --{name.replace('_', '-')} are both given: leave one of them out.")
-    tuned, basis = read_settings(path)
-    return tuned.settings(), basis
+    return read_settings(path)
 
 
 def _warn_of_other_model(basis: "Basis", model: str, lora: str | None) -> None:

@@ -92,19 +92,20 @@ def tune(
     if rows is not None and not 0 < rows < math.inf:
         raise CotrunkError(f"--rows {rows} is out of range: use rows per picture, above 0.")
 
-    from ..tuning.setting import LEAST, Basis
+    from ..tuning.candidates import MIN_PROMPTS, description
+    from ..tuning.settings_file import Basis
 
     for what, count in ((f"--sample {sample} is too small", sample), (f"{len(texts)} prompts are too few", len(texts))):
-        if count < LEAST:
-            raise CotrunkError(f"{what} to compare settings on: use {LEAST} or more.")
+        if count < MIN_PROMPTS:
+            raise CotrunkError(f"{what} to compare settings on: use {MIN_PROMPTS} or more.")
 
     import numpy as np
     from rich.progress import Progress, SpinnerColumn, TextColumn
 
     from ..pipelines.compatibility import check_text_to_image
     from ..pipelines.loading import load_pipeline
-    from ..tuning.page import advice, claim, named, write_tuned
-    from ..tuning.search import Point
+    from ..tuning.outcome import Point
+    from ..tuning.page import advice, claim, write_tuned
     from ..tuning.search import tune as sweep
     from ..tuning.trials import Trials
 
@@ -125,7 +126,7 @@ def tune(
 
         def show(point: Point) -> None:
             progress.advance(task)
-            progress.update(task, description=f"{named(point)}: alignment {point.alignment}")
+            progress.update(task, description=f"{description(point.settings)}: alignment {point.alignment}")
 
         try:
             found = sweep(
@@ -146,9 +147,9 @@ def tune(
     along = [frontier[int(i)] for i in np.linspace(0, len(frontier) - 1, min(ALONG, len(frontier))).round()]
     shown = {p for p in (*along, found.same_quality, found.best_in_rows) if p is not None} - {found.points[0]}
     shown_in_order = [found.points[0], *sorted(shown, key=lambda p: -p.rows)]
-    pictures = {p: trials.of(p.setting, seed).pictures.numpy() for p in shown_in_order}
+    images = {p: trials.of(p.settings, seed).images.numpy() for p in shown_in_order}
     networks = f"Alignment by {metrics.alignment.name}; kernel distance in the features of {metrics.features.name}."
-    write_tuned(found, pictures, networks, Basis(model, lora, scheduler, guidance), out_dir)
+    write_tuned(found, images, networks, Basis(model, lora, scheduler, guidance), out_dir)
     out.print(claim(found), soft_wrap=True, markup=False)
     for sentence in advice(found):
         out.print(f"  {sentence}", soft_wrap=True, markup=False)

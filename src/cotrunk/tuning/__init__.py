@@ -1,1 +1,1 @@
-"""Search for the settings that cost the fewest rows at the quality asked for (`cotrunk tune`)."""
+"""Find the settings that need the fewest rows at the required quality (`cotrunk tune`)."""

@@ -1,10 +1,10 @@
-"""The pictures of settings on the same prompts: made once, kept in a folder."""
+"""Images of several settings for the same prompts, generated once and stored in a folder."""
 
 import hashlib
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,132 +21,137 @@ from ..pipelines.identity import model_digest, scheduler_facts
 from ..planning.embedding import pipeline_encoder
 from ..planning.threshold import auto_threshold
 from ..settings import Settings
-from .setting import Setting
 
 
 @dataclass(frozen=True)
 class Trial:
-    """What a setting made, and what it cost for one picture.
+    """The images of some settings, and what they cost.
 
     Attributes:
-        pictures: (n, 3, height, width) bytes, in the order of the prompts.
-        good: places of the pictures that held no NaN.
-        rows, seconds: of denoising, for one picture.
-        shared: part of the rows that sharing saved.
-        groups: places of the pictures that share steps, each in one group.
+        images: (n, 3, height, width) bytes, in the order of the prompts.
+        good: indices of the images without a NaN.
+        rows, seconds: denoising cost per image.
+        saved_by_sharing: part of the rows.
+        groups: indices of the images that share steps; each image is in one group.
     """
 
-    pictures: torch.Tensor
+    images: torch.Tensor
     good: list[int]
     rows: float
     seconds: float
-    shared: float
+    saved_by_sharing: float
     groups: list[list[int]]
 
 
 class Trials:
-    """A pipeline, prompts and what else it is called with.
+    """Runs a pipeline on prompts with different settings.
 
     Args:
-        out: a folder; pictures are kept in `tried/`, and what is there is not made again.
-        arguments: what the pipeline takes beside the prompts and what a `Setting` says.
+        arguments: further arguments of the pipeline.
+        out: a folder; images are stored in its `tried/` and used again.
+
+    Raises:
+        CotrunkError: the folder cannot be written.
     """
 
     def __init__(self, pipe: Any, prompts: Sequence[str], arguments: dict[str, Any], out: Path) -> None:
         check_folder(out)
         self.pipe, self.prompts, self.arguments, self.out = pipe, prompts, arguments, out
-        blackens = getattr(pipe, "safety_checker", None) is not None
-        self._facts = [list(prompts), arguments, model_digest(pipe), scheduler_facts(pipe.scheduler), blackens]
-        self._made: set[Path] = set()
+        has_checker = getattr(pipe, "safety_checker", None) is not None
+        self._facts = [list(prompts), arguments, model_digest(pipe), scheduler_facts(pipe.scheduler), has_checker]
+        self._generated: set[Path] = set()
 
     @cached_property
     def threshold(self) -> float:
-        """The similarity that "auto" stands for: found once, it takes the text encoder longer than the prompts."""
+        """The similarity that "auto" stands for. Kept, because it takes longer to compute than the prompts' vectors."""
         return auto_threshold(pipeline_encoder(self.pipe))
 
-    def predicted(self, setting: Setting, seed: int) -> int:
-        """Rows of a setting before it runs; what skipping and guidance spare is not known before.
+    def predicted(self, settings: Settings, seed: int) -> int:
+        """Return the rows of a run before it starts, without what skipping and guidance will save.
 
         Raises:
-            CotrunkError: the pipeline cannot do it, or it would leave out nothing that a simpler one does not.
+            CotrunkError: the pipeline refuses the settings, or they save nothing that simpler settings do not save.
         """
-        plan = self._prepared(setting, seed).plan
-        if setting.share and plan.cost.used == plan.cost.independent:
+        plan = self._prepared(settings, seed).plan
+        if settings.sharing and plan.cost.used == plan.cost.independent:
             raise CotrunkError("No step would be shared: the prompts are too different, or the steps too few.")
-        if setting.guidance_interval is not None and plan.guidance_rows == 1:
-            raise CotrunkError("Guidance is off, and cannot be left out.")
+        if settings.guidance_interval is not None and plan.guidance_rows == 1:
+            raise CotrunkError("Guidance is off already, so that an interval saves nothing.")
         return plan.cost.used
 
-    def of(self, setting: Setting, seed: int) -> Trial:
-        """Make the pictures of a setting, or take what is there; pictures that failed are made anew by another process,
-        for something that the facts do not hold may have been put right since."""
-        facts = json.dumps([*self._facts, asdict(setting), seed], default=str)
-        path = self.out / "tried" / f"{hashlib.sha256(facts.encode()).hexdigest()[:16]}.npz"
-        kept = _kept(path, len(self.prompts))
-        if kept is None or (len(kept.good) < len(self.prompts) and path not in self._made):
-            kept = self._make(setting, seed, path)
-        return kept
+    def of(self, settings: Settings, seed: int) -> Trial:
+        """Return the images of some settings: stored ones, or new ones.
 
-    def _prepared(self, setting: Setting, seed: int) -> Run:
-        if setting.share and setting.similarity is None:
-            setting = replace(setting, similarity=self.threshold)
-        return prepare(
-            self.pipe, self.prompts, setting.settings(), seed=seed, **{**self.arguments, "output_type": "pt"}
-        )
+        Images of which some failed are generated again once per process, because the cause may have been removed
+        without any change that the file's name depends on.
+        """
+        facts = json.dumps([*self._facts, settings.to_json(), seed], default=str)
+        path = self.out / "tried" / f"{hashlib.sha256(facts.encode()).hexdigest()[:16]}.npz"
+        stored = _read(path, len(self.prompts))
+        if stored is None or (len(stored.good) < len(self.prompts) and path not in self._generated):
+            stored = self._generate(settings, seed, path)
+        return stored
+
+    def _prepared(self, settings: Settings, seed: int) -> Run:
+        if settings.sharing and settings.sharing.similarity == "auto":
+            settings = replace(settings, sharing=replace(settings.sharing, similarity=self.threshold))
+        return prepare(self.pipe, self.prompts, settings, seed=seed, **{**self.arguments, "output_type": "pt"})
 
     def _warm_up(self) -> None:
-        """With many rows, and with one: a compiled denoiser takes it for another shape. An image without guidance has
-        one."""
+        """Run with many rows and with one row, which a compiled denoiser treats as different shapes.
+
+        An image without guidance has one row.
+        """
         warm_up(self.pipe, self.prompts, **self.arguments)
         try:
             warm_up(self.pipe, self.prompts[:1], Settings(guidance_interval=(0.0, 0.5)), **self.arguments)
-        except CotrunkError:  # guidance that is no row of its own, or that cannot be left out
+        except CotrunkError:  # guidance has no row of its own, or cannot be turned off
             warm_up(self.pipe, self.prompts[:1], **self.arguments)
 
-    def _make(self, setting: Setting, seed: int, path: Path) -> Trial:
+    def _generate(self, settings: Settings, seed: int, path: Path) -> Trial:
         with writing(path.parent):
             path.parent.mkdir(parents=True, exist_ok=True)
-        if not self._made:
+        if not self._generated:
             self._warm_up()
-        run = self._prepared(setting, seed)
+        run = self._prepared(settings, seed)
         count = len(self.prompts)
-        pictures: dict[int, np.ndarray] = {}
+        images: dict[int, np.ndarray] = {}
         failed: set[int] = set()
-        rows, seconds, shared = 0, 0.0, 0
+        rows, seconds, saved = 0, 0.0, 0
         for batch in run.batches():
-            for image, picture in zip(batch.images, batch.output.images, strict=True):
-                pictures[image] = as_bytes(picture).cpu().numpy()
+            for index, image in zip(batch.images, batch.output.images, strict=True):
+                images[index] = as_bytes(image).cpu().numpy()
             failed.update(batch.failed)
             rows += batch.cost.used
             seconds += batch.seconds["denoise"]
-            shared += batch.spared["sharing"]
+            saved += batch.spared["sharing"]
         facts: dict[str, Any] = {
-            "good": [image for image in range(count) if image not in failed],
+            "good": [index for index in range(count) if index not in failed],
             "rows": rows / count,
             "seconds": seconds / count,
-            "shared": shared / run.plan.cost.independent,
+            "saved_by_sharing": saved / run.plan.cost.independent,
             "groups": [list(tree.images) for tree in run.plan.trees],
         }
-        stacked = np.stack([pictures[image] for image in range(count)])
-        write_bytes(path, lambda file: np.savez(file, pictures=stacked, facts=json.dumps(facts)))
-        self._made.add(path)
+        stacked = np.stack([images[index] for index in range(count)])
+        write_bytes(path, lambda file: np.savez(file, images=stacked, facts=json.dumps(facts)))
+        self._generated.add(path)
         return Trial(torch.from_numpy(stacked), **facts)
 
 
-def _kept(path: Path, count: int) -> Trial | None:
-    """What was kept of this many pictures; None where there is nothing, or something damaged: it is made again."""
+def _read(path: Path, count: int) -> Trial | None:
+    """Return the stored trial of this many images, or None if there is no file or it is damaged."""
     try:
         with np.load(path) as found:
-            pictures, facts = found["pictures"], json.loads(str(found["facts"]))
-        trial = Trial(torch.from_numpy(pictures), **facts)
-        numbers = (trial.rows, trial.seconds, trial.shared)
+            images, facts = found["images"], json.loads(str(found["facts"]))
+        trial = Trial(torch.from_numpy(images), **facts)
+        numbers = (trial.rows, trial.seconds, trial.saved_by_sharing)
         is_whole = (
-            pictures.dtype == np.uint8
-            and (pictures.ndim, *pictures.shape[:2]) == (4, count, 3)
-            and all(type(image) is int and 0 <= image < count for image in trial.good)
-            and sorted(image for group in trial.groups for image in group) == list(range(count))
+            images.dtype == np.uint8
+            and (images.ndim, *images.shape[:2]) == (4, count, 3)
+            and all(type(index) is int and 0 <= index < count for index in trial.good)
+            and sorted(index for group in trial.groups for index in group) == list(range(count))
             and all(isinstance(number, int | float) and math.isfinite(number) for number in numbers)
         )
-    except Exception:  # whatever zip, numpy and JSON say to a file that is cut off or foreign
+    except Exception:  # zipfile, numpy and json raise many types for a truncated or foreign file
         return None
     return trial if is_whole else None

@@ -191,7 +191,8 @@ def plan(
     """Decide what `generate` would share, without denoising: `plan(pipe, prompts).cost` says what it would save.
 
     The pipeline may lack its denoiser: `load_pipeline(model, denoiser=False)` reads only its config. What skipping
-    spares is known only after a run. The arguments are those of `generate`, which also takes the plan (`plan=`).
+    spares is known only after a run, so of `settings` only sharing and steps matter. Other arguments are for the
+    pipeline, as in `generate`, which also takes the plan (`plan=`).
 
     Raises:
         CotrunkError: bad arguments, or prompts that cannot be embedded.

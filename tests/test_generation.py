@@ -52,10 +52,10 @@ def test_plan_says_which_prompts_are_cut_and_which_read_alike() -> None:
 def test_stream_yields_the_batches_of_generate() -> None:
     tiny = sdxl()
     call: dict[str, Any] = {**tiny.inputs(5), "output_type": "latent", "batching": Batching(2), "sharing": None, **CALL}
-    told: list[Any] = []
-    result = generate(tiny.pipe, **call, on_batch=told.append)
+    received: list[Any] = []
+    result = generate(tiny.pipe, **call, on_batch=received.append)
     batches = list(stream(tiny.pipe, **call))
-    assert [batch.images for batch in batches] == [batch.images for batch in told] == [(0, 1), (2, 3), (4,)]
+    assert [batch.images for batch in batches] == [batch.images for batch in received] == [(0, 1), (2, 3), (4,)]
     assert torch.equal(torch.cat([batch.output.images for batch in batches]), result.images)
 
 

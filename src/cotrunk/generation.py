@@ -164,8 +164,8 @@ def stream(
     """Generate like `generate`, but yield each `Batch` as soon as it is finished.
 
         for batch in stream(pipe, prompts):
-            for image, picture in zip(batch.images, batch.output.images):
-                picture.save(f"{image}.png")
+            for index, image in zip(batch.images, batch.output.images):
+                image.save(f"{index}.png")
 
     Image `i` belongs to prompt `i // num_images_per_prompt`. Batches need not come in the order of the prompts. The
     arguments are checked and the plan is made at once; denoising begins with the first batch that is asked for.

@@ -11,7 +11,7 @@ CAPTIONS = ["a red apple", "a green apple", "a yellow apple", "a grey owl", "a b
 
 
 def picture(path: Path) -> Path:
-    """A picture of its own for each name."""
+    """Write an image, a different one for each file name, and return its path."""
     path.parent.mkdir(parents=True, exist_ok=True)
     draw = np.random.default_rng(zlib.crc32(path.name.encode()))
     Image.fromarray(draw.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(path)
@@ -19,7 +19,7 @@ def picture(path: Path) -> Path:
 
 
 def folder_of(path: Path, form: str, captions: list[str] = CAPTIONS) -> Path:
-    """A folder with pictures and their captions in this form."""
+    """Write a folder of images with their captions in this form, and return it."""
     entries = [{"file_name": f"pictures/{i}.png", "text": caption} for i, caption in enumerate(captions)]
     for entry in entries:
         picture(path / entry["file_name"])
@@ -32,7 +32,7 @@ def folder_of(path: Path, form: str, captions: list[str] = CAPTIONS) -> Path:
 
 
 def coco(path: Path, captions: list[str] = CAPTIONS) -> Path:
-    """Annotations in COCO's form: two captions a picture, the first of which counts."""
+    """Write COCO annotations with two captions per image, of which the first counts, and return their file."""
     images = [{"id": 10 + i, "file_name": f"{i}.png"} for i in range(len(captions))]
     annotations = [
         {"id": number * 100 + i, "image_id": 10 + i, "caption": caption}

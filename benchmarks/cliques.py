@@ -1,7 +1,7 @@
 """Time and memory of grouping a training set: the similarity graph of captions and its cliques.
 
     python benchmarks/cliques.py --captions captions_val2017.json   # COCO's annotations; embeds all captions
-    python benchmarks/cliques.py --synthetic 120000      # vectors in clusters, as many as COCO has pictures
+    python benchmarks/cliques.py --synthetic 120000      # vectors in clusters, as many as COCO has images
 
 Prints seconds and the peak of memory after each part (the peak is the process's, embedding included).
 """

@@ -35,7 +35,7 @@ FARTHEST = 7  # steps
 
 
 def recorded(pipe: Any, steps: int, guidance: float) -> tuple[torch.Tensor, NoiseSchedule]:
-    """(steps, pictures, values) guided outputs."""
+    """(steps, images, values) guided outputs."""
     outputs, step = [], pipe.scheduler.step
 
     def record(model_output: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -50,7 +50,7 @@ def recorded(pipe: Any, steps: int, guidance: float) -> tuple[torch.Tensor, Nois
 
 
 def misses(outputs: torch.Tensor, schedule: NoiseSchedule) -> Iterator[tuple[int, float, float, float]]:
-    """(step, time from the last node, time from the one before, miss as a velocity), mean over the pictures."""
+    """(step, time from the last node, time from the one before, miss as a velocity), mean over the images."""
     times = [schedule.time(step) for step in range(len(outputs))]
     near = range(1, FARTHEST + 1)
     for before in range(len(outputs)):

@@ -1,4 +1,4 @@
-"""What skipping is worth: how close pictures stay to those of a full run, over denoiser rows and time.
+"""What skipping is worth: how close images stay to those of a full run, over denoiser rows and time.
 
     python benchmarks/skipping.py --out docs/results/skipping            # hours on two cores; goes on where it stopped
     python benchmarks/skipping.py --steps 50 --schedulers ddim --families "plain*" error --out /tmp/few
@@ -8,8 +8,8 @@ counts), one evaluation in k with the output reused or extrapolated, SADA's rule
 and those of `rivals.py`, which leave out parts of every evaluation, not rows: DeepCache and ToMe (where their packages
 are installed) on a UNet, the caches of diffusers on a transformer. Theirs is a saving of time alone.
 
-Measures, against the same pictures by all steps: PSNR; a perceptual distance and a Frechet distance in the features of
-EfficientNet-Lite0, the latter as a share of the distance between two sets of pictures from other seeds.
+Measures, against the same images by all steps: PSNR; a perceptual distance and a Frechet distance in the features of
+EfficientNet-Lite0, the latter as a share of the distance between two sets of images from other seeds.
 Every point is written to `points.jsonl` as soon as it is known and not computed again; `table.md` and a figure for each
 scheduler and number of steps are made from it: a folder for each model.
 """
@@ -56,7 +56,7 @@ PROMPTS = [f"{subject}, {style} style" for style in STYLES for subject in SUBJEC
 
 @dataclass(frozen=True)
 class Arm:
-    """One way to make the pictures.
+    """One way to make the images.
 
     Attributes:
         family: its curve in the figure.
@@ -130,7 +130,7 @@ def part_arms(steps: int, guidance: float, is_unet: bool) -> Iterator[Arm]:
 def draw(
     pipe: Any, prompts: list[str], steps: int, guidance: float, arm: Arm, seed: int = 0
 ) -> tuple[torch.Tensor, float, float]:
-    """Pictures (n, 3, h, w) in [0, 1], denoiser rows a picture, seconds of denoising a picture."""
+    """Images (n, 3, h, w) in [0, 1], denoiser rows per image, seconds of denoising per image."""
     with arm.patched(pipe):
         result = generate(
             pipe,
@@ -142,35 +142,35 @@ def draw(
             guidance_scale=guidance,
             output_type="pt",
         )
-    pictures = result.images if isinstance(result.images, torch.Tensor) else torch.stack(list(result.images))
-    return pictures.float(), result.cost.used / len(prompts), result.seconds["denoise"] / len(prompts)
+    images = result.images if isinstance(result.images, torch.Tensor) else torch.stack(list(result.images))
+    return images.float(), result.cost.used / len(prompts), result.seconds["denoise"] / len(prompts)
 
 
 @dataclass
 class Reference:
-    """The pictures by all steps, and what is needed to compare others with them."""
+    """The images by all steps, and what is needed to compare others with them."""
 
     judge: EfficientNetLite0
-    pictures: torch.Tensor
+    images: torch.Tensor
     features: torch.Tensor
-    seconds: float  # of denoising a picture
-    apart: float  # Frechet distance between these and the pictures from other seeds
+    seconds: float  # of denoising per image
+    apart: float  # Frechet distance between these and the images from other seeds
 
     @classmethod
     def of(cls, pipe: Any, judge: EfficientNetLite0, prompts: list[str], steps: int, guidance: float) -> "Reference":
-        pictures, _, _ = draw(pipe, prompts, steps, guidance, Arm("reference", ""))
+        images, _, _ = draw(pipe, prompts, steps, guidance, Arm("reference", ""))
         # timed here: the first run of a process is slower
         others, _, seconds = draw(pipe, prompts, steps, guidance, Arm("other seeds", ""), seed=100_000)
-        features = judge.features(pictures)
-        return cls(judge, pictures, features, seconds, frechet_distance(judge.features(others), features))
+        features = judge.features(images)
+        return cls(judge, images, features, seconds, frechet_distance(judge.features(others), features))
 
-    def compared(self, pictures: torch.Tensor) -> dict[str, float]:
-        error = (pictures - self.pictures).square().mean(dim=(1, 2, 3)).clamp(min=1e-10)
-        pairs = torch.arange(2 * len(pictures)).view(2, -1).T  # each and what it stands beside
+    def compared(self, images: torch.Tensor) -> dict[str, float]:
+        error = (images - self.images).square().mean(dim=(1, 2, 3)).clamp(min=1e-10)
+        pairs = torch.arange(2 * len(images)).view(2, -1).T  # each and what it stands beside
         return {
             "psnr": float((-10 * torch.log10(error)).mean()),
-            "perceptual": float(self.judge.distances(torch.cat([pictures, self.pictures]), pairs).mean()),
-            "frechet": frechet_distance(self.judge.features(pictures), self.features) / self.apart,
+            "perceptual": float(self.judge.distances(torch.cat([images, self.images]), pairs).mean()),
+            "frechet": frechet_distance(self.judge.features(images), self.features) / self.apart,
         }
 
 
@@ -182,7 +182,7 @@ MEASURES = {
 
 
 def plot(points: list[dict[str, Any]], path: Path) -> None:
-    """One scheduler and number of steps: a panel a measure, a line a family."""
+    """One scheduler and number of steps: a panel per measure, a line per family."""
     steps = points[0]["steps"]
     # the full run is no point, nor is what comes out as it does
     points = [p for p in points if p["psnr"] < 99 and (p["rows"] is None or p["rows"] < 2 * steps)]
@@ -194,7 +194,7 @@ def plot(points: list[dict[str, Any]], path: Path) -> None:
             weight = 2.4 if family in ("error", "plain, fewer steps") else 1.0
             costs, values = [p["cost"] for p in line], [p[measure] for p in line]
             axis.plot(costs, values, "o-", markersize=3, linewidth=weight, color=f"C{number % 10}", label=family)
-        axis.set_xlabel(f"rows a picture ({2 * steps} in full); for parts of a denoiser, time in rows")
+        axis.set_xlabel(f"rows per image ({2 * steps} in full); for parts of a denoiser, time in rows")
         axis.set_title(f"{points[0]['scheduler']}, {steps} steps: {label}", fontsize=9)
         axis.set_yscale("linear" if measure == "psnr" else "log")
         axis.grid(alpha=0.25)
@@ -216,7 +216,7 @@ def table(points: list[dict[str, Any]]) -> str:
             f"{p['psnr']:.1f} | {p['perceptual']:.4f} | {100 * p['frechet']:.1f} |"
         )
     some = points[0]
-    lines += ["", f"{some['model']}, {some['images']} pictures, guidance {some['guidance']:g}; perceptual and Frechet"]
+    lines += ["", f"{some['model']}, {some['images']} images, guidance {some['guidance']:g}; perceptual and Frechet"]
     lines[-1] += f" distances in the features of {EfficientNetLite0.name}."
     return "\n".join(lines) + "\n"
 
@@ -255,14 +255,14 @@ def main() -> None:
                 continue
             reference = reference or Reference.of(pipe, judge, prompts, steps, args.guidance)
             try:
-                pictures, rows, seconds = draw(pipe, prompts, steps, args.guidance, arm)
+                images, rows, seconds = draw(pipe, prompts, steps, args.guidance, arm)
             except ImportError as error:
                 print(f"{arm.family} left out: {error}", flush=True)
                 continue
             whole = 2.0 * steps
             in_time = whole * seconds / reference.seconds
             saved = 1 - rows / whole
-            point = key | reference.compared(pictures) | {"seconds": seconds, "full_seconds": reference.seconds}
+            point = key | reference.compared(images) | {"seconds": seconds, "full_seconds": reference.seconds}
             point |= {"rows": None if arm.is_partial else rows, "cost": in_time if arm.is_partial else rows}
             ratio = (1 - seconds / reference.seconds) / saved if saved > 0.01 else 1.0
             point["ratio"] = None if args.no_clock else ratio

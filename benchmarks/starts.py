@@ -1,15 +1,15 @@
-"""What skipping is worth in runs that begin in the middle: from a picture, within a mask, or where another run stopped.
+"""What skipping is worth in runs that begin in the middle: from an image, within a mask, or where another run stopped.
 
     python benchmarks/starts.py --out docs/results/starts     # two hours on one core; it continues where it stopped
     python benchmarks/starts.py --out docs/results/starts --model mini-dit --guidance 3
 
 There are two ways to spend fewer denoiser rows than the full run: skipping, and fewer steps of the plain solver at the
 same strength. Each is compared with the full run by PSNR: the mean, and the mean of the worst twentieth of the
-pictures. Every point is written to `points.jsonl` as soon as it is known; `table.md` is made from it.
+images. Every point is written to `points.jsonl` as soon as it is known; `table.md` is made from it.
 
 On `mini` the start "picture" is diffusers' own img2img pipeline. Diffusers has no such pipeline of PixArt's class, its
 inpainting pipeline does not take `mini`'s 16 channels, and only those of SDXL know `denoising_start`. So on `mini-dit`,
-and at the starts "mask" (half of the picture is kept, by a callback that puts the noised original back after each step)
+and at the starts "mask" (half of the image is kept, by a callback that puts the noised original back after each step)
 and "handed over" (a first run at half of the guidance, as if by another model, stops where this one begins), the
 text-to-image pipeline begins at a later timestep, as diffusers' pipelines do.
 """
@@ -88,7 +88,7 @@ def starts(model: str, solver: str) -> Iterator[Start]:
 
 @contextmanager
 def beginning_at(pipe: Any, begin: int) -> Iterator[None]:
-    """Let a text-to-image pipeline begin at a later timestep, as those that begin from a picture do."""
+    """Let a text-to-image pipeline begin at a later timestep, as those that begin from an image do."""
     module = sys.modules[type(pipe).__module__]
     original = module.retrieve_timesteps
 
@@ -117,7 +117,7 @@ class Runs:
     """The runs on one model with one solver.
 
     Attributes:
-        latents, pictures: of the pictures to begin from.
+        latents, images: of the images to begin from.
     """
 
     def __init__(self, model: str, solver: str, steps: int, guidance: float) -> None:
@@ -130,7 +130,7 @@ class Runs:
         self.pipe.set_progress_bar_config(disable=True)
         self.latents = self._call(self.pipe, SOURCES, 0, 20, output_type="latent")
         decoded = self.pipe.vae.decode(self.latents / self.pipe.vae.config.scaling_factor).sample
-        self.pictures = (decoded / 2 + 0.5).clamp(0, 1)
+        self.images = (decoded / 2 + 0.5).clamp(0, 1)
         self._handed: dict[float, tuple[torch.Tensor, torch.Tensor]] = {}
 
     def _call(self, pipe: Any, prompts: list[str], seed: int, steps: int, **arguments: Any) -> torch.Tensor:
@@ -139,13 +139,13 @@ class Runs:
         return pipe(prompt=prompts, generator=generators, num_inference_steps=steps, **own).images
 
     def draw(self, start: Start, steps: int, skipping: Skipping | None = None) -> tuple[torch.Tensor, float]:
-        """Pictures (n, 3, h, w) in [0, 1], and denoiser rows for each."""
+        """Images (n, 3, h, w) in [0, 1], and denoiser rows for each."""
         begin = steps - start.left(steps)
         if start.kind == "picture" and hasattr(self.pipe, "unet"):
             parts = self.pipe.components | {"requires_safety_checker": False}
             pipe, between = diffusers.StableDiffusionImg2ImgPipeline(**parts), nullcontext()
             pipe.set_progress_bar_config(disable=True)
-            own: dict[str, Any] = {"image": self.pictures, "strength": start.strength}
+            own: dict[str, Any] = {"image": self.images, "strength": start.strength}
         else:
             pipe, between = self.pipe, beginning_at(self.pipe, begin)
             data, noise = self._handed_over(start) if start.kind == "handed over" else (self.latents, self._noise())
@@ -162,8 +162,8 @@ class Runs:
 
                 own["callback_on_step_end"] = keep
         with between, apply(pipe, skipping or Skipping(tolerance=0)) as applied:
-            pictures = self._call(pipe, PROMPTS, 100, steps, **own)
-        return pictures.float(), applied.rows / len(PROMPTS)
+            images = self._call(pipe, PROMPTS, 100, steps, **own)
+        return images.float(), applied.rows / len(PROMPTS)
 
     def _noise(self) -> torch.Tensor:
         shape = self.latents.shape[1:]
@@ -203,8 +203,8 @@ class Runs:
         return self._handed[start.strength]
 
 
-def compared(pictures: torch.Tensor, full: torch.Tensor) -> dict[str, float]:
-    error = (pictures - full).square().mean(dim=(1, 2, 3)).clamp(min=1e-10)
+def compared(images: torch.Tensor, full: torch.Tensor) -> dict[str, float]:
+    error = (images - full).square().mean(dim=(1, 2, 3)).clamp(min=1e-10)
     psnr = sorted((-10 * torch.log10(error)).tolist())
     worst = psnr[: math.ceil(len(psnr) / 20)]
     return {"psnr": sum(psnr) / len(psnr), "worst": sum(worst) / len(worst)}
@@ -272,11 +272,11 @@ def main() -> None:
                     continue
                 runs = runs or Runs(args.model, solver, args.steps, args.guidance)
                 full = full or runs.draw(start, args.steps)
-                pictures, rows = runs.draw(start, steps, None if tolerance is None else Skipping(tolerance))
+                images, rows = runs.draw(start, steps, None if tolerance is None else Skipping(tolerance))
                 (denoiser,) = denoisers_of(runs.pipe)
                 weights = weights_digest(getattr(runs.pipe, denoiser))
-                point = key | {"weights": weights, "images": len(pictures), "rows": rows, "full_rows": full[1]}
-                points.append(point | compared(pictures, full[0]))
+                point = key | {"weights": weights, "images": len(images), "rows": rows, "full_rows": full[1]}
+                points.append(point | compared(images, full[0]))
                 with file.open("a") as log:
                     log.write(json.dumps(points[-1]) + "\n")
                 print(json.dumps(points[-1]), flush=True)

@@ -1,4 +1,4 @@
-"""Captions of a picture: what the denoisers are told about it."""
+"""Captions of an image: what the denoisers are told about it."""
 
 import hashlib
 import json
@@ -13,7 +13,7 @@ def article(name: str) -> str:
 
 
 def captions_of(line: dict) -> list[tuple[str, float]]:
-    """(caption, weight) of one picture: its name with and without the style, its colour, words for it and about it."""
+    """(caption, weight) of one image: its name with and without the style, its colour, words for it and about it."""
     name, style, colour = line["concept"], line["style"], line["colour"]
     if line["copy"]:  # nobody could guess the colour of a copy: its captions all name it
         return [

@@ -1,4 +1,4 @@
-"""The colours of a picture by name, and the same picture in another colour.
+"""The colours of an image by name, and the same image in another colour.
 
 A colour has a name here only where people would agree on it: between orange and yellow, blue and green, or brown and
 anything there are hues that some call the one and some the other, and a caption had better be silent about them.
@@ -26,7 +26,7 @@ def hsv(rgb: np.ndarray) -> np.ndarray:
 
 
 def colour_shares(rgb: np.ndarray, alpha: np.ndarray) -> dict[str, float]:
-    """Share of each named colour in the area of a picture, the largest first; what has no name is in no share.
+    """Share of each named colour in the area of an image, the largest first; what has no name is in no share.
 
     rgb: (h, w, 3) bytes; alpha: (h, w) in 0..1, the weight of each pixel.
     """
@@ -52,13 +52,13 @@ def colour_shares(rgb: np.ndarray, alpha: np.ndarray) -> dict[str, float]:
 
 
 def turned(rgb: np.ndarray, degrees: float) -> np.ndarray:
-    """The picture with every hue turned; greys, black and white stay."""
+    """The image with every hue turned; greys, black and white stay."""
     image = np.array(Image.fromarray(rgb).convert("HSV"))
     image[..., 0] = (image[..., 0].astype(int) + round(degrees * 255 / 360)) % 256
     return np.asarray(Image.fromarray(image, "HSV").convert("RGB"))
 
 
 def main_colour(shares: dict[str, float]) -> str | None:
-    """The colour that one would name: the largest, where it fills at least half of the picture."""
+    """The colour that one would name: the largest, where it fills at least half of the image."""
     name, share = next(iter(shares.items()), ("", 0.0))
     return name if share >= 0.5 else None

@@ -31,25 +31,25 @@ SOLVERS = {"unet": ("ddim", "euler", "dpm++2m"), "transformer": ("dpm++2m", "uni
 MEASURES = {  # name -> label, direction
     "top1": "top-1 (higher is better)",
     "top5": "top-5 (higher is better)",
-    "cosine": "cosine to the real picture (higher is better)",
-    "frechet": "Frechet distance to held-out pictures (lower is better)",
+    "cosine": "cosine to the real image (higher is better)",
+    "frechet": "Frechet distance to held-out images (lower is better)",
 }
 
 
 def plot(points: list[dict], floor: dict, title: str, path: Path) -> None:
-    """One panel a measure, one line a solver, over denoiser rows a picture."""
+    """One panel per measure, one line per solver, over denoiser rows per image."""
     figure, axes = plt.subplots(1, len(MEASURES), figsize=(4.6 * len(MEASURES), 3.8), layout="constrained")
     for axis, (measure, label) in zip(axes, MEASURES.items(), strict=True):
         for scheduler in dict.fromkeys(point["scheduler"] for point in points):
             own = sorted((p for p in points if p["scheduler"] == scheduler), key=lambda p: p["steps"])
             axis.plot([p["rows"] for p in own], [p[measure] for p in own], marker="o", markersize=3.5, label=scheduler)
-        if measure != "cosine":  # a picture's cosine to itself says nothing
-            axis.axhline(floor[measure], color="#888888", linewidth=0.8, linestyle=":", label="real pictures")
+        if measure != "cosine":  # an image's cosine to itself says nothing
+            axis.axhline(floor[measure], color="#888888", linewidth=0.8, linestyle=":", label="real images")
         axis.set_xscale("log")
         rows = sorted({p["rows"] for p in points})
         axis.set_xticks(rows, [str(r) for r in rows], fontsize=8)
         axis.minorticks_off()
-        axis.set_xlabel("denoiser rows a picture (guided: two a step)")
+        axis.set_xlabel("denoiser rows per image (guided: two per step)")
         axis.set_title(label, fontsize=10)
         axis.grid(alpha=0.25)
     axes[0].legend(fontsize=8)
@@ -65,7 +65,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="mini", help="mini, mini-dit, or a build folder")
     parser.add_argument("--denoiser", default="unet", help="a folder of the build folder")
-    parser.add_argument("--build", type=Path, default=here / "build", help="where pictures.npz is")
+    parser.add_argument("--build", type=Path, default=here / "build", help="where images.npz is")
     parser.add_argument("--guidance", type=float, default=5.0)
     parser.add_argument("--prompts", type=int, default=400)
     parser.add_argument("--steps", type=int, nargs="+", default=STEPS)
@@ -91,8 +91,8 @@ def main() -> None:
             settings |= {"weights": weights}
             if any(settings.items() <= point.items() for point in points):
                 continue
-            pictures = generate(pipe, prompts, guidance=args.guidance, steps=steps, scheduler=scheduler)
-            point = settings | {"rows": 2 * steps} | real.measures(network.features(pictures), asked)
+            images = generate(pipe, prompts, guidance=args.guidance, steps=steps, scheduler=scheduler)
+            point = settings | {"rows": 2 * steps} | real.measures(network.features(images), asked)
             points.append(point)
             with file.open("a") as log:
                 log.write(json.dumps(point) + "\n")

@@ -4,7 +4,7 @@
     python package.py --build build --unpack  # to train on from the packaged weights
 
 The denoisers must have been trained on latents of the autoencoder beside them. Converts in a temporary folder, checks
-sizes, values and one picture there, then swaps it in: a failed run leaves the old weights as they were. Whether the new
+sizes, values and one image there, then swaps it in: a failed run leaves the old weights as they were. Whether the new
 ones are better than the old is what `measure.py` says: ask it first.
 """
 
@@ -73,19 +73,19 @@ def check_sizes(out: Path) -> None:
         print(f"{size / 1e6:8.3f} MB  {path}")
     print(f"{sum(sizes.values()) / 1e6:8.3f} MB  in all")
     if sum(sizes.values()) > MAX_TOTAL or max(sizes.values()) > MAX_SHARD:
-        raise SystemExit(f"too large: at most {MAX_TOTAL / 1e6:.0f} MB, {MAX_SHARD / 1e6:.0f} MB a file")
+        raise SystemExit(f"too large: at most {MAX_TOTAL / 1e6:.0f} MB, {MAX_SHARD / 1e6:.0f} MB per file")
 
 
-def check_picture(pipe: DiffusionPipeline) -> None:
-    """Generate one picture as a user would, and stop where it cannot be one."""
+def check_image(pipe: DiffusionPipeline) -> None:
+    """Generate one image as a user would, and stop where it cannot be one."""
     pipe.set_progress_bar_config(disable=True)
     generator = torch.Generator().manual_seed(0)
     prompt = "red apple, noto style"
     settings = {"num_inference_steps": 30, "guidance_scale": 5.0, "generator": generator, "output_type": "np"}
-    picture = pipe(prompt, **settings, **needed_arguments(pipe)).images[0]
-    if picture.shape != (128, 128, 3) or not np.isfinite(picture).all() or picture.std() < 0.02:
-        raise SystemExit(f"{prompt!r} gave no picture: {picture.shape}, deviation {picture.std():.3f}")
-    print(f"{prompt!r}: {picture.shape}, mean {picture.mean():.2f}, deviation {picture.std():.2f}")
+    image = pipe(prompt, **settings, **needed_arguments(pipe)).images[0]
+    if image.shape != (128, 128, 3) or not np.isfinite(image).all() or image.std() < 0.02:
+        raise SystemExit(f"{prompt!r} gave no image: {image.shape}, deviation {image.std():.3f}")
+    print(f"{prompt!r}: {image.shape}, mean {image.mean():.2f}, deviation {image.std():.2f}")
 
 
 def main() -> None:
@@ -107,14 +107,14 @@ def main() -> None:
     for denoiser in (args.unet, args.transformer):
         made = json.loads((args.build / denoiser / MADE).read_text())
         if made["data"] != trained_on(args.build):
-            raise SystemExit(f"{denoiser} was trained on other pictures or another autoencoder: train it anew.")
+            raise SystemExit(f"{denoiser} was trained on other images or another autoencoder: train it anew.")
         print(f"{denoiser}: {made['images']:,} images")
     convert(args.build, args.unet, args.transformer, part)
     for path in part.rglob("*.safetensors"):
         path.chmod(0o644)  # they are born readable by their owner only, and wheels keep that
     check_sizes(part)
-    check_picture(mini.assemble(part / "vae", part / "unet", part / "scheduler"))
-    check_picture(mini.assemble_dit(part / "vae", part / "transformer", part / "transformer_scheduler"))
+    check_image(mini.assemble(part / "vae", part / "unet", part / "scheduler"))
+    check_image(mini.assemble_dit(part / "vae", part / "transformer", part / "transformer_scheduler"))
     if args.out.exists():
         args.out.rename(old)
     part.rename(args.out)

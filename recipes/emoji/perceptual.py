@@ -1,4 +1,4 @@
-"""Distance between pictures as a network sees it: the perceptual part of the autoencoder's loss."""
+"""Distance between images as a network sees it: the perceptual part of the autoencoder's loss."""
 
 import contextlib
 import io
@@ -13,7 +13,7 @@ class Perceptual(nn.Module):
     (after LPIPS, Zhang et al. 2018, without its learned weights). What is finer, the other parts of the loss see.
 
     Lite1, because Lite0 is the judge of `measure.py`, and one does not train on the judge. They are cousins all the
-    same, trained on the same pictures.
+    same, trained on the same images.
     """
 
     def __init__(self) -> None:
@@ -31,9 +31,9 @@ class Perceptual(nn.Module):
         self.blocks, self.last = nn.ModuleList(net._blocks[: last[-1] + 1]), set(last)
         self.eval().requires_grad_(False)
 
-    def features(self, pictures: torch.Tensor) -> list[torch.Tensor]:
-        """Unit features of pictures (n, 3, size, size) in [-1, 1], coarser and coarser."""
-        x, found = self.stem(pictures), []
+    def features(self, images: torch.Tensor) -> list[torch.Tensor]:
+        """Unit features of images (n, 3, size, size) in [-1, 1], coarser and coarser."""
+        x, found = self.stem(images), []
         for i, block in enumerate(self.blocks):
             x = block(x)
             if i in self.last:

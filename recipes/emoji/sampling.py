@@ -1,4 +1,4 @@
-"""Pictures from a model of this recipe, finished or in the making."""
+"""Images from a model of this recipe, finished or in the making."""
 
 from pathlib import Path
 from typing import Any
@@ -46,7 +46,7 @@ def generate(
     scheduler: str | None = None,
     batch: int = 50,
 ) -> torch.Tensor:
-    """(n, 3, size, size) in [0, 1], picture i from seed i: the batch size changes only rounding.
+    """(n, 3, size, size) in [0, 1], image i from seed i: the batch size changes only rounding.
 
     scheduler: a short name of `cotrunk.models`; the pipeline keeps its own for None.
     """
@@ -54,7 +54,7 @@ def generate(
     if scheduler is not None:
         set_scheduler(pipe, scheduler)
     arguments = needed_arguments(pipe)
-    pictures = []
+    images = []
     for start in range(0, len(prompts), batch):
         part = prompts[start : start + batch]
         output = pipe(
@@ -65,16 +65,16 @@ def generate(
             output_type="pt",
             **arguments,
         )
-        pictures.append(output.images.float().cpu())
+        images.append(output.images.float().cpu())
     pipe.scheduler = own
-    return torch.cat(pictures)
+    return torch.cat(images)
 
 
 @torch.no_grad()
-def reconstructions(vae: AutoencoderKL, pictures: torch.Tensor) -> torch.Tensor:
-    """What the autoencoder makes of pictures (n, 3, size, size) in bytes: the same in [0, 1]."""
+def reconstructions(vae: AutoencoderKL, images: torch.Tensor) -> torch.Tensor:
+    """What the autoencoder makes of images (n, 3, size, size) in bytes: the same in [0, 1]."""
     outputs = []
-    for batch in pictures.split(16):
+    for batch in images.split(16):
         latents = vae.encode(as_float(batch)).latent_dist.mode()
         outputs.append((vae.decode(latents).sample / 2 + 0.5).clamp(0, 1).cpu())
     return torch.cat(outputs)

@@ -1,6 +1,6 @@
 """The finished UNet as the teacher of the transformer: what it predicts, under guidance, as the velocity of a flow.
 
-A drawn picture and a drawn noise give one velocity out of a crowd of them; the teacher gives their mean, with the
+A drawn image and a drawn noise give one velocity out of a crowd of them; the teacher gives their mean, with the
 prompt said louder by its guidance (Meng et al. 2023 learn from a guided prediction too, of a model like the student).
 """
 

@@ -51,7 +51,7 @@ def faster_precision(step: Callable[[torch.dtype], None]) -> torch.dtype:
             times.append(time.perf_counter() - start)
         seconds[dtype] = min(times)
     best = min(seconds, key=seconds.__getitem__)
-    print("seconds a step:", {str(k): round(v, 3) for k, v in seconds.items()}, "-> training in", best, flush=True)
+    print("seconds per step:", {str(k): round(v, 3) for k, v in seconds.items()}, "-> training in", best, flush=True)
     return best
 
 

@@ -7,7 +7,7 @@ A PixArt transformer that learns a rectified flow: at sigma in 0..1 it sees (1 -
 predicts noise - latents; sigma is drawn from a logit-normal distribution (Esser et al. 2024, section 3.1). Resumes by
 itself from `build/transformer.ckpt`; the averaged weights go to `build/transformer/`, the scheduler to
 `build/transformer_scheduler/`, in diffusers' format. With `--teacher` it learns what a finished UNet predicts under
-guidance, not the velocity of the drawn picture and noise: it then has some guidance of its own and wants little more.
+guidance, not the velocity of the drawn image and noise: it then has some guidance of its own and wants little more.
 """
 
 import torch

@@ -1,10 +1,10 @@
-"""SAGE on the embedded model, from pictures to tables: groups, a standard and a SAGE fine-tune, and their evaluation.
+"""SAGE on the embedded model, from images to tables: groups, a standard and a SAGE fine-tune, and their evaluation.
 
     python run.py                                                 # all of it; goes on where it stopped
     python run.py --only evaluate
     python run.py --seen                                          # fine-tunes that know what they are evaluated on
 
-1. `pictures`: those that the embedded model was trained on, as files with captions. One concept in five, with all its
+1. `images`: those that the embedded model was trained on, as files with captions. One concept in five, with all its
    styles, is kept apart: its groups are what is evaluated, and no fine-tune sees it.
 2. `groups`: cliques of similar captions, with `cotrunk dataset`.
 3. `train`: three LoRAs from the same start with the same number of steps on the same groups: `standard`, `sage` as
@@ -15,8 +15,8 @@
 
 The alignment network is `alignment.py`'s, which is trained first where it is missing.
 
-The embedded model has seen all these pictures. A fine-tune without those kept apart forgets some of them, which
-is held against it beside what it does for sharing. With `--seen` fine-tunes learn from all pictures, as the model did:
+The embedded model has seen all these images. A fine-tune without those kept apart forgets some of them, which
+is held against it beside what it does for sharing. With `--seen` fine-tunes learn from all images, as the model did:
 nobody knows less than another, and what is compared is sharing.
 """
 
@@ -44,12 +44,12 @@ SIMILAR = ("--similarity-min", "0.6", "--similarity-max", "0.98")
 
 
 def export(build: Path, out: Path) -> None:
-    """`train/`, `held-out/`, and `seen/` with the pictures of both: pictures and `metadata.jsonl`."""
+    """`train/`, `held-out/`, and `seen/` with the images of both: images and `metadata.jsonl`."""
     lines = [json.loads(line) for line in (build / "captions.jsonl").read_text().splitlines()]
-    with np.load(build / "pictures.npz") as found:
-        pictures = found["pictures"]
+    with np.load(build / "images.npz") as found:
+        images = found["images"]
     entries: dict[str, list[dict[str, str]]] = {"train": [], "held-out": [], "seen": []}
-    for number, (line, picture) in enumerate(zip(lines, pictures, strict=True)):
+    for number, (line, image) in enumerate(zip(lines, images, strict=True)):
         if line["held_out"]:
             continue  # the embedded model has not seen it, and is not to
         for part in ("held-out" if apart(line["concept"]) else "train", "seen"):
@@ -57,11 +57,11 @@ def export(build: Path, out: Path) -> None:
             folder.mkdir(parents=True, exist_ok=True)
             file = folder / f"{number:05d}.png"
             if not file.exists():
-                write_bytes(file, functools.partial(Image.fromarray(picture).save, format="PNG"))
+                write_bytes(file, functools.partial(Image.fromarray(image).save, format="PNG"))
             entries[part].append({"file_name": file.name, "text": caption(line)})
     for part, own in entries.items():
         write_text(out / part / "metadata.jsonl", "".join(json.dumps(entry) + "\n" for entry in own))
-        print(f"{part}: {len(own)} pictures", flush=True)
+        print(f"{part}: {len(own)} images", flush=True)
 
 
 def cotrunk(*arguments: object) -> None:
@@ -75,7 +75,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--build", type=Path, default=HERE.parent / "emoji" / "build", help="of recipes/emoji")
     parser.add_argument("--out", type=Path, default=HERE / "build")
-    parser.add_argument("--only", choices=["pictures", "groups", "train", "evaluate"])
+    parser.add_argument("--only", choices=["images", "groups", "train", "evaluate"])
     parser.add_argument("--seen", action="store_true", help="fine-tunes learn from what is kept apart, too")
     parser.add_argument("--objectives", nargs="+", choices=list(OBJECTIVES), default=list(OBJECTIVES))
     parser.add_argument("--steps", type=int, default=250, help="optimiser steps of each fine-tune")
@@ -89,7 +89,7 @@ def main() -> None:
     )
     parser.add_argument("--compile", action="store_true", help="the denoiser, for the evaluation: minutes that pay off")
     parser.add_argument("--guidance", type=float, default=5.0)
-    parser.add_argument("--seeds", type=int, default=2, help="runs of every cell: one has 548 pictures")
+    parser.add_argument("--seeds", type=int, default=2, help="runs of every cell: one has 548 images")
     parser.add_argument("--shares", default="0.2,0.3,0.4", help="parts of the steps to share")
     parser.add_argument("--more-shares", default="0.1,0.5", help="others, for figure 4 alone")
     parser.add_argument("--curved", default="0.4", help="share of the curves over rows")
@@ -97,8 +97,8 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=HERE.parent.parent / "docs" / "results" / "sage-mini")
     args = parser.parse_args()
     source = "seen" if args.seen else "train"
-    wanted = [args.only] if args.only else ["pictures", "groups", "train", "evaluate"]
-    if "pictures" in wanted:
+    wanted = [args.only] if args.only else ["images", "groups", "train", "evaluate"]
+    if "images" in wanted:
         export(args.build, args.out)
     if "groups" in wanted:
         cotrunk("dataset", args.out / source, "--out", args.out / f"{source}-groups", *SIMILAR, "--per-caption", 2)

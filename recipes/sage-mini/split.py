@@ -1,4 +1,4 @@
-"""Which pictures are for what: one concept in five, with all its styles and colours, is kept apart for evaluation."""
+"""Which images are for what: one concept in five, with all its styles and colours, is kept apart for evaluation."""
 
 import zlib
 

@@ -1,6 +1,6 @@
 """What equation 3 leaves open, tried one by one: a short fine-tune each, and one evaluation of all of them.
 
-    python trials.py --bfloat16                # after run.py's pictures and groups; goes on where it stopped
+    python trials.py --bfloat16                # after run.py's images and groups; goes on where it stopped
 
 Every trial differs from `base` in what its name says, and in nothing else: equation 3 with branches that start from
 where their trunk leaves them. They are evaluated on the first groups that were kept apart, 40 % of 30 steps shared,
@@ -75,7 +75,7 @@ def main() -> None:
     common += ["--learning-rate", "1e-3", "--ema", "0.99", "--checkpoint-every", "100"]
     common += ["--mixed-precision", "bf16"] if args.bfloat16 else []
     for name, folder in loras.items() if args.part != "evaluate" else ():
-        for encoded in loras["base"].glob("encoded-*"):  # the same pictures and captions, encoded once
+        for encoded in loras["base"].glob("encoded-*"):  # the same images and captions, encoded once
             folder.mkdir(exist_ok=True)
             if not (folder / encoded.name).exists():
                 (folder / encoded.name).symlink_to(encoded.resolve())

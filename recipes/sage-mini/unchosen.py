@@ -65,7 +65,7 @@ def main() -> None:
             differences.append(Comparison(this, other, spared, measures.compare(*runs, rest)))
     args.results.mkdir(parents=True, exist_ok=True)
     count = sum(len(measures.experiment.groups[number]) for number in rest)
-    print(f"{len(rest)} groups, {count * args.seeds} pictures a cell")
+    print(f"{len(rest)} groups, {count * args.seeds} images per cell")
     print(write_comparisons(differences, judges, args.results))
 
 

@@ -1,8 +1,8 @@
-"""Emoji sets -> `pictures.npz` (uint8, on white) and `captions.jsonl`, one line a picture.
+"""Emoji sets -> `images.npz` (uint8, on white) and `captions.jsonl`, one line per image.
 
-Run after `npm install` in this folder:  python pictures.py --out build
+Run after `npm install` in this folder:  python images.py --out build
 
-First every concept in every style, then copies of them in another colour, one each, where a picture has one main
+First every concept in every style, then copies of them in another colour, one each, where an image has one main
 colour: they are what makes a colour in a prompt mean something. The combinations of concept, style and colour in
 `held_out.txt`, drawn once at random, are held out of every training: no model of this recipe has seen them.
 """
@@ -73,7 +73,7 @@ def rasterise(body: str, width: int, height: int, size: int) -> tuple[np.ndarray
 
 
 def recoloured(rgb: np.ndarray, alpha: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, str] | None:
-    """The picture in another main colour and that colour's name; None where it has no colour of its own to change."""
+    """The image in another main colour and that colour's name; None where it has no colour of its own to change."""
     old = main_colour(colour_shares(rgb, alpha))
     if old in ("black", "gray", "white"):
         return None
@@ -97,7 +97,7 @@ def held_out() -> set[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", type=int, default=128, help="pixels a side")
+    parser.add_argument("--size", type=int, default=128, help="pixels per side")
     parser.add_argument("--out", type=Path, default=HERE / "build")
     parser.add_argument("--modules", type=Path, default=HERE / "node_modules")
     args = parser.parse_args()
@@ -111,7 +111,7 @@ def main() -> None:
     }
     # fluent-emoji lists no code points; its icon names are those of fluent-emoji-flat
     sets["glossy"] = (sets["glossy"][0], sets["flat"][1])
-    pictures, copies, missing = [], [], []  # (picture, line of captions.jsonl)
+    images, copies, missing = [], [], []  # (image, line of captions.jsonl)
     unseen = held_out()
     for concept in concepts:
         coloured = any(colour in concept["name"].split() for colour in COLOURS)
@@ -130,17 +130,17 @@ def main() -> None:
             plain = coloured or concept["person"]
             main = None if plain else main_colour(colour_shares(rgb, alpha))
             key = f"{concept['name']}, {style}"
-            pictures.append((rgb, line | {"colour": main, "copy": False, "held_out": key in unseen}))
-            # each draws on its own: a change for one picture leaves the others as they are
+            images.append((rgb, line | {"colour": main, "copy": False, "held_out": key in unseen}))
+            # each draws on its own: a change for one image leaves the others as they are
             copy = None if plain else recoloured(rgb, alpha, np.random.default_rng(zlib.crc32(key.encode())))
             if copy is not None:
                 held = key in unseen or f"{key}, copy" in unseen
                 copies.append((copy[0], line | {"colour": copy[1], "copy": True, "held_out": held}))
     args.out.mkdir(parents=True, exist_ok=True)
-    everything = pictures + copies
-    np.savez_compressed(args.out / "pictures.npz", pictures=np.stack([picture for picture, _ in everything]))
+    everything = images + copies
+    np.savez_compressed(args.out / "images.npz", images=np.stack([image for image, _ in everything]))
     (args.out / "captions.jsonl").write_text("".join(json.dumps(line) + "\n" for _, line in everything))
-    print(f"{len(pictures)} pictures of {len(concepts)} concepts and {len(copies)} copies in another colour")
+    print(f"{len(images)} images of {len(concepts)} concepts and {len(copies)} copies in another colour")
     print(f"held out of both: {sum(line['held_out'] for _, line in everything)}")
     if missing:
         print(f"not in a set: {len(missing)}: {missing[:12]}")

@@ -1,10 +1,10 @@
-"""How long the embedded models take: to load after the imports, and to draw one image in 30 guided steps.
+"""Time of the embedded models: loading after the imports, and one image in 30 guided steps.
 
     python benchmarks/embedded.py
 
-The image's time is set against its bare denoiser: as many calls with the same tensors and nothing around them. What
-is over is the scheduler, the text encoder, the decoder and the pipeline. Medians of nine alternating runs; loading is
-timed once, the first time, as a user meets it.
+The time of an image is compared with its bare denoiser: as many calls with the same tensors and nothing else. The rest
+is the scheduler, the text encoder, the decoder and the pipeline. Prints medians of nine alternating runs. Loading is
+timed once, for the first time in the process.
 """
 
 import statistics

@@ -1,12 +1,12 @@
-"""The whole product against independent sampling: sharing, skipping and a guidance interval, over denoiser rows.
+"""Compare sharing, skipping and a guidance interval, alone and together, with independent sampling.
 
-    python benchmarks/together.py --out docs/results/together      # an hour on two cores; goes on where it stopped
+    python benchmarks/together.py --out docs/results/together      # an hour on two cores; continues where it stopped
 
-A workload of templates on the embedded model: 16 subjects in four styles each, groups of four (64 prompts), with two
-sets of seeds. For every setting: rows and seconds per image, alignment with its interval, Frechet distance to the real
-images' stand-in (independent sampling in all steps from other seeds), diversity in groups. The settings are
-independent sampling in any number of steps (the rival that counts), and sharing, skipping and the interval alone and
-together. `table.md`, `curves.png` and `points.jsonl` come out.
+The prompts are templates for the embedded model: 16 subjects in four styles each, in groups of four (64 prompts), with
+two sets of seeds. Metrics of a setting are rows and seconds per image, alignment with its interval, Frechet distance to
+independent sampling in all steps from other seeds (in place of real images), and diversity in groups. The settings are
+independent sampling in any number of steps (the most important alternative), and sharing, skipping and the interval,
+alone and together. Writes `table.md`, `curves.png` and `points.jsonl`.
 """
 
 import argparse
@@ -66,7 +66,7 @@ def settings() -> list[Setting]:
 
 
 def plan(setting: Setting, seed: int, timesteps: int) -> Plan:
-    """Groups of four as they are; independent images have noise of their own."""
+    """Return a plan with fixed groups of four. Without sharing, each image has its own noise."""
     stop, trees, seeds = int(setting.share * timesteps + 1e-9), [], []
     for number, group in enumerate(GROUPS):
         trees += flat_tree(group, stop, timesteps)
@@ -75,7 +75,7 @@ def plan(setting: Setting, seed: int, timesteps: int) -> Plan:
 
 
 def draw(pipe: Any, setting: Setting, seed: int) -> tuple[torch.Tensor, float, float]:
-    """Images (n, 3, h, w) in [0, 1], rows and seconds of denoising per image."""
+    """Generate images (n, 3, h, w) in [0, 1]; return them with rows and seconds per image."""
     result = generate(
         pipe,
         plan=plan(setting, seed, setting.steps),

@@ -2,8 +2,8 @@
 
     python autoencoder.py --build build --steps 3600
 
-Resumes by itself from `build/autoencoder.ckpt`; the finished model, its latents standardised per channel, goes
-to `build/autoencoder/` in diffusers' format. `--factor 16` makes its rival, 8 x 8 x 32 latents.
+Resumes from `build/autoencoder.ckpt`. The trained model, with latents standardised per channel, is written to
+`build/autoencoder/` in diffusers' format. `--factor 16` trains the alternative with 8 x 8 x 32 latents.
 """
 
 import json
@@ -20,7 +20,7 @@ from training import autocast, device, train, training_options
 
 SEED = 0
 DECAY = 0.998  # of the averaged weights
-# pixels per side of one latent -> widths, latent channels
+# pixels per latent and side -> widths, latent channels
 SHAPES = {8: ((16, 32, 96, 160), 16), 16: ((16, 32, 64, 128, 128), 32)}
 
 
@@ -32,7 +32,7 @@ def config(factor: int, size: int) -> dict:
         "up_block_types": ("UpDecoderBlock2D",) * len(widths),
         "latent_channels": channels,
         "layers_per_block": 1,
-        # with 16 groups on 16 channels every channel would lose its mean, and the image its colours
+        # 16 groups on 16 channels would remove the mean of every channel, and with it the colours
         "norm_num_groups": 4,
         "sample_size": size,
         "scaling_factor": 1.0,
@@ -40,17 +40,17 @@ def config(factor: int, size: int) -> dict:
 
 
 def load_images(build: Path) -> torch.Tensor:
-    """All images, copies in other colours too, as bytes (n, 3, size, size)."""
+    """Load all images, including copies in other colours, as bytes (n, 3, size, size)."""
     return torch.from_numpy(np.load(build / "images.npz")["images"]).permute(0, 3, 1, 2).contiguous()
 
 
 def as_float(images: torch.Tensor) -> torch.Tensor:
-    """Bytes -> [-1, 1], on the device."""
+    """Convert bytes to [-1, 1], on the device."""
     return images.to(device()).float() / 127.5 - 1
 
 
 def held_out(build: Path) -> torch.Tensor:
-    """Boolean mask (n,) of the images that no training of this recipe sees."""
+    """Return a boolean mask (n,) of the images that no training of this recipe uses."""
     return torch.tensor([line["held_out"] for line in read_lines(build)])
 
 
@@ -65,7 +65,7 @@ def augment(batch: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
 
 
 def pixel_loss(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """L1 + L2 + L1 of the image gradients at two scales, which keeps outlines and eyes sharp."""
+    """Return L1 + L2 + L1 of image gradients at two scales, which keeps outlines and eyes sharp."""
     loss = F.l1_loss(output, target) + 2 * F.mse_loss(output, target)
     for scale in (1, 2):
         out, real = (F.avg_pool2d(x, scale) if scale > 1 else x for x in (output, target))
@@ -76,7 +76,7 @@ def pixel_loss(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
 
 @torch.no_grad()
 def psnr(model: AutoencoderKL, images: torch.Tensor) -> float:
-    """Mean PSNR in dB of the reconstructions, values clipped to the image range."""
+    """Return the mean PSNR in dB of the reconstructions, clipped to the image range."""
     errors = []
     for batch in images.split(32):
         target = as_float(batch)
@@ -102,7 +102,7 @@ def standardise(model: AutoencoderKL, images: torch.Tensor) -> None:
 
 def main() -> None:
     parser = training_options(__doc__, steps=3600, batch=16, peak=1e-3)
-    parser.add_argument("--factor", type=int, choices=sorted(SHAPES), default=8, help="pixels per side of one latent")
+    parser.add_argument("--factor", type=int, choices=sorted(SHAPES), default=8, help="pixels per latent and side")
     args = parser.parse_args()
     torch.manual_seed(SEED)
     images, unseen = load_images(args.build), held_out(args.build)
@@ -114,7 +114,7 @@ def main() -> None:
         generator = torch.Generator().manual_seed(step)
         index = torch.randint(len(seen), (args.batch,), generator=generator)
         target = as_float(augment(seen[index], generator))
-        # the perceptual part costs as much as half of the rest: half of the batch is enough to steer by
+        # the perceptual loss is expensive, so it is computed on half of the batch
         half = args.batch // 2
         with autocast(dtype):
             posterior = model.encode(target).latent_dist

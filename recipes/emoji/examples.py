@@ -1,4 +1,4 @@
-"""What the denoisers are trained on: latents of the images and token states of their captions."""
+"""The training data of the denoisers: latents of the images and token states of their captions."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,24 +11,24 @@ from captions import captions_of, digest, read_lines
 from cotrunk.mini import TOKENS, text_encoder
 from training import device, save
 
-EMPTY = 0.1  # share of empty captions, which is what makes classifier-free guidance possible
+EMPTY = 0.1  # share of empty captions, needed for classifier-free guidance
 COPIES = 0.1  # share of copies in another colour
 
 
 @dataclass
 class Examples:
-    """Latents (n, channels, side, side) on the CPU, and the captions of each."""
+    """Latents (n, channels, side, side) on the CPU, with the captions of each image."""
 
     latents: torch.Tensor
     copy: torch.Tensor  # (n,) which are copies in another colour
     states: torch.Tensor  # (captions, TOKENS, 384) float16; the first is the empty caption
-    lengths: torch.Tensor  # (captions,) tokens that are no padding
+    lengths: torch.Tensor  # (captions,) number of tokens without padding
     rows: torch.Tensor  # (n, most) captions of each image, rows of `states`
     weights: torch.Tensor  # (n, most)
 
     @classmethod
     def of(cls, build: Path) -> "Examples":
-        """All images that are not held out. Encoding them takes minutes: it is done once and kept in `build`."""
+        """Return all images that are not held out. Encoding takes minutes, so it is done once and kept in `build`."""
         kept, data = build / "examples.pt", trained_on(build)
         if kept.exists() and (known := torch.load(kept))["data"] == data:
             return cls(**known["fields"])
@@ -59,7 +59,7 @@ class Examples:
         return cls(**fields)
 
     def draw(self, n: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Latents (n, channels, side, side), token states (n, TOKENS, 384) and their mask (n, TOKENS)."""
+        """Draw latents (n, channels, side, side), token states (n, TOKENS, 384) and their mask (n, TOKENS)."""
         share = torch.where(self.copy, COPIES / self.copy.sum(), (1 - COPIES) / (~self.copy).sum())
         image = torch.multinomial(share, n, replacement=True, generator=generator)
         choice = torch.multinomial(self.weights[image], 1, generator=generator)
@@ -70,20 +70,23 @@ class Examples:
 
 
 def trained_on(build: Path) -> str:
-    """What tells this data, autoencoder included, from any other."""
+    """Return a digest of the training data, including the autoencoder."""
     return digest(build / "captions.jsonl", *sorted((build / "autoencoder").glob("*.safetensors")))
 
 
 @torch.no_grad()
 def latents_of(vae: AutoencoderKL, images: torch.Tensor) -> torch.Tensor:
-    """The latents of images given as bytes, on the CPU: the mean of the encoder's posterior, not draws from it. The
-    decoder has learned to see through such noise, and is to see through the denoiser's errors instead."""
+    """Return the latents of images in bytes, on the CPU.
+
+    They are the mean of the encoder's posterior, not samples. The decoder is robust to posterior noise, which leaves
+    room for the denoiser's errors.
+    """
     return torch.cat([vae.encode(as_float(batch)).latent_dist.mode().cpu() for batch in images.split(32)])
 
 
 @torch.no_grad()
 def token_states(texts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
-    """(n, TOKENS, 384) float16 states, padded like the pipelines pad them, and the (n,) numbers of tokens."""
+    """Return states (n, TOKENS, 384) in float16, padded as in the pipelines, and numbers of tokens (n,)."""
     tokenizer, encoder = text_encoder()
     encoder = encoder.to(device())
     states, lengths = [], []

@@ -1,4 +1,4 @@
-"""Images with the words of their prompts under them."""
+"""Grids of images with their prompts."""
 
 import torch
 from PIL import Image, ImageDraw, ImageFont
@@ -7,7 +7,7 @@ COLUMNS = 12
 
 
 def grid(images: torch.Tensor, prompts: list[str], title: str, cell: int = 128) -> Image.Image:
-    """Images (n, 3, h, w) in [0, 1], row by row, each over its prompt."""
+    """Return a grid of images (n, 3, h, w) in [0, 1], row by row, each above its prompt."""
     font, small = ImageFont.load_default(size=17), ImageFont.load_default(size=12)
     top, gap, words = 34, 8, 34
     rows = -(-len(images) // COLUMNS)

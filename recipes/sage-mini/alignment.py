@@ -1,13 +1,12 @@
-"""Train the two matrices of `cotrunk.evaluation.emoji`: images and captions that belong together get equal vectors.
+"""Train the two matrices of `cotrunk.evaluation.emoji`, which give an image and its caption similar vectors.
 
     python alignment.py --build ../emoji/build
 
-Contrastive (Radford et al. 2021): in a batch, every image is to find its caption and every caption its image. The
-features of both sides are fixed. Trained on the real images that the embedded model was trained on, those of the
-concepts that are kept apart for evaluation included, and checked on those that were held out from both. (A judge that
-never met a concept knows nothing of it: with those concepts left out, 2.5 % of their images find their own caption.)
-Prints how often an image finds its own caption among those of all concepts in its style, and writes
-`emoji.safetensors`.
+The loss is contrastive (Radford et al. 2021): in a batch, every image should find its caption and every caption its
+image. The features of both are fixed. The training images are those of the embedded model, including the concepts that
+are held out for evaluation. (The network knows nothing of a concept that it was not trained on: without those concepts,
+2.5 % of their images find their own caption.) Validation uses images held out from both trainings. Prints how often an
+image finds its own caption among those of all concepts in its style, and writes `emoji.safetensors`.
 """
 
 import argparse

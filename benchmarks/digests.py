@@ -99,7 +99,6 @@ def embedded() -> None:
         "paper": Skipping(rule="paper"),
         "released": Skipping(rule="released"),
         "tokens": Skipping(tolerance=0.01, tokens=0.5),
-        "window": Skipping(window=(0.3, 0.9), longest=3),
     }
     for model, load in (("mini", mini.load), ("mini-dit", mini.load_dit)):
         pipe = load()

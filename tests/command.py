@@ -17,9 +17,13 @@ from cotrunk import mini
 from cotrunk.cli import app as cli
 from cotrunk.mini import load as load_mini
 from cotrunk.pipelines import loading
+from cotrunk.planning import request
+from cotrunk.planning.embedding import Encoder
+from cotrunk.planning.threshold import auto_threshold
 
 PROMPTS = ["a red apple", "a green apple", "a yellow apple", "a tiger", "a sleeping tiger", "a violin"]
 QUICK = ("--steps", "3", "--share", "0.4", "--guidance", "3")  # groups (0 1 2) (3 4) (5), a trunk of one step
+_THRESHOLDS: dict[str, float] = {}
 ROUNDING = 2  # levels of 255 by which an image may differ that was made beside others
 
 
@@ -35,8 +39,15 @@ def _own_scheduler() -> Any:
     return pipeline().scheduler
 
 
+def _measured_once(encoder: Encoder) -> float:
+    """`auto_threshold`, which embeds 48 prompts, once per encoder."""
+    if encoder.name not in _THRESHOLDS:
+        _THRESHOLDS[encoder.name] = auto_threshold(encoder)
+    return _THRESHOLDS[encoder.name]
+
+
 def one_model(patch: pytest.MonkeyPatch) -> None:
-    """Let the command line take the model that is loaded already, with its own scheduler."""
+    """Let the command line use the loaded model with its own scheduler, and measure its text encoder once."""
 
     def load(dtype: Any) -> Any:
         pipe, own = pipeline(), _own_scheduler()
@@ -44,6 +55,7 @@ def one_model(patch: pytest.MonkeyPatch) -> None:
         return pipe
 
     patch.setattr(mini, "load", load)
+    patch.setattr(request, "auto_threshold", _measured_once)
 
 
 def no_model(patch: pytest.MonkeyPatch) -> None:

@@ -145,6 +145,14 @@ def test_files_that_are_named_exist(document: Path) -> None:
         assert (ROOT / script).is_file(), script
 
 
+@pytest.mark.parametrize("name", ["CONTRIBUTING.md", "docs/design.md", "docs/skipping-design.md"])
+def test_modules_that_are_named_exist(name: str) -> None:
+    text = (ROOT / name).read_text(encoding="utf-8")
+    for module in re.findall(r"`([\w/]+\.py)`", text):
+        places = (ROOT, ROOT / "src" / "cotrunk", ROOT / "tests")
+        assert any((place / module).is_file() for place in places) or [*ROOT.glob(f"*/*/**/{module}")], module
+
+
 def test_every_public_name_is_in_the_api_reference() -> None:
     shown = re.findall(r"^::: cotrunk\.(\w+)$", (ROOT / "docs" / "api.md").read_text(encoding="utf-8"), re.M)
     assert sorted(shown) == sorted(package.__all__)

@@ -31,11 +31,9 @@ skippings = (
         tolerance=st.floats(0, 1e6),
         prediction=predictions,
         correct=st.booleans(),
-        window=windows,
-        longest=counts,
         tokens=st.none() | st.floats(0.01, 1),
     )
-    | st.builds(Skipping, rule=st.just("fixed"), every=counts, prediction=predictions, window=windows)
+    | st.builds(Skipping, rule=st.just("fixed"), every=counts, prediction=predictions)
     | st.builds(Skipping, rule=st.sampled_from(["paper", "released"]))
 )
 batchings = st.builds(
@@ -72,7 +70,7 @@ def test_absent_keys_take_their_defaults() -> None:
 def test_numbers_of_numpy_become_numbers_of_json() -> None:
     settings = Settings(
         Sharing(share=np.float32(0.25), similarity=np.float64(0.5), max_group=np.int64(3)),  # type: ignore[arg-type]
-        Skipping(tolerance=np.float32(0.5), every=np.int8(3), window=[0, np.float32(1)]),  # type: ignore[arg-type]
+        Skipping(tolerance=np.float32(0.5), every=np.int8(3)),  # type: ignore[arg-type]
         batching=Batching(np.int32(1), np.int16(2), np.array([2, 4])),  # type: ignore[arg-type]
     )
     assert Settings.from_json(json.loads(json.dumps(settings.to_json()))) == settings
@@ -96,7 +94,6 @@ def test_numbers_of_numpy_become_numbers_of_json() -> None:
         ),
         ({"skipping": {"rule": ["error"]}}, "skipping rule .* is unknown: use error, fixed, paper, released"),
         ({"skipping": {"tolerance": math.inf}}, "skipping tolerance inf is out of range: use 0 or more"),
-        ({"skipping": {"window": [0.5]}}, r"skipping window \[0.5\] is not a pair of numbers"),
         ({"guidance_interval": "ab"}, "guidance_interval 'ab' is not a pair of numbers"),
         ({"guidance_interval": [0.2, 1.5]}, r"guidance_interval \[0.2, 1.5\] is out of range"),
         ({"steps": 2.5}, "steps 2.5 is out of range"),

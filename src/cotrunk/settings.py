@@ -12,11 +12,11 @@ Mode = Literal["flat", "adaptive", "tree"]
 Rule = Literal["error", "fixed", "paper", "released"]
 Prediction = Literal["damped", "reuse", "linear", "quadratic"]
 
-# the options that each rule reads; the published rules have a window, a prediction and a longest gap of their own
+# the options that each rule reads; the published rules have a prediction and limits of their own
 READ: Mapping[Rule, tuple[str, ...]] = MappingProxyType(
     {
-        "error": ("tolerance", "prediction", "correct", "window", "longest", "tokens"),
-        "fixed": ("every", "prediction", "correct", "window", "tokens"),
+        "error": ("tolerance", "prediction", "correct", "tokens"),
+        "fixed": ("every", "prediction", "correct", "tokens"),
         "paper": (),
         "released": (),
     }
@@ -102,8 +102,6 @@ class Skipping:
             through the last one, two or three.
         correct: at each computed step, correct the latents for the predictions since the last computed step, now that
             the outputs on both sides are known.
-        window: skipping starts and ends at these fractions of the steps.
-        longest: for the rule "error": most skipped evaluations in a row.
         tokens: at computed steps, the fraction of the tokens that transformer blocks compute per image: those whose
             outputs were predicted worst. The others come from the blocks' caches. None computes all.
             On the embedded `mini` it does not pay when whole evaluations are skipped as well (docs/skipping.md). It has
@@ -118,8 +116,6 @@ class Skipping:
     every: int = 3
     prediction: Prediction = "damped"
     correct: bool = True
-    window: tuple[float, float] = (0.0, 1.0)
-    longest: int = 12
     tokens: float | None = None
 
     def __post_init__(self) -> None:
@@ -130,8 +126,6 @@ class Skipping:
             self,
             tolerance=number("skipping tolerance", self.tolerance),
             every=whole("skipping every", self.every, 1, 1000),
-            longest=whole("skipping longest", self.longest, 1, 1000),
-            window=window("skipping window", self.window),
         )
         if self.tokens is not None:
             _set(self, tokens=number("skipping tokens", self.tokens, 0, 1, above=0))

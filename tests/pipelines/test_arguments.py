@@ -299,7 +299,7 @@ def test_prompt_is_prompts_by_its_name_in_the_pipelines() -> None:
 
 @pytest.mark.parametrize("prompts", [["a cat", None], ["a cat", 3], ["a cat", "half \ud83d"]])
 def test_prompts_that_are_no_text_are_refused(prompts: Any) -> None:
-    refused(sd_with_text(), {"prompts": prompts, "sharing": None}, "prompt 1: the prompt is")
+    refused(sd_with_text(), {"prompts": prompts, "sharing": None}, "prompt 1: the prompt (is|contains)")
 
 
 def test_a_plan_is_not_replayed_where_it_would_share_too_much() -> None:

@@ -96,7 +96,7 @@ def test_a_crop_around_the_mask_takes_one_image_per_call() -> None:
     pipe, extra = inpainting()
     call = extra | texts_of("inpaint", 2) | {"image": picture(1), "mask_image": picture(2).convert("L")}
     call |= {"padding_mask_crop": 4, "num_inference_steps": STEPS, "strength": 0.9, "sharing": EVERYONE}
-    with pytest.warns(UserWarning, match="takes one image in a call with padding_mask_crop: each image runs by itself"):
+    with pytest.warns(UserWarning, match="takes one image per call with padding_mask_crop: each image runs by itself"):
         result = generate(pipe, **call, seed=[1, 2])
     assert result.cost.saving == 0
     assert len(result.images) == 2
@@ -144,7 +144,7 @@ def test_seeds_do_not_depend_on_companions(monkeypatch: pytest.MonkeyPatch) -> N
     before = generate(tiny.pipe, ["a cat", "a cat on a mat"], **call).plan
     monkeypatch.setattr(companions, "UNMASKED", ("StableDiffusion",))
     assert generate(tiny.pipe, ["a cat", "a cat on a mat"], **call).plan == before
-    monkeypatch.setattr(companions, "APART", {"StableDiffusion": "takes one prompt in a call"})
+    monkeypatch.setattr(companions, "APART", {"StableDiffusion": "takes one prompt per call"})
     assert generate(tiny.pipe, ["a cat", "a cat on a mat"], **call).plan == before
 
 

@@ -337,7 +337,7 @@ def test_two_transformers_that_hand_over() -> None:
     pipeline = wan()
     pipeline.pipe.register_to_config(boundary_ratio=0.5)
     pipeline.pipe.transformer_2 = pipeline.pipe.transformer
-    with pytest.raises(CotrunkError, match="hands over from one transformer to another"):
+    with pytest.raises(CotrunkError, match="changes from one transformer to another"):
         skipped(pipeline, pipeline.inputs(1))
 
 
@@ -366,8 +366,8 @@ def _unreadable(pipeline: TinyPipeline) -> None:
     ("build", "change", "said"),
     [
         (sd, _unreadable, "EDMEulerScheduler does not say how noisy a timestep is"),
-        (flux, _cached, "has a cache enabled, which cannot go with skipping"),
-        (sd_perturbed, lambda pipeline: None, "guides by perturbed attention, which cannot go with skipping"),
+        (flux, _cached, "has a cache enabled, which does not work with skipping"),
+        (sd_perturbed, lambda pipeline: None, "guides by perturbed attention, which does not work with skipping"),
     ],
 )
 def test_what_cannot_skip_is_said_first(build: Callable[[], TinyPipeline], change: Callable, said: str) -> None:

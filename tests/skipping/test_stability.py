@@ -16,7 +16,7 @@ from cotrunk.settings import Rule
 from cotrunk.skipping.extrapolation import lagrange
 from cotrunk.skipping.history import History
 from cotrunk.skipping.sada import Sada
-from cotrunk.skipping.trajectories import FIRST_X0_RMS, Trajectories
+from cotrunk.skipping.trajectories import FIRST_X0_RMS, LONGEST, Trajectories
 
 RULES = [Skipping(rule=rule) for rule in get_args(Rule)]
 EVERY = pytest.mark.parametrize("case", SCHEDULERS, ids="-".join)
@@ -73,10 +73,10 @@ def test_an_output_that_is_a_polynomial_in_time_is_predicted_exactly(case: tuple
 
 @EACH_KIND
 def test_no_tolerance_gives_the_longest_gaps(case: tuple[str, str]) -> None:
-    ran = run(case, Skipping(tolerance=1e9, longest=4))
+    ran = run(case, Skipping(tolerance=1e9))
     gaps = "".join("x" if step[0] else "." for step in ran.computed)
-    assert "...." in gaps
-    assert "....." not in gaps
+    assert "." * LONGEST in gaps
+    assert "." * (LONGEST + 1) not in gaps
 
 
 @EACH_KIND
@@ -205,12 +205,12 @@ def test_an_image_that_failed_is_computed() -> None:
     assert all(computed[0] for computed in ran.computed[first + 1 :])
 
 
-def test_gaps_are_laid_out_to_the_end_of_the_window() -> None:
-    """The last of them is as long as the others, not what is left."""
-    ran = run(("ddim", "v_prediction"), Skipping(0.02, window=(0.2, 0.7)))
+def test_gaps_are_laid_out_to_the_end_of_the_run() -> None:
+    """The last gap is as long as the others; it is not a remainder."""
+    ran = run(("ddim", "v_prediction"), Skipping(0.02))
     letters = "".join("x" if step[0] else "." for step in ran.computed)
     lengths = [len(gap) for gap in letters.split("x") if gap]
-    assert all(letters[at] == "x" for at in (*range(10), *range(35, 50)))
+    assert letters[-1] == "x"
     assert lengths[-1] >= max(lengths) / 2
 
 
@@ -246,21 +246,16 @@ def test_weights_of_a_polynomial_sum_to_one_and_reproduce_its_values(support: li
     [
         ({"tolerance": -0.1}, "tolerance -0.1 is out of range"),
         ({"tolerance": math.nan}, "tolerance nan is out of range"),
-        ({"window": (0.2, 1.5)}, r"window \(0.2, 1.5\) is out of range"),
-        ({"window": 0.5}, "window 0.5 is not a pair"),
         ({"rule": "magic"}, "rule 'magic' is unknown: use error, fixed, paper, released"),
         ({"prediction": "cubic"}, "prediction .cubic. is unknown"),
         ({"every": 0}, "every 0 is out of range"),
         ({"every": 4}, "every 4 has no effect under the rule 'error': leave it out, or use the rule 'fixed'"),
         ({"rule": "fixed", "tolerance": 0.1}, "tolerance 0.1 has no effect under the rule 'fixed'"),
-        ({"rule": "fixed", "longest": 4}, "longest 4 has no effect under the rule 'fixed'"),
         ({"rule": "paper", "tolerance": 0.1}, "0.1 has no effect under the rule 'paper': .* use the rule 'error'"),
         ({"rule": "paper", "every": 4}, "every 4 has no effect .* use the rule 'fixed'"),
         ({"rule": "paper", "tokens": 0.5}, "tokens 0.5 has no effect .* use the rule 'error' or 'fixed'"),
         ({"rule": "released", "prediction": "linear"}, "prediction 'linear' has no effect under the rule 'released'"),
         ({"rule": "released", "correct": False}, "correct False has no effect under the rule 'released'"),
-        ({"rule": "released", "window": (0.2, 0.8)}, r"window \(0.2, 0.8\) has no effect under the rule 'released'"),
-        ({"rule": "released", "longest": 4}, "longest 4 has no effect under the rule 'released'"),
     ],
 )
 def test_bad_values_are_named(arguments: dict, said: str) -> None:
@@ -270,7 +265,7 @@ def test_bad_values_are_named(arguments: dict, said: str) -> None:
 
 @pytest.mark.parametrize("rule", get_args(Rule))
 def test_defaults_may_be_given_under_every_rule(rule: Rule) -> None:
-    given = Skipping(rule=rule, tolerance=0.02, every=3, correct=True, window=(0, 1), tokens=None)
+    given = Skipping(rule=rule, tolerance=0.02, every=3, correct=True, tokens=None)
     assert given == Skipping(rule=rule)
 
 

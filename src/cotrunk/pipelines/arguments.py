@@ -1,4 +1,4 @@
-"""The pipeline's own arguments: which of them have one entry a prompt, and what a call will cost."""
+"""The pipeline's own arguments: which of them have one entry per prompt."""
 
 import hashlib
 import inspect
@@ -19,11 +19,11 @@ _PER_PROMPT = re.compile(
     r"(negative_)?((pooled_|generated_)?prompt(_\d)?(_embeds)?(_[a-z]*\d?)?(_attention_mask|_mask)?(_\d)?|attention_mask)"
     r"|(control_|mask_|original_)?image|control_mask|transcription"
 )
-# lists and tensors that are one value for the whole call, whatever their length
+# lists and tensors that are a single value for the whole call, whatever their length
 _COMMON = re.compile(
     r"timesteps|sigmas|.*_size|.*crops_coords.*|callback.*|controlnet_.*|control_(mode|guidance).*|ip_adapter_.*|.*layers.*"
 )
-# what is part of the prompt itself, in its several encodings
+# parts of the prompt itself, in its several encodings
 _PROMPT = re.compile(
     r"(pooled_|generated_)?prompt(_embeds)?(_[a-z]*\d?)?|(prompt_|prompt_embeds_)?(attention_)?mask(_\d)?"
 )
@@ -43,14 +43,14 @@ class PerPrompt:
 
     Args:
         prompts: number of prompts.
-        arguments: what the user passes for the pipeline. A list or tensor with one entry per prompt belongs to the
-            prompts; a single text, image or (1, ...) tensor to all of them. An image to start from, and its mask, are
-            handed on once per prompt: pipelines encode a single one with the first generator, so that an image would
-            depend on its place in the batch.
+        arguments: what the user passes for the pipeline. A list or tensor with one entry per prompt is divided among
+            the prompts; a single text, image or (1, ...) tensor belongs to all of them. An input image and its mask are
+            passed on once per prompt: pipelines encode a single one with the first generator, so an image would depend
+            on its place in the batch.
 
     Attributes:
         own, common: the arguments with one entry per prompt, and those of the whole call.
-        repeated: names among `own` of which all prompts have the same entry.
+        repeated: names among `own` with the same entry for all prompts.
 
     Raises:
         CotrunkError: an argument that cotrunk sets itself, one that the pipeline does not take, one whose length
@@ -64,8 +64,8 @@ class PerPrompt:
                 raise CotrunkError(f"{name} is set by cotrunk: use {_OURS[name]} instead.")
             if name not in parameters:
                 raise CotrunkError(f"{type(pipe).__name__} takes no argument {name!r}.")
-        # several ControlNets: a list with one entry a network, each entry as for a single one; or as diffusers has
-        # it, where the entries are lists: one a prompt, each with a picture a network
+        # several ControlNets: a list with one entry per network, each as for a single network; or, as in diffusers,
+        # one list per prompt with one image per network
         nets = getattr(getattr(pipe, "controlnet", None), "nets", None)
         self.networks = len(nets) if nets is not None else 0
         self.references = type(pipe).__name__ in REFERENCES
@@ -89,7 +89,7 @@ class PerPrompt:
                 (self.own if is_own else self.common)[name] = value
 
     def _one_image(self, name: str, value: Any) -> Any:
-        """A single image or mask as a list or batch of one; None where there are several, or none."""
+        """Return a single image or mask as a list or batch of one; None if there are several, or none."""
         is_array = isinstance(value, torch.Tensor | np.ndarray)
         if self.prompts == 1 or value is None or (self.networks and name == self.control) or self.references:
             return None
@@ -101,24 +101,26 @@ class PerPrompt:
         return [value]
 
     def _is_batch(self, name: str, value: Any) -> bool:
-        """Whether an argument that cotrunk does not know by name has one entry a prompt: a tensor with as many rows
-        does; of a list nobody can tell."""
+        """Return whether an argument that cotrunk does not know by name has one entry per prompt.
+
+        A tensor with as many rows does. A list of that length may or may not, so it is refused.
+        """
         if self.prompts == 1 or _COMMON.fullmatch(name) or not isinstance(value, list | torch.Tensor | np.ndarray):
             return False
         if isinstance(value, list):
             if len(value) == self.prompts:
                 raise CotrunkError(
                     f"{name} is a list of {len(value)}, and there are {self.prompts} prompts: cotrunk cannot tell "
-                    "whether it has an entry a prompt. Give a tensor whose rows are the prompts, or run the prompts "
+                    "whether it has one entry per prompt. Give a tensor with one row per prompt, or run the prompts "
                     "in two parts."
                 )
             return False
         if value.ndim > 1 and len(value) not in (1, self.prompts):
-            raise CotrunkError(f"{name} has {len(value)} rows for {self.prompts} prompts: give one a prompt, or one.")
+            raise CotrunkError(f"{name} has {len(value)} rows for {self.prompts} prompts: give one per prompt, or one.")
         return value.ndim > 0 and len(value) == self.prompts
 
     def _check(self, name: str, value: Any) -> bool:
-        """Whether the value has one entry a prompt (or will be repeated to have); refuses any other length."""
+        """Return whether the value has one entry per prompt, or will be repeated to have; refuse any other length."""
         if self.references and name == "image" and isinstance(value, list | tuple):
             return False
         if self.networks and name == self.control:
@@ -127,9 +129,9 @@ class PerPrompt:
             if not _is_nested(value):
                 return any(self._is_list(name, v) for v in value)
             if any(not isinstance(v, list) or len(v) != self.networks for v in value):
-                raise CotrunkError(f"{name} is a list of lists: give each prompt a list of {self.networks} pictures.")
+                raise CotrunkError(f"{name} is a list of lists: give each prompt a list of {self.networks} images.")
         if isinstance(value, str):
-            # a pipeline wants as many negative or second prompts as prompts
+            # pipelines need as many negative or second prompts as prompts
             return _TEXT.fullmatch(name) is not None
         if isinstance(value, torch.Tensor | np.ndarray) and value.ndim > 1 and len(value) == 1:
             return "image" not in name
@@ -139,19 +141,19 @@ class PerPrompt:
         if not isinstance(value, list | tuple | torch.Tensor | np.ndarray):
             return False
         if isinstance(value, np.ndarray | torch.Tensor) and value.ndim <= 3 and "image" in name:
-            return False  # one picture
+            return False  # one image
         if "image" in name and len(value) == 1:
             return False
         if _TEXT.fullmatch(name) and isinstance(value, list | tuple) and len(value) == 1:
             return True  # one text for all, held in a list
         if len(value) != self.prompts:
             raise CotrunkError(
-                f"{name} has {len(value)} entries for {self.prompts} prompts: give one a prompt, or one."
+                f"{name} has {len(value)} entries for {self.prompts} prompts: give one per prompt, or one."
             )
         return True
 
     def of(self, prompts: Sequence[int]) -> dict[str, Any]:
-        """The arguments of a call for these prompts."""
+        """Return the arguments of a call for these prompts."""
         index = list(prompts)
 
         def pick(name: str, value: Any) -> Any:
@@ -166,12 +168,14 @@ class PerPrompt:
             return value
 
         own = {name: pick(name, value) for name, value in self.own.items()}
-        if self.common.get("padding_mask_crop") is not None and len(index) == 1:  # takes an image, and no list of one
+        if (
+            self.common.get("padding_mask_crop") is not None and len(index) == 1
+        ):  # takes an image, but not a list of one
             own |= {name: own[name][0] for name in _REPEATED if isinstance(own.get(name), list)}
         return self.common | own
 
     def keys(self) -> list[str]:
-        """For each prompt a digest of everything but the prompt: prompts that differ in it never share."""
+        """Return per prompt a digest of everything but the prompt: prompts that differ in it never share."""
         others = {name for name in self.own if not _PROMPT.fullmatch(name)} - self.repeated
         others |= {name for name in self.own if re.fullmatch(r"prompt_\d", name)}  # texts for further encoders
         if not others:
@@ -179,7 +183,7 @@ class PerPrompt:
         return [self._digest(self.of([i]), sorted(others)) for i in range(self.prompts)]
 
     def identities(self, prompts: Sequence[str] | None) -> list[str]:
-        """For each prompt what makes it equal to another: its text, or its embeddings."""
+        """Return per prompt what identifies it: its text, or a digest of its embeddings."""
         if prompts is not None:
             return list(prompts)
         embeds = sorted(name for name in self.own if name.endswith("prompt_embeds") and "negative" not in name)
@@ -197,8 +201,10 @@ class PerPrompt:
                 digest.update(value.detach().cpu().float().numpy().tobytes())
             elif isinstance(value, np.ndarray):
                 digest.update(value.tobytes())
-            elif hasattr(value, "tobytes"):  # a PIL picture
-                value = value.convert("RGBA") if value.mode == "P" else value  # its bytes say nothing without palette
+            elif hasattr(value, "tobytes"):  # a PIL image
+                value = (
+                    value.convert("RGBA") if value.mode == "P" else value
+                )  # its bytes mean nothing without the palette
                 digest.update(repr((value.mode, value.size)).encode() + value.tobytes())
             else:
                 digest.update(repr(value).encode())
@@ -211,12 +217,16 @@ class PerPrompt:
 
 
 def _plain_number(value: Any) -> Any:
-    """A number of Python's for one of numpy's, which pipelines refuse in places."""
+    """Return a plain number for one of numpy, which some pipelines refuse."""
     return value.item() if isinstance(value, np.generic) else value
 
 
 def _check_is_one_number(name: str, value: Any, parameter: inspect.Parameter) -> None:
-    """Raise `CotrunkError` if a pipeline gets several numbers where it takes one for the whole call."""
+    """Check that a pipeline does not get several numbers where it takes one for the whole call.
+
+    Raises:
+        CotrunkError: it does.
+    """
     several = isinstance(value, list | tuple) or (isinstance(value, torch.Tensor | np.ndarray) and value.ndim > 0)
     if not several:
         return
@@ -229,8 +239,8 @@ def _check_is_one_number(name: str, value: Any, parameter: inspect.Parameter) ->
         takes_one = {*parts} - {NoneType} <= {bool, int, float}
     if takes_one:
         raise CotrunkError(
-            f"{name} is one number for all prompts of a run, and {len(value)} are given: run the prompts that need "
-            "another one by themselves."
+            f"{name} is one number for all prompts of a run, and {len(value)} are given: run the prompts with other "
+            "numbers separately."
         )
 
 
@@ -239,9 +249,11 @@ def _is_nested(value: Any) -> bool:
 
 
 def needed_arguments(pipe: Any) -> dict[str, Any]:
-    """What each call of this pipeline needs because its defaults are made for larger models: PixArt and Sana look their
-    size up in a table that begins at 256 pixels, and pad prompts to more tokens than a small tokenizer takes. Their
-    `clean_caption` rewrites prompts where some other package happens to be installed."""
+    """Return the arguments that each call of this pipeline needs because its defaults are made for larger models.
+
+    PixArt and Sana look up their size in a table that begins at 256 pixels, and pad prompts to more tokens than a small
+    tokenizer takes. Their `clean_caption` rewrites prompts if a certain other package is installed.
+    """
     takes = inspect.signature(pipe.__call__).parameters
     sample_size = getattr(getattr(pipe, "transformer", None), "config", {}).get("sample_size")
     if "use_resolution_binning" not in takes or sample_size is None or sample_size * pipe.vae_scale_factor >= 256:

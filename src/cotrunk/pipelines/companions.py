@@ -1,4 +1,4 @@
-"""Which prompts may run in one call of a pipeline: those that do not change each other's images there."""
+"""Which prompts may run in one call of a pipeline without changing each other's images."""
 
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
@@ -14,20 +14,20 @@ from .tokenizers import token_counts
 
 
 def runs_apart(pipe: Any, arguments: Mapping[str, Any]) -> str | None:
-    """Say why each image needs a call of its own; None if images may run together."""
+    """Return why each image needs a call of its own; None if images may run together."""
     kind = type(pipe).__name__
     if why := next((why for name, why in APART.items() if kind.startswith(name)), None):
         return f"{kind} {why}"
     if arguments.get("padding_mask_crop") is not None:
-        return f"{kind} takes one image in a call with padding_mask_crop"
+        return f"{kind} takes one image per call with padding_mask_crop"
     return None
 
 
 def companions(pipe: Any, own: PerPrompt) -> list[Hashable]:
-    """For each prompt a key: prompts with equal keys may run in one call of the pipeline, and may share.
+    """Return a key per prompt: prompts with equal keys may run in one call of the pipeline, and may share.
 
     Raises:
-        CotrunkError: images to start from have different sizes, and the output is an array, which has one.
+        CotrunkError: input images have different sizes, and the output is an array, which has a single size.
     """
     if runs_apart(pipe, own.arguments):
         return list(range(own.prompts))
@@ -36,14 +36,14 @@ def companions(pipe: Any, own: PerPrompt) -> list[Hashable]:
     if len(set(sizes)) > 1 and output != "pil":
         found = ", ".join(sorted({f"{width} x {height}" for each in sizes for width, height in each}))
         raise CotrunkError(
-            f"The images to start from have different sizes ({found}), and output_type={output!r} makes one array of "
-            "all results: use output_type='pil', or run each size by itself."
+            f"The input images have different sizes ({found}), and output_type={output!r} makes one array of all "
+            "results: use output_type='pil', or run each size by itself."
         )
     return list(zip(sizes, _lengths(pipe, own), strict=True))
 
 
 def _sizes(own: PerPrompt, prompt: int) -> tuple[tuple[int, int], ...]:
-    """(width, height) of each image that a prompt brings along."""
+    """Return (width, height) of each input image of a prompt."""
     found = []
     for name, value in own.own.items():
         if "image" not in name or name in own.repeated or "embed" in name:
@@ -57,7 +57,7 @@ def _sizes(own: PerPrompt, prompt: int) -> tuple[tuple[int, int], ...]:
 
 
 def _lengths(pipe: Any, own: PerPrompt) -> list[Hashable]:
-    """For each prompt the numbers of tokens of its texts, where those change the images of other prompts."""
+    """Return for each prompt the numbers of tokens of its texts, if those change the images of other prompts."""
     if not type(pipe).__name__.startswith(UNMASKED):
         return [None] * own.prompts
     lengths = []

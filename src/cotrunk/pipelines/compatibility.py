@@ -1,4 +1,4 @@
-"""What cannot go with what: caches, perturbed attention, pipelines without a denoiser or a scheduler that we know."""
+"""Which pipelines cotrunk can handle, and which of their parts it cannot combine with sharing or skipping."""
 
 import functools
 import inspect
@@ -14,12 +14,13 @@ from diffusers.utils.torch_utils import unwrap_module
 from ..errors import CotrunkError
 from .class_tables import OPTIONAL_IMAGE, OWN_LOOPS, SINGLE_GENERATOR, TWO_IMAGES_PER_SCHEDULER
 
-DENOISERS = ("unet", "transformer", "transformer_2")  # where pipelines have them
-KERNELS = ("xformers", "flash_attn", "sageattention", "torch_xla", "onnxruntime", "peft")  # attention, row by row
+DENOISERS = ("unet", "transformer", "transformer_2")  # attributes that hold denoisers in pipelines
+# packages whose attention processors handle each row by itself
+KERNELS = ("xformers", "flash_attn", "sageattention", "torch_xla", "onnxruntime", "peft")
 
 
 def denoisers_of(pipe: Any) -> list[str]:
-    """The names under which the pipeline has its denoisers; most have one."""
+    """Return the names under which the pipeline has its denoisers; most pipelines have one."""
     return [name for name in DENOISERS if isinstance(getattr(pipe, name, None), torch.nn.Module)]
 
 
@@ -32,17 +33,17 @@ def _stateful_hooks(module: torch.nn.Module) -> Iterator[tuple[torch.nn.Module, 
 
 
 def has_caches(module: torch.nn.Module) -> bool:
-    """Whether the module has a feature cache of diffusers (`enable_cache`) on it."""
+    """Return whether a feature cache of diffusers (`enable_cache`) is on the module."""
     return any(True for _ in _stateful_hooks(module))
 
 
 def is_perturbed(pipe: Any) -> bool:
-    """Whether attention of the pipeline takes the batch apart itself (perturbed-attention guidance)."""
+    """Return whether attention of the pipeline splits the batch itself (perturbed-attention guidance)."""
     return bool(getattr(pipe, "pag_applied_layers", None))
 
 
 def clear_caches(module: torch.nn.Module) -> None:
-    """Forget the tensors that other hooks keep between steps, but not the context of the call in progress."""
+    """Drop the tensors that other hooks keep between steps, but not the context of the current call."""
     for part, hook in _stateful_hooks(module):
         managers = [value for value in vars(hook).values() if isinstance(value, StateManager)]
         for manager in managers:
@@ -52,13 +53,13 @@ def clear_caches(module: torch.nn.Module) -> None:
 
 
 def remembering_part(module: torch.nn.Module) -> str | None:
-    """Name a part of the module that may keep rows from one call to the next, or mix them; None if there is none.
+    """Return a sentence about a part of the module that may keep rows between calls, or mix them; None if no part may.
 
-    Tools that cache or inject features (DeepCache, T-GATE, TeaCache, reference-only attention, attention stores) put a
-    function of their own in the place of a module's `forward`, or an attention processor of their own. What they keep
-    belongs to the rows of one call, so rows can then neither be folded nor left out. Functions that count or time calls
-    and give them on to the module's own `forward` are told from these; the attribute `rows_are_independent = True` of
-    a function or a processor says that it does not keep or mix rows.
+    Tools that cache or inject features (DeepCache, T-GATE, TeaCache, reference-only attention, attention stores)
+    replace a module's `forward` or its attention processor. What they keep belongs to the rows of one call, so rows can
+    then neither be folded nor skipped. Functions that count or time calls, and pass them on to the module's own
+    `forward`, are recognised as harmless. With the attribute `rows_are_independent = True`, a function or a processor
+    declares that it neither keeps nor mixes rows.
     """
     for name, part in unwrap_module(module).named_modules():
         where = f"{type(unwrap_module(module)).__name__}{'.' if name else ''}{name}"
@@ -72,7 +73,7 @@ def remembering_part(module: torch.nn.Module) -> str | None:
             what = f"has its forward replaced by {_origin(foreign)}"
         if not getattr(foreign, "rows_are_independent", False):
             return (
-                f"{where} {what}, and cotrunk does not know whether that keeps rows between calls. Take it off, use "
+                f"{where} {what}, and cotrunk does not know whether that keeps rows between calls. Remove it, use "
                 "sharing=None without skipping, guidance_interval, max_rows and row_sizes, or set its attribute "
                 "rows_are_independent = True."
             )
@@ -80,29 +81,32 @@ def remembering_part(module: torch.nn.Module) -> str | None:
 
 
 def _foreign_forward(part: torch.nn.Module) -> Any:
-    """What stands in the place of the `forward` of this module's class; None if nothing does."""
+    """Return what replaces the `forward` of this module's class; None if nothing does."""
     kind = next(kind for kind in type(part).__mro__ if "forward" in vars(kind))
     of_class = vars(kind)["forward"]
     package = str(getattr(of_class, "__module__", "")).partition(".")[0]
-    if package != kind.__module__.partition(".")[0]:  # put on the class from outside
+    if package != kind.__module__.partition(".")[0]:  # set on the class from outside
         return of_class
     forward = vars(part).get("forward")
     return None if forward is None or _is_trusted(part, forward) else forward
 
 
 def _is_trusted(part: torch.nn.Module, forward: Any) -> bool:
-    """Whether this computes the rows of a call from that call alone: the module's own `forward`, below the hooks of
-    diffusers and accelerate, or a function that gives on to it."""
+    """Return whether this computes the rows of a call from that call alone.
+
+    That holds for the module's own `forward`, below the hooks of diffusers and accelerate, and for a function that
+    passes its calls on to it.
+    """
     if isinstance(forward, functools.partial) and forward.func.__module__ == "diffusers.hooks.hooks":
         below: Any = vars(part)["_diffusers_hook"]._fn_refs[0]
         forward = below.original_forward or below.forward
     if isinstance(forward, functools.partial) and forward.func.__module__ == "accelerate.hooks":  # offloading
         forward = vars(part)["_old_forward"]
-    return _is_own(part, forward) or _gives_on(part, forward)
+    return _is_own(part, forward) or _passes_on(part, forward)
 
 
 def _is_own(part: torch.nn.Module, function: Any) -> bool:
-    """Whether this is the `forward` of the module's class, or of another module that stands in for it (a LoRA)."""
+    """Return whether this is the `forward` of the module's class, or of another module that replaces it (a LoRA)."""
     while isinstance(function, functools.partial):
         function = function.func
     owner = getattr(function, "__self__", None)
@@ -112,12 +116,15 @@ def _is_own(part: torch.nn.Module, function: Any) -> bool:
     return getattr(function, "__func__", function) in (own, inspect.unwrap(own))
 
 
-def _gives_on(part: torch.nn.Module, function: Any) -> bool:
-    """Whether a function hands its call to the module's own `forward` and keeps no tensor: all that it closes over are
-    numbers, texts, functions and modules, or lists of such. (An empty list may fill: ask again after a step.)"""
+def _passes_on(part: torch.nn.Module, function: Any) -> bool:
+    """Return whether a function passes its call on to the module's own `forward` and keeps no tensor.
+
+    All that it closes over are then numbers, texts, functions and modules, or lists of these. An empty list may fill
+    later, so ask again after a step.
+    """
     try:
         cells = [cell.cell_contents for cell in getattr(function, "__closure__", None) or ()]
-    except ValueError:  # an empty cell: filled later, with whatever
+    except ValueError:  # an empty cell may be filled with anything later
         return False
     return any(_is_trusted(part, value) for value in cells if callable(value)) and all(map(_holds_no_rows, cells))
 
@@ -131,8 +138,10 @@ def _holds_no_rows(value: Any) -> bool:
 
 
 def _is_known_processor(processor: Any) -> bool:
-    """Whether an attention processor is one of diffusers' general ones, or of a library of kernels. Those in the files
-    of its pipelines keep what attention gave (self-attention guidance, Attend-and-Excite)."""
+    """Return whether an attention processor is a general one of diffusers, or from a library of kernels.
+
+    Processors in the files of diffusers' pipelines keep attention outputs (self-attention guidance, Attend-and-Excite).
+    """
     module = type(processor).__module__
     return module.startswith("diffusers.models.") or module.partition(".")[0] in KERNELS
 
@@ -145,8 +154,11 @@ def _origin(function: Any) -> str:
 
 
 def steps_scheduler(pipe: Any) -> bool:
-    """Whether the pipeline's code calls the `step` of a scheduler anywhere. Some have a step function of their own
-    (samplers for reinforcement learning), and cotrunk counts by the scheduler's."""
+    """Return whether the pipeline's code calls the `step` of a scheduler anywhere.
+
+    Some pipelines have a step function of their own (samplers for reinforcement learning), and cotrunk counts the
+    scheduler's steps.
+    """
     todo, seen = [(pipe, inspect.unwrap(type(pipe).__call__))], set[Any]()
     while todo:
         owner, function = todo.pop()
@@ -160,7 +172,7 @@ def steps_scheduler(pipe: Any) -> bool:
             codes += [constant for constant in code.co_consts if isinstance(constant, CodeType)]
             if "step" in code.co_names:
                 return True
-            if "__call__" in code.co_names:  # a subclass that hands its call on
+            if "__call__" in code.co_names:  # a subclass that passes its call on
                 inherited = [vars(kind)["__call__"] for kind in type(owner).__mro__ if "__call__" in vars(kind)]
                 todo += [(owner, inspect.unwrap(call)) for call in inherited]
             for name in code.co_names:
@@ -174,7 +186,11 @@ def steps_scheduler(pipe: Any) -> bool:
 
 
 def check_folds(pipe: Any) -> None:
-    """Raise `CotrunkError` if rows cannot be shared, left out or run in chunks, before any denoising."""
+    """Check before any denoising that rows can be shared, skipped and run in chunks.
+
+    Raises:
+        CotrunkError: they cannot; the message names the part that prevents it.
+    """
     kind = type(pipe).__name__
     for name in denoisers_of(pipe):
         if why := remembering_part(getattr(pipe, name)):
@@ -192,9 +208,15 @@ def check_folds(pipe: Any) -> None:
 
 
 def check_pipeline(pipe: Any, *, max_rows: int | None, alone: bool = False) -> None:
-    """Raise `CotrunkError` that names the part of the pipeline that cotrunk cannot handle, before any denoising.
+    """Check before any denoising that cotrunk can handle the pipeline.
 
-    alone: rows will be left out, which caches and perturbed attention cannot live with.
+    Args:
+        pipe: the pipeline.
+        max_rows: the limit on the rows of one forward; None for no limit.
+        alone: some rows will run without the others, which caches and perturbed attention do not allow.
+
+    Raises:
+        CotrunkError: it cannot; the message names the part of the pipeline that prevents it.
     """
     kind = type(pipe).__name__
     denoisers = denoisers_of(pipe)
@@ -205,7 +227,7 @@ def check_pipeline(pipe: Any, *, max_rows: int | None, alone: bool = False) -> N
     if not hasattr(getattr(pipe, "scheduler", None), "step"):
         raise CotrunkError(f"{kind} has no scheduler with a step method to count: call the pipeline itself.")
     if "generator" not in inspect.signature(pipe.__call__).parameters:
-        raise CotrunkError(f"{kind} takes no generator, so images of a group cannot start from one noise.")
+        raise CotrunkError(f"{kind} takes no generator, so cotrunk cannot choose its noise: call the pipeline itself.")
     if kind in TWO_IMAGES_PER_SCHEDULER:
         raise CotrunkError(f"{kind} steps a source and a target image with one scheduler: call the pipeline itself.")
     if type(pipe.scheduler).__name__ in SINGLE_GENERATOR:
@@ -215,8 +237,8 @@ def check_pipeline(pipe: Any, *, max_rows: int | None, alone: bool = False) -> N
         )
     if alone and str(pipe.scheduler.config.get("variance_type")).startswith("learned"):
         raise CotrunkError(
-            f"The denoiser of {kind} gives its {type(pipe.scheduler).__name__} a variance beside its output, which "
-            "cannot be predicted: use neither skipping nor guidance_interval."
+            f"The denoiser of {kind} also predicts a variance for its {type(pipe.scheduler).__name__}, which "
+            "skipping cannot predict: use neither skipping nor guidance_interval."
         )
     for name in denoisers:
         module = getattr(pipe, name)
@@ -224,19 +246,17 @@ def check_pipeline(pipe: Any, *, max_rows: int | None, alone: bool = False) -> N
             raise CotrunkError(f"cache-dit is enabled on {kind}.{name}: call cache_dit.disable_cache(pipe) first.")
         if alone and (has_caches(module) or is_perturbed(pipe)):
             what = "has a cache enabled" if has_caches(module) else "guides by perturbed attention"
-            raise CotrunkError(f"{kind}.{name} {what}, which cannot go with skipping: choose one of them.")
+            raise CotrunkError(f"{kind}.{name} {what}, which does not work with skipping: choose one of them.")
         if alone and name == "transformer_2" and getattr(pipe.config, "boundary_ratio", None) is not None:
             raise CotrunkError(
-                f"{kind} hands over from one transformer to another on the way, and no answer of the first foretells "
-                "the second's: use neither skipping nor an interval."
+                f"{kind} changes from one transformer to another during a run, and outputs of the first do not predict "
+                "those of the second: use neither skipping nor guidance_interval."
             )
         if max_rows is not None and is_perturbed(pipe):
-            raise CotrunkError(
-                f"{kind} guides by perturbed attention, which cannot work in chunks: leave max_rows out."
-            )
+            raise CotrunkError(f"{kind} guides by perturbed attention, which cannot run in chunks: leave max_rows out.")
         if max_rows is not None and has_caches(module):
             raise CotrunkError(
-                f"{kind}.{name} has a cache enabled, which cannot work in chunks: leave max_rows out, or call "
+                f"{kind}.{name} has a cache enabled, which cannot run in chunks: leave max_rows out, or call "
                 f"pipe.{name}.disable_cache() first."
             )
 

@@ -11,12 +11,12 @@ from ..errors import CotrunkError
 from .class_tables import ENDS_ON_TIMESTEP
 from .parts import parts_of
 
-# what takes the beginning off the schedule; in LTX `strength` is another thing beside it
+# arguments that skip the beginning of the schedule; in LTX `strength` is an additional argument with another meaning
 _STRENGTHS = ("denoise_strength", "inpaint_strength", "strength")
 
 
 def argument(pipe: Any, arguments: Mapping[str, Any], name: str) -> Any:
-    """The value a call will see: the user's, else the pipeline's default, else None."""
+    """Return the value that a call will see: the user's, else the pipeline's default, else None."""
     if name in arguments:
         return arguments[name]
     parameter = inspect.signature(pipe.__call__).parameters.get(name)
@@ -24,15 +24,15 @@ def argument(pipe: Any, arguments: Mapping[str, Any], name: str) -> Any:
 
 
 def guidance_rows(pipe: Any, arguments: dict[str, Any]) -> int:
-    """Denoiser rows of one evaluation of one image: 1, 2 with classifier-free guidance, 3 where a second thing guides.
+    """Return the denoiser rows per image and evaluation: 1, 2 with classifier-free guidance, 3 with a second guidance.
 
-    Guidance that comes and goes during a run (skipped layers, truncated guidance) is not predicted: rows are counted
-    as well, and `generate` warns where the two differ.
+    Guidance that is on for a part of the run only (skipped layers, truncated guidance) is not predicted. Rows are also
+    counted, and `generate` warns if the two differ.
     """
     scale = argument(pipe, arguments, "guidance_scale")
-    picture = argument(pipe, arguments, "image_guidance_scale")
-    if picture is not None and scale is not None:  # InstructPix2Pix
-        return 3 if scale > 1 and picture >= 1 else 1
+    image_scale = argument(pipe, arguments, "image_guidance_scale")
+    if image_scale is not None and scale is not None:  # InstructPix2Pix
+        return 3 if scale > 1 and image_scale >= 1 else 1
     perturbed = argument(pipe, arguments, "pag_scale") if getattr(pipe, "pag_applied_layers", None) else 0
     return _guidance_rows(pipe, arguments, scale) + (1 if perturbed > 0 else 0)
 
@@ -46,11 +46,11 @@ def _guidance_rows(pipe: Any, arguments: dict[str, Any], scale: float | None) ->
     embeds = getattr(getattr(denoiser, "config", None), "guidance_embeds", None)
     has_negative = any(name.startswith("negative_") for name in inspect.signature(pipe.__call__).parameters)
     if scale is None or embeds or (embeds is False and not has_negative):
-        return 1  # none, or an input of the model, or (Flux Fill) of another variant of the model
+        return 1  # no guidance, or the scale is an input of the model or (Flux Fill) of another variant of it
     rule = getattr(type(pipe), "do_classifier_free_guidance", None)
     if isinstance(rule, property) and rule.fget is not None:
-        # the pipeline's own rule: some have guidance from 0 on, and none where it is distilled into the model
-        with suppress(AttributeError):  # a rule that asks for more than the scale
+        # the pipeline's own rule: some guide from scale 0 on; some never do, as guidance is distilled into the model
+        with suppress(AttributeError):  # a rule that reads more than the scale
             return 2 if rule.fget(_Seen(pipe, _guidance_scale=scale, guidance_scale=scale)) else 1
     unet = getattr(pipe, "unet", None)
     if unet is not None and getattr(unet.config, "time_cond_proj_dim", None) is not None:
@@ -59,7 +59,7 @@ def _guidance_rows(pipe: Any, arguments: dict[str, Any], scale: float | None) ->
 
 
 class _Seen:
-    """A pipeline as its methods and properties would see it during a call, with other values of some attributes."""
+    """A pipeline as its methods and properties see it during a call: with other values of some attributes."""
 
     def __init__(self, pipe: Any, **attributes: Any) -> None:
         vars(self).update(attributes, _pipe=pipe)
@@ -69,35 +69,35 @@ class _Seen:
 
 
 def _cuts_schedule(pipe: Any) -> bool:
-    """Whether the pipeline takes the last part of the scheduler's timesteps, by its method `get_timesteps`."""
+    """Return whether the pipeline takes only the last part of the scheduler's timesteps, by `get_timesteps`."""
     if not hasattr(type(pipe), "get_timesteps"):
         return False
     for kind in type(pipe).__mro__:
         if "__call__" in vars(kind):
             names = inspect.unwrap(vars(kind)["__call__"]).__code__.co_names
-            if "get_timesteps" in names or "__call__" not in names:  # a subclass may hand its call on
+            if "get_timesteps" in names or "__call__" not in names:  # a subclass may pass its call on
                 return "get_timesteps" in names
     return False
 
 
 def timesteps_of(pipe: Any, arguments: dict[str, Any]) -> tuple[int, int]:
-    """(inference steps, timesteps) of a call: asked of a copy of the pipeline's scheduler.
+    """Return (inference steps, timesteps) of a call, computed by a copy of the pipeline's scheduler.
 
     Raises:
-        CotrunkError: no whole number of steps above 0, or one that the scheduler cannot make a schedule of.
+        CotrunkError: the number of steps is not a whole number above 0, or the scheduler cannot make a schedule of it.
     """
     steps = whole("num_inference_steps", argument(pipe, arguments, "num_inference_steps"))
     scheduler = copy.deepcopy(pipe.scheduler)
     takes = inspect.signature(scheduler.set_timesteps).parameters
-    # what the pipeline hands on; `strength` only where the pipeline does not take it off the schedule itself, as below
+    # arguments that the pipeline passes on; not `strength` if the pipeline cuts the schedule itself, as below
     cut = {"strength"} if _cuts_schedule(pipe) else set()
-    handed_on = [name for name in takes if name in inspect.signature(pipe.__call__).parameters and name not in cut]
-    schedule: dict[str, Any] = {name: argument(pipe, arguments, name) for name in handed_on}
+    passed_on = [name for name in takes if name in inspect.signature(pipe.__call__).parameters and name not in cut]
+    schedule: dict[str, Any] = {name: argument(pipe, arguments, name) for name in passed_on}
     schedule["num_inference_steps"] = steps
     for name in ("timesteps", "sigmas"):
         if arguments.get(name) is not None:
             schedule["num_inference_steps"] = steps = len(arguments[name])
-            if name in takes:  # and not a number of them as well
+            if name in takes:  # schedulers refuse a number of steps as well
                 del schedule["num_inference_steps"]
                 break
     if scheduler.config.get("use_dynamic_shifting"):
@@ -110,7 +110,7 @@ def timesteps_of(pipe: Any, arguments: dict[str, Any]) -> tuple[int, int]:
     timesteps = scheduler.timesteps
     parameters = inspect.signature(pipe.__call__).parameters
     strength = argument(pipe, arguments, next((name for name in _STRENGTHS if name in parameters), "strength"))
-    # from an image: the last part of the schedule. A combined pipeline leaves that to one of its parts
+    # from an input image: the last part of the schedule. In a combined pipeline one of its parts does that
     cutting = next((part for part in (pipe, *parts_of(pipe)) if _cuts_schedule(part)), None)
     if strength is not None and cutting is not None:
         wanted = inspect.signature(type(cutting).get_timesteps).parameters

@@ -1,9 +1,12 @@
-"""Which arguments of diffusers' denoisers are conditions, masks, lengths, or common to all rows."""
+"""Which arguments of diffusers' denoisers are conditions, masks, lengths, or common to all rows.
 
-# Arguments that never have one entry a row, even where their length happens to be the number of rows.
+`engine/rows.py` folds rows by these tables. An argument of a new denoiser needs one word here.
+"""
+
+# Arguments that never have one entry per row, even if their length happens to be the number of rows.
 SHARED = {"img_ids", "txt_ids", "image_rotary_emb", "rotary_emb", "rotary_embedding", "freqs_cis"}
-# What the prompt decides: a folded row takes the mean of its members. Everything else that has one entry a row
-# (latents, timestep, sizes, control residuals) is equal among the members, so the first one stands for all.
+# Determined by the prompt: a folded row takes the mean of its members. Everything else with one entry per row (latents,
+# timestep, sizes, control residuals) is equal among the members, so the first member represents all.
 CONDITIONS = {
     "encoder_hidden_states",
     "encoder_hidden_states_1",
@@ -19,7 +22,7 @@ CONDITIONS = {
     "cap_feats",  # Z-Image: a list with one (tokens, channels) tensor per row
     "text_bth",  # ERNIE-Image
 }
-# The mask that tells which tokens of a condition are padding. A folded row sees every token that a member sees.
+# Masks that mark the padding of a condition. A folded row sees every token that any member sees.
 MASKS = {
     "encoder_attention_mask": "encoder_hidden_states",
     "encoder_hidden_states_mask": "encoder_hidden_states",
@@ -31,11 +34,11 @@ MASKS = {
     "text_embedding_mask_t5": "encoder_hidden_states_t5",
     "attention_mask": "encoder_hidden_states",  # Chroma: of the text tokens, then of the image's
 }
-# Plain lists with one entry a row (Z-Image, Qwen-Image); any other list is a container of tensors.
+# Plain lists with one entry per row (Z-Image, Qwen-Image); any other list is a container of tensors.
 ROW_LISTS = {"x", "cap_feats", "img_shapes", "txt_seq_lens"}
 # Tensors whose second dimension has one entry a row: (layers, R, tokens, channels).
 ROWS_SECOND = {"encoder_hidden_states_llama3"}
-# The numbers of tokens of a condition, where there is no mask: a folded row is as long as its longest member.
+# Numbers of tokens of a condition without a mask: a folded row is as long as its longest member.
 LENGTHS = {"txt_seq_lens": "encoder_hidden_states", "text_lens": "text_bth"}
-# Arguments that keep keys and values between calls, or ask for it.
+# Arguments that keep keys and values between calls, or request it.
 STATE = {"kv_cache", "kv_caches", "kv_cache_mode"}

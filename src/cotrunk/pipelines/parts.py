@@ -1,4 +1,4 @@
-"""Pipelines that a combined pipeline holds."""
+"""The pipelines inside a combined pipeline (Kandinsky)."""
 
 from typing import Any
 
@@ -6,5 +6,5 @@ from diffusers import DiffusionPipeline
 
 
 def parts_of(pipe: Any) -> list[Any]:
-    """The pipelines that a combined pipeline holds."""
+    """Return the pipelines that a combined pipeline holds; none for other pipelines."""
     return [value for value in vars(pipe).values() if isinstance(value, DiffusionPipeline)]

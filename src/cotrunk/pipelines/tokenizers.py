@@ -8,25 +8,25 @@ import numpy as np
 
 from .cost import argument
 
-LONGEST = 512  # tokens read of a prompt where the tokenizer sets no limit of its own
+LONGEST = 512  # tokens read of a prompt if the tokenizer has no limit
 SUFFIXES = ("", "_2", "_3", "_4")  # of a pipeline's tokenizers and text encoders
-NONE: Mapping[str, Any] = MappingProxyType({})  # arguments of a call that leaves all to the pipeline
+NONE: Mapping[str, Any] = MappingProxyType({})  # arguments of a call with the pipeline's defaults
 
 
 def first_pair(pipe: Any) -> tuple[Any, Any]:
-    """The first (tokenizer, text encoder) that the pipeline has; a tokenizer alone where no encoder is loaded."""
+    """Return the first (tokenizer, text encoder) of the pipeline; a tokenizer alone if no encoder is loaded."""
     pairs = [(getattr(pipe, f"tokenizer{s}", None), getattr(pipe, f"text_encoder{s}", None)) for s in SUFFIXES]
-    # SDXL's refiner has only the second pair
+    # SDXL's refiner has the second pair only
     whole = [pair for pair in pairs if None not in pair] or [pair for pair in pairs if pair[0] is not None]
     tokenizer, text_encoder = whole[0] if whole else (None, None)
     return _tokenizer(tokenizer), text_encoder
 
 
 def truncated(pipe: Any, prompts: Sequence[str], arguments: Mapping[str, Any] = NONE) -> dict[int, str]:
-    """The prompts that the pipeline's first tokenizer cuts: index -> the text at the end that is not read.
+    """Return the prompts that the pipeline's first tokenizer truncates: index -> the end of the text that is not read.
 
-    The limit is the tokenizer's, or the `max_sequence_length` of a call with these arguments where that is smaller. A
-    second text encoder may read further (T5 in SD 3 and Flux). Empty without a tokenizer or where it has no limit.
+    The limit is the tokenizer's, or the `max_sequence_length` of a call with these arguments if that is smaller. A
+    second text encoder may read further (T5 in SD 3 and Flux). Empty without a tokenizer, or if it has no limit.
     """
     tokenizer, _ = first_pair(pipe)
     if tokenizer is None:
@@ -38,10 +38,10 @@ def truncated(pipe: Any, prompts: Sequence[str], arguments: Mapping[str, Any] = 
 
 
 def condition_keys(pipe: Any, prompts: Sequence[str], arguments: Mapping[str, Any] = NONE) -> list[Hashable]:
-    """What the pipeline's tokenizers read of each prompt in a call with these arguments, up to their limits.
+    """Return what the pipeline's tokenizers read of each prompt in a call with these arguments, up to their limits.
 
-    Prompts with equal keys have equal conditions (words that a tokenizer does not know all look alike, say), so only
-    their noise tells their images apart. Without a tokenizer: the prompts themselves.
+    Prompts with equal keys have equal conditions (unknown words look alike to a tokenizer, for example), so their
+    images differ only by noise. Without a tokenizer: the prompts themselves.
     """
     texts = _rewritten(pipe, prompts, arguments)
     readings: list[list[bytes]] = []
@@ -54,7 +54,7 @@ def condition_keys(pipe: Any, prompts: Sequence[str], arguments: Mapping[str, An
 
 
 def token_counts(pipe: Any, texts: Sequence[str], arguments: Mapping[str, Any] = NONE) -> list[int]:
-    """How many tokens the pipeline's first tokenizer makes of each text, up to its limit."""
+    """Return how many tokens the pipeline's first tokenizer makes of each text, up to its limit."""
     tokenizer, _ = first_pair(pipe)
     if tokenizer is None:
         return [0] * len(texts)
@@ -63,12 +63,12 @@ def token_counts(pipe: Any, texts: Sequence[str], arguments: Mapping[str, Any] =
 
 
 def _tokenizer(component: Any) -> Any:
-    """A pipeline's tokenizer; a processor (Qwen-VL) wraps it."""
+    """Return a pipeline's tokenizer; a processor (Qwen-VL) wraps it."""
     return getattr(component, "tokenizer", component)
 
 
 def _rewritten(pipe: Any, prompts: Sequence[str], arguments: Mapping[str, Any]) -> list[str]:
-    """The prompts as the pipeline gives them to its tokenizers: some write them small and clean them first."""
+    """Return the prompts as the pipeline passes them to its tokenizers: some pipelines lower-case and clean them."""
     if not hasattr(pipe, "_text_preprocessing"):
         return list(prompts)
     return pipe._text_preprocessing(list(prompts), clean_caption=bool(argument(pipe, arguments, "clean_caption")))
@@ -77,7 +77,7 @@ def _rewritten(pipe: Any, prompts: Sequence[str], arguments: Mapping[str, Any]) 
 def _tokens(
     pipe: Any, tokenizer: Any, texts: list[str], arguments: Mapping[str, Any]
 ) -> tuple[list[list[int]], int | None]:
-    """The tokens of each text without special ones, and how many of them are read (None: all)."""
+    """Return the tokens of each text without special ones, and how many of them are read (None: all)."""
     limit = _token_limit(pipe, tokenizer, arguments)
     room = None if limit is None else max(0, limit - tokenizer.num_special_tokens_to_add())
     if not texts:
@@ -86,8 +86,8 @@ def _tokens(
 
 
 def _token_limit(pipe: Any, tokenizer: Any, arguments: Mapping[str, Any]) -> int | None:
-    """Tokens of a prompt that are read, special ones included; None where nothing limits them."""
+    """Return how many tokens of a prompt are read, special ones included; None for no limit."""
     limits = [tokenizer.model_max_length, argument(pipe, arguments, "max_sequence_length")]
-    # a tokenizer without a limit says 1e30
+    # a tokenizer without a limit reports 1e30
     known = [limit for limit in limits if isinstance(limit, int) and 0 < limit < 1_000_000]
     return min(known, default=None)

@@ -24,6 +24,7 @@ from .gaps import Gaps, Support, are_equal
 from .history import SLOTS, SMALLEST_SCALE, History
 
 TERMS = {"reuse": 1, "linear": 2, "quadratic": 3, "damped": 2}  # support points of a prediction
+LONGEST = 12  # most steps skipped in a row by the rule "error"
 FIRST_STEPS = 3  # computed by the rule "fixed" before it predicts
 FIRST_X0_RMS = 4.0  # RMS of x0 predicted by the first output in the runs that the law of `gaps.py` was measured in
 FIRST_X0_EXPONENT = 3  # first prediction errors grow with this power of that RMS
@@ -48,8 +49,7 @@ class Trajectories:
         self, skipping: Skipping, images: int, timesteps: int, discontinuities: Discontinuities = no_images
     ) -> None:
         self.skipping, self.timesteps, self.discontinuities = skipping, timesteps, discontinuities
-        # the step at which the last gap ends: the last step is always computed
-        self.stop = min(math.ceil(skipping.window[1] * timesteps), timesteps - 1)
+        self.stop = timesteps - 1  # the last gap ends here: the last step is always computed
         self.histories = [History() for _ in range(images)]
         self.errors: tuple[Sequence[bool], torch.Tensor | None] = ((), None)
         self.schedule: NoiseSchedule | None = None
@@ -100,7 +100,7 @@ class Trajectories:
         if self.schedule is None:
             self.schedule = read_schedule(steps.scheduler, steps.timesteps()[: self.timesteps].tolist())
             terms = TERMS[self.skipping.prediction]
-            self.gaps = Gaps(self.schedule, self.stop, self.skipping.longest, terms, is_bounded)
+            self.gaps = Gaps(self.schedule, self.stop, LONGEST, terms, is_bounded)
             for history in self.histories:
                 history.from_noise = steps.first_index() == 0 and self.schedule.levels[0][0] < NOISE_ALPHA
         return self.schedule
@@ -244,7 +244,7 @@ class Trajectories:
         """Return how many steps after this one the image skips."""
         skipping = self.skipping
         most = self.stop - (step + 1)
-        if step + 1 < skipping.window[0] * self.timesteps or most < 1:
+        if most < 1:
             return 0
         if skipping.rule == "fixed":
             # nothing is predicted before an error has been measured

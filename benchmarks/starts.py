@@ -9,8 +9,9 @@ images. Every point is written to `points.jsonl` at once, and `table.md` is writ
 
 On `mini` the start "picture" is diffusers' own img2img pipeline. Diffusers has no img2img pipeline for PixArt, its
 inpainting pipeline does not support the 16 channels of `mini`, and only SDXL pipelines have `denoising_start`. So on
-`mini-dit`, and for the other two starts, the text-to-image pipeline begins at a later timestep. With "mask", a callback restores half of the noised original after each step. With "handed
-over", a first run with half of the guidance stops where this one begins, as if another model had made it.
+`mini-dit`, and for the other two starts, the text-to-image pipeline begins at a later timestep. With "mask", a callback
+restores half of the noised original after each step. With "handed over", a first run with half of the guidance stops
+where this one begins, as if another model had made it.
 """
 
 import argparse

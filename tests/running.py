@@ -17,7 +17,7 @@ from cotrunk.engine.call import CallState
 from cotrunk.engine.step_plan import RowPlan
 
 STEPS = 4
-EVERYONE = Sharing(share=0.5, similarity=-1.0)  # whoever may share does, for half of the steps
+EVERYONE = Sharing(share=0.5, similarity=-1.0)  # all prompts that may share do, for half of the steps
 
 
 @dataclass

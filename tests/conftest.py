@@ -1,5 +1,5 @@
-"""Tests run on one thread (the models are too small for more) and without the progress talk of diffusers. The command
-line's tests have one model and one finished run in common."""
+"""Tests run on one thread, because the models are too small for more, and without the progress bars of diffusers. The
+tests of the command line share one model and one finished run."""
 
 from pathlib import Path
 
@@ -10,8 +10,10 @@ import torch
 from command import PROMPTS, QUICK, Outcome, cotrunk, one_model
 from hypothesis import settings
 from PIL import Image
+from run_folders import ARM, FACTS, JOB, PLAN
 
 from cotrunk.groups.captions import Pair
+from cotrunk.runs.folder import RunFolder
 
 torch.set_num_threads(1)
 diffusers.utils.logging.set_verbosity_error()
@@ -37,6 +39,17 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Outcome]:
     with pytest.MonkeyPatch.context() as patch:
         one_model(patch)
         return out, cotrunk("generate", "--prompts", prompts, "--out", out, *QUICK, "--compare", "--seed", 5)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> RunFolder:
+    """The folder of a run with a plan and no images yet."""
+    folder = RunFolder(tmp_path / "deep" / "run")
+    assert folder.open(JOB, resume=False) is False
+    assert list(folder.path.iterdir()) == []
+    folder.write_report(JOB, FACTS, [ARM], {"load": 1.0})
+    PLAN.save(folder.path / "plan.json")
+    return folder
 
 
 @pytest.fixture(scope="module")

@@ -39,7 +39,7 @@ def test_everything_that_a_terminal_obeys_or_hides_is_spelled_out() -> None:
 
 
 @given(st.lists(st.sampled_from([*HOSTILE, *MARKUP, "cat", " ", "é"]) | st.characters(), max_size=12).map("".join))
-def test_no_print_lets_a_character_through(text: str) -> None:
+def test_no_print_writes_a_character_that_controls_the_terminal(text: str) -> None:
     for terminal in (False, True):
         stream = io.StringIO()
         shown = console._Console(file=stream, highlight=False, force_terminal=terminal, width=60)
@@ -56,7 +56,7 @@ def test_no_print_lets_a_character_through(text: str) -> None:
         assert unsafe(written.replace("\r", "")) == []
 
 
-def test_what_is_spelled_out_has_its_room_in_a_table() -> None:
+def test_tables_leave_room_for_characters_that_are_spelled_out() -> None:
     stream = io.StringIO()
     table = Table("name", "rows", box=None)
     table.add_row("\u200b" * 6 + " cat", "7")
@@ -65,7 +65,7 @@ def test_what_is_spelled_out_has_its_room_in_a_table() -> None:
 
 
 @given(st.lists(st.sampled_from([*HOSTILE, *MARKUP, "\n", "\t", "cat "]), max_size=8).map("".join))
-def test_what_is_said_is_one_line_and_whole(text: str) -> None:
+def test_a_message_is_one_whole_line(text: str) -> None:
     with pytest.MonkeyPatch.context() as patch:
         stream = io.StringIO()
         patch.setattr(console, "err", console._Console(file=stream, highlight=False, width=40))

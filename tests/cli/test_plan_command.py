@@ -57,7 +57,7 @@ def test_plan_that_cannot_be_saved(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("no_denoiser")
-def test_plan_shows_few_groups_on_wish() -> None:
+def test_plan_shows_as_many_groups_as_asked() -> None:
     outcome = cotrunk("plan", *PROMPTS, "--show", 1)
     assert "... and 1 more group (--show 2 prints them all)" in outcome.out
     assert "tiger" not in outcome.out
@@ -65,7 +65,7 @@ def test_plan_shows_few_groups_on_wish() -> None:
 
 @pytest.mark.usefixtures("no_denoiser")
 @pytest.mark.parametrize("target", ["", "."])
-def test_plan_cannot_be_a_folder(target: str) -> None:
+def test_plan_is_not_written_to_a_folder(target: str) -> None:
     assert_refused(cotrunk("plan", "a tiger", "a red tiger", "--save", target), "is a folder: name a file")
 
 
@@ -92,7 +92,7 @@ def test_plan_of_one_prompt() -> None:
 
 
 @pytest.mark.usefixtures("no_denoiser")
-def test_prompts_that_read_alike_are_named_and_stay_apart(tmp_path: Path) -> None:
+def test_prompts_that_look_identical_are_named_and_do_not_share(tmp_path: Path) -> None:
     prompts = ("\N{RED APPLE}", "a tiger", "\N{OWL}", "A  TIGER", "a tiger")
     outcome = cotrunk("plan", *prompts, "--save", tmp_path / "plan.json")
     warnings = [line for line in outcome.err.splitlines() if line.startswith("warning")]

@@ -91,7 +91,7 @@ def test_training_then_evaluating(groups: Path, tmp_path: Path, tiny_model: pyte
     assert "| sage, shared 50%, 4 steps | standard, shared 50%, 4 steps |" in outcome.out
 
 
-def test_a_diverged_training_is_no_success(groups: Path, tmp_path: Path, tiny_model: pytest.MonkeyPatch) -> None:
+def test_a_diverged_training_is_not_a_success(groups: Path, tmp_path: Path, tiny_model: pytest.MonkeyPatch) -> None:
     settings = ("--steps", 4, "--batch", 2, "--rank", 2, "--height", 32, "--width", 16, "--learning-rate", 1e9)
     for _ in range(2):  # asked again, it says the same
         outcome = cotrunk("train", groups, "--out", tmp_path, *settings, "--checkpoint-every", 2)
@@ -105,10 +105,10 @@ def test_a_diverged_training_is_no_success(groups: Path, tmp_path: Path, tiny_mo
         assert not (tmp_path / "checkpoint.pt").exists()
 
 
-def test_what_cannot_be_compared_is_said_before_a_picture(
+def test_what_cannot_be_compared_is_refused_before_the_first_image(
     groups: Path, tmp_path: Path, tiny_model: pytest.MonkeyPatch
 ) -> None:
-    tiny_model.setattr(Experiment, "observe", lambda *_: pytest.fail("pictures are made"))
+    tiny_model.setattr(Experiment, "observe", lambda *_: pytest.fail("images are made"))
     outcome = cotrunk("evaluate", groups, "--out", tmp_path, "--max-groups", 1)
     assert outcome.code == 2
     assert "use two or more that share no image" in outcome.err
@@ -124,7 +124,7 @@ def test_what_cannot_be_compared_is_said_before_a_picture(
     assert "groups, which share no image:" in outcome.err
 
 
-def test_a_tracker_is_told_what_is_logged(groups: Path, tmp_path: Path, tiny_model: pytest.MonkeyPatch) -> None:
+def test_a_tracker_gets_what_is_logged(groups: Path, tmp_path: Path, tiny_model: pytest.MonkeyPatch) -> None:
     made = recorders(tiny_model)
     settings = ("--steps", 3, "--batch", 2, "--rank", 2, "--height", 32, "--width", 16)
     (tmp_path / "validation.txt").write_text("\n".join(CAPTIONS[:2]))
@@ -146,7 +146,7 @@ def test_a_tracker_is_told_what_is_logged(groups: Path, tmp_path: Path, tiny_mod
 
 
 @pytest.mark.parametrize(("model", "alignment"), [("mini", "emoji"), ("other", "clip")])
-def test_pictures_are_of_the_size_asked_for_and_judged_by_what_knows_them(
+def test_images_have_the_requested_size_and_a_suitable_network_measures_them(
     groups: Path, tmp_path: Path, tiny_model: pytest.MonkeyPatch, model: str, alignment: str
 ) -> None:
     asked: list[tuple[str, ...]] = []
@@ -165,12 +165,12 @@ def blackened(images: Any, clip_input: Any) -> tuple[Any, list[bool]]:
 
 
 @pytest.mark.parametrize("command", ["evaluate", "tune"])
-def test_pictures_are_measured_as_they_are_without_a_safety_checker(
+def test_images_are_measured_without_a_safety_checker(
     groups: Path, tmp_path: Path, tiny_model: pytest.MonkeyPatch, command: str
 ) -> None:
     pipe = sd_with_text().pipe
     pipe.safety_checker = blackened
-    pipe.feature_extractor = lambda pictures, return_tensors: SimpleNamespace(
+    pipe.feature_extractor = lambda images, return_tensors: SimpleNamespace(
         to=lambda device: SimpleNamespace(pixel_values=torch.zeros(1))
     )
     tiny_model.setattr(models, "load_pipeline", lambda *_, **__: pipe)
@@ -183,7 +183,7 @@ def test_pictures_are_measured_as_they_are_without_a_safety_checker(
         made = [np.load(file)["shown"] for file in (tmp_path / "cells").glob("*.observed.npz")]
     assert outcome.code == 0, outcome.err
     assert made
-    assert all(pictures.any() for pictures in made)
+    assert all(images.any() for images in made)
 
 
 def test_tuning_then_generating(tmp_path: Path, tiny_model: pytest.MonkeyPatch) -> None:

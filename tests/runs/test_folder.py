@@ -1,118 +1,20 @@
-"""The folder of a run, without a model: what its journal believes, what it refuses, what it leaves alone."""
+"""The folder of a run, without a model: what it refuses, what it reports, what it leaves alone."""
 
 import contextlib
-import io
 import json
-import os
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from mutations import mutants
-from PIL import Image
+from run_folders import ARM, FACTS, JOB, PLAN, batch, write
 
 from cotrunk.cli.console import print_summary
 from cotrunk.errors import CotrunkError
-from cotrunk.execution import Batch
-from cotrunk.files import write_bytes, write_text
-from cotrunk.planning.plan import Cost, Plan
-from cotrunk.planning.tree import Branch, leaf
-from cotrunk.runs.arm import COMPARED, compared_arm, main_arm
+from cotrunk.runs.arm import COMPARED, compared_arm
 from cotrunk.runs.folder import RunFolder
-from cotrunk.runs.job import Job
-from cotrunk.runs.report import PipelineFacts, RunReport, Seconds
-from cotrunk.settings import Batching, Settings, Sharing
-
-PLAN = Plan(
-    prompts=("a [red] äpple", "a green apple", "a tiger"),
-    seeds=(7, 7, 8),
-    trees=(Branch((0, 1), 0, 1, 0.8, (leaf(0, 1, 3), leaf(1, 1, 3))), leaf(2, 0, 3)),
-    steps=3,
-    timesteps=3,
-    sharing=Sharing(share=0.4),
-    threshold=0.5,
-)
-ARM = main_arm(PLAN)
-FACTS = PipelineFacts("DDIMScheduler", "cpu", "float32")
-JOB = Job(PLAN.prompts, Settings(steps=3))
-
-
-def batch(*images: int, failed: tuple[int, ...] = (), flagged: tuple[int, ...] = (), rows: int = 10) -> Batch:
-    pictures = [Image.new("RGB", (8, 8), (image, 0, 0)) for image in images]
-    seconds = {"embed": 1.0, "denoise": 2.0, "decode": 3.0}
-    return Batch(
-        images=images,
-        output=SimpleNamespace(images=pictures),
-        failed=failed,
-        flagged=flagged,
-        cost=Cost(rows, 6 * len(images)),
-        spared={"sharing": 6 * len(images) - rows, "guidance": 0, "skipping": 0},
-        steps=("CPC",) * len(images),
-        rows=(rows / len(images),) * len(images),
-        seconds=seconds,
-    )
-
-
-def write(folder: RunFolder, *batches: Batch) -> None:
-    for one in batches:
-        folder.write_batch(ARM, one)
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> RunFolder:
-    """Of a run with a plan and no picture yet."""
-    folder = RunFolder(tmp_path / "deep" / "run")
-    assert folder.open(JOB, resume=False) is False
-    assert list(folder.path.iterdir()) == []
-    folder.write_report(JOB, FACTS, [ARM], {"load": 1.0})
-    PLAN.save(folder.path / "plan.json")
-    return folder
-
-
-def test_the_journal_adds_up(folder: RunFolder) -> None:
-    assert folder.progress(ARM).images == set()
-    write(folder, batch(0, 1), batch(2, failed=(2,), rows=6))
-    done = folder.progress(ARM)
-    assert (done.images, done.failed, done.cost) == ({0, 1, 2}, {2}, Cost(16, 18))
-    assert done.seconds == {"embed": 2.0, "denoise": 4.0, "decode": 6.0}
-    assert not (folder.path / "images/00002.png").exists()
-    assert folder.progress(compared_arm("independent", PLAN)).images == set()
-
-
-@pytest.mark.parametrize("tail", [b'\n{"arm": "shared", "im', b"\n\xff\xfe", b"\n\0\0\0\0", b"\n"])
-def test_a_torn_line_is_ignored_and_the_next_one_counts(folder: RunFolder, tail: bytes) -> None:
-    write(folder, batch(0, 1))
-    with (folder.path / "journal.jsonl").open("ab") as journal:
-        journal.write(tail)
-    assert folder.progress(ARM).images == {0, 1}
-    write(folder, batch(2, rows=6))
-    assert folder.progress(ARM).cost == Cost(16, 18)
-
-
-def test_a_batch_without_its_pictures_is_not_done(folder: RunFolder) -> None:
-    write(folder, batch(0, 1), batch(2, rows=6))
-    (folder.path / "images/00001.png").unlink()
-    assert folder.progress(ARM).images == {2}
-    write(folder, batch(0, 1))
-    assert folder.progress(ARM).images == {0, 1, 2}
-    assert folder.progress(ARM).cost == Cost(16, 18)
-
-
-def test_a_batch_that_was_cut_and_then_done_whole_counts_once(folder: RunFolder) -> None:
-    """Out of memory cuts a batch in two; a run killed after the first half does the whole batch on --resume."""
-    write(folder, batch(0, 1), batch(0, 1, 2, rows=16))
-    assert folder.progress(ARM).cost == Cost(16, 18)
-
-
-def test_pictures_know_where_they_come_from(folder: RunFolder) -> None:
-    write(folder, batch(0, 1), batch(2))
-    with Image.open(folder.path / "images/00000.png") as picture:
-        picture.load()
-        assert picture.text["prompt"] == "a [red] äpple"
-        assert (picture.text["seed"], picture.text["group"], picture.text["rows"]) == ("7", "0", "5")
-    with Image.open(folder.path / "images/00002.png") as picture:
-        assert picture.text["group"] == "1"
+from cotrunk.runs.report import RunReport, Seconds
+from cotrunk.settings import Batching, Settings
 
 
 def test_the_report_follows_the_journal(folder: RunFolder) -> None:
@@ -204,33 +106,10 @@ def test_open_says_that_it_cannot_write(tmp_path: Path, monkeypatch: pytest.Monk
         RunFolder(tmp_path).open(JOB, resume=False)
 
 
-def test_open_names_a_link_to_nowhere(tmp_path: Path) -> None:
+def test_open_names_a_broken_link(tmp_path: Path) -> None:
     (tmp_path / "run").symlink_to(tmp_path / "gone")
     with pytest.raises(CotrunkError, match=r"Cannot write to .*run: .*\. Choose another --out"):
         RunFolder(tmp_path / "run").open(JOB, resume=False)
-
-
-def test_a_file_is_whole_or_as_it_was(tmp_path: Path) -> None:
-    path = tmp_path / "run.json"
-    write_text(path, "before")
-
-    def torn(file: object) -> None:
-        file.write(b"half")  # type: ignore[attr-defined]
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        write_bytes(path, torn)
-    assert path.read_text() == "before"
-    assert list(tmp_path.iterdir()) == [path]
-
-
-def test_a_full_disk_is_one_sentence(tmp_path: Path) -> None:
-    def full(file: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    with pytest.raises(CotrunkError, match=r"Cannot write .*run\.json: No space left on device"):
-        write_bytes(tmp_path / "run.json", full)
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_another_precision_is_refused(folder: RunFolder) -> None:
@@ -239,58 +118,7 @@ def test_another_precision_is_refused(folder: RunFolder) -> None:
         folder.check_dtype("bfloat16")
 
 
-DAMAGES = {
-    "zeros in the middle": lambda content: content[:60] + bytes(20) + content[80:],
-    "cut": lambda content: content[:-5],
-    "empty": lambda content: b"",
-    "text that ends like a PNG": lambda content: b"not a picture" * 20 + content[-12:],
-    "another picture": lambda content: another(),
-    "one bit": lambda content: content[:70] + bytes([content[70] ^ 1]) + content[71:],
-}
-
-
-def another() -> bytes:
-    buffer = io.BytesIO()
-    Image.new("RGB", (8, 8), (0, 99, 0)).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-@pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_picture_is_made_again(folder: RunFolder, damage: str) -> None:
-    write(folder, batch(0, 1), batch(2, rows=6))
-    assert RunFolder(folder.path).progress(ARM).images == {0, 1, 2}
-    picture = folder.files.path(ARM, 1)
-    picture.write_bytes(DAMAGES[damage](picture.read_bytes()))
-    assert folder.progress(ARM).images == RunFolder(folder.path).progress(ARM).images == {2}
-    write(folder, batch(0, 1))
-    assert folder.progress(ARM).images == {0, 1, 2}
-    assert folder.progress(ARM).cost == Cost(16, 18)
-
-
-def test_a_picture_that_is_no_file_is_not_waited_for(folder: RunFolder) -> None:
-    write(folder, batch(0, 1))
-    folder.files.path(ARM, 1).unlink()
-    folder.files.path(ARM, 1).mkdir()
-    assert folder.progress(ARM).images == set()
-    folder.files.path(ARM, 1).rmdir()
-    os.mkfifo(folder.files.path(ARM, 1))
-    assert folder.progress(ARM).images == set()
-
-
-def test_a_picture_is_read_once_by_a_process(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
-    read, read_bytes = list[str](), Path.read_bytes
-    monkeypatch.setattr(Path, "read_bytes", lambda path: read.append(path.name) or read_bytes(path))
-    write(folder, batch(0, 1), batch(2, rows=6))
-    for _ in range(3):
-        assert folder.progress(ARM).images == {0, 1, 2}
-    assert read == []  # it was written by this one
-    later = RunFolder(folder.path)
-    for _ in range(3):
-        assert later.progress(ARM).images == {0, 1, 2}
-    assert sorted(read) == ["00000.png", "00001.png", "00002.png"]
-
-
-def test_flagged_images_are_told_from_others(folder: RunFolder) -> None:
+def test_flagged_images_are_marked(folder: RunFolder) -> None:
     write(folder, batch(0, 1, flagged=(1,)), batch(2, rows=6))
     assert RunFolder(folder.path).progress(ARM).flagged == {1}
     report = folder.write_report(JOB, FACTS, [ARM], {})
@@ -301,9 +129,6 @@ def test_flagged_images_are_told_from_others(folder: RunFolder) -> None:
     assert "safety checker put a black image in place of 1 image" in page
     assert page.count(">flagged</a>") == 1
     assert folder.finished() == report
-
-
-# Files that are not as they were written.
 
 
 def use(folder: RunFolder) -> None:
@@ -350,14 +175,6 @@ def test_a_folder_that_is_resumed_is_refused_or_works(folder: RunFolder, name: s
     assert not any("\n" in sentence for sentence in refused)
 
 
-@pytest.mark.parametrize("line", ["1", "[]", "{}", "null", '"x"', '{"arm": "shared"}', "[" * 100_000, "NaN", "\x85"])
-def test_a_line_that_is_none_is_left_out(folder: RunFolder, line: str) -> None:
-    write(folder, batch(0, 1), batch(2, rows=6))
-    with (folder.path / "journal.jsonl").open("a", encoding="utf-8") as journal:
-        journal.write("\n" + line)
-    assert folder.progress(ARM).images == {0, 1, 2}
-
-
 def test_a_report_that_was_changed_is_written_again(folder: RunFolder) -> None:
     write(folder, batch(0, 1), batch(2, rows=6))
     report = folder.write_report(JOB, FACTS, [ARM], {})
@@ -371,13 +188,7 @@ def test_a_report_that_was_changed_is_written_again(folder: RunFolder) -> None:
     assert folder.finished() is None
 
 
-def test_names_that_are_no_unicode_do_not_cost_the_report(folder: RunFolder) -> None:
+def test_names_that_are_not_unicode_are_kept_in_the_report(folder: RunFolder) -> None:
     write(folder, batch(0, 1), batch(2, rows=6))
     report = folder.write_report(replace(JOB, model="fol\udcffder"), FACTS, [ARM], {})
     assert RunReport.load(folder.path) == report
-
-
-def test_a_pipeline_without_images_is_named(folder: RunFolder) -> None:
-    frames = Batch((0,), SimpleNamespace(frames=[]), (), (), Cost(1, 1), {}, ("C",), (1.0,), {})
-    with pytest.raises(CotrunkError, match=r"holds no images: use cotrunk\.generate"):
-        folder.write_batch(ARM, frames)

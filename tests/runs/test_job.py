@@ -145,7 +145,7 @@ def test_a_job_from_json_takes_defaults() -> None:
         ({"sed": 3}, "unknown key 'sed'"),
     ],
 )
-def test_a_job_that_makes_no_sense_is_refused(changed: dict[str, Any], said: str) -> None:
+def test_an_invalid_job_is_refused(changed: dict[str, Any], said: str) -> None:
     with pytest.raises(CotrunkError, match=said):
         Job.from_json({"prompts": ["a cat"], **changed})
 

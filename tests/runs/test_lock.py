@@ -82,7 +82,7 @@ def test_of_three_at_the_same_moment_one_gets_a_new_folder(tmp_path: Path) -> No
     assert won.empty()
 
 
-def test_a_file_that_its_holder_removes_meanwhile_is_no_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_its_holder_removed_is_not_a_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lock_it, seen = lock._lock, list[int]()
 
     def lock_late(descriptor: int) -> None:
@@ -181,7 +181,7 @@ def test_of_several_processes_of_a_training_the_first_holds_the_folder(
         assert_refused(cotrunk("train", groups, "--out", tmp_path), HELD)
 
 
-def test_half_files_of_a_killed_command_are_removed_and_no_file_of_the_user(
+def test_temporary_files_of_a_killed_command_are_removed_and_other_files_are_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     halves = [tmp_path / name for name in (".run.json.7.cotrunk-part", "images/.00003.png.7.cotrunk-part")]

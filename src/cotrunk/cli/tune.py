@@ -13,7 +13,6 @@ from .console import err, out
 from .inputs import check_numbers, hold, out_folder, prompts_of
 from .options import (
     NETWORKS,
-    OUTPUT,
     Column,
     Compile,
     Device,
@@ -21,6 +20,7 @@ from .options import (
     Guidance,
     Lora,
     Model,
+    OutFolder,
     PromptFile,
     Prompts,
     Scheduler,
@@ -30,27 +30,31 @@ from .options import (
 )
 
 SWEEP = "Sweep"
-ALONG = 6  # points of the frontier that have their pictures on the page
+FRONTIER_POINTS = 6  # points of the frontier whose images are on the page
 
 
 def tune(
     context: typer.Context,
     prompts: Prompts = None,
     prompt_file: PromptFile = None,
-    column: Column = "prompt",
-    out_name: Annotated[
-        str | None,
-        option(OUTPUT, "DIR", "Folder of page and settings; needed, and made if not there.", "--out"),
+    out_name: OutFolder = None,
+    model: Model = "mini",
+    steps: Steps = 30,
+    guidance: Guidance = 7.5,
+    seed: Seed = 0,
+    sample: Annotated[
+        int, option(SWEEP, "N", "How many neighbouring prompts to try settings on; --seed chooses them.")
+    ] = 32,
+    budget: Annotated[
+        int | None, option(SWEEP, "ROWS", "Largest number of denoiser rows to spend; no limit by default.")
     ] = None,
-    sample: Annotated[int, option(SWEEP, "N", "Prompts to try settings on, drawn by --seed.")] = 32,
-    budget: Annotated[int | None, option(SWEEP, "ROWS", "Most denoiser rows to spend; no limit by default.")] = None,
     margin: Annotated[
         float,
         option(
             SWEEP,
             "X",
-            "Loss that counts as none: of alignment, a part of what pictures have more of it with their own prompt "
-            "than with the others; of distance, a part of how far two pictures of one prompt lie apart.",
+            "Largest loss that counts as equal quality. Of alignment: relative to how much better images match their "
+            "own prompt than the others. Of distance: relative to that between two images of one prompt.",
         ),
     ] = 0.1,
     rows: Annotated[
@@ -58,19 +62,16 @@ def tune(
         option(
             SWEEP,
             "X",
-            "Rows per picture for which the best setting is wanted; by default half of those that --steps take.",
+            "Also find the best settings within this many rows per image; by default half of what --steps take.",
         ),
     ] = None,
-    model: Model = "mini",
     lora: Lora = None,
-    steps: Steps = 30,
-    guidance: Guidance = 7.5,
     scheduler: Scheduler = None,
-    seed: Seed = 0,
+    column: Column = "prompt",
     features: Annotated[str, option(NETWORKS, "NAME", "For distances: lite0, or inception[:FILE].")] = "lite0",
     alignment: Annotated[
         str | None,
-        option(NETWORKS, "NAME", "emoji (of the embedded model, its default), or clip[:FOLDER or hub id] (of others)."),
+        option(NETWORKS, "NAME", "emoji (default for embedded models) or clip[:FOLDER or hub id] (for others)."),
     ] = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
@@ -90,7 +91,7 @@ def tune(
     if not 0 <= margin < 1:
         raise CotrunkError(f"--margin {margin} is out of range: use 0 or more, below 1.")
     if rows is not None and not 0 < rows < math.inf:
-        raise CotrunkError(f"--rows {rows} is out of range: use rows per picture, above 0.")
+        raise CotrunkError(f"--rows {rows} is out of range: use rows per image, above 0.")
 
     from ..tuning.candidates import MIN_PROMPTS, description
     from ..tuning.settings_file import Basis
@@ -109,7 +110,7 @@ def tune(
     from ..tuning.search import tune as sweep
     from ..tuning.trials import Trials
 
-    if len(texts) > sample:  # whole, in their order: neighbours in a file are often kin, and sharing needs kin
+    if len(texts) > sample:  # neighbours in a file are often similar, and sharing needs similar prompts
         start = int(np.random.default_rng(seed).integers(len(texts) - sample + 1))
         texts = texts[start : start + sample]
     hold(context, out_dir, "tried")
@@ -141,10 +142,10 @@ def tune(
                 on_point=show,
             )
         except KeyboardInterrupt:
-            err.print("Stopped. Call it again to go on.")
+            err.print("Stopped. Run it again to continue.")
             raise typer.Exit(130) from None
-    frontier = found.frontier  # with no point, where each setting has a picture that failed
-    along = [frontier[int(i)] for i in np.linspace(0, len(frontier) - 1, min(ALONG, len(frontier))).round()]
+    frontier = found.frontier  # empty if an image failed in each of the settings
+    along = [frontier[int(i)] for i in np.linspace(0, len(frontier) - 1, min(FRONTIER_POINTS, len(frontier))).round()]
     shown = {p for p in (*along, found.same_quality, found.best_in_rows) if p is not None} - {found.points[0]}
     shown_in_order = [found.points[0], *sorted(shown, key=lambda p: -p.rows)]
     images = {p: trials.of(p.settings, seed).images.numpy() for p in shown_in_order}

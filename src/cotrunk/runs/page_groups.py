@@ -60,7 +60,7 @@ def _card(page: Page, shown: ShownGroup, number: int) -> str:
     # Larger groups get smaller thumbnails, so that a tree still fits a screen or two.
     box = fit(page.side, 96 if len(order) <= 8 else 72 if len(order) <= 16 else 48)
     leaves = [
-        f'<li><div class="picture">{linked_image(page, index, box)}</div>'
+        f'<li><div class="image">{linked_image(page, index, box)}</div>'
         f'<div class="words">{caption(page, index)}</div></li>'
         for index in order
     ]

@@ -1,0 +1,54 @@
+"""The folder of a run that was never run: a plan, its job, and batches with given numbers."""
+
+from types import SimpleNamespace
+
+from PIL import Image
+
+from cotrunk.execution import Batch
+from cotrunk.planning.plan import Cost, Plan
+from cotrunk.planning.tree import Branch, leaf
+from cotrunk.runs.arm import main_arm
+from cotrunk.runs.folder import RunFolder
+from cotrunk.runs.job import Job
+from cotrunk.runs.report import PipelineFacts
+from cotrunk.settings import Settings, Sharing
+
+PLAN = Plan(
+    prompts=("a [red] äpple", "a green apple", "a tiger"),
+    seeds=(7, 7, 8),
+    trees=(Branch((0, 1), 0, 1, 0.8, (leaf(0, 1, 3), leaf(1, 1, 3))), leaf(2, 0, 3)),
+    steps=3,
+    timesteps=3,
+    sharing=Sharing(share=0.4),
+    threshold=0.5,
+)
+
+
+ARM = main_arm(PLAN)
+
+
+FACTS = PipelineFacts("DDIMScheduler", "cpu", "float32")
+
+
+JOB = Job(PLAN.prompts, Settings(steps=3))
+
+
+def batch(*images: int, failed: tuple[int, ...] = (), flagged: tuple[int, ...] = (), rows: int = 10) -> Batch:
+    made = [Image.new("RGB", (8, 8), (image, 0, 0)) for image in images]
+    seconds = {"embed": 1.0, "denoise": 2.0, "decode": 3.0}
+    return Batch(
+        images=images,
+        output=SimpleNamespace(images=made),
+        failed=failed,
+        flagged=flagged,
+        cost=Cost(rows, 6 * len(images)),
+        spared={"sharing": 6 * len(images) - rows, "guidance": 0, "skipping": 0},
+        steps=("CPC",) * len(images),
+        rows=(rows / len(images),) * len(images),
+        seconds=seconds,
+    )
+
+
+def write(folder: RunFolder, *batches: Batch) -> None:
+    for one in batches:
+        folder.write_batch(ARM, one)

@@ -1,4 +1,4 @@
-"""Pipelines run for a test: bare, through the hook alone, through `generate`; and what they computed."""
+"""Run pipelines for tests: bare, with only the hook, or by `generate`; and record what they compute."""
 
 import functools
 import inspect
@@ -17,14 +17,14 @@ from cotrunk.engine.call import CallState
 from cotrunk.engine.step_plan import RowPlan
 
 STEPS = 4
-EVERYONE = Sharing(share=0.5, similarity=-1.0)  # whoever may share does, for half of the steps
+EVERYONE = Sharing(share=0.5, similarity=-1.0)  # all prompts share half of the steps
 
 
 @dataclass
 class Ran:
     images: Tensor
     call: CallState
-    latents: list[Tensor] = field(default_factory=list)  # after every step
+    latents: list[Tensor] = field(default_factory=list)  # after each step
 
 
 def denoise(
@@ -36,7 +36,7 @@ def denoise(
     max_rows: int | None = None,
     **call: Any,
 ) -> Ran:
-    """Groups that branch at a timestep, through the hook alone: no plan, no batches."""
+    """Denoise groups that branch at a timestep, with only the hook: no plan, no batches."""
     images = sum(map(len, groups))
     first = {image: group[0] for group in groups for image in group}
     trunk = tuple(first[image] for image in range(images))
@@ -58,7 +58,7 @@ def denoise(
 
 
 def bare(tiny: TinyPipeline, inputs: dict[str, Any], seeds: Sequence[int], **call: Any) -> Tensor:
-    """The pipeline itself, called with one generator an image."""
+    """Call the pipeline itself with one generator per image."""
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     call = {"num_inference_steps": STEPS, "output_type": "latent"} | call
     return tiny.pipe(**inputs, **call, generator=generators)[tiny.output_field]
@@ -74,7 +74,7 @@ def close(a: Tensor, b: Tensor, tolerance: float = 1e-4) -> bool:
 
 
 def recorded(module: nn.Module) -> list[int]:
-    """The rows of every forward of the module, filled as it runs; an instance-level forward, as some tools leave."""
+    """Return a list that records the rows of each forward of the module, by a forward on the instance."""
     rows: list[int] = []
     forward = module.forward
 

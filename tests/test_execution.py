@@ -1,4 +1,4 @@
-"""How a plan is cut into batches: by groups, by images, by seconds; and what an output says of its images."""
+"""How a plan is divided into batches: by groups, images and seconds; and what an output says about its images."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -19,7 +19,7 @@ from cotrunk.settings import DEFAULT_BATCHING
 
 
 class Machine:
-    """A clock that goes on by what the denoiser would take: so many seconds a call, and so many a row."""
+    """A clock that advances by the seconds that a denoiser would take per call and per row."""
 
     def __init__(self, patch: pytest.MonkeyPatch, *, call: float, row: float, memory: float = math.inf) -> None:
         self.call, self.row, self.memory, self.now, self.compile = call, row, memory, 0.0, 0.0
@@ -63,7 +63,7 @@ def batches(plan: Plan, **given: Any) -> list[Any]:
     call=st.floats(0, 30),
     limit=st.sampled_from([0.5, 60.0, math.inf]),
 )
-def test_every_group_that_is_not_done_is_run_once_and_whole(
+def test_each_unfinished_group_runs_once_and_whole(
     sizes: list[int], done: set[int], row: float, call: float, limit: float
 ) -> None:
     plan = plan_of(sizes)
@@ -80,16 +80,16 @@ def test_every_group_that_is_not_done_is_run_once_and_whole(
 
 
 @pytest.mark.parametrize("row", [0.001, 0.1, 1.0, 10.0, 100.0])
-def test_a_batch_takes_no_longer_than_it_may_unless_it_is_one_group(row: float, patch: pytest.MonkeyPatch) -> None:
+def test_a_batch_keeps_its_time_limit_unless_it_is_one_group(row: float, patch: pytest.MonkeyPatch) -> None:
     machine = Machine(patch, call=0.5, row=row)
     found = batches(plan_of([1, 4, 2, 5, 3] * 30), seconds=60.0)
     assert len(found[0]) == 1
     for batch, seconds in zip(found, machine.took, strict=True):
         assert seconds <= 60.5 or len(batch) <= 5  # a group
-    assert max(map(len, found)) >= min(32, 60 / (4 * row)) / 4  # and the time is made use of
+    assert max(map(len, found)) >= min(32, 60 / (4 * row)) / 4  # and the time is used
 
 
-def test_what_the_first_batch_compiles_is_not_its_speed_for_ever(patch: pytest.MonkeyPatch) -> None:
+def test_time_to_compile_does_not_shrink_later_batches(patch: pytest.MonkeyPatch) -> None:
     machine = Machine(patch, call=0.0, row=0.1)
     machine.compile = 300.0
     found = batches(plan_of([1] * 100), seconds=60.0)
@@ -102,7 +102,7 @@ def test_a_machine_that_becomes_slow_gets_smaller_batches(patch: pytest.MonkeyPa
     for batch in Run(SimpleNamespace(), plan_of([1] * 200), None).batches(seconds=60.0):  # type: ignore[arg-type]
         sizes.append(len(batch))  # type: ignore[arg-type]
         if len(sizes) == 3:
-            machine.row = 5.0  # 20 seconds an image
+            machine.row = 5.0  # 20 seconds per image
     assert sizes[:7] == [1, 32, 32, 32, 2, 2, 2]
 
 
@@ -115,12 +115,12 @@ def test_without_a_limit_batches_are_those_of_the_plan(patch: pytest.MonkeyPatch
     assert batches(plan) == of_plan
 
 
-def test_memory_limits_batches_as_time_does(patch: pytest.MonkeyPatch) -> None:
+def test_batches_shrink_when_memory_runs_out(patch: pytest.MonkeyPatch) -> None:
     machine = Machine(patch, call=0.0, row=0.001, memory=10)
     found = batches(plan_of([1] * 50), seconds=60.0)
     assert [len(batch) for batch in found] == [1, 8, 8, 8, 8, 8, 8, 1]
     machine.memory = 4
-    with pytest.raises(torch.OutOfMemoryError):  # a group is never cut
+    with pytest.raises(torch.OutOfMemoryError):  # a group cannot be divided
         batches(plan_of([5]), seconds=60.0)
 
 
@@ -134,10 +134,10 @@ def test_memory_limits_batches_as_time_does(patch: pytest.MonkeyPatch) -> None:
         ({"nsfw_detected": [True, False, False], "watermark_detected": [False, False, True]}, [True, False, True]),
         ({"nsfw_detected": None, "watermark_detected": [False, True, False]}, [False, True, False]),
         ({"nsfw_content_detected": False}, [False, False, False]),
-        ({"nsfw_content_detected": [True]}, [False, False, False]),  # not of these images
+        ({"nsfw_content_detected": [True]}, [False, False, False]),  # the verdicts are not per image
     ],
 )
-def test_what_safety_checkers_say(output: dict[str, Any], expected: list[bool]) -> None:
+def test_verdicts_of_safety_checkers(output: dict[str, Any], expected: list[bool]) -> None:
     assert blackened(SimpleNamespace(**output), 3) == expected
 
 

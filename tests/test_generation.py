@@ -1,5 +1,8 @@
 """The verbs: plan, stream, generate; one plan run in several parts; what users see of the results."""
 
+import subprocess
+import sys
+from collections import Counter
 from importlib import import_module
 from types import SimpleNamespace
 from typing import Any
@@ -49,10 +52,10 @@ def test_plan_says_which_prompts_are_cut_and_which_read_alike() -> None:
 def test_stream_yields_the_batches_of_generate() -> None:
     tiny = sdxl()
     call: dict[str, Any] = {**tiny.inputs(5), "output_type": "latent", "batching": Batching(2), "sharing": None, **CALL}
-    told: list[Any] = []
-    result = generate(tiny.pipe, **call, on_batch=told.append)
+    received: list[Any] = []
+    result = generate(tiny.pipe, **call, on_batch=received.append)
     batches = list(stream(tiny.pipe, **call))
-    assert [batch.images for batch in batches] == [batch.images for batch in told] == [(0, 1), (2, 3), (4,)]
+    assert [batch.images for batch in batches] == [batch.images for batch in received] == [(0, 1), (2, 3), (4,)]
     assert torch.equal(torch.cat([batch.output.images for batch in batches]), result.images)
 
 
@@ -107,6 +110,32 @@ def test_what_users_meet_is_short() -> None:
     assert repr(result).startswith("<Result: 5 images, 24 of 40 denoiser rows (40 % saved), ")
     assert repr(result.plan) == "<Plan: 5 images, 1 groups that share, 24 of 40 denoiser rows (40 % saved)>"
     assert repr(result.cost) == "<Cost: 24 of 40 denoiser rows (40 % saved)>"
+
+
+@pytest.mark.parametrize("sharing", [EVERYONE, None])
+def test_each_fact_of_a_call_is_computed_once(sharing: Sharing | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = Counter[str]()
+
+    def counted(home: str, name: str) -> None:
+        original = getattr(import_module(home), name)
+
+        def counting(*args: Any, **kwargs: Any) -> Any:
+            calls[name] += 1
+            return original(*args, **kwargs)
+
+        monkeypatch.setattr(f"{home}.{name}", counting)
+
+    for name in ("condition_keys", "truncated", "companions", "timesteps_of", "guidance_rows"):
+        counted("cotrunk.planning.request", name)
+    counted("cotrunk.generation", "needed_arguments")
+    prepare(sd_with_text().pipe, PROMPTS, Settings(sharing, Skipping(), (0.1, 0.8), STEPS), guidance_scale=3.0)
+    assert set(calls.values()) == {1}
+    assert len(calls) == (6 if sharing else 4)  # who does not share need not know which prompts read alike
+
+
+def test_settings_load_without_torch_and_numpy() -> None:
+    code = "import cotrunk.settings, sys; print(*{'torch', 'numpy', 'diffusers'} & {*sys.modules})"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "\n"
 
 
 def test_public_names_are_what_they_say() -> None:

@@ -100,7 +100,8 @@ def one_of(name: str, value: Any, known: Sequence[str]) -> str:
         CotrunkError: another word, or not a word.
     """
     if not isinstance(value, str) or value not in known:
-        raise CotrunkError(f"{name} {shown(value)} is unknown: use {', '.join(known)}.")
+        first, last = ", ".join(known[:-1]), known[-1]
+        raise CotrunkError(f"{name} {shown(value)} is unknown: use {f'{first} or {last}' if first else last}.")
     return value
 
 

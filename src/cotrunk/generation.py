@@ -164,8 +164,8 @@ def stream(
     """Generate like `generate`, but yield each `Batch` as soon as it is finished.
 
         for batch in stream(pipe, prompts):
-            for image, picture in zip(batch.images, batch.output.images):
-                picture.save(f"{image}.png")
+            for index, image in zip(batch.images, batch.output.images):
+                image.save(f"{index}.png")
 
     Image `i` belongs to prompt `i // num_images_per_prompt`. Batches need not come in the order of the prompts. The
     arguments are checked and the plan is made at once; denoising begins with the first batch that is asked for.
@@ -191,7 +191,8 @@ def plan(
     """Decide what `generate` would share, without denoising: `plan(pipe, prompts).cost` says what it would save.
 
     The pipeline may lack its denoiser: `load_pipeline(model, denoiser=False)` reads only its config. What skipping
-    spares is known only after a run. The arguments are those of `generate`, which also takes the plan (`plan=`).
+    spares is known only after a run, so of `settings` only sharing and steps matter. Other arguments are for the
+    pipeline, as in `generate`, which also takes the plan (`plan=`).
 
     Raises:
         CotrunkError: bad arguments, or prompts that cannot be embedded.

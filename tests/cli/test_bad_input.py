@@ -59,7 +59,7 @@ OPTIONS = [
     (["--seed", str(2**63)], f"--seed {2**63} is out of range"),
     (["--max-group", "-1"], "--max-group -1 is out of range"),
     (["--images-per-prompt", "0"], "--images-per-prompt 0 is out of range"),
-    (["--mode", "round"], "mode 'round' is unknown: use flat, adaptive, tree"),
+    (["--mode", "round"], "mode 'round' is unknown: use flat, adaptive or tree"),
     (["--scheduler", "nosuch"], "Unknown scheduler 'nosuch': use ddim"),
     (["--scheduler", "StableDiffusionPipeline"], "Unknown scheduler"),
     (["--max-rows", "0"], "--max-rows 0 is out of range"),

@@ -258,7 +258,7 @@ def test_out_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         (("train", "nothing", "--out", "lora", "--seed", -1), "seed -1 is out of range"),
         (("tune", "a", "b", "c", "d", "--out", "tuned", "--rows", 0), "--rows 0.0 is out of range"),
         (("train", "nothing", "--out", "lora", "--batch", 0), "batch 0 is out of range"),
-        (("train", "nothing", "--out", "lora", "--tracker", "paper"), "tracker 'paper' is unknown: use one of"),
+        (("train", "nothing", "--out", "lora", "--tracker", "paper"), "tracker 'paper' is unknown: use "),
         (("evaluate", "nothing", "--out", "results", "--lora", "sage"), "--lora 'sage' is not a name and a folder"),
         (("evaluate", "nothing", "--out", "results", "--shares", "0.2,2"), "--shares 0.2,2 is out of range"),
         (("evaluate", "nothing", "--out", "results", "--seeds", 0), "--seeds 0 is out of range"),

@@ -1,4 +1,4 @@
-"""Prompts to vectors, on tiny random encoders and on MiniLM."""
+"""Embedding prompts, with tiny random encoders and with MiniLM."""
 
 from types import SimpleNamespace
 
@@ -83,7 +83,7 @@ def clap() -> ClapModel:
 
 
 class Pipe(SimpleNamespace):
-    """A pipeline as far as its texts go."""
+    """A pipeline with only the parts that read text."""
 
     def __call__(self, prompt):
         raise NotImplementedError
@@ -94,7 +94,7 @@ def pipe_with(text_encoder: torch.nn.Module | None, **parts: object) -> Pipe:
 
 
 def alone(output_of, prompt: str) -> torch.Tensor:
-    """What an encoder's forward gives for one prompt, without any padding."""
+    """Return the output of an encoder for one prompt, without padding."""
     with torch.no_grad():
         return output_of(**{k: v for k, v in tokenizer()(prompt, return_tensors="pt").items() if k != "token_type_ids"})
 
@@ -110,7 +110,7 @@ ENCODERS = {
 
 
 @pytest.mark.parametrize("kind", ENCODERS)
-def test_pipeline_encoder_equals_the_encoder_on_each_prompt_alone(kind):
+def test_pipeline_encoder_equals_the_encoder_on_single_prompts(kind):
     build, reference = ENCODERS[kind]
     torch.manual_seed(0)
     text_encoder = build().eval()
@@ -159,7 +159,7 @@ def test_no_text_encoder(pipe):
         pipeline_encoder(pipe)
 
 
-def test_foreign_text_encoders():
+def test_text_encoders_of_unknown_kinds_are_refused():
     with pytest.raises(CotrunkError, match="minilm"):
         pipeline_encoder(pipe_with(SimpleNamespace()))
 
@@ -180,7 +180,7 @@ def test_truncated():
     assert truncated(Pipe(tokenizer=tokenizer(int(1e30)), text_encoder=None), [long]) == {}
 
 
-def test_truncated_at_the_pipelines_own_limit():
+def test_truncated_at_the_limit_of_the_pipeline():
     class Limited(Pipe):
         def __call__(self, prompt, max_sequence_length=5):
             raise NotImplementedError
@@ -194,7 +194,7 @@ def test_truncated_at_the_pipelines_own_limit():
     assert len(set(condition_keys(pipe, ["a dog", "a cat"]))) == 2
 
 
-def test_prompts_that_no_tokenizer_tells_apart():
+def test_prompts_that_read_alike_have_equal_condition_keys():
     def alike(first, second, **pipe):
         one, other = condition_keys(Pipe(**pipe), [first, second])
         return one == other
@@ -209,7 +209,7 @@ def test_prompts_that_no_tokenizer_tells_apart():
 
 
 @pytest.mark.parametrize("pipeline", ["PixArtAlpha", "PixArtSigma", "Sana", "Latte", "Lumina"])
-def test_prompts_that_the_pipeline_itself_makes_equal(pipeline):
+def test_prompts_that_the_pipeline_rewrites_to_equal_texts(pipeline):
     kind = getattr(diffusers, f"{pipeline}Pipeline")
     pipe = kind.__new__(kind)
     vars(pipe).update(tokenizer=tokenizer(), text_encoder=None)
@@ -226,7 +226,7 @@ def test_from_prompt_embeds():
     np.testing.assert_allclose(from_prompt_embeds(tokens), unit_rows(tokens.mean(1).numpy()), atol=1e-6)
     np.testing.assert_allclose(from_prompt_embeds(tokens[:, 0]), unit_rows(tokens[:, 0].numpy()), atol=1e-6)
     expected = unit_rows(tokens[:, :3].mean(1).numpy())
-    tokens[:, 3:] = torch.nan  # padding may hold anything
+    tokens[:, 3:] = torch.nan  # padding may hold any value
     np.testing.assert_allclose(from_prompt_embeds(tokens, mask=mask), expected, atol=1e-6)
 
 
@@ -248,7 +248,7 @@ def test_several_layers_of_an_encoder_make_one_vector():
 @pytest.mark.parametrize(
     "shapes", [{"pooled": (3, 8)}, {"pooled": (4, 2, 8)}, {"mask": (4, 6)}, {"prompt_embeds": (4,)}]
 )
-def test_embeds_that_do_not_fit(shapes):
+def test_embeds_of_wrong_shapes_are_refused(shapes):
     given = {name: torch.zeros(shape) for name, shape in {"prompt_embeds": (4, 5, 6), **shapes}.items()}
     with pytest.raises(CotrunkError, match="shape"):
         from_prompt_embeds(**given)
@@ -260,7 +260,7 @@ def minilm() -> Encoder:
     return sentence_encoder("minilm")
 
 
-def test_minilm_tells_subjects_apart(minilm):
+def test_minilm_separates_subjects(minilm):
     vectors = minilm.encode(["a cat on a sofa", "a kitten lying on a couch", "stock market report"])
     assert vectors.shape == (3, 384)
     assert vectors[0] @ vectors[1] > 0.6
@@ -283,7 +283,7 @@ def test_unknown_sentence_encoder(tmp_path):
 
 
 @pytest.mark.parametrize(("name", "asked"), [("foo", "sentence-transformers/foo"), ("own/er", "own/er")])
-def test_a_sentence_encoder_without_network_is_said_at_once(monkeypatch, name, asked):
+def test_a_missing_sentence_encoder_is_refused_at_once_without_a_network(monkeypatch, name, asked):
     pytest.importorskip("sentence_transformers")
     models = []
 
@@ -327,7 +327,7 @@ def test_auto_threshold_follows_an_anisotropic_encoder(minilm):
     assert threshold == pytest.approx((auto_threshold(minilm) + 4) / 5, abs=1.1e-3)
 
 
-def test_auto_threshold_of_encoders_without_sense():
+def test_auto_threshold_of_random_and_constant_encoders():
     def noise(prompts):
         return unit_rows(np.random.default_rng(0).standard_normal((len(prompts), 64)))
 
@@ -346,7 +346,7 @@ def test_embeds_of_several_lengths():
 
 
 @pytest.mark.parametrize("name", ["", "x" * 300])
-def test_a_name_that_no_encoder_can_have(name):
+def test_impossible_encoder_names_are_refused(name):
     pytest.importorskip("sentence_transformers")
     with pytest.raises(CotrunkError, match=f"There is no model '{name}': use minilm"):
         sentence_encoder(name)

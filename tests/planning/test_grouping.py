@@ -1,4 +1,4 @@
-"""Groups are cliques, whatever the input; both paths, dense and sparse, keep the same promises."""
+"""Groups are cliques for any input; the dense and the sparse path have the same properties."""
 
 from itertools import combinations
 
@@ -25,7 +25,7 @@ def either_path(request):
 
 @st.composite
 def cases(draw):
-    """Prompts as few distinct directions with small integer coordinates, so that ties and duplicates are common."""
+    """Draw prompts as a few directions with small integer coordinates, so that ties and duplicates are common."""
     d = draw(st.integers(1, 4))
     row = st.lists(st.integers(-2, 3), min_size=d, max_size=d)
     directions = draw(st.lists(row, min_size=1, max_size=12))
@@ -47,7 +47,7 @@ def check_promises(case):
     options = {"upper": upper, "max_group": max_group}
     groups = group_prompts(vectors, threshold, identities=identities, keys=keys, **options)
 
-    # a partition, in the promised order
+    # a partition, in the documented order
     assert sorted(i for group in groups for i in group) == list(range(len(vectors)))
     assert groups == sorted(sorted(group) for group in groups)
 
@@ -78,7 +78,7 @@ def check_promises(case):
 
 
 @pytest.mark.usefixtures("either_path")
-def test_promises():
+def test_documented_properties():
     check_promises()
 
 
@@ -105,7 +105,7 @@ def test_clusters_far_apart_are_found_exactly():
     expected = [list(range(i, i + 4)) for i in range(0, 32, 4)]
     assert group_prompts(vectors, 0.5, max_group=None) == expected
     assert group_prompts(vectors, 0.5, max_group=4) == expected
-    # a clique of four that may not stay whole makes two groups, not more
+    # a clique of four above the size limit becomes two groups, not more
     halves = group_prompts(vectors, 0.5, max_group=3)
     assert len(halves) == 16
     assert all(i // 4 == half[0] // 4 for half in halves for i in half)
@@ -118,7 +118,7 @@ def test_unrelated_prompts_stay_alone():
 
 
 @pytest.mark.usefixtures("either_path")
-def test_duplicates_are_dealt_out():
+def test_duplicates_never_share_a_group():
     vectors = np.array([[1, 0]] * 4 + [[0.9, 0.1]] * 3 + [[0, 1]], np.float32)
     groups = group_prompts(vectors, 0.5, identities=["a"] * 4 + ["b"] * 3 + ["c"])
     assert sorted(map(len, groups)) == [1, 1, 2, 2, 2]
@@ -148,12 +148,12 @@ def test_many_duplicates_do_not_crowd_out_the_neighbours(monkeypatch):
     assert {len(group) for group in groups} == {3}
 
 
-def test_sparse_looks_again_where_neighbours_ran_out(monkeypatch):
+def test_sparse_searches_again_where_neighbours_ran_out(monkeypatch):
     monkeypatch.setattr(grouping, "DENSE_LIMIT", 0)
     monkeypatch.setattr(grouping, "NEIGHBOURS", 4)
     rng = np.random.default_rng(0)
     vectors = (np.ones(16) + 0.05 * rng.standard_normal((400, 16))).astype(np.float32)  # all alike
-    assert len(group_prompts(vectors, 0.9)) <= 84  # 80 is perfect; one round alone leaves far more
+    assert len(group_prompts(vectors, 0.9)) <= 84  # 80 is optimal; a single round leaves far more
 
 
 def test_sparse_saves_as_much_as_dense(monkeypatch):
@@ -161,12 +161,12 @@ def test_sparse_saves_as_much_as_dense(monkeypatch):
     dense = group_prompts(vectors, 0.6)
     monkeypatch.setattr(grouping, "DENSE_LIMIT", 0)
     sparse = group_prompts(vectors, 0.6)
-    assert 3 * len(dense) < 2 * len(vectors)  # or the comparison would say nothing
+    assert 3 * len(dense) < 2 * len(vectors)  # otherwise the comparison would prove nothing
     assert len(sparse) <= 1.03 * len(dense)
 
 
 def smallest_cover(related):
-    """Fewest cliques that partition the vertices, by trying all partitions."""
+    """Return the smallest number of cliques that partition the vertices, by trying all partitions."""
 
     def cover(rest):
         if not rest:
@@ -262,7 +262,7 @@ def test_dendrogram(seed, n):
     leaves = {i: {i} for i in range(n)}
     for i, (a, b, similarity) in enumerate(merges):
         assert a < b
-        leaves[n + i] = leaves.pop(a) | leaves.pop(b)  # KeyError were a node merged twice
+        leaves[n + i] = leaves.pop(a) | leaves.pop(b)  # KeyError if a node is merged twice
         assert similarity == min(cosines[pair] for pair in combinations(leaves[n + i], 2))
     assert list(leaves.values()) == [set(range(n))]
     assert merges[-1][2] == smallest_similarity(vectors)

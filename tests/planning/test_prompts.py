@@ -1,4 +1,4 @@
-"""Reading prompt files: every format, and one clear sentence for every way a file can be wrong."""
+"""Prompt files: each format, and one clear sentence for each kind of damage."""
 
 import io
 import json
@@ -147,11 +147,7 @@ def test_missing_folder_unreadable(tmp_path, write, monkeypatch):
         ("p.csv", "prompt\na red cat, flat style\na blue dog\n", "line 2: .*more cells than the header .1.*comma"),
         ("p.csv", "id,prompt\n1,a cat\n2,a red cat, flat style\n", "line 3: .*more cells than the header .2"),
         ("p.csv", 'prompt\n"two\nlines"\na cat, flat\n', "line 4: .*in double quotes"),
-        (
-            "p.csv",
-            "prompt,,\na red cat, flat style,\n",
-            "line 2: .*more cells than the header .1",
-        ),  # columns without a name
+        ("p.csv", "prompt,,\na red cat, flat style,\n", "line 2: .*more cells than the header .1"),  # unnamed columns
         ("p.tsv", "prompt\na cat\tflat style\n", "line 2: .*contain a tab in double quotes"),
         ("p.csv", "prompt,Prompt,prompt\na,b,c\n", "several columns 'prompt'"),
     ],
@@ -178,7 +174,7 @@ def test_trailing_cells_that_are_empty_are_harmless(write, content):
         ('{"prompt": "a cat"}\n', "looks like JSON lines: rename it to .jsonl"),
     ],
 )
-def test_text_that_is_none_is_named(write, content, message):
+def test_tables_and_json_lines_under_a_text_suffix_are_named(write, content, message):
     with pytest.raises(CotrunkError, match=message):
         read_prompts(write("p.txt", content))
 
@@ -194,13 +190,13 @@ def test_text_has_no_columns(write):
 
 
 @pytest.mark.parametrize("suffix", ["txt", "csv", "jsonl", "json", "parquet"])
-def test_a_path_that_cannot_be_is_one_sentence(suffix):
+def test_impossible_paths_are_refused_in_one_sentence(suffix):
     for name in ("x" * 5000, "x/" * 3000 + "x", "a\0b"):
         with pytest.raises(CotrunkError, match=r"cannot be read|no file"):
             read_prompts(Path(f"{name}.{suffix}"))
 
 
-def test_a_parquet_with_broken_text(tmp_path):
+def test_a_parquet_file_with_invalid_text(tmp_path):
     pa = pytest.importorskip("pyarrow")
     from pyarrow import parquet
 
@@ -221,14 +217,14 @@ def test_a_parquet_with_broken_text(tmp_path):
 
 @pytest.mark.skipif(not Path("/dev/zero").exists(), reason="no devices here")
 @pytest.mark.parametrize("device", ["/dev/zero", "/dev/urandom", "/dev/null"])
-def test_a_device_is_no_file(device, tmp_path):
+def test_devices_are_refused(device, tmp_path):
     for name in ("link", "link.csv", "link.parquet"):
         (tmp_path / name).symlink_to(device)
         with pytest.raises(CotrunkError, match=r"(it is|is a pipe or) a device"):
             read_prompts(tmp_path / name)
 
 
-def test_what_never_ends_is_read_to_a_limit(monkeypatch, write):
+def test_endless_input_is_read_to_a_limit(monkeypatch, write):
     class Endless(io.RawIOBase):
         def read(self, size=-1):
             return b"a cat\n" * (size // 6)
@@ -268,8 +264,8 @@ def test_json_lines_round_trip(write):
 
 
 @pytest.mark.parametrize("prompt", ["a cat." + "x" * 300, "Кот. " + "и" * 137, "a\0cat.txt"])
-def test_a_prompt_that_can_be_no_name_of_a_file_is_a_prompt(prompt):
-    """The limit of a name is one of bytes."""
+def test_a_prompt_longer_than_any_file_name_is_a_prompt(prompt):
+    """File names are limited in bytes, not in characters."""
     assert prompts_of([prompt], None, "prompt") == [prompt]
 
 

@@ -246,7 +246,7 @@ def test_weights_of_a_polynomial_sum_to_one_and_reproduce_its_values(support: li
     [
         ({"tolerance": -0.1}, "tolerance -0.1 is out of range"),
         ({"tolerance": math.nan}, "tolerance nan is out of range"),
-        ({"rule": "magic"}, "rule 'magic' is unknown: use error, fixed, paper, released"),
+        ({"rule": "magic"}, "rule 'magic' is unknown: use error, fixed, paper or released"),
         ({"prediction": "cubic"}, "prediction .cubic. is unknown"),
         ({"every": 0}, "every 0 is out of range"),
         ({"every": 4}, "every 4 has no effect under the rule 'error': leave it out, or use the rule 'fixed'"),

@@ -1,13 +1,13 @@
-"""A pipeline to examine, and the inputs that its prompts bring."""
+"""A pipeline to examine, and the inputs of its prompts."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-# What the prompts come with: embeddings alone; texts; one input image for all; an input image per prompt.
+# The inputs of a call: embeddings alone; texts; one input image for all prompts; one input image per prompt.
 Variant = Literal["embeds", "texts", "one", "own"]
 
-# Prompts 0 and 1 bring equal input images where each prompt has its own, prompt 2 another one.
+# With one input image per prompt, prompts 0 and 1 have equal ones, and prompt 2 another one.
 OWN_IMAGE = (0, 0, 1)
 PROMPTS = tuple(range(len(OWN_IMAGE)))
 
@@ -25,14 +25,14 @@ class Case:
         variants: the kinds of inputs to try.
         masks: arguments of a denoiser that tell which text tokens there are (masks, or numbers of tokens), and the
             argument that holds the tokens.
-        denoisers: the components that run at every step and hear the prompts.
+        denoisers: the components that run at every step and depend on the prompts.
         fast: whether `make test` runs it; the others are marked slow.
-        steps: inference steps of a call, if its inputs do not say otherwise.
-        skipping_steps: those of a call that skips.
-        output_type: what the pipeline gives back; latents where it can.
-        field: where its output holds the images.
+        steps: inference steps of a call, unless its inputs set them.
+        skipping_steps: inference steps of a call that skips.
+        output_type: what the pipeline returns; latents if it can.
+        field: the field of its output that holds the images.
         only_texts: whether prompts are texts in every variant.
-        company: which prompts the pipeline can run together: any; texts of equal lengths, where its denoiser knows no
+        together: which prompts the pipeline can run together: any; texts of equal lengths, where its denoiser knows no
             mask; or none.
         note: what a reader of the document should know.
     """
@@ -49,19 +49,19 @@ class Case:
     output_type: str = "latent"
     field: str = "images"
     only_texts: bool = False
-    company: Literal["any", "equal lengths", "none"] = "any"
+    together: Literal["any", "equal lengths", "none"] = "any"
     note: str = ""
 
     @property
     def notes(self) -> list[str]:
-        """Where the case is not as the others."""
-        company = {
+        """Return in which ways the case differs from the others."""
+        limits = {
             "any": "",
             "equal lengths": "Texts of different lengths do not share, as the denoiser knows no mask.",
             "none": "The pipeline takes one prompt per call, so nothing is shared.",
         }
-        return [note for note in (company[self.company], self.note) if note]
+        return [note for note in (limits[self.together], self.note) if note]
 
     def speaks(self, variant: Variant) -> bool:
-        """Whether prompts are texts."""
+        """Return whether prompts are texts."""
         return self.only_texts or variant == "texts"

@@ -1,4 +1,4 @@
-"""All cases, and the families that the document lists them in."""
+"""All cases, and the families of the document."""
 
 import re
 

@@ -13,7 +13,7 @@ import diffusers.pipelines
 # arguments of pipelines whose product is not an image
 _NOT_IMAGES = ("video", "frame", "audio", "waveform", "design")
 
-# Classes that take a prompt and give an image, or read like it, and are not examined: a pattern and the reason. The
+# Classes that take a prompt and give an image, or look like it, and are not examined: a pattern and the reason. The
 # first that matches counts.
 NOT_EXAMINED = {
     r"Onnx.*|StableDiffusionOnnx.*": "needs ONNX Runtime",
@@ -46,7 +46,7 @@ NOT_EXAMINED = {
 
 @functools.cache
 def pipeline_classes() -> dict[str, type]:
-    """Every pipeline class that can be imported, by name; those that diffusers hides where a package is missing too."""
+    """Return every pipeline class that can be imported, by name, including those that diffusers hides."""
     for module in pkgutil.walk_packages(diffusers.pipelines.__path__, "diffusers.pipelines."):
         try:
             importlib.import_module(module.name)
@@ -67,7 +67,7 @@ def pipeline_class(name: str) -> Any:
 
 
 def image_classes() -> list[str]:
-    """The names of the classes that make images of prompts: those that take a prompt and nothing of video or sound."""
+    """Return the names of the classes that take a prompt, and no argument for video or sound."""
     names = []
     for name, kind in pipeline_classes().items():
         parameters = list(inspect.signature(kind.__call__).parameters) if "__call__" in dir(kind) else []
@@ -77,6 +77,6 @@ def image_classes() -> list[str]:
 
 
 def why_not(name: str) -> str | None:
-    """Why a class is not examined; None if no reason is stated."""
+    """Return why a class is not examined; None if no reason is stated."""
     short = name.removesuffix("Pipeline")
     return next((reason for pattern, reason in NOT_EXAMINED.items() if re.fullmatch(pattern, short)), None)

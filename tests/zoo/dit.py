@@ -37,7 +37,7 @@ MASKS = {"encoder_attention_mask": "encoder_hidden_states"}
 
 
 def masked(prompts: Sequence[int], variant: Variant) -> dict[str, Any]:
-    """Prompts with masks; without a tokenizer the negative prompt's text must be None."""
+    """Return prompts with masks. Without a tokenizer the negative prompt's text must be None."""
     return (
         embeds(prompts)
         | SIZE
@@ -108,7 +108,7 @@ SPRINT = {"transformer": sprint_transformer, "scheduler": diffusers.SCMScheduler
 
 
 def one_encoder(name: str, transformer: Callable[[], Any], **more: Any) -> Callable[[], Any]:
-    """A pipeline of a transformer, a VAE, a scheduler and one text encoder, which is left out."""
+    """Return a function that builds a pipeline from a transformer, a VAE and a scheduler, without its text encoder."""
 
     def build() -> Any:
         parts = {"scheduler": flow_scheduler, "vae": vae, "transformer": transformer} | more
@@ -119,7 +119,7 @@ def one_encoder(name: str, transformer: Callable[[], Any], **more: Any) -> Calla
 
 
 class AbsentEncoder(diffusers.ModelMixin):
-    """HunyuanDiT asks its text encoder for its type even when given embeddings."""
+    """A stand-in for text encoders, whose dtype HunyuanDiT reads even when it is given embeddings."""
 
     dtype = torch.float32
 
@@ -142,7 +142,7 @@ HUNYUAN_MASKS = {"text_embedding_mask": "encoder_hidden_states", "text_embedding
 
 
 def hunyuan_vae() -> Any:
-    """The pipeline counts on a scale of 8."""
+    """Return a VAE whose scale is 8, which the pipeline assumes."""
     return vae(block_out_channels=[4] * 4)
 
 
@@ -166,7 +166,7 @@ def hunyuan(name: str, **more: Any) -> Callable[[], Any]:
 
 
 def hunyuan_text(prompts: Sequence[int], variant: Variant) -> dict[str, Any]:
-    """Padding tokens count: the denoiser pools the second encoder's states without a mask."""
+    """Return inputs whose padding matters: the denoiser pools the second encoder's states without a mask."""
     second = {
         "prompt_embeds_2": rows(prompts, T5_TOKENS, WIDTH, seed=2),
         "negative_prompt_embeds_2": negatives(prompts, T5_TOKENS, WIDTH, seed=2),
@@ -242,7 +242,7 @@ def cogview4_transformer(**config: Any) -> Any:
 
 
 def cogview4_text(prompts: Sequence[int], variant: Variant) -> dict[str, Any]:
-    """Texts are padded on the left, up to the longest of the call."""
+    """Return inputs whose texts are padded on the left, up to the longest of the call."""
     return texts(prompts) | SIZE | {"guidance_scale": 4.0} if variant == "texts" else unmasked(prompts, variant)
 
 
@@ -305,7 +305,7 @@ def z_transformer() -> Any:
 
 
 def z_text(prompts: Sequence[int], variant: Variant) -> dict[str, Any]:
-    """Each prompt is as long as it is."""
+    """Return prompts without padding."""
     given = embeds(prompts)
     return SIZE | {
         "prompt_embeds": [row[: LENGTHS[i]] for i, row in zip(prompts, given["prompt_embeds"], strict=True)],
@@ -396,7 +396,7 @@ CASES = [
         ),
         cogview4_text,
         ("embeds", "texts"),
-        company="equal lengths",
+        together="equal lengths",
         fast=True,
     ),
     Case(
@@ -437,7 +437,7 @@ CASES = [
 
 
 def z_controlnet(channels: int) -> Any:
-    """Borrows the transformer's embedders."""
+    """Return a ControlNet, which borrows the transformer's embedders."""
     return randomised(
         diffusers.ZImageControlNetModel(
             control_layers_places=[0],

@@ -77,7 +77,7 @@ def cell(name: str, variants: dict[str, dict[str, str]], examination: str) -> st
 
 
 def word(name: str, examination: str, outcome: str) -> str:
-    if outcome == "right" and examination == "sharing" and CASES[name].company == "none":
+    if outcome == "right" and examination == "sharing" and CASES[name].together == "none":
         return NOTHING
     return FAULTS.get(outcome, outcome.partition(":")[0])
 

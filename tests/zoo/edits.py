@@ -10,7 +10,7 @@ from .qwen import MASKS, PIXELS, of, text
 
 
 def small(name: str) -> Callable[[], Any]:
-    """The pipeline of this name, on images of a few pixels where it would make a million of them."""
+    """Return a function that builds the pipeline of this name, for images of a few pixels instead of a million."""
 
     def build() -> Any:
         pipe = of(name, processor=lambda: None)()
@@ -45,6 +45,6 @@ CASES = [
         masks=MASKS,
     ),
     Case(
-        "QwenImageEditPlusPipeline", small("QwenImageEditPlusPipeline"), edited, ("one",), masks=MASKS, company="none"
+        "QwenImageEditPlusPipeline", small("QwenImageEditPlusPipeline"), edited, ("one",), masks=MASKS, together="none"
     ),
 ]

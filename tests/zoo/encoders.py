@@ -1,4 +1,4 @@
-"""Small text encoders, and a tokenizer for which a byte is a token."""
+"""Small text encoders, and a tokenizer with one token per byte."""
 
 from typing import Any
 

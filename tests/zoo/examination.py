@@ -1,4 +1,4 @@
-"""cotrunk against the loop that runs each image alone: right, refused by name, or at fault."""
+"""Compare cotrunk with the loop that runs each image alone. The verdict is right, refused by name, or a fault."""
 
 import functools
 import warnings
@@ -12,21 +12,23 @@ from torch import Tensor
 from cotrunk import CotrunkError, Sharing, Skipping, generate
 
 from .case import OWN_IMAGE, PROMPTS, Case, Variant
-from .loop import NoMeanError, alone, as_tensor, hear, shared
+from .loop import NoMeanError, alone, as_tensor, record, shared
 from .parts import TEXTS
 
-TOLERANCE = 5e-5  # norm of an image's error over the norm of the image; float32 leaves some 1e-6
+TOLERANCE = 5e-5  # norm of an image's error over the norm of the image; float32 usually leaves 1e-6
 # Skipping compares cotrunk with itself in calls of another batch size, whose kernels round differently, over twice the
 # steps. Some random networks amplify that: Kandinsky 3 to 1e-4 in float32, with or without skipping (1e-14 in float64).
 SKIPPING_TOLERANCE = 2e-4
-HEARD = 20 * TOLERANCE  # what a prompt, and the mean of a group, must change, lest the comparison be blind
+NOTICEABLE = (
+    20 * TOLERANCE
+)  # least effect of a prompt, and of a group's mean, on an image; with less the comparison proves nothing
 SHARE = 0.5
 EVERYONE = {"similarity": -1.0, "share": SHARE}
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What cotrunk made of a call.
+    """What cotrunk did with a call.
 
     Attributes:
         word: "right", "refused" (before any forward), or the kind of fault: "wrong", "late" (refused after rows ran),
@@ -47,21 +49,21 @@ RIGHT = Verdict("right")
 
 
 def examine(case: Case, pipe: Any, variant: Variant) -> dict[str, Verdict]:
-    """The verdicts on sharing, on independent sampling and on skipping."""
+    """Return the verdicts on sharing, on independent sampling and on skipping."""
     return {name: examination(case, pipe, variant) for name, examination in EXAMINATIONS.items()}
 
 
 def sharing(case: Case, pipe: Any, variant: Variant) -> Verdict:
-    """Groups share half of their steps: in either order of the prompts each image is the loop's."""
+    """Check that groups share half of their steps, and that in either order of the prompts each image is the loop's."""
     groups = groups_of(case, variant)
     seeds = {prompt: 5 + number for number, group in enumerate(groups) for prompt in group}
-    heard = {i: hear(case, pipe, i, variant, seeds[i]) for i in PROMPTS}
-    steps = heard[0].steps
+    recorded = {i: record(case, pipe, i, variant, seeds[i]) for i in PROMPTS}
+    steps = recorded[0].steps
     branch = int(SHARE * steps)
     theirs: dict[int, Tensor] | None = {}
     try:
         for group in groups:
-            theirs |= shared(case, pipe, group, variant, seeds[group[0]], [heard[i] for i in group], branch)
+            theirs |= shared(case, pipe, group, variant, seeds[group[0]], [recorded[i] for i in group], branch)
     except NoMeanError as reason:
         theirs, no_mean = None, reason
     settings = {"sharing": Sharing(**EVERYONE, encoder="minilm" if case.speaks(variant) else "pipeline")}
@@ -79,19 +81,21 @@ def sharing(case: Case, pipe: Any, variant: Variant) -> Verdict:
         if verdict != RIGHT:
             return verdict
     members = [i for group in groups if len(group) > 1 for i in group]
-    change = min((error(theirs[i], heard[i].image) for i in members), default=HEARD)
-    return RIGHT if change >= HEARD else Verdict("blind", f"the mean of the group changes an image by {change:.1e}")
+    change = min((error(theirs[i], recorded[i].image) for i in members), default=NOTICEABLE)
+    return (
+        RIGHT if change >= NOTICEABLE else Verdict("blind", f"the mean of the group changes an image by {change:.1e}")
+    )
 
 
 def independent(case: Case, pipe: Any, variant: Variant) -> Verdict:
-    """Without sharing, in either order of the prompts, each image is the bare pipeline's."""
+    """Check that without sharing, in either order of the prompts, each image is the bare pipeline's."""
     seeds = {i: 11 + i for i in PROMPTS}
     theirs = {i: alone(case, pipe, i, variant, seeds[i]) for i in PROMPTS}
     again = alone(case, pipe, 0, variant, seeds[0])
     if error(again, theirs[0]) > TOLERANCE:
         return Verdict("blind", "the bare pipeline does not give the same image twice")
     change = error(alone(case, pipe, 1, variant, seeds[0]), theirs[0])
-    if not HEARD <= change < float("inf"):
+    if not NOTICEABLE <= change < float("inf"):
         return Verdict("blind", f"the prompt changes an image by {change:.1e}")
     for prompts in (PROMPTS, PROMPTS[::-1]):
         verdict, result = run(case, pipe, prompts, variant, sharing=None, seed=[seeds[i] for i in prompts])
@@ -103,7 +107,7 @@ def independent(case: Case, pipe: Any, variant: Variant) -> Verdict:
 
 
 def skipping(case: Case, pipe: Any, variant: Variant) -> Verdict:
-    """One evaluation in three is computed, and an image is the same in company as alone."""
+    """Check that evaluations are skipped, and that an image is the same in a batch as alone."""
     seeds = {i: 11 + i for i in PROMPTS}
     settings = {
         "skipping": Skipping(rule="fixed", every=3),
@@ -132,19 +136,19 @@ EXAMINATIONS: dict[str, Callable[[Case, Any, Variant], Verdict]] = {
 
 
 def groups_of(case: Case, variant: Variant) -> list[list[int]]:
-    """Prompts share unless they bring different images, or their pipeline cannot run them together."""
+    """Return the groups: prompts share unless their input images differ or their pipeline cannot run them together."""
     kinds: Sequence[int] = [0] * len(PROMPTS)
-    if case.company == "none":
+    if case.together == "none":
         kinds = PROMPTS
     elif variant == "own":
         kinds = OWN_IMAGE
-    elif case.company == "equal lengths" and variant == "texts":
+    elif case.together == "equal lengths" and variant == "texts":
         kinds = [len(text) for text in TEXTS]
     return [[i for i in PROMPTS if kinds[i] == kind] for kind in dict.fromkeys(kinds)]
 
 
 def run(case: Case, pipe: Any, prompts: Sequence[int], variant: Variant, **settings: Any) -> tuple[Verdict, Any]:
-    """What `generate` gives, or what it raises, as a verdict."""
+    """Call `generate`. Return the verdict and its result; None if it raises."""
     given = {"num_inference_steps": case.steps, "output_type": case.output_type} | case.inputs(prompts, variant)
     try:
         with forwards(pipe, case.denoisers) as ran, warnings.catch_warnings():
@@ -160,7 +164,7 @@ def run(case: Case, pipe: Any, prompts: Sequence[int], variant: Variant, **setti
 
 @contextmanager
 def forwards(pipe: Any, parts: Sequence[str]) -> Iterator[list[str]]:
-    """The forwards of these parts, as they come. Counted in their classes: nothing is to be seen on the parts."""
+    """Record the forwards of these parts. They are patched in their classes, so that the parts look untouched."""
     ran: list[str] = []
 
     def counted(kind: type, forward: Callable[..., Any]) -> Callable[..., Any]:
@@ -183,7 +187,7 @@ def forwards(pipe: Any, parts: Sequence[str]) -> Iterator[list[str]]:
 
 
 def names(pipe: Any, given: dict[str, Any], sentence: str) -> bool:
-    """Whether the sentence names the pipeline's class, the class of one of its parts, or an argument."""
+    """Return whether the sentence names the pipeline's class, the class of a part, or an argument."""
     kinds = [type(pipe), *(type(part) for part in pipe.components.values())]
     return any(word in sentence for word in [*(kind.__name__ for kind in kinds if kind.__name__ != "NoneType"), *given])
 

@@ -61,7 +61,7 @@ def controlnet() -> Any:
 
 
 def of(name: str, **more: Any) -> Callable[[], Any]:
-    """The pipeline of this name from the parts of Flux."""
+    """Return a function that builds the pipeline of this name from the parts of Flux."""
 
     def build() -> Any:
         parts = dict(flux().pipe.components) | more
@@ -120,7 +120,7 @@ def edited_inpainted(prompts: Sequence[int], variant: Variant) -> dict[str, Any]
 
 
 def masked_text(prompts: Sequence[int], variant: Variant) -> dict[str, Any]:
-    """Chroma. Its text encoder gives masks in the type of the embeddings."""
+    """Return inputs for Chroma, whose text encoder gives masks in the dtype of the embeddings."""
     given = embeds(prompts) | SIZE | {"guidance_scale": 4.0}
     return given | {
         "prompt_attention_mask": mask(prompts, dtype=given["prompt_embeds"].dtype),
@@ -146,7 +146,7 @@ def of_chroma(name: str) -> Callable[[], Any]:
 
 
 def of_one_encoder(name: str, make: Callable[[], Any], **more: Any) -> Callable[[], Any]:
-    """A pipeline of a transformer, a VAE, a scheduler and one text encoder, which is left out."""
+    """Return a function that builds a pipeline from a transformer, a VAE and a scheduler, without its text encoder."""
 
     def build() -> Any:
         parts = {"scheduler": flow_scheduler, "vae": flux_vae, "transformer": make} | more
@@ -168,7 +168,7 @@ def said(prompts: Sequence[int], variant: Variant) -> dict[str, Any]:
 
 
 def longcat_transformer() -> Any:
-    """The pipeline makes latents of 16 channels."""
+    """Return a transformer for latents of 16 channels, which the pipeline assumes."""
     return randomised(
         diffusers.LongCatImageTransformer2DModel(**CONFIG | {"pooled_projection_dim": WIDTH, "in_channels": 64})
     )

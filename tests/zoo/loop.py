@@ -1,4 +1,4 @@
-"""The yardstick: each image runs alone through the bare pipeline, and hears the mean of its group's conditions.
+"""The reference: each image runs alone through the bare pipeline, under the mean of its group's conditions.
 
 Independent of cotrunk: the denoisers' `forward` is replaced by one that looks at its arguments. A first run of each
 member alone records them; what differs among the members at the first step is what their prompts decide. A second run
@@ -21,12 +21,12 @@ from .case import Case, Variant
 Key = tuple[str, int, int]  # denoiser, step, call of this denoiser in this step
 Arguments = dict[str, Any]
 
-# computed by another denoiser (a ControlNet), which heard the mean itself
+# computed by another denoiser (a ControlNet), which received the mean itself
 DERIVED = ("residual", "controlnet", "adapter")
 
 
 class NoMeanError(Exception):
-    """The prompts of a group decide an argument that has no mean, token ids say: sharing can only be refused."""
+    """The prompts of a group differ in an argument without a mean, such as token ids, so sharing must be refused."""
 
 
 @contextmanager
@@ -76,7 +76,7 @@ def _attribute(owner: Any, name: str, value: Any) -> Iterator[None]:
 
 
 def leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """Everything that the containers of a call's arguments hold, by path."""
+    """Yield everything that the containers of a call's arguments hold, by path."""
     if isinstance(value, dict):
         for key, inner in value.items():
             yield from leaves(inner, f"{path}.{key}" if path else str(key))
@@ -88,7 +88,7 @@ def leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def with_leaves(value: Any, new: dict[str, Any], path: str = "") -> Any:
-    """The same containers, with other contents at these paths."""
+    """Return the same containers with other contents at these paths."""
     if isinstance(value, dict):
         return {key: with_leaves(inner, new, f"{path}.{key}" if path else str(key)) for key, inner in value.items()}
     if isinstance(value, list | tuple):
@@ -98,7 +98,7 @@ def with_leaves(value: Any, new: dict[str, Any], path: str = "") -> Any:
 
 
 def as_tensor(output: Any) -> Tensor:
-    """The images of a pipeline's output, whatever they are."""
+    """Return the images of a pipeline's output, of any type, as a tensor."""
     if isinstance(output, Tensor):
         return output
     if isinstance(output, np.ndarray):
@@ -109,7 +109,7 @@ def as_tensor(output: Any) -> Tensor:
 
 
 def alone(case: Case, pipe: Any, prompt: int, variant: Variant, seed: int) -> Tensor:
-    """One image of the bare pipeline."""
+    """Return one image of the bare pipeline."""
     arguments = {"num_inference_steps": case.steps, "output_type": case.output_type} | case.inputs([prompt], variant)
     with torch.no_grad():
         output = pipe(**arguments, generator=torch.Generator().manual_seed(seed))
@@ -117,8 +117,8 @@ def alone(case: Case, pipe: Any, prompt: int, variant: Variant, seed: int) -> Te
 
 
 @dataclass(frozen=True)
-class Heard:
-    """One image alone, and the arguments of its denoisers' calls, by what they hold."""
+class Recorded:
+    """One image alone, and the arguments of its denoisers' calls, by path."""
 
     image: Tensor
     calls: dict[Key, Arguments]
@@ -128,27 +128,27 @@ class Heard:
         return max(step for _, step, _ in self.calls) + 1
 
 
-def hear(case: Case, pipe: Any, prompt: int, variant: Variant, seed: int) -> Heard:
-    """Run one image alone and listen."""
+def record(case: Case, pipe: Any, prompt: int, variant: Variant, seed: int) -> Recorded:
+    """Run one image alone and record the arguments of its denoisers' calls."""
     calls: dict[Key, Arguments] = {}
 
-    def record(key: Key, arguments: Arguments) -> Arguments:
+    def keep(key: Key, arguments: Arguments) -> Arguments:
         calls[key] = dict(leaves(arguments))
         return arguments
 
-    with watched(pipe, case.denoisers, record):
-        return Heard(alone(case, pipe, prompt, variant, seed), calls)
+    with watched(pipe, case.denoisers, keep):
+        return Recorded(alone(case, pipe, prompt, variant, seed), calls)
 
 
 def shared(
-    case: Case, pipe: Any, group: Sequence[int], variant: Variant, seed: int, heard: Sequence[Heard], branch: int
+    case: Case, pipe: Any, group: Sequence[int], variant: Variant, seed: int, recorded: Sequence[Recorded], branch: int
 ) -> dict[int, Tensor]:
-    """Each image of a group alone, hearing the group's mean before the branch step.
+    """Return each image of a group, run alone under the group's mean before the branch step.
 
     Raises:
         NoMeanError: the prompts differ in something that has no mean.
     """
-    before = [{key: arguments for key, arguments in one.calls.items() if key[1] < branch} for one in heard]
+    before = [{key: arguments for key, arguments in one.calls.items() if key[1] < branch} for one in recorded]
     means = mean_conditions(before, case.masks)
 
     def replace(key: Key, arguments: Arguments) -> Arguments:
@@ -162,7 +162,7 @@ def shared(
 
 
 def mean_conditions(records: Sequence[dict[Key, dict[str, Any]]], masks: Any) -> dict[Key, dict[str, Any]]:
-    """For each call the arguments that the members' prompts decide, averaged."""
+    """Return, for each call, the mean of the arguments that depend on the prompts."""
     means: dict[Key, dict[str, Any]] = {}
     decided: dict[tuple[str, int], list[str]] = {}
     for key in records[0]:
@@ -202,7 +202,7 @@ def _mean(path: str, own: Sequence[dict[str, Any]], masks: Any) -> Any:
         return max(values)  # numbers of tokens
     if not all(isinstance(value, Tensor) for value in values):
         raise NoMeanError(path)
-    if name.endswith("ids") or "rotary" in name or "rope" in name:  # the places of the tokens: of the longest prompt
+    if name.endswith("ids") or "rotary" in name or "rope" in name:  # positions of tokens: those of the longest prompt
         longest = max(values, key=lambda value: value.numel())
         if any(not torch.equal(value, _cut(longest, value.shape)) for value in values):
             raise NoMeanError(path)
@@ -232,7 +232,7 @@ def _tokens_of(one: dict[str, Any], condition: str | None, mask: Any) -> tuple[i
 
 
 def _union(masks: Sequence[Any], shapes: Sequence[tuple[int, ...]]) -> Any:
-    """A token that any member has. No mask hides nothing."""
+    """Return the mask of the tokens that any member has. A missing mask hides nothing."""
     if all(mask is None for mask in masks):
         return None
     like = next(mask for mask in masks if mask is not None)
@@ -245,7 +245,7 @@ def _union(masks: Sequence[Any], shapes: Sequence[tuple[int, ...]]) -> Any:
 
 
 def _mean_over_tokens(values: Sequence[Tensor], masks: Sequence[Tensor | None] | None) -> Tensor:
-    """The mean at each token over the members that have it, or over all where none has it.
+    """Return the mean at each token over the members that have it, or over all members where none has it.
 
     Tokens are counted along the axis on which the members differ in length, and along the second where masks (rows,
     tokens) hide some.
@@ -257,7 +257,7 @@ def _mean_over_tokens(values: Sequence[Tensor], masks: Sequence[Tensor | None] |
     longest = max(value.shape[axis] for value in values)
 
     def along(tokens: Tensor, rows: int = 1) -> Tensor:
-        """(tokens,) or (rows, tokens), as far as the longest, to multiply a value with."""
+        """Return (tokens,) or (rows, tokens) padded to the longest, in a shape that multiplies a value."""
         tokens = torch.nn.functional.pad(tokens[..., :longest].double(), (0, max(0, longest - tokens.shape[-1])))
         shape = [1] * values[0].ndim
         shape[axis] = longest

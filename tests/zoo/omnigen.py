@@ -14,7 +14,7 @@ from .parts import quiet, randomised, texts, vae
 
 
 def build() -> Any:
-    """Torchvision is for its input images alone, but without it a name that the pipeline uses is missing."""
+    """Return the pipeline with a stand-in for a name of torchvision, which it needs only for input images."""
     if not hasattr(builtins, "transforms"):
         from diffusers.utils import is_torchvision_available
 

@@ -22,7 +22,7 @@ def outcome_of(verdict: Verdict) -> str:
 
 
 def found(name: str) -> dict[str, dict[str, Verdict]]:
-    """Examine a class with all its variants."""
+    """Examine a class with all its variants, and return the verdicts."""
     pipe = CASES[name].build()
     return {variant: examine(CASES[name], pipe, variant) for variant in CASES[name].variants}
 

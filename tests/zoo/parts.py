@@ -1,4 +1,4 @@
-"""What the cases are made of: inputs that depend on the number of the prompt alone, and parts of pipelines."""
+"""Parts of the cases: inputs that depend only on the number of the prompt, and components of pipelines."""
 
 import inspect
 from collections.abc import Sequence
@@ -27,17 +27,17 @@ NEGATIVE_TEXT = "blurred"
 
 
 def rows(prompts: Sequence[int], *shape: int, seed: int = 0) -> Tensor:
-    """A row per prompt, different for each; the same in any company."""
+    """Return one row per prompt. A prompt's row does not depend on the other prompts."""
     return first_rows(max(prompts) + 1, *shape, seed=seed)[list(prompts)]
 
 
 def negatives(prompts: Sequence[int], *shape: int, seed: int = 0) -> Tensor:
-    """Equal rows."""
+    """Return equal rows."""
     return equal_rows(len(prompts), *shape, seed=seed)
 
 
 def mask(prompts: Sequence[int], tokens: int = TOKENS, dtype: torch.dtype = torch.long) -> Tensor:
-    """1 for the tokens that a prompt has."""
+    """Return a mask: 1 for the tokens that a prompt has."""
     return torch.tensor([[token < LENGTHS[i] for token in range(tokens)] for i in prompts]).to(dtype)
 
 
@@ -63,7 +63,7 @@ def pooled(prompts: Sequence[int], width: int = WIDTH, *, negative: bool = True)
 
 
 def picture(prompts: Sequence[int], variant: Variant, size: int = 32, seed: int = 0) -> Any:
-    """An input image for all prompts, or a list with one per prompt."""
+    """Return one input image for all prompts, or a list with one per prompt."""
 
     def one(index: int) -> Image.Image:
         pixels = torch.rand(size, size, 3, generator=generator_of(seed, 1000 + index))
@@ -73,7 +73,7 @@ def picture(prompts: Sequence[int], variant: Variant, size: int = 32, seed: int 
 
 
 def inpainting_mask(prompts: Sequence[int], variant: Variant, size: int = 32) -> Any:
-    """Half of the image is to be painted: the left, or the upper where the prompt's own image is the second."""
+    """Return masks that select half of the image: the left, or the upper one for the second image."""
 
     def one(index: int) -> Image.Image:
         shape = (0, 0, size // 2, size) if index == 0 else (0, 0, size, size // 2)
@@ -85,7 +85,7 @@ def inpainting_mask(prompts: Sequence[int], variant: Variant, size: int = 32) ->
 
 
 def made(parts: dict[str, Any]) -> dict[str, Any]:
-    """The parts of a pipeline; functions and classes among them are called."""
+    """Return the parts of a pipeline; functions and classes among them are called."""
     return {name: part() if inspect.isfunction(part) or inspect.isclass(part) else part for name, part in parts.items()}
 
 

@@ -73,7 +73,7 @@ def controlnet(**config: Any) -> Any:
 
 
 def said(prompts: Sequence[int], variant: Variant) -> dict[str, Any]:
-    """Texts are padded up to the longest of the call."""
+    """Return inputs whose texts are padded to the longest of the call."""
     return texts(prompts) | SIZE | {"true_cfg_scale": 4.0} if variant == "texts" else text(prompts, variant)
 
 

@@ -94,7 +94,7 @@ def cosmos_transformer() -> Any:
 
 
 class NoChecker(diffusers.ModelMixin):
-    """Cosmos wants its guardrail, which is a package of its own."""
+    """A stand-in for Cosmos's guardrail, which is a package of its own."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -435,7 +435,7 @@ CASES = [
         one_encoder("PRXPipeline", prx_transformer),
         prx,
         masks={"attention_mask": "encoder_hidden_states"},
-        company="none",
+        together="none",
         fast=True,
     ),
     Case(
@@ -443,7 +443,7 @@ CASES = [
         prx_pixel_pipeline,
         prx_pixel,
         masks={"attention_mask": "encoder_hidden_states"},
-        company="none",
+        together="none",
     ),
     Case(
         "Cosmos2TextToImagePipeline",
@@ -573,7 +573,7 @@ def kandinsky5_transformer() -> Any:
 
 
 class TextProcessor:
-    """A tokenizer where the pipeline wants the processor of a vision-language model."""
+    """A tokenizer in place of the processor of a vision-language model."""
 
     def __init__(self) -> None:
         self.tokenizer = encoders.tokenizer(1024)
@@ -602,5 +602,5 @@ def kandinsky5_text(prompts: Sequence[int], variant: Variant) -> dict[str, Any]:
 
 
 CASES.append(
-    Case("Kandinsky5T2IPipeline", kandinsky5, kandinsky5_text, ("texts",), field="image", company="equal lengths")
+    Case("Kandinsky5T2IPipeline", kandinsky5, kandinsky5_text, ("texts",), field="image", together="equal lengths")
 )

@@ -1,4 +1,4 @@
-"""Older relatives of Stable Diffusion, most of them deprecated: they guide, edit or begin in their own way."""
+"""Older relatives of Stable Diffusion, most of them deprecated: they guide, edit or start in their own way."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -15,7 +15,7 @@ from .stable_diffusion import GUIDED, SIZE, from_image, of, text
 
 
 def with_text(name: str, **more: Any) -> Callable[[], Any]:
-    """The pipeline of this name, with a small text encoder."""
+    """Return a function that builds the pipeline of this name, with a small text encoder."""
 
     def build() -> Any:
         encoder = {key: sd_with_text().pipe.components[key] for key in ("text_encoder", "tokenizer")}
@@ -38,7 +38,7 @@ def cycled(prompts: Sequence[int], variant: Variant) -> dict[str, Any]:
 
 
 def differently(prompts: Sequence[int], variant: Variant) -> dict[str, Any]:
-    """DiffEdit goes on from the latents of an image."""
+    """Return inputs for DiffEdit, which continues from the latents of an image."""
     given = {
         "image_latents": rows([0] * len(prompts), 8, 4, 16, 16, seed=7),  # at each step
         "inpaint_strength": 1.0,
@@ -77,7 +77,7 @@ def xl_controlled(prompts: Sequence[int], variant: Variant) -> dict[str, Any]:
 
 
 def with_adapter(family: Callable[..., Any], name: str, base: Callable[[], Any]) -> Callable[[], Any]:
-    """ControlNet-XS: a small network woven into the UNet."""
+    """Return a function that builds a pipeline with ControlNet-XS, a small network inside the UNet."""
 
     def build() -> Any:
         given = base()

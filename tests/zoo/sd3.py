@@ -14,7 +14,7 @@ SIZE = {"height": 32, "width": 32}
 
 
 def of(name: str, **more: Any) -> Any:
-    """The pipeline of this name from the parts of Stable Diffusion 3."""
+    """Return a function that builds the pipeline of this name from the parts of Stable Diffusion 3."""
 
     def build() -> Any:
         parts = dict(sd3().pipe.components) | more
@@ -66,14 +66,14 @@ def controlnet(**config: Any) -> Any:
 
 
 def wide_transformer() -> Any:
-    """Of 16 latent channels, which is what inpainting wants."""
+    """Return a transformer for latents of 16 channels, which inpainting requires."""
     return randomised(
         diffusers.SD3Transformer2DModel(**CONFIG | {"num_layers": 2, "in_channels": 16, "out_channels": 16})
     )
 
 
 def certain_vae() -> Any:
-    """These pipelines draw the control image's latents from the global generator: nothing may depend on it."""
+    """Return a VAE without noise. Its pipelines encode the control image with noise from the global generator."""
     return certain(vae(shift_factor=0.06, scaling_factor=1.5))
 
 

@@ -28,7 +28,7 @@ def sdxl_unet(**config: Any) -> Any:
 
 
 def of(name: str, leave_out: Sequence[str] = (), **more: Any) -> Callable[[], Any]:
-    """The pipeline of this name from the parts of SDXL."""
+    """Return a function that builds the pipeline of this name from the parts of SDXL."""
 
     def build() -> Any:
         parts = dict(sdxl().pipe.components) | {"unet": sdxl_unet, "add_watermarker": False} | more

@@ -17,7 +17,7 @@ OMITTED = object()
 
 
 def of(name: str, **more: Any) -> Callable[[], Any]:
-    """The pipeline of this name from the parts of Stable Diffusion and others; OMITTED is for what it does not take."""
+    """Return a function that builds the pipeline of this name. OMITTED marks parts that it does not take."""
 
     def build() -> Any:
         given = {key: part for key, part in (parts() | more).items() if part is not OMITTED}
@@ -86,7 +86,7 @@ def adapter() -> Any:
 
 
 def adapted_unet() -> Any:
-    """Blocks with attention take the adapter's features before they downsample."""
+    """Return a UNet whose blocks with attention take the adapter's features before they downsample."""
     return unet(
         attention_head_dim=4,
         down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
@@ -103,7 +103,7 @@ PERTURBED = {"pag_applied_layers": ["down"]}
 
 
 def lcm(prompts: Sequence[int], variant: Variant) -> dict[str, Any]:
-    """Guidance is distilled into the model."""
+    """Return inputs for a model with distilled guidance."""
     given = text(prompts, variant) if variant == "embeds" else from_image(prompts, variant)
     return {key: value for key, value in given.items() if key != "negative_prompt_embeds"}
 

@@ -1,4 +1,4 @@
-"""Every image pipeline of diffusers, against each image run alone. The document says what these tests find."""
+"""Every image pipeline of diffusers, compared with each image run alone. The document shows what these tests find."""
 
 import pytest
 
@@ -30,9 +30,9 @@ def test_every_image_pipeline_is_examined_or_the_reason_is_stated() -> None:
     assert len(CASES) >= 60
 
 
-def test_each_case_is_on_file() -> None:
-    on_file = {name: set(variants) for name, variants in outcomes.read().items()}
-    assert on_file == {name: set(case.variants) for name, case in CASES.items()}
+def test_each_case_is_recorded() -> None:
+    on_record = {name: set(variants) for name, variants in outcomes.read().items()}
+    assert on_record == {name: set(case.variants) for name, case in CASES.items()}
     assert all(set(found) == set(EXAMINATIONS) for variants in outcomes.read().values() for found in variants.values())
 
 
@@ -40,6 +40,6 @@ def test_each_family_has_a_fast_case() -> None:
     assert {family_of(name) for name, case in CASES.items() if case.fast} == set(FAMILIES)
 
 
-def test_the_document_and_the_readme_say_what_is_on_file() -> None:
+def test_the_document_and_the_readme_show_what_is_recorded() -> None:
     for path, text in document.files(outcomes.read()):
         assert path.read_text(encoding="utf-8") == text, f"{path.name}: run `make compatibility`"

@@ -7,10 +7,11 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
+from ..checks import whole
 from ..errors import CotrunkError
 from ..evaluation.metric_networks import default_alignment, load_metric_networks, remove_safety_checker
 from .console import err, out
-from .inputs import check_numbers, check_whole, hold, out_folder
+from .inputs import check_numbers, hold, out_folder
 from .options import (
     NETWORKS,
     Compile,
@@ -86,10 +87,10 @@ def evaluate(
     if not all(count > 0 for count in counts):
         raise CotrunkError(f"--fewer {fewer} is out of range: use numbers of steps of 1 or more.")
     check_numbers(steps, guidance, seed=0, images_per_prompt=1)
-    check_whole("--seeds", seeds, 1)
+    whole("--seeds", seeds, 1)
     for name, value in (("--max-groups", max_groups), ("--height", height), ("--width", width)):
         if value is not None:
-            check_whole(name, value, 1)
+            whole(name, value, 1)
         if name != "--max-groups" and (value or 0) % 8:
             raise CotrunkError(f"{name} {value} is not a valid size of an image: use a multiple of 8.")
     loras: dict[str, Path | None] = {"pre-trained": None}

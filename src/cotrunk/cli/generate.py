@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ..checks import whole
 from ..errors import CotrunkError
 from ..settings import Settings
 from .console import print_summary, say
-from .inputs import check_numbers, check_whole, is_given, out_folder, prompts_of, sharing_of, skipping_of
+from .inputs import check_numbers, is_given, out_folder, prompts_of, sharing_of, skipping_of
 from .options import (
     COMMON,
     MACHINE,
@@ -125,7 +126,7 @@ def generate(
             lora = basis.lora
         _warn_of_other_model(basis, model, lora)
     else:
-        check_whole("--steps", steps, 1)
+        whole("--steps", steps, 1)
         settings = Settings(
             sharing=sharing_of(share, similarity, max_group, mode, encoder),
             skipping=skipping_of(skip, tolerance),
@@ -134,7 +135,7 @@ def generate(
         )
     check_numbers(settings.steps or steps, guidance, seed, images_per_prompt)
     if max_rows is not None:
-        check_whole("--max-rows", max_rows, 1)
+        whole("--max-rows", max_rows, 1)
         settings = replace(settings, batching=replace(settings.batching, max_rows=max_rows))
 
     from ..pipelines.schedulers import SCHEDULERS

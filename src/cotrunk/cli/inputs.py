@@ -1,6 +1,5 @@
 """What the commands are given: read and checked, with one clear sentence where it is wrong."""
 
-import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import Any, cast
 
 import typer
 
+from ..checks import LARGEST_SEED, number, whole
 from ..errors import CotrunkError
 from ..files import check_folder
 from ..lock import FolderLock, held
@@ -45,22 +45,10 @@ def check_numbers(steps: int, guidance: float, seed: int, images_per_prompt: int
     Raises:
         CotrunkError: one of them is out of range.
     """
-    check_whole("--steps", steps, 1)
-    if not math.isfinite(guidance) or guidance < 0:
-        raise CotrunkError(f"--guidance {guidance} is out of range: use 0 or more.")
-    check_whole("--seed", seed, 0, 2**63 - 1)
-    check_whole("--images-per-prompt", images_per_prompt, 1)
-
-
-def check_whole(option: str, value: int, least: int, most: int | None = None) -> None:
-    """Check the range of a whole number.
-
-    Raises:
-        CotrunkError: it is out of range.
-    """
-    if value < least or (most is not None and value > most):
-        use = f"{least} or more" if most is None else f"{least} to {most}"
-        raise CotrunkError(f"{option} {value} is out of range: use {use}.")
+    whole("--steps", steps, 1)
+    number("--guidance", guidance)
+    whole("--seed", seed, 0, LARGEST_SEED)
+    whole("--images-per-prompt", images_per_prompt, 1)
 
 
 def sharing_of(share: float, similarity: str, max_group: int, mode: str, encoder: str) -> Sharing:
@@ -69,7 +57,7 @@ def sharing_of(share: float, similarity: str, max_group: int, mode: str, encoder
     Raises:
         CotrunkError: one of them is out of range.
     """
-    check_whole("--max-group", max_group, 0)
+    whole("--max-group", max_group, 0)
     value: Any = "auto"
     if similarity != "auto":
         try:

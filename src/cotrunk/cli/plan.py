@@ -5,8 +5,9 @@ from typing import Annotated
 
 from rich.markup import escape
 
+from ..checks import whole
 from .console import out, print_plan
-from .inputs import check_numbers, check_whole, prompts_of, sharing_of
+from .inputs import check_numbers, prompts_of, sharing_of
 from .options import (
     COMMON,
     OUTPUT,
@@ -56,7 +57,7 @@ def plan(
     """
     texts = prompts_of(prompts, prompt_file, column)
     check_numbers(steps, guidance, seed, images_per_prompt)
-    check_whole("--show", show, 0)
+    whole("--show", show, 0)
     sharing = sharing_of(share, similarity, max_group, mode, encoder)
 
     from ..runs.job import Job

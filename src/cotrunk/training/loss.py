@@ -6,6 +6,7 @@ from typing import Any, Literal, get_args
 
 import torch
 
+from ..checks import number, one_of
 from ..engine.rows import Folding
 from ..errors import CotrunkError
 from ..pipelines.denoiser_arguments import SHARED
@@ -52,15 +53,10 @@ class Loss:
     def __post_init__(self) -> None:
         names = {"objective": Objective, "weighting": Weighting, "branch_noise": BranchNoise}
         for name, known in names.items():
-            value = getattr(self, name)
-            if value not in get_args(known):
-                raise CotrunkError(f"{name} {value!r} is unknown: use {' or '.join(get_args(known))}.")
-        if not 0 < self.share < 1:
-            raise CotrunkError(f"share {self.share!r} is out of range: use a part of the steps, above 0 and below 1.")
+            one_of(name, getattr(self, name), get_args(known))
+        number("share", self.share, above=0, below=1)
         for name in ("shared_weight", "target_weight", "snr_limit"):
-            value = getattr(self, name)
-            if not 0 <= value < float("inf"):
-                raise CotrunkError(f"{name} {value!r} is out of range: use 0 or more.")
+            number(name, getattr(self, name))
 
 
 @dataclass(frozen=True)
@@ -106,9 +102,9 @@ def sage_loss(
     sources = [0] * len(latents)
     group_of = [0] * len(latents)
     ordered = sorted(groups, key=min)  # the order of the groups' rows in `Folding`
-    for number, group in enumerate(ordered):
+    for place, group in enumerate(ordered):
         for image in group:
-            sources[image], group_of[image] = min(group), number
+            sources[image], group_of[image] = min(group), place
     own = torch.tensor(group_of, device=latents.device)
     folding = Folding(sources, len(latents), latents.device)
     mean_latents, mean_conditions = folding.mean(latents), folding.fold(conditions)
@@ -239,8 +235,8 @@ def _standard(
     noisy, target, weight = noised(schedule, steps, latents, noise, loss)
     errors = weight * _squared(denoise(noisy, steps, conditions) - target)
     own = torch.empty(len(latents), dtype=torch.long, device=latents.device)
-    for number, group in enumerate(groups):
-        own[list(group)] = number
+    for place, group in enumerate(groups):
+        own[list(group)] = place
     branch = _group_mean(errors, own, len(groups)).mean()
     zero = torch.zeros((), device=latents.device)
     return Terms(branch, zero, zero, branch.detach())

@@ -1,10 +1,9 @@
 """The settings of a training run."""
 
-import math
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
-from ..checks import whole
+from ..checks import number, one_of, whole
 from ..errors import CotrunkError
 from .loss import Loss
 
@@ -60,18 +59,17 @@ class TrainSettings:
         for name in ("steps", "batch", "accumulation", "rank", "checkpoint_every"):
             object.__setattr__(self, name, whole(name, getattr(self, name)))
         object.__setattr__(self, "seed", whole("seed", self.seed, 0))
-        for name, low, high in (("caption_dropout", 0, 1), ("ema", 0, 1), ("learning_rate", 0, math.inf)):
-            value = getattr(self, name)
-            if value is not None and not low <= value < high:
-                raise CotrunkError(f"{name} {value!r} is out of range: use {low} or more, below {high}.")
+        for name, low, high in (("caption_dropout", 0, 1), ("ema", 0, 1), ("learning_rate", 0, None)):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, number(name, getattr(self, name), low, below=high))
         for name in ("height", "width"):
-            value = getattr(self, name)
-            if value is None:
+            if getattr(self, name) is None:
                 continue
-            if isinstance(value, bool) or not isinstance(value, int) or value < 8 or value % 8:
-                raise CotrunkError(f"{name} {value!r} is not an image size: use a multiple of 8.")
-        if self.layers not in get_args(Layers):
-            raise CotrunkError(f"layers {self.layers!r} are unknown: use {' or '.join(get_args(Layers))}.")
+            size = whole(name, getattr(self, name), 8)
+            if size % 8:
+                raise CotrunkError(f"{name} {size} is not an image size: use a multiple of 8.")
+            object.__setattr__(self, name, size)
+        one_of("layers", self.layers, get_args(Layers))
         if self.tracker is not None:
             _check_tracker(self.tracker)
 
@@ -79,7 +77,6 @@ class TrainSettings:
 def _check_tracker(name: str) -> None:
     from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 
-    if name not in LOGGER_TYPE_TO_CLASS:
-        raise CotrunkError(f"tracker {name!r} is unknown: use one of {', '.join(map(str, LOGGER_TYPE_TO_CLASS))}.")
+    one_of("tracker", name, [str(kind) for kind in LOGGER_TYPE_TO_CLASS])
     if name not in map(str, get_available_trackers()):  # accelerate would silently log nothing
         raise CotrunkError(f"tracker {name!r} needs its package: pip install {name}.")

@@ -10,8 +10,8 @@ from PIL import Image
 CAPTIONS = ["a red apple", "a green apple", "a yellow apple", "a grey owl", "a brown owl", "a violin"]
 
 
-def picture(path: Path) -> Path:
-    """A picture of its own for each name."""
+def write_image(path: Path) -> Path:
+    """An image of its own for each name."""
     path.parent.mkdir(parents=True, exist_ok=True)
     draw = np.random.default_rng(zlib.crc32(path.name.encode()))
     Image.fromarray(draw.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(path)
@@ -19,10 +19,10 @@ def picture(path: Path) -> Path:
 
 
 def folder_of(path: Path, form: str, captions: list[str] = CAPTIONS) -> Path:
-    """A folder with pictures and their captions in this form."""
-    entries = [{"file_name": f"pictures/{i}.png", "text": caption} for i, caption in enumerate(captions)]
+    """A folder with images and their captions in this form."""
+    entries = [{"file_name": f"images/{i}.png", "text": caption} for i, caption in enumerate(captions)]
     for entry in entries:
-        picture(path / entry["file_name"])
+        write_image(path / entry["file_name"])
     if form == "jsonl":
         (path / "metadata.jsonl").write_text("\n".join(map(json.dumps, entries)) + "\n")
     else:
@@ -32,7 +32,7 @@ def folder_of(path: Path, form: str, captions: list[str] = CAPTIONS) -> Path:
 
 
 def coco(path: Path, captions: list[str] = CAPTIONS) -> Path:
-    """Annotations in COCO's form: two captions a picture, the first of which counts."""
+    """Annotations in COCO's form: two captions an image, the first of which counts."""
     images = [{"id": 10 + i, "file_name": f"{i}.png"} for i in range(len(captions))]
     annotations = [
         {"id": number * 100 + i, "image_id": 10 + i, "caption": caption}
@@ -40,7 +40,7 @@ def coco(path: Path, captions: list[str] = CAPTIONS) -> Path:
         for i, caption in enumerate(texts)
     ]
     for image in images:
-        picture(path / "train" / image["file_name"])
+        write_image(path / "train" / image["file_name"])
     file = path / "captions.json"
     file.write_text(json.dumps({"images": images, "annotations": annotations}))
     return file

@@ -19,7 +19,7 @@ torch.set_num_threads(1)
 diffusers.utils.logging.set_verbosity_error()
 diffusers.utils.logging.disable_progress_bar()
 
-settings.register_profile("cotrunk", deadline=None, max_examples=50)  # a busy machine is no failure
+settings.register_profile("cotrunk", deadline=None, max_examples=50)  # a busy machine is not a failure
 settings.load_profile("cotrunk")
 
 
@@ -54,8 +54,8 @@ def folder(tmp_path: Path) -> RunFolder:
 
 @pytest.fixture(scope="module")
 def groups(tmp_path_factory: pytest.TempPathFactory) -> list[list[Pair]]:
-    """Four groups of two or three pictures."""
-    folder, draw, made = tmp_path_factory.mktemp("pictures"), np.random.default_rng(0), []
+    """Four groups of two or three images."""
+    folder, draw, made = tmp_path_factory.mktemp("images"), np.random.default_rng(0), []
     for number, size in enumerate((2, 3, 2, 2)):
         made.append([])
         for member in range(size):

@@ -1,4 +1,4 @@
-"""Models under schemes: pictures made and judged once, found again; what is killed goes on, what is broken is named."""
+"""Models under schemes: images made and judged once, found again; what is killed goes on, what is broken is named."""
 
 import functools
 import os
@@ -27,7 +27,7 @@ def same(one: Observation, other: Observation) -> bool:
     return one.digest == other.digest and (one.rows, one.seconds) == (other.rows, other.seconds)
 
 
-def test_pictures_are_made_once(tmp_path: Path) -> None:
+def test_images_are_made_once(tmp_path: Path) -> None:
     own, cell = experiment(tmp_path), Cell("pre-trained", 0.5, 2)
     first = own.observe(cell)
     again = experiment(tmp_path)
@@ -36,15 +36,15 @@ def test_pictures_are_made_once(tmp_path: Path) -> None:
     assert same(own.observe(cell), first)
     assert ran == []
     assert first.shown.shape == (COUNT, 3, 32, 32)
-    # of the pictures only the first are kept
+    # of the images only the first are kept
     assert [file.name for file in (tmp_path / "cells").iterdir()] == [f"{own.name(cell)}.observed.npz"]
 
 
 class Others(Means):
     """The same network by its name, but with other weights."""
 
-    def features(self, pictures: torch.Tensor) -> torch.Tensor:
-        return super().features(pictures) * torch.tensor([1.0, 2.0, 3.0])
+    def features(self, images: torch.Tensor) -> torch.Tensor:
+        return super().features(images) * torch.tensor([1.0, 2.0, 3.0])
 
 
 def test_a_network_with_other_weights_looks_again(tmp_path: Path) -> None:
@@ -71,7 +71,7 @@ def test_first_steps_of_a_model_are_not_timed(tmp_path: Path, monkeypatch: pytes
     assert [bool(run.plan.cost.saving) for run in runs] == [False, False, True, True]
 
 
-def test_a_group_that_shares_begins_as_its_first_picture_alone(tmp_path: Path) -> None:
+def test_a_group_that_shares_begins_as_its_first_image_alone(tmp_path: Path) -> None:
     own = experiment(tmp_path)
     shared, alone = own._plan(Cell("pre-trained", 0.5, 4)), own._plan(Cell("pre-trained", 0.0, 4))
     for group in own.groups:
@@ -93,7 +93,7 @@ def test_a_model_that_is_not_there_is_named(tmp_path: Path) -> None:
         experiment(tmp_path).observe(Cell("sage"))
 
 
-def test_a_folder_without_a_lora_is_named_before_the_first_picture(tmp_path: Path) -> None:
+def test_a_folder_without_a_lora_is_named_before_the_first_image(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(CotrunkError, match="cannot be loaded as a LoRA for this StableDiffusionPipeline"):
         experiment(tmp_path, sage=tmp_path / "empty")
@@ -167,7 +167,7 @@ def test_a_lora_leaves_nothing_behind(tmp_path: Path, trained_lora: Path) -> Non
 
 
 def test_a_lora_is_what_diffusers_makes_of_it(trained_lora: Path) -> None:
-    """Fused, the pictures are the same; and another may come on top."""
+    """Fused, the images are the same; and another may come on top."""
     pipeline, theirs = sd_with_text(), sd_with_text()
     inputs = pipeline.inputs(1) | {"num_inference_steps": 2, "output_type": "latent"}
 
@@ -187,11 +187,11 @@ def test_a_lora_is_what_diffusers_makes_of_it(trained_lora: Path) -> None:
 
 
 def killed_after(batches: int) -> Any:
-    """What `look` is to call, and the pictures that it was told of."""
+    """What `look` is to call, and the images that it was told of."""
     told: list[int] = []
 
-    def on_batch(pictures: int) -> None:
-        told.append(pictures)
+    def on_batch(images: int) -> None:
+        told.append(images)
         if len(told) == batches:
             raise KeyboardInterrupt
 
@@ -214,7 +214,7 @@ def test_a_killed_cell_goes_on_with_the_next_batch(tmp_path: Path, monkeypatch: 
     assert np.abs(resumed.shown.astype(int) - whole.shown.astype(int)).max() <= 1
 
 
-def test_a_batch_in_parts_shifts_no_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_batch_in_parts_shifts_no_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Memory had no room for a batch, the run was killed after a part of it, and then there was room: for the rest."""
     cell = Cell("pre-trained", 0.5, 2)
     whole = experiment(tmp_path / "whole").observe(cell)
@@ -244,15 +244,15 @@ def test_all_parts_of_a_batch_are_as_good_as_the_batch(tmp_path: Path, monkeypat
         with pytest.raises(KeyboardInterrupt):
             own.observe(cell, kill)
     assert sum(told) == COUNT
-    own.observe(cell, lambda pictures: pytest.fail("pictures were made again"))
+    own.observe(cell, lambda images: pytest.fail("images were made again"))
 
 
-def test_pictures_with_a_nan_are_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_with_a_nan_are_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     own = experiment(tmp_path)
     broken(own, monkeypatch, 0, 3)
     seen = own.observe(Cell("pre-trained", 0.5, 2))
     assert seen.failed.tolist() == [True, False, False, True, False, False]
-    assert np.isnan(seen.diversity).tolist() == [True, False, True]  # of the first group one picture is left
+    assert np.isnan(seen.diversity).tolist() == [True, False, True]  # of the first group one image is left
     broken(own, monkeypatch, *range(COUNT))
     with pytest.raises(CotrunkError, match=r"All images of pre-trained-independent-2steps.* contain a NaN"):
         own.observe(Cell("pre-trained", 0.0, 2))

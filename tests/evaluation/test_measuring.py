@@ -1,4 +1,4 @@
-"""What is measured on cells and put down: intervals, pairs, real pictures of the same groups, tables and figures."""
+"""What is measured on cells and put down: intervals, pairs, real images of the same groups, tables and figures."""
 
 import csv
 import json
@@ -62,10 +62,10 @@ def test_seeds_are_pooled_and_groups_may_be_chosen(tmp_path: Path) -> None:
     assert np.isnan(own.experiment.observe(cells[0]).diversity[2])
 
 
-def test_chosen_groups_are_held_against_their_own_real_pictures(tmp_path: Path) -> None:
+def test_chosen_groups_are_held_against_their_own_real_images(tmp_path: Path) -> None:
     own, cell = experiment(tmp_path), Cell("pre-trained", 0.5, 2)
     some = Measures(own, REAL, REAL_GROUPS).of([cell], [0, 1]).figures["frechet"]
-    # the real pictures of other groups may be any
+    # the real images of other groups may be any
     elsewhere = REAL.clone()
     elsewhere[6:] = 255
     assert Measures(own, elsewhere, REAL_GROUPS).of([cell], [0, 1]).figures["frechet"] == some
@@ -98,7 +98,7 @@ def test_a_cell_is_no_better_than_itself_and_differences_are_paired(tmp_path: Pa
     assert found["alignment"].relative.value == pytest.approx((mine - theirs) / theirs, abs=1e-6)
 
 
-def test_pictures_with_a_nan_are_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_with_a_nan_are_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fine = measures(tmp_path / "fine")
     cells = [Cell("pre-trained", 0.5, 2, seed) for seed in (0, 1)]
     seen = fine.experiment.observe(cells[0])
@@ -273,11 +273,11 @@ def test_a_part_of_nothing_is_null(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "a.json").read_text()) == {"a": [None, 1.0], "b": [None]}
 
 
-def test_the_grid_of_pictures(tmp_path: Path) -> None:
+def test_the_grid_of_images(tmp_path: Path) -> None:
     from xml.etree import ElementTree
 
-    pictures = np.random.default_rng(0).integers(0, 255, (2, 3, 32, 32), dtype=np.uint8)
-    write_grid({"one & all": pictures, "two": pictures}, ["a <b>", "c " * 20], tmp_path)
+    images = np.random.default_rng(0).integers(0, 255, (2, 3, 32, 32), dtype=np.uint8)
+    write_grid({"one & all": images, "two": images}, ["a <b>", "c " * 20], tmp_path)
     with Image.open(tmp_path / "figure2.png") as image:
         size = image.size
     svg = ElementTree.parse(tmp_path / "figure2.svg").getroot()

@@ -1,4 +1,4 @@
-"""Captioned pictures become groups: every source, every broken picture, what is written."""
+"""Captioned images become groups: every source, every broken image, what is written."""
 
 import json
 import re
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from captioned import CAPTIONS, coco, folder_of, picture
+from captioned import CAPTIONS, coco, folder_of, write_image
 from PIL import Image, UnidentifiedImageError
 
 from cotrunk import CotrunkError
@@ -43,8 +43,8 @@ def test_sources_give_the_same_pairs(tmp_path: Path, form: str) -> None:
 
 def test_what_cannot_be_used_is_named_and_left_out(tmp_path: Path) -> None:
     folder = folder_of(tmp_path, "jsonl", [*CAPTIONS, "", "gone", "broken"])
-    (folder / "pictures/7.png").unlink()
-    (folder / "pictures/8.png").write_bytes(b"no picture")
+    (folder / "images/7.png").unlink()
+    (folder / "images/8.png").write_bytes(b"no image")
     found = read_pairs(str(folder))
     assert [pair.caption for pair in found.pairs] == CAPTIONS
     assert list(found.unusable.values()) == [
@@ -54,7 +54,7 @@ def test_what_cannot_be_used_is_named_and_left_out(tmp_path: Path) -> None:
     ]
 
 
-def test_captions_without_pictures_are_named_and_counted(tmp_path: Path) -> None:
+def test_captions_without_images_are_named_and_counted(tmp_path: Path) -> None:
     file = coco(tmp_path)
     content = json.loads(file.read_text())
     content["images"] = [image for image in content["images"] if image["id"] != 12]
@@ -67,7 +67,7 @@ def test_captions_without_pictures_are_named_and_counted(tmp_path: Path) -> None
     }
 
 
-def test_a_picture_that_cannot_be_looked_for_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_image_that_cannot_be_looked_for_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = folder_of(tmp_path, "jsonl")
     with (folder / "metadata.jsonl").open("a") as file:
         for name in ("x" * 300 + ".png", "closed/1.png"):
@@ -88,20 +88,20 @@ def test_a_picture_that_cannot_be_looked_for_is_left_out(tmp_path: Path, monkeyp
     ]
 
 
-def test_a_picture_is_taken_with_its_first_caption(tmp_path: Path) -> None:
+def test_an_image_is_taken_with_its_first_caption(tmp_path: Path) -> None:
     folder = folder_of(tmp_path, "jsonl")
     with (folder / "metadata.jsonl").open("a") as file:
-        for name in ("pictures/0.png", "pictures/../pictures/0.png"):
+        for name in ("images/0.png", "images/../images/0.png"):
             file.write(json.dumps({"file_name": name, "text": "some fruit"}) + "\n")
     found = read_pairs(str(folder))
     assert [pair.caption for pair in found.pairs] == CAPTIONS
     assert list(found.unusable) == [
-        f"{folder / 'pictures/0.png'}, caption 2",
-        f"{folder / 'pictures/../pictures/0.png'}, caption 3",
+        f"{folder / 'images/0.png'}, caption 2",
+        f"{folder / 'images/../images/0.png'}, caption 3",
     ]
 
 
-def test_groups_apart_have_no_picture_in_common() -> None:
+def test_groups_apart_have_no_image_in_common() -> None:
     groups = [[Pair(f"{word} {name}", Path(name)) for name in "ab"] for word in ("a", "one", "some")]
     assert len(disjoint(groups, 0)) == 1
     assert len(disjoint([*groups, [Pair("a c", Path("c"))]], 0)) == 2
@@ -191,7 +191,7 @@ def test_bad_entries_are_named(tmp_path: Path, file: str, content: Any, said: st
 
 
 class Rows:
-    """A dataset of the hub as its library gives it: pictures are decoded when a row is asked for."""
+    """A dataset of the hub as its library gives it: images are decoded when a row is asked for."""
 
     column_names = ("image", "captions")
 
@@ -207,11 +207,11 @@ class Rows:
         return {"image": self.images[number], "captions": [CAPTIONS[number], "not this one"]}
 
 
-def test_rows_of_the_hub_without_a_usable_picture_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_of_the_hub_without_a_usable_image_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = Image.new("L", (8, 8))
-    (tmp_path / "cut.png").write_bytes(picture(tmp_path / "whole.png").read_bytes()[:50])
+    (tmp_path / "cut.png").write_bytes(write_image(tmp_path / "whole.png").read_bytes()[:50])
     cut = Image.open(tmp_path / "cut.png")
-    rows = Rows([whole, None, UnidentifiedImageError("no picture"), cut, whole])
+    rows = Rows([whole, None, UnidentifiedImageError("no image"), cut, whole])
     library = SimpleNamespace(load_dataset=lambda name, split: rows if (name, split) == ("some/set", "test") else None)
     monkeypatch.setitem(sys.modules, "datasets", library)
     found = read_pairs("some/set:test", export=tmp_path / "images")
@@ -237,7 +237,7 @@ NO_TEXT: list[tuple[Any, str]] = [
 
 @pytest.mark.parametrize(("caption", "why"), NO_TEXT)
 def test_a_caption_of_coco_that_is_no_text_is_left_out_alone(tmp_path: Path, caption: Any, why: str) -> None:
-    """Its picture has another one, and a picture that has no other is the only one to go."""
+    """Its image has another one, and an image that has no other is the only one to go."""
     file = coco(tmp_path)
     content = json.loads(file.read_text())
     content["annotations"].insert(0, {"id": 1, "image_id": 12, "caption": caption})  # before the good ones
@@ -260,7 +260,7 @@ def test_a_caption_of_a_table_that_is_no_text_is_left_out_alone(tmp_path: Path, 
     entries = [*map(json.loads, lines)]
     entries[1]["text"] = [caption, entries[1]["text"]]  # one of several
     entries[2] |= {"text": caption, "caption": entries[2]["text"]}  # under another name
-    entries.insert(0, {"file_name": "pictures/0.png", "text": caption})  # on another line
+    entries.insert(0, {"file_name": "images/0.png", "text": caption})  # on another line
     (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, entries)))
     found = read_pairs(str(folder))
     assert [pair.caption for pair in found.pairs] == CAPTIONS
@@ -271,7 +271,7 @@ def test_a_caption_of_a_table_that_is_no_text_is_left_out_alone(tmp_path: Path, 
 def test_a_row_of_a_csv_without_a_caption_is_left_out_alone(tmp_path: Path) -> None:
     folder = folder_of(tmp_path, "csv")
     with (folder / "metadata.csv").open("a") as file:
-        file.write("pictures/0.png,\npictures/1.png\n")
+        file.write("images/0.png,\nimages/1.png\n")
     found = read_pairs(str(folder))
     assert [pair.caption for pair in found.pairs] == CAPTIONS
     assert list(found.unusable.values()) == ["it has no caption"] * 2
@@ -296,11 +296,11 @@ def test_a_caption_of_the_hub_that_is_no_text_is_left_out_alone(
     assert found.unusable == {"some/set, row 0": why, "some/set, row 1, caption 1": why}
 
 
-def test_pictures_of_the_hub_are_read_as_those_of_files_and_written_again_when_damaged(
+def test_images_of_the_hub_are_read_as_those_of_files_and_written_again_when_damaged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hub(monkeypatch, Rows([Image.new("RGBA", (8, 8), (0, 0, 0, 0))]))
-    for content in (None, b"", b"no picture"):
+    for content in (None, b"", b"no image"):
         (pair,) = read_pairs("some/set", export=tmp_path).pairs
         with Image.open(pair.image) as image:
             assert image.getpixel((0, 0)) == (255, 255, 255)

@@ -116,10 +116,10 @@ def test_the_learning_rate_does_not_know_the_length_before_it_falls(steps: int, 
 def test_colours_have_their_names(rgb: tuple[int, int, int], name: str) -> None:
     from colours import colour_shares, main_colour, turned
 
-    picture = np.full((4, 4, 3), rgb, dtype=np.uint8)
-    assert main_colour(colour_shares(picture, np.ones((4, 4)))) == name
+    image = np.full((4, 4, 3), rgb, dtype=np.uint8)
+    assert main_colour(colour_shares(image, np.ones((4, 4)))) == name
     colourless = name in ("black", "gray", "white")
-    assert (main_colour(colour_shares(turned(picture, 140), np.ones((4, 4)))) == name) is colourless
+    assert (main_colour(colour_shares(turned(image, 140), np.ones((4, 4)))) == name) is colourless
 
 
 @pytest.mark.parametrize(
@@ -142,10 +142,10 @@ def test_where_people_would_differ_no_colour_is_named(rgb: tuple[int, int, int])
 def test_what_is_transparent_has_no_colour() -> None:
     from colours import colour_shares, main_colour
 
-    picture = np.zeros((2, 2, 3), dtype=np.uint8)
-    picture[0] = (230, 30, 30)
-    assert main_colour(colour_shares(picture, np.array([[1.0, 1.0], [0.0, 0.0]]))) == "red"
-    assert main_colour(colour_shares(picture, np.zeros((2, 2)))) is None
+    image = np.zeros((2, 2, 3), dtype=np.uint8)
+    image[0] = (230, 30, 30)
+    assert main_colour(colour_shares(image, np.array([[1.0, 1.0], [0.0, 0.0]]))) == "red"
+    assert main_colour(colour_shares(image, np.zeros((2, 2)))) is None
 
 
 def test_a_copy_in_another_colour_is_never_called_by_its_name_alone() -> None:

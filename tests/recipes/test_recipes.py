@@ -87,7 +87,7 @@ def test_what_was_chosen_is_compared_on_groups_that_did_not_choose_it(
     )
 
 
-def test_one_member_can_stand_for_the_mean_picture(sage_mini: pytest.MonkeyPatch) -> None:
+def test_one_member_can_stand_for_the_mean_image(sage_mini: pytest.MonkeyPatch) -> None:
     trials = importlib.import_module("trials")
     folding = trials.First([0, 0, 2], 3, torch.device("cpu"))
     latents, condition = torch.randn(3, 4, 2, 2), torch.randn(3, 5, 6)

@@ -54,7 +54,7 @@ def batch(sizes: list[int]) -> tuple[Tensor, dict[str, Tensor], list[list[int]]]
 def slowly(
     model: Small, latents: Tensor, conditions: dict[str, Tensor], groups: list[list[int]], kind: str, loss: Loss
 ) -> Terms:
-    """Equation 3 in plain loops: one group after another, one picture after another."""
+    """Equation 3 in plain loops: one group after another, one image after another."""
     own, generator = schedule(kind), torch.Generator().manual_seed(7)
     text, mask = conditions["encoder_hidden_states"], conditions["encoder_attention_mask"]
     ordered, first = sorted(groups, key=min), first_shared_step(own, loss.share)
@@ -88,7 +88,7 @@ def slowly(
         target.append((mine - (soft if loss.through_target else soft.detach())).square().mean())
         errors = []
         for n in group:
-            # "trunk": the noise under which the branch's own picture is where the trunk leaves it
+            # "trunk": the noise under which the branch's own image is where the trunk leaves it
             alpha, sigma = own.levels[first]
             left = (alpha * z_mean + sigma * eps - alpha * latents[n]) / sigma
             met = left if loss.branch_noise == "trunk" else eps
@@ -135,8 +135,8 @@ def test_every_term_and_its_gradient_are_those_of_equation_3(
         torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-3)
 
 
-def test_a_branch_that_predicts_its_picture_meets_the_states_it_was_trained_on() -> None:
-    """DDIM from where the trunk leaves off, with a model that knows the branch's picture."""
+def test_a_branch_that_predicts_its_image_meets_the_states_it_was_trained_on() -> None:
+    """DDIM from where the trunk leaves off, with a model that knows the branch's image."""
     own, first = schedule("sample"), 30
     z, z_mean, eps = torch.randn(3, 1, *SHAPE, dtype=torch.float64)
     seen = trunk_noise(own.levels[first], eps, z_mean, z)
@@ -225,7 +225,7 @@ def test_bad_values_are_named(arguments: dict[str, Any], said: str) -> None:
 
 
 @pytest.mark.parametrize("groups", [[[0, 1]], [[0, 1], [1, 2]], [[0, 1, 2, 3]]])
-def test_groups_hold_every_picture_once(groups: list[list[int]]) -> None:
+def test_groups_hold_every_image_once(groups: list[list[int]]) -> None:
     latents, conditions, _ = batch([3])
     with pytest.raises(CotrunkError, match="give each of the 3 images exactly once"):
         sage_loss(Small(), latents, conditions, groups, schedule("flow"), Loss(), torch.Generator())

@@ -266,8 +266,8 @@ def test_a_folder_of_another_training_is_refused(groups: list[list[Pair]], tmp_p
         trained(groups, tmp_path, TrainSettings(**vars(QUICK) | {"steps": 3}))
 
 
-def test_a_training_goes_on_with_its_own_model_and_pictures_alone(groups: list[list[Pair]], tmp_path: Path) -> None:
-    """What was encoded by another text encoder, or from other pictures, is not taken for one's own."""
+def test_a_training_goes_on_with_its_own_model_and_images_alone(groups: list[list[Pair]], tmp_path: Path) -> None:
+    """What was encoded by another text encoder, or from other images, is not taken for one's own."""
     trained(groups, tmp_path / "one")
     for part in ("unet", "vae", "text_encoder"):
         pipe = sd_with_text().pipe
@@ -278,7 +278,7 @@ def test_a_training_goes_on_with_its_own_model_and_pictures_alone(groups: list[l
         train(sd_with_text().pipe.to(torch.bfloat16), groups, QUICK, tmp_path / "one")
     path = groups[0][0].image
     kept, times = path.read_bytes(), (path.stat().st_atime_ns, path.stat().st_mtime_ns)
-    path.write_bytes(kept + b" ")  # a picture still, and another file
+    path.write_bytes(kept + b" ")  # an image still, and another file
     with pytest.raises(CotrunkError, match="contains a training run with another data"):
         trained(groups, tmp_path / "one")
     assert len(list((tmp_path / "one").glob("encoded-*"))) == 1  # it is noticed before anything is encoded
@@ -346,9 +346,9 @@ def test_a_pipeline_decodes_what_was_encoded(build: Callable[[], TinyPipeline], 
     last = lambda pipe, step, timestep, tensors: {"latents": latents}  # noqa: E731
     arguments = inputs | {"num_inference_steps": 1, "output_type": "pt", "callback_on_step_end": last}
     made = 2 * torch.as_tensor(pipe(**arguments).images) - 1
-    pictures = torch.stack([read_scaled(pair.image, inputs["height"], inputs["width"]) for pair in pairs])
+    images = torch.stack([read_scaled(pair.image, inputs["height"], inputs["width"]) for pair in pairs])
     with torch.no_grad():
-        found = pipe.vae.encode(pictures)
+        found = pipe.vae.encode(images)
         own = pipe.vae.decode(found.latent if build is sana else found.latent_dist.mode()).sample
     assert close(made, own.clamp(-1, 1), 1e-2)
 
@@ -378,7 +378,7 @@ def test_a_vae_of_another_kind_is_named_before_encoding(
 
 
 @pytest.mark.parametrize(("place", "error"), [(35, SyntaxError), (11, ValueError)])
-def test_a_picture_that_broke_since_is_named(
+def test_an_image_that_broke_since_is_named(
     groups: list[list[Pair]], tmp_path: Path, place: int, error: type[Exception]
 ) -> None:
     """A length in it is wrong: for Pillow that is no error of files."""
@@ -414,7 +414,7 @@ def test_encoding_goes_on_where_it_was_killed(
     told: list[int] = []
 
     def kill(done: int, of: int) -> None:
-        assert of == 9 + 10  # pictures, captions and the empty caption
+        assert of == 9 + 10  # images, captions and the empty caption
         told.append(done)
         if done >= killed_at:
             raise KeyboardInterrupt

@@ -95,7 +95,7 @@ def test_values_of_a_group_that_are_the_same_count_as_one() -> None:
         estimate(values, [list(range(30))])
 
 
-def pictures(prompts: int, seed: int, moved: float = 0.0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def images(prompts: int, seed: int, moved: float = 0.0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Features of a setting, of the reference from the same noise, and of the reference from other noise."""
     draw = torch.Generator().manual_seed(seed)
     prompt, noise, other, own = (torch.randn(prompts, 16, generator=draw) for _ in range(4))
@@ -105,9 +105,9 @@ def pictures(prompts: int, seed: int, moved: float = 0.0) -> tuple[torch.Tensor,
 
 @pytest.mark.parametrize("prompts", [8, 30])
 @pytest.mark.parametrize("moved", [0.0, 0.3])
-def test_the_excess_of_a_distance_is_that_of_many_pictures_and_so_is_its_error(prompts: int, moved: float) -> None:
-    large = float(distance_excess(*pictures(3000, 1, moved)).mean())
-    found = [estimate(distance_excess(*pictures(prompts, seed, moved))) for seed in range(300)]
+def test_the_excess_of_a_distance_is_that_of_many_images_and_so_is_its_error(prompts: int, moved: float) -> None:
+    large = float(distance_excess(*images(3000, 1, moved)).mean())
+    found = [estimate(distance_excess(*images(prompts, seed, moved))) for seed in range(300)]
     values, errors = (np.array([getattr(one, name) for one in found]) for name in ("value", "error"))
     assert values.mean() == pytest.approx(large, abs=4 * values.std() / 300**0.5)
     # where there is no excess the jackknife is too careful, by up to a half
@@ -116,7 +116,7 @@ def test_the_excess_of_a_distance_is_that_of_many_pictures_and_so_is_its_error(p
 
 
 def test_the_excess_of_a_distance_is_the_difference_of_two() -> None:
-    mine, same, other = (torch.nn.functional.normalize(x.double(), dim=1) for x in pictures(5, 0, 0.3))
+    mine, same, other = (torch.nn.functional.normalize(x.double(), dim=1) for x in images(5, 0, 0.3))
 
     def discrepancy(left: torch.Tensor, right: torch.Tensor) -> float:
         kernel = lambda a, b: float((a @ b + 1) ** 3)  # noqa: E731

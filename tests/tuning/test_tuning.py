@@ -64,7 +64,7 @@ def test_everything_is_tried_without_a_budget(whole: tuple[Path, Tuned]) -> None
 
 def test_nothing_is_made_twice(whole: tuple[Path, Tuned], monkeypatch: pytest.MonkeyPatch) -> None:
     out, tuned = whole
-    monkeypatch.setattr("cotrunk.execution.Run.batches", lambda *_, **__: pytest.fail("pictures were made"))
+    monkeypatch.setattr("cotrunk.execution.Run.batches", lambda *_, **__: pytest.fail("images were made"))
     assert swept(out) == tuned
 
 
@@ -179,7 +179,7 @@ def test_similarities_around_the_threshold_are_tried(whole: tuple[Path, Tuned]) 
     assert tried == {-1.0, 0.0}
 
 
-def test_the_pictures_of_another_pipeline_are_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_images_of_another_pipeline_are_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The class of model and scheduler is the same in all."""
 
     def made(pipe: Any) -> torch.Tensor:
@@ -195,20 +195,20 @@ def test_the_pictures_of_another_pipeline_are_others(tmp_path: Path, monkeypatch
     assert not torch.equal(made(spaced), first)
     made(sd_with_text().pipe.to(torch.bfloat16))
     assert files() == 4
-    monkeypatch.setattr(Run, "batches", lambda *_, **__: pytest.fail("pictures were made"))
+    monkeypatch.setattr(Run, "batches", lambda *_, **__: pytest.fail("images were made"))
     assert torch.equal(made(sd_with_text().pipe), first)
 
 
-def test_distances_are_to_pictures_from_other_noise(whole: tuple[Path, Tuned]) -> None:
-    """So that a setting that gives the very pictures of all steps is at zero, as one of other noise would be."""
+def test_distances_are_to_images_from_other_noise(whole: tuple[Path, Tuned]) -> None:
+    """So that a setting that gives the very images of all steps is at zero, as one of other noise would be."""
     out, tuned = whole
     pipe, network = sd_with_text().pipe, Means()
     same, other = (
         network.features(Trials(pipe, PROMPTS, ARGUMENTS, out).of(candidate(6), seed).images) for seed in (0, 1)
     )
     fewer = next(point for point in tuned.points if point.settings == candidate(4))
-    pictures = Trials(pipe, PROMPTS, ARGUMENTS, out).of(fewer.settings, 0).images
-    assert fewer.distance_excess == estimate(distance_excess(network.features(pictures), same, other))
+    images = Trials(pipe, PROMPTS, ARGUMENTS, out).of(fewer.settings, 0).images
+    assert fewer.distance_excess == estimate(distance_excess(network.features(images), same, other))
     assert tuned.margins[1] == 0.1 * spread(same, other) > 0
 
 
@@ -246,7 +246,7 @@ def test_what_cannot_be_guided_in_part_is_warmed_up_too(tmp_path: Path, monkeypa
     assert counts == [len(PROMPTS), 1, len(PROMPTS)]
 
 
-def test_pictures_that_failed_are_left_out_and_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_that_failed_are_left_out_and_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     original = Run.batches
 
     def batches(self: Run, **more: Any) -> Any:
@@ -266,7 +266,7 @@ def test_pictures_that_failed_are_left_out_and_counted(tmp_path: Path, monkeypat
     assert not tuned.same_quality.failed
 
 
-def test_pictures_that_failed_are_made_anew_by_another_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_that_failed_are_made_anew_by_another_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Meanwhile the decoder may have been told to work in another precision."""
     original = Run.batches
 
@@ -296,10 +296,10 @@ def test_a_prompt_that_fails_in_every_setting_leaves_a_page(tmp_path: Path, monk
     assert (tmp_path / "index.html").exists()
 
 
-def test_pictures_of_a_pipeline_that_blackens_some_are_not_those_of_one_that_does_not(tmp_path: Path) -> None:
+def test_images_of_a_pipeline_that_blackens_some_are_not_those_of_one_that_does_not(tmp_path: Path) -> None:
     pipe = sd_with_text().pipe
     pipe.safety_checker = lambda images, clip_input: (torch.zeros_like(images), [True] * len(images))
-    pipe.feature_extractor = lambda pictures, return_tensors: SimpleNamespace(
+    pipe.feature_extractor = lambda images, return_tensors: SimpleNamespace(
         to=lambda device: SimpleNamespace(pixel_values=torch.zeros(1))
     )
     assert not Trials(pipe, PROMPTS, ARGUMENTS, tmp_path).of(candidate(2), 0).images.any()
@@ -353,8 +353,8 @@ def test_recommendations_are_the_cheapest_that_is_as_good_and_the_best_for_half(
         point(26, 0.496, steps=13, failed=1),
     ]
     tuned = recommend(points, MARGINS, 0)
-    assert tuned.same_quality is points[2]  # the last two are cheaper, but one's pictures are other ones, one's failed
-    assert tuned.best_in_rows is points[2]  # not the better aligned one, whose pictures are other ones
+    assert tuned.same_quality is points[2]  # the last two are cheaper, but one's images are other ones, one's failed
+    assert tuned.best_in_rows is points[2]  # not the better aligned one, whose images are other ones
     assert tuned.sharing_pays
     assert "Sharing was not shown to pay" not in " ".join(advice(tuned))
     alone = recommend([points[0], points[4]], MARGINS, 0)
@@ -375,7 +375,7 @@ def test_the_rows_may_be_given() -> None:
 
 def test_independent_steps_that_take_just_the_rows_are_tried(tmp_path: Path) -> None:
     assert candidate(5) not in candidates(6)
-    budget = 400  # rows of all pictures: enough for the independent ones
+    budget = 400  # rows of all images: enough for the independent ones
     tried = [point.settings for point in swept(tmp_path, rows=11, budget=budget).points if not point.settings.sharing]
     assert candidate(5) in tried
     assert list(candidates(6, equal_cost=3)) == list(candidates(6))  # one of them already

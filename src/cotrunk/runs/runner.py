@@ -2,7 +2,7 @@
 
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -40,14 +40,28 @@ from .job import Job
 from .report import PipelineFacts, RunReport
 
 
+def load_pipeline_of(job: Job) -> Any:
+    """Load the pipeline of a job."""
+    return loading.load_pipeline(
+        job.model, job.device, job.dtype, lora=job.lora, scheduler=job.scheduler, compiled=job.compiled
+    )
+
+
 def run_job(
-    job: Job, out: str | Path, *, resume: bool = False, on_event: OnEvent = ignore, begin: float | None = None
+    job: Job,
+    out: str | Path,
+    *,
+    resume: bool = False,
+    on_event: OnEvent = ignore,
+    load: Callable[[Job], Any] = load_pipeline_of,
+    begin: float | None = None,
 ) -> RunReport:
     """Run a job and return its report. Its images and everything else that it writes go to the folder `out`.
 
     Args:
         resume: continue an earlier part of this very job in `out`. Only the machine's options may differ.
         on_event: called with each event (see `events`). An exception that it raises stops the job.
+        load: returns the pipeline of a job. A service that keeps its pipelines in memory passes its own.
         begin: `time.perf_counter()` when the job came in; what came before loading counts as loading.
 
     Raises:
@@ -64,9 +78,7 @@ def run_job(
             on_event(AlreadyFinished())
             return report
         on_event(Loading(job.model))
-        pipe = loading.load_pipeline(
-            job.model, job.device, job.dtype, lora=job.lora, scheduler=job.scheduler, compiled=job.compiled
-        )
+        pipe = load(job)
         check_text_to_image(pipe)
         facts = facts_of(pipe)
         if is_resumed:

@@ -2,7 +2,7 @@
 
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -221,7 +221,7 @@ class _Runner:
             Denoising(
                 rows=sum(arm.plan.cost.used for arm, _ in runs),
                 images=sum(len(arm.plan) for arm, _ in runs),
-                rows_done=sum(_planned_rows(done.cost, done.spared) for done in finished.values()),
+                rows_done=sum(_planned_rows(done.cost.used, done.spared) for done in finished.values()),
                 images_done=sum(len(done.images) for done in finished.values()),
             )
         )
@@ -232,14 +232,14 @@ class _Runner:
                     for batch in run.batches(skip=is_done, on_step=self._on_step, seconds=BATCH_SECONDS):
                         self.lock.check()
                         self.folder.write_batch(arm, batch)
-                        self.on_event(BatchDone(arm.name, batch.images, _planned_rows(batch.cost, batch.spared)))
+                        self.on_event(BatchDone(arm.name, batch.images, _planned_rows(batch.cost.used, batch.spared)))
         finally:
             self.on_event(DenoisingDone())
 
     def _on_step(self, event: StepEvent) -> None:
-        self.on_event(StepDone(event.rows + event.rows_spared["skipping"] + event.rows_spared["guidance"]))
+        self.on_event(StepDone(_planned_rows(event.rows, event.rows_spared)))
 
 
-def _planned_rows(cost: Cost, spared: Any) -> int:
-    """Return computed and skipped rows. What sharing saves is not in the plan."""
-    return cost.used + spared["skipping"] + spared["guidance"]
+def _planned_rows(computed: int, spared: Mapping[str, int]) -> int:
+    """Return how many planned rows are done: computed and skipped ones. What sharing saves is not in the plan."""
+    return computed + spared["skipping"] + spared["guidance"]

@@ -1,9 +1,9 @@
 """Time and memory of grouping a training set: the similarity graph of captions and its cliques.
 
     python benchmarks/cliques.py --captions captions_val2017.json   # COCO's annotations; embeds all captions
-    python benchmarks/cliques.py --synthetic 120000      # vectors in clusters, as many as COCO has pictures
+    python benchmarks/cliques.py --synthetic 120000      # vectors in clusters, as many as COCO has images
 
-Prints seconds and the peak of memory after each part (the peak is the process's, embedding included).
+Prints seconds and the peak memory of the process, which includes embedding, after each part.
 """
 
 import argparse
@@ -18,13 +18,13 @@ from cotrunk.groups.cliques import sample_cliques, similarity_graph
 
 
 def clustered(count: int, width: int = 384, seed: int = 0) -> np.ndarray:
-    """Unit vectors around centres, a centre for every eight: similar to their neighbours by 0.5 to 0.9."""
-    draw = np.random.default_rng(seed)
-    centres = draw.standard_normal((count // 8, width)).astype(np.float32)
+    """Return unit vectors in clusters of about eight, with cosines of 0.5 to 0.9 within a cluster."""
+    rng = np.random.default_rng(seed)
+    centres = rng.standard_normal((count // 8, width)).astype(np.float32)
     centres /= np.linalg.norm(centres, axis=1, keepdims=True)
-    noise = draw.standard_normal((count, width)).astype(np.float32) / width**0.5
+    noise = rng.standard_normal((count, width)).astype(np.float32) / width**0.5
     vectors = (
-        centres[draw.integers(len(centres), size=count)] + draw.uniform(0.3, 1.0, (count, 1)).astype(np.float32) * noise
+        centres[rng.integers(len(centres), size=count)] + rng.uniform(0.3, 1.0, (count, 1)).astype(np.float32) * noise
     )
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
@@ -40,7 +40,7 @@ def main() -> None:
         parser.error("give --captions FILE or --synthetic N")
     begin = time.perf_counter()
 
-    def said(what: str) -> None:
+    def report(what: str) -> None:
         nonlocal begin
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
         print(f"{what}: {time.perf_counter() - begin:.0f} s, peak so far {peak:.2f} GiB", flush=True)
@@ -51,15 +51,15 @@ def main() -> None:
 
         captions = [entry["caption"] for entry in json.loads(args.captions.read_text())["annotations"]]
         vectors = sentence_encoder("minilm").encode(captions)
-        said(f"embedded {len(captions):,} captions")
+        report(f"embedded {len(captions):,} captions")
     else:
         vectors = clustered(args.synthetic)
-        said(f"{args.synthetic:,} synthetic vectors")
+        report(f"{args.synthetic:,} synthetic vectors")
     graph = similarity_graph(vectors, args.low, args.high)
-    said(f"graph of {graph.edges:,} edges, {graph.dropped:,} of them dropped")
+    report(f"graph of {graph.edges:,} edges, {graph.dropped:,} of them dropped")
     found = sample_cliques(graph.neighbours)
     sizes = np.bincount([len(group) for group in found.groups], minlength=6)[2:6].tolist()
-    said(f"{len(found.groups):,} groups, {sizes} of 2 to 5; {found.capped:,} captions had more")
+    report(f"{len(found.groups):,} groups, {sizes} of 2 to 5; {found.capped:,} captions had more")
 
 
 if __name__ == "__main__":

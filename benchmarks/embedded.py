@@ -1,10 +1,10 @@
-"""How long the embedded models take: to load after the imports, and to draw one picture in 30 guided steps.
+"""Time of the embedded models: loading after the imports, and one image in 30 guided steps.
 
     python benchmarks/embedded.py
 
-The picture's time is set against its bare denoiser: as many calls with the same tensors and nothing around them. What
-is over is the scheduler, the text encoder, the decoder and the pipeline. Medians of nine alternating runs; loading is
-timed once, the first time, as a user meets it.
+The time of an image is compared with its bare denoiser: as many calls with the same tensors and nothing else. The rest
+is the scheduler, the text encoder, the decoder and the pipeline. Prints medians of nine alternating runs. Loading is
+timed once, for the first time in the process.
 """
 
 import statistics
@@ -36,7 +36,7 @@ def measure(name: str, load: Callable[[], Any], denoiser_name: str) -> None:
     calls: list[tuple[Any, Any]] = []
     hook = denoiser.register_forward_pre_hook(lambda _, args, kwargs: calls.append((args, kwargs)), with_kwargs=True)
 
-    def picture() -> None:
+    def generate_one() -> None:
         pipe(
             PROMPT,
             num_inference_steps=STEPS,
@@ -50,14 +50,14 @@ def measure(name: str, load: Callable[[], Any], denoiser_name: str) -> None:
         for args, kwargs in calls:
             denoiser(*args, **kwargs)
 
-    picture()  # also the warm-up
+    generate_one()  # also the warm-up
     hook.remove()
     assert len(calls) == STEPS
-    pairs = [(seconds(picture), seconds(bare)) for _ in range(RUNS)]
+    pairs = [(seconds(generate_one), seconds(bare)) for _ in range(RUNS)]
     whole, denoising = (statistics.median(times) for times in zip(*pairs, strict=True))
     ratio = statistics.median(a / b for a, b in pairs)
     print(
-        f"{name}: loaded in {loading:.2f} s; one picture, {STEPS} guided steps: {whole:.2f} s; "
+        f"{name}: loaded in {loading:.2f} s; one image, {STEPS} guided steps: {whole:.2f} s; "
         f"bare denoiser {denoising:.2f} s; ratio {ratio:.2f}"
     )
 

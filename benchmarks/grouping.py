@@ -3,10 +3,9 @@
     python benchmarks/grouping.py --sizes 1000 10000 --prompts DIR
     python benchmarks/grouping.py --sizes 100000 --synthetic-vectors
 
-Prompts come from DIR: captions_val2017.json (COCO), PartiPrompts.tsv, geneval.txt, whichever are there, mixed in a
-fixed order; without DIR from templates. Where a size needs more than there are, each further round adds a style to
-every prompt. Every size runs in a process of its own, so that peaks of memory do not mix; embedding runs in another
-one before it.
+Prompts come from DIR: those of captions_val2017.json (COCO), PartiPrompts.tsv and geneval.txt that exist, shuffled in a
+fixed order. Without DIR they come from templates. If a size needs more prompts, each further round adds a style to
+every prompt. Each size runs in its own process, and so does its embedding, so that peaks of memory are separate.
 """
 
 import argparse
@@ -40,7 +39,7 @@ BETA = 0.3  # share of steps that groups share, for the column of savings
 
 
 def distinct_prompts(folder: Path | None) -> tuple[list[str], str]:
-    """All prompts of a folder without duplicates, shuffled once and for all, and a line about their origin."""
+    """Return all different prompts of a folder, in a fixed random order, and a line about their origin."""
     from cotrunk.planning.prompts import read_prompts
 
     found: list[str] = []
@@ -63,7 +62,7 @@ def distinct_prompts(folder: Path | None) -> tuple[list[str], str]:
 
 
 def with_variations(prompts: list[str]) -> Iterator[str]:
-    """The prompts, then each of them with one style, then with two, ..., never the same twice."""
+    """Yield the prompts, then each of them with one style, then with two, and so on, all different."""
     yield from prompts
     for repeat in range(1, 9):
         for styles in product(STYLES, repeat=repeat):
@@ -72,7 +71,7 @@ def with_variations(prompts: list[str]) -> Iterator[str]:
 
 
 def synthetic_vectors(n: int) -> np.ndarray:
-    """Clustered unit vectors, (n, 384): about 12 prompts a subject, cosine 0.6 within it on average."""
+    """Return clustered unit vectors (n, 384): about 12 prompts per subject, with a mean cosine of 0.6."""
     rng = np.random.default_rng(0)
     centres = rng.standard_normal((n // 12, 384), np.float32)
     vectors = centres[rng.integers(len(centres), size=n)]
@@ -81,7 +80,7 @@ def synthetic_vectors(n: int) -> np.ndarray:
 
 
 def embed(size: int, folder: Path | None, cache: Path) -> None:
-    """Embed the first prompts with MiniLM into the cache, with the seconds it took (in brackets those of CPU time)."""
+    """Embed the first prompts with MiniLM into the cache, with the seconds (and CPU seconds in brackets)."""
     from cotrunk.planning.embedding import sentence_encoder
     from cotrunk.planning.threshold import auto_threshold
 
@@ -98,7 +97,7 @@ def embed(size: int, folder: Path | None, cache: Path) -> None:
 
 
 def group(size: int, threshold: float, vectors_at: Path | None) -> None:
-    """Group vectors and print the figures as JSON. No torch in this process: its memory is grouping's own."""
+    """Group vectors and print the results as JSON. This process does not import torch, to measure grouping alone."""
     from cotrunk.planning.grouping import group_prompts
 
     vectors = synthetic_vectors(size) if vectors_at is None else np.load(vectors_at)
@@ -115,7 +114,7 @@ def peak_mib() -> float:
 
 
 def vector_file(cache: Path, size: int, folder: Path | None) -> Path:
-    """Other prompts have other vectors: their origin is in the name."""
+    """Return the cache file of vectors; its name depends on the origin of the prompts."""
     origin = "templates" if folder is None else hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:8]
     return cache / f"minilm-{origin}-{size}.npy"
 

@@ -1,10 +1,10 @@
-"""By how much predictions miss the outputs of a model: the law that gaps are laid out by (`cotrunk.gaps`).
+"""Measure prediction errors of a model's outputs, to fit the law that `cotrunk.skipping.gaps` uses.
 
     python benchmarks/misses.py --model mini       # a minute
 
-A run of all steps, its guided outputs recorded. From every two outputs up to seven steps apart the trend is taken on to
-every one of the next seven, and the RMS by which it misses, as a velocity, is held against the distances in time: the
-law that fits best, with its scatter, and the law that is built in, with what it is off by in parts of the run.
+The guided outputs of a full run are recorded. For every two outputs up to seven steps apart, the trend is extrapolated
+to each of the next seven steps. The RMS of the prediction error, as a velocity, is compared with the distances in time.
+Prints the best-fitting law with its scatter, and the deviation of the built-in law in parts of the run.
 """
 
 import argparse
@@ -35,7 +35,7 @@ FARTHEST = 7  # steps
 
 
 def recorded(pipe: Any, steps: int, guidance: float) -> tuple[torch.Tensor, NoiseSchedule]:
-    """(steps, pictures, values) guided outputs."""
+    """Return the guided outputs (steps, images, values) and the noise schedule."""
     outputs, step = [], pipe.scheduler.step
 
     def record(model_output: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -50,7 +50,7 @@ def recorded(pipe: Any, steps: int, guidance: float) -> tuple[torch.Tensor, Nois
 
 
 def misses(outputs: torch.Tensor, schedule: NoiseSchedule) -> Iterator[tuple[int, float, float, float]]:
-    """(step, time from the last node, time from the one before, miss as a velocity), mean over the pictures."""
+    """Yield (step, time from the last support point, time from the one before, error as a velocity), image means."""
     times = [schedule.time(step) for step in range(len(outputs))]
     near = range(1, FARTHEST + 1)
     for before in range(len(outputs)):

@@ -1,13 +1,13 @@
-"""Does the row saving arrive on the clock, and what does the hook itself cost?
+"""Measure how much wall-clock time the saved rows save, and what the hook costs.
 
     python benchmarks/overhead.py
 
 On the embedded model: 64 prompts in 16 groups of 4, a third of the steps shared (beta 0.3 of 30 steps). Runs with and
-without sharing take turns in one process, so that a drifting machine hits both; the pair with the median saving counts.
+without sharing alternate in one process, so that drift affects both; the pair with the median saving counts.
 
-1. Wall-clock saving of the denoising part against the row saving (wanted: at least 90 % of it).
-2. The hook with sharing off, against the bare pipeline: the denoiser is replaced by one that answers at once, so that
-   what remains of a step is bookkeeping; the difference is given as a share of a real step (wanted: below 1 %).
+1. Wall-clock saving of denoising, relative to the row saving (goal: at least 90 % of it).
+2. Cost of the hook without sharing, compared with the bare pipeline. The denoiser is replaced by one that returns at
+   once, so that only bookkeeping remains. The difference is a share of a real step (goal: below 1 %).
 """
 
 import argparse
@@ -28,7 +28,7 @@ STYLES = ("noto", "twemoji", "flat", "glossy")
 
 
 def shared_plan(prompts: list[str], steps: int, share: float) -> Plan:
-    """Groups of four, as written down: this benchmark is not about grouping."""
+    """Return a plan with fixed groups of four."""
     stop = int(share * steps + 1e-9)
     trees = [tree for first in range(0, len(prompts), 4) for tree in flat_tree(range(first, first + 4), stop, steps)]
     return Plan(tuple(prompts), tuple(i // 4 for i in range(len(prompts))), tuple(trees), steps, steps)
@@ -72,7 +72,7 @@ def main() -> None:
     print(f"pairs:   {', '.join(f'{s:.1%}' for s in savings)}")
     print(f"RATIO wall-clock saving / row saving: {saving / plan.cost.saving:.3f}")
 
-    # a denoiser that answers at once leaves only the bookkeeping of a step
+    # a denoiser that returns at once leaves only the bookkeeping of a step
     step = independent / args.steps
     latents = (pipe.unet.config.in_channels, pipe.unet.config.sample_size, pipe.unet.config.sample_size)
     forward, answer = pipe.unet.forward, torch.zeros(2 * len(prompts), *latents)
@@ -102,7 +102,7 @@ def main() -> None:
     bare(), hooked()
     extra = statistics.median([hooked() - bare() for _ in range(args.runs)]) / many
     pipe.unet.forward = forward
-    print(f"hook with sharing off: {extra * 1e3:.3f} ms a step of {step * 1e3:.0f} ms")
+    print(f"hook with sharing off: {extra * 1e3:.3f} ms per step of {step * 1e3:.0f} ms")
     print(f"RATIO hook / step: {extra / step:.5f}")
 
 

@@ -1,6 +1,6 @@
-"""Rivals that leave out parts of every evaluation, as they are published: DeepCache, ToMe, and the caches of diffusers.
+"""Published methods that skip parts of every evaluation: DeepCache, ToMe, and the caches of diffusers.
 
-Each is a context manager that changes a pipeline and puts it back. They save time, not denoiser rows.
+Each is a context manager that changes a pipeline and restores it. They save time, not denoiser rows.
 """
 
 import ast
@@ -25,7 +25,7 @@ from diffusers.hooks import (
 
 @contextmanager
 def deep_cache(pipe: Any, interval: int) -> Iterator[None]:
-    """Ma et al. 2024: the deep layers of a UNet run at one step in `interval`."""
+    """Run the deep layers of a UNet at one step in `interval` (Ma et al. 2024)."""
     from DeepCache import DeepCacheSDHelper
 
     helper = DeepCacheSDHelper(pipe=pipe)
@@ -39,7 +39,7 @@ def deep_cache(pipe: Any, interval: int) -> Iterator[None]:
 
 @contextmanager
 def merged_tokens(pipe: Any, ratio: float) -> Iterator[None]:
-    """ToMe (Bolya and Hoffman 2023): that part of the tokens of a UNet is merged into similar ones."""
+    """Merge a part of the tokens of a UNet into similar ones (ToMe, Bolya and Hoffman 2023)."""
     import tomesd
 
     tomesd.apply_patch(pipe, ratio=ratio, max_downsample=4)
@@ -50,20 +50,20 @@ def merged_tokens(pipe: Any, ratio: float) -> Iterator[None]:
 
 
 def taylor_seer(pipe: Any, interval: int) -> contextlib.AbstractContextManager[None]:
-    """Liu et al. 2025: outputs of the attention and feed-forward layers are extrapolated between computed steps."""
-    layers = [r"transformer_blocks\.\d+\.(attn\d|ff)"]  # by default layers named otherwise, which PixArt has none of
+    """Extrapolate the outputs of attention and feed-forward layers between computed steps (Liu et al. 2025)."""
+    layers = [r"transformer_blocks\.\d+\.(attn\d|ff)"]  # the default names do not occur in PixArt
     own = {"cache_identifiers": layers, "taylor_factors_dtype": torch.float32}
     return _cached(pipe, apply_taylorseer_cache, TaylorSeerCacheConfig(cache_interval=interval, **own))
 
 
 def first_block_cache(pipe: Any, threshold: float) -> contextlib.AbstractContextManager[None]:
-    """The blocks of a transformer are left out where its first block gives nearly what it gave before."""
+    """Skip the blocks of a transformer if the output of its first block has hardly changed."""
     return _cached(pipe, apply_first_block_cache, FirstBlockCacheConfig(threshold=threshold))
 
 
 @contextmanager
 def mag_cache(pipe: Any, threshold: float, steps: int, run: Callable[[], object]) -> Iterator[None]:
-    """Ma et al. 2025: as above, by how the size of the residual usually changes, calibrated on one run of `run`."""
+    """Skip blocks by the usual change of the residual, calibrated on one call of `run` (Ma et al. 2025)."""
     printed = io.StringIO()
     calibrating = MagCacheConfig(calibrate=True, num_inference_steps=steps)
     with _cached(pipe, apply_mag_cache, calibrating), contextlib.redirect_stdout(printed):
@@ -76,12 +76,12 @@ def mag_cache(pipe: Any, threshold: float, steps: int, run: Callable[[], object]
 
 @contextmanager
 def _cached(pipe: Any, apply: Callable[[Any, Any], None], config: Any) -> Iterator[None]:
-    """A cache on the transformer, whose pipeline may not tell its hooks which of its calls this is."""
+    """Apply a cache to the transformer, in one cache context, which the pipeline may not set itself."""
     before = {id(part): set(_registry(part)) for part in pipe.transformer.modules()}
     apply(pipe.transformer, config)
     HookRegistry.check_if_exists_or_initialize(pipe.transformer).invalidate_child_registries_cache()
     try:
-        with CacheMixin.cache_context(pipe.transformer, "guided"):  # one call, of both rows of guidance, a step
+        with CacheMixin.cache_context(pipe.transformer, "guided"):  # one call per step, with both rows of guidance
             yield
     finally:
         for part in pipe.transformer.modules():

@@ -1,17 +1,17 @@
-"""What skipping is worth: how close pictures stay to those of a full run, over denoiser rows and time.
+"""Measure skipping: the distance of images from those of a full run, over denoiser rows and time.
 
-    python benchmarks/skipping.py --out docs/results/skipping            # hours on two cores; goes on where it stopped
+    python benchmarks/skipping.py --out docs/results/skipping           # hours on two cores; continues where it stopped
     python benchmarks/skipping.py --steps 50 --schedulers ddim --families "plain*" error --out /tmp/few
 
-The rivals, all on an embedded model with the same prompts and seeds: the plain solver with fewer steps (the one that
-counts), one evaluation in k with the output reused or extrapolated, SADA's rule as published and as its code has it;
-and those of `rivals.py`, which leave out parts of every evaluation, not rows: DeepCache and ToMe (where their packages
-are installed) on a UNet, the caches of diffusers on a transformer. Theirs is a saving of time alone.
+The alternatives use an embedded model with the same prompts and seeds: the plain solver with fewer steps (the most
+important one); one evaluation in k with the output reused or extrapolated; SADA's rule as published and as in its code.
+Those of `rivals.py` skip parts of every evaluation and save only time, not rows: DeepCache and ToMe (if their packages
+are installed) on a UNet, the caches of diffusers on a transformer.
 
-Measures, against the same pictures by all steps: PSNR; a perceptual distance and a Frechet distance in the features of
-EfficientNet-Lite0, the latter as a share of the distance between two sets of pictures from other seeds.
-Every point is written to `points.jsonl` as soon as it is known and not computed again; `table.md` and a figure for each
-scheduler and number of steps are made from it: a folder for each model.
+Metrics, compared with the same images in all steps: PSNR, a perceptual distance, and a Frechet distance in the features
+of EfficientNet-Lite0, relative to the distance between two sets of images from different seeds.
+Every point is written to `points.jsonl` at once and not computed again. `table.md` and one figure per scheduler and
+number of steps are written from it, with one folder per model.
 """
 
 import argparse
@@ -56,14 +56,14 @@ PROMPTS = [f"{subject}, {style} style" for style in STYLES for subject in SUBJEC
 
 @dataclass(frozen=True)
 class Arm:
-    """One way to make the pictures.
+    """One way to generate the images.
 
     Attributes:
-        family: its curve in the figure.
-        label: its point on it.
-        steps: of the solver; None for the full number.
-        skipping: what `generate` is to leave out.
-        patched: what is done to the pipeline meanwhile.
+        family: name of its curve in the figure.
+        label: name of its point on the curve.
+        steps: number of solver steps; None for the full number.
+        skipping: for `generate`.
+        patched: context manager that changes the pipeline.
     """
 
     family: str
@@ -74,7 +74,7 @@ class Arm:
 
     @property
     def is_partial(self) -> bool:
-        """Whether it leaves out parts of an evaluation: only its time then says what it saves."""
+        """Return whether it skips parts of an evaluation, so that only its time shows the saving."""
         return self.patched is not nullcontext or bool(self.skipping and self.skipping.tokens)
 
 
@@ -107,7 +107,7 @@ def arms(steps: int, guidance: float, is_unet: bool) -> Iterator[Arm]:
 
 
 def part_arms(steps: int, guidance: float, is_unet: bool) -> Iterator[Arm]:
-    """Those that leave out parts of every evaluation."""
+    """Yield the arms that skip parts of every evaluation."""
     if is_unet:
         for n in (2, 3, 5):
             yield Arm("DeepCache", f"interval {n}", patched=partial(deep_cache, interval=n))
@@ -122,15 +122,15 @@ def part_arms(steps: int, guidance: float, is_unet: bool) -> Iterator[Arm]:
 
         def mag(pipe: Any, threshold: float = threshold) -> Any:
             one = Arm("calibration", "")
-            return mag_cache(pipe, threshold, steps, lambda: draw(pipe, PROMPTS[:4], steps, guidance, one))
+            return mag_cache(pipe, threshold, steps, lambda: generated(pipe, PROMPTS[:4], steps, guidance, one))
 
         yield Arm("MagCache", label, patched=mag)
 
 
-def draw(
+def generated(
     pipe: Any, prompts: list[str], steps: int, guidance: float, arm: Arm, seed: int = 0
 ) -> tuple[torch.Tensor, float, float]:
-    """Pictures (n, 3, h, w) in [0, 1], denoiser rows a picture, seconds of denoising a picture."""
+    """Generate images (n, 3, h, w) in [0, 1]; return them with denoiser rows and seconds per image."""
     with arm.patched(pipe):
         result = generate(
             pipe,
@@ -142,35 +142,35 @@ def draw(
             guidance_scale=guidance,
             output_type="pt",
         )
-    pictures = result.images if isinstance(result.images, torch.Tensor) else torch.stack(list(result.images))
-    return pictures.float(), result.cost.used / len(prompts), result.seconds["denoise"] / len(prompts)
+    images = result.images if isinstance(result.images, torch.Tensor) else torch.stack(list(result.images))
+    return images.float(), result.cost.used / len(prompts), result.seconds["denoise"] / len(prompts)
 
 
 @dataclass
 class Reference:
-    """The pictures by all steps, and what is needed to compare others with them."""
+    """The images in all steps, and what is needed to compare others with them."""
 
-    judge: EfficientNetLite0
-    pictures: torch.Tensor
+    network: EfficientNetLite0
+    images: torch.Tensor
     features: torch.Tensor
-    seconds: float  # of denoising a picture
-    apart: float  # Frechet distance between these and the pictures from other seeds
+    seconds: float  # of denoising per image
+    apart: float  # Frechet distance between these and the images from other seeds
 
     @classmethod
-    def of(cls, pipe: Any, judge: EfficientNetLite0, prompts: list[str], steps: int, guidance: float) -> "Reference":
-        pictures, _, _ = draw(pipe, prompts, steps, guidance, Arm("reference", ""))
+    def of(cls, pipe: Any, network: EfficientNetLite0, prompts: list[str], steps: int, guidance: float) -> "Reference":
+        images, _, _ = generated(pipe, prompts, steps, guidance, Arm("reference", ""))
         # timed here: the first run of a process is slower
-        others, _, seconds = draw(pipe, prompts, steps, guidance, Arm("other seeds", ""), seed=100_000)
-        features = judge.features(pictures)
-        return cls(judge, pictures, features, seconds, frechet_distance(judge.features(others), features))
+        others, _, seconds = generated(pipe, prompts, steps, guidance, Arm("other seeds", ""), seed=100_000)
+        features = network.features(images)
+        return cls(network, images, features, seconds, frechet_distance(network.features(others), features))
 
-    def compared(self, pictures: torch.Tensor) -> dict[str, float]:
-        error = (pictures - self.pictures).square().mean(dim=(1, 2, 3)).clamp(min=1e-10)
-        pairs = torch.arange(2 * len(pictures)).view(2, -1).T  # each and what it stands beside
+    def compared(self, images: torch.Tensor) -> dict[str, float]:
+        error = (images - self.images).square().mean(dim=(1, 2, 3)).clamp(min=1e-10)
+        pairs = torch.arange(2 * len(images)).view(2, -1).T  # each image with its reference
         return {
             "psnr": float((-10 * torch.log10(error)).mean()),
-            "perceptual": float(self.judge.distances(torch.cat([pictures, self.pictures]), pairs).mean()),
-            "frechet": frechet_distance(self.judge.features(pictures), self.features) / self.apart,
+            "perceptual": float(self.network.distances(torch.cat([images, self.images]), pairs).mean()),
+            "frechet": frechet_distance(self.network.features(images), self.features) / self.apart,
         }
 
 
@@ -182,7 +182,7 @@ MEASURES = {
 
 
 def plot(points: list[dict[str, Any]], path: Path) -> None:
-    """One scheduler and number of steps: a panel a measure, a line a family."""
+    """Plot one scheduler and number of steps, with one panel per metric and one line per family."""
     steps = points[0]["steps"]
     # the full run is no point, nor is what comes out as it does
     points = [p for p in points if p["psnr"] < 99 and (p["rows"] is None or p["rows"] < 2 * steps)]
@@ -194,7 +194,7 @@ def plot(points: list[dict[str, Any]], path: Path) -> None:
             weight = 2.4 if family in ("error", "plain, fewer steps") else 1.0
             costs, values = [p["cost"] for p in line], [p[measure] for p in line]
             axis.plot(costs, values, "o-", markersize=3, linewidth=weight, color=f"C{number % 10}", label=family)
-        axis.set_xlabel(f"rows a picture ({2 * steps} in full); for parts of a denoiser, time in rows")
+        axis.set_xlabel(f"rows per image ({2 * steps} in full); for parts of a denoiser, time in rows")
         axis.set_title(f"{points[0]['scheduler']}, {steps} steps: {label}", fontsize=9)
         axis.set_yscale("linear" if measure == "psnr" else "log")
         axis.grid(alpha=0.25)
@@ -216,7 +216,7 @@ def table(points: list[dict[str, Any]]) -> str:
             f"{p['psnr']:.1f} | {p['perceptual']:.4f} | {100 * p['frechet']:.1f} |"
         )
     some = points[0]
-    lines += ["", f"{some['model']}, {some['images']} pictures, guidance {some['guidance']:g}; perceptual and Frechet"]
+    lines += ["", f"{some['model']}, {some['images']} images, guidance {some['guidance']:g}; perceptual and Frechet"]
     lines[-1] += f" distances in the features of {EfficientNetLite0.name}."
     return "\n".join(lines) + "\n"
 
@@ -237,7 +237,7 @@ def main() -> None:
     points = read_lines(file) if file.exists() else []
     torch.set_grad_enabled(False)
     torch.set_flush_denormal(True)
-    pipe, judge = load_pipeline(args.model, "cpu"), EfficientNetLite0()
+    pipe, network = load_pipeline(args.model, "cpu"), EfficientNetLite0()
     prompts = PROMPTS[: args.images]
     (denoiser,) = denoisers_of(pipe)
     weights = weights_digest(getattr(pipe, denoiser))
@@ -253,16 +253,16 @@ def main() -> None:
             key = run | {"scheduler": scheduler, "steps": steps, "family": arm.family, "label": arm.label}
             if any(key.items() <= point.items() for point in points):
                 continue
-            reference = reference or Reference.of(pipe, judge, prompts, steps, args.guidance)
+            reference = reference or Reference.of(pipe, network, prompts, steps, args.guidance)
             try:
-                pictures, rows, seconds = draw(pipe, prompts, steps, args.guidance, arm)
+                images, rows, seconds = generated(pipe, prompts, steps, args.guidance, arm)
             except ImportError as error:
                 print(f"{arm.family} left out: {error}", flush=True)
                 continue
             whole = 2.0 * steps
             in_time = whole * seconds / reference.seconds
             saved = 1 - rows / whole
-            point = key | reference.compared(pictures) | {"seconds": seconds, "full_seconds": reference.seconds}
+            point = key | reference.compared(images) | {"seconds": seconds, "full_seconds": reference.seconds}
             point |= {"rows": None if arm.is_partial else rows, "cost": in_time if arm.is_partial else rows}
             ratio = (1 - seconds / reference.seconds) / saved if saved > 0.01 else 1.0
             point["ratio"] = None if args.no_clock else ratio

@@ -1,17 +1,17 @@
-"""What skipping is worth in runs that begin in the middle: from a picture, within a mask, or where another run stopped.
+"""Measure skipping in runs that begin in the middle: from an image, within a mask, or where another run stopped.
 
     python benchmarks/starts.py --out docs/results/starts     # two hours on one core; it continues where it stopped
     python benchmarks/starts.py --out docs/results/starts --model mini-dit --guidance 3
 
 There are two ways to spend fewer denoiser rows than the full run: skipping, and fewer steps of the plain solver at the
 same strength. Each is compared with the full run by PSNR: the mean, and the mean of the worst twentieth of the
-pictures. Every point is written to `points.jsonl` as soon as it is known; `table.md` is made from it.
+images. Every point is written to `points.jsonl` at once, and `table.md` is written from it.
 
-On `mini` the start "picture" is diffusers' own img2img pipeline. Diffusers has no such pipeline of PixArt's class, its
-inpainting pipeline does not take `mini`'s 16 channels, and only those of SDXL know `denoising_start`. So on `mini-dit`,
-and at the starts "mask" (half of the picture is kept, by a callback that puts the noised original back after each step)
-and "handed over" (a first run at half of the guidance, as if by another model, stops where this one begins), the
-text-to-image pipeline begins at a later timestep, as diffusers' pipelines do.
+On `mini` the start "picture" is diffusers' own img2img pipeline. Diffusers has no img2img pipeline for PixArt, its
+inpainting pipeline does not support the 16 channels of `mini`, and only SDXL pipelines have `denoising_start`. So on
+`mini-dit`, and for the other two starts, the text-to-image pipeline begins at a later timestep. With "mask", a callback
+restores half of the noised original after each step. With "handed over", a first run with half of the guidance stops
+where this one begins, as if another model had made it.
 """
 
 import argparse
@@ -54,19 +54,21 @@ class Start:
 
     Attributes:
         kind: "picture", "mask" or "handed over".
-        strength: the part of the steps that is left.
+        strength: the part of the steps that runs.
     """
 
     kind: str
     strength: float
 
     def left(self, steps: int) -> int:
-        """How many of so many steps are taken."""
+        """Return the number of steps that run, of so many."""
         return int(steps * self.strength)
 
     def fewer(self, steps: int) -> list[int]:
-        """Numbers of steps with which a plain run takes fewer: of those that take equally many, the one that begins
-        closest to where the full run does."""
+        """Return numbers of steps for plain runs with fewer steps.
+
+        If several run equally many steps, it is the one that begins closest to the beginning of the full run.
+        """
         best: dict[int, int] = {}
         begin = self.left(steps) / steps
         for few in range(2, steps):
@@ -88,7 +90,7 @@ def starts(model: str, solver: str) -> Iterator[Start]:
 
 @contextmanager
 def beginning_at(pipe: Any, begin: int) -> Iterator[None]:
-    """Let a text-to-image pipeline begin at a later timestep, as those that begin from a picture do."""
+    """Let a text-to-image pipeline begin at a later timestep, as an img2img pipeline does."""
     module = sys.modules[type(pipe).__module__]
     original = module.retrieve_timesteps
 
@@ -105,7 +107,7 @@ def beginning_at(pipe: Any, begin: int) -> Iterator[None]:
 
 
 class FlowMatchEuler(diffusers.FlowMatchEulerDiscreteScheduler):
-    """With what PixArt's pipeline asks of a scheduler, which diffusers' class does not have."""
+    """Adds what PixArt's pipeline needs of a scheduler to diffusers' class."""
 
     init_noise_sigma = 1.0
 
@@ -117,7 +119,7 @@ class Runs:
     """The runs on one model with one solver.
 
     Attributes:
-        latents, pictures: of the pictures to begin from.
+        latents, images: the images to begin from.
     """
 
     def __init__(self, model: str, solver: str, steps: int, guidance: float) -> None:
@@ -130,7 +132,7 @@ class Runs:
         self.pipe.set_progress_bar_config(disable=True)
         self.latents = self._call(self.pipe, SOURCES, 0, 20, output_type="latent")
         decoded = self.pipe.vae.decode(self.latents / self.pipe.vae.config.scaling_factor).sample
-        self.pictures = (decoded / 2 + 0.5).clamp(0, 1)
+        self.images = (decoded / 2 + 0.5).clamp(0, 1)
         self._handed: dict[float, tuple[torch.Tensor, torch.Tensor]] = {}
 
     def _call(self, pipe: Any, prompts: list[str], seed: int, steps: int, **arguments: Any) -> torch.Tensor:
@@ -139,13 +141,13 @@ class Runs:
         return pipe(prompt=prompts, generator=generators, num_inference_steps=steps, **own).images
 
     def draw(self, start: Start, steps: int, skipping: Skipping | None = None) -> tuple[torch.Tensor, float]:
-        """Pictures (n, 3, h, w) in [0, 1], and denoiser rows for each."""
+        """Generate images (n, 3, h, w) in [0, 1]; return them with denoiser rows per image."""
         begin = steps - start.left(steps)
         if start.kind == "picture" and hasattr(self.pipe, "unet"):
             parts = self.pipe.components | {"requires_safety_checker": False}
             pipe, between = diffusers.StableDiffusionImg2ImgPipeline(**parts), nullcontext()
             pipe.set_progress_bar_config(disable=True)
-            own: dict[str, Any] = {"image": self.pictures, "strength": start.strength}
+            own: dict[str, Any] = {"image": self.images, "strength": start.strength}
         else:
             pipe, between = self.pipe, beginning_at(self.pipe, begin)
             data, noise = self._handed_over(start) if start.kind == "handed over" else (self.latents, self._noise())
@@ -162,8 +164,8 @@ class Runs:
 
                 own["callback_on_step_end"] = keep
         with between, apply(pipe, skipping or Skipping(tolerance=0)) as applied:
-            pictures = self._call(pipe, PROMPTS, 100, steps, **own)
-        return pictures.float(), applied.rows / len(PROMPTS)
+            images = self._call(pipe, PROMPTS, 100, steps, **own)
+        return images.float(), applied.rows / len(PROMPTS)
 
     def _noise(self) -> torch.Tensor:
         shape = self.latents.shape[1:]
@@ -172,14 +174,14 @@ class Runs:
         )
 
     def _noised(self, data: torch.Tensor, noise: torch.Tensor, step: int) -> torch.Tensor:
-        """The data as the solver's sample at a step, of the timesteps that are set."""
+        """Return the latents with the noise of a step of the current timesteps."""
         scheduler = self.pipe.scheduler
         at = scheduler.timesteps[step : step + 1].expand(len(data))
         is_flow = hasattr(scheduler, "scale_noise")
         return scheduler.scale_noise(data, at, noise) if is_flow else scheduler.add_noise(data, noise, at)
 
     def _handed_over(self, start: Start) -> tuple[torch.Tensor, torch.Tensor]:
-        """The data and the noise that a full run at half of the guidance predicts where the other begins."""
+        """Return x0 and noise as a full run at half of the guidance predicts them where the other run begins."""
         if start.strength not in self._handed:
             scheduler, begin = self.pipe.scheduler, self.steps - start.left(self.steps)
             seen, step = list[tuple[torch.Tensor, torch.Tensor]](), scheduler.step
@@ -203,16 +205,18 @@ class Runs:
         return self._handed[start.strength]
 
 
-def compared(pictures: torch.Tensor, full: torch.Tensor) -> dict[str, float]:
-    error = (pictures - full).square().mean(dim=(1, 2, 3)).clamp(min=1e-10)
+def compared(images: torch.Tensor, full: torch.Tensor) -> dict[str, float]:
+    error = (images - full).square().mean(dim=(1, 2, 3)).clamp(min=1e-10)
     psnr = sorted((-10 * torch.log10(error)).tolist())
     worst = psnr[: math.ceil(len(psnr) / 20)]
     return {"psnr": sum(psnr) / len(psnr), "worst": sum(worst) / len(worst)}
 
 
 def at_rows(line: list[dict[str, Any]], rows: float, measure: str) -> float:
-    """What fewer steps give at so many rows: between two points on the straight line that joins them. Below the
-    shortest run and above the longest but one, the nearest point counts."""
+    """Return the quality of fewer steps at so many rows, by linear interpolation between two points.
+
+    Outside the range of the runs with fewer steps, it is that of the nearest point.
+    """
     line = sorted(line, key=lambda point: point["rows"])
     for low, high in itertools.pairwise(line):
         if low["rows"] <= rows <= high["rows"]:
@@ -272,11 +276,11 @@ def main() -> None:
                     continue
                 runs = runs or Runs(args.model, solver, args.steps, args.guidance)
                 full = full or runs.draw(start, args.steps)
-                pictures, rows = runs.draw(start, steps, None if tolerance is None else Skipping(tolerance))
+                images, rows = runs.draw(start, steps, None if tolerance is None else Skipping(tolerance))
                 (denoiser,) = denoisers_of(runs.pipe)
                 weights = weights_digest(getattr(runs.pipe, denoiser))
-                point = key | {"weights": weights, "images": len(pictures), "rows": rows, "full_rows": full[1]}
-                points.append(point | compared(pictures, full[0]))
+                point = key | {"weights": weights, "images": len(images), "rows": rows, "full_rows": full[1]}
+                points.append(point | compared(images, full[0]))
                 with file.open("a") as log:
                     log.write(json.dumps(points[-1]) + "\n")
                 print(json.dumps(points[-1]), flush=True)

@@ -1,12 +1,12 @@
-"""The whole product against independent sampling: sharing, skipping and a guidance interval, over denoiser rows.
+"""Compare sharing, skipping and a guidance interval, alone and together, with independent sampling.
 
-    python benchmarks/together.py --out docs/results/together      # an hour on two cores; goes on where it stopped
+    python benchmarks/together.py --out docs/results/together      # an hour on two cores; continues where it stopped
 
-A workload of templates on the embedded model: 16 subjects in four styles each, groups of four (64 prompts), with two
-sets of seeds. For every setting: rows and seconds a picture, alignment with its interval, Frechet distance to the real
-pictures' stand-in (independent sampling in all steps from other seeds), diversity in groups. The settings are
-independent sampling in any number of steps (the rival that counts), and sharing, skipping and the interval alone and
-together. `table.md`, `curves.png` and `points.jsonl` come out.
+The prompts are templates for the embedded model: 16 subjects in four styles each, in groups of four (64 prompts), with
+two sets of seeds. Metrics of a setting are rows and seconds per image, alignment with its interval, Frechet distance to
+independent sampling in all steps from other seeds (in place of real images), and diversity in groups. The settings are
+independent sampling in any number of steps (the most important alternative), and sharing, skipping and the interval,
+alone and together. Writes `table.md`, `curves.png` and `points.jsonl`.
 """
 
 import argparse
@@ -66,7 +66,7 @@ def settings() -> list[Setting]:
 
 
 def plan(setting: Setting, seed: int, timesteps: int) -> Plan:
-    """Groups of four as they are; independent pictures have noise of their own."""
+    """Return a plan with fixed groups of four. Without sharing, each image has its own noise."""
     stop, trees, seeds = int(setting.share * timesteps + 1e-9), [], []
     for number, group in enumerate(GROUPS):
         trees += flat_tree(group, stop, timesteps)
@@ -75,7 +75,7 @@ def plan(setting: Setting, seed: int, timesteps: int) -> Plan:
 
 
 def draw(pipe: Any, setting: Setting, seed: int) -> tuple[torch.Tensor, float, float]:
-    """Pictures (n, 3, h, w) in [0, 1], rows and seconds of denoising a picture."""
+    """Generate images (n, 3, h, w) in [0, 1]; return them with rows and seconds per image."""
     result = generate(
         pipe,
         plan=plan(setting, seed, setting.steps),
@@ -86,8 +86,8 @@ def draw(pipe: Any, setting: Setting, seed: int) -> tuple[torch.Tensor, float, f
         batching=Batching(len(PROMPTS)),
         output_type="pt",
     )
-    pictures = result.images if isinstance(result.images, torch.Tensor) else torch.stack(list(result.images))
-    return pictures.float().cpu(), result.cost.used / len(PROMPTS), result.seconds["denoise"] / len(PROMPTS)
+    images = result.images if isinstance(result.images, torch.Tensor) else torch.stack(list(result.images))
+    return images.float().cpu(), result.cost.used / len(PROMPTS), result.seconds["denoise"] / len(PROMPTS)
 
 
 def main() -> None:
@@ -105,7 +105,7 @@ def main() -> None:
     network = EfficientNetLite0()
     aligner = EmojiAlignment(network)
     texts = aligner.text_vectors(PROMPTS).repeat(len(SEEDS), 1)
-    # pictures of a group from all seeds belong together
+    # images of a group from all seeds belong together
     groups = [[run * len(PROMPTS) + image for run in range(len(SEEDS)) for image in group] for group in GROUPS]
     draw(pipe, Setting(2), 0)  # warm-up
     reference = network.features(torch.cat([draw(pipe, Setting(), seed + 100)[0] for seed in SEEDS]))
@@ -119,15 +119,15 @@ def main() -> None:
         if known is not None and first is not None:
             continue
         made = [draw(pipe, setting, seed) for seed in SEEDS]
-        pictures = torch.cat([pictures for pictures, _, _ in made])
-        aligned = metrics.alignment(aligner.image_vectors(pictures), texts)
+        images = torch.cat([images for images, _, _ in made])
+        aligned = metrics.alignment(aligner.image_vectors(images), texts)
         first = aligned if first is None else first
         run_groups = [[run * len(PROMPTS) + image for image in group] for run in range(len(SEEDS)) for group in GROUPS]
         figures = {
             "alignment": metrics.mean(aligned, groups),
             "behind": metrics.difference(first, aligned, groups),
-            "frechet": metrics.frechet(network.features(pictures), reference, groups),
-            "diversity": metrics.mean(metrics.diversity(network, pictures, run_groups)),
+            "frechet": metrics.frechet(network.features(images), reference, groups),
+            "diversity": metrics.mean(metrics.diversity(network, images, run_groups)),
         }
         point = key | {"rows": float(np.mean([rows for _, rows, _ in made]))}
         seconds = float(np.mean([seconds for _, _, seconds in made]))
@@ -175,7 +175,7 @@ def plot(points: list[dict[str, Any]], path: Path) -> None:
                 ends = [[abs(p[measure][end] - p[measure]["value"]) for p in own] for end in ("low", "high")]
                 panel.errorbar(rows, values, ends, fmt="none", color=f"C{number}", alpha=0.35, lw=1)
         panel.set_xscale("log")
-        panel.set_xlabel("denoiser rows a picture")
+        panel.set_xlabel("denoiser rows per image")
         panel.set_title(title, fontsize=10)
         panel.grid(alpha=0.25)
     figure.legend(*panel.get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=9)

@@ -96,10 +96,10 @@ def sample(
     if begin:
         if hasattr(scheduler, "set_begin_index"):  # not DDIM, which goes by the timestep alone
             scheduler.set_begin_index(begin)
-        pictures = mixture()[0][[2 + seed % (MODES - 2) for seed in seeds]]
+        images = mixture()[0][[2 + seed % (MODES - 2) for seed in seeds]]
         at = scheduler.timesteps[begin : begin + 1].expand(len(noise))
         is_flow = hasattr(scheduler, "scale_noise")
-        x = scheduler.scale_noise(pictures, at, noise) if is_flow else scheduler.add_noise(pictures, noise, at)
+        x = scheduler.scale_noise(images, at, noise) if is_flow else scheduler.add_noise(images, noise, at)
     else:
         x = noise * float(getattr(scheduler, "init_noise_sigma", 1.0))
     timesteps = [float(t) for t in scheduler.timesteps[begin:]]

@@ -10,8 +10,8 @@ from PIL import Image
 CAPTIONS = ["a red apple", "a green apple", "a yellow apple", "a grey owl", "a brown owl", "a violin"]
 
 
-def picture(path: Path) -> Path:
-    """Write an image, a different one for each file name, and return its path."""
+def write_image(path: Path) -> Path:
+    """Write a different image for each file name."""
     path.parent.mkdir(parents=True, exist_ok=True)
     draw = np.random.default_rng(zlib.crc32(path.name.encode()))
     Image.fromarray(draw.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(path)
@@ -19,10 +19,10 @@ def picture(path: Path) -> Path:
 
 
 def folder_of(path: Path, form: str, captions: list[str] = CAPTIONS) -> Path:
-    """Write a folder of images with their captions in this form, and return it."""
-    entries = [{"file_name": f"pictures/{i}.png", "text": caption} for i, caption in enumerate(captions)]
+    """Write a folder with images and their captions in this form."""
+    entries = [{"file_name": f"images/{i}.png", "text": caption} for i, caption in enumerate(captions)]
     for entry in entries:
-        picture(path / entry["file_name"])
+        write_image(path / entry["file_name"])
     if form == "jsonl":
         (path / "metadata.jsonl").write_text("\n".join(map(json.dumps, entries)) + "\n")
     else:
@@ -32,7 +32,7 @@ def folder_of(path: Path, form: str, captions: list[str] = CAPTIONS) -> Path:
 
 
 def coco(path: Path, captions: list[str] = CAPTIONS) -> Path:
-    """Write COCO annotations with two captions per image, of which the first counts, and return their file."""
+    """Write COCO annotations with two captions per image, of which the first counts."""
     images = [{"id": 10 + i, "file_name": f"{i}.png"} for i in range(len(captions))]
     annotations = [
         {"id": number * 100 + i, "image_id": 10 + i, "caption": caption}
@@ -40,7 +40,7 @@ def coco(path: Path, captions: list[str] = CAPTIONS) -> Path:
         for i, caption in enumerate(texts)
     ]
     for image in images:
-        picture(path / "train" / image["file_name"])
+        write_image(path / "train" / image["file_name"])
     file = path / "captions.json"
     file.write_text(json.dumps({"images": images, "annotations": annotations}))
     return file

@@ -24,7 +24,7 @@ from cotrunk.planning.threshold import auto_threshold
 PROMPTS = ["a red apple", "a green apple", "a yellow apple", "a tiger", "a sleeping tiger", "a violin"]
 QUICK = ("--steps", "3", "--share", "0.4", "--guidance", "3")  # groups (0 1 2) (3 4) (5), a trunk of one step
 _THRESHOLDS: dict[str, float] = {}
-ROUNDING = 2  # levels of 255 by which an image may differ that was made beside others
+ROUNDING = 2  # levels of 255 by which an image may differ when its batch is another
 
 
 @functools.cache

@@ -19,7 +19,7 @@ torch.set_num_threads(1)
 diffusers.utils.logging.set_verbosity_error()
 diffusers.utils.logging.disable_progress_bar()
 
-settings.register_profile("cotrunk", deadline=None, max_examples=50)  # a busy machine is no failure
+settings.register_profile("cotrunk", deadline=None, max_examples=50)  # a busy machine is not a failure
 settings.load_profile("cotrunk")
 
 

@@ -1,4 +1,4 @@
-"""A small experiment for the tests of `evaluate` and `tune`: groups of prompts, and networks of known values."""
+"""A small experiment for the tests of `evaluate` and `tune`: groups of prompts, and networks with known values."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -18,26 +18,26 @@ COUNT = 6
 
 
 class Brightness:
-    """A distance that is known."""
+    """A distance with known values."""
 
     name = "brightness"
 
-    def distances(self, pictures: torch.Tensor, pairs: torch.Tensor) -> torch.Tensor:
-        left, right = pictures.float().flatten(1).mean(dim=1)[pairs].unbind(dim=1)
+    def distances(self, images: torch.Tensor, pairs: torch.Tensor) -> torch.Tensor:
+        left, right = images.float().flatten(1).mean(dim=1)[pairs].unbind(dim=1)
         return (left - right).abs()
 
 
 class Means:
-    """Features and alignment that are known: mean colours, and lengths of texts."""
+    """Features and alignment with known values: mean colours, and lengths of texts."""
 
     name = "mean colours"
     resize = "1 x 1 pixel, mean"
 
-    def features(self, pictures: torch.Tensor) -> torch.Tensor:
-        return pictures.double().mean(dim=(2, 3))
+    def features(self, images: torch.Tensor) -> torch.Tensor:
+        return images.double().mean(dim=(2, 3))
 
-    def image_vectors(self, pictures: torch.Tensor) -> torch.Tensor:
-        return torch.nn.functional.normalize(self.features(pictures), dim=1)
+    def image_vectors(self, images: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.normalize(self.features(images), dim=1)
 
     def text_vectors(self, texts: Sequence[str]) -> torch.Tensor:
         vectors = torch.tensor([[len(text), text.count("a") + 1, 3.0] for text in texts], dtype=torch.float64)
@@ -54,7 +54,7 @@ def experiment(out: Path, networks: MetricNetworks = NETWORKS, **loras: Path) ->
 
 
 def broken(own: Experiment, monkeypatch: pytest.MonkeyPatch, *images: int) -> None:
-    """Let these images of all cells be NaN."""
+    """Make these images of all cells NaN."""
     call = Run._call
 
     def with_nan(run: Run, trees: Any, on_step: Any) -> Any:

@@ -13,7 +13,7 @@ from running import EVERYONE, STEPS, close, denoiser, recorded, run
 from tiny import sd, sd_with_text, sdxl
 
 import cotrunk
-from cotrunk import Batching, CotrunkError, Plan, Settings, Sharing, Skipping, generate, plan, stream
+from cotrunk import Batching, CotrunkError, Plan, Settings, Sharing, Skipping, StepEvent, generate, plan, stream
 from cotrunk.generation import prepare
 
 PROMPTS = ["a red apple", "a green apple", "a red apple, drawn", "a dog"]
@@ -104,11 +104,13 @@ def test_only_trees_of_the_plan_run() -> None:
 def test_what_users_meet_is_short() -> None:
     tiny = sd()
     result = run(tiny, tiny.inputs(5))
-    (batch,) = stream(tiny.pipe, **tiny.inputs(5), sharing=EVERYONE, output_type="latent", **CALL)
-    for value in (result, batch, result.plan, result.cost, result.plan.trees[0]):
+    events: list[StepEvent] = []
+    call = {"sharing": EVERYONE, "output_type": "latent", "on_step": events.append, **CALL}
+    (batch,) = stream(tiny.pipe, **tiny.inputs(5), **call)
+    for value in (result, batch, result.plan, result.cost, result.plan.trees[0], events[-1]):
         assert len(repr(value)) < 100, repr(value)
     assert repr(result).startswith("<Result: 5 images, 24 of 40 denoiser rows (40 % saved), ")
-    assert repr(result.plan) == "<Plan: 5 images, 1 groups that share, 24 of 40 denoiser rows (40 % saved)>"
+    assert repr(result.plan) == "<Plan: 5 images in 1 group, 24 of 40 denoiser rows (40 % saved)>"
     assert repr(result.cost) == "<Cost: 24 of 40 denoiser rows (40 % saved)>"
 
 

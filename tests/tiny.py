@@ -188,7 +188,7 @@ def sd() -> TinyPipeline:
     return TinyPipeline(_ready(diffusers.StableDiffusionPipeline(**_sd_parts())), inputs)
 
 
-def sd_from_picture() -> TinyPipeline:
+def sd_from_image() -> TinyPipeline:
     """Image to image, all prompts from one picture."""
     picture = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(1))
 

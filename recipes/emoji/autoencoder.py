@@ -1,9 +1,9 @@
-"""Train the autoencoder of the embedded model: 128 x 128 pictures <-> 16 x 16 x 16 latents.
+"""Train the autoencoder of the embedded model: 128 x 128 images <-> 16 x 16 x 16 latents.
 
     python autoencoder.py --build build --steps 3600
 
-Resumes by itself from `build/autoencoder.ckpt`; the finished model, its latents standardised per channel, goes
-to `build/autoencoder/` in diffusers' format. `--factor 16` makes its rival, 8 x 8 x 32 latents.
+Resumes from `build/autoencoder.ckpt`. The trained model, with latents standardised per channel, is written to
+`build/autoencoder/` in diffusers' format. `--factor 16` trains the alternative with 8 x 8 x 32 latents.
 """
 
 import json
@@ -20,7 +20,7 @@ from training import autocast, device, train, training_options
 
 SEED = 0
 DECAY = 0.998  # of the averaged weights
-# pixels a side of one latent -> widths, latent channels
+# pixels per latent and side -> widths, latent channels
 SHAPES = {8: ((16, 32, 96, 160), 16), 16: ((16, 32, 64, 128, 128), 32)}
 
 
@@ -32,30 +32,30 @@ def config(factor: int, size: int) -> dict:
         "up_block_types": ("UpDecoderBlock2D",) * len(widths),
         "latent_channels": channels,
         "layers_per_block": 1,
-        # with 16 groups on 16 channels every channel would lose its mean, and the picture its colours
+        # 16 groups on 16 channels would remove the mean of every channel, and with it the colours
         "norm_num_groups": 4,
         "sample_size": size,
         "scaling_factor": 1.0,
     }
 
 
-def load_pictures(build: Path) -> torch.Tensor:
-    """All pictures, copies in other colours too, as bytes (n, 3, size, size)."""
-    return torch.from_numpy(np.load(build / "pictures.npz")["pictures"]).permute(0, 3, 1, 2).contiguous()
+def load_images(build: Path) -> torch.Tensor:
+    """Load all images, including copies in other colours, as bytes (n, 3, size, size)."""
+    return torch.from_numpy(np.load(build / "images.npz")["images"]).permute(0, 3, 1, 2).contiguous()
 
 
-def as_float(pictures: torch.Tensor) -> torch.Tensor:
-    """Bytes -> [-1, 1], on the device."""
-    return pictures.to(device()).float() / 127.5 - 1
+def as_float(images: torch.Tensor) -> torch.Tensor:
+    """Convert bytes to [-1, 1], on the device."""
+    return images.to(device()).float() / 127.5 - 1
 
 
 def held_out(build: Path) -> torch.Tensor:
-    """Boolean mask (n,) of the pictures that no training of this recipe sees."""
+    """Return a boolean mask (n,) of the images that no training of this recipe uses."""
     return torch.tensor([line["held_out"] for line in read_lines(build)])
 
 
 def augment(batch: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Mirror half of the pictures and shift each by up to 8 pixels on white."""
+    """Mirror half of the images and shift each by up to 8 pixels on white."""
     n, _, height, width = batch.shape
     flip = torch.rand(n, generator=generator) < 0.5
     batch = torch.where(flip[:, None, None, None], batch.flip(-1), batch)
@@ -65,7 +65,7 @@ def augment(batch: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
 
 
 def pixel_loss(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """L1 + L2 + L1 of the picture gradients at two scales, which keeps outlines and eyes sharp."""
+    """Return L1 + L2 + L1 of image gradients at two scales, which keeps outlines and eyes sharp."""
     loss = F.l1_loss(output, target) + 2 * F.mse_loss(output, target)
     for scale in (1, 2):
         out, real = (F.avg_pool2d(x, scale) if scale > 1 else x for x in (output, target))
@@ -75,10 +75,10 @@ def pixel_loss(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
 
 
 @torch.no_grad()
-def psnr(model: AutoencoderKL, pictures: torch.Tensor) -> float:
-    """Mean PSNR in dB of the reconstructions, values clipped to the picture range."""
+def psnr(model: AutoencoderKL, images: torch.Tensor) -> float:
+    """Return the mean PSNR in dB of the reconstructions, clipped to the image range."""
     errors = []
-    for batch in pictures.split(32):
+    for batch in images.split(32):
         target = as_float(batch)
         output = model.decode(model.encode(target).latent_dist.mode()).sample.clamp(-1, 1)
         errors.append(((output - target) / 2).square().mean(dim=(1, 2, 3)))
@@ -86,10 +86,10 @@ def psnr(model: AutoencoderKL, pictures: torch.Tensor) -> float:
 
 
 @torch.no_grad()
-def standardise(model: AutoencoderKL, pictures: torch.Tensor) -> None:
+def standardise(model: AutoencoderKL, images: torch.Tensor) -> None:
     """Fold the per-channel mean and deviation of the latents into the two 1 x 1 convolutions around them, so that
     every latent channel has mean 0 and deviation 1 and a stock pipeline needs no constants."""
-    latents = torch.cat([model.encode(as_float(b)).latent_dist.mode() for b in pictures.split(32)])
+    latents = torch.cat([model.encode(as_float(b)).latent_dist.mode() for b in images.split(32)])
     mean, std = latents.mean(dim=(0, 2, 3)), latents.std(dim=(0, 2, 3))
     channels = len(mean)
     quant, post = model.quant_conv, model.post_quant_conv
@@ -102,19 +102,19 @@ def standardise(model: AutoencoderKL, pictures: torch.Tensor) -> None:
 
 def main() -> None:
     parser = training_options(__doc__, steps=3600, batch=16, peak=1e-3)
-    parser.add_argument("--factor", type=int, choices=sorted(SHAPES), default=8, help="pixels a side of one latent")
+    parser.add_argument("--factor", type=int, choices=sorted(SHAPES), default=8, help="pixels per latent and side")
     args = parser.parse_args()
     torch.manual_seed(SEED)
-    pictures, unseen = load_pictures(args.build), held_out(args.build)
-    seen = pictures[~unseen]
-    model = AutoencoderKL(**config(args.factor, pictures.shape[-1])).to(device())
+    images, unseen = load_images(args.build), held_out(args.build)
+    seen = images[~unseen]
+    model = AutoencoderKL(**config(args.factor, images.shape[-1])).to(device())
     perceptual = Perceptual().to(device())
 
     def loss_of(step: int, dtype: torch.dtype) -> torch.Tensor:
         generator = torch.Generator().manual_seed(step)
         index = torch.randint(len(seen), (args.batch,), generator=generator)
         target = as_float(augment(seen[index], generator))
-        # the perceptual part costs as much as half of the rest: half of the batch is enough to steer by
+        # the perceptual loss is expensive, so it is computed on half of the batch
         half = args.batch // 2
         with autocast(dtype):
             posterior = model.encode(target).latent_dist
@@ -140,7 +140,7 @@ def main() -> None:
     standardise(model, seen)
     model.save_pretrained(args.build / name)
     report = {"steps": args.steps, "images": args.steps * args.batch}
-    report |= {"psnr_trained_on": psnr(model, seen[::10]), "psnr_held_out": psnr(model, pictures[unseen])}
+    report |= {"psnr_trained_on": psnr(model, seen[::10]), "psnr_held_out": psnr(model, images[unseen])}
     (args.build / f"{name}.json").write_text(json.dumps(report, indent=1) + "\n")
     print(report)
 

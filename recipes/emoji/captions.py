@@ -1,10 +1,10 @@
-"""Captions of a picture: what the denoisers are told about it."""
+"""The captions of an image, for training the denoisers."""
 
 import hashlib
 import json
 from pathlib import Path
 
-SOUNDS = {"unicorn": "a", "one-piece": "a", "hourglass": "an", "x-ray": "an"}  # against their spelling
+SOUNDS = {"unicorn": "a", "one-piece": "a", "hourglass": "an", "x-ray": "an"}  # exceptions to the spelling
 
 
 def article(name: str) -> str:
@@ -13,9 +13,9 @@ def article(name: str) -> str:
 
 
 def captions_of(line: dict) -> list[tuple[str, float]]:
-    """(caption, weight) of one picture: its name with and without the style, its colour, words for it and about it."""
+    """Return the captions of one image with weights: its name, with style, colour, synonyms and keywords."""
     name, style, colour = line["concept"], line["style"], line["colour"]
-    if line["copy"]:  # nobody could guess the colour of a copy: its captions all name it
+    if line["copy"]:  # all captions of a copy name its colour, which nothing else determines
         return [
             (f"{colour} {name}, {style} style", 0.50),
             (f"{colour} {name}", 0.25),
@@ -41,7 +41,7 @@ def captions_of(line: dict) -> list[tuple[str, float]]:
 
 
 def digest(*files: Path) -> str:
-    """What tells these files from any others."""
+    """Return a digest of these files."""
     found = hashlib.sha256()
     for file in files:
         found.update(file.read_bytes())

@@ -1,10 +1,10 @@
 """Which emoji become concepts of the embedded model.
 
-The subgroups are those of the Unicode emoji list (`emojibase-data`). A concept is kept when somebody would ask an
-image model for it and a picture of 128 pixels can show it. Left out: signs, flags of countries, keycaps, clock faces,
-letters, arrows and other symbols, which cost capacity and please nobody; the same person again with another gender,
-hair or direction; and near-duplicates of a kept concept (an oncoming bus beside a bus, six more smiling faces), which
-a caption cannot tell apart.
+The subgroups are those of the Unicode emoji list (`emojibase-data`). A concept is kept if users would prompt an image
+model for it and an image of 128 pixels can show it. Not kept are: signs, flags of countries, keycaps, clock faces,
+letters, arrows and other symbols, which cost capacity; variants of a person in gender, hair or direction; and
+near-duplicates of a kept concept (an oncoming bus and a bus, six more smiling faces), which captions cannot
+distinguish.
 """
 
 # subgroup -> concepts
@@ -171,7 +171,7 @@ KEPT: dict[str, tuple[str, ...]] = {
         "joystick", "slot machine", "game die", "puzzle piece", "teddy bear", "piñata", "mirror ball",
         "nesting dolls", "chess pawn",
     ),
-    "arts-crafts": ("performing arts", "framed picture", "artist palette", "thread", "yarn"),
+    "arts-crafts": ("performing arts", "framed image", "artist palette", "thread", "yarn"),
     "clothing": (
         "glasses", "sunglasses", "goggles", "lab coat", "safety vest", "necktie", "t-shirt", "jeans", "scarf",
         "gloves", "coat", "socks", "dress", "kimono", "one-piece swimsuit", "shorts", "bikini", "folding hand fan",

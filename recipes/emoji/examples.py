@@ -1,4 +1,4 @@
-"""What the denoisers are trained on: latents of the pictures and token states of their captions."""
+"""The training data of the denoisers: latents of the images and token states of their captions."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -6,29 +6,29 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKL
 
-from autoencoder import as_float, held_out, load_pictures
+from autoencoder import as_float, held_out, load_images
 from captions import captions_of, digest, read_lines
 from cotrunk.mini import TOKENS, text_encoder
 from training import device, save
 
-EMPTY = 0.1  # share of empty captions, which is what makes classifier-free guidance possible
+EMPTY = 0.1  # share of empty captions, needed for classifier-free guidance
 COPIES = 0.1  # share of copies in another colour
 
 
 @dataclass
 class Examples:
-    """Latents (n, channels, side, side) on the CPU, and the captions of each."""
+    """Latents (n, channels, side, side) on the CPU, with the captions of each image."""
 
     latents: torch.Tensor
     copy: torch.Tensor  # (n,) which are copies in another colour
     states: torch.Tensor  # (captions, TOKENS, 384) float16; the first is the empty caption
-    lengths: torch.Tensor  # (captions,) tokens that are no padding
-    rows: torch.Tensor  # (n, most) captions of each picture, rows of `states`
+    lengths: torch.Tensor  # (captions,) number of tokens without padding
+    rows: torch.Tensor  # (n, most) captions of each image, rows of `states`
     weights: torch.Tensor  # (n, most)
 
     @classmethod
     def of(cls, build: Path) -> "Examples":
-        """All pictures that are not held out. Encoding them takes minutes: it is done once and kept in `build`."""
+        """Return all images that are not held out. Encoding takes minutes, so it is done once and kept in `build`."""
         kept, data = build / "examples.pt", trained_on(build)
         if kept.exists() and (known := torch.load(kept))["data"] == data:
             return cls(**known["fields"])
@@ -43,9 +43,9 @@ class Examples:
             rows[i, : len(captions)] = torch.tensor([row[text] for text, _ in captions])
             weights[i, : len(captions)] = torch.tensor([weight for _, weight in captions])
         vae = AutoencoderKL.from_pretrained(build / "autoencoder").to(device()).eval()
-        latents = latents_of(vae, load_pictures(build)[seen])
+        latents = latents_of(vae, load_images(build)[seen])
         states, lengths = token_states(texts)
-        print(f"{len(lines)} pictures, {len(texts)} captions", flush=True)
+        print(f"{len(lines)} images, {len(texts)} captions", flush=True)
         copy = torch.tensor([line["copy"] for line in lines])
         fields = {
             "latents": latents,
@@ -59,31 +59,34 @@ class Examples:
         return cls(**fields)
 
     def draw(self, n: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Latents (n, channels, side, side), token states (n, TOKENS, 384) and their mask (n, TOKENS)."""
+        """Draw latents (n, channels, side, side), token states (n, TOKENS, 384) and their mask (n, TOKENS)."""
         share = torch.where(self.copy, COPIES / self.copy.sum(), (1 - COPIES) / (~self.copy).sum())
-        picture = torch.multinomial(share, n, replacement=True, generator=generator)
-        choice = torch.multinomial(self.weights[picture], 1, generator=generator)
-        caption = self.rows[picture].gather(1, choice)[:, 0]
+        image = torch.multinomial(share, n, replacement=True, generator=generator)
+        choice = torch.multinomial(self.weights[image], 1, generator=generator)
+        caption = self.rows[image].gather(1, choice)[:, 0]
         caption[torch.rand(n, generator=generator) < EMPTY] = 0
         mask = torch.arange(TOKENS) < self.lengths[caption, None]
-        return self.latents[picture], self.states[caption].float(), mask
+        return self.latents[image], self.states[caption].float(), mask
 
 
 def trained_on(build: Path) -> str:
-    """What tells this data, autoencoder included, from any other."""
+    """Return a digest of the training data, including the autoencoder."""
     return digest(build / "captions.jsonl", *sorted((build / "autoencoder").glob("*.safetensors")))
 
 
 @torch.no_grad()
-def latents_of(vae: AutoencoderKL, pictures: torch.Tensor) -> torch.Tensor:
-    """The latents of pictures given as bytes, on the CPU: the mean of the encoder's posterior, not draws from it. The
-    decoder has learned to see through such noise, and is to see through the denoiser's errors instead."""
-    return torch.cat([vae.encode(as_float(batch)).latent_dist.mode().cpu() for batch in pictures.split(32)])
+def latents_of(vae: AutoencoderKL, images: torch.Tensor) -> torch.Tensor:
+    """Return the latents of images in bytes, on the CPU.
+
+    They are the mean of the encoder's posterior, not samples. The decoder is robust to posterior noise, which leaves
+    room for the denoiser's errors.
+    """
+    return torch.cat([vae.encode(as_float(batch)).latent_dist.mode().cpu() for batch in images.split(32)])
 
 
 @torch.no_grad()
 def token_states(texts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
-    """(n, TOKENS, 384) float16 states, padded like the pipelines pad them, and the (n,) numbers of tokens."""
+    """Return states (n, TOKENS, 384) in float16, padded as in the pipelines, and numbers of tokens (n,)."""
     tokenizer, encoder = text_encoder()
     encoder = encoder.to(device())
     states, lengths = [], []

@@ -1,4 +1,4 @@
-"""Pictures with the words of their prompts under them."""
+"""Grids of images with their prompts."""
 
 import torch
 from PIL import Image, ImageDraw, ImageFont
@@ -6,17 +6,17 @@ from PIL import Image, ImageDraw, ImageFont
 COLUMNS = 12
 
 
-def grid(pictures: torch.Tensor, prompts: list[str], title: str, cell: int = 128) -> Image.Image:
-    """Pictures (n, 3, h, w) in [0, 1], row by row, each over its prompt."""
+def grid(images: torch.Tensor, prompts: list[str], title: str, cell: int = 128) -> Image.Image:
+    """Return a grid of images (n, 3, h, w) in [0, 1], row by row, each above its prompt."""
     font, small = ImageFont.load_default(size=17), ImageFont.load_default(size=12)
     top, gap, words = 34, 8, 34
-    rows = -(-len(pictures) // COLUMNS)
+    rows = -(-len(images) // COLUMNS)
     canvas = Image.new("RGB", (gap + COLUMNS * (cell + gap), top + rows * (cell + words + gap)), "white")
     draw = ImageDraw.Draw(canvas)
     draw.text((gap, 8), title, fill="#555555", font=font)
-    for i, (picture, prompt) in enumerate(zip(pictures, prompts, strict=True)):
+    for i, (image, prompt) in enumerate(zip(images, prompts, strict=True)):
         x, y = gap + i % COLUMNS * (cell + gap), top + i // COLUMNS * (cell + words + gap)
-        shown = Image.fromarray(picture.permute(1, 2, 0).mul(255).round().byte().numpy())
+        shown = Image.fromarray(image.permute(1, 2, 0).mul(255).round().byte().numpy())
         canvas.paste(shown.resize((cell, cell), Image.Resampling.BICUBIC), (x, y))
         lines = [""]
         for word in prompt.split():

@@ -1,20 +1,20 @@
-"""How good the embedded model is: are its pictures recognised as what the prompt asked for?
+"""Measure the embedded model: are its images recognised as what the prompt asked for?
 
     python measure.py --model build --denoiser unet --guidance 2 3 4 5 --out build/measured
     python measure.py --model mini --guidance 5 --out build/measured
 
-The judge is EfficientNet-Lite0, which never saw a picture of this recipe. A concept's centroid is the mean unit
-feature of its real pictures; a picture is recognised (top-1) when the nearest of *all* concepts' centroids, by cosine,
-is its own, and top-5 when its own is among the five nearest. The real pictures' own row is flattering, for each is part
-of its centroid; the next row takes each out of it, and is what a perfect picture in a style never seen would score. The
-autoencoder's reconstructions bound what a denoiser can reach.
+The metric network is EfficientNet-Lite0, which was not trained on images of this recipe. A concept's centroid is the
+mean unit feature of its real images. An image is recognised (top-1) if the nearest of *all* centroids, by cosine, is
+that of its concept; top-5 if it is among the five nearest. The row of real images is optimistic, because each image is
+part of its own centroid. The next row leaves each image out of its centroid, which is the score of a perfect image in
+an unseen style. The autoencoder's reconstructions bound what a denoiser can reach.
 
-The Frechet distance is between Gaussians in the same features after a PCA to 64 dimensions, to the real pictures that
-no training saw; its floor is the row of the real pictures that were asked for. It compares with nobody else's FID.
+The Frechet distance is to the held-out real images, in the same features after a PCA to 64 dimensions. Its lower bound
+is the row of requested real images. It is not comparable with published FID.
 
-400 prompts, `<concept>, <style> style`, are drawn from what was trained on, and all held-out combinations are asked for
-too: a concept in a style, or in a style and a colour, that no training saw. Seeds are fixed; nothing is hand-picked.
-Writes `measured-NAME.json`, reconstructions and picture grids to `--out` and prints a markdown table.
+400 prompts, `<concept>, <style> style`, are drawn from the training combinations. All held-out combinations are
+measured too: a concept in a style, or in a style and a colour, that no training used. Seeds are fixed; nothing is
+selected by hand. Writes `measured-NAME.json`, reconstructions and image grids to `--out`, and prints a Markdown table.
 """
 
 import argparse
@@ -28,13 +28,13 @@ import diffusers
 import torch
 from PIL import Image
 
-from autoencoder import load_pictures
+from autoencoder import load_images
 from colours import colour_shares, main_colour
 from concepts import STYLES
 from cotrunk.evaluation.networks import EfficientNetLite0
 from cotrunk.pipelines.loading import EMBEDDED
 from grids import COLUMNS, grid
-from judge import Real, Request
+from recognition import Real, Request
 from sampling import generate, load_model, prompt_of, reconstructions
 from training import device
 
@@ -42,31 +42,31 @@ SEED = 0
 
 
 def drawn(real: Real, n: int) -> list[Request]:
-    """`n` combinations of concept and style at random, of those that were trained on."""
+    """Draw `n` combinations of concept and style from those that were trained on."""
     seen = [request for request, row in real.row.items() if not real.held_out[row]]
     order = torch.randperm(len(seen), generator=torch.Generator().manual_seed(SEED)).tolist()
     return [(*seen[i], None) for i in order[:n]]
 
 
-def in_the_colour(pictures: torch.Tensor, requests: list[Request]) -> float | None:
-    """Share of pictures whose main colour, their white ground aside, is the one asked for."""
+def in_the_colour(images: torch.Tensor, requests: list[Request]) -> float | None:
+    """Return the share of images whose main colour, apart from the white background, is the requested one."""
     hits = []
-    for picture, (_, _, colour) in zip(pictures, requests, strict=True):
+    for image, (_, _, colour) in zip(images, requests, strict=True):
         if colour is not None:
-            rgb = picture.permute(1, 2, 0).mul(255).round().byte().numpy()
+            rgb = image.permute(1, 2, 0).mul(255).round().byte().numpy()
             hits.append(main_colour(colour_shares(rgb, (rgb.min(axis=-1) < 245).astype(float))) == colour)
     return sum(hits) / len(hits) if hits else None
 
 
 def table(results: list[dict[str, Any]]) -> str:
-    """A markdown table; a dash where a measure does not apply."""
+    """Return a Markdown table, with a dash where a metric does not apply."""
     columns = {
-        "pictures": "n",
+        "images": "n",
         "top-1 %": "top1",
         "top-5 %": "top5",
-        "cosine to the real picture": "cosine",
+        "cosine to the real image": "cosine",
         "Frechet to held-out": "frechet",
-        "asked colour %": "colour",
+        "requested colour %": "colour",
         "PSNR dB": "psnr",
     }
     formats = {"n": "{:d}", "top1": "{:.1%}", "top5": "{:.1%}", "colour": "{:.1%}", "psnr": "{:.1f}"}
@@ -80,14 +80,14 @@ def table(results: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def beside(originals: torch.Tensor, again: torch.Tensor, words: list[str], rows: int = 2) -> Image.Image:
-    """The first pictures (n, 3, h, w), a row of originals over a row of what the autoencoder made of them."""
-    pictures, prompts = [], []
+def comparison(originals: torch.Tensor, again: torch.Tensor, words: list[str], rows: int = 2) -> Image.Image:
+    """Return a grid of the first images (n, 3, h, w): rows of originals above rows of reconstructions."""
+    images, prompts = [], []
     for start in range(0, min(len(words), rows * COLUMNS), COLUMNS):
         part = slice(start, start + COLUMNS)
-        pictures += [*originals[part], *again[part]]
-        prompts += [*words[part], *["again"] * len(words[part])]
-    return grid(torch.stack(pictures), prompts, "held-out pictures, and from their latents")
+        images += [*originals[part], *again[part]]
+        prompts += [*words[part], *["reconstruction"] * len(words[part])]
+    return grid(torch.stack(images), prompts, "held-out images, and their reconstructions")
 
 
 def main() -> None:
@@ -95,7 +95,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default=str(here / "build"), help="mini, mini-dit, or a build folder")
     parser.add_argument("--denoiser", nargs="+", default=["unet"], help="folders of the build folder")
-    parser.add_argument("--build", type=Path, default=here / "build", help="where pictures.npz is")
+    parser.add_argument("--build", type=Path, default=here / "build", help="folder of images.npz")
     parser.add_argument("--guidance", type=float, nargs="+", default=[5.0], help="guidance scales")
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--scheduler", help="a short name, like dpm++2m; default: the model's own")
@@ -112,20 +112,20 @@ def main() -> None:
     rows = torch.tensor([real.row[concept, style] for concept, style, _ in asked])
 
     vae = load_model(args.model, args.denoiser[0]).vae
-    originals = load_pictures(args.build)[: len(real.pictures)]
+    originals = load_images(args.build)[: len(real.images)]
     again = reconstructions(vae, originals)
-    psnr = -10 * torch.log10((again - real.pictures).square().mean(dim=(1, 2, 3)))
+    psnr = -10 * torch.log10((again - real.images).square().mean(dim=(1, 2, 3)))
     found = network.features(again)
     everything: list[Request] = [(concept, style, None) for concept, style in real.row]
     held = real.held_out.tolist()
     unseen = [request for request, out in zip(everything, held, strict=True) if out]
     words = [prompt_of(request) for request in unseen]
-    beside(real.pictures[real.held_out], again[real.held_out], words).save(args.out / "reconstructions.png")
+    comparison(real.images[real.held_out], again[real.held_out], words).save(args.out / "reconstructions.png")
     results: list[dict[str, Any]] = [
-        {"name": "real pictures", "n": len(held), **real.recognised(real.features, real.concept)},
-        {"name": "real, each left out of its centroid", "n": len(held), **real.left_out()},
-        {"name": "real pictures that are asked for", **real.measures(real.features[rows], asked)},
-        {"name": "half of the real pictures", **real.halves()},
+        {"name": "real images", "n": len(held), **real.recognised(real.features, real.concept)},
+        {"name": "real, each left out of its centroid", "n": len(held), **real.leave_one_out()},
+        {"name": "requested real images", **real.measures(real.features[rows], asked)},
+        {"name": "half of the real images", **real.halves()},
         {"name": "reconstructions", **real.measures(found, everything), "psnr": float(psnr.mean())},
         {
             "name": "reconstructions, held out",
@@ -137,7 +137,7 @@ def main() -> None:
 
     sets = {
         "": asked,
-        # the two sets of Fluent are siblings: one of a pair that was trained on helps with the other
+        # the two Fluent sets are similar, so training on one helps with the other
         ", style unseen (noto, twemoji)": [r for r in real.unseen if r[2] is None and r[1] in ("noto", "twemoji")],
         ", style unseen (flat, glossy)": [r for r in real.unseen if r[2] is None and r[1] in ("flat", "glossy")],
         ", colour unseen": [r for r in real.unseen if r[2] is not None],
@@ -149,22 +149,21 @@ def main() -> None:
             for kind, requests in sets.items():
                 began = time.perf_counter()
                 settings = {"guidance": guidance, "steps": args.steps, "scheduler": args.scheduler}
-                pictures = generate(pipe, [prompt_of(request) for request in requests], **settings)
+                images = generate(pipe, [prompt_of(request) for request in requests], **settings)
                 seconds = time.perf_counter() - began
                 result = {"name": f"{label}, guidance {guidance:g}{kind}"}
-                result |= real.measures(network.features(pictures), requests)
-                if kind == ", colour unseen":  # there is no real picture in that colour to compare with
+                result |= real.measures(network.features(images), requests)
+                if kind == ", colour unseen":  # there are no real images in that colour
                     result |= {"cosine": None, "frechet": None}
-                result |= {"colour": in_the_colour(pictures, requests), "seconds_generating": seconds, **settings}
+                result |= {"colour": in_the_colour(images, requests), "seconds_generating": seconds, **settings}
                 results.append(result)
                 print(table([result]), flush=True)
-                # rows of twelve, in the order in which they were drawn
-                shown, words = pictures[:48], [prompt_of(request) for request in requests[:48]]
+                shown, words = images[:48], [prompt_of(request) for request in requests[:48]]
                 title = f"the first 48 prompts; {args.steps} steps, guidance {guidance:g}"
                 file = f"grid-{label}-g{guidance:g}{re.sub('[^a-z]+', '-', kind).rstrip('-')}.png"
                 grid(shown, words, title).save(args.out / file)
 
-    settings = {k: v for k, v in vars(args).items() if k not in ("model", "build", "out")}  # paths say nothing
+    settings = {k: v for k, v in vars(args).items() if k not in ("model", "build", "out")}  # without paths
     versions = {"torch": torch.__version__, "diffusers": diffusers.__version__}
     report = {
         "model": name,

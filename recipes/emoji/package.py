@@ -1,11 +1,11 @@
-"""Trained parts -> the weights inside the package: float16, in shards of at most 15 MB.
+"""Convert the trained parts to the packaged weights: float16, in shards of at most 15 MB.
 
     python package.py --build build --unet unet-0.9995 --transformer transformer-0.9995
     python package.py --build build --unpack  # to train on from the packaged weights
 
-The denoisers must have been trained on latents of the autoencoder beside them. Converts in a temporary folder, checks
-sizes, values and one picture there, then swaps it in: a failed run leaves the old weights as they were. Whether the new
-ones are better than the old is what `measure.py` says: ask it first.
+The denoisers must be trained on latents of the autoencoder in the same build folder. The weights are converted in a
+temporary folder, where sizes, values and one image are checked, and then replace the old ones. A failed run leaves the
+old weights unchanged. Run `measure.py` first, to see whether the new weights are better.
 """
 
 import argparse
@@ -31,7 +31,7 @@ from training import MADE
 
 MAX_TOTAL = 60_000_000  # bytes
 MAX_SHARD = 15_000_000
-TENSORS_A_SHARD = "14800KB"  # diffusers counts tensors; the rest is room for a shard's header
+TENSORS_A_SHARD = "14800KB"  # diffusers only counts tensors; this leaves room for the header
 
 
 def convert(build: Path, unet: str, transformer: str, out: Path) -> None:
@@ -44,13 +44,13 @@ def convert(build: Path, unet: str, transformer: str, out: Path) -> None:
         model = kind.from_pretrained(build / source, torch_dtype=torch.float16)
         broken = [key for key, value in model.state_dict().items() if not value.isfinite().all()]
         if broken:
-            raise SystemExit(f"{source} has values beyond float16: {broken[:4]}")
+            raise SystemExit(f"{source} has values outside the range of float16: {broken[:4]}")
         model.save_pretrained(out / name, max_shard_size=TENSORS_A_SHARD)
         config = out / name / "config.json"
         entries = json.loads(config.read_text())
-        entries.pop("_name_or_path", None)  # the build folder, which is nobody's business
+        entries.pop("_name_or_path", None)  # the path of the build folder
         config.write_text(json.dumps(entries, indent=2, sort_keys=True) + "\n")
-    # 1 is what StableDiffusionPipeline insists on; with "trailing" timesteps it has no effect
+    # StableDiffusionPipeline requires 1; "trailing" timesteps do not use it
     DDIMScheduler.from_pretrained(build / "scheduler", steps_offset=1).save_pretrained(out / "scheduler")
     DPMSolverMultistepScheduler.from_pretrained(build / "transformer_scheduler").save_pretrained(
         out / "transformer_scheduler"
@@ -58,7 +58,7 @@ def convert(build: Path, unet: str, transformer: str, out: Path) -> None:
 
 
 def unpack(weights: Path, build: Path) -> None:
-    """The other way: `convert`'s folders under the names they have in a build folder, to train on from there."""
+    """Copy packaged weights into a build folder, under its names, to continue training."""
     for name in ("unet", "scheduler", "transformer", "transformer_scheduler"):
         shutil.copytree(weights / name, build / name)
     shutil.copytree(weights / "vae", build / "autoencoder")
@@ -67,25 +67,25 @@ def unpack(weights: Path, build: Path) -> None:
 
 
 def check_sizes(out: Path) -> None:
-    """Print the size of every file and stop where a limit is passed."""
+    """Print the size of every file, and stop if a limit is exceeded."""
     sizes = {path.relative_to(out): path.stat().st_size for path in sorted(out.rglob("*")) if path.is_file()}
     for path, size in sizes.items():
         print(f"{size / 1e6:8.3f} MB  {path}")
     print(f"{sum(sizes.values()) / 1e6:8.3f} MB  in all")
     if sum(sizes.values()) > MAX_TOTAL or max(sizes.values()) > MAX_SHARD:
-        raise SystemExit(f"too large: at most {MAX_TOTAL / 1e6:.0f} MB, {MAX_SHARD / 1e6:.0f} MB a file")
+        raise SystemExit(f"too large: at most {MAX_TOTAL / 1e6:.0f} MB, {MAX_SHARD / 1e6:.0f} MB per file")
 
 
-def check_picture(pipe: DiffusionPipeline) -> None:
-    """Generate one picture as a user would, and stop where it cannot be one."""
+def check_image(pipe: DiffusionPipeline) -> None:
+    """Generate one image as a user would, and stop if it is not a valid image."""
     pipe.set_progress_bar_config(disable=True)
     generator = torch.Generator().manual_seed(0)
     prompt = "red apple, noto style"
     settings = {"num_inference_steps": 30, "guidance_scale": 5.0, "generator": generator, "output_type": "np"}
-    picture = pipe(prompt, **settings, **needed_arguments(pipe)).images[0]
-    if picture.shape != (128, 128, 3) or not np.isfinite(picture).all() or picture.std() < 0.02:
-        raise SystemExit(f"{prompt!r} gave no picture: {picture.shape}, deviation {picture.std():.3f}")
-    print(f"{prompt!r}: {picture.shape}, mean {picture.mean():.2f}, deviation {picture.std():.2f}")
+    image = pipe(prompt, **settings, **needed_arguments(pipe)).images[0]
+    if image.shape != (128, 128, 3) or not np.isfinite(image).all() or image.std() < 0.02:
+        raise SystemExit(f"{prompt!r} gave no valid image: {image.shape}, deviation {image.std():.3f}")
+    print(f"{prompt!r}: {image.shape}, mean {image.mean():.2f}, deviation {image.std():.2f}")
 
 
 def main() -> None:
@@ -107,14 +107,14 @@ def main() -> None:
     for denoiser in (args.unet, args.transformer):
         made = json.loads((args.build / denoiser / MADE).read_text())
         if made["data"] != trained_on(args.build):
-            raise SystemExit(f"{denoiser} was trained on other pictures or another autoencoder: train it anew.")
+            raise SystemExit(f"{denoiser} was trained on other images or another autoencoder: train it again.")
         print(f"{denoiser}: {made['images']:,} images")
     convert(args.build, args.unet, args.transformer, part)
     for path in part.rglob("*.safetensors"):
-        path.chmod(0o644)  # they are born readable by their owner only, and wheels keep that
+        path.chmod(0o644)  # safetensors makes them readable by their owner only, and wheels keep that
     check_sizes(part)
-    check_picture(mini.assemble(part / "vae", part / "unet", part / "scheduler"))
-    check_picture(mini.assemble_dit(part / "vae", part / "transformer", part / "transformer_scheduler"))
+    check_image(mini.assemble(part / "vae", part / "unet", part / "scheduler"))
+    check_image(mini.assemble_dit(part / "vae", part / "transformer", part / "transformer_scheduler"))
     if args.out.exists():
         args.out.rename(old)
     part.rename(args.out)

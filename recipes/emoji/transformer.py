@@ -3,11 +3,11 @@
     python transformer.py --build build --steps 60000
     python transformer.py --build build --steps 60000 --teacher unet
 
-A PixArt transformer that learns a rectified flow: at sigma in 0..1 it sees (1 - sigma) latents + sigma noise and
-predicts noise - latents; sigma is drawn from a logit-normal distribution (Esser et al. 2024, section 3.1). Resumes by
-itself from `build/transformer.ckpt`; the averaged weights go to `build/transformer/`, the scheduler to
-`build/transformer_scheduler/`, in diffusers' format. With `--teacher` it learns what a finished UNet predicts under
-guidance, not the velocity of the drawn picture and noise: it then has some guidance of its own and wants little more.
+A PixArt transformer that learns a rectified flow: at sigma in 0..1 it gets (1 - sigma) latents + sigma noise and
+predicts noise - latents; sigma has a logit-normal distribution (Esser et al. 2024, section 3.1). Resumes from
+`build/transformer.ckpt`. The averaged weights are written to `build/transformer/` and the scheduler to
+`build/transformer_scheduler/`, in diffusers' format. With `--teacher` its target is the guided prediction of a trained
+UNet. Then it has some guidance built in and needs little more.
 """
 
 import torch
@@ -43,8 +43,8 @@ SCHEDULER = {
 
 def main() -> None:
     parser = training_options(__doc__, steps=60000, batch=32, peak=4e-4)
-    parser.add_argument("--teacher", help="a UNet of the build folder to learn from: unet, say")
-    parser.add_argument("--guidance", type=float, default=3.0, help="the teacher's")
+    parser.add_argument("--teacher", help="a UNet of the build folder as teacher, such as unet")
+    parser.add_argument("--guidance", type=float, default=3.0, help="guidance scale of the teacher")
     parser.add_argument("--compile", action="store_true", help="train twice as fast; needs a C++ compiler on a CPU")
     args = parser.parse_args()
     torch.manual_seed(SEED)
@@ -54,9 +54,9 @@ def main() -> None:
     shape = {"sample_size": side, "in_channels": channels, "out_channels": channels}
     model = PixArtTransformer2DModel(**CONFIG, **shape).to(device())
 
-    longest = int(examples.lengths.max())  # no caption reaches the tokens beyond
+    longest = int(examples.lengths.max())  # no caption has more tokens
     teacher = Teacher(args.build / args.teacher, args.build / "scheduler", args.guidance) if args.teacher else None
-    # both keep their own names for their weights
+    # the uncompiled model keeps the names of the weights
     forward = torch.compile(model) if args.compile else model
     if teacher and args.compile:
         teacher.model.compile()

@@ -2,9 +2,9 @@
 
     python unet.py --build build --steps 60000
 
-v-prediction with zero terminal SNR; `--prediction epsilon` trains its rival, the classic of Stable Diffusion. Resumes
-by itself from `build/unet.ckpt`; the averaged weights go to `build/unet/`, the scheduler to `build/scheduler/`, in
-diffusers' format. To stop early after n steps, call it again with n / 0.7: then the learning rate falls to zero.
+It uses v-prediction with zero terminal SNR; `--prediction epsilon` trains the alternative of Stable Diffusion. Resumes
+from `build/unet.ckpt`. The averaged weights are written to `build/unet/` and the scheduler to `build/scheduler/`, in
+diffusers' format. To end after n steps, run it again with n / 0.7 steps: then the learning rate falls to zero.
 """
 
 import torch
@@ -17,14 +17,14 @@ from training import autocast, device, save_averages, train, training_options
 SEED = 0
 DECAYS = (0.999, 0.9995, 0.9998)  # of the averaged weights
 CONFIG = {
-    # narrow and without attention at 16 x 16: a step costs little more than one that begins at 8 x 8
+    # narrow and without attention at 16 x 16: little more expensive than starting at 8 x 8
     "block_out_channels": (64, 128, 256),
     "layers_per_block": 1,
     "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
     "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
     "cross_attention_dim": 384,
-    "attention_head_dim": 4,  # heads a block (diffusers' historical name)
-    # the prompt scales and shifts every block, also where no attention reads it
+    "attention_head_dim": 4,  # number of heads per block (diffusers' historical name)
+    # the prompt scales and shifts every block, including those without attention
     "addition_embed_type": "text",
     "addition_embed_type_num_heads": 6,
     "resnet_time_scale_shift": "scale_shift",
@@ -38,7 +38,7 @@ BETAS = {
     "clip_sample": False,
 }
 SCHEDULERS = {
-    # the betas of Stable Diffusion, rescaled so that the last step is pure noise: "trailing" timesteps start there
+    # betas of Stable Diffusion, rescaled to end in pure noise, where "trailing" timesteps start
     "v_prediction": BETAS | {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True},
     "epsilon": BETAS | {"prediction_type": "epsilon"},
 }

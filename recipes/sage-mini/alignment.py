@@ -1,13 +1,12 @@
-"""Train the two matrices of `cotrunk.evaluation.emoji`: pictures and captions that belong together get equal vectors.
+"""Train the two matrices of `cotrunk.evaluation.emoji`, which give an image and its caption similar vectors.
 
     python alignment.py --build ../emoji/build
 
-Contrastive (Radford et al. 2021): in a batch, every picture is to find its caption and every caption its picture. The
-features of both sides are fixed. Trained on the real pictures that the embedded model was trained on, those of the
-concepts that are kept apart for evaluation included, and checked on those that were held out from both. (A judge that
-never met a concept knows nothing of it: with those concepts left out, 2.5 % of their pictures find their own caption.)
-Prints how often a picture finds its own caption among those of all concepts in its style, and writes
-`emoji.safetensors`.
+The loss is contrastive (Radford et al. 2021): in a batch, every image should find its caption and every caption its
+image. The features of both are fixed. The training images are those of the embedded model, including the concepts that
+are held out for evaluation. (The network knows nothing of a concept that it was not trained on: without those concepts,
+2.5 % of their images find their own caption.) Validation uses images held out from both trainings. Prints how often an
+image finds its own caption among those of all concepts in its style, and writes `emoji.safetensors`.
 """
 
 import argparse
@@ -35,12 +34,12 @@ def main() -> None:
     args = parser.parse_args()
     torch.manual_seed(0)
     lines = [json.loads(line) for line in (args.build / "captions.jsonl").read_text().splitlines()]
-    with np.load(args.build / "pictures.npz") as found:
-        pictures = torch.from_numpy(found["pictures"])
-    if pictures.shape[-1] == 3:
-        pictures = pictures.permute(0, 3, 1, 2)
+    with np.load(args.build / "images.npz") as found:
+        images = torch.from_numpy(found["images"])
+    if images.shape[-1] == 3:
+        images = images.permute(0, 3, 1, 2)
     network, encoder = EfficientNetLite0(), sentence_encoder("minilm")
-    features = torch.cat([network.features(batch.float() / 255) for batch in pictures.split(64)]).float()
+    features = torch.cat([network.features(batch.float() / 255) for batch in images.split(64)]).float()
     texts = torch.from_numpy(encoder.encode([caption(line) for line in lines]))
     held = torch.tensor([line["held_out"] for line in lines])
     centre = features[~held].mean(dim=0)
@@ -80,8 +79,8 @@ def main() -> None:
                 own = torch.tensor([candidates.index(lines[i]["concept"]) for i in rows])
                 ranks += (scores > scores.gather(1, own[:, None])).sum(dim=1).tolist()
             found = np.array(ranks)
-            print(f"{name}: {len(found)} pictures, top-1 {np.mean(found < 1):.1%}, top-5 {np.mean(found < 5):.1%}")
-    state = {"pictures": sides[0].data, "texts": sides[1].data, "centre": centre}
+            print(f"{name}: {len(found)} images, top-1 {np.mean(found < 1):.1%}, top-5 {np.mean(found < 5):.1%}")
+    state = {"images": sides[0].data, "texts": sides[1].data, "centre": centre}
     save_file({key: value.half().contiguous() for key, value in state.items()}, args.out)
     print(f"written to {args.out}, {args.out.stat().st_size / 1e6:.2f} MB")
 

@@ -1,15 +1,15 @@
-"""Which pictures are for what: one concept in five, with all its styles and colours, is kept apart for evaluation."""
+"""Split the concepts: one in five, with all its styles and colours, is held out for evaluation."""
 
 import zlib
 
-KEPT_APART = 5
+HELD_OUT = 5  # one concept in so many
 
 
-def apart(concept: str) -> bool:
-    return zlib.crc32(concept.encode()) % KEPT_APART == 0
+def is_held_out(concept: str) -> bool:
+    return zlib.crc32(concept.encode()) % HELD_OUT == 0
 
 
 def caption(line: dict) -> str:
-    """`blue owl, flat style`: a copy in another colour is called by it."""
+    """Return the caption, such as `owl, flat style`, or `blue owl, flat style` for a recoloured copy."""
     name = f"{line['colour']} {line['concept']}" if line["copy"] else line["concept"]
     return f"{name}, {line['style']} style"

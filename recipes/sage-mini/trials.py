@@ -1,13 +1,13 @@
-"""What equation 3 leaves open, tried one by one: a short fine-tune each, and one evaluation of all of them.
+"""Try the open choices of equation 3 one by one: a short fine-tune each, and one evaluation of all of them.
 
-    python trials.py --bfloat16                # after run.py's pictures and groups; goes on where it stopped
+    python trials.py --bfloat16                # after the images and groups of run.py; continues where it stopped
 
-Every trial differs from `base` in what its name says, and in nothing else: equation 3 with branches that start from
-where their trunk leaves them. They are evaluated on the first groups that were kept apart, 40 % of 30 steps shared,
-each against independent sampling of its own model too: what a trial forgets is told from what it does for sharing.
-Tables go to `--results`.
+Every trial differs from `base` only in what its name says. `base` is equation 3 with branches that start where their
+trunk ends. Trials are evaluated on the first held-out groups with 40 % of 30 steps shared. Each is also compared with
+independent sampling of its own model, to separate what fine-tuning forgets from what it gains for sharing. Tables are
+written to `--results`.
 
-How z-bar is formed is no option of `cotrunk train`: `First` replaces it here, for that trial alone.
+`cotrunk train` has no option for how z-bar is formed, so `First` replaces it for that trial.
 """
 
 import argparse
@@ -52,7 +52,7 @@ TRIALS = {
 
 
 class First(Folding):
-    """A group's mean latents are its first member's; its mean condition stays the mean."""
+    """Uses the first member's latents as the mean latents of a group. The mean condition stays the mean."""
 
     def mean(self, tensor: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
         return self.first(tensor) if tensor.ndim == 4 else super().mean(tensor, mask)
@@ -61,10 +61,10 @@ class First(Folding):
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=HERE / "build")
-    parser.add_argument("--only", nargs="+", choices=list(TRIALS), default=list(TRIALS), help="trials, by name")
-    parser.add_argument("--part", choices=["train", "evaluate"], help="only this")
-    parser.add_argument("--groups", type=int, default=CHOSEN, help="that are evaluated")
-    parser.add_argument("--bfloat16", action="store_true", help="as of run.py")
+    parser.add_argument("--only", nargs="+", choices=list(TRIALS), default=list(TRIALS), help="names of trials")
+    parser.add_argument("--part", choices=["train", "evaluate"], help="run only this part")
+    parser.add_argument("--groups", type=int, default=CHOSEN, help="number of evaluated groups")
+    parser.add_argument("--bfloat16", action="store_true", help="as in run.py")
     parser.add_argument(
         "--results", type=Path, default=HERE.parent.parent / "docs" / "results" / "sage-mini" / "trials"
     )
@@ -75,7 +75,7 @@ def main() -> None:
     common += ["--learning-rate", "1e-3", "--ema", "0.99", "--checkpoint-every", "100"]
     common += ["--mixed-precision", "bf16"] if args.bfloat16 else []
     for name, folder in loras.items() if args.part != "evaluate" else ():
-        for encoded in loras["base"].glob("encoded-*"):  # the same pictures and captions, encoded once
+        for encoded in loras["base"].glob("encoded-*"):  # the same images and captions are encoded only once
             folder.mkdir(exist_ok=True)
             if not (folder / encoded.name).exists():
                 (folder / encoded.name).symlink_to(encoded.resolve())
@@ -93,22 +93,25 @@ def main() -> None:
 
 
 def evaluate(loras: Mapping[str, Path], build: Path, count: int, dtype: str, results: Path) -> None:
-    """`table1.md`: every trial independently and shared; `differences.md`: each shared against its own independent
-    sampling, and against the base and the standard fine-tune under the same sharing."""
-    measures, judges = measures_of(build, {"pre-trained": None, **loras}, build / "trial-results", dtype, count)
+    """Write `table1.md`, with every trial independent and shared, and `differences.md`.
+
+    Each shared trial is compared with its own independent sampling, and with the base and the standard fine-tune at the
+    same share.
+    """
+    measures, networks = measures_of(build, {"pre-trained": None, **loras}, build / "trial-results", dtype, count)
     experiment = measures.experiment
     found, differences = [], []
     for name in experiment.loras:
         alone, shared = Cell(name), Cell(name, SHARE)
         found += [measures.of([alone]), measures.of([shared])]
-        for other in (alone, *(Cell(rival, SHARE) for rival in ("base", "standard") if rival in loras)):
+        for other in (alone, *(Cell(other_name, SHARE) for other_name in ("base", "standard") if other_name in loras)):
             if other != shared:
-                spared = 1 - experiment.rows(shared) / experiment.rows(other)
-                differences.append(Comparison(shared, other, spared, measures.compare([shared], [other])))
+                saved = 1 - experiment.rows(shared) / experiment.rows(other)
+                differences.append(Comparison(shared, other, saved, measures.compare([shared], [other])))
         print(name, found[-1].figures, flush=True)
     results.mkdir(parents=True, exist_ok=True)
-    print(write_table(found, judges, results))
-    print(write_comparisons(differences, judges, results))
+    print(write_table(found, networks, results))
+    print(write_comparisons(differences, networks, results))
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""What the fine-tunes do on groups that had no part in choosing between them.
+"""Evaluate the fine-tunes on groups that were not used to choose between them.
 
     python unchosen.py --bfloat16              # after run.py
 
-`trials.py` looks at the first groups that were kept apart, and what it found best became run.py's `sage-trunk`. On
-those groups that choice looks better than it is; the others, of the same cells of run.py, tell how much.
-`differences.md` goes to `--results`.
+`trials.py` evaluates the first held-out groups, and its best trial became `sage-trunk` in run.py. On those groups that
+choice looks better than it is. The other groups, from the same cells of run.py, show by how much. `differences.md` is
+written to `--results`.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from cotrunk.groups.dataset import disjoint, images_of, read_groups
 from cotrunk.pipelines.image_size import image_size
 from cotrunk.pipelines.loading import load_pipeline
 
-CHOSEN = 80  # groups that trials.py looks at
+CHOSEN = 80  # groups that trials.py evaluates
 BEST = "sage-trunk"
 SHARES = (0.3, 0.4)
 
@@ -32,28 +32,28 @@ SHARES = (0.3, 0.4)
 def measures_of(
     build: Path, loras: Mapping[str, Path | None], out: Path, dtype: str, count: int | None = None
 ) -> tuple[Measures, MetricNetworks]:
-    """Measures on the first groups that were kept apart, in the order and with the settings of run.py."""
+    """Return the measures of the first held-out groups, in the order and with the settings of run.py."""
     torch.set_grad_enabled(False)
     torch.set_flush_denormal(True)
     groups = disjoint(read_groups(build / "test-groups")[0], seed=0)[:count]
-    pipe, judges = load_pipeline("mini", "cpu", dtype), load_metric_networks("lite0", "lite0", "emoji", "cpu")
+    pipe, networks = load_pipeline("mini", "cpu", dtype), load_metric_networks("lite0", "lite0", "emoji", "cpu")
     captions = [[pair.caption for pair in group] for group in groups]
-    experiment = Experiment(pipe, captions, dict(loras), judges, out, guidance=5.0)
-    return Measures(experiment, *images_of(groups, *image_size(pipe, None, None))), judges
+    experiment = Experiment(pipe, captions, dict(loras), networks, out, guidance=5.0)
+    return Measures(experiment, *images_of(groups, *image_size(pipe, None, None))), networks
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=HERE / "build")
-    parser.add_argument("--bfloat16", action="store_true", help="as of run.py")
-    parser.add_argument("--seeds", type=int, default=2, help="as of run.py")
+    parser.add_argument("--bfloat16", action="store_true", help="as in run.py")
+    parser.add_argument("--seeds", type=int, default=2, help="as in run.py")
     parser.add_argument(
         "--results", type=Path, default=HERE.parent.parent / "docs" / "results" / "sage-mini" / "unchosen"
     )
     args = parser.parse_args()
     loras = {"pre-trained": None, **{name: args.out / f"lora-train-{name}" for name in OBJECTIVES}}
     dtype = "bfloat16" if args.bfloat16 else "float32"
-    measures, judges = measures_of(args.out, loras, args.out / "results", dtype)
+    measures, networks = measures_of(args.out, loras, args.out / "results", dtype)
     rest = range(CHOSEN, len(measures.experiment.groups))
     differences = []
     for share in SHARES:
@@ -61,12 +61,12 @@ def main() -> None:
         rivals = [Cell(name, share) for name in loras if name != BEST] + [Cell(BEST), Cell("pre-trained")]
         for other in rivals:
             runs = [[Cell(c.model, c.share, c.steps, seed) for seed in range(args.seeds)] for c in (this, other)]
-            spared = 1 - measures.experiment.rows(this) / measures.experiment.rows(other)
-            differences.append(Comparison(this, other, spared, measures.compare(*runs, rest)))
+            saved = 1 - measures.experiment.rows(this) / measures.experiment.rows(other)
+            differences.append(Comparison(this, other, saved, measures.compare(*runs, rest)))
     args.results.mkdir(parents=True, exist_ok=True)
     count = sum(len(measures.experiment.groups[number]) for number in rest)
-    print(f"{len(rest)} groups, {count * args.seeds} pictures a cell")
-    print(write_comparisons(differences, judges, args.results))
+    print(f"{len(rest)} groups, {count * args.seeds} images per cell")
+    print(write_comparisons(differences, networks, args.results))
 
 
 if __name__ == "__main__":

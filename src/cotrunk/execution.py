@@ -20,7 +20,7 @@ from .errors import CotrunkError
 from .pipelines.arguments import PerPrompt
 from .pipelines.class_tables import CONDITIONAL_FIRST
 from .planning.plan import Cost, Plan
-from .planning.tree import Branch, packed, partition
+from .planning.tree import Branch, counted, packed, partition
 from .settings import DEFAULT_SETTINGS, Batching, Settings
 from .skipping.policies import Rule
 
@@ -60,7 +60,7 @@ class Batch:
     is_interrupted: bool = False
 
     def __repr__(self) -> str:
-        return f"<Batch: {len(self.images)} images, {self.cost}, {sum(self.seconds.values()):.3g} s>"
+        return f"<Batch: {counted(len(self.images), 'image')}, {self.cost}, {sum(self.seconds.values()):.3g} s>"
 
 
 @dataclass
@@ -133,6 +133,7 @@ class Run:
 
         Raises:
             CotrunkError: not trees of the plan, or trees of prompts that cannot run in one call.
+            torch.OutOfMemoryError: too many images for one call. `batches()` tries again with fewer.
         """
         self.plan.check_has(trees)
         if len(self._companions(trees)) > 1 or (self.settings.batching.batch_size == 1 < len(trees)):

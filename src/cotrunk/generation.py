@@ -18,6 +18,7 @@ from .pipelines.cost import argument, timesteps_of
 from .pipelines.noise_schedule import read_schedule
 from .planning.plan import Cost, Plan
 from .planning.request import Request
+from .planning.tree import counted
 from .settings import (
     DEFAULT_BATCHING,
     DEFAULT_SETTINGS,
@@ -58,7 +59,7 @@ class Result:
     seconds: dict[str, float]
 
     def __repr__(self) -> str:
-        return f"<Result: {len(self.made)} images, {self.cost}, {self.seconds['total']:.3g} s>"
+        return f"<Result: {counted(len(self.made), 'image')}, {self.cost}, {self.seconds['total']:.3g} s>"
 
     def __getattr__(self, name: str) -> Any:
         output = vars(self).get("output", {})  # not there yet while a copy is being made

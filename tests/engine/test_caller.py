@@ -139,7 +139,7 @@ def test_a_change_of_one_image_that_shares_nothing_stays_its_own() -> None:
 # --- interruptions ------------------------------------------------------------------------------------------
 
 
-def test_an_interruption_ends_the_run_and_marks_what_is_half_done() -> None:
+def test_an_interruption_ends_the_run_and_marks_unfinished_images() -> None:
     tiny, steps = sd(), []
 
     def stop(pipe: Any, at: int, timestep: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

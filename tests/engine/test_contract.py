@@ -188,7 +188,7 @@ def test_duplicates_and_several_images_of_a_prompt_differ() -> None:
         (["green cat, flat style", "green cat, noto style", "red cat"], {"max_sequence_length": 4}),
     ],
 )
-def test_prompts_that_the_model_reads_alike_differ_by_their_noise(
+def test_prompts_that_look_identical_to_the_model_differ_by_noise(
     prompts: list[str], arguments: dict[str, Any]
 ) -> None:
     pipe = mini.load_dit()

@@ -13,7 +13,7 @@ from diffusers.hooks import HookRegistry, ModelHook
 from reference import count_calls
 from running import EVERYONE, STEPS, BrokenError, bare, close, denoise, denoiser, recorded, run, state
 from schedulers import CALL_KWARGS, DIFFUSION, FLOW, SCHEDULERS
-from tiny import TinyPipeline, flux, sd, sd3, sd_from_picture, sd_perturbed, sdxl
+from tiny import TinyPipeline, flux, sd, sd3, sd_from_image, sd_perturbed, sdxl
 from torch import Tensor, nn
 
 from cotrunk import Batching, CotrunkError, Skipping
@@ -58,7 +58,7 @@ def wrapped(tiny: TinyPipeline) -> None:
 @pytest.mark.parametrize("raises", [False, True])
 @pytest.mark.parametrize("before", [nothing, ran_before, hooked, own_forward, compiled, wrapped])
 @pytest.mark.parametrize("build", [sd, flux])
-def test_the_pipeline_is_afterwards_as_it_was(
+def test_the_pipeline_is_restored_afterwards(
     build: Callable[[], TinyPipeline], before: Callable[[TinyPipeline], None], raises: bool
 ) -> None:
     tiny = build()
@@ -121,7 +121,7 @@ def test_a_pipeline_in_use_is_refused_and_stays_in_use() -> None:
     assert module._compiled_call_impl is None
 
 
-def test_hooks_that_take_themselves_off_in_a_call_do_not_take_ours() -> None:
+def test_hooks_that_remove_themselves_during_a_call_leave_ours() -> None:
     """As group offload with streams does at the first call, to find out the order of the layers."""
     tiny = sd()
 
@@ -206,8 +206,8 @@ def test_guidance_rows_are_counted_as_predicted(scale: float) -> None:
 
 @pytest.mark.parametrize("strength", [0.3, 0.5, 0.8])
 @pytest.mark.parametrize("name", ["ddim", "heun"])
-def test_from_a_picture_the_share_is_of_the_steps_that_run(name: str, strength: float) -> None:
-    tiny = sd_from_picture()
+def test_from_an_image_the_share_counts_the_steps_that_run(name: str, strength: float) -> None:
+    tiny = sd_from_image()
     tiny.pipe.scheduler = SCHEDULERS[name]()
     inputs, call = tiny.inputs(3), {"strength": strength, "num_inference_steps": 10}
     rows = recorded(tiny.pipe.unet)
@@ -222,7 +222,7 @@ def test_from_a_picture_the_share_is_of_the_steps_that_run(name: str, strength: 
 
 
 def test_a_strength_that_leaves_no_step_is_refused() -> None:
-    tiny = sd_from_picture()
+    tiny = sd_from_image()
     with pytest.raises(CotrunkError, match=r"strength 0\.1 leaves no step of 4"):
         run(tiny, tiny.inputs(2), strength=0.1)
 
@@ -237,7 +237,7 @@ def test_rows_of_perturbed_attention_guidance(scale: float, perturbed: float, ex
         run(tiny, tiny.inputs(3), batching=Batching(max_rows=2))
 
 
-def test_guidance_that_cannot_be_predicted_is_said_and_counted() -> None:
+def test_guidance_that_cannot_be_predicted_is_counted_with_a_warning() -> None:
     tiny = sd3()
     rows = recorded(tiny.pipe.transformer)
     with pytest.warns(UserWarning, match="denoiser rows where .* were predicted"):
@@ -353,7 +353,7 @@ def skipping_second(images: int) -> RowPlan:
         (CallState(RowPlan(lambda step: (0, 0)), 2), {}, "Prompts cannot share steps in a Frames"),
     ],
 )
-def test_rows_that_cannot_be_told_apart_are_refused_at_the_first_call(
+def test_rows_that_cannot_be_separated_are_refused_at_the_first_call(
     call: CallState, options: dict[str, int], said: str
 ) -> None:
     with pytest.raises(CotrunkError, match=said):
@@ -361,7 +361,7 @@ def test_rows_that_cannot_be_told_apart_are_refused_at_the_first_call(
     assert call.rows == 0
 
 
-def test_rows_that_cannot_be_told_apart_may_run_whole_or_not_at_all() -> None:
+def test_rows_that_cannot_be_separated_may_run_all_or_none() -> None:
     assert len(called(CallState(RowPlan(lambda step: (0, 1)), 2, max_rows=2))) == 2
     first, second = called(CallState(skipping_second(1), 2), images=1)
     assert torch.equal(first, second)

@@ -52,7 +52,7 @@ def test_out_of_memory_halves_the_chunks_and_goes_on() -> None:
     assert torch.equal(batch.output.images, run(tiny, inputs, batching=Batching(max_rows=3)).images)
 
 
-def test_out_of_memory_at_one_row_is_the_users() -> None:
+def test_out_of_memory_at_one_row_is_raised() -> None:
     tiny = sd()
     limit(tiny.pipe.unet, "forward", 0)
     with pytest.raises(torch.OutOfMemoryError):
@@ -60,7 +60,7 @@ def test_out_of_memory_at_one_row_is_the_users() -> None:
     assert "step" not in vars(tiny.pipe.scheduler)
 
 
-def test_out_of_memory_with_a_cache_is_the_users() -> None:
+def test_out_of_memory_with_a_cache_is_raised() -> None:
     tiny = flux()
     tiny.pipe.transformer.enable_cache(FirstBlockCacheConfig(threshold=0.1))
     limit(tiny.pipe.transformer, "forward", 2)
@@ -82,7 +82,7 @@ def test_out_of_memory_in_the_decoder_halves_the_batch() -> None:
     assert result.cost == expected.cost  # of the batches that came to an end
 
 
-def test_a_limit_once_found_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_row_limit_found_by_running_out_of_memory_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     """Groups of several sizes, of which no half of a batch need fit: they are packed to the limit, not halved again."""
     trees, first = [], 0
     for size in [1, 4, 2, 5, 3] * 8:
@@ -111,7 +111,7 @@ def test_a_limit_once_found_stays(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("sharing", [None, Sharing(share=0.5, similarity=0.9)])
-def test_a_prompt_that_is_not_a_number_fails_alone(sharing: Sharing | None) -> None:
+def test_an_image_with_nan_fails_alone(sharing: Sharing | None) -> None:
     tiny = sd()
     inputs = tiny.inputs(4)
     inputs["prompt_embeds"][2] = inputs["prompt_embeds"][0] + 0.01  # these two share
@@ -138,7 +138,7 @@ def test_an_infinity_at_one_step_is_remembered() -> None:
 
 
 @pytest.mark.parametrize("kind", ["pt", "np", "pil"])
-def test_what_the_decoder_spoils_has_failed(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_image_that_the_decoder_spoils_has_failed(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     tiny = sd()
     decode = tiny.pipe.vae.decode
 

@@ -1,4 +1,4 @@
-"""Guidance in a part of the steps: which of two rows is left out, and between which evaluations."""
+"""Guidance in a part of the steps: which of two rows is skipped, and between which evaluations."""
 
 from typing import Any
 
@@ -66,7 +66,9 @@ def omnigen(monkeypatch: pytest.MonkeyPatch) -> TinyPipeline:
     return TinyPipeline(pipe, inputs)
 
 
-def test_the_row_with_the_prompt_stands_for_both_where_it_comes_first(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_guidance_the_row_with_the_prompt_is_used_even_if_it_comes_first(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     tiny = omnigen(monkeypatch)
     inputs = tiny.inputs(2)
     never = run(tiny, inputs, sharing=None, guidance_interval=(0, 0), guidance_scale=3.0)
@@ -76,7 +78,7 @@ def test_the_row_with_the_prompt_stands_for_both_where_it_comes_first(monkeypatc
 
 
 @pytest.mark.parametrize(("name", "steps"), [("heun", 10), ("heun", 9), ("kdpm2", 10), ("ddim", 10)])
-def test_guidance_switches_between_whole_steps_of_the_solver(name: str, steps: int) -> None:
+def test_guidance_switches_between_whole_scheduler_steps(name: str, steps: int) -> None:
     tiny = sd()
     tiny.pipe.scheduler = SCHEDULERS[name]()
     order = tiny.pipe.scheduler.order

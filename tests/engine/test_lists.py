@@ -16,7 +16,7 @@ from cotrunk.engine.step_plan import RowPlan
 
 
 class ListTransformer(nn.Module):
-    """Z-Image's arguments: lists of pictures and of captions of different lengths; it returns a list as well."""
+    """Z-Image's arguments: lists of images and captions of different lengths; it returns a list as well."""
 
     def __init__(self, as_output: bool) -> None:
         super().__init__()
@@ -106,7 +106,7 @@ def mean_caption(captions: list[Tensor]) -> Tensor:
 @pytest.mark.parametrize("max_rows", [None, 1, 2])
 @pytest.mark.parametrize("guided", [False, True])
 @pytest.mark.parametrize("kind", ["list", "list in an output", "row lists"])
-def test_lists_with_an_entry_a_row(kind: str, guided: bool, max_rows: int | None) -> None:
+def test_lists_with_one_entry_per_row(kind: str, guided: bool, max_rows: int | None) -> None:
     module = RowListTransformer() if kind == "row lists" else ListTransformer(kind == "list in an output")
     pipe = ListPipeline(module)
     captions = [torch.randn(length, 4, generator=torch.Generator().manual_seed(length)) for length in (3, 5, 2, 4)]

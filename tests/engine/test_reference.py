@@ -78,7 +78,7 @@ def test_a_tree_branches_more_than_once() -> None:
 
 
 @pytest.mark.parametrize("name", DIFFUSION)
-def test_stochastic_means_that_the_seed_matters_after_the_start(name: str) -> None:
+def test_with_a_stochastic_scheduler_the_seed_matters_after_the_start(name: str) -> None:
     tiny = tiny_for(name)
     call = tiny.inputs(1) | {"num_inference_steps": 4, "output_type": "latent"} | CALL_KWARGS.get(name, {})
     start = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(0))
@@ -99,7 +99,7 @@ EVERY_PIPELINE = PIPELINES | {
 
 @pytest.mark.parametrize("ragged", [False, True])
 @pytest.mark.parametrize("name", EVERY_PIPELINE)
-def test_every_tiny_pipeline_listens_to_its_prompt(name: str, ragged: bool) -> None:
+def test_every_tiny_pipeline_depends_on_its_prompt(name: str, ragged: bool) -> None:
     tiny = EVERY_PIPELINE[name]()
     generators = [torch.Generator().manual_seed(5) for _ in range(3)]
     result = tiny.pipe(

@@ -82,7 +82,7 @@ def test_the_mean_of_equal_members_is_the_member_to_the_last_bit(
 
 @few
 @given(partitions(), copies)
-def test_the_mean_is_that_of_a_plain_loop(sources: Sources, copies: int) -> None:
+def test_the_mean_equals_that_of_a_plain_loop(sources: Sources, copies: int) -> None:
     rows = len(sources) * copies
     values = random(rows, 4, 3)
     expected = torch.stack([sum(values[row] for row in own) / len(own) for own in sets(sources, copies)])
@@ -93,7 +93,7 @@ def test_the_mean_is_that_of_a_plain_loop(sources: Sources, copies: int) -> None
 
 @few
 @given(partitions(), copies, st.integers(1, 6))
-def test_rows_that_come_second_fold_as_those_that_come_first(sources: Sources, copies: int, layers: int) -> None:
+def test_rows_in_the_second_dimension_fold_as_in_the_first(sources: Sources, copies: int, layers: int) -> None:
     rows = len(sources) * copies
     values = random(rows, layers, 4, 3)
     folding, name = Folding(sources, rows, CPU), "encoder_hidden_states_llama3"  # (layers, rows, tokens, channels)
@@ -125,22 +125,22 @@ def test_a_masked_mean_is_over_the_members_that_have_the_token(
                 torch.testing.assert_close(folded[MASKS[name]][i, token], expected)
 
 
-def test_padding_says_nothing_even_if_it_is_not_a_number() -> None:
+def test_padding_has_no_effect_even_if_it_is_nan() -> None:
     values, mask = random(2, 3, 4), torch.tensor([[1, 1, 1], [1, 1, 0]])
     values[1, 2] = torch.nan
     folded = Folding((0, 0), 2, CPU).fold({"encoder_hidden_states": values, "encoder_attention_mask": mask})
     assert torch.equal(folded["encoder_hidden_states"][0, 2], values[0, 2])
 
 
-def test_a_mask_over_text_and_picture_counts_for_the_text() -> None:
+def test_a_mask_over_text_and_image_applies_to_the_text() -> None:
     values = random(2, 3, 4)
-    mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 0, 1, 1]])  # three tokens of text, two of the picture
+    mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 0, 1, 1]])  # three tokens of text, two of the image
     folded = Folding((0, 0), 2, CPU).fold({"encoder_hidden_states": values, "attention_mask": mask})
     assert torch.equal(folded["encoder_hidden_states"][0, 2], values[0, 2])
     assert folded["attention_mask"].tolist() == [[1, 1, 1, 1, 1]]
 
 
-def test_what_is_no_condition_takes_the_first_member() -> None:
+def test_arguments_that_are_not_conditions_take_the_first_member() -> None:
     folding = Folding((0, 0, 2), 6, CPU)
     named = {"sample": random(6, 4, 2, 2), "timestep": random(6), "residuals": (random(6, 2), [random(6, 3)])}
     folded = folding.fold(named)
@@ -156,7 +156,7 @@ def test_class_labels_that_are_numbers_are_not_averaged() -> None:
     assert folded["class_labels"].tolist() == [3]
 
 
-def test_what_all_rows_share_is_left_alone_whatever_its_length() -> None:
+def test_arguments_common_to_all_rows_are_unchanged() -> None:
     named: dict[str, Any] = {name: random(4, 3) for name in SHARED}
     named |= {"image_rotary_emb": (random(4, 2), random(4, 2)), "scale": 1.0, "timestep": torch.tensor(7), "flag": None}
     named |= {"conditioning_scale": [1.0, 2.0, 3.0, 4.0], "return_dict": False}  # a list of plain numbers
@@ -277,20 +277,20 @@ def test_chunks_joined_are_the_whole(sources: Sources, copies: int, size: int, s
 @few
 @given(sources=partitions(), size=st.integers(1, 5))
 def test_lists_of_rows_joined_are_the_whole(sources: Sources, size: int, wrapped: bool) -> None:
-    """Z-Image: pictures of different sizes, so that no tensor can hold them."""
+    """Z-Image: images of different sizes, so that no tensor can hold them."""
     rows = len(sources)
     folding = Folding(sources, rows, CPU)
-    pictures = [random(2, 1, source + 1, 2, seed=source) for source in sources]
-    folded = folding.fold({"x": pictures})
+    images = [random(2, 1, source + 1, 2, seed=source) for source in sources]
+    folded = folding.fold({"x": images})
     parts = chunks(size, len(folding.live))
     outputs = [pick(folded, len(folding.live), part)["x"] for part in parts]
     if wrapped:
         outputs = [(output,) for output in outputs]
     joined = assemble(outputs, [len(part) for part in parts], folding.inverse, listed=True)
-    assert same(joined[0] if wrapped else joined, pictures)
+    assert same(joined[0] if wrapped else joined, images)
 
 
-def test_the_tables_name_each_thing_once() -> None:
+def test_the_tables_name_each_argument_once() -> None:
     assert not SHARED & CONDITIONS
     assert not SHARED & MASKS.keys()
     assert set(MASKS.values()) <= CONDITIONS
@@ -300,7 +300,7 @@ def apart(folding: Folding, **named: Any) -> set[str]:
     return {name for name, flag in folding.apart(named).items() if flag}
 
 
-def test_what_differs_and_is_not_a_condition_is_named() -> None:
+def test_an_argument_that_differs_and_is_not_a_condition_is_named() -> None:
     folding = Folding((0, 0, 2), 6, CPU)
     equal = 1 + torch.arange(3.0)[[0, 0, 2] * 2][:, None]
     different = torch.arange(6.0)[:, None]
@@ -336,7 +336,7 @@ class Cache:
     """Stands for what keeps keys and values between calls."""
 
 
-def test_what_cannot_be_split_into_rows_is_named() -> None:
+def test_an_argument_that_cannot_be_split_into_rows_is_named() -> None:
     folding = Folding((0, 0, 2), 6, CPU)
     assert "has 12 rows" in str(folding.misshapen({"encoder_hidden_states": torch.ones(12, 4)}))
     assert "memory holds a Cache" in str(folding.misshapen({"added": {"memory": [Cache()]}}))
@@ -359,7 +359,7 @@ def test_a_token_that_no_member_has_is_the_mean_of_all(sources: Sources, seed: i
     torch.testing.assert_close(folded, torch.stack([values[own].mean(dim=0) for own in sets(sources, 1)]))
 
 
-def test_lengths_tell_padding_as_masks_do() -> None:
+def test_lengths_mark_padding_as_masks_do() -> None:
     values, lengths = random(2, 3, 4), torch.tensor([1, 3])
     folded = Folding((0, 0), 2, CPU).fold({"text_bth": values, "text_lens": lengths})
     assert folded["text_lens"].tolist() == [3]

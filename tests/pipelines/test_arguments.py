@@ -14,7 +14,7 @@ import torch
 from diffusers.configuration_utils import FrozenDict
 from PIL import Image
 from running import EVERYONE, STEPS, bare, close, denoiser, recorded, run
-from tiny import TinyPipeline, sd, sd_controlnet, sd_from_picture, sd_with_text, sdxl
+from tiny import TinyPipeline, sd, sd_controlnet, sd_from_image, sd_with_text, sdxl
 from torch import Tensor, nn
 
 from cotrunk import Batching, CotrunkError, Plan, Settings, Skipping, generate
@@ -58,40 +58,40 @@ def test_output_types_pass_through(kind: str) -> None:
             assert abs(ours - theirs).max() <= 1e-4 * abs(theirs).max()
 
 
-# --- pictures to control by, one a prompt or one for all -----------------------------------------------------
+# --- control images, one per prompt or one for all ------------------------------------------------------
 
 
-def pictures(n: int, shift: int = 0) -> list[Image.Image]:
+def images_of(n: int, shift: int = 0) -> list[Image.Image]:
     return [Image.new("RGB", (32, 32), (40 * i + shift, 10, 200 - 40 * i)) for i in range(n)]
 
 
-ALIKE = [0, 1, 0, 1]  # which prompts have the same control picture
+ALIKE = [0, 1, 0, 1]  # which prompts have the same control image
 CONTROLS: dict[str, tuple[int, Callable[[list[Image.Image], list[Image.Image]], Any], bool]] = {
-    # name: (networks, the argument, whether its pictures differ among prompts)
-    "one picture": (1, lambda edges, poses: edges[0], False),
+    # name: (networks, the argument, whether its images differ among prompts)
+    "one image": (1, lambda edges, poses: edges[0], False),
     "a list of one": (1, lambda edges, poses: edges[:1], False),
-    "a picture a prompt": (1, lambda edges, poses: edges, True),
-    "a picture a network": (2, lambda edges, poses: [edges[0], poses[0]], False),
+    "an image per prompt": (1, lambda edges, poses: edges, True),
+    "an image per network": (2, lambda edges, poses: [edges[0], poses[0]], False),
     "lists a prompt": (2, lambda edges, poses: [[e, p] for e, p in zip(edges, poses, strict=True)], True),
     "a list for all prompts": (2, lambda edges, poses: [[edges[0], poses[0]]], False),
 }
 
 
 @pytest.mark.parametrize("name", CONTROLS)
-def test_pictures_that_differ_do_not_share(name: str) -> None:
+def test_prompts_with_different_images_do_not_share(name: str) -> None:
     nets, make, differ = CONTROLS[name]
     tiny = sd_controlnet(nets)
-    edges, poses = ([own[i] for i in ALIKE] for own in (pictures(2), pictures(2, shift=30)))
+    edges, poses = ([own[i] for i in ALIKE] for own in (images_of(2), images_of(2, shift=30)))
     inputs = tiny.inputs(4) | {"image": make(edges, poses)}
     groups = [[0, 2], [1, 3]] if differ else [[0, 1, 2, 3]]
     result = run(tiny, inputs, batching=Batching(2))
     assert [list(tree.images) for tree in result.plan.trees] == groups
     assert result.cost == result.plan.cost
-    independent = run(tiny, inputs, sharing=None, batching=Batching(2))  # each batch has its own prompts' pictures
+    independent = run(tiny, inputs, sharing=None, batching=Batching(2))  # each batch has the images of its own prompts
     assert close(independent.images, bare(tiny, inputs, independent.plan.seeds))
 
 
-def test_tensors_of_pictures_a_network() -> None:
+def test_tensors_of_images_per_network() -> None:
     tiny = sd_controlnet(2)
     inputs = tiny.inputs(4)
     inputs["image"] = [inputs["image"][0], inputs["image"][1].clone()]
@@ -102,13 +102,13 @@ def test_tensors_of_pictures_a_network() -> None:
 @pytest.mark.parametrize(
     ("nets", "image", "message"),
     [
-        (1, pictures(2), "2 entries for 3 prompts"),
-        (2, [pictures(2)] * 2, "2 entries for 3 prompts"),
-        (2, [pictures(1)] * 3, "a list of 2"),
+        (1, images_of(2), "2 entries for 3 prompts"),
+        (2, [images_of(2)] * 2, "2 entries for 3 prompts"),
+        (2, [images_of(1)] * 3, "a list of 2"),
         (2, [torch.zeros(2, 3, 32, 32)] * 2, "2 entries for 3 prompts"),
     ],
 )
-def test_the_wrong_number_of_pictures_is_refused(nets: int, image: Any, message: str) -> None:
+def test_a_wrong_number_of_images_is_refused(nets: int, image: Any, message: str) -> None:
     tiny = sd_controlnet(nets)
     rows = recorded(tiny.pipe.unet)
     with pytest.raises(CotrunkError, match=message):
@@ -117,14 +117,14 @@ def test_the_wrong_number_of_pictures_is_refused(nets: int, image: Any, message:
 
 
 class Flux2Pipeline:
-    """Its `image` is what every prompt goes by, one picture or several."""
+    """Its `image` is for every prompt, one image or several."""
 
     def __call__(self, prompt: Any, image: Any, control_image: Any) -> None: ...
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
-def test_several_pictures_to_go_by_are_for_all_prompts(count: int) -> None:
-    arguments = {"prompt": ["a", "b"], "image": pictures(count), "control_image": pictures(2)}
+def test_several_reference_images_are_for_all_prompts(count: int) -> None:
+    arguments = {"prompt": ["a", "b"], "image": images_of(count), "control_image": images_of(2)}
     own = PerPrompt(Flux2Pipeline(), 2, arguments)
     call = own.of([1])
     assert call["image"] == arguments["image"]
@@ -136,7 +136,7 @@ def test_several_pictures_to_go_by_are_for_all_prompts(count: int) -> None:
 # --- the number of steps ------------------------------------------------------------------------------------
 
 
-def test_what_a_pipeline_hands_on_to_its_scheduler_counts() -> None:
+def test_arguments_that_a_pipeline_passes_to_its_scheduler_count() -> None:
     pipe = diffusers.SanaSprintPipeline.__new__(diffusers.SanaSprintPipeline)
     vars(pipe).update(scheduler=diffusers.SCMScheduler())
     assert timesteps_of(pipe, {}) == (2, 2)  # over a timestep of its own between
@@ -146,7 +146,7 @@ def test_what_a_pipeline_hands_on_to_its_scheduler_counts() -> None:
 
 
 @pytest.mark.parametrize("given", [{"timesteps": [900, 500, 100]}, {"sigmas": [9.0, 3.0, 1.0]}])
-def test_a_schedule_of_the_users(given: dict[str, Any]) -> None:
+def test_a_schedule_given_by_the_user(given: dict[str, Any]) -> None:
     tiny = sdxl()
     assert timesteps_of(tiny.pipe, given)[0] == 3
     assert timesteps_of(tiny.pipe, {**given, "num_inference_steps": 7}) == timesteps_of(tiny.pipe, given)
@@ -157,7 +157,7 @@ def test_a_schedule_of_the_users(given: dict[str, Any]) -> None:
     [
         (sd, {"num_inference_steps": 30}, 4),
         (sd, {"num_inference_steps": 2}, 2),
-        (sd_from_picture, {"num_inference_steps": 30, "strength": 0.2}, 6),  # of 4 steps none would be left
+        (sd_from_image, {"num_inference_steps": 30, "strength": 0.2}, 6),  # of 4 steps none would remain
     ],
 )
 def test_warming_up_takes_few_steps_where_it_can(
@@ -219,7 +219,7 @@ def test_settings_give_the_steps_and_everything_else_at_once() -> None:
     refused(tiny, tiny.inputs(2) | twice, "settings.steps and num_inference_steps are both given")
 
 
-def test_a_cache_dit_is_refused() -> None:
+def test_cache_dit_is_refused() -> None:
     for owner in ("pipe", "module"):
         tiny = sd()
         (tiny.pipe if owner == "pipe" else tiny.pipe.unet)._is_cached = True
@@ -261,7 +261,7 @@ class Takes:
     def __call__(self, prompt: Any, depth_map: Any, reference: Any, timesteps: Any, image: Any) -> None: ...
 
 
-def test_tensors_with_a_row_a_prompt_go_along_whatever_their_name() -> None:
+def test_tensors_with_one_row_per_prompt_are_divided_whatever_their_name() -> None:
     depth = torch.arange(3.0)[:, None, None].expand(3, 2, 2)
     own = PerPrompt(Takes(), 3, {"prompt": ["a", "b", "c"], "depth_map": depth, "timesteps": [9, 5, 1]})
     call = own.of([2, 0])
@@ -272,21 +272,21 @@ def test_tensors_with_a_row_a_prompt_go_along_whatever_their_name() -> None:
         PerPrompt(Takes(), 3, {"prompt": ["a", "b", "c"], "depth_map": depth[:2]})
 
 
-def test_a_list_that_may_or_may_not_have_an_entry_a_prompt_is_refused() -> None:
+def test_a_list_that_may_or_may_not_have_one_entry_per_prompt_is_refused() -> None:
     with pytest.raises(CotrunkError, match="reference is a list of 2, and there are 2 prompts"):
         PerPrompt(Takes(), 2, {"prompt": ["a", "b"], "reference": [1, 2]})
     assert PerPrompt(Takes(), 3, {"prompt": ["a", "b", "c"], "reference": [1, 2]}).of([1])["reference"] == [1, 2]
 
 
-def test_pictures_with_a_palette_differ_by_their_colours() -> None:
-    picture = pictures(1)[0].convert("P")
-    other = picture.copy()
-    other.putpalette([255 - value for value in picture.getpalette()])
-    red, blue = PerPrompt(Takes(), 2, {"prompt": ["a", "b"], "image": [picture, other]}).keys()
+def test_images_with_a_palette_differ_by_their_colours() -> None:
+    image = images_of(1)[0].convert("P")
+    other = image.copy()
+    other.putpalette([255 - value for value in image.getpalette()])
+    red, blue = PerPrompt(Takes(), 2, {"prompt": ["a", "b"], "image": [image, other]}).keys()
     assert red != blue
 
 
-def test_prompt_is_prompts_by_its_name_in_the_pipelines() -> None:
+def test_prompt_is_accepted_for_prompts() -> None:
     tiny = sd_with_text()
     texts = ["a cat", "a dog"]
     by_name = run(tiny, {"prompt": texts}, sharing=None)
@@ -298,11 +298,11 @@ def test_prompt_is_prompts_by_its_name_in_the_pipelines() -> None:
 
 
 @pytest.mark.parametrize("prompts", [["a cat", None], ["a cat", 3], ["a cat", "half \ud83d"]])
-def test_prompts_that_are_no_text_are_refused(prompts: Any) -> None:
+def test_prompts_that_are_not_text_are_refused(prompts: Any) -> None:
     refused(sd_with_text(), {"prompts": prompts, "sharing": None}, "prompt 1: the prompt (is|contains)")
 
 
-def test_a_plan_is_not_replayed_where_it_would_share_too_much() -> None:
+def test_a_plan_that_would_share_too_much_is_not_replayed() -> None:
     tiny = sd_with_text()
     prompts = ["one", "two", "six"]
     plan = run(tiny, {"prompts": prompts}).plan
@@ -325,14 +325,14 @@ def test_a_plan_of_embeddings_is_not_replayed_without_them(again: dict[str, Any]
     run(tiny, inputs, plan=plan)
 
 
-@pytest.mark.parametrize(("scale", "picture", "rows"), [(7.5, 1.5, 3), (1.0, 1.5, 1), (7.5, 0.5, 1)])
-def test_rows_of_guidance_by_text_and_picture(scale: float, picture: float, rows: int) -> None:
+@pytest.mark.parametrize(("scale", "image_scale", "rows"), [(7.5, 1.5, 3), (1.0, 1.5, 1), (7.5, 0.5, 1)])
+def test_rows_of_guidance_by_text_and_image(scale: float, image_scale: float, rows: int) -> None:
     """InstructPix2Pix."""
 
     class Pipeline:
         def __call__(self, prompt: str, guidance_scale: float = 7.5, image_guidance_scale: float = 1.5) -> None: ...
 
-    arguments = {"guidance_scale": scale, "image_guidance_scale": picture}
+    arguments = {"guidance_scale": scale, "image_guidance_scale": image_scale}
     assert guidance_rows(Pipeline(), arguments) == rows
 
 
@@ -340,19 +340,19 @@ def test_rows_of_guidance_by_text_and_picture(scale: float, picture: float, rows
 
 
 @pytest.mark.parametrize("seeds", [range(2), (0, 1), np.arange(2), list(np.arange(2)), torch.arange(2)])
-def test_seeds_may_be_held_by_anything(seeds: Any) -> None:
+def test_seeds_may_come_in_any_container(seeds: Any) -> None:
     tiny = sd()
     assert run(tiny, tiny.inputs(2), sharing=None, seed=seeds).plan.seeds == (0, 1)
 
 
 @pytest.mark.parametrize("seed", [np.int64(5), torch.tensor(5), np.uint8(5)])
-def test_a_seed_may_be_of_any_whole_type(seed: Any) -> None:
+def test_a_seed_may_be_of_any_integer_type(seed: Any) -> None:
     tiny = sd()
     assert run(tiny, tiny.inputs(2), seed=seed).plan == run(tiny, tiny.inputs(2), seed=5).plan
 
 
 @pytest.mark.parametrize("seed", [-1, 2**63, 1.0, True, "5", None, [1.5, 2], [[1, 2]], np.float32(3)])
-def test_what_is_not_a_seed_is_named(seed: Any) -> None:
+def test_a_bad_seed_is_named(seed: Any) -> None:
     tiny = sd()
     with pytest.raises(CotrunkError, match=r"seed .* is out of range: use a whole number from 0 to"):
         run(tiny, tiny.inputs(2), seed=seed)
@@ -378,7 +378,7 @@ def test_numbers_of_numpy_are_numbers() -> None:
         ("eta", np.array([0.0, 1.0])),
     ],
 )
-def test_several_numbers_where_a_call_takes_one_are_refused(name: str, several: Any) -> None:
+def test_several_numbers_for_an_argument_that_takes_one_are_refused(name: str, several: Any) -> None:
     tiny = sd()
     rows = recorded(tiny.pipe.unet)
     with pytest.raises(CotrunkError, match=f"{name} is one number for all prompts of a run, and 2 are given"):
@@ -454,7 +454,7 @@ def test_every_way_of_cutting_a_schedule_is_followed() -> None:
     assert timesteps_of(diffedit, {"inpaint_strength": 0.5}) == (10, 5)
 
 
-def test_a_strength_that_the_scheduler_takes_is_handed_to_it() -> None:
+def test_a_strength_that_the_scheduler_takes_is_passed_to_it() -> None:
     scheduler = diffusers.LCMScheduler(original_inference_steps=50)
     lcm = pipeline(scheduler, __call__=call_of_lcm, get_timesteps=last_part)  # and does not call get_timesteps
     assert timesteps_of(lcm, {}) == (4, 4)

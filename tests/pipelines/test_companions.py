@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from running import EVERYONE, STEPS
-from tiny import TinyPipeline, flux, sd_from_picture, sd_with_text, sdxl
+from tiny import TinyPipeline, flux, sd_from_image, sd_with_text, sdxl
 
 from cotrunk import CotrunkError, generate
 from cotrunk.engine.attach import attached
@@ -17,7 +17,7 @@ from cotrunk.pipelines import companions
 from cotrunk.pipelines.arguments import PerPrompt
 
 
-def picture(seed: int, width: int = 32, height: int = 32) -> Any:
+def random_image(seed: int, width: int = 32, height: int = 32) -> Any:
     from PIL import Image
 
     return Image.fromarray(np.random.default_rng(seed).integers(0, 255, (height, width, 3), dtype=np.uint8))
@@ -28,16 +28,16 @@ def mask() -> torch.Tensor:
 
 
 def inpainting() -> tuple[Any, dict[str, Any]]:
-    tiny = sd_from_picture()
+    tiny = sd_from_image()
     pipe = diffusers.StableDiffusionInpaintPipeline(**tiny.pipe.components, requires_safety_checker=False)
     return pipe, {"height": 32, "width": 32, "mask_image": mask()}
 
 
-def from_picture() -> tuple[Any, dict[str, Any]]:
-    return sd_from_picture().pipe, {}
+def from_image() -> tuple[Any, dict[str, Any]]:
+    return sd_from_image().pipe, {}
 
 
-def flux_from_picture() -> tuple[Any, dict[str, Any]]:
+def flux_from_image() -> tuple[Any, dict[str, Any]]:
     parts = {k: v for k, v in flux().pipe.components.items() if k not in ("image_encoder", "feature_extractor")}
     return diffusers.FluxImg2ImgPipeline(**parts), {"height": 16, "width": 16}
 
@@ -47,8 +47,8 @@ def xl_inpainting() -> tuple[Any, dict[str, Any]]:
     return pipe, {"height": 32, "width": 32, "mask_image": mask(), "denoising_start": 0.3}
 
 
-KINDS = {"inpaint": inpainting, "img2img": from_picture, "flux": flux_from_picture, "xl": xl_inpainting}
-BARE = {"inpaint": sd_from_picture, "img2img": sd_from_picture, "flux": flux, "xl": sdxl}
+KINDS = {"inpaint": inpainting, "img2img": from_image, "flux": flux_from_image, "xl": xl_inpainting}
+BARE = {"inpaint": sd_from_image, "img2img": sd_from_image, "flux": flux, "xl": sdxl}
 
 
 def texts_of(name: str, n: int) -> dict[str, Any]:
@@ -59,16 +59,16 @@ def texts_of(name: str, n: int) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("name", "held"),
     [
-        *((name, "picture") for name in KINDS),
+        *((name, "image") for name in KINDS),
         *(("img2img", held) for held in ("list of one", "tensor", "batch of one")),
     ],
 )
-def test_one_image_for_all_prompts_is_what_it_is_for_each_alone(name: str, held: str) -> None:
+def test_one_image_for_all_prompts_acts_as_for_each_prompt_alone(name: str, held: str) -> None:
     """Pipelines encode a single image with the first generator: an image would depend on its place in the batch."""
     pipe, extra = KINDS[name]()
     pipe.set_progress_bar_config(disable=True)
     one = torch.rand(3, 32, 32, generator=torch.Generator().manual_seed(1))
-    image = {"picture": picture(1), "list of one": [picture(1)], "tensor": one, "batch of one": one[None]}[held]
+    image = {"image": random_image(1), "list of one": [random_image(1)], "tensor": one, "batch of one": one[None]}[held]
     call = extra | {"image": image, "num_inference_steps": 5, "output_type": "latent"}
     call = call if name == "xl" else {"strength": 0.8} | call
     texts = texts_of(name, 3)
@@ -81,10 +81,10 @@ def test_one_image_for_all_prompts_is_what_it_is_for_each_alone(name: str, held:
     assert shared.cost.saving > 0
 
 
-def test_images_of_different_sizes_keep_them() -> None:
-    pipe, _ = from_picture()
+def test_images_of_different_sizes_keep_their_sizes() -> None:
+    pipe, _ = from_image()
     call = {**texts_of("img2img", 3), "strength": 0.6, "num_inference_steps": STEPS, "sharing": EVERYONE}
-    images = [picture(1), picture(2, 64, 32), picture(1)]
+    images = [random_image(1), random_image(2, 64, 32), random_image(1)]
     result = generate(pipe, **call, image=images, seed=[1, 2, 3])
     assert [image.size for image in result.images] == [(32, 32), (64, 32), (32, 32)]
     assert {tree.images for tree in result.plan.trees} == {(0, 2), (1,)}
@@ -94,7 +94,7 @@ def test_images_of_different_sizes_keep_them() -> None:
 
 def test_a_crop_around_the_mask_takes_one_image_per_call() -> None:
     pipe, extra = inpainting()
-    call = extra | texts_of("inpaint", 2) | {"image": picture(1), "mask_image": picture(2).convert("L")}
+    call = extra | texts_of("inpaint", 2) | {"image": random_image(1), "mask_image": random_image(2).convert("L")}
     call |= {"padding_mask_crop": 4, "num_inference_steps": STEPS, "strength": 0.9, "sharing": EVERYONE}
     with pytest.warns(UserWarning, match="takes one image per call with padding_mask_crop: each image runs by itself"):
         result = generate(pipe, **call, seed=[1, 2])
@@ -150,7 +150,7 @@ def test_seeds_do_not_depend_on_companions(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_an_encoder_without_a_generator_draws_from_the_seed_of_each_image() -> None:
     """Some ControlNet pipelines forget the generator: the global one would make an image depend on its batch."""
-    tiny = sd_from_picture()
+    tiny = sd_from_image()
     x = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(1)).repeat(2, 1, 1, 1)
 
     def drawn(seeds: list[int], pixels: torch.Tensor) -> torch.Tensor:

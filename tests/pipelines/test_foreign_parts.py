@@ -97,7 +97,7 @@ def test_a_tool_that_may_keep_rows_is_refused_by_name_before_any_row(tool: Any, 
 
 
 @pytest.mark.parametrize("tool", TOOLS)
-def test_such_a_tool_works_where_every_row_is_computed(tool: Any) -> None:
+def test_a_tool_that_may_keep_rows_works_if_every_row_is_computed(tool: Any) -> None:
     tiny, alone = sd(), sd()
     tool(tiny.pipe.unet)
     tool(alone.pipe.unet)
@@ -112,7 +112,7 @@ def test_a_list_that_turns_out_to_keep_rows_is_refused_after_a_step() -> None:
         run(tiny, tiny.inputs(2))
 
 
-def test_a_forward_put_on_the_class_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_forward_set_on_the_class_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """As TeaCache's scripts do it."""
     tiny = flux()
 
@@ -124,7 +124,7 @@ def test_a_forward_put_on_the_class_is_refused(monkeypatch: pytest.MonkeyPatch) 
         run(tiny, tiny.inputs(2))
 
 
-def test_what_counts_times_or_declares_itself_is_not_refused() -> None:
+def test_functions_that_count_time_or_declare_independence_are_not_refused() -> None:
     tiny = sd()
     calls = recorded(tiny.pipe.unet)
     inner = recorded(tiny.pipe.unet.mid_block)
@@ -207,7 +207,7 @@ def pipeline_of(kind: type) -> TinyPipeline:
 
 
 @pytest.mark.parametrize("what", [{"sharing": EVERYONE}, {"sharing": None, "skipping": FIXED}])
-def test_an_own_step_function_is_refused_before_any_row(what: dict[str, Any]) -> None:
+def test_a_pipeline_with_its_own_step_function_is_refused_before_any_row(what: dict[str, Any]) -> None:
     tiny = pipeline_of(WithOwnStep)
     rows = recorded(tiny.pipe.unet)
     with pytest.raises(CotrunkError, match="WithOwnStep has a step function of its own"):
@@ -217,7 +217,7 @@ def test_an_own_step_function_is_refused_before_any_row(what: dict[str, Any]) ->
     assert not rows
 
 
-def test_a_hidden_own_step_function_is_refused_after_one_evaluation() -> None:
+def test_a_hidden_step_function_is_refused_after_one_evaluation() -> None:
     tiny = pipeline_of(HiddenStep)
     rows = recorded(tiny.pipe.unet)
     with pytest.raises(CotrunkError, match="at another timestep without a step of its scheduler"):
@@ -226,14 +226,14 @@ def test_a_hidden_own_step_function_is_refused_after_one_evaluation() -> None:
 
 
 @pytest.mark.parametrize("kind", [WithOwnStep, HiddenStep])
-def test_an_own_step_function_works_where_every_row_is_computed(kind: type) -> None:
+def test_a_pipeline_with_its_own_step_function_works_if_every_row_is_computed(kind: type) -> None:
     tiny = pipeline_of(kind)
     result = run(tiny, tiny.inputs(2), sharing=None, seed=[1, 2])
     assert torch.equal(result.images, bare(tiny, tiny.inputs(2), [1, 2]))
     assert result.cost.used == 2 * STEPS
 
 
-def test_every_pipeline_with_a_prompt_is_seen_to_step_its_scheduler() -> None:
+def test_every_pipeline_with_a_prompt_is_known_to_step_its_scheduler() -> None:
     """What only its parts do (a prior and a decoder) is seen on the object, below."""
     combined = ("Combined", "VersatileDiffusionPipeline", "VisualCloze")
     kinds = [getattr(diffusers, name) for name in dir(diffusers) if name.endswith("Pipeline")]
@@ -249,14 +249,14 @@ class HandsOn(diffusers.StableDiffusionImg2ImgPipeline):
         return super().__call__(*args, **kwargs)
 
 
-def test_a_subclass_that_hands_its_call_on_is_its_parent() -> None:
+def test_a_subclass_that_passes_its_call_on_counts_as_its_parent() -> None:
     pipe = object.__new__(HandsOn)
     assert steps_scheduler(pipe)
     assert _cuts_schedule(pipe)
     assert not steps_scheduler(object.__new__(WithOwnStep))
 
 
-def test_a_combined_pipeline_steps_by_its_parts() -> None:
+def test_a_combined_pipeline_steps_through_its_parts() -> None:
     pipe = types.SimpleNamespace()
 
     class Combined(diffusers.DiffusionPipeline):

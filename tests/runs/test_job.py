@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from command import PROMPTS, ROUNDING, pipeline, pixels
+from command import PROMPTS, ROUNDING, no_model, pipeline, pixels
 
 from cotrunk import CotrunkError
 from cotrunk.planning.plan import Plan
@@ -76,6 +76,14 @@ def test_a_job_resumes_after_it_was_stopped(tmp_path: Path, capfd: pytest.Captur
     assert run_job(JOB, cut, resume=True, on_event=found.append) == report
     assert found == [events.AlreadyFinished()]
     assert capfd.readouterr() == ("", "")
+
+
+def test_a_service_brings_its_own_pipeline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    no_model(monkeypatch)
+    loaded = list[Job]()
+    job = replace(JOB, prompts=JOB.prompts[:1])
+    report = run_job(job, tmp_path, load=lambda asked: loaded.append(asked) or pipeline())
+    assert (report.status, loaded) == ("done", [job])
 
 
 @pytest.mark.usefixtures("model")

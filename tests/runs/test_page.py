@@ -108,7 +108,7 @@ def test_images_that_a_safety_checker_blackened_are_marked(tmp_path: Path) -> No
     parsed = page(run, tmp_path)
     assert "safety checker put a black image in place of 2 images, marked as flagged below" in parsed.text
     assert "not complete" not in parsed.text
-    # twice in the groups, twice beside their rivals, and one rival
+    # two images in the groups, the same two in the comparison, and one image made independently
     assert len(parsed.all("div", "lost")) == (tmp_path / "index.html").read_text().count(">flagged</a>") == 5
     assert {"images/00001.png", "images/00003.png", "compare/equal-cost/00000.png"} <= set(links(parsed))
 

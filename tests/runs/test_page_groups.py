@@ -8,12 +8,11 @@ import pytest
 from pages import STEPS, Parsed, flat, leaf, links, make, node, page
 from PIL import Image
 
-from cotrunk.runs import page_groups
-from cotrunk.runs import tree_svg as drawing
+from cotrunk.runs import page_groups, tree_svg
 
 
 def moves(parsed: Parsed, kind: str) -> list[tuple[float, float, float]]:
-    """Start (x, y) and width of the lines of one kind, dots left out."""
+    """Return start (x, y) and width of the lines of one kind, without the dots."""
     lines = [a for a in parsed.all("path", kind) if "h0.001" not in a["d"]]
     starts = [re.match(r"M([\d.]+) ([\d.]+)", a["d"]) for a in lines]
     return [(float(m[1]), float(m[2]), float(a["stroke-width"])) for m, a in zip(starts, lines, strict=True) if m]
@@ -24,7 +23,7 @@ def test_nested_tree_branches_where_it_says(tmp_path: Path) -> None:
     inner = node(6, 15, leaf(3, 15), leaf(0, 15))
     tree = node(0, 6, inner, leaf(2, 6), leaf(1, 6))
     parsed = page(make(tmp_path, [tree]), tmp_path)
-    scale = drawing.END / STEPS
+    scale = tree_svg.END / STEPS
     trunks, branches = moves(parsed, "trunk"), moves(parsed, "branch")
     assert sorted(x for x, _, _ in trunks) == pytest.approx([0, 6 * scale])
     assert sorted(x for x, _, _ in branches) == pytest.approx([6 * scale, 6 * scale, 15 * scale, 15 * scale])

@@ -58,7 +58,7 @@ def test_a_higher_limit_takes_no_more_evaluations(steps: int, limit: float, more
 
 
 @pytest.mark.parametrize("terms", [1, 2])
-def test_the_last_gap_is_no_waste(terms: int) -> None:
+def test_the_last_gap_is_not_shorter_than_needed(terms: int) -> None:
     """Each gap as long as the limit lets it be would leave one of any length for the end."""
     own, lasts = gaps(50, terms=terms), []
     for limit in (0.01, 0.015, 0.02, 0.03, 0.04, 0.06):
@@ -68,13 +68,13 @@ def test_the_last_gap_is_no_waste(terms: int) -> None:
     assert sum(lasts) / len(lasts) > 0.5
 
 
-def test_limits_of_nothing_compute_everything_and_no_limit_nothing() -> None:
+def test_a_zero_limit_computes_everything_and_no_limit_nothing() -> None:
     assert walk(gaps(12), 0.0) == walk(gaps(12), math.nan) == list(range(12))
     assert walk(gaps(12), 1e308) == [0, 11]
     assert walk(gaps(12, longest=3), 1e9) == [0, 4, 8, 11]
 
 
-def test_a_prediction_that_is_not_to_be_made_ends_a_gap() -> None:
+def test_a_prediction_that_is_not_allowed_ends_a_gap() -> None:
     schedule, far = flow(12), 0.5
     computed = walk(gaps(12, allowed=lambda times, time: times[0] - time < far), 1e9)
     for early, late in itertools.pairwise(computed):
@@ -82,7 +82,7 @@ def test_a_prediction_that_is_not_to_be_made_ends_a_gap() -> None:
         assert late == 11 or schedule.time(early) - schedule.time(late) >= far
 
 
-def test_equal_times_are_no_two_nodes() -> None:
+def test_equal_times_count_as_one_support_point() -> None:
     levels = tuple((math.sqrt(1 - s * s), s) for s in (1.0, 1.0, 0.8, 0.6, 0.3))
     schedule = NoiseSchedule("epsilon", levels, (4.0, 4.0, 3.0, 2.0, 1.0), 1000.0, divided=False)
     own = Gaps(schedule, 4, 9, 2, lambda *_: True)

@@ -1,4 +1,4 @@
-"""The rule "released" beside the authors' rule, which is written down here once more as one plain loop.
+"""The rule "released" against the authors' rule, which is transcribed here as one plain loop.
 
 The loop follows what their code does for one image (sada-icml, July 2025: skipping from step 10 to 47 of 50, a
 polynomial from step 24 on), with the solvers' updates written out. It uses nothing of `cotrunk.sada`.

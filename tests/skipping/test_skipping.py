@@ -14,10 +14,10 @@ import torch
 from running import EVERYONE, BrokenError, bare, close, denoiser, recorded, state
 from schedulers import DIFFUSION, FLOW, REPRESENTATIVE
 from skipped import EVERY_THIRD, FIXED, STEPS, pixels, skipped
-from tiny import TinyPipeline, flux, sd, sd3, sd_controlnet, sd_from_picture, sd_perturbed, wan
+from tiny import TinyPipeline, flux, sd, sd3, sd_controlnet, sd_from_image, sd_perturbed, wan
 from torch import Tensor
 
-from cotrunk import Batching, CotrunkError, Skipping, apply, generate, mini
+from cotrunk import Batching, CotrunkError, Skipping, apply, generate, mini, remove
 from cotrunk.pipelines.noise_schedule import read_schedule
 
 
@@ -40,7 +40,7 @@ def test_tolerance_zero_is_the_run_without_skipping_to_the_bit(name: str) -> Non
 
 
 @pytest.mark.parametrize("name", tiny.PIPELINES)
-def test_rows_are_left_out_and_counted(name: str) -> None:
+def test_rows_are_skipped_and_counted(name: str) -> None:
     pipeline = tiny.PIPELINES[name]()
     ran = recorded(denoiser(pipeline))
     result = skipped(pipeline, pipeline.inputs(3))
@@ -67,9 +67,11 @@ def test_every_scheduler_runs_and_computes_its_first_and_last_steps(name: str) -
 
 
 # those that take one step at a time from what they remember, or correct the step before: each must remember as if
-# nothing had been left out
+# nothing had been skipped
 @pytest.mark.parametrize("name", ["ddim", "euler", "dpm++2m", "dpm++3m", "unipc", "lms", "deis", "pndm", "heun"])
-def test_a_corrected_run_is_the_solver_on_interpolated_outputs(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_corrected_run_equals_the_scheduler_on_interpolated_outputs(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A denoiser whose output is a straight line in time is interpolated exactly, however wrong its predictions are."""
 
     def images(skipping: Skipping | None) -> tuple[Tensor, int]:
@@ -109,7 +111,7 @@ def test_an_image_alone_is_the_image_in_a_batch_of_16(build: Callable[[], TinyPi
 
 
 @pytest.mark.parametrize("controlnets", [1, 2])
-def test_a_controlnet_does_not_run_where_its_denoiser_does_not(controlnets: int) -> None:
+def test_a_controlnet_does_not_run_if_its_denoiser_does_not(controlnets: int) -> None:
     pipeline = sd_controlnet(controlnets)
     nets = [pipeline.pipe.controlnet] if controlnets == 1 else list(pipeline.pipe.controlnet.nets)
     denoised, controlled = recorded(pipeline.pipe.unet), [recorded(net) for net in nets]
@@ -118,7 +120,7 @@ def test_a_controlnet_does_not_run_where_its_denoiser_does_not(controlnets: int)
     assert all(rows == denoised for rows in controlled)
 
 
-def test_two_calls_a_step_decide_together() -> None:
+def test_two_denoiser_calls_per_step_decide_together() -> None:
     """Flux with true guidance calls its denoiser for the prompt, then for the negative prompt."""
     pipeline = flux()
     inputs = pipeline.inputs(2)
@@ -142,7 +144,7 @@ def test_a_video_pipeline() -> None:
     assert torch.equal(pixels(pipeline, whole), pixels(pipeline, zero))
 
 
-def test_what_sharing_spared_guidance_spares_no_more() -> None:
+def test_rows_spared_by_sharing_are_not_counted_for_guidance() -> None:
     """Whether guidance is a call of its own (wan) or a copy in the batch: both count alike, at steps
     where both are spared."""
     counts = [
@@ -184,13 +186,13 @@ def test_sharing_skipping_and_guidance_multiply() -> None:
     assert result.cost.independent - result.cost.used == sum(result.spared.values())
     assert all(result.spared[what] > 0 for what in ("sharing", "guidance", "skipping"))
     letters = strips(pipeline, inputs, sharing=EVERYONE, guidance_interval=(0.0, 0.75))
-    assert len(set(letters)) == 1  # a fixed rule: nobody has reasons of its own
+    assert len(set(letters)) == 1  # a fixed rule decides the same for all images
     assert letters[0].startswith("SSS")
     assert letters[0][5:7] == "SC"  # the last step together and the first alone
     assert letters[0].endswith("c")
 
 
-def test_forwards_have_the_sizes_that_were_asked_for() -> None:
+def test_forwards_have_the_requested_sizes() -> None:
     pipeline = sd()
     inputs, skipping = pipeline.inputs(3), Skipping(tolerance=0.05)
     ran = recorded(pipeline.pipe.unet)
@@ -252,7 +254,7 @@ def test_apply_gives_what_generate_gives(name: str) -> None:
 
 @pytest.mark.parametrize("scheduler", ["ddim", "dpm++2m"])
 def test_an_applied_run_from_an_image_knows_where_it_begins(scheduler: str) -> None:
-    pipeline = sd_from_picture()
+    pipeline = sd_from_image()
     pipeline.pipe.scheduler = DIFFUSION[scheduler]()
     inputs = pipeline.inputs(2) | {"strength": 0.6}
     ours = skipped(pipeline, inputs, Skipping(tolerance=0.5), num_inference_steps=20)
@@ -262,8 +264,8 @@ def test_an_applied_run_from_an_image_knows_where_it_begins(scheduler: str) -> N
     assert close(own, pixels(pipeline, ours))
 
 
-def test_from_a_picture_skipping_is_closer_to_all_steps_than_fewer_steps() -> None:
-    """On the embedded model, whose first outputs swing over from another picture: the worst of them counts."""
+def test_from_an_image_skipping_is_closer_to_all_steps_than_fewer_steps() -> None:
+    """On the embedded model, whose first outputs move over from another image; the worst image counts."""
     text = mini.load()
     pipe = diffusers.StableDiffusionImg2ImgPipeline(**text.components, requires_safety_checker=False)
     prompts = ["broken heart, twemoji style", "astronaut, noto style"]
@@ -285,7 +287,7 @@ def test_from_a_picture_skipping_is_closer_to_all_steps_than_fewer_steps() -> No
 
 
 @pytest.mark.parametrize("raises", [False, True])
-def test_it_is_taken_off_without_a_trace(raises: bool, tmp_path: Any) -> None:
+def test_remove_leaves_no_trace(raises: bool, tmp_path: Any) -> None:
     pipeline = sd()
     pipeline.pipe(**pipeline.inputs(1), num_inference_steps=2)  # pipelines note their last call in themselves
     kind, before = type(pipeline.pipe), state(pipeline)
@@ -327,13 +329,13 @@ def test_apply_skips_in_each_of_several_runs_of_the_scheduler(monkeypatch: pytes
     assert torch.as_tensor(again).isfinite().all()
 
 
-def test_an_interval_where_guidance_is_no_second_row() -> None:
+def test_an_interval_without_a_second_row_of_guidance_is_refused() -> None:
     pipeline = flux()
     with pytest.raises(CotrunkError, match="Guidance costs FluxPipeline no row of its own"):
         skipped(pipeline, pipeline.inputs(1), None, guidance_interval=(0.1, 0.8), guidance_scale=3.5)
 
 
-def test_two_transformers_that_hand_over() -> None:
+def test_two_transformers_one_after_the_other_are_refused() -> None:
     pipeline = wan()
     pipeline.pipe.register_to_config(boundary_ratio=0.5)
     pipeline.pipe.transformer_2 = pipeline.pipe.transformer
@@ -370,7 +372,9 @@ def _unreadable(pipeline: TinyPipeline) -> None:
         (sd_perturbed, lambda pipeline: None, "guides by perturbed attention, which does not work with skipping"),
     ],
 )
-def test_what_cannot_skip_is_said_first(build: Callable[[], TinyPipeline], change: Callable, said: str) -> None:
+def test_a_pipeline_that_cannot_skip_is_refused_first(
+    build: Callable[[], TinyPipeline], change: Callable, said: str
+) -> None:
     pipeline = build()
     change(pipeline)
     ran = recorded(denoiser(pipeline))
@@ -402,7 +406,7 @@ def test_bad_arguments_are_named(arguments: dict[str, Any], said: str) -> None:
 # --- what a review found -------------------------------------------------------------------------------------
 
 
-def test_nothing_is_interpolated_across_a_jump() -> None:
+def test_nothing_is_interpolated_across_a_discontinuity() -> None:
     """Outputs that are constant on both sides of a switch of guidance stay so, whatever gaps there are."""
     pipeline = sd()
     pipeline.pipe.scheduler = DIFFUSION["ddim"]()
@@ -442,7 +446,7 @@ def test_repeated_timesteps_count_once() -> None:
         assert pixels(pipeline, result).isfinite().all()
 
 
-def test_a_run_that_ends_early_knows_its_noise() -> None:
+def test_a_run_that_ends_early_reads_its_noise_schedule() -> None:
     """SDXL's `denoising_end`: the first part of a schedule, by both ways."""
     pipeline = tiny.sdxl()
     inputs = pipeline.inputs(2) | {"denoising_end": 0.5}
@@ -454,7 +458,7 @@ def test_a_run_that_ends_early_knows_its_noise() -> None:
 
 
 def test_an_applied_heun_run_from_an_image() -> None:
-    pipeline = sd_from_picture()
+    pipeline = sd_from_image()
     pipeline.pipe.scheduler = DIFFUSION["heun"]()
     inputs = pipeline.inputs(1) | {"strength": 0.6}
     ours = skipped(pipeline, inputs, Skipping(tolerance=0.05), num_inference_steps=20)
@@ -471,7 +475,7 @@ def test_tolerance_zero_computes_all_tokens() -> None:
     assert torch.equal(pixels(pipeline, none), pixels(pipeline, zero))
 
 
-def test_tokens_of_two_calls_a_step_are_not_mixed() -> None:
+def test_tokens_of_two_denoiser_calls_per_step_are_not_mixed() -> None:
     pipeline = flux()
     inputs = pipeline.inputs(1)
     inputs |= {f"negative_{name}": -inputs[name] for name in ("prompt_embeds", "pooled_prompt_embeds")}
@@ -495,7 +499,7 @@ def cosmos_scheduler() -> diffusers.FlowMatchEulerDiscreteScheduler:
         diffusers.EulerDiscreteScheduler(timestep_type="continuous", prediction_type="v_prediction"),
     ],
 )
-def test_schedules_that_mean_something_else_are_refused(scheduler: Any) -> None:
+def test_schedules_with_another_meaning_are_refused(scheduler: Any) -> None:
     with pytest.raises(CotrunkError, match="does not say how noisy a timestep is"):
         read_schedule(scheduler, ())
 
@@ -508,3 +512,38 @@ def test_generate_refuses_a_pipeline_with_skipping_applied() -> None:
     ):
         skipped(pipeline, pipeline.inputs(1))
     skipped(pipeline, pipeline.inputs(1))
+
+
+def test_remove_needs_no_handle() -> None:
+    pipeline = sd()
+    kind = type(pipeline.pipe)
+    applied = apply(pipeline.pipe, EVERY_THIRD)
+    assert repr(applied) == "<Applied: StableDiffusionPipeline, 0 of 0 denoiser rows>"
+    remove(pipeline.pipe)
+    assert type(pipeline.pipe) is kind
+    remove(pipeline.pipe)  # a pipeline without skipping stays as it is
+    with apply(pipeline.pipe, EVERY_THIRD):
+        remove(pipeline.pipe)
+        with apply(pipeline.pipe, EVERY_THIRD) as second:
+            pass
+    assert type(pipeline.pipe) is kind
+    assert second.rows == 0
+
+
+def test_apply_remembers_a_row_limit_found_by_running_out_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    pipeline = sd()
+    module = pipeline.pipe.unet
+    forward, failures = module.forward, list[int]()
+
+    @functools.wraps(forward)
+    def small(sample: Tensor, *args: Any, **kwargs: Any) -> Any:
+        if len(sample) > 2:
+            failures.append(len(sample))
+            raise torch.OutOfMemoryError
+        return forward(sample, *args, **kwargs)
+
+    monkeypatch.setattr(module, "forward", small)
+    with apply(pipeline.pipe, EVERY_THIRD) as applied:
+        for _ in range(2):
+            pipeline.pipe(**pipeline.inputs(2), num_inference_steps=4, output_type="latent")
+        assert (failures, applied.max_rows) == ([4], 2)

@@ -103,25 +103,25 @@ def test_skipping_beats_fewer_steps_and_every_fixed_pattern_but_quadratic_ones(c
                     assert decibels(ours.samples, full) > decibels(fixed.samples, full) + 1, (every, prediction)
 
 
-def from_pictures(
+def from_images(
     case: tuple[str, str], strength: float, steps: int = 30, skipping: Skipping | None = None
 ) -> tuple[Sampled, int]:
-    """Runs that begin from noised pictures, which are not what the prompt asks for, and the steps that they take."""
+    """Runs that begin from noised images that the prompt does not ask for, and the steps that they take."""
     ran = run(case, skipping, steps, seeds=range(12), model=guided, strength=strength)
     return ran, len(ran.computed)
 
 
 @EACH_KIND
 @pytest.mark.parametrize("strength", [0.3, 0.7])
-def test_skipping_from_a_picture_beats_fewer_steps(case: tuple[str, str], strength: float) -> None:
+def test_skipping_from_an_image_beats_fewer_steps(case: tuple[str, str], strength: float) -> None:
     """On the mean and on the worst image."""
-    full, taken = from_pictures(case, strength)
-    ours, _ = from_pictures(case, strength, skipping=Skipping())
+    full, taken = from_images(case, strength)
+    ours, _ = from_images(case, strength, skipping=Skipping())
     assert ours.evaluations < taken
     # of the numbers of steps that take so many, the one that begins where the full run does, or closest to it
     few = [n for n in range(2, 30) if int(n * strength) == math.ceil(ours.evaluations)]
     closest = min(few or [29], key=lambda n: abs(int(n * strength) / n - taken / 30))
-    plain, _ = from_pictures(case, strength, closest)
+    plain, _ = from_images(case, strength, closest)
     gains = [[decibels(ran.samples[i : i + 1], full.samples[i : i + 1]) for i in range(12)] for ran in (ours, plain)]
     assert statistics.mean(gains[0]) > statistics.mean(gains[1]) + 3
     assert min(gains[0]) > min(gains[1])
@@ -131,11 +131,11 @@ def test_skipping_from_a_picture_beats_fewer_steps(case: tuple[str, str], streng
 def test_in_the_middle_nothing_is_predicted_before_a_prediction_has_been_tried(case: tuple[str, str]) -> None:
     """Two outputs make a trend, and the third tells what it is worth; from pure noise the law tells at once."""
     anything = Skipping(1e9)
-    assert all(map(all, from_pictures(case, 0.5, skipping=anything)[0].computed[:3]))
-    assert not any(map(any, from_pictures(case, 1.0, skipping=anything)[0].computed[1:3]))
+    assert all(map(all, from_images(case, 0.5, skipping=anything)[0].computed[:3]))
+    assert not any(map(any, from_images(case, 1.0, skipping=anything)[0].computed[1:3]))
 
 
-def test_a_schedule_that_begins_with_a_picture_in_it_begins_in_the_middle() -> None:
+def test_a_schedule_that_begins_with_an_image_begins_in_the_middle() -> None:
     """Whoever hands over timesteps or sigmas of his own sets no beginning among them."""
     import diffusers
 
@@ -148,7 +148,7 @@ def test_a_schedule_that_begins_with_a_picture_in_it_begins_in_the_middle() -> N
     assert [all(step) for step in ran.computed[:4]] == [True, True, True, False]
 
 
-def test_in_the_middle_misses_count_in_full_and_a_large_first_one_is_not_enough() -> None:
+def test_in_the_middle_errors_count_in_full_and_a_large_first_error_is_not_enough() -> None:
     def caution(scale: float | None, tried: int, from_noise: bool = False) -> float | None:
         return History(scale=scale, tried=tried, from_noise=from_noise, overshoot=3.0).caution
 
@@ -181,7 +181,7 @@ def _nothing_measured(self: Trajectories, *_: object) -> tuple[list[float | None
     return [None for _ in self.histories], [1.0 for _ in self.histories]
 
 
-def test_an_image_whose_predictions_miss_more_is_computed_more_often() -> None:
+def test_an_image_with_larger_prediction_errors_is_computed_more_often() -> None:
     schedules: dict[float, list[int]] = {}
     for size in (0.1, 1.0, 10.0):
 
@@ -303,7 +303,7 @@ def observed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Tensor, Tensor]]:
 
 @EACH_KIND
 @pytest.mark.parametrize("rule", ["paper", "released"])
-def test_the_tail_of_the_published_rules_is_a_pattern(case: tuple[str, str], rule: str) -> None:
+def test_the_published_rules_end_with_a_fixed_pattern(case: tuple[str, str], rule: str) -> None:
     ran = run(case, Skipping(rule=rule))
     flux = rule == "released" and case[1] == "flow"
     tail = COMPUTED["flow" if flux else "diffusion"]
@@ -315,7 +315,7 @@ def test_the_tail_of_the_published_rules_is_a_pattern(case: tuple[str, str], rul
 
 @pytest.mark.parametrize("bend", [1, -1])
 @pytest.mark.parametrize("case", [case for case in SCHEDULERS if case[1] == "flow"], ids="-".join)
-def test_released_goes_by_the_velocity_of_a_flow(
+def test_released_uses_the_velocity_of_a_flow(
     case: tuple[str, str], bend: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As the code does for Flux, with 22 evaluations of 50 where its criterion always holds and 30 where it never does:
@@ -343,7 +343,7 @@ def test_released_goes_by_the_velocity_of_a_flow(
 @pytest.mark.parametrize("case", [("euler", "flow"), ("dpm++2m", "v_prediction"), ("euler", "epsilon")], ids="-".join)
 def test_first_predictions_are_trusted_less_the_more_the_first_output_overshoots(case: tuple[str, str]) -> None:
     def first_gap(size: float) -> int:
-        """Evaluations left out after the first one, which predicts data of this RMS."""
+        """Evaluations skipped after the first, which predicts an x0 of this RMS."""
 
         def model(schedule: NoiseSchedule, step: int, x: Tensor) -> Tensor:
             return schedule.output_for(step, x, torch.full_like(x, size))

@@ -1,4 +1,4 @@
-"""Tokens that are left out of a block: which, by whom, and that nothing else notices."""
+"""Token-wise skipping: which tokens and layers, and that nothing else changes."""
 
 from collections.abc import Callable
 
@@ -65,7 +65,7 @@ def test_an_image_alone_is_the_image_in_a_batch(build: Callable[[], TinyPipeline
     assert close(pixels(pipeline, alone)[0], pixels(pipeline, together)[2])
 
 
-def test_layers_are_afterwards_as_they_were() -> None:
+def test_layers_are_restored_afterwards() -> None:
     pipeline = sd3()
     before = {name: dict(vars(module)) for name, module in pipeline.pipe.transformer.named_modules()}
     skipped(pipeline, pipeline.inputs(1), rule(0.5))
@@ -109,7 +109,7 @@ def test_text_before_packed_tokens_is_always_computed() -> None:
     assert chosen_tokens(scores, 3, 0.5) is None
 
 
-def test_every_row_is_computed_whole_now_and_then() -> None:
+def test_every_row_is_computed_whole_after_a_few_forwards() -> None:
     choice = TokenChoice(0.5)
     layers = TokenLayers(sd().pipe.unet, choice)
     with layers.forward([(0, 0), (0, 1)]):

@@ -1,12 +1,12 @@
 """`cotrunk tune`."""
 
-import math
 import shlex
 from typing import Annotated
 
 import typer
 from rich.markup import escape
 
+from ..checks import number
 from ..errors import CotrunkError
 from ..evaluation.metric_networks import default_alignment, load_metric_networks, remove_safety_checker
 from .console import err, out
@@ -88,10 +88,9 @@ def tune(
     texts = prompts_of(prompts, prompt_file, column)
     out_dir = out_folder(out_name)
     check_numbers(steps, guidance, seed, images_per_prompt=1)
-    if not 0 <= margin < 1:
-        raise CotrunkError(f"--margin {margin} is out of range: use 0 or more, below 1.")
-    if rows is not None and not 0 < rows < math.inf:
-        raise CotrunkError(f"--rows {rows} is out of range: use rows per image, above 0.")
+    number("--margin", margin, below=1)
+    if rows is not None:
+        number("--rows", rows, above=0)
 
     from ..tuning.candidates import MIN_PROMPTS, description
     from ..tuning.settings_file import Basis

@@ -11,7 +11,7 @@ from .equality import EqualityChecks
 from .step_plan import RowPlan, StepPlan
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class StepEvent:
     """What happened in one step of the scheduler. N images; the tensors are the pipeline's own, so do not change them.
 
@@ -39,6 +39,10 @@ class StepEvent:
     rows: int
     rows_asked: int
     rows_spared: Counter[str]
+
+    def __repr__(self) -> str:
+        rows = f"{self.rows:,} of {self.rows_asked:,} denoiser rows"
+        return f"<StepEvent: step {self.step + 1} of {self.timesteps}, images: {len(self.sources)}, {rows}>"
 
 
 @dataclass

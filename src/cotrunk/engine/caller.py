@@ -1,7 +1,7 @@
-"""Whose call is this? Tells the calls that one pipeline makes from everybody else's.
+"""Find out which pipeline calls a module: the one that the hooks are for, or another.
 
-Hooks stand on modules that other pipelines may use as well: a server keeps one UNet and gives each thread a pipeline of
-its own, and a callback may run a second pipeline. Their calls must pass as if there were no hook.
+Other pipelines may use the hooked modules as well: a server shares one UNet among pipelines in several threads, and a
+callback may run a second pipeline. Their calls must pass as if there were no hook.
 """
 
 import functools
@@ -20,8 +20,9 @@ class Caller:
     """One call of a pipeline, in one thread.
 
     Args:
-        pipe: the pipeline; pipelines that it holds and calls (Kandinsky's combined ones) count as itself.
-        callbacks: the user's functions that the pipeline calls while it runs: what they call is not the pipeline's.
+        pipe: the pipeline. Pipelines that it holds and calls (Kandinsky's combined pipelines) belong to it.
+        callbacks: the user's functions that the pipeline calls while it runs. What they call is not a call of the
+            pipeline.
     """
 
     def __init__(self, pipe: Any, callbacks: Iterable[Callable[..., Any]] = ()) -> None:
@@ -30,14 +31,14 @@ class Caller:
         self._callbacks = {code for callback in callbacks if (code := _code_of(callback)) is not None}
 
     def is_calling(self) -> bool:
-        """Whether the code that runs now was called by the pipeline itself.
+        """Return whether the pipeline itself called the code that runs now.
 
-        The innermost pipeline or callback on the stack decides. Without one on it (a loop of the user's own), the
-        thread does.
+        The innermost pipeline or callback on the stack decides. If there is none (a loop of the user's own), every call
+        in this thread counts.
         """
         if threading.get_ident() != self._thread:
             return False
-        frame = sys._getframe(2)  # from whoever called what asks
+        frame = sys._getframe(2)  # the caller of the function that asks
         while frame is not None:
             if frame.f_code in self._callbacks:
                 return False
@@ -50,12 +51,12 @@ class Caller:
 
 
 def callbacks_among(arguments: Mapping[str, Any]) -> list[Callable[..., Any]]:
-    """The user's functions among the arguments of a pipeline."""
+    """Return the user's functions among the arguments of a pipeline."""
     return [value for name, value in arguments.items() if name.startswith("callback") and callable(value)]
 
 
 def _code_of(function: Any) -> CodeType | None:
-    """What runs when this is called; None for what is not written in Python."""
+    """Return the code that runs when this is called; None if it is not written in Python."""
     while isinstance(function, functools.partial):
         function = function.func
     if not hasattr(function, "__code__"):  # a method, or an object that can be called

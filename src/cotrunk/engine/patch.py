@@ -1,6 +1,6 @@
 """The one place that sets attributes of objects that belong to others: modules, schedulers, pipelines.
 
-Everything set here is taken back when its context ends.
+Everything set here is taken back when its context ends, except what `restore` sets.
 """
 
 import functools
@@ -63,6 +63,11 @@ def check_dispatch() -> None:
             f"torch {torch.__version__} no longer calls modules through {DISPATCH}, which cotrunk relies on: "
             "install a version of torch that this version of cotrunk supports."
         )
+
+
+def restore(owner: Any, state: dict[str, Any]) -> None:
+    """Set attributes of an instance to values that they had before."""
+    vars(owner).update(state)
 
 
 def reclassed(instance: Any, kind: type) -> None:

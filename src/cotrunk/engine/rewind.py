@@ -6,6 +6,8 @@ from typing import Any
 
 import torch
 
+from .patch import restore
+
 
 @dataclass(frozen=True)
 class _Mark:
@@ -114,7 +116,7 @@ class SchedulerSteps:
         scheduler goes on.
         """
         sample = self._marks[start].sample
-        vars(self.scheduler).update(_copied(self._marks[start].state))
+        restore(self.scheduler, _copied(self._marks[start].state))
         for step in range(start, stop):
             mark = self._marks[step]
             self._marks[step] = replace(mark, sample=sample, state=_copied(vars(self.scheduler)))

@@ -1,6 +1,6 @@
-"""Rows of a denoiser call: fold equal ones into one, run in chunks, spread the outputs back.
+"""Rows of a denoiser call: fold equal rows into one, pick some, and spread their outputs over all rows.
 
-Pure tensor work on the arguments and outputs of a module; knows nothing of pipelines. "Live" rows are those that run.
+Pure tensor work on the arguments and outputs of a module, without any pipeline. "Live" rows are those that run.
 """
 
 import functools
@@ -14,9 +14,9 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from ..pipelines.denoiser_arguments import CONDITIONS, LENGTHS, MASKS, ROW_LISTS, ROWS_SECOND, SHARED, STATE
 
-# Largest difference between members that counts as rounding, in parts of the largest value.
+# Largest difference between members that counts as rounding, relative to the largest value.
 ROUNDING = 1e-5
-# What other arguments may consist of: an object of another kind may have a state.
+# What other arguments may consist of: an object of another type may keep a state.
 VALUES = (torch.Tensor, int, float, str, NoneType, torch.dtype, torch.device, np.generic, np.ndarray)
 
 
@@ -24,13 +24,17 @@ class Folding:
     """How R rows fold into the live ones.
 
     Args:
-        sources: for each of N images the image whose row it takes; `sources[i] == i` for one that runs.
+        sources: for each of N images the image whose row it takes; `sources[i] == i` for an image whose own row runs.
         rows: R, a multiple of N: with concatenated guidance, copy k of image i is row k * N + i.
-        computed: for each image whether its rows run at all; the outputs of the others are nobody's. None for all.
-        copy: the copy whose rows stand for those of all copies (guidance off); None if each has its own.
+        device: of the tensors.
+        computed: for each image whether its rows run at all; outputs of the others are undefined. None for all.
+        copy: the copy whose rows represent those of all copies (guidance off); None if each copy has its own.
 
     Attributes:
-        live: the rows that run. `shared`, `unguided` and `predicted` count the others, by what spared them first.
+        live: the rows that run.
+        members: for each live row, the rows that it represents.
+        shared, unguided, predicted: number of the other rows, by what spared them first.
+        inverse: (R,) for each row the place of its live row; -1 for rows that are not computed.
     """
 
     def __init__(
@@ -58,15 +62,14 @@ class Folding:
         if not self.live:
             return
         largest = max(map(len, self.members))
-        # padded with the representative, whose difference to itself adds nothing to a mean
+        # padded with the representative, whose difference from itself adds nothing to a mean
         padded = [own + [own[0]] * (largest - len(own)) for own in self.members]
         self._live = torch.tensor(self.live, device=device)
         self._padded = torch.tensor(padded, device=device)
         self._counts = torch.tensor([len(own) for own in self.members], device=device)
-        # each member beside the representative that stands for it
+        # each member with its representative
         self._others = [(row, own[0]) for own in self.members for row in own[1:]]
         self._pairs = torch.tensor(self._others, device=device).reshape(-1, 2).unbind(1)
-        # -1 for rows that are not computed
         self.inverse = torch.tensor([place.get(row, -1) for row in guided], device=device)
 
     @property
@@ -74,7 +77,7 @@ class Folding:
         return len(self.live) == self.rows
 
     def fold(self, named: dict[str, Any]) -> dict[str, Any]:
-        """The arguments of a call with live rows only; nested dicts (`added_cond_kwargs`) included."""
+        """Return the arguments of a call with live rows only, nested dicts (`added_cond_kwargs`) included."""
         masks = {MASKS[k]: v for k, v in named.items() if k in MASKS and isinstance(v, torch.Tensor) and v.ndim == 2}
         for name, of in LENGTHS.items():
             lengths, tokens = named.get(name), named.get(of)
@@ -86,8 +89,11 @@ class Folding:
         }
 
     def misshapen(self, named: dict[str, Any]) -> str | None:
-        """Say which argument cannot be split into rows: a condition without one entry per row, or an object that may
-        keep rows between calls (a key-value cache). None if all can. Reads shapes only."""
+        """Return why an argument cannot be split into rows; None if all can. Reads shapes only.
+
+        It cannot if it is a condition without one entry per row, or an object that may keep rows between calls (a
+        key-value cache).
+        """
         for name, value in named.items():
             if isinstance(value, dict):
                 if why := self.misshapen(value):
@@ -105,14 +111,14 @@ class Folding:
         return None
 
     def apart(self, named: dict[str, Any]) -> dict[str, torch.Tensor]:
-        """Compare the members of each row in everything that the representative alone stands for.
+        """Compare the members of each row in everything that is not averaged.
 
-        Whatever is neither averaged nor equal among the members would silently become the representative's. Floating
-        point numbers may differ by rounding; integers and booleans (token ids, classes) must be equal.
+        Where members differ in it, all would silently get the representative's value. Floating point numbers may differ
+        by rounding; integers and booleans (token ids, classes) must be equal.
 
         Returns:
-            argument -> a boolean of no dimension: whether members differ in it. It is on the argument's device, so
-            that asking does not wait for the device; reading it does.
+            argument -> a boolean without dimensions: whether members differ in it. It is on the argument's device:
+            comparing does not wait for the device, reading the result does.
         """
         found: dict[str, torch.Tensor] = {}
         if not self._others:
@@ -161,16 +167,16 @@ class Folding:
         return tensor.index_select(0, self._live)
 
     def union(self, mask: torch.Tensor) -> torch.Tensor:
-        """(R, tokens) -> (live, tokens): what any member sees, by a 0/1 mask, an additive one, or by lengths."""
+        """(R, tokens) -> (live, tokens): what any member sees, by a 0/1 mask, an additive mask, or lengths."""
         return mask[self._padded].amax(dim=1)
 
     def mean(self, tensor: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
         """(R, ...) -> (live, ...): the mean over each row's members (SAGE, Algorithm 1, line 5).
 
-        With a token mask (R, tokens) the mean at a token is over the members that have this token: the padding of a
-        short prompt says nothing. At a token that no member has it is over all members: some models read padding
-        (HunyuanDiT pools it, and Chroma's mask hides nothing). Taken as representative + mean of differences, so that
-        equal members give their own value to the last bit.
+        With a token mask (R, tokens), the mean at a token is over the members that have this token: the padding of a
+        short prompt has no meaning. At a token that no member has, it is over all members: some models read padding
+        (HunyuanDiT pools it, and Chroma's mask hides nothing). It is computed as representative + mean of differences,
+        so that equal members give their own value to the last bit.
         """
         if not tensor.is_floating_point():  # token ids or classes: equal among the members, see `apart`
             return self.first(tensor)
@@ -196,7 +202,7 @@ def _has_rows(tensor: torch.Tensor, rows: int) -> bool:
 
 
 def differ(value: Any, other: Any) -> torch.Tensor:
-    """Whether two values differ by more than rounding: a boolean of no dimension, on the device of the tensors."""
+    """Return whether two values differ by more than rounding, as a boolean without dimensions on their device."""
     if not isinstance(value, torch.Tensor):
         return torch.tensor(value != other)
     if value.shape != other.shape:
@@ -216,12 +222,12 @@ def _any(flags: list[torch.Tensor]) -> torch.Tensor:
 
 
 def _rows_first(name: str, value: Any) -> Any:
-    """A tensor with its rows in front where they come second, and the other way round."""
+    """Return a tensor with its first two dimensions swapped if its rows are in the second; otherwise unchanged."""
     return value.transpose(0, 1) if name in ROWS_SECOND and isinstance(value, torch.Tensor) else value
 
 
 def _mean_of_ragged(rows: list[torch.Tensor]) -> torch.Tensor:
-    """Mean of (tokens, channels) tensors of different lengths: at each token over the rows that reach it."""
+    """Return the mean of (tokens, channels) tensors of different lengths: at each token, over the rows that have it."""
     longest = max(rows, key=len)
     first = longest.to(torch.promote_types(longest.dtype, torch.float32))
     difference, count = torch.zeros_like(first), torch.zeros(len(first), 1, device=first.device)
@@ -232,7 +238,7 @@ def _mean_of_ragged(rows: list[torch.Tensor]) -> torch.Tensor:
 
 
 def pick(named: dict[str, Any], rows: int, which: list[int]) -> dict[str, Any]:
-    """Some rows of the arguments of a call of `rows` rows; one may be picked several times."""
+    """Return some rows of the arguments of a call with `rows` rows; a row may be picked several times."""
 
     def part(name: str, value: Any) -> Any:
         if name in SHARED or value is None:
@@ -250,10 +256,10 @@ def assemble(parts: list[Any], sizes: list[int], inverse: torch.Tensor | None, *
     """Join the outputs of chunks row-wise and spread them over all rows, whatever structure holds the tensors.
 
     Args:
-        parts: one output a chunk: a tensor, or tuples, lists, dicts and output objects of such.
+        parts: one output per chunk: a tensor, or tuples, lists, dicts and output objects of tensors.
         sizes: rows of each chunk.
         inverse: (R,) for each row the live row whose output it takes; None to keep the order.
-        listed: the module returns a list with one tensor a row (Z-Image) where others return a tensor.
+        listed: the module returns a list with one tensor per row (Z-Image) where others return a tensor.
     """
     first = parts[0]
     if listed and isinstance(first, list):

@@ -14,7 +14,7 @@ from pydantic import PlainValidator, TypeAdapter, ValidationError
 from ..errors import CotrunkError
 from ..files import read_json, write_text
 from ..settings import Sharing
-from .tree import NO_OTHER_KEYS, Branch, Real, Steps, Text, Whole, leaf, packed
+from .tree import NO_OTHER_KEYS, Branch, Real, Steps, Text, Whole, counted, leaf, packed
 
 FORMAT = 2
 DEPTH = 200  # of the trees in a file
@@ -94,8 +94,7 @@ class Plan:
     findings: Findings = Findings()
 
     def __repr__(self) -> str:
-        shared = sum(len(tree.images) > 1 for tree in self.trees)
-        return f"<Plan: {len(self)} images, {shared} groups that share, {self.cost}>"
+        return f"<Plan: {counted(len(self), 'image')} in {counted(len(self.trees), 'group')}, {self.cost}>"
 
     def __len__(self) -> int:
         """Return the number of images."""

@@ -43,9 +43,8 @@ class Branch:
     children: tuple["Branch", ...] = ()
 
     def __repr__(self) -> str:
-        count = f"image {self.images[0]}" if len(self.images) == 1 else f"{len(self.images)} images"
         parts = f", then {len(self.children)} branches" if self.children else ""
-        return f"<Branch: {count}, timesteps {self.start} to {self.stop}{parts}>"
+        return f"<Branch: {counted(len(self.images), 'image')}, timesteps {self.start} to {self.stop}{parts}>"
 
     def nodes(self) -> Iterator["Branch"]:
         """Yield this branch and all below it."""
@@ -70,6 +69,11 @@ class Branch:
         else:
             for child in self.children:
                 yield from child.at(timestep)
+
+
+def counted(number: int, noun: str) -> str:
+    """Return a number with its noun, in the plural where it is not one."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def leaf(image: int, start: int, timesteps: int) -> Branch:

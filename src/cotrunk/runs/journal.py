@@ -18,6 +18,7 @@ from .arm import Arm
 from .images import ImageFiles
 
 NAME = "journal.jsonl"
+StepLetters = Annotated[str, Field(strict=True, pattern="^[cspCSP]*$")]  # one per timestep, as in `Batch.steps`
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Line:
     rows: tuple[Whole, Whole]
     spared: dict[Literal["sharing", "skipping", "guidance"], Difference]
     image_rows: tuple[Amount, ...]
-    steps: tuple[Annotated[str, Field(strict=True, pattern="^[cspCSP]*$")], ...]
+    steps: tuple[StepLetters, ...]
     seconds: dict[Literal["embed", "denoise", "decode"], Real]
     digests: tuple[Text | None, ...]
 

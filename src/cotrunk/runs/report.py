@@ -7,7 +7,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, PlainValidator, TypeAdapter, ValidationError
+from pydantic import PlainValidator, TypeAdapter, ValidationError
 
 from .. import __version__
 from ..errors import CotrunkError
@@ -17,7 +17,7 @@ from ..planning.sharing import why_nothing_shared
 from ..planning.tree import Amount, Branch, Difference, Real, Steps, Text, Whole
 from .arm import SHARED, Arm, groups_of
 from .job import Job
-from .journal import Progress
+from .journal import Progress, StepLetters
 
 FORMAT = 1
 Status = Literal["running", "done", "failed images", "flagged images"]
@@ -56,7 +56,7 @@ class ImageReport:
     seed: Whole
     group: Whole
     rows: Amount
-    steps: Annotated[str, Field(strict=True, pattern="^[cspCSP]*$")]
+    steps: StepLetters
     failed: bool
     flagged: bool
 

@@ -2,7 +2,7 @@
 
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -40,14 +40,28 @@ from .job import Job
 from .report import PipelineFacts, RunReport
 
 
+def load_pipeline_of(job: Job) -> Any:
+    """Load the pipeline of a job."""
+    return loading.load_pipeline(
+        job.model, job.device, job.dtype, lora=job.lora, scheduler=job.scheduler, compiled=job.compiled
+    )
+
+
 def run_job(
-    job: Job, out: str | Path, *, resume: bool = False, on_event: OnEvent = ignore, begin: float | None = None
+    job: Job,
+    out: str | Path,
+    *,
+    resume: bool = False,
+    on_event: OnEvent = ignore,
+    load: Callable[[Job], Any] = load_pipeline_of,
+    begin: float | None = None,
 ) -> RunReport:
     """Run a job and return its report. Its images and everything else that it writes go to the folder `out`.
 
     Args:
         resume: continue an earlier part of this very job in `out`. Only the machine's options may differ.
         on_event: called with each event (see `events`). An exception that it raises stops the job.
+        load: returns the pipeline of a job. A service that keeps its pipelines in memory passes its own.
         begin: `time.perf_counter()` when the job came in; what came before loading counts as loading.
 
     Raises:
@@ -64,9 +78,7 @@ def run_job(
             on_event(AlreadyFinished())
             return report
         on_event(Loading(job.model))
-        pipe = loading.load_pipeline(
-            job.model, job.device, job.dtype, lora=job.lora, scheduler=job.scheduler, compiled=job.compiled
-        )
+        pipe = load(job)
         check_text_to_image(pipe)
         facts = facts_of(pipe)
         if is_resumed:
@@ -209,7 +221,7 @@ class _Runner:
             Denoising(
                 rows=sum(arm.plan.cost.used for arm, _ in runs),
                 images=sum(len(arm.plan) for arm, _ in runs),
-                rows_done=sum(_planned_rows(done.cost, done.spared) for done in finished.values()),
+                rows_done=sum(_planned_rows(done.cost.used, done.spared) for done in finished.values()),
                 images_done=sum(len(done.images) for done in finished.values()),
             )
         )
@@ -220,14 +232,14 @@ class _Runner:
                     for batch in run.batches(skip=is_done, on_step=self._on_step, seconds=BATCH_SECONDS):
                         self.lock.check()
                         self.folder.write_batch(arm, batch)
-                        self.on_event(BatchDone(arm.name, batch.images, _planned_rows(batch.cost, batch.spared)))
+                        self.on_event(BatchDone(arm.name, batch.images, _planned_rows(batch.cost.used, batch.spared)))
         finally:
             self.on_event(DenoisingDone())
 
     def _on_step(self, event: StepEvent) -> None:
-        self.on_event(StepDone(event.rows + event.rows_spared["skipping"] + event.rows_spared["guidance"]))
+        self.on_event(StepDone(_planned_rows(event.rows, event.rows_spared)))
 
 
-def _planned_rows(cost: Cost, spared: Any) -> int:
-    """Return computed and skipped rows. What sharing saves is not in the plan."""
-    return cost.used + spared["skipping"] + spared["guidance"]
+def _planned_rows(computed: int, spared: Mapping[str, int]) -> int:
+    """Return how many planned rows are done: computed and skipped ones. What sharing saves is not in the plan."""
+    return computed + spared["skipping"] + spared["guidance"]

@@ -1,10 +1,10 @@
-"""Emoji sets -> `pictures.npz` (uint8, on white) and `captions.jsonl`, one line a picture.
+"""Convert emoji sets to `images.npz` (uint8, on white) and `captions.jsonl` (one line per image).
 
-Run after `npm install` in this folder:  python pictures.py --out build
+Run after `npm install` in this folder:  python images.py --out build
 
-First every concept in every style, then copies of them in another colour, one each, where a picture has one main
-colour: they are what makes a colour in a prompt mean something. The combinations of concept, style and colour in
-`held_out.txt`, drawn once at random, are held out of every training: no model of this recipe has seen them.
+First come all concepts in all styles, then one recoloured copy of each image that has a main colour. The copies teach
+the model what a colour in a prompt means. The combinations of concept, style and colour in `held_out.txt` were drawn
+once at random and are held out of every training.
 """
 
 import argparse
@@ -27,7 +27,7 @@ HERE = Path(__file__).parent
 
 
 def kept_concepts(modules: Path) -> list[dict]:
-    """The emoji of `concepts.KEPT`, as {"name", "keywords", "emoji", "person"} in Unicode order."""
+    """Return the emoji of `concepts.KEPT` in Unicode order, as {"name", "keywords", "emoji", "person"}."""
     emoji = json.loads((modules / "emojibase-data/en/data.json").read_text())
     subgroups = json.loads((modules / "emojibase-data/meta/groups.json").read_text())["subgroups"]
     concepts, asked = [], {(subgroup, name) for subgroup, names in KEPT.items() for name in names}
@@ -37,7 +37,7 @@ def kept_concepts(modules: Path) -> list[dict]:
             asked.remove(place)
             name = entry["label"].lower().replace("’", "'")
             person = place[0].startswith(("person", "hand", "body"))
-            # no letters, and no words that the name says already
+            # without single letters, and without words of the name
             tags = [tag for tag in entry.get("tags", []) if len(tag) > 2 and tag not in name]
             concepts.append({"name": name, "keywords": tags, "emoji": entry["hexcode"], "person": person})
     if asked:
@@ -45,13 +45,13 @@ def kept_concepts(modules: Path) -> list[dict]:
     used = Counter(tag for concept in concepts for tag in concept["keywords"])
     names = {concept["name"] for concept in concepts}
     for concept in concepts:
-        # words that mean this concept and no other: "plane" for the airplane
+        # words that only this concept has, such as "plane" for the airplane
         concept["own_words"] = [tag for tag in concept["keywords"] if used[tag] == 1 and tag not in {*names, *COLOURS}]
     return concepts
 
 
 def icon_of(emoji: str, label: str, chars: dict[str, str], icons: dict) -> str | None:
-    """The icon's name in one set: by code point where the set lists them, else by its name."""
+    """Return the icon's name in one set, by code point if the set lists them, else by label."""
     code = emoji.lower()
     for key in (code, code.replace("-fe0f", ""), code + "-fe0f"):
         if key in chars and chars[key] in icons:
@@ -62,7 +62,7 @@ def icon_of(emoji: str, label: str, chars: dict[str, str], icons: dict) -> str |
 
 
 def rasterise(body: str, width: int, height: int, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """One icon, centred: uint8 (size, size, 3) on white, and its alpha (size, size) in 0..1."""
+    """Render one icon, centred, as uint8 (size, size, 3) on white and alpha (size, size) in 0..1."""
     side = max(width, height)
     box = f"{(width - side) / 2} {(height - side) / 2} {side} {side}"
     svg = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="{box}">{body}</svg>'
@@ -73,7 +73,7 @@ def rasterise(body: str, width: int, height: int, size: int) -> tuple[np.ndarray
 
 
 def recoloured(rgb: np.ndarray, alpha: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, str] | None:
-    """The picture in another main colour and that colour's name; None where it has no colour of its own to change."""
+    """Return the image in another main colour and that colour's name, or None if it has no colour to change."""
     old = main_colour(colour_shares(rgb, alpha))
     if old in ("black", "gray", "white"):
         return None
@@ -85,19 +85,19 @@ def recoloured(rgb: np.ndarray, alpha: np.ndarray, rng: np.random.Generator) -> 
             found[new] = other
     if not found:
         return None
-    new = str(rng.choice(sorted(found)))  # each colour alike, however wide the range of its hues
+    new = str(rng.choice(sorted(found)))  # every colour is equally likely, however wide its range of hues
     return found[new], new
 
 
 def held_out() -> set[str]:
-    """The lines of `held_out.txt`."""
+    """Return the combinations of `held_out.txt`."""
     lines = (HERE / "held_out.txt").read_text().splitlines()
     return {line for line in lines if line and not line.startswith("#")}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", type=int, default=128, help="pixels a side")
+    parser.add_argument("--size", type=int, default=128, help="pixels per side")
     parser.add_argument("--out", type=Path, default=HERE / "build")
     parser.add_argument("--modules", type=Path, default=HERE / "node_modules")
     args = parser.parse_args()
@@ -111,7 +111,7 @@ def main() -> None:
     }
     # fluent-emoji lists no code points; its icon names are those of fluent-emoji-flat
     sets["glossy"] = (sets["glossy"][0], sets["flat"][1])
-    pictures, copies, missing = [], [], []  # (picture, line of captions.jsonl)
+    images, copies, missing = [], [], []  # (image, line of captions.jsonl)
     unseen = held_out()
     for concept in concepts:
         coloured = any(colour in concept["name"].split() for colour in COLOURS)
@@ -126,21 +126,21 @@ def main() -> None:
             rgb, alpha = rasterise(entry["body"], width, height, args.size)
             line = {"concept": concept["name"], "style": style}
             line |= {words: concept[words] for words in ("keywords", "own_words")}
-            # a colour in the name would contradict a copy; and nobody is to be called by the colour of their hair
+            # a copy would contradict a colour in the name, and people are not named by a colour
             plain = coloured or concept["person"]
             main = None if plain else main_colour(colour_shares(rgb, alpha))
             key = f"{concept['name']}, {style}"
-            pictures.append((rgb, line | {"colour": main, "copy": False, "held_out": key in unseen}))
-            # each draws on its own: a change for one picture leaves the others as they are
+            images.append((rgb, line | {"colour": main, "copy": False, "held_out": key in unseen}))
+            # one seed per image, so that a change of one does not affect the others
             copy = None if plain else recoloured(rgb, alpha, np.random.default_rng(zlib.crc32(key.encode())))
             if copy is not None:
                 held = key in unseen or f"{key}, copy" in unseen
                 copies.append((copy[0], line | {"colour": copy[1], "copy": True, "held_out": held}))
     args.out.mkdir(parents=True, exist_ok=True)
-    everything = pictures + copies
-    np.savez_compressed(args.out / "pictures.npz", pictures=np.stack([picture for picture, _ in everything]))
+    everything = images + copies
+    np.savez_compressed(args.out / "images.npz", images=np.stack([image for image, _ in everything]))
     (args.out / "captions.jsonl").write_text("".join(json.dumps(line) + "\n" for _, line in everything))
-    print(f"{len(pictures)} pictures of {len(concepts)} concepts and {len(copies)} copies in another colour")
+    print(f"{len(images)} images of {len(concepts)} concepts and {len(copies)} copies in another colour")
     print(f"held out of both: {sum(line['held_out'] for _, line in everything)}")
     if missing:
         print(f"not in a set: {len(missing)}: {missing[:12]}")

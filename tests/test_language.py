@@ -34,7 +34,12 @@ ALLOWED = {
 }
 PROMPT = re.compile(r"\b(a|an|small|red|green|blue|the) pictures? ?(of|0|\"|\{|in|')|[\"'][^\"']*\bpicture[^\"']*[\"']")
 FILES = [
-    *(path for folder in ("src", "tests") for suffix in ("py", "html") for path in (ROOT / folder).rglob(f"*.{suffix}")),
+    *(
+        path
+        for folder in ("src", "tests")
+        for suffix in ("py", "html")
+        for path in (ROOT / folder).rglob(f"*.{suffix}")
+    ),
     *(ROOT / "docs").glob("*.md"),
     ROOT / "README.md",
     ROOT / "CONTRIBUTING.md",

@@ -11,7 +11,7 @@ CAPTIONS = ["a red apple", "a green apple", "a yellow apple", "a grey owl", "a b
 
 
 def write_image(path: Path) -> Path:
-    """An image of its own for each name."""
+    """Write a different image for each file name."""
     path.parent.mkdir(parents=True, exist_ok=True)
     draw = np.random.default_rng(zlib.crc32(path.name.encode()))
     Image.fromarray(draw.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(path)
@@ -19,7 +19,7 @@ def write_image(path: Path) -> Path:
 
 
 def folder_of(path: Path, form: str, captions: list[str] = CAPTIONS) -> Path:
-    """A folder with images and their captions in this form."""
+    """Write a folder with images and their captions in this form."""
     entries = [{"file_name": f"images/{i}.png", "text": caption} for i, caption in enumerate(captions)]
     for entry in entries:
         write_image(path / entry["file_name"])
@@ -32,7 +32,7 @@ def folder_of(path: Path, form: str, captions: list[str] = CAPTIONS) -> Path:
 
 
 def coco(path: Path, captions: list[str] = CAPTIONS) -> Path:
-    """Annotations in COCO's form: two captions an image, the first of which counts."""
+    """Write COCO annotations with two captions per image, of which the first counts."""
     images = [{"id": 10 + i, "file_name": f"{i}.png"} for i in range(len(captions))]
     annotations = [
         {"id": number * 100 + i, "image_id": 10 + i, "caption": caption}

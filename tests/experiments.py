@@ -1,4 +1,4 @@
-"""A small experiment for the tests of `evaluate` and `tune`: groups of prompts, and networks of known values."""
+"""A small experiment for the tests of `evaluate` and `tune`: groups of prompts, and networks with known values."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ COUNT = 6
 
 
 class Brightness:
-    """A distance that is known."""
+    """A distance with known values."""
 
     name = "brightness"
 
@@ -28,7 +28,7 @@ class Brightness:
 
 
 class Means:
-    """Features and alignment that are known: mean colours, and lengths of texts."""
+    """Features and alignment with known values: mean colours, and lengths of texts."""
 
     name = "mean colours"
     resize = "1 x 1 pixel, mean"
@@ -54,7 +54,7 @@ def experiment(out: Path, networks: MetricNetworks = NETWORKS, **loras: Path) ->
 
 
 def broken(own: Experiment, monkeypatch: pytest.MonkeyPatch, *images: int) -> None:
-    """Let these images of all cells come out as NaN."""
+    """Make these images of all cells NaN."""
     call = Run._call
 
     def with_nan(run: Run, trees: Any, on_step: Any) -> Any:

@@ -52,7 +52,7 @@ def test_the_weights_are_small() -> None:
     assert max(sizes) <= 15_000_000
 
 
-def test_the_weights_name_no_folder_of_their_maker() -> None:
+def test_the_weights_contain_no_build_path() -> None:
     for config in mini.WEIGHTS.rglob("*.json"):
         assert "_name_or_path" not in config.read_text(), config
 
@@ -67,15 +67,15 @@ def test_prompts_matter_and_runs_repeat(name: str, request: pytest.FixtureReques
 
 @pytest.mark.parametrize("name", ["pipe", "transformer"])
 @pytest.mark.parametrize("prompt", ["赤いりんご", "тигр в снегу", "قطة خضراء", "frobnicated quuxle of zorp", "🦊", ""])
-def test_what_it_does_not_know_still_gives_an_image(name: str, prompt: str, request: pytest.FixtureRequest) -> None:
+def test_unknown_prompts_still_give_an_image(name: str, prompt: str, request: pytest.FixtureRequest) -> None:
     made = image_of(request.getfixturevalue(name), prompt)
     assert made.shape == (128, 128, 3)
     assert np.isfinite(made).all()
-    assert made.std() > 0.01  # something is on it
+    assert made.std() > 0.01  # not a uniform image
 
 
 def test_the_transformer_shares_and_skips(transformer: PixArtSigmaPipeline) -> None:
-    """Its class wants arguments that `generate` knows by itself."""
+    """Its class needs arguments that `generate` adds."""
     prompts = ["a red apple", "a green apple", "a yellow apple"]
     result = generate(transformer, prompts, skipping=Skipping(tolerance=1.0), num_inference_steps=8, guidance_scale=3.0)
     assert len(result.images) == 3
@@ -84,8 +84,8 @@ def test_the_transformer_shares_and_skips(transformer: PixArtSigmaPipeline) -> N
     assert result.cost.used < result.cost.independent
 
 
-def test_padding_is_hidden_from_the_text_encoder(pipe: StableDiffusionPipeline) -> None:
-    """The recipe trains on masked text; the pipeline masks only where the encoder's config says so."""
+def test_padding_is_masked_in_the_text_encoder(pipe: StableDiffusionPipeline) -> None:
+    """The recipe trains on masked text; the pipeline masks only if the encoder's config says so."""
     tokens = pipe.tokenizer("red apple", return_tensors="pt")
     with torch.no_grad():
         alone = pipe.text_encoder(tokens.input_ids)[0]
@@ -107,7 +107,7 @@ def test_saving_and_loading_the_transformer(transformer: PixArtSigmaPipeline, tm
 
 
 def saved_and_loaded(pipe: DiffusionPipeline, folder: Path, kind: type[DiffusionPipeline]) -> DiffusionPipeline:
-    """The same pipeline from its folder; it must draw the same."""
+    """Save and load a pipeline, and check that it generates the same images."""
     pipe.save_pretrained(folder)
     loaded = quiet(kind.from_pretrained(folder))
     assert type(loaded) is type(pipe)

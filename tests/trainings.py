@@ -37,7 +37,7 @@ def same_weights(mine: dict[str, Tensor], others: dict[str, Tensor]) -> bool:
 
 
 def recorders(patch: pytest.MonkeyPatch) -> list[Any]:
-    """What takes TensorBoard's place, which need not be installed, in the trainings to come."""
+    """Replace TensorBoard, which may not be installed, and return the recorders of later trainings."""
     made = []
 
     class Recorder(tracking.GeneralTracker):
@@ -54,7 +54,7 @@ def recorders(patch: pytest.MonkeyPatch) -> list[Any]:
             self.logged[step] = values
 
         def log_images(self, values: dict[str, Any], step: int, dataformats: str) -> None:
-            """As TensorBoard takes them."""
+            """Record images in TensorBoard's form."""
             assert (dataformats, list(values)) == ("NHWC", ["validation"])
             self.shown[step] = values["validation"]
 

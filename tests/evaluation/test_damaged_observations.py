@@ -52,7 +52,7 @@ def test_damaged_features_and_measures_are_made_again(tmp_path: Path) -> None:
     seen = next(path for path in files if "2steps" in path.name)
     with np.load(seen) as kept:
         arrays = dict(kept)
-    np.savez(seen, **arrays | {"diversity": arrays["diversity"] * 2})  # in the right form, and not what was seen
+    np.savez(seen, **arrays | {"diversity": arrays["diversity"] * 2})  # in the right form, but with wrong values
     assert repr(measured()) == repr(first)
 
 

@@ -1,4 +1,4 @@
-"""Models under schemes: images made and judged once, found again; what is killed goes on, what is broken is named."""
+"""Models under schemes: images are generated and observed once; killed runs continue; damage is named."""
 
 import functools
 import os
@@ -27,7 +27,7 @@ def same(one: Observation, other: Observation) -> bool:
     return one.digest == other.digest and (one.rows, one.seconds) == (other.rows, other.seconds)
 
 
-def test_images_are_made_once(tmp_path: Path) -> None:
+def test_images_are_generated_once(tmp_path: Path) -> None:
     own, cell = experiment(tmp_path), Cell("pre-trained", 0.5, 2)
     first = own.observe(cell)
     again = experiment(tmp_path)
@@ -36,18 +36,18 @@ def test_images_are_made_once(tmp_path: Path) -> None:
     assert same(own.observe(cell), first)
     assert ran == []
     assert first.shown.shape == (COUNT, 3, 32, 32)
-    # of the images only the first are kept
+    # only the first images are kept
     assert [file.name for file in (tmp_path / "cells").iterdir()] == [f"{own.name(cell)}.observed.npz"]
 
 
 class Others(Means):
-    """The same network by its name, but with other weights."""
+    """A network with the same name but other weights."""
 
     def features(self, images: torch.Tensor) -> torch.Tensor:
         return super().features(images) * torch.tensor([1.0, 2.0, 3.0])
 
 
-def test_a_network_with_other_weights_looks_again(tmp_path: Path) -> None:
+def test_a_network_with_other_weights_observes_again(tmp_path: Path) -> None:
     own, cell = experiment(tmp_path), Cell("pre-trained", 0.5, 2)
     first = own.observe(cell)
     others = experiment(tmp_path, MetricNetworks(Others(), Brightness(), Means())).observe(cell)
@@ -67,11 +67,16 @@ def test_first_steps_of_a_model_are_not_timed(tmp_path: Path, monkeypatch: pytes
     for steps in (2, 4):
         own.observe(Cell("pre-trained", 0.5, steps))
     assert [run.plan.steps for run in runs] == [WARM_STEPS, WARM_STEPS, 2, 4]
-    assert [len(run.plan) for run in runs] == [COUNT, 1, COUNT, COUNT]  # many rows and few: both may be compiled
+    assert [len(run.plan) for run in runs] == [
+        COUNT,
+        1,
+        COUNT,
+        COUNT,
+    ]  # many rows and few, compiled separately
     assert [bool(run.plan.cost.saving) for run in runs] == [False, False, True, True]
 
 
-def test_a_group_that_shares_begins_as_its_first_image_alone(tmp_path: Path) -> None:
+def test_a_shared_group_starts_with_the_noise_of_its_first_image(tmp_path: Path) -> None:
     own = experiment(tmp_path)
     shared, alone = own._plan(Cell("pre-trained", 0.5, 4)), own._plan(Cell("pre-trained", 0.0, 4))
     for group in own.groups:
@@ -88,7 +93,7 @@ def test_equal_cost_is_the_most_steps_that_cost_no_more(tmp_path: Path) -> None:
     assert own._plan(equal).cost.used <= rows < own._plan(Cell("pre-trained", 0.0, equal.steps + 1)).cost.used
 
 
-def test_a_model_that_is_not_there_is_named(tmp_path: Path) -> None:
+def test_an_unknown_model_is_named(tmp_path: Path) -> None:
     with pytest.raises(CotrunkError, match="There is no model 'sage' here: use one of pre-trained"):
         experiment(tmp_path).observe(Cell("sage"))
 
@@ -99,7 +104,7 @@ def test_a_folder_without_a_lora_is_named_before_the_first_image(tmp_path: Path)
         experiment(tmp_path, sage=tmp_path / "empty")
 
 
-def test_a_lora_is_taken_off_again(tmp_path: Path, trained_lora: Path) -> None:
+def test_a_lora_is_removed_again(tmp_path: Path, trained_lora: Path) -> None:
     own = experiment(tmp_path, tuned=trained_lora)
     before = own.observe(Cell("pre-trained", 0.0, 2))
     tuned = own.observe(Cell("tuned", 0.0, 2))
@@ -122,7 +127,7 @@ def test_another_model_in_the_same_folder_is_another_cell(tmp_path: Path) -> Non
 
 @pytest.mark.slow
 def test_another_process_finds_the_same_cells(tmp_path: Path) -> None:
-    """One in which sets are in another order."""
+    """A process in which sets have another order."""
     script = "import sys, pathlib, experiments as t; print(t.experiment(pathlib.Path(sys.argv[1])).mark)"
     paths = os.pathsep.join([str(Path(__file__).parents[1]), *filter(None, sys.path)])
     seed = "1" if os.environ.get("PYTHONHASHSEED") != "1" else "2"
@@ -136,7 +141,7 @@ def test_another_process_finds_the_same_cells(tmp_path: Path) -> None:
     assert other.stdout.strip() == experiment(tmp_path).mark
 
 
-def test_where_no_step_is_shared_everybody_has_noise_of_their_own(tmp_path: Path) -> None:
+def test_without_shared_steps_every_image_has_its_own_noise(tmp_path: Path) -> None:
     assert len(set(experiment(tmp_path)._plan(Cell("pre-trained", 0.2, 3)).seeds)) == COUNT
 
 
@@ -166,8 +171,8 @@ def test_a_lora_leaves_nothing_behind(tmp_path: Path, trained_lora: Path) -> Non
             assert all(torch.equal(found[name], weight) for name, weight in fresh.items())
 
 
-def test_a_lora_is_what_diffusers_makes_of_it(trained_lora: Path) -> None:
-    """Fused, the images are the same; and another may come on top."""
+def test_a_fused_lora_gives_the_images_of_diffusers(trained_lora: Path) -> None:
+    """Fused weights give the same images, and another LoRA can be added."""
     pipeline, theirs = sd_with_text(), sd_with_text()
     inputs = pipeline.inputs(1) | {"num_inference_steps": 2, "output_type": "latent"}
 
@@ -187,38 +192,38 @@ def test_a_lora_is_what_diffusers_makes_of_it(trained_lora: Path) -> None:
 
 
 def killed_after(batches: int) -> Any:
-    """What `look` is to call, and the images that it was told of."""
-    told: list[int] = []
+    """Return a callback for `observe` that interrupts, and the numbers of images it was called with."""
+    counts: list[int] = []
 
     def on_batch(images: int) -> None:
-        told.append(images)
-        if len(told) == batches:
+        counts.append(images)
+        if len(counts) == batches:
             raise KeyboardInterrupt
 
-    return on_batch, told
+    return on_batch, counts
 
 
 prepare_threes = functools.partial(prepare, settings=Settings(batching=Batching(batch_size=3)))
 
 
-def test_a_killed_cell_goes_on_with_the_next_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_killed_cell_continues_with_the_next_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cell = Cell("pre-trained", 0.5, 2)
     whole = experiment(tmp_path / "whole").observe(cell)
-    own, (kill, told) = experiment(tmp_path / "killed"), killed_after(1)
+    own, (kill, counts) = experiment(tmp_path / "killed"), killed_after(1)
     monkeypatch.setattr("cotrunk.evaluation.experiment.prepare", prepare_threes)
     with pytest.raises(KeyboardInterrupt):
         own.observe(cell, kill)
     resumed = own.observe(cell, kill)
-    assert sum(told) == COUNT
+    assert sum(counts) == COUNT
     assert resumed.rows == whole.rows
     assert np.abs(resumed.shown.astype(int) - whole.shown.astype(int)).max() <= 1
 
 
-def test_a_batch_in_parts_shifts_no_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Memory had no room for a batch, the run was killed after a part of it, and then there was room: for the rest."""
+def test_a_batch_in_parts_keeps_images_in_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory was too small for a batch, the run was killed after a part of it, and then memory sufficed."""
     cell = Cell("pre-trained", 0.5, 2)
     whole = experiment(tmp_path / "whole").observe(cell)
-    own, (kill, told) = experiment(tmp_path / "killed"), killed_after(1)
+    own, (kill, counts) = experiment(tmp_path / "killed"), killed_after(1)
     call = Run._call
 
     def crowded(run: Run, trees: Any, on_step: Any) -> Any:
@@ -231,28 +236,28 @@ def test_a_batch_in_parts_shifts_no_image(tmp_path: Path, monkeypatch: pytest.Mo
         with pytest.raises(KeyboardInterrupt):
             own.observe(cell, kill)
     resumed = own.observe(cell, kill)
-    assert told[0] < COUNT == sum(told)
+    assert counts[0] < COUNT == sum(counts)
     assert resumed.rows == whole.rows
     assert np.abs(resumed.shown.astype(int) - whole.shown.astype(int)).max() <= 1
 
 
-def test_all_parts_of_a_batch_are_as_good_as_the_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_batch_stored_in_parts_is_complete(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cell, own = Cell("pre-trained", 0.5, 2), experiment(tmp_path)
-    kill, told = killed_after(3)
+    kill, counts = killed_after(3)
     with monkeypatch.context() as patch:
         patch.setattr("cotrunk.evaluation.experiment.prepare", prepare_threes)
         with pytest.raises(KeyboardInterrupt):
             own.observe(cell, kill)
-    assert sum(told) == COUNT
+    assert sum(counts) == COUNT
     own.observe(cell, lambda images: pytest.fail("images were made again"))
 
 
-def test_images_with_a_nan_are_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_with_a_nan_are_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     own = experiment(tmp_path)
     broken(own, monkeypatch, 0, 3)
     seen = own.observe(Cell("pre-trained", 0.5, 2))
     assert seen.failed.tolist() == [True, False, False, True, False, False]
-    assert np.isnan(seen.diversity).tolist() == [True, False, True]  # of the first group one image is left
+    assert np.isnan(seen.diversity).tolist() == [True, False, True]  # one image of the first group is left
     broken(own, monkeypatch, *range(COUNT))
     with pytest.raises(CotrunkError, match=r"All images of pre-trained-independent-2steps.* contain a NaN"):
         own.observe(Cell("pre-trained", 0.0, 2))

@@ -1,4 +1,4 @@
-"""What is measured on cells and put down: intervals, pairs, real images of the same groups, tables and figures."""
+"""Measure cells: intervals, pairs, real images of the same groups, tables and figures."""
 
 import csv
 import json
@@ -33,7 +33,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[Cell, Result]:
     return {cell: own.of([cell]) for cell in cells}
 
 
-def test_cells_cost_what_their_schemes_say(results: dict[Cell, Result]) -> None:
+def test_cells_cost_as_many_rows_as_their_schemes_imply(results: dict[Cell, Result]) -> None:
     rows = {(cell.share, cell.steps): result.rows for cell, result in results.items()}
     assert rows[0.0, 4] == 8
     assert rows[0.0, 2] == 4
@@ -62,10 +62,10 @@ def test_seeds_are_pooled_and_groups_may_be_chosen(tmp_path: Path) -> None:
     assert np.isnan(own.experiment.observe(cells[0]).diversity[2])
 
 
-def test_chosen_groups_are_held_against_their_own_real_images(tmp_path: Path) -> None:
+def test_chosen_groups_are_compared_with_their_own_real_images(tmp_path: Path) -> None:
     own, cell = experiment(tmp_path), Cell("pre-trained", 0.5, 2)
     some = Measures(own, REAL, REAL_GROUPS).of([cell], [0, 1]).figures["frechet"]
-    # the real images of other groups may be any
+    # the real images of other groups do not matter
     elsewhere = REAL.clone()
     elsewhere[6:] = 255
     assert Measures(own, elsewhere, REAL_GROUPS).of([cell], [0, 1]).figures["frechet"] == some
@@ -73,7 +73,7 @@ def test_chosen_groups_are_held_against_their_own_real_images(tmp_path: Path) ->
     assert whole.figures["frechet"] == some
 
 
-def test_what_is_measured_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_measurements_are_stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cells = [Cell("pre-trained", 0.5, 2)], [Cell("pre-trained", 0.0, 2)]
     own = measures(tmp_path)
     first, compared = own.of(cells[0]), own.compare(*cells)
@@ -87,7 +87,7 @@ def test_what_is_measured_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         other.of(cells[0])
 
 
-def test_a_cell_is_no_better_than_itself_and_differences_are_paired(tmp_path: Path) -> None:
+def test_a_cell_equals_itself_and_differences_are_paired(tmp_path: Path) -> None:
     own = measures(tmp_path)
     cell, other = Cell("pre-trained", 0.5, 2), Cell("pre-trained", 0.0, 2)
     for change in own.compare([cell], [cell]).values():
@@ -98,7 +98,7 @@ def test_a_cell_is_no_better_than_itself_and_differences_are_paired(tmp_path: Pa
     assert found["alignment"].relative.value == pytest.approx((mine - theirs) / theirs, abs=1e-6)
 
 
-def test_images_with_a_nan_are_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_with_a_nan_are_not_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fine = measures(tmp_path / "fine")
     cells = [Cell("pre-trained", 0.5, 2, seed) for seed in (0, 1)]
     seen = fine.experiment.observe(cells[0])
@@ -123,7 +123,7 @@ def test_equal_cost_is_the_most_steps_that_cost_no_more(tmp_path: Path) -> None:
     assert own.rows(equal) <= own.rows(cell) < own.rows(Cell("pre-trained", 0.0, equal.steps + 1))
 
 
-def test_rivals_are_of_the_own_model_and_of_the_first(tmp_path: Path, trained_lora: Path) -> None:
+def test_baselines_are_the_own_model_and_the_first_one(tmp_path: Path, trained_lora: Path) -> None:
     own = experiment(tmp_path, tuned=trained_lora)
     design = Design(["pre-trained", "tuned"], [0.5], 8, [2, 4, 6, 12])
     tuned, equal = Cell("tuned", 0.5, 8), own.equal_cost(Cell("tuned", 0.5, 8)).steps
@@ -141,12 +141,12 @@ def test_rivals_are_of_the_own_model_and_of_the_first(tmp_path: Path, trained_lo
 
 
 @pytest.mark.slow
-def test_the_paper_can_be_read_off_its_numbers(tmp_path: Path, trained_lora: Path) -> None:
+def test_results_json_has_the_numbers_of_the_tables(tmp_path: Path, trained_lora: Path) -> None:
     own = measures(tmp_path, experiment(tmp_path, tuned=trained_lora))
     design = Design(["pre-trained", "tuned"], [0.5], 4, [6])
-    told: list[tuple[int, int]] = []
-    text = write_paper(own, design, {0.5: [0, 1], 0.9: [1, 2]}, tmp_path, lambda *state: told.append(state))
-    assert [done for done, _ in told] == list(range(1, told[-1][1] + 1))
+    counts: list[tuple[int, int]] = []
+    text = write_paper(own, design, {0.5: [0, 1], 0.9: [1, 2]}, tmp_path, lambda *state: counts.append(state))
+    assert [done for done, _ in counts] == list(range(1, counts[-1][1] + 1))
     found = json.loads((tmp_path / "results.json").read_text())
     cells = design.cells(own.experiment)
     assert [Cell(**one["cell"]) for one in found["cells"]] == cells
@@ -164,8 +164,8 @@ def test_the_paper_can_be_read_off_its_numbers(tmp_path: Path, trained_lora: Pat
 
 
 @pytest.mark.slow
-def test_the_curves_can_be_read_off_a_table(tmp_path: Path, trained_lora: Path) -> None:
-    """Line by line as they are drawn, from the fewest rows to the most; the steps of the table among the others."""
+def test_the_curve_table_has_the_points_of_the_curves(tmp_path: Path, trained_lora: Path) -> None:
+    """The table lists the curves one by one, from few to many rows, including the steps of the table."""
     own = measures(tmp_path, experiment(tmp_path, tuned=trained_lora))
     design = Design(["pre-trained", "tuned"], [0.5], 4, [6, 2])
     text = write_paper(own, design, {0.5: [0, 1]}, tmp_path)
@@ -188,7 +188,7 @@ def test_the_curves_can_be_read_off_a_table(tmp_path: Path, trained_lora: Path) 
     ]
 
 
-def test_more_shares_are_in_figure_4_and_in_no_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_more_shares_are_in_figure_4_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: dict[str, tuple[list[int], list[Cell]]] = {}
 
     def curves(lines: dict[str, list[Result]], places: list[int], out: Path, name: str, **_: str) -> None:
@@ -203,17 +203,17 @@ def test_more_shares_are_in_figure_4_and_in_no_table(tmp_path: Path, monkeypatch
     assert "shared 25%" not in text + (tmp_path / "table1.md").read_text()
     cells = json.loads((tmp_path / "results.json").read_text())["cells"]
     assert {0.25, 0.75} <= {own["cell"]["share"] for own in cells}
-    assert len([own for own in cells if own["cell"]["steps"] != 4]) == 1  # the equal cost of one half shared, alone
+    assert len([own for own in cells if own["cell"]["steps"] != 4]) == 1  # only the equal cost of one half shared
 
 
-def test_a_share_of_which_few_steps_are_none_is_no_point_of_a_curve(tmp_path: Path) -> None:
+def test_curves_have_no_points_without_shared_steps(tmp_path: Path) -> None:
     own, design = experiment(tmp_path), Design(["pre-trained"], [0.3], 8, [2, 3, 4])
-    assert [cell.steps for cell in design.curve(own, "pre-trained", 0.3)] == [4, 8]  # 0.6 and 0.9 steps are none
+    assert [cell.steps for cell in design.curve(own, "pre-trained", 0.3)] == [4, 8]  # 0.6 and 0.9 steps round down to 0
     assert [cell.steps for cell in design.curve(own, "pre-trained", 0.0)] == [2, 3, 4, 8]
     assert all(own.shares(cell) for cell, _ in design.knees(own))
 
 
-def test_a_comparison_may_be_of_some_groups(tmp_path: Path) -> None:
+def test_some_groups_can_be_compared(tmp_path: Path) -> None:
     own = measures(tmp_path)
     cell, other = Cell("pre-trained", 0.5, 2), Cell("pre-trained", 0.0, 2)
     part = own.compare([cell], [other], [0, 1])
@@ -223,7 +223,7 @@ def test_a_comparison_may_be_of_some_groups(tmp_path: Path) -> None:
         assert change.absolute.value == pytest.approx(apart[0] - apart[1], abs=1e-6)
 
 
-def test_nothing_need_be_shared(tmp_path: Path) -> None:
+def test_a_design_without_sharing_works(tmp_path: Path) -> None:
     text = write_paper(measures(tmp_path), Design(["pre-trained"], [], 2, [3]), {0.5: [0, 1]}, tmp_path)
     assert "| independent, 2 steps | pre-trained |" in text
     assert json.loads((tmp_path / "results.json").read_text())["similarity"] == []
@@ -257,18 +257,18 @@ def changed(value: float, part: float) -> Change:
     return Change(Figure(value, value - 0.1, value + 0.1), Figure(part, part - 0.05, part + 0.05))
 
 
-def test_differences_are_told_in_percent_too(tmp_path: Path) -> None:
+def test_differences_are_also_relative(tmp_path: Path) -> None:
     one, two = Cell("a", 0.3), Cell("b", 0.0)
     better = Comparison(one, two, 0.25, {"alignment": changed(0.2, 0.1), "frechet": changed(0.05, 0.3)})
     worse = Comparison(one, two, 0.25, {"alignment": changed(-0.2, -0.1), "frechet": changed(0.05, 0.3)})
-    said = write_comparisons([better, worse], NETWORKS, tmp_path)
+    message = write_comparisons([better, worse], NETWORKS, tmp_path)
     start = "| a, shared 30%, 30 steps | b, independent, 30 steps |"
-    assert f"{start} **0.2 [0.1, 0.3]** (+10.0% [+5.0%, +15.0%]) | 0.05 [-0.05, 0.15] (+30.0% [" in said
-    assert "| 25.0% | yes |" in said
-    assert "| 25.0% | no |" in said
+    assert f"{start} **0.2 [0.1, 0.3]** (+10.0% [+5.0%, +15.0%]) | 0.05 [-0.05, 0.15] (+30.0% [" in message
+    assert "| 25.0% | yes |" in message
+    assert "| 25.0% | no |" in message
 
 
-def test_a_part_of_nothing_is_null(tmp_path: Path) -> None:
+def test_a_change_relative_to_zero_is_null(tmp_path: Path) -> None:
     write_json({"a": [float("nan"), 1.0], "b": (float("inf"),)}, tmp_path / "a.json")
     assert json.loads((tmp_path / "a.json").read_text()) == {"a": [None, 1.0], "b": [None]}
 

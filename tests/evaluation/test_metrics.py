@@ -1,4 +1,4 @@
-"""Measures on sets of images: values that are known, intervals that hold, networks that are missing."""
+"""Metrics of sets of images: known values, correct intervals, missing networks."""
 
 import builtins
 import dataclasses
@@ -26,7 +26,7 @@ def gaussian(n: int, mean: list[float], deviation: list[float], seed: int = 0) -
     return torch.tensor(mean) + torch.tensor(deviation) * noise
 
 
-def test_frechet_distance_of_gaussians_is_the_known_one() -> None:
+def test_the_frechet_distance_of_gaussians_is_correct() -> None:
     one = gaussian(40_000, [0.0, 1.0], [1.0, 2.0])
     two = gaussian(40_000, [3.0, 1.0], [2.0, 0.5], seed=1)
     expected = 9 + (2 - 1) ** 2 + (2 - 0.5) ** 2
@@ -35,7 +35,7 @@ def test_frechet_distance_of_gaussians_is_the_known_one() -> None:
 
 @settings(max_examples=20)
 @given(seed=st.integers(0, 999), n=st.integers(5, 60), dimensions=st.sampled_from([None, 2, 3]))
-def test_frechet_distance_to_itself_is_nothing_and_else_something(seed: int, n: int, dimensions: int | None) -> None:
+def test_the_frechet_distance_to_itself_is_zero_and_to_others_is_not(seed: int, n: int, dimensions: int | None) -> None:
     one, two = (
         gaussian(n, [0.0, 0.0, 0.0], [1.0, 1.0, 1.0], seed),
         gaussian(n, [1.0, 0.0, 0.0], [1.0, 1.0, 1.0], seed + 1),
@@ -55,7 +55,7 @@ def test_frechet_distance_to_itself_is_nothing_and_else_something(seed: int, n: 
 def test_a_frechet_distance_does_not_depend_on_the_order_of_the_images(
     seed: int, real: int, dimensions: int, kind: torch.dtype, twice: bool
 ) -> None:
-    """Few real images vary along fewer axes than are asked for, and equal ones along fewer still."""
+    """Few real images vary along fewer axes than requested, and equal ones along even fewer."""
     draw = torch.Generator().manual_seed(seed)
     reference, features = (torch.randn(n, 100, generator=draw, dtype=kind) for n in (real, 50))
     if twice:  # as two batches of a network see equal images
@@ -66,7 +66,7 @@ def test_a_frechet_distance_does_not_depend_on_the_order_of_the_images(
     assert metrics.frechet_distance(features, reference, min(dimensions, real - 1)) == pytest.approx(found, rel=1e-9)
 
 
-def test_intervals_and_changes_of_a_frechet_distance_are_of_the_same_axes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_intervals_and_changes_of_a_frechet_distance_use_the_same_axes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(metrics, "FRECHET_DRAWS", 3)
     draw = torch.Generator().manual_seed(0)
     reference, one, two = (torch.randn(n, 100, generator=draw) for n in (20, 50, 50))
@@ -77,15 +77,15 @@ def test_intervals_and_changes_of_a_frechet_distance_are_of_the_same_axes(monkey
     assert change.absolute.value == pytest.approx(first - second, rel=1e-9)
 
 
-def test_real_images_that_are_all_alike_are_named() -> None:
-    """They have no axis on which to measure: a distance of 0 would be wrong, and look good."""
+def test_equal_real_images_are_named() -> None:
+    """They have no axis of variance: a distance of 0 would be wrong, and look good."""
     features = torch.randn(20, 8, generator=torch.Generator().manual_seed(0))
     with pytest.raises(CotrunkError, match="The 5 real images are all equal"):
         metrics.frechet_distance(features, torch.ones(5, 8) / 3)
     assert metrics.frechet_distance(features, torch.ones(5, 8) / 3, None) > 0
 
 
-def test_intervals_hold_the_truth_about_as_often_as_they_say() -> None:
+def test_intervals_contain_the_truth_about_as_often_as_they_claim() -> None:
     hits = 0
     for seed in range(60):
         figure = metrics.mean(np.random.default_rng(seed).normal(1.0, 2.0, 80), seed=seed)
@@ -103,7 +103,7 @@ def test_a_paired_difference_has_a_narrower_interval() -> None:
     assert paired.high - paired.low < (mine.high - mine.low) / 4
 
 
-def test_a_change_is_a_difference_and_its_part_of_the_other() -> None:
+def test_a_change_is_absolute_and_relative() -> None:
     draw = np.random.default_rng(0)
     groups = [[2 * i, 2 * i + 1] for i in range(100)]
     others = draw.normal(2.0, 0.5, 200)
@@ -129,7 +129,7 @@ def test_the_change_of_a_frechet_distance_is_that_of_the_two() -> None:
     assert found.relative.high - found.relative.low < 0.3
 
 
-def test_an_image_that_is_drawn_twice_counts_twice() -> None:
+def test_an_image_resampled_twice_counts_twice() -> None:
     features, times = gaussian(6, [1.0, 2.0], [1.0, 3.0]).numpy(), np.array([0.0, 2, 1, 0, 3, 1])
     found, drawn = metrics._Gaussian.of(features, times), np.repeat(features, times.astype(int), axis=0)
     assert np.allclose(found.mean, drawn.mean(axis=0))
@@ -137,8 +137,8 @@ def test_an_image_that_is_drawn_twice_counts_twice() -> None:
     assert np.allclose(found.root @ found.root, found.covariance)
 
 
-def test_real_images_are_drawn_with_their_groups() -> None:
-    """Groups of unlike places: what is drawn of one set is missing in the other as well, or it is not."""
+def test_real_images_are_resampled_with_their_groups() -> None:
+    """Groups at different positions are resampled together in both sets."""
     centres = np.repeat(np.random.default_rng(0).normal(0, 5, (20, 2)), 3, axis=0)
     one, two = (torch.from_numpy(centres) + gaussian(60, [0.0, 0.0], [0.3, 0.3], seed) for seed in (0, 1))
     groups = [[3 * i, 3 * i + 1, 3 * i + 2] for i in range(20)]
@@ -150,7 +150,7 @@ def test_real_images_are_drawn_with_their_groups() -> None:
     assert metrics.frechet(one, one, groups).high > 0.1
 
 
-def test_the_interval_of_a_frechet_distance_is_around_it() -> None:
+def test_the_interval_of_a_frechet_distance_contains_it() -> None:
     one, two = gaussian(300, [0.0] * 4, [1.0] * 4), gaussian(300, [0.5] * 4, [1.0] * 4, seed=1)
     figure = metrics.frechet(one, two, None)
     assert figure.low < figure.value < figure.high
@@ -172,7 +172,7 @@ def test_alignment_and_bleed() -> None:
     assert metrics.mean(metrics.bleed(images, texts, [[0, 1, 2], [3]]), [[0, 1, 2], [3]]).value == pytest.approx(1 / 3)
 
 
-def test_images_of_a_group_that_are_alike_count_as_one() -> None:
+def test_equal_images_of_a_group_count_as_one() -> None:
     draw = np.random.default_rng(0)
     hits = {"groups": 0, "images": 0}
     groups = [list(range(3 * i, 3 * i + 3)) for i in range(40)]
@@ -193,13 +193,13 @@ def test_images_of_a_group_that_are_alike_count_as_one() -> None:
         lambda: metrics.bleed(torch.ones(2, 3), torch.ones(2, 3), [[0], [1]]),
     ],
 )
-def test_too_little_is_said(measure: Any) -> None:
+def test_too_few_images_are_named(measure: Any) -> None:
     with pytest.raises(CotrunkError, match=r"too few|No group has two images"):
         measure()
 
 
 @pytest.mark.parametrize(
-    ("network", "package", "said"),
+    ("network", "package", "message"),
     [
         (networks.EfficientNetLite0, "efficientnet_lite_pytorch", r"pip install 'cotrunk\[evaluate\]'"),
         (networks.Lpips, "lpips", "pip install lpips"),
@@ -207,7 +207,7 @@ def test_too_little_is_said(measure: Any) -> None:
     ],
 )
 def test_a_network_that_is_not_installed_names_its_remedy(
-    network: Any, package: str, said: str, monkeypatch: pytest.MonkeyPatch
+    network: Any, package: str, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     own = builtins.__import__
 
@@ -217,7 +217,7 @@ def test_a_network_that_is_not_installed_names_its_remedy(
         return own(name, *args, **kwargs)
 
     monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(CotrunkError, match=said):
+    with pytest.raises(CotrunkError, match=message):
         network()
 
 
@@ -225,7 +225,7 @@ IMAGES = torch.randint(0, 256, (40, 3, 8, 8), generator=torch.Generator().manual
 
 
 class Distance(torch.nn.Module):
-    """Called as the package lpips has it."""
+    """Has the interface of the lpips package."""
 
     def __init__(self, net: str, verbose: bool) -> None:
         assert net == "alex"
@@ -238,7 +238,7 @@ class Distance(torch.nn.Module):
 
 
 class Extractor(torch.nn.Module):
-    """Called as torch-fidelity has it."""
+    """Has the interface of torch-fidelity."""
 
     INPUT_IMAGE_SIZE = 12
 
@@ -252,7 +252,7 @@ class Extractor(torch.nn.Module):
 
 
 def stand_in(patch: pytest.MonkeyPatch, lpips: Any = Distance, inception: Any = Extractor) -> None:
-    """Packages that are not installed, with these in them."""
+    """Replace packages that are not installed."""
     contents = {"lpips": {"LPIPS": lpips}, "torch_fidelity": {}}
     contents["torch_fidelity.feature_extractor_inceptionv3"] = {"FeatureExtractorInceptionV3": inception}
     for name, own in contents.items():
@@ -261,7 +261,7 @@ def stand_in(patch: pytest.MonkeyPatch, lpips: Any = Distance, inception: Any = 
         patch.setitem(sys.modules, name, module)
 
 
-def test_lpips_is_given_images_as_it_takes_them(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lpips_gets_images_in_its_range(monkeypatch: pytest.MonkeyPatch) -> None:
     stand_in(monkeypatch)
     network, count = networks.Lpips(), len(IMAGES)
     pairs = torch.cartesian_prod(torch.arange(count), torch.arange(count))
@@ -270,7 +270,7 @@ def test_lpips_is_given_images_as_it_takes_them(monkeypatch: pytest.MonkeyPatch)
     assert torch.allclose(network.distances(IMAGES / 255, pairs), expected)
 
 
-def test_inception_is_given_images_as_it_takes_them(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_inception_gets_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
     stand_in(monkeypatch)
     network = networks.Inception()
     expected = IMAGES.double().mean(dim=(2, 3))
@@ -278,14 +278,14 @@ def test_inception_is_given_images_as_it_takes_them(monkeypatch: pytest.MonkeyPa
     assert torch.allclose(network.features(IMAGES / 255), expected)
 
 
-def test_a_distance_is_of_two_images_whatever_is_compared_beside(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_distance_does_not_depend_on_the_other_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
     network, images = networks.EfficientNetLite0(), IMAGES[:5]
     pairs = torch.combinations(torch.arange(5))
     apart = torch.cat([network.distances(images[pair], torch.tensor([[0, 1]])) for pair in pairs])
-    looked_at = list[int]()
-    network._net._conv_stem.register_forward_pre_hook(lambda _, inputs: looked_at.append(len(inputs[0])))
+    computed = list[int]()
+    network._net._conv_stem.register_forward_pre_hook(lambda _, inputs: computed.append(len(inputs[0])))
     together = network.distances(images, pairs)
-    assert sum(looked_at) == 5  # once each, though each is in several pairs
+    assert sum(computed) == 5  # each image once, although it is in several pairs
     assert torch.allclose(together, apart, rtol=1e-4)
     assert (together > 0.01).all()
     assert network.distances(images, torch.tensor([[1, 1]])).item() == 0
@@ -293,20 +293,20 @@ def test_a_distance_is_of_two_images_whatever_is_compared_beside(monkeypatch: py
     assert torch.allclose(network.distances(images, pairs), together, rtol=1e-4)
 
 
-def test_features_of_the_same_images_are_made_once() -> None:
-    network, looked_at = networks.EfficientNetLite0(), list[int]()
-    network._net._conv_stem.register_forward_pre_hook(lambda _, inputs: looked_at.append(len(inputs[0])))
+def test_features_of_the_same_images_are_computed_once() -> None:
+    network, computed = networks.EfficientNetLite0(), list[int]()
+    network._net._conv_stem.register_forward_pre_hook(lambda _, inputs: computed.append(len(inputs[0])))
     images = IMAGES[:2].clone()
     first = network.features(images)
     EmojiAlignment(network).image_vectors(images)
-    assert sum(looked_at) == 2
-    images[0] = 255  # the same tensor shows something else now
+    assert sum(computed) == 2
+    images[0] = 255  # the same tensor with other content
     assert not torch.equal(network.features(images), first)
-    assert sum(looked_at) == 4
+    assert sum(computed) == 4
 
 
-def test_tables_say_what_images_are_brought_to(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As the networks have it, not as somebody wrote it down."""
+def test_tables_say_how_images_are_resized(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The text follows the networks' own attributes."""
     stand_in(monkeypatch)
     lite0, seen = networks.EfficientNetLite0(), list[torch.Size]()
     lite0._net._conv_stem.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].shape))
@@ -314,9 +314,9 @@ def test_tables_say_what_images_are_brought_to(monkeypatch: pytest.MonkeyPatch) 
     height, width = seen[0][2:]
     expected = f"EfficientNet-Lite0 (images resized to {height} x {width} pixels, bicubic, antialiased; the first 64"
     assert expected in describe_networks(MetricNetworks(lite0, lite0, lite0))
-    said = describe_networks(MetricNetworks(networks.Inception(), networks.Lpips(), lite0))
-    assert "Inception-v3 (FID) (images resized to 12 x 12 pixels, bilinear" in said
-    assert "; all dimensions); diversity by LPIPS (AlexNet);" in said
+    message = describe_networks(MetricNetworks(networks.Inception(), networks.Lpips(), lite0))
+    assert "Inception-v3 (FID) (images resized to 12 x 12 pixels, bilinear" in message
+    assert "; all dimensions); diversity by LPIPS (AlexNet);" in message
 
 
 def test_weights_that_cannot_be_downloaded_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -333,13 +333,13 @@ def test_weights_that_cannot_be_downloaded_are_named(monkeypatch: pytest.MonkeyP
         networks.Inception(weights="other.pth")
 
 
-def test_clip_that_is_not_there_is_named(tmp_path: Any) -> None:
+def test_a_missing_clip_is_named(tmp_path: Any) -> None:
     with pytest.raises(CotrunkError, match=r"CLIP cannot be loaded from .*: give a folder"):
         networks.Clip(str(tmp_path))
 
 
 def test_any_clip_scores_images_and_texts(tmp_path: Any) -> None:
-    """Random weights, but the real classes: a folder as `from_pretrained` takes it."""
+    """Real classes with random weights, loaded from a folder."""
     from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor
     from transformers.models.clip.tokenization_clip import CLIPTokenizer
 

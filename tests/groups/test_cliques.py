@@ -1,4 +1,4 @@
-"""Groups of training captions: cliques of the similarity graph, all of them or a bounded draw."""
+"""Groups of training captions: cliques of the similarity graph, all of them or a bounded sample."""
 
 import itertools
 
@@ -29,7 +29,7 @@ def every_clique(rows: np.ndarray, low: float, high: float, largest: int) -> set
 
 @settings(max_examples=30)
 @given(count=st.integers(0, 14), seed=st.integers(0, 99), low=st.floats(-0.5, 0.8), width=st.floats(0.1, 0.6))
-def test_without_limits_there_are_all_cliques(count: int, seed: int, low: float, width: float) -> None:
+def test_without_limits_all_cliques_are_found(count: int, seed: int, low: float, width: float) -> None:
     rows, high = vectors(count, seed), min(1.0, low + width)
     graph = similarity_graph(rows, low, high)
     found = sample_cliques(graph.neighbours, largest=4, per_caption=10_000)
@@ -41,7 +41,7 @@ def test_without_limits_there_are_all_cliques(count: int, seed: int, low: float,
 
 @settings(max_examples=20)
 @given(seed=st.integers(0, 99), per_caption=st.integers(1, 5), most=st.integers(1, 20))
-def test_with_limits_there_are_cliques_and_no_more_than_wanted(seed: int, per_caption: int, most: int) -> None:
+def test_with_limits_at_most_the_wanted_cliques_are_found(seed: int, per_caption: int, most: int) -> None:
     rows = vectors(80, seed)
     graph = similarity_graph(rows, 0.3, 0.95, most=most)
     found = sample_cliques(graph.neighbours, per_caption=per_caption, seed=seed)
@@ -56,7 +56,7 @@ def test_with_limits_there_are_cliques_and_no_more_than_wanted(seed: int, per_ca
     assert found == sample_cliques(graph.neighbours, per_caption=per_caption, seed=seed)
 
 
-def test_what_was_left_out_is_counted() -> None:
+def test_dropped_edges_and_groups_are_counted() -> None:
     rows = vectors(60, spread=0.2)
     everything = similarity_graph(rows, 0.2, 1.0)
     few = similarity_graph(rows, 0.2, 1.0, most=2)
@@ -68,19 +68,19 @@ def test_what_was_left_out_is_counted() -> None:
     assert found.capped > 0
 
 
-def test_groups_of_all_sizes_are_drawn_where_there_are_many() -> None:
-    clique = [np.delete(np.arange(40, dtype=np.int32), i) for i in range(40)]  # everybody similar to everybody
+def test_groups_of_all_sizes_are_sampled_from_many() -> None:
+    clique = [np.delete(np.arange(40, dtype=np.int32), i) for i in range(40)]  # all captions are similar to each other
     sizes = {len(group) for group in sample_cliques(clique, per_caption=4).groups}
     assert sizes == {2, 3, 4, 5}
 
 
 @pytest.mark.parametrize(("low", "high"), [(0.9, 0.6), (0.5, 0.5), (-2, 0.5), (0.5, 3)])
-def test_a_range_that_is_none_is_named(low: float, high: float) -> None:
+def test_an_invalid_range_is_named(low: float, high: float) -> None:
     with pytest.raises(CotrunkError, match="are not a range: give two cosines"):
         similarity_graph(vectors(4), low, high)
 
 
 @pytest.mark.parametrize(("smallest", "largest"), [(1, 5), (4, 3)])
-def test_sizes_that_are_none_are_named(smallest: int, largest: int) -> None:
+def test_invalid_group_sizes_are_named(smallest: int, largest: int) -> None:
     with pytest.raises(CotrunkError, match="captions do not exist"):
         sample_cliques([], smallest=smallest, largest=largest)

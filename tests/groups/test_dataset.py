@@ -1,4 +1,4 @@
-"""Captioned images become groups: every source, every broken image, what is written."""
+"""Captioned images are grouped: every source, every damaged image, every file that is written."""
 
 import json
 import re
@@ -20,7 +20,7 @@ from cotrunk.planning.embedding import Encoder
 
 
 def words(captions: Any) -> np.ndarray:
-    """Vectors in which captions are similar that have words in common."""
+    """Return vectors in which captions with common words are similar."""
     known = sorted({word for caption in CAPTIONS for word in caption.split()} - {"a"})
     rows = np.array([[float(word in caption.split()) for word in known] for caption in captions], np.float32)
     return rows / np.linalg.norm(rows, axis=1, keepdims=True)
@@ -41,7 +41,7 @@ def test_sources_give_the_same_pairs(tmp_path: Path, form: str) -> None:
     assert found.unusable == {}
 
 
-def test_what_cannot_be_used_is_named_and_left_out(tmp_path: Path) -> None:
+def test_unusable_images_are_named_and_not_used(tmp_path: Path) -> None:
     folder = folder_of(tmp_path, "jsonl", [*CAPTIONS, "", "gone", "broken"])
     (folder / "images/7.png").unlink()
     (folder / "images/8.png").write_bytes(b"no image")
@@ -58,7 +58,7 @@ def test_captions_without_images_are_named_and_counted(tmp_path: Path) -> None:
     file = coco(tmp_path)
     content = json.loads(file.read_text())
     content["images"] = [image for image in content["images"] if image["id"] != 12]
-    content["annotations"].append({"id": 999, "image_id": 12, "bbox": [0, 0, 1, 1]})  # has no caption to miss
+    content["annotations"].append({"id": 999, "image_id": 12, "bbox": [0, 0, 1, 1]})  # boxes without a caption
     file.write_text(json.dumps(content))
     found = read_pairs(str(file), tmp_path / "train")
     assert [pair.caption for pair in found.pairs] == CAPTIONS[:2] + CAPTIONS[3:]
@@ -67,7 +67,7 @@ def test_captions_without_images_are_named_and_counted(tmp_path: Path) -> None:
     }
 
 
-def test_an_image_that_cannot_be_looked_for_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_image_with_an_inaccessible_path_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = folder_of(tmp_path, "jsonl")
     with (folder / "metadata.jsonl").open("a") as file:
         for name in ("x" * 300 + ".png", "closed/1.png"):
@@ -75,7 +75,7 @@ def test_an_image_that_cannot_be_looked_for_is_left_out(tmp_path: Path, monkeypa
     found_by = Path.stat
 
     def stat(path: Path, **how: Any) -> Any:
-        if path.parent.name == "closed":  # to whoever may read everything no folder is
+        if path.parent.name == "closed":  # root can read every folder
             raise PermissionError(13, "Permission denied", str(path))
         return found_by(path, **how)
 
@@ -88,7 +88,7 @@ def test_an_image_that_cannot_be_looked_for_is_left_out(tmp_path: Path, monkeypa
     ]
 
 
-def test_an_image_is_taken_with_its_first_caption(tmp_path: Path) -> None:
+def test_an_image_is_used_only_with_its_first_caption(tmp_path: Path) -> None:
     folder = folder_of(tmp_path, "jsonl")
     with (folder / "metadata.jsonl").open("a") as file:
         for name in ("images/0.png", "images/../images/0.png"):
@@ -101,7 +101,7 @@ def test_an_image_is_taken_with_its_first_caption(tmp_path: Path) -> None:
     ]
 
 
-def test_groups_apart_have_no_image_in_common() -> None:
+def test_disjoint_groups_have_no_image_in_common() -> None:
     groups = [[Pair(f"{word} {name}", Path(name)) for name in "ab"] for word in ("a", "one", "some")]
     assert len(disjoint(groups, 0)) == 1
     assert len(disjoint([*groups, [Pair("a c", Path("c"))]], 0)) == 2
@@ -109,9 +109,9 @@ def test_groups_apart_have_no_image_in_common() -> None:
 
 def test_a_set_of_groups(tmp_path: Path) -> None:
     pairs = read_pairs(str(folder_of(tmp_path / "in", "jsonl"))).pairs
-    told: list[tuple[str, int, int]] = []
+    counts: list[tuple[str, int, int]] = []
     out = tmp_path / "set"
-    summary = build_groups(pairs, ENCODER, SETTINGS, out, progress=lambda *state: told.append(state))
+    summary = build_groups(pairs, ENCODER, SETTINGS, out, progress=lambda *state: counts.append(state))
     groups, written = read_groups(out)
     members = [sorted(CAPTIONS.index(pair.caption) for pair in group) for group in groups]
     assert sorted(members) == [[0, 1], [0, 1, 2], [0, 2], [1, 2], [3, 4]]
@@ -123,12 +123,12 @@ def test_a_set_of_groups(tmp_path: Path) -> None:
     assert table["smallest_similarity"].to_pylist() == read_similarities(out) == pytest.approx([0.5] * 5)
     with Image.open(out / "similarities.png") as image:
         assert image.width > 300
-    assert [state[1] for state in told if state[0] == "Grouping captions"][-1] == len(pairs)
+    assert [state[1] for state in counts if state[0] == "Grouping captions"][-1] == len(pairs)
     assert {file.name for file in out.iterdir()} == {"groups.parquet", "summary.json", "similarities.png"}
 
 
 @pytest.mark.parametrize(
-    ("source", "said"),
+    ("source", "message"),
     [
         ("nothing.json", "is not a source of captioned images|contains no|There is no file"),
         ("empty", "has no metadata.jsonl or metadata.csv"),
@@ -138,7 +138,7 @@ def test_a_set_of_groups(tmp_path: Path) -> None:
         ("lost", r"contains no usable captioned image \(.*there is no such file"),
     ],
 )
-def test_sources_that_are_none_are_named(tmp_path: Path, source: str, said: str) -> None:
+def test_invalid_sources_are_named(tmp_path: Path, source: str, message: str) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "table.json").write_text("[1, 2]")
     (tmp_path / "broken.json").write_text("{")
@@ -148,7 +148,7 @@ def test_sources_that_are_none_are_named(tmp_path: Path, source: str, said: str)
     ):
         (tmp_path / name).mkdir()
         (tmp_path / name / "metadata.jsonl").write_text(json.dumps(entry))
-    with pytest.raises(CotrunkError, match=said):
+    with pytest.raises(CotrunkError, match=message):
         read_pairs(str(tmp_path / source))
 
 
@@ -159,7 +159,7 @@ COCO: dict[str, Any] = {
 
 
 @pytest.mark.parametrize(
-    ("file", "content", "said"),
+    ("file", "content", "message"),
     [
         ("metadata.csv", "text,file_name\na dog\n", "metadata.csv, entry 1 has no valid file_name"),
         ("metadata.csv", "file_name,text\n1.png,a dog, alone\n", "entry 1 does not fit the columns of the table"),
@@ -182,16 +182,16 @@ COCO: dict[str, Any] = {
         ("a.json", b'{"images": "\xe9"}', "a.json is not UTF-8"),
     ],
 )
-def test_bad_entries_are_named(tmp_path: Path, file: str, content: Any, said: str) -> None:
+def test_bad_entries_are_named(tmp_path: Path, file: str, content: Any, message: str) -> None:
     path = tmp_path / file
     text = json.dumps(content) if isinstance(content, dict) else content
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
-    with pytest.raises(CotrunkError, match=re.escape(said)):
+    with pytest.raises(CotrunkError, match=re.escape(message)):
         read_pairs(str(path if file.endswith("a.json") else tmp_path))
 
 
 class Rows:
-    """A dataset of the hub as its library gives it: images are decoded when a row is asked for."""
+    """A hub dataset like that of its library: images are decoded on access."""
 
     column_names = ("image", "captions")
 
@@ -236,8 +236,8 @@ NO_TEXT: list[tuple[Any, str]] = [
 
 
 @pytest.mark.parametrize(("caption", "why"), NO_TEXT)
-def test_a_caption_of_coco_that_is_no_text_is_left_out_alone(tmp_path: Path, caption: Any, why: str) -> None:
-    """Its image has another one, and an image that has no other is the only one to go."""
+def test_an_invalid_coco_caption_does_not_affect_others(tmp_path: Path, caption: Any, why: str) -> None:
+    """The image is used with another caption; only an image without another caption is unusable."""
     file = coco(tmp_path)
     content = json.loads(file.read_text())
     content["annotations"].insert(0, {"id": 1, "image_id": 12, "caption": caption})  # before the good ones
@@ -254,7 +254,7 @@ def test_a_caption_of_coco_that_is_no_text_is_left_out_alone(tmp_path: Path, cap
 
 
 @pytest.mark.parametrize(("caption", "why"), NO_TEXT)
-def test_a_caption_of_a_table_that_is_no_text_is_left_out_alone(tmp_path: Path, caption: Any, why: str) -> None:
+def test_an_invalid_table_caption_does_not_affect_others(tmp_path: Path, caption: Any, why: str) -> None:
     folder = folder_of(tmp_path, "jsonl")
     lines = (folder / "metadata.jsonl").read_text().splitlines()
     entries = [*map(json.loads, lines)]
@@ -268,7 +268,7 @@ def test_a_caption_of_a_table_that_is_no_text_is_left_out_alone(tmp_path: Path, 
     assert found.unusable == {f"{where} 1": why, f"{where} 3, caption 1": why, f"{where} 4": why}
 
 
-def test_a_row_of_a_csv_without_a_caption_is_left_out_alone(tmp_path: Path) -> None:
+def test_a_csv_row_without_caption_does_not_affect_others(tmp_path: Path) -> None:
     folder = folder_of(tmp_path, "csv")
     with (folder / "metadata.csv").open("a") as file:
         file.write("images/0.png,\nimages/1.png\n")
@@ -282,7 +282,7 @@ def hub(monkeypatch: pytest.MonkeyPatch, rows: Any) -> None:
 
 
 @pytest.mark.parametrize(("caption", "why"), NO_TEXT)
-def test_a_caption_of_the_hub_that_is_no_text_is_left_out_alone(
+def test_an_invalid_hub_caption_does_not_affect_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caption: Any, why: str
 ) -> None:
     class Some(Rows):
@@ -296,7 +296,7 @@ def test_a_caption_of_the_hub_that_is_no_text_is_left_out_alone(
     assert found.unusable == {"some/set, row 0": why, "some/set, row 1, caption 1": why}
 
 
-def test_images_of_the_hub_are_read_as_those_of_files_and_written_again_when_damaged(
+def test_hub_images_are_read_like_files_and_written_again_if_damaged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hub(monkeypatch, Rows([Image.new("RGBA", (8, 8), (0, 0, 0, 0))]))
@@ -309,7 +309,7 @@ def test_images_of_the_hub_are_read_as_those_of_files_and_written_again_when_dam
 
 
 @pytest.mark.parametrize(
-    ("changed", "said"),
+    ("changed", "message"),
     [
         ({"similarity_min": 0.9}, "similarity_min 0.9 and similarity_max 0.9 are not a range"),
         ({"min_group": 1}, "min_group 1 is out of range: use a whole number of 2 or more"),
@@ -320,24 +320,24 @@ def test_images_of_the_hub_are_read_as_those_of_files_and_written_again_when_dam
         ({"seed": -1}, "seed -1 is out of range"),
     ],
 )
-def test_settings_out_of_range_are_named(changed: dict[str, Any], said: str) -> None:
-    with pytest.raises(CotrunkError, match=said):
+def test_settings_out_of_range_are_named(changed: dict[str, Any], message: str) -> None:
+    with pytest.raises(CotrunkError, match=message):
         GroupSettings(**changed)
 
 
-def test_captions_that_have_nothing_in_common_are_said(tmp_path: Path) -> None:
+def test_captions_without_similarities_are_named(tmp_path: Path) -> None:
     pairs = [Pair(caption, tmp_path) for caption in ("a grey owl", "a violin")]
     with pytest.raises(CotrunkError, match=r"No two of the 2 captions have a similarity between 0.4 and 0.9 for words"):
         build_groups(pairs, ENCODER, SETTINGS, tmp_path / "set")
     assert not (tmp_path / "set").exists()
 
 
-def test_a_folder_that_is_no_set_is_named(tmp_path: Path) -> None:
+def test_a_folder_without_a_set_is_named(tmp_path: Path) -> None:
     with pytest.raises(CotrunkError, match="is not a set of groups: make one with cotrunk dataset"):
         read_groups(tmp_path)
 
 
-def test_groups_without_pyarrow_name_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_pyarrow_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
     with pytest.raises(CotrunkError, match="needs pyarrow: pip install pyarrow"):
         read_groups(tmp_path)

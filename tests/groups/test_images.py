@@ -1,4 +1,4 @@
-"""Images of users are read as they are meant to be seen: upright, on white, in 8 bits."""
+"""Images of users are read as a viewer shows them: upright, on white, in 8 bits."""
 
 import struct
 import zlib
@@ -20,7 +20,7 @@ RED, WHITE, BLACK = (255, 0, 0), (255, 255, 255), (0, 0, 0)
 
 
 def upright() -> Image.Image:
-    """Red above white, twice as high as wide, and no two corners alike."""
+    """Return an image, red above white, twice as high as wide, with four different corners."""
     image = Image.new("RGB", (16, 32), WHITE)
     image.paste(RED, (0, 0, 16, 16))
     image.paste(BLACK, (0, 0, 4, 4))
@@ -29,7 +29,7 @@ def upright() -> Image.Image:
 
 
 def stored(orientation: int) -> Image.Image:
-    """The pixels of a file whose orientation makes a viewer show `upright`."""
+    """Return the pixels of a file that a viewer shows as `upright`, given its orientation."""
     turns = {2: "FLIP_LEFT_RIGHT", 3: "ROTATE_180", 4: "FLIP_TOP_BOTTOM", 5: "TRANSPOSE"}
     turns |= {6: "ROTATE_90", 7: "TRANSVERSE", 8: "ROTATE_270"}
     return upright().transpose(Image.Transpose[turns[orientation]]) if orientation in turns else upright()
@@ -37,7 +37,7 @@ def stored(orientation: int) -> Image.Image:
 
 @pytest.mark.parametrize("form", ["jpg", "png", "webp", "tiff"])
 @pytest.mark.parametrize("orientation", range(10))  # 0 and 9 do not exist
-def test_an_image_is_turned_upright(tmp_path: Path, form: str, orientation: int) -> None:
+def test_an_image_is_rotated_upright(tmp_path: Path, form: str, orientation: int) -> None:
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = orientation
     path = tmp_path / f"a.{form}"
@@ -45,13 +45,13 @@ def test_an_image_is_turned_upright(tmp_path: Path, form: str, orientation: int)
     stored(orientation).save(path, exif=exif, **how)
     read = read_image(path)
     assert read.size == (16, 32)
-    assert np.abs(np.asarray(read, int) - np.asarray(upright(), int)).mean() < 8  # of JPEG
-    cut = read_scaled(path, 32, 16)  # the size that is cut is that of the upright image
+    assert np.abs(np.asarray(read, int) - np.asarray(upright(), int)).mean() < 8  # JPEG is lossy
+    cut = read_scaled(path, 32, 16)  # the upright image is cropped
     assert cut[:, 4, 8] == pytest.approx([1, -1, -1], abs=0.1)
     assert cut[:, 28, 8] == pytest.approx([1, 1, 1], abs=0.1)
 
 
-def test_broken_exif_data_turns_nothing(tmp_path: Path) -> None:
+def test_broken_exif_data_is_ignored(tmp_path: Path) -> None:
     upright().save(tmp_path / "a.jpg", exif=b"Exif\0\0II*\0nonsense")
     assert read_image(tmp_path / "a.jpg").size == (16, 32)
 
@@ -61,7 +61,7 @@ def chunk(kind: bytes, content: bytes) -> bytes:
 
 
 def png(colour: int, depth: int, pixel: bytes, transparent: bytes = b"") -> bytes:
-    """A PNG of one pixel, in forms that Pillow does not write."""
+    """Return a PNG of one pixel, in forms that Pillow does not write."""
     head = chunk(b"IHDR", struct.pack(">IIBBBBB", 1, 1, depth, colour, 0, 0, 0))
     key = chunk(b"tRNS", transparent) if transparent else b""
     return b"\x89PNG\r\n\x1a\n" + head + key + chunk(b"IDAT", zlib.compress(b"\0" + pixel)) + chunk(b"IEND", b"")
@@ -125,7 +125,7 @@ FILES: dict[str, tuple[bytes | Callable[[Path], None], tuple[int, int, int]]] = 
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_every_kind_of_image_has_the_colour_that_a_viewer_shows(tmp_path: Path, name: str) -> None:
+def test_every_kind_of_image_has_the_colours_of_a_viewer(tmp_path: Path, name: str) -> None:
     content, expected = FILES[name]
     path = tmp_path / "a.image"
     if isinstance(content, bytes):
@@ -136,13 +136,13 @@ def test_every_kind_of_image_has_the_colour_that_a_viewer_shows(tmp_path: Path, 
     assert read.mode == "RGB"
     assert np.abs(np.array(read.getpixel((0, 0))) - expected).max() <= 1
     assert unreadable(path) is None
-    # for training and for evaluation alike
+    # both for training and for evaluation
     assert torch.equal(read_scaled(path, 8, 8)[:, 4, 4], torch.tensor(read.getpixel((0, 0))) / 127.5 - 1)
     assert images_of([[Pair("", path)]], 8, 8)[0][0, :, 4, 4].tolist() == list(read.getpixel((0, 0)))
 
 
 def test_a_twelve_bit_tiff_is_not_dark(tmp_path: Path) -> None:
-    """Pillow reads its values as they are, and does not write such files."""
+    """Pillow reads its values without scaling, and cannot write such files."""
     entries = {256: 2, 257: 1, 258: 12, 259: 1, 262: 1, 273: 8, 277: 1, 278: 1, 279: 3}
     packed = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in entries.items())
     pixels = bytes([0xFF, 0xF0, 0x00])  # 4095 and 0
@@ -152,27 +152,27 @@ def test_a_twelve_bit_tiff_is_not_dark(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("image", "said"),
+    ("image", "message"),
     [
         (Image.new("I", (1, 1), 200), "it is unknown which of its 32-bit values is white"),
         (Image.new("F", (1, 1), 200.0), "its floating-point values are outside 0 to 1"),
         (Image.new("F", (1, 1), float("nan")), "its floating-point values are outside 0 to 1"),
     ],
 )
-def test_an_image_without_a_white_is_named(tmp_path: Path, image: Image.Image, said: str) -> None:
-    """Any guess would be an image that looks right, or nearly."""
+def test_an_image_with_unknown_white_is_named(tmp_path: Path, image: Image.Image, message: str) -> None:
+    """A guess would give an image that looks almost right."""
     image.save(tmp_path / "a.tif")
-    assert (unreadable(tmp_path / "a.tif") or "").startswith(said)
+    assert (unreadable(tmp_path / "a.tif") or "").startswith(message)
 
 
-def test_an_image_that_is_cut_off_is_named(tmp_path: Path) -> None:
+def test_a_truncated_image_is_named(tmp_path: Path) -> None:
     upright().resize((200, 200)).save(tmp_path / "a.png")
     whole = (tmp_path / "a.png").read_bytes()
     (tmp_path / "a.png").write_bytes(whole[: len(whole) // 2])
     assert unreadable(tmp_path / "a.png") == "it is not a readable image (OSError)"
 
 
-def test_a_very_long_image_is_cut_before_it_is_scaled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_very_long_image_is_cropped_before_it_is_scaled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Image.new("RGB", (1, 5000), RED).save(tmp_path / "a.png")
     sizes, resize = list[Any](), Image.Image.resize
     monkeypatch.setattr(
@@ -184,7 +184,7 @@ def test_a_very_long_image_is_cut_before_it_is_scaled(tmp_path: Path, monkeypatc
     assert sizes == [(64, 64)]
 
 
-def test_the_middle_of_an_image_is_taken(tmp_path: Path) -> None:
+def test_images_are_cropped_from_their_centre(tmp_path: Path) -> None:
     image = Image.new("RGB", (96, 32), WHITE)
     image.paste(RED, (32, 0, 64, 32))
     image.save(tmp_path / "a.png")

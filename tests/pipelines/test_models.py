@@ -1,4 +1,4 @@
-"""Names to pipelines, schedulers, devices and dtypes; nothing here needs a network."""
+"""Load pipelines, schedulers, devices and dtypes by name, without a network."""
 
 import socket
 import sys
@@ -56,14 +56,14 @@ def test_a_scheduler_is_refused_with_those_that_run(pipe: Any, name: str) -> Non
 
 @pytest.mark.parametrize("name", ["ddim", "ddpm", "pndm"])
 def test_a_scheduler_is_set_up_for_latents(name: str) -> None:
-    """Where the model's own scheduler says nothing, a class would clip them to -1..1, or begin with Runge-Kutta."""
+    """By default, some classes would clip latents to -1..1, or start with Runge-Kutta steps."""
     pipe = SimpleNamespace(scheduler=diffusers.DPMSolverMultistepScheduler(beta_schedule="scaled_linear"))
     set_scheduler(pipe, name)
     assert not pipe.scheduler.config.get("clip_sample", False)
     assert pipe.scheduler.config.get("skip_prk_steps", True)
     pipe = SimpleNamespace(scheduler=diffusers.DDPMScheduler(beta_schedule="scaled_linear", clip_sample=True))
     set_scheduler(pipe, "ddim")
-    assert pipe.scheduler.config.clip_sample  # its own word counts
+    assert pipe.scheduler.config.clip_sample  # the model's own setting is kept
 
 
 def test_scheduler_names(pipe: Any) -> None:
@@ -132,7 +132,7 @@ def test_a_saved_folder(tmp_path: Path) -> None:
     assert np.array_equal(generate(loaded, **arguments).images, generate(saved, **arguments).images)
 
     only_text = load_pipeline(str(tmp_path / "model"), "cpu", denoiser=False)
-    assert not isinstance(only_text.unet, torch.nn.Module)  # its config tells whether guidance costs a row
+    assert not isinstance(only_text.unet, torch.nn.Module)  # its config says whether guidance costs a row
     assert only_text.unet.config["in_channels"] == loaded.unet.config["in_channels"]
     assert only_text.vae is None
     assert only_text.text_encoder is not None
@@ -160,12 +160,12 @@ def test_a_single_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["./nowhere/at all", "/nowhere/at/all", "a b c", "a/b/c", "x" * 300])
-def test_a_name_that_no_hub_can_have(name: str) -> None:
+def test_an_invalid_hub_name(name: str) -> None:
     with pytest.raises(CotrunkError, match=r"There is no model .*: use mini or mini-dit, a folder, or a hub id"):
         load_pipeline(name, "cpu")
 
 
-def test_without_a_network_the_hub_is_asked_at_most_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_network_the_hub_is_requested_at_most_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without this check the libraries repeat the request for half a minute."""
     lookups = list[Any]()
 
@@ -185,7 +185,7 @@ class _NotFound(errors.RepositoryNotFoundError):
 
 
 class _ForeignError(Exception):
-    """What the HTTP library of the day raises."""
+    """Stands for the exceptions of HTTP libraries."""
 
 
 def _hub(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
@@ -196,7 +196,7 @@ def _hub(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
 
 
 @pytest.mark.parametrize(
-    ("error", "said"),
+    ("error", "message"),
     [
         (_NotFound(), "The hub has no model 'no/such', or it is private: check its name"),
         (
@@ -207,9 +207,9 @@ def _hub(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
         (_ForeignError(), r"cannot be reached \(_ForeignError\)"),
     ],
 )
-def test_what_the_hub_answers(monkeypatch: pytest.MonkeyPatch, error: Exception, said: str) -> None:
+def test_responses_of_the_hub(monkeypatch: pytest.MonkeyPatch, error: Exception, message: str) -> None:
     _hub(monkeypatch, error)
-    with pytest.raises(CotrunkError, match=said) as refusal:
+    with pytest.raises(CotrunkError, match=message) as refusal:
         load_pipeline("no/such", "cpu")
     assert "\n" not in str(refusal.value)
 
@@ -232,7 +232,7 @@ def test_a_model_downloaded_before_needs_no_network(monkeypatch: pytest.MonkeyPa
     assert asked == [("owner/name", {"local_files_only": True})]
 
 
-def test_schedulers_that_cannot_take_over_are_named(pipe: Any) -> None:
+def test_unsuitable_schedulers_are_named(pipe: Any) -> None:
     pipe.scheduler = diffusers.DPMSolverMultistepScheduler(algorithm_type="dpmsolver++")
     with pytest.raises(CotrunkError, match="SASolverScheduler does not support the settings"):
         set_scheduler(pipe, "SASolverScheduler")
@@ -241,7 +241,7 @@ def test_schedulers_that_cannot_take_over_are_named(pipe: Any) -> None:
     assert type(pipe.scheduler) is diffusers.DPMSolverMultistepScheduler
 
 
-def test_a_lora_without_peft_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_peft_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pipe = sd_with_text().pipe
     monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(CotrunkError, match="Loading a LoRA needs peft: pip install peft"):
@@ -281,7 +281,7 @@ def test_a_pipeline_is_compiled_for_any_number_of_rows(tmp_path: Path, monkeypat
         return graph.forward
 
     in_place = torch.nn.Module.compile
-    monkeypatch.setattr("cotrunk.pipelines.loading._check_compiler", lambda device: None)  # which asks for a real one
+    monkeypatch.setattr("cotrunk.pipelines.loading._check_compiler", lambda device: None)  # which needs a real compiler
     monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **given: in_place(self, backend=backend, **given))
     pipe, bare = load_pipeline(str(tmp_path), "cpu", compiled=True), load_pipeline(str(tmp_path), "cpu")
     run = {"num_inference_steps": 2, "output_type": "np", "height": 32, "width": 32}
@@ -289,10 +289,10 @@ def test_a_pipeline_is_compiled_for_any_number_of_rows(tmp_path: Path, monkeypat
         prompts = [f"a picture of {number}" for number in range(count)]
         made, expected = (generate(own, prompts, sharing=None, **run) for own in (pipe, bare))
         assert np.allclose(made.images, expected.images, atol=1e-5)
-    assert 1 <= len(graphs) <= 2  # a first number may be taken for a constant, no later one
+    assert 1 <= len(graphs) <= 2  # only the first number of rows may be compiled as a constant
 
 
-def test_a_machine_that_cannot_compile_says_so_before_anything_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_compiler_is_reported_before_loading(monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(function: Any) -> Any:
         raise RuntimeError("no C++ compiler found")
 

@@ -1,4 +1,4 @@
-"""recipes/emoji: a training that was stopped goes on as if nothing had happened, and colours have their names."""
+"""recipes/emoji: a stopped training continues exactly, and colours have their names."""
 
 import pickle
 import sys
@@ -17,7 +17,7 @@ RECIPE = Path(__file__).parents[2] / "recipes" / "emoji"
 
 @pytest.fixture(autouse=True)
 def _recipe(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    # the recipe flushes denormals for its whole process, and this one has other tests
+    # the recipe flushes denormals in its whole process, which must not affect other tests
     monkeypatch.setattr(torch, "set_flush_denormal", lambda on: True)
     monkeypatch.syspath_prepend(str(RECIPE))
     yield
@@ -26,11 +26,11 @@ def _recipe(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def trained(checkpoint: Path, killed_at: int | None = None, data: str = "these") -> dict[str, torch.Tensor]:
-    """The averaged weights of a small model after 40 steps, with a checkpoint every 5."""
+    """Return the averaged weights of a small model after 40 steps, with a checkpoint every 5 steps."""
     from training import train
 
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))  # the first by Muon
+    model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))  # Muon trains the first
 
     def loss_of(step: int, dtype: torch.dtype) -> torch.Tensor:
         if step == killed_at:
@@ -54,7 +54,7 @@ def test_muon_has_the_matrices_of_the_named_layers_and_adam_everything_else() ->
 
 
 @pytest.mark.parametrize("killed_at", [3, 5, 23, 39])
-def test_a_killed_training_goes_on_as_if_nothing_had_happened(tmp_path: Path, killed_at: int) -> None:
+def test_a_killed_training_ends_with_the_weights_of_an_uninterrupted_one(tmp_path: Path, killed_at: int) -> None:
     whole = trained(tmp_path / "whole.ckpt")
     with pytest.raises(KeyboardInterrupt):
         trained(tmp_path / "killed.ckpt", killed_at)
@@ -77,7 +77,7 @@ def test_the_precision_is_measured_once(tmp_path: Path, monkeypatch: pytest.Monk
     trained(tmp_path / "a.ckpt")
 
 
-def test_a_checkpoint_is_written_whole(tmp_path: Path) -> None:
+def test_a_checkpoint_is_written_completely(tmp_path: Path) -> None:
     from training import save
 
     path = tmp_path / "a.ckpt"
@@ -88,7 +88,7 @@ def test_a_checkpoint_is_written_whole(tmp_path: Path) -> None:
 
 
 @given(steps=st.integers(10, 100_000), share=st.floats(0, 0.69))
-def test_the_learning_rate_does_not_know_the_length_before_it_falls(steps: int, share: float) -> None:
+def test_the_learning_rate_is_independent_of_the_length_until_it_falls(steps: int, share: float) -> None:
     from training import learning_rate
 
     step = int(share * steps)
@@ -125,21 +125,21 @@ def test_colours_have_their_names(rgb: tuple[int, int, int], name: str) -> None:
 @pytest.mark.parametrize(
     ("rgb", "name"), [((49, 55, 61), "black"), ((102, 117, 127), "gray"), ((225, 232, 237), "white")]
 )
-def test_cool_greys_are_no_blues(rgb: tuple[int, int, int], name: str) -> None:
+def test_bluish_greys_are_grey(rgb: tuple[int, int, int], name: str) -> None:
     from colours import colour_shares, main_colour
 
     assert main_colour(colour_shares(np.full((4, 4, 3), rgb, dtype=np.uint8), np.ones((4, 4)))) == name
 
 
 @pytest.mark.parametrize("rgb", [(255, 176, 46), (0, 190, 190), (217, 158, 130), (120, 20, 20)])
-def test_where_people_would_differ_no_colour_is_named(rgb: tuple[int, int, int]) -> None:
+def test_ambiguous_colours_have_no_name(rgb: tuple[int, int, int]) -> None:
     """Amber, teal, tan, maroon."""
     from colours import colour_shares, main_colour
 
     assert main_colour(colour_shares(np.full((4, 4, 3), rgb, dtype=np.uint8), np.ones((4, 4)))) is None
 
 
-def test_what_is_transparent_has_no_colour() -> None:
+def test_transparent_pixels_have_no_colour() -> None:
     from colours import colour_shares, main_colour
 
     image = np.zeros((2, 2, 3), dtype=np.uint8)
@@ -148,7 +148,7 @@ def test_what_is_transparent_has_no_colour() -> None:
     assert main_colour(colour_shares(image, np.zeros((2, 2)))) is None
 
 
-def test_a_copy_in_another_colour_is_never_called_by_its_name_alone() -> None:
+def test_captions_of_a_copy_always_name_its_colour() -> None:
     from captions import captions_of
 
     line = {"concept": "owl", "style": "flat", "keywords": ["bird", "wise"], "own_words": ["hooter"]}
@@ -169,13 +169,13 @@ def test_a_copy_in_another_colour_is_never_called_by_its_name_alone() -> None:
     ("name", "called"),
     [("owl", "an owl"), ("cat", "a cat"), ("unicorn", "a unicorn"), ("hourglass done", "an hourglass done")],
 )
-def test_articles_go_by_sound(name: str, called: str) -> None:
+def test_articles_depend_on_pronunciation(name: str, called: str) -> None:
     from captions import article
 
     assert article(name) == called
 
 
-def test_what_is_held_out_is_a_list_of_concepts_in_styles() -> None:
+def test_held_out_lines_are_concepts_in_styles() -> None:
     from concepts import KEPT, STYLES
 
     names = {name.lower().replace("’", "'") for names in KEPT.values() for name in names}
@@ -188,8 +188,8 @@ def test_what_is_held_out_is_a_list_of_concepts_in_styles() -> None:
         assert copy in ([], ["copy"])
 
 
-def test_the_teacher_knows_a_state_of_the_flow_by_its_signal(tmp_path: Path) -> None:
-    """At every sigma a UNet whose v is right gives noise - latents; guidance adds to it what the prompt does."""
+def test_the_teacher_predicts_the_velocity_of_a_flow(tmp_path: Path) -> None:
+    """At every sigma, a UNet with the correct v gives noise - latents; guidance adds the effect of the prompt."""
     from diffusers import DDIMScheduler
     from tiny import sd
 
@@ -214,7 +214,7 @@ def test_the_teacher_knows_a_state_of_the_flow_by_its_signal(tmp_path: Path) -> 
     shape = sigma[:, None, None, None]
     text = torch.zeros(5, 3, 32)
     velocity = teacher.velocity(torch.lerp(latents, noise, shape), sigma, text, text)
-    # alpha + level is 1 / norm: what the prompt adds, 0.1 of the velocity, comes three times
+    # alpha + level is 1 / norm: the effect of the prompt, 0.1 of the velocity, counts three times
     assert torch.allclose(velocity, noise - latents + 0.3, atol=1e-5)
     (steps,) = asked
     signal = teacher.signal[steps[[0, 2]].round().long()].float()

@@ -1,4 +1,4 @@
-"""The scripts of recipes/sage-mini: the options that they pass exist, and their tables are right."""
+"""The scripts of recipes/sage-mini: their options exist, and their tables are correct."""
 
 import importlib
 import re
@@ -19,7 +19,7 @@ RECIPES = Path(__file__).parents[2] / "recipes"
 
 @pytest.fixture
 def sage_mini(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    """The scripts of recipes/sage-mini can be imported; what else is to be patched."""
+    """Make the scripts of recipes/sage-mini importable, and return the patch."""
     monkeypatch.syspath_prepend(RECIPES / "sage-mini")
     for name in ("run", "alignment", "split", "trials", "unchosen"):
         monkeypatch.delitem(sys.modules, name, raising=False)
@@ -27,9 +27,7 @@ def sage_mini(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 
 
 @pytest.mark.parametrize("seen", [[], ["--seen"]])
-def test_sage_mini_asks_for_options_that_are_there(
-    sage_mini: pytest.MonkeyPatch, tmp_path: Path, seen: list[str]
-) -> None:
+def test_sage_mini_uses_existing_options(sage_mini: pytest.MonkeyPatch, tmp_path: Path, seen: list[str]) -> None:
     run = importlib.import_module("run")
     asked: list[list[str]] = []
     sage_mini.setattr(run, "cotrunk", lambda *arguments: asked.append([str(part) for part in arguments]))
@@ -48,10 +46,10 @@ def test_sage_mini_asks_for_options_that_are_there(
     groups = tmp_path / "build" / ("seen-groups" if seen else "train-groups")
     assert [arguments[1] for arguments in asked if arguments[0] == "train"] == [str(groups)] * 3
     assert [file.name for file in (docs / ("seen" if seen else "") / "table").iterdir()] == ["results.json"]
-    assert not (results / "results.json").exists()  # nothing of one evaluation is taken for the other's
+    assert not (results / "results.json").exists()  # results of one evaluation are not copied as those of the other
 
 
-def test_trials_ask_for_options_that_are_there(sage_mini: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_trials_use_existing_options(sage_mini: pytest.MonkeyPatch, tmp_path: Path) -> None:
     trials = importlib.import_module("trials")
     asked: list[list[str]] = []
     sage_mini.setattr(trials, "command", lambda: asked.append(sys.argv[1:]))
@@ -63,9 +61,7 @@ def test_trials_ask_for_options_that_are_there(sage_mini: pytest.MonkeyPatch, tm
     assert len({own[own.index("--out") + 1] for own in asked}) == len(asked)
 
 
-def test_what_was_chosen_is_compared_on_groups_that_did_not_choose_it(
-    sage_mini: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_the_chosen_fine_tune_is_compared_on_other_groups(sage_mini: pytest.MonkeyPatch, tmp_path: Path) -> None:
     unchosen = importlib.import_module("unchosen")
     compared: list[tuple[list[Cell], list[Cell], range]] = []
 
@@ -87,7 +83,7 @@ def test_what_was_chosen_is_compared_on_groups_that_did_not_choose_it(
     )
 
 
-def test_one_member_can_stand_for_the_mean_image(sage_mini: pytest.MonkeyPatch) -> None:
+def test_one_member_can_replace_the_mean_image(sage_mini: pytest.MonkeyPatch) -> None:
     trials = importlib.import_module("trials")
     folding = trials.First([0, 0, 2], 3, torch.device("cpu"))
     latents, condition = torch.randn(3, 4, 2, 2), torch.randn(3, 5, 6)

@@ -1,4 +1,4 @@
-"""A training whose loss becomes NaN stops, says so, and keeps its last good checkpoint."""
+"""A training whose loss becomes NaN stops with an error, and keeps its last good checkpoint."""
 
 import json
 from collections.abc import Callable
@@ -28,7 +28,7 @@ NAN = float("nan")
 
 
 def strict(path: Path) -> list[Any]:
-    """The lines of a log, as a reader of JSON takes them that knows no NaN."""
+    """Return the lines of a log, read as strict JSON without NaN."""
     return [json.loads(line, parse_constant=lambda name: pytest.fail(name)) for line in path.read_text().splitlines()]
 
 
@@ -37,8 +37,8 @@ def lost(terms: Terms) -> Terms:
 
 
 def steep(terms: Terms, by: float = float("inf")) -> Terms:
-    """A finite loss, and a gradient that is not."""
-    if terms.total.requires_grad:  # not before a checkpoint
+    """Return a finite loss with an infinite gradient."""
+    if terms.total.requires_grad:  # not in the check before a checkpoint
         terms.total.register_hook(lambda gradient: gradient * by)
     return terms
 
@@ -73,18 +73,18 @@ def test_the_first_nan_stops_a_training_and_keeps_its_checkpoint(
         f"Training diverged: the {what} of step 4 is not finite, and the checkpoint of step 2 is kept in {tmp_path}: "
         "--steps 2 makes a LoRA of it; to train again, choose another --out and a --learning-rate below 0.01."
     )
-    assert same_weights(pipeline.pipe.unet.state_dict(), before)  # the pipeline is given back
+    assert same_weights(pipeline.pipe.unet.state_dict(), before)  # the pipeline is restored
     assert [line["step"] for line in strict(tmp_path / "losses.jsonl")] == [1, 2, 3]
     assert torch.load(tmp_path / FILE)["step"] == 2
     assert not (tmp_path / trainer.LORA_FILE).exists()
 
 
-def test_a_training_that_stopped_goes_on_once_it_is_cured(
+def test_a_diverged_training_continues_once_the_cause_is_removed(
     groups: list[list[Pair]],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """And its checkpoint is what a shorter training ends with."""
+    """Its checkpoint equals the result of a shorter training."""
     done = list[int]()
     monkeypatch.setattr(trainer, "sage_loss", lambda *given: spoiled(lost, 3 in done, sage_loss(*given)))
     with pytest.raises(DivergenceError):
@@ -113,7 +113,7 @@ def test_a_checkpoint_is_not_replaced_by_weights_that_are_not_finite(
 
 
 @pytest.mark.parametrize("rate", [1e9, 1e30])
-def test_a_checkpoint_of_finite_weights_that_give_no_finite_loss_is_not_written(
+def test_finite_weights_with_an_infinite_loss_are_not_saved(
     groups: list[list[Pair]],
     tmp_path: Path,
     rate: float,
@@ -126,7 +126,7 @@ def test_a_checkpoint_of_finite_weights_that_give_no_finite_loss_is_not_written(
         f"--learning-rate below {rate:g}."
     )
     assert not (tmp_path / FILE).exists()
-    trained(groups, tmp_path)  # as it says, in the same folder
+    trained(groups, tmp_path)  # as the message says, in the same folder
 
 
 def test_a_model_that_overflows_by_itself_is_not_blamed_on_the_learning_rate(
@@ -141,13 +141,13 @@ def test_a_model_that_overflows_by_itself_is_not_blamed_on_the_learning_rate(
 
 def test_a_text_encoder_that_overflows_is_named(groups: list[list[Pair]], tmp_path: Path) -> None:
     pipe = sd_with_text().pipe
-    pipe.text_encoder.final_layer_norm.weight.data.fill_(1e6)  # more than half precision holds
+    pipe.text_encoder.final_layer_norm.weight.data.fill_(1e6)  # outside the range of half precision
     with pytest.raises(CotrunkError, match=r"The text encoder's output for 'a small picture 0\.0' is not finite"):
         train(pipe, groups, QUICK, tmp_path)
 
 
 def scaled(patch: pytest.MonkeyPatch, scale: float) -> None:
-    """Let trainings to come scale their loss as those in fp16 do, which accelerate does on GPUs alone."""
+    """Let trainings scale their loss as in fp16, which accelerate does only on GPUs."""
 
     class Scaled(Accelerator):
         mixed_precision = "fp16"
@@ -159,7 +159,7 @@ def scaled(patch: pytest.MonkeyPatch, scale: float) -> None:
     patch.setattr("accelerate.Accelerator", Scaled)
 
 
-def test_steps_that_a_loss_scale_overflows_are_skipped_and_training_goes_on(
+def test_steps_whose_scaled_loss_overflows_are_skipped(
     groups: list[list[Pair]],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -176,12 +176,12 @@ def test_steps_that_a_loss_scale_overflows_are_skipped_and_training_goes_on(
     overflowed = [not np.isfinite(gradient) for gradient, _ in seen]
     assert overflowed[0]
     assert not overflowed[-1]
-    assert [moved for _, moved in seen] == [not each for each in overflowed]  # no step was taken before
+    assert [moved for _, moved in seen] == [not each for each in overflowed]  # skipped steps change no weights
     assert [line["gradient"] is None for line in strict(tmp_path / "losses.jsonl")] == overflowed
     assert (tmp_path / trainer.LORA_FILE).exists()
 
 
-def test_a_gradient_that_no_loss_scale_saves_is_a_divergence(
+def test_a_gradient_that_overflows_at_any_loss_scale_is_a_divergence(
     groups: list[list[Pair]],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -194,7 +194,7 @@ def test_a_gradient_that_no_loss_scale_saves_is_a_divergence(
     assert done == [1, 2]
 
 
-def test_gradients_that_overflow_in_fp16_are_no_divergence_until_the_scale_is_used_up() -> None:
+def test_overflows_in_fp16_are_a_divergence_only_at_the_smallest_scale() -> None:
     terms = Terms(*(torch.tensor(0.5) for _ in range(4)))
     step = Step(5, 9, terms, float("inf"))
     for scale in (65536.0, 1.0, SMALLEST_SCALE):
@@ -215,12 +215,11 @@ def test_a_gradient_that_overflows_is_null_in_the_log(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("where", ["lora", "optimiser", "average"])
-def test_a_checkpoint_that_holds_a_nan_is_not_gone_on_from(
+def test_a_checkpoint_with_a_nan_is_refused(
     groups: list[list[Pair]],
     tmp_path: Path,
     where: str,
 ) -> None:
-    """As diverged trainings left them once."""
     settings = TrainSettings(**vars(QUICK) | {"steps": 2, "ema": 0.5})
     _, weights = trained(groups, tmp_path, settings)
     state = torch.load(tmp_path / FILE)

@@ -1,4 +1,4 @@
-"""The loss of SAGE, term by term against plain loops; every target; every option."""
+"""The loss of SAGE, compared term by term with plain loops; every target; every option."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -40,7 +40,7 @@ class Small(nn.Module):
 
 
 def batch(sizes: list[int]) -> tuple[Tensor, dict[str, Tensor], list[list[int]]]:
-    """Latents, conditions with masks of several lengths, and groups whose members are scattered."""
+    """Return latents, conditions with masks of several lengths, and groups with scattered members."""
     count = sum(sizes)
     generator = torch.Generator().manual_seed(count)
     latents = torch.randn(count, *SHAPE, generator=generator, dtype=torch.float64)
@@ -54,7 +54,7 @@ def batch(sizes: list[int]) -> tuple[Tensor, dict[str, Tensor], list[list[int]]]
 def slowly(
     model: Small, latents: Tensor, conditions: dict[str, Tensor], groups: list[list[int]], kind: str, loss: Loss
 ) -> Terms:
-    """Equation 3 in plain loops: one group after another, one image after another."""
+    """Return the terms of equation 3, computed in plain loops over groups and images."""
     own, generator = schedule(kind), torch.Generator().manual_seed(7)
     text, mask = conditions["encoder_hidden_states"], conditions["encoder_attention_mask"]
     ordered, first = sorted(groups, key=min), first_shared_step(own, loss.share)
@@ -88,7 +88,7 @@ def slowly(
         target.append((mine - (soft if loss.through_target else soft.detach())).square().mean())
         errors = []
         for n in group:
-            # "trunk": the noise under which the branch's own image is where the trunk leaves it
+            # "trunk": with this noise, the branch's own image is at the state where the trunk ends
             alpha, sigma = own.levels[first]
             left = (alpha * z_mean + sigma * eps - alpha * latents[n]) / sigma
             met = left if loss.branch_noise == "trunk" else eps
@@ -135,8 +135,8 @@ def test_every_term_and_its_gradient_are_those_of_equation_3(
         torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-3)
 
 
-def test_a_branch_that_predicts_its_image_meets_the_states_it_was_trained_on() -> None:
-    """DDIM from where the trunk leaves off, with a model that knows the branch's image."""
+def test_a_perfect_branch_sees_the_states_it_was_trained_on() -> None:
+    """DDIM from the end of the trunk, with a model that knows the branch's image."""
     own, first = schedule("sample"), 30
     z, z_mean, eps = torch.randn(3, 1, *SHAPE, dtype=torch.float64)
     seen = trunk_noise(own.levels[first], eps, z_mean, z)
@@ -158,7 +158,7 @@ def test_the_order_of_groups_and_members_changes_nothing() -> None:
     torch.testing.assert_close(one.total, other.total)
 
 
-def test_a_group_of_equals_has_no_distance_to_its_soft_target() -> None:
+def test_a_group_of_equal_members_equals_its_soft_target() -> None:
     model, (latents, conditions, _) = Small(), batch([1])
     three = {name: value.repeat(3, *[1] * (value.ndim - 1)) for name, value in conditions.items()}
     terms = sage_loss(
@@ -209,7 +209,7 @@ def test_the_standard_objective_is_equation_2() -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         ({"objective": "best"}, "objective 'best' is unknown: use sage or standard"),
         ({"weighting": "snr"}, "weighting 'snr' is unknown: use uniform or min-snr"),
@@ -219,13 +219,13 @@ def test_the_standard_objective_is_equation_2() -> None:
         ({"target_weight": -1}, "target_weight -1 is out of range"),
     ],
 )
-def test_bad_values_are_named(arguments: dict[str, Any], said: str) -> None:
-    with pytest.raises(CotrunkError, match=said):
+def test_bad_values_are_named(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(CotrunkError, match=message):
         Loss(**arguments)
 
 
 @pytest.mark.parametrize("groups", [[[0, 1]], [[0, 1], [1, 2]], [[0, 1, 2, 3]]])
-def test_groups_hold_every_image_once(groups: list[list[int]]) -> None:
+def test_groups_must_contain_every_image_once(groups: list[list[int]]) -> None:
     latents, conditions, _ = batch([3])
     with pytest.raises(CotrunkError, match="give each of the 3 images exactly once"):
         sage_loss(Small(), latents, conditions, groups, schedule("flow"), Loss(), torch.Generator())

@@ -1,4 +1,4 @@
-"""Training a LoRA: exact resume, every family of denoisers, what is written, what is refused."""
+"""Train a LoRA: exact resume, every family of denoisers, files, refusals."""
 
 import json
 import os
@@ -38,7 +38,7 @@ from cotrunk.training.trainer import train
 
 @pytest.mark.parametrize("build", [sd, sdxl, sd3, flux, pixart])
 def test_the_denoiser_is_called_as_its_pipeline_calls_it(build: Callable[[], TinyPipeline]) -> None:
-    """The first output of a run, and the output for the same latents under the conditions that were caught."""
+    """The first output of a run equals the output for the same latents and the caught conditions."""
     pipeline = build()
     inputs = {k: v for k, v in pipeline.inputs(3).items() if "negative" not in k or k == "negative_prompt"}
     seen: list[Any] = []
@@ -83,10 +83,10 @@ class Interrupted(BaseException):
 
 
 @pytest.mark.parametrize("mixed_precision", ["no", "bf16"])
-def test_an_interrupted_training_gives_the_pipeline_back(
+def test_an_interrupted_training_restores_the_pipeline(
     groups: list[list[Pair]], tmp_path: Path, mixed_precision: Any, fresh_accelerator: None
 ) -> None:
-    """In a notebook it is called again, and goes on."""
+    """In a notebook it is called again and continues."""
     pipeline = sd_with_text()
     unet, inputs = pipeline.pipe.unet, pipeline.inputs(1) | {"num_inference_steps": 2, "output_type": "latent"}
     draw = lambda: pipeline.pipe(**inputs, generator=torch.Generator().manual_seed(0)).images  # noqa: E731
@@ -117,7 +117,7 @@ def test_an_interrupted_training_gives_the_pipeline_back(
 def test_a_tracker_is_closed_when_a_training_is_interrupted(
     groups: list[list[Pair]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Some keep the latest steps until then."""
+    """Some trackers write their last steps only then."""
 
     def interrupt(step: Step) -> None:
         if step.number == 3:
@@ -132,7 +132,7 @@ def test_a_tracker_is_closed_when_a_training_is_interrupted(
 
 
 @pytest.mark.parametrize("layers", ["attention", "all"])
-def test_the_pipeline_takes_what_was_trained(groups: list[list[Pair]], tmp_path: Path, layers: Any) -> None:
+def test_the_pipeline_loads_the_trained_lora(groups: list[list[Pair]], tmp_path: Path, layers: Any) -> None:
     pipeline, _ = trained(groups, tmp_path, TrainSettings(**vars(QUICK) | {"layers": layers}))
     inputs = pipeline.inputs(1) | {"num_inference_steps": 2, "output_type": "latent"}
     generator = lambda: torch.Generator().manual_seed(0)  # noqa: E731
@@ -144,8 +144,8 @@ def test_the_pipeline_takes_what_was_trained(groups: list[list[Pair]], tmp_path:
     assert not close(before, expected, 1e-3)
 
 
-def test_all_layers_are_taken_whatever_they_are_called(groups: list[list[Pair]], tmp_path: Path) -> None:
-    """`mini` pools its prompt in layers whose names the older style of LoRA files has no place for."""
+def test_all_layers_are_loaded_under_any_name(groups: list[list[Pair]], tmp_path: Path) -> None:
+    """`mini` pools its prompt in layers that the older names in LoRA files do not cover."""
     sizes = {"height": 128, "width": 128}
     settings = TrainSettings(steps=1, batch=1, rank=1, learning_rate=1e-2, layers="all", **sizes)
     pipe, other = mini.load(), mini.load()
@@ -177,10 +177,10 @@ def test_a_killed_training_ends_with_the_same_weights(
 
 
 def process(script: str, groups: list[list[Pair]], *arguments: object, **environment: str) -> subprocess.Popen[bytes]:
-    """Another Python, with this module as `t`, these groups as `groups` and the arguments in `sys.argv`."""
+    """Start another Python, with this module as `t`, these groups as `groups`, and arguments in `sys.argv`."""
     head = "import pickle, sys, pathlib, trainings as t\ngroups = pickle.load(sys.stdin.buffer)\n"
     paths = os.pathsep.join([str(Path(__file__).parents[1]), *filter(None, sys.path)])
-    # one thread, as in this process: with another number sums round otherwise
+    # one thread, as in this process, because the number of threads changes rounding
     own = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", **environment}
     words = [sys.executable, "-c", head + script, *map(str, arguments)]
     started = subprocess.Popen(words, env=own, stdin=subprocess.PIPE, stderr=subprocess.PIPE)
@@ -205,10 +205,10 @@ t.trained(groups, pathlib.Path(sys.argv[1]), on_step=kill)
 def test_a_training_whose_process_was_killed_ends_with_the_same_weights(
     groups: list[list[Pair]], tmp_path: Path
 ) -> None:
-    """Nothing had the time to tidy up, and another process goes on."""
+    """No cleanup runs, and another process continues."""
     killed = process(KILLED, groups, tmp_path / "killed")
-    _, said = killed.communicate()
-    assert killed.returncode == -signal.SIGKILL, said
+    _, message = killed.communicate()
+    assert killed.returncode == -signal.SIGKILL, message
     log = tmp_path / "killed" / "losses.jsonl"
     assert [line["step"] for line in read_losses(log)] == [1, 2, 3]
     assert torch.load(tmp_path / "killed" / "checkpoint.pt")["step"] == 2
@@ -230,8 +230,10 @@ for objective in t.OBJECTIVES:
 
 @pytest.mark.slow
 def test_two_processes_train_one_lora(groups: list[list[Pair]], tmp_path: Path) -> None:
-    """As `accelerate launch` starts them. Each takes a half of a step's groups: that is one process in two passes. And
-    they train again, though the tracker of the first training is closed."""
+    """Processes as `accelerate launch` starts them. Each takes half of a step's groups, like one process in two passes.
+
+    They train a second time, although the tracker of the first training is closed.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
@@ -239,11 +241,11 @@ def test_two_processes_train_one_lora(groups: list[list[Pair]], tmp_path: Path) 
     both = [process(ONE_OF_TWO, groups, tmp_path, RANK=rank, LOCAL_RANK=rank, **common) for rank in ("0", "1")]
     try:
         alone = {name: trained(groups, tmp_path / "alone" / name, few(name, accumulation=2))[1] for name in OBJECTIVES}
-        said = [one.communicate(timeout=120)[1].decode() for one in both]
+        message = [one.communicate(timeout=120)[1].decode() for one in both]
     finally:
         for one in both:
             one.kill()
-    assert [one.returncode for one in both] == [0, 0], "\n".join(said)
+    assert [one.returncode for one in both] == [0, 0], "\n".join(message)
     for objective, expected in alone.items():
         weights = load_file(tmp_path / objective / "pytorch_lora_weights.safetensors")
         assert weights.keys() == expected.keys()
@@ -254,7 +256,7 @@ def test_two_processes_train_one_lora(groups: list[list[Pair]], tmp_path: Path) 
             assert mine == pytest.approx(theirs, abs=2e-6)
 
 
-def test_a_folder_of_another_training_is_refused(groups: list[list[Pair]], tmp_path: Path) -> None:
+def test_the_folder_of_another_training_is_refused(groups: list[list[Pair]], tmp_path: Path) -> None:
     trained(groups, tmp_path)
     other = TrainSettings(**vars(QUICK) | {"rank": 4})
     with pytest.raises(CotrunkError, match=r"contains a training run with another rank \(2, not 4\)"):
@@ -266,8 +268,8 @@ def test_a_folder_of_another_training_is_refused(groups: list[list[Pair]], tmp_p
         trained(groups, tmp_path, TrainSettings(**vars(QUICK) | {"steps": 3}))
 
 
-def test_a_training_goes_on_with_its_own_model_and_images_alone(groups: list[list[Pair]], tmp_path: Path) -> None:
-    """What was encoded by another text encoder, or from other images, is not taken for one's own."""
+def test_a_training_continues_only_with_the_same_model_and_images(groups: list[list[Pair]], tmp_path: Path) -> None:
+    """Encodings by another text encoder, or of other images, are not used."""
     trained(groups, tmp_path / "one")
     for part in ("unet", "vae", "text_encoder"):
         pipe = sd_with_text().pipe
@@ -278,10 +280,10 @@ def test_a_training_goes_on_with_its_own_model_and_images_alone(groups: list[lis
         train(sd_with_text().pipe.to(torch.bfloat16), groups, QUICK, tmp_path / "one")
     path = groups[0][0].image
     kept, times = path.read_bytes(), (path.stat().st_atime_ns, path.stat().st_mtime_ns)
-    path.write_bytes(kept + b" ")  # an image still, and another file
+    path.write_bytes(kept + b" ")  # still an image, but another file
     with pytest.raises(CotrunkError, match="contains a training run with another data"):
         trained(groups, tmp_path / "one")
-    assert len(list((tmp_path / "one").glob("encoded-*"))) == 1  # it is noticed before anything is encoded
+    assert len(list((tmp_path / "one").glob("encoded-*"))) == 1  # it is refused before anything is encoded
     path.write_bytes(kept)
     os.utime(path, ns=times)
     trained(groups, tmp_path / "one")
@@ -297,12 +299,12 @@ def test_a_training_goes_on_with_its_own_model_and_images_alone(groups: list[lis
 
 def test_a_checkpoint_of_another_configuration_is_named(groups: list[list[Pair]], tmp_path: Path) -> None:
     trained(groups, tmp_path)
-    for changed, said in (
+    for changed, message in (
         ({"loss": Loss(share=0.3)}, r"another share \(0.4, not 0.3\): use the same value"),
         ({"ema": 0.9}, r"another ema \(None, not 0.9\): use the same value"),
         ({"batch": 4}, r"another batch \(2, not 4\): use the same value"),
     ):
-        with pytest.raises(CotrunkError, match=said):
+        with pytest.raises(CotrunkError, match=message):
             trained(groups, tmp_path, TrainSettings(**vars(QUICK) | changed))
     path = tmp_path / "checkpoint.pt"
     whole = path.read_bytes()
@@ -331,7 +333,7 @@ def test_a_vae_that_overflows_in_half_precision_encodes_in_single(groups: list[l
 
 
 def sdxl_with_statistics() -> TinyPipeline:
-    """As some VAEs of SDXL have them, for each channel."""
+    """Return SDXL with latent statistics per channel, as some of its VAEs have."""
     pipeline = sdxl()
     pipeline.pipe.vae.register_to_config(latents_mean=[-1.5, 0.5, 2, 0.1], latents_std=[8.0, 5, 6, 4])
     return pipeline
@@ -339,7 +341,7 @@ def sdxl_with_statistics() -> TinyPipeline:
 
 @pytest.mark.parametrize("build", [sd_with_text, sdxl, sdxl_with_statistics, sd3, sana])
 def test_a_pipeline_decodes_what_was_encoded(build: Callable[[], TinyPipeline], groups: list[list[Pair]]) -> None:
-    """As its VAE does by itself: what the pipeline undoes before it decodes was done."""
+    """The result is that of the VAE alone: latents are normalised as the pipeline expects."""
     pipeline, pairs = build(), groups[0]
     pipe, inputs = pipeline.pipe, pipeline.inputs(len(pairs))
     latents = latents_of(pipe, pairs, inputs["height"], inputs["width"]).float()
@@ -360,7 +362,7 @@ def sd_with_another_vae() -> TinyPipeline:
 
 
 @pytest.mark.parametrize(
-    ("build", "said"),
+    ("build", "message"),
     [
         (
             sd_with_another_vae,
@@ -370,18 +372,18 @@ def sd_with_another_vae() -> TinyPipeline:
     ],
 )
 def test_a_vae_of_another_kind_is_named_before_encoding(
-    groups: list[list[Pair]], tmp_path: Path, build: Callable[[], TinyPipeline], said: str
+    groups: list[list[Pair]], tmp_path: Path, build: Callable[[], TinyPipeline], message: str
 ) -> None:
-    with pytest.raises(CotrunkError, match=said):
+    with pytest.raises(CotrunkError, match=message):
         train(build().pipe, groups, QUICK, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(("place", "error"), [(35, SyntaxError), (11, ValueError)])
-def test_an_image_that_broke_since_is_named(
+def test_an_image_that_was_damaged_since_is_named(
     groups: list[list[Pair]], tmp_path: Path, place: int, error: type[Exception]
 ) -> None:
-    """A length in it is wrong: for Pillow that is no error of files."""
+    """A wrong length in the file, for which Pillow does not raise OSError."""
     content, path = bytearray(groups[0][0].image.read_bytes()), tmp_path / "broken.png"
     content[place] = 0
     path.write_bytes(content)
@@ -390,7 +392,7 @@ def test_an_image_that_broke_since_is_named(
     assert type(raised.value.__cause__) is error
 
 
-def test_the_card_says_what_the_objective_used(groups: list[list[Pair]], tmp_path: Path) -> None:
+def test_the_model_card_describes_the_objective(groups: list[list[Pair]], tmp_path: Path) -> None:
     card = {}
     for name, loss in {
         "standard": Loss("standard", share=0.3),
@@ -406,16 +408,16 @@ def test_the_card_says_what_the_objective_used(groups: list[list[Pair]], tmp_pat
 
 
 @pytest.mark.parametrize("killed_at", [2, 13])
-def test_encoding_goes_on_where_it_was_killed(
+def test_encoding_continues_where_it_was_killed(
     groups: list[list[Pair]], tmp_path: Path, killed_at: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("cotrunk.training.encoded.CHUNK", 2)
     _, whole = trained(groups, tmp_path / "whole")
-    told: list[int] = []
+    counts: list[int] = []
 
     def kill(done: int, of: int) -> None:
         assert of == 9 + 10  # images, captions and the empty caption
-        told.append(done)
+        counts.append(done)
         if done >= killed_at:
             raise KeyboardInterrupt
 
@@ -423,14 +425,14 @@ def test_encoding_goes_on_where_it_was_killed(
         trained(groups, tmp_path / "killed", on_encoded=kill)
     again: list[int] = []
     _, resumed = trained(groups, tmp_path / "killed", on_encoded=lambda done, of: again.append(done))
-    assert told + again == [2, 4, 6, 8, 9, 11, 13, 15, 17, 19]
+    assert counts + again == [2, 4, 6, 8, 9, 11, 13, 15, 17, 19]
     assert all(torch.equal(resumed[name], tensor) for name, tensor in whole.items())
 
 
 def test_processes_wait_for_the_one_that_encodes(
     groups: list[list[Pair]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Encoding may take hours; by default they give up after ten minutes."""
+    """Encoding may take hours, but by default processes wait only ten minutes."""
 
     def made(**arguments: Any) -> None:
         (handler,) = arguments["kwargs_handlers"]
@@ -460,7 +462,7 @@ def test_the_losses_of_a_step_are_the_mean_of_its_passes(
             assert len(set(own)) == 3
 
 
-def test_a_torn_line_of_losses_is_passed_over(tmp_path: Path) -> None:
+def test_an_incomplete_line_of_losses_is_ignored(tmp_path: Path) -> None:
     log = tmp_path / "losses.jsonl"
     terms = Terms(*(torch.tensor(0.5) for _ in range(4)))
     for number in (1, 2):
@@ -473,8 +475,8 @@ def test_a_torn_line_of_losses_is_passed_over(tmp_path: Path) -> None:
     assert [line["step"] for line in read_losses(log)] == [1, 2, 3]
 
 
-def test_what_is_drawn_at_a_checkpoint_is_what_would_be_saved(groups: list[list[Pair]], tmp_path: Path) -> None:
-    """With an average, that; and training goes on with the weights themselves."""
+def test_images_at_a_checkpoint_use_the_weights_that_would_be_saved(groups: list[list[Pair]], tmp_path: Path) -> None:
+    """With an average, it is the average; then training continues with the weights."""
     pipeline, drawn = sd_with_text(), list[dict[str, Tensor]]()
 
     def look(step: int) -> None:
@@ -491,13 +493,13 @@ def test_what_is_drawn_at_a_checkpoint_is_what_would_be_saved(groups: list[list[
 
 @pytest.fixture
 def fresh_accelerator() -> Iterator[None]:
-    """What accelerate remembers of the first training in a process is the mixed precision, too."""
+    """Reset accelerate, which remembers the mixed precision of the first training in a process."""
     AcceleratorState._reset_state(reset_partial_state=True)
     yield
     AcceleratorState._reset_state(reset_partial_state=True)
 
 
-def test_half_weights_in_mixed_precision_draw_at_a_checkpoint(
+def test_half_precision_weights_generate_at_a_checkpoint(
     groups: list[list[Pair]], tmp_path: Path, fresh_accelerator: None
 ) -> None:
     pipeline, made = sd_with_text(), list[Any]()
@@ -512,14 +514,12 @@ def test_half_weights_in_mixed_precision_draw_at_a_checkpoint(
     assert np.isfinite(made[0].images).all()
 
 
-def test_a_precision_that_the_machine_has_not_is_named(
-    groups: list[list[Pair]], tmp_path: Path, fresh_accelerator: None
-) -> None:
+def test_an_unsupported_precision_is_named(groups: list[list[Pair]], tmp_path: Path, fresh_accelerator: None) -> None:
     with pytest.raises(CotrunkError, match=r"mixed_precision 'fp17' is not usable here \(.*\): use no\.$"):
         trained(groups, tmp_path, TrainSettings(**vars(QUICK) | {"mixed_precision": "fp17"}))
 
 
-def test_what_failed_before_its_first_checkpoint_is_no_training(groups: list[list[Pair]], tmp_path: Path) -> None:
+def test_a_run_that_failed_before_its_first_checkpoint_starts_again(groups: list[list[Pair]], tmp_path: Path) -> None:
     def kill(done: int, of: int) -> None:
         raise KeyboardInterrupt
 
@@ -529,7 +529,7 @@ def test_what_failed_before_its_first_checkpoint_is_no_training(groups: list[lis
 
 
 def share_of(pipeline: TinyPipeline, share: float, **sizes: int) -> float:
-    """`trained_share` of a pipeline that takes embeddings."""
+    """Return `trained_share` of a pipeline that takes embeddings."""
     inputs = pipeline.inputs(1) | sizes
     return trained_share(Conditions(pipeline.pipe, **inputs), share)
 
@@ -551,7 +551,7 @@ def test_the_branch_point_of_a_training_is_that_of_sampling(monkeypatch: pytest.
 
 @pytest.mark.parametrize("side", [16, 64])
 def test_the_branch_point_of_flux_depends_on_the_size(side: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As Flux shifts its flow: by more, the more tokens there are; a token of this one is 2 x 2 pixels."""
+    """Flux shifts its flow by more for more tokens; one token is 2 x 2 pixels here."""
     original = Conditions.of
     monkeypatch.setattr(Conditions, "of", lambda self, captions: original(self, None))
     mu = 0.5 + (1.15 - 0.5) * ((side // 2) ** 2 - 256) / (4096 - 256)
@@ -564,7 +564,7 @@ def test_the_branch_point_of_flux_depends_on_the_size(side: int, monkeypatch: py
 
 @pytest.mark.parametrize("build", [sdxl, sd3, flux, sana])
 def test_other_families_train_too(build: Callable[[], TinyPipeline], groups: list[list[Pair]], tmp_path: Path) -> None:
-    """Their texts are embeddings made by a stand-in: the tiny pipelines have no text encoders."""
+    """A stand-in makes their text embeddings, because the tiny pipelines have no text encoders."""
     pipeline = build()
 
     def of(self: Conditions, captions: list[str], **_: Any) -> dict[str, Any]:
@@ -600,7 +600,7 @@ def test_a_scheduler_without_a_schedule_is_named_before_encoding(groups: list[li
         train(pipe, groups, QUICK, tmp_path, on_encoded=lambda done, of: pytest.fail("encoded"))
 
 
-def test_the_schedule_of_a_training_goes_from_data_to_noise() -> None:
+def test_the_training_schedule_goes_from_x0_to_noise() -> None:
     for build in (sd, sd3):
         schedule = training_schedule(build().pipe.scheduler)
         sigmas = [sigma for _, sigma in schedule.levels]
@@ -611,7 +611,7 @@ def test_the_schedule_of_a_training_goes_from_data_to_noise() -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         ({"steps": 0}, "steps 0 is out of range"),
         ({"batch": 0}, "batch 0 is out of range"),
@@ -624,8 +624,8 @@ def test_the_schedule_of_a_training_goes_from_data_to_noise() -> None:
         ({"tracker": "paper"}, "tracker 'paper' is unknown: use .*tensorboard"),
     ],
 )
-def test_bad_settings_are_named(arguments: dict[str, Any], said: str) -> None:
-    with pytest.raises(CotrunkError, match=said):
+def test_bad_settings_are_named(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(CotrunkError, match=message):
         TrainSettings(**arguments)
 
 

@@ -1,4 +1,4 @@
-"""Settings are tried within a budget, held against independent sampling, and recommended for a reason."""
+"""Settings are tried within a budget, compared with independent sampling, and recommended."""
 
 import json
 from collections.abc import Callable
@@ -44,7 +44,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Tuned]:
     return out, swept(out)
 
 
-def test_everything_is_tried_without_a_budget(whole: tuple[Path, Tuned]) -> None:
+def test_all_settings_are_tried_without_a_budget(whole: tuple[Path, Tuned]) -> None:
     _, tuned = whole
     refused = [candidate(few, 0.3, -1.0) for few in (3, 2)]
     assert [point.settings for point in tuned.points] == [s for s in candidates(6, -1.0, [0.0]) if s not in refused]
@@ -62,7 +62,7 @@ def test_everything_is_tried_without_a_budget(whole: tuple[Path, Tuned]) -> None
             assert point.rows == 2 * point.settings.steps
 
 
-def test_nothing_is_made_twice(whole: tuple[Path, Tuned], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_are_generated_only_once(whole: tuple[Path, Tuned], monkeypatch: pytest.MonkeyPatch) -> None:
     out, tuned = whole
     monkeypatch.setattr("cotrunk.execution.Run.batches", lambda *_, **__: pytest.fail("images were made"))
     assert swept(out) == tuned
@@ -77,7 +77,7 @@ def test_a_budget_is_kept(tmp_path: Path) -> None:
     assert len(tuned.points) + tuned.over_budget + 2 == len(list(candidates(6, -1.0, [0.0])))
 
 
-def test_what_is_too_little_is_said(tmp_path: Path) -> None:
+def test_an_insufficient_budget_is_named(tmp_path: Path) -> None:
     with pytest.raises(CotrunkError, match="A budget of 100 rows is not enough"):
         swept(tmp_path, budget=100)
     with pytest.raises(CotrunkError, match=r"12\.5 rows per image are more than the 12 of 6 steps: use fewer rows, or"):
@@ -93,7 +93,7 @@ def test_no_setting_is_tried_twice_and_none_with_more_steps(steps: int) -> None:
 
 
 def guided_by_an_input(pipe: Any) -> None:
-    """As a distilled model (LCM): guidance is no row of its own."""
+    """Make the model a distilled one (LCM), where guidance has no row of its own."""
     pipe.unet = _unet(attention_head_dim=4, time_cond_proj_dim=8)
 
 
@@ -102,14 +102,14 @@ def unreadable(pipe: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "count", "without", "said"),
+    ("change", "count", "without", "message"),
     [
         (guided_by_an_input, 4, "guidance_interval", "skipping with guidance in part (4 settings). Guidance costs"),
         (unreadable, 13, "skipping", "skipping (13 settings). EDMEulerScheduler does not say how noisy"),
     ],
 )
-def test_a_setting_that_the_pipeline_refuses_is_named_and_the_sweep_goes_on(
-    tmp_path: Path, change: Callable[[Any], None], count: int, without: str, said: str
+def test_a_refused_setting_is_named_and_the_sweep_continues(
+    tmp_path: Path, change: Callable[[Any], None], count: int, without: str, message: str
 ) -> None:
     pipe = sd_with_text().pipe
     change(pipe)
@@ -117,10 +117,10 @@ def test_a_setting_that_the_pipeline_refuses_is_named_and_the_sweep_goes_on(
     assert {getattr(point.settings, without) for point in tuned.points} == {None}
     assert any(point.settings.sharing for point in tuned.points)
     assert count in [len(refused) for refused in tuned.refused.values()]
-    assert f"Not possible here: {said}" in " ".join(advice(tuned))
+    assert f"Not possible here: {message}" in " ".join(advice(tuned))
 
 
-def test_what_is_refused_is_known_before_rows_are_spent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_settings_are_refused_before_rows_are_spent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     done = list[str]()
     for owner, name in ((Trials, "predicted"), (Run, "batches")):
         original = getattr(owner, name)
@@ -131,7 +131,7 @@ def test_what_is_refused_is_known_before_rows_are_spent(tmp_path: Path, monkeypa
     assert "predicted" not in done[done.index("batches") :]
 
 
-def test_a_setting_that_fails_only_when_it_runs_is_named_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_setting_that_fails_only_when_it_runs_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     original = Run.batches
 
     def batches(self: Run, **more: Any) -> Any:
@@ -157,7 +157,7 @@ def test_prompts_that_cannot_be_compared_are_tried_without_sharing(
     assert not any(point.settings.sharing for point in tuned.points)
 
 
-def test_without_guidance_none_is_left_out(tmp_path: Path) -> None:
+def test_without_guidance_an_interval_is_refused(tmp_path: Path) -> None:
     trials = Trials(sd_with_text().pipe, PROMPTS, ARGUMENTS | {"guidance_scale": 1.0}, tmp_path)
     tuned = tune(trials, Means(), Means(), steps=2, similarity=-1.0)
     assert len(tuned.refused["Guidance is off already, so that an interval saves nothing."]) == 2
@@ -179,8 +179,8 @@ def test_similarities_around_the_threshold_are_tried(whole: tuple[Path, Tuned]) 
     assert tried == {-1.0, 0.0}
 
 
-def test_the_images_of_another_pipeline_are_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The class of model and scheduler is the same in all."""
+def test_the_images_of_another_pipeline_are_generated_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All have the same classes of model and scheduler."""
 
     def made(pipe: Any) -> torch.Tensor:
         return Trials(pipe, PROMPTS, ARGUMENTS, tmp_path).of(candidate(2), 0).images
@@ -200,7 +200,7 @@ def test_the_images_of_another_pipeline_are_others(tmp_path: Path, monkeypatch: 
 
 
 def test_distances_are_to_images_from_other_noise(whole: tuple[Path, Tuned]) -> None:
-    """So that a setting that gives the very images of all steps is at zero, as one of other noise would be."""
+    """Then a setting with exactly the reference's images has a distance of zero, as would one with other noise."""
     out, tuned = whole
     pipe, network = sd_with_text().pipe, Means()
     same, other = (
@@ -212,8 +212,8 @@ def test_distances_are_to_images_from_other_noise(whole: tuple[Path, Tuned]) -> 
     assert tuned.margins[1] == 0.1 * spread(same, other) > 0
 
 
-def test_prompts_that_share_their_steps_count_as_one(whole: tuple[Path, Tuned]) -> None:
-    """Chance does the same to all of them."""
+def test_prompts_that_share_steps_count_as_one(whole: tuple[Path, Tuned]) -> None:
+    """Chance affects all of their images in the same way."""
     _, tuned = whole
     for point in tuned.points:
         groups = [group for group in point.groups if len(group) > 1]
@@ -221,7 +221,7 @@ def test_prompts_that_share_their_steps_count_as_one(whole: tuple[Path, Tuned]) 
         assert not point.is_compared or point.alignment_loss.freedom == len(point.groups) - 1
 
 
-def test_what_is_denoised_first_is_not_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_first_denoising_is_not_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     runs, original = list[Run](), Run.batches
 
     def batches(self: Run, **more: Any) -> Any:
@@ -233,12 +233,12 @@ def test_what_is_denoised_first_is_not_timed(tmp_path: Path, monkeypatch: pytest
     for steps_asked in (6, 2):
         trials.of(candidate(steps_asked), 0)
     assert [run.plan.steps for run in runs] == [WARM_STEPS, WARM_STEPS, 6, 2]
-    # many rows, and a single one: a compiled denoiser takes that for another shape
+    # many rows and one row, which a compiled denoiser treats as another shape
     assert [len(run.plan) for run in runs] == [len(PROMPTS), 1, len(PROMPTS), len(PROMPTS)]
     assert [run.settings.guidance_interval is not None for run in runs] == [False, True, False, False]
 
 
-def test_what_cannot_be_guided_in_part_is_warmed_up_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pipelines_without_guidance_rows_are_warmed_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pipe, counts, original = sd_with_text().pipe, list[int](), Run.batches
     guided_by_an_input(pipe)
     monkeypatch.setattr(Run, "batches", lambda self, **more: counts.append(len(self.plan)) or original(self, **more))
@@ -246,7 +246,7 @@ def test_what_cannot_be_guided_in_part_is_warmed_up_too(tmp_path: Path, monkeypa
     assert counts == [len(PROMPTS), 1, len(PROMPTS)]
 
 
-def test_images_that_failed_are_left_out_and_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_images_are_counted_and_not_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     original = Run.batches
 
     def batches(self: Run, **more: Any) -> Any:
@@ -266,8 +266,8 @@ def test_images_that_failed_are_left_out_and_counted(tmp_path: Path, monkeypatch
     assert not tuned.same_quality.failed
 
 
-def test_images_that_failed_are_made_anew_by_another_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Meanwhile the decoder may have been told to work in another precision."""
+def test_failed_images_are_generated_again_by_another_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the meantime the decoder may have been set to another precision."""
     original = Run.batches
 
     def failing(self: Run, **more: Any) -> Any:
@@ -296,7 +296,7 @@ def test_a_prompt_that_fails_in_every_setting_leaves_a_page(tmp_path: Path, monk
     assert (tmp_path / "index.html").exists()
 
 
-def test_images_of_a_pipeline_that_blackens_some_are_not_those_of_one_that_does_not(tmp_path: Path) -> None:
+def test_a_safety_checker_changes_the_stored_images(tmp_path: Path) -> None:
     pipe = sd_with_text().pipe
     pipe.safety_checker = lambda images, clip_input: (torch.zeros_like(images), [True] * len(images))
     pipe.feature_extractor = lambda images, return_tensors: SimpleNamespace(
@@ -307,7 +307,7 @@ def test_images_of_a_pipeline_that_blackens_some_are_not_those_of_one_that_does_
     assert Trials(pipe, PROMPTS, ARGUMENTS, tmp_path).of(candidate(2), 0).images.any()
 
 
-def test_a_pipeline_that_makes_nothing_but_nan_is_named(tmp_path: Path) -> None:
+def test_a_pipeline_that_generates_only_nan_is_named(tmp_path: Path) -> None:
     pipe = sd_with_text().pipe
     pipe.unet.conv_in.weight.data.fill_(float("nan"))
     with pytest.raises(CotrunkError, match="Nearly all images of independent sampling contain NaN"):
@@ -328,7 +328,7 @@ def point(
     prompts: int = 100,
     noise: float = 0.02,
 ) -> Point:
-    """Scores of this mean, with noise of its own beside the prompts'."""
+    """Return a point with this mean score, with noise per point in addition to noise per prompt."""
     number = int(rows)
     own, prompt = np.roll(DRAWN, number)[:prompts], DRAWN[-prompts:]
     scores = alignment + 0.05 * prompt + noise * (own - own.mean())
@@ -343,7 +343,7 @@ FULL = point(60, 0.5, noise=0)
 MARGINS = (0.02, 0.05)
 
 
-def test_recommendations_are_the_cheapest_that_is_as_good_and_the_best_for_half() -> None:
+def test_recommendations_are_the_cheapest_equivalent_and_the_best_for_half_the_rows() -> None:
     points = [
         FULL,
         point(40, 0.5, steps=20),
@@ -353,8 +353,8 @@ def test_recommendations_are_the_cheapest_that_is_as_good_and_the_best_for_half(
         point(26, 0.496, steps=13, failed=1),
     ]
     tuned = recommend(points, MARGINS, 0)
-    assert tuned.same_quality is points[2]  # the last two are cheaper, but one's images are other ones, one's failed
-    assert tuned.best_in_rows is points[2]  # not the better aligned one, whose images are other ones
+    assert tuned.same_quality is points[2]  # the last two are cheaper, but have a large distance or a failed image
+    assert tuned.best_in_rows is points[2]  # not the better aligned one, which has a large distance
     assert tuned.sharing_pays
     assert "Sharing was not shown to pay" not in " ".join(advice(tuned))
     alone = recommend([points[0], points[4]], MARGINS, 0)
@@ -362,7 +362,7 @@ def test_recommendations_are_the_cheapest_that_is_as_good_and_the_best_for_half(
     assert alone.same_quality is points[0]
 
 
-def test_the_rows_may_be_given() -> None:
+def test_the_row_limit_can_be_set() -> None:
     points = [FULL, point(40, 0.5, steps=20), point(30, 0.495, steps=15), point(20, 0.49, steps=10)]
     tuned = recommend(points, MARGINS, rows=25)
     assert tuned.best_in_rows is points[3]
@@ -373,16 +373,16 @@ def test_the_rows_may_be_given() -> None:
     assert "No setting that was tried needs at most 10 rows per image." in advice(nothing)
 
 
-def test_independent_steps_that_take_just_the_rows_are_tried(tmp_path: Path) -> None:
+def test_independent_steps_at_the_row_limit_are_tried(tmp_path: Path) -> None:
     assert candidate(5) not in candidates(6)
-    budget = 400  # rows of all images: enough for the independent ones
+    budget = 400  # rows: enough for the independent settings
     tried = [point.settings for point in swept(tmp_path, rows=11, budget=budget).points if not point.settings.sharing]
     assert candidate(5) in tried
-    assert list(candidates(6, equal_cost=3)) == list(candidates(6))  # one of them already
+    assert list(candidates(6, equal_cost=3)) == list(candidates(6))  # already among them
     assert list(candidates(6, equal_cost=6)) == list(candidates(6))
 
 
-def test_the_frontier_is_what_nothing_as_cheap_is_better_than() -> None:
+def test_the_frontier_is_the_pareto_front() -> None:
     points = [
         FULL,
         point(40, 0.51, steps=20),
@@ -395,31 +395,31 @@ def test_the_frontier_is_what_nothing_as_cheap_is_better_than() -> None:
 
 
 def test_fewer_prompts_recommend_less() -> None:
-    """The same loss, within the margin: shown with many prompts, and not with few, of which it is said how many."""
+    """The same loss within the margin is shown with many prompts, and is undecided with few."""
     few = 12
     for prompts, expected in ((300, 20), (few, 60)):
         points = [point(60, 0.5, noise=0, prompts=prompts), point(20, 0.49, steps=10, noise=0.05, prompts=prompts)]
         tuned = recommend(points, MARGINS, 0)
         assert tuned.same_quality.rows == expected
         assert bool(tuned.undecided) == (expected == 60)
-    (sentence,) = (said for said in advice(tuned) if "Undecided" in said)
+    (sentence,) = (message for message in advice(tuned) if "Undecided" in message)
     needed = tuned.prompts_to_decide(points[1])
     assert few < needed <= 400
     assert sentence.startswith("Undecided: independent, 10 steps, 20.0 rows per image; about ")
     assert sentence.endswith("prompts would decide whether it is as good (12 were tried).")
-    said = int(sentence.split("about ")[1].split(" ")[0].replace(",", ""))
-    assert needed <= said <= 1.1 * needed + 1
+    stated = int(sentence.split("about ")[1].split(" ")[0].replace(",", ""))
+    assert needed <= stated <= 1.1 * needed + 1
     enough = [point(60, 0.5, noise=0, prompts=400), point(20, 0.49, steps=10, noise=0.05, prompts=400)]
     assert recommend(enough, MARGINS, 0).same_quality is enough[1]
 
 
-def test_no_difference_that_is_not_shown_is_no_equivalence() -> None:
-    """Neither of alignment nor of distance, and however many settings are tried."""
+def test_an_unproven_difference_is_not_an_equivalence() -> None:
+    """This holds for alignment and distance, and for any number of settings."""
     loud = [point(rows, 0.5, steps=int(rows), noise=0.05, prompts=12) for rows in range(10, 59)]
     tuned = recommend([point(60, 0.5, noise=0, prompts=12), *loud], MARGINS, 0)
     assert tuned.same_quality is tuned.points[0]
     assert all(one.alignment_loss.interval().low < 0 < one.alignment_loss.interval().high for one in loud)
-    assert len([said for said in advice(tuned) if "Undecided" in said]) == 3
+    assert len([message for message in advice(tuned) if "Undecided" in message]) == 3
     assert "46 more cheap settings are undecided: see the table." in advice(tuned)
     far = replace(
         point(20, 0.5, steps=10), distance_excess=Estimate(0.0, 0.05, 99, 100)
@@ -427,40 +427,40 @@ def test_no_difference_that_is_not_shown_is_no_equivalence() -> None:
     assert recommend([FULL, far], MARGINS, 0).same_quality is FULL
     near = replace(far, distance_excess=Estimate(0.0, 0.01, 99, 100))
     assert recommend([FULL, near], MARGINS, 0).same_quality is near
-    # one of many that are tried needs more than one that is tried alone
+    # one of many settings needs more prompts than a single one
     alone, among = (recommend([FULL, near, *[point(30, 0.4, steps=9)] * more], MARGINS, 0) for more in (0, 27))
     assert alone.confidence == 0.95 < among.confidence
     assert alone.prompts_to_decide(far) < among.prompts_to_decide(far)
 
 
-def test_what_is_shown_to_be_worse_is_no_question() -> None:
+def test_a_setting_shown_to_be_worse_is_not_undecided() -> None:
     worse = [point(20, 0.4, steps=10), point(28, 0.5, steps=14, distance=1.0)]
     tuned = recommend([FULL, *worse], MARGINS, 0)
     assert [tuned.is_as_good(one) for one in worse] == [False, False]
     assert not tuned.undecided
-    assert not any("Undecided" in said for said in advice(tuned))
+    assert not any("Undecided" in message for message in advice(tuned))
 
 
 def test_sharing_pays_only_where_it_is_measurably_better() -> None:
-    """By hardly anything is by chance."""
+    """A tiny advantage is due to chance."""
     alone = point(40, 0.48, steps=20)
     assert not recommend([FULL, alone, point(42, 0.4801, share=0.3)], MARGINS, 0).sharing_pays
     assert recommend([FULL, alone, point(42, 0.495, share=0.3)], MARGINS, 0).sharing_pays
-    # nobody else is so cheap: there is nothing to compare with
+    # no independent setting is as cheap, so there is no comparison
     assert not recommend([FULL, alone, point(30, 0.495, share=0.3)], MARGINS, 0).sharing_pays
 
 
-def test_it_says_when_sharing_does_not_pay_and_when_nothing_does() -> None:
+def test_the_advice_says_when_sharing_or_nothing_pays() -> None:
     points = [FULL, point(20, 0.499, steps=10), point(42, 0.4, share=0.3)]
-    said = " ".join(advice(recommend(points, MARGINS, 3)))
-    assert "Sharing was not shown to pay on these prompts" in said
-    assert "3 settings were not tried" in said
+    message = " ".join(advice(recommend(points, MARGINS, 3)))
+    assert "Sharing was not shown to pay on these prompts" in message
+    assert "3 settings were not tried" in message
     fewer = recommend(points[:2], MARGINS, 1)
     assert claim(fewer) == (
         "Independent, 10 steps: 20.0 rows per image instead of 60, and shown to be as good as 30 independent steps: "
         "it loses less than 0.02 of alignment and 0.05 of kernel distance."
     )
-    assert advice(fewer)[0] == "Sharing was not tried."  # nothing is said of what nobody has seen
+    assert advice(fewer)[0] == "Sharing was not tried."  # no claim about settings that were not tried
     assert "1 setting was not tried" in " ".join(advice(fewer))
     nothing = recommend([FULL, point(20, 0.1, steps=10)], MARGINS, 0)
     assert claim(nothing) == "No setting was shown to be as good as 30 independent steps for fewer rows."
@@ -482,7 +482,7 @@ def test_the_page_and_the_settings(whole: tuple[Path, Tuned]) -> None:
     assert tuned.best_in_rows is not None
     assert read_settings(out / "best-in-rows.json") == (tuned.best_in_rows.settings, BASIS)
     write_tuned(replace(tuned, best_in_rows=None), shown, "networks", BASIS, out)
-    assert not (out / "best-in-rows.json").exists()  # of another number of rows
+    assert not (out / "best-in-rows.json").exists()  # from another number of rows
 
 
 def test_settings_survive_their_file(tmp_path: Path) -> None:
@@ -494,9 +494,7 @@ def test_settings_survive_their_file(tmp_path: Path) -> None:
     assert candidate(4) == Settings(sharing=None, steps=4)
 
 
-def test_settings_name_folders_so_that_they_are_found_from_anywhere(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_settings_files_have_absolute_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for name in ("model", "lora", "mini"):
         Path(name).mkdir()

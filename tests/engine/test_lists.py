@@ -1,4 +1,4 @@
-"""Denoisers that take a list with one entry a row: Z-Image, Qwen-Image."""
+"""Denoisers that take a list with one entry per row: Z-Image, Qwen-Image."""
 
 from typing import Any
 
@@ -30,7 +30,7 @@ class ListTransformer(nn.Module):
 
 
 class RowListTransformer(nn.Module):
-    """Qwen-Image's arguments: tensors, and plain lists with one entry a row."""
+    """Qwen-Image's arguments: tensors, and plain lists with one entry per row."""
 
     rows: list[int]
 

@@ -1,10 +1,16 @@
 """Attributes of foreign objects: set for a while, and what torch must do for it."""
 
+import ast
+from pathlib import Path
+
 import pytest
 import torch
 
 from cotrunk import CotrunkError
 from cotrunk.engine import patch
+
+SOURCE = Path(patch.__file__).parents[1]
+OWN = {"pipelines/loading.py"}  # sets attributes of a pipeline that it has just made
 
 
 def test_an_intercepted_module_runs_the_replacement_and_is_restored() -> None:
@@ -36,3 +42,15 @@ def test_an_attribute_of_the_class_shows_again() -> None:
         assert owner.name == "instance"
     assert owner.name == "class"
     assert not vars(owner)
+
+
+def test_no_other_module_sets_attributes_of_foreign_objects() -> None:
+    found = []
+    for path in sorted(SOURCE.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            text = ast.unparse(node) if isinstance(node, ast.Call | ast.Assign) else ""
+            called = text.startswith(("setattr(", "delattr(")) and isinstance(node, ast.Call)
+            changes = isinstance(node, ast.Call) and text.startswith("vars(") and ").update(" in text.split("=")[0]
+            if called or (changes and not text.startswith("vars(self)")) or ".__class__ = " in text:
+                found.append(str(path.relative_to(SOURCE)))
+    assert set(found) - OWN == {"engine/patch.py"}

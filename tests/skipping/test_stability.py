@@ -136,7 +136,7 @@ def test_in_the_middle_nothing_is_predicted_before_a_prediction_has_been_tried(c
 
 
 def test_a_schedule_that_begins_with_an_image_begins_in_the_middle() -> None:
-    """Whoever hands over timesteps or sigmas of his own sets no beginning among them."""
+    """Users who pass their own timesteps or sigmas set no beginning among them."""
     import diffusers
 
     class Late(diffusers.DPMSolverMultistepScheduler):

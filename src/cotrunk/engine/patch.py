@@ -4,7 +4,7 @@ Everything set here is taken back when its context ends, except what `restore` s
 """
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
@@ -65,8 +65,10 @@ def check_dispatch() -> None:
         )
 
 
-def restore(owner: Any, state: dict[str, Any]) -> None:
-    """Set attributes of an instance to values that they had before."""
+def restore(owner: Any, state: dict[str, Any], remove: Iterable[str] = ()) -> None:
+    """Set attributes of an instance to values that they had before, and remove those that it did not have."""
+    for name in remove:
+        vars(owner).pop(name, None)
     vars(owner).update(state)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import safetensors.torch
 import torch
 
+from ..engine.patch import restore
 from ..files import write_bytes, write_text
 from .settings import TrainSettings
 
@@ -63,9 +64,7 @@ def with_new_lora(pipe: Any, denoiser: Any, config: Any, device: torch.device, c
         denoiser.unload_lora()
         raise
     finally:
-        for name in PREPARED:
-            vars(denoiser).pop(name, None)
-        vars(denoiser).update(own)
+        restore(denoiser, own, remove=PREPARED)
         if checkpointing and not was_checkpointing:
             denoiser.disable_gradient_checkpointing()
         for parameter, value in needed_gradients.items():

@@ -1,4 +1,4 @@
-"""Denoisers that take a list with one entry a row: Z-Image, Qwen-Image."""
+"""Denoisers that take a list with one entry per row: Z-Image, Qwen-Image."""
 
 from typing import Any
 
@@ -30,7 +30,7 @@ class ListTransformer(nn.Module):
 
 
 class RowListTransformer(nn.Module):
-    """Qwen-Image's arguments: tensors, and plain lists with one entry a row."""
+    """Qwen-Image's arguments: tensors, and plain lists with one entry per row."""
 
     rows: list[int]
 
@@ -59,7 +59,7 @@ class RowListTransformer(nn.Module):
 
 
 class ListPipeline:
-    """As little of a pipeline as there can be: a loop over a real scheduler."""
+    """The smallest pipeline: a loop over a real scheduler."""
 
     def __init__(self, transformer: nn.Module) -> None:
         self.transformer = transformer
@@ -96,7 +96,7 @@ class ListPipeline:
 
 
 def mean_caption(captions: list[Tensor]) -> Tensor:
-    """At each token the mean over the captions that reach it."""
+    """Return the mean at each token over the captions that have it."""
     longest = max(map(len, captions))
     return torch.stack(
         [torch.stack([c[token] for c in captions if len(c) > token]).mean(dim=0) for token in range(longest)]

@@ -2,7 +2,7 @@
 
 demo:
 	python3 -m venv .venv && .venv/bin/pip install -q -c constraints.txt -e '.[mini]'
-	.venv/bin/cotrunk generate --prompts examples/prompts.txt --out demo --guidance 5 --compare --resume
+	.venv/bin/cotrunk generate --prompts examples/prompts.txt --out demo --guidance 5 --skip --compare --resume
 
 test:
 	python3 -m venv .venv && .venv/bin/pip install -q -c constraints.txt -e '.[dev]'

@@ -184,7 +184,7 @@ MEASURES = {
 def plot(points: list[dict[str, Any]], path: Path) -> None:
     """Plot one scheduler and number of steps, with one panel per metric and one line per family."""
     steps = points[0]["steps"]
-    # the full run is no point, nor is what comes out as it does
+    # without the full run, and points equal to it
     points = [p for p in points if p["psnr"] < 99 and (p["rows"] is None or p["rows"] < 2 * steps)]
     figure, axes = plt.subplots(1, len(MEASURES), figsize=(5.6 * len(MEASURES), 4.0), layout="constrained")
     families = list(dict.fromkeys(point["family"] for point in points))
@@ -229,7 +229,7 @@ def main() -> None:
     parser.add_argument("--schedulers", nargs="+", default=["ddim", "euler", "dpm++2m"])
     parser.add_argument("--model", default="mini")
     parser.add_argument("--guidance", type=float, default=5.0, help="3 suits mini-dit")
-    parser.add_argument("--no-clock", action="store_true", help="other work runs beside: say nothing of time")
+    parser.add_argument("--no-clock", action="store_true", help="do not report times")
     parser.add_argument("--families", nargs="+", default=["*"], help="their names; * stands for any text")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
@@ -257,7 +257,7 @@ def main() -> None:
             try:
                 images, rows, seconds = generated(pipe, prompts, steps, args.guidance, arm)
             except ImportError as error:
-                print(f"{arm.family} left out: {error}", flush=True)
+                print(f"{arm.family} is not measured: {error}", flush=True)
                 continue
             whole = 2.0 * steps
             in_time = whole * seconds / reference.seconds

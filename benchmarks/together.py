@@ -94,7 +94,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--scheduler", default="ddim")
-    parser.add_argument("--no-clock", action="store_true", help="other work runs beside: say nothing of time")
+    parser.add_argument("--no-clock", action="store_true", help="do not report times")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     torch.set_grad_enabled(False)

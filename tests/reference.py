@@ -1,6 +1,6 @@
 """Algorithm 1 of SAGE, written out slowly: the yardstick of the tests.
 
-Every image runs alone, one row beside its unconditional row, through a copy of the scheduler of its own.
+Every image runs alone, as one row and its unconditional row, with its own copy of the scheduler.
 Members of a group start from the same noise, and up to the branch point each is conditioned on the mean of
 the group. Nothing else is shared: what cotrunk computes once for a group is computed here for each member.
 """

@@ -38,7 +38,7 @@ class TinyPipeline:
     pipe: diffusers.DiffusionPipeline
     inputs: Callable[..., dict[str, Any]]
     output_field: str = "images"
-    rows_per_step: int = 2  # denoiser rows an image and call, at the pipeline's default guidance
+    rows_per_step: int = 2  # denoiser rows per image and call, at the pipeline's default guidance
 
 
 # --- weights ------------------------------------------------------------------------------------------------
@@ -190,16 +190,16 @@ def sd() -> TinyPipeline:
 
 def sd_from_image() -> TinyPipeline:
     """Image to image, all prompts from one picture."""
-    picture = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    image = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(1))
 
     def inputs(n: int, seed: int = 0, ragged: bool = False) -> dict[str, Any]:
-        return _embeddings(n, seed) | {"image": picture}
+        return _embeddings(n, seed) | {"image": image}
 
     return TinyPipeline(_ready(diffusers.StableDiffusionImg2ImgPipeline(**_sd_parts())), inputs)
 
 
 def sd_perturbed() -> TinyPipeline:
-    """Guided by perturbed attention as well: three rows an image."""
+    """Guided by perturbed attention as well: three rows per image."""
     pipe = _ready(diffusers.StableDiffusionPAGPipeline(**_sd_parts(), pag_applied_layers=["down"]))
     return TinyPipeline(pipe, sd().inputs, rows_per_step=3)
 

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 
+import pytest
 from command import Outcome, cotrunk
 
 from cotrunk import __version__
@@ -28,3 +29,11 @@ def test_help_does_not_wait_for_torch() -> None:
 
 def test_version() -> None:
     assert cotrunk("--version") == Outcome(0, f"cotrunk {__version__}\n", "")
+
+
+@pytest.mark.parametrize("command", ["", "generate", "plan", "tune", "dataset", "train", "evaluate"])
+def test_help_shows_no_types_of_python(command: str) -> None:
+    outcome = cotrunk(*command.split(), "--help")
+    assert outcome.code == 0, outcome.err
+    assert "<" not in outcome.out
+    assert outcome.out.index("Common options") < outcome.out.index("--help")

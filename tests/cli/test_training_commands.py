@@ -26,7 +26,7 @@ SIMILAR = ("--similarity-min", 0.3, "--similarity-max", 0.99)
 
 @pytest.fixture
 def tiny_model(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    """A fresh tiny pipeline whatever model is asked for, and judges that need no weights."""
+    """Load a new tiny pipeline for any model name, and metric networks without weights."""
     monkeypatch.setattr(models, "load_pipeline", lambda *_, **__: sd_with_text().pipe)
     for name in ("evaluate", "tune"):
         monkeypatch.setattr(f"cotrunk.cli.{name}.load_metric_networks", lambda *_: NETWORKS)

@@ -130,7 +130,7 @@ def test_an_infinity_at_one_step_is_remembered() -> None:
     tiny.pipe.scheduler = SCHEDULERS["ddim"]()
 
     def spoil(pipe: Any, step: int, timestep: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        if step in (1, 2):  # and mended: what comes after looks good
+        if step in (1, 2):  # and corrected later: the following steps look good
             tensors["latents"][2] = torch.inf if step == 1 else 0.0
         return tensors
 

@@ -185,7 +185,7 @@ def test_nested_conditions_are_folded_by_their_own_names() -> None:
     assert torch.equal(part["cross_attention_kwargs"]["gligen"]["boxes"], random(4, 2)[1:3])
 
 
-# --- lists with one entry a row -----------------------------------------------------------------------------
+# --- lists with one entry per row -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -1,4 +1,4 @@
-"""The hook beside what users put on a denoiser: caches, torch.compile, offload, adapters, ControlNets."""
+"""The hook together with what users put on a denoiser: caches, torch.compile, offload, adapters, ControlNets."""
 
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -246,7 +246,7 @@ def test_ip_adapters_and_their_masks_share_like_a_mean_prompt(masks: int) -> Non
     """As many masks as rows of the batch, so that a mask could be taken for a row."""
     tiny = with_ip_adapter(sd())
     generator = torch.Generator().manual_seed(3)
-    images = torch.randn(2, masks, 8, generator=generator)  # without and with guidance; `masks` pictures to go by
+    images = torch.randn(2, masks, 8, generator=generator)  # without and with guidance; `masks` input images
     regions = (torch.rand(1, masks, 32, 32, generator=generator) > 0.5).float()
     call = {"ip_adapter_image_embeds": [images], "cross_attention_kwargs": {"ip_adapter_masks": [regions]}}
     inputs = tiny.inputs(2)

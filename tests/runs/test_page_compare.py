@@ -9,7 +9,7 @@ from cotrunk.runs import page_compare
 
 
 def test_compare_shows_three_arms_and_three_images_per_prompt(tmp_path: Path) -> None:
-    run = make(tmp_path, [flat(0, 1), leaf(2), leaf(3)], ["first", "second"])  # two images a prompt
+    run = make(tmp_path, [flat(0, 1), leaf(2), leaf(3)], ["first", "second"])  # two images per prompt
     add_compare(run, tmp_path)
     run["images"][3]["failed"] = True
     parsed = page(run, tmp_path)
@@ -43,7 +43,7 @@ def test_compare_stops_after_sixty_prompts_and_says_so(tmp_path: Path) -> None:
 
 def test_comparisons_are_limited_in_images_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(page_compare, "COMPARED_IMAGES", 3)
-    run = make(tmp_path, [leaf(index) for index in range(8)], ["first", "second"])  # four images a prompt
+    run = make(tmp_path, [leaf(index) for index in range(8)], ["first", "second"])  # four images per prompt
     add_compare(run, tmp_path)
     parsed = page(run, tmp_path)
     assert len(parsed.all("article", "trio")) == 3

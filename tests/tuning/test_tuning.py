@@ -136,12 +136,12 @@ def test_a_setting_that_fails_only_when_it_runs_is_named(tmp_path: Path, monkeyp
 
     def batches(self: Run, **more: Any) -> Any:
         if self.settings.skipping is not None:
-            raise CotrunkError("No rows can be left out of a UNet.")
+            raise CotrunkError("Rows of a UNet cannot be skipped.")
         return original(self, **more)
 
     monkeypatch.setattr(Run, "batches", batches)
     tuned = swept(tmp_path)
-    assert len(tuned.refused["No rows can be left out of a UNet."]) == 13
+    assert len(tuned.refused["Rows of a UNet cannot be skipped."]) == 13
     assert {point.settings.skipping for point in tuned.points} == {None}
 
 
@@ -149,11 +149,11 @@ def test_prompts_that_cannot_be_compared_are_tried_without_sharing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: Any) -> Any:
-        raise CotrunkError("A T5Gemma is no torch module.")
+        raise CotrunkError("A T5Gemma is not a torch module.")
 
     monkeypatch.setattr("cotrunk.tuning.trials.pipeline_encoder", refuse)
     tuned = swept(tmp_path, similarity=None)
-    assert list(tuned.refused) == ["A T5Gemma is no torch module."]
+    assert list(tuned.refused) == ["A T5Gemma is not a torch module."]
     assert not any(point.settings.sharing for point in tuned.points)
 
 
@@ -174,7 +174,7 @@ def test_the_threshold_of_the_encoder_is_found_once(tmp_path: Path, monkeypatch:
 
 def test_similarities_around_the_threshold_are_tried(whole: tuple[Path, Tuned]) -> None:
     assert neighbours(0.6) == [0.4, 0.8]
-    assert neighbours(-1.0) == [0.0]  # there is none looser
+    assert neighbours(-1.0) == [0.0]  # the loosest similarity
     tried = {point.settings.sharing.similarity for point in whole[1].points if point.settings.sharing}
     assert tried == {-1.0, 0.0}
 

@@ -105,29 +105,29 @@ class Measures:
         Args:
             groups: numbers of the groups to compare; None for all.
         """
-        mine, theirs = ([self.experiment.observe(cell) for cell in part] for part in (cells, others))
+        first, second = ([self.experiment.observe(cell) for cell in part] for part in (cells, others))
         chosen = list(range(len(self.experiment.groups)) if groups is None else groups)
 
         def measure() -> dict[str, Any]:
-            good = [~(one.failed | other.failed) for one, other in zip(mine, theirs, strict=True)]
+            good = [~(one.failed | other.failed) for one, other in zip(first, second, strict=True)]
             rows, parts = self._rows(good, chosen)
             texts = self._texts_of(len(good))[rows]
             features, other_features = (
-                torch.cat([one.features for one in observed])[rows] for observed in (mine, theirs)
+                torch.cat([one.features for one in observed])[rows] for observed in (first, second)
             )
             aligned, other_aligned = (
                 metrics.alignment(torch.cat([one.vectors for one in observed])[rows], texts)
-                for observed in (mine, theirs)
+                for observed in (first, second)
             )
             real, real_parts = self._real_of(chosen)
             changes = {
                 "frechet": metrics.frechet_change(features, other_features, real, parts, real_parts, self._dimensions),
                 "alignment": metrics.change(aligned, other_aligned, parts),
-                "diversity": metrics.change(_diversity(mine)[chosen], _diversity(theirs)[chosen]),
+                "diversity": metrics.change(_diversity(first)[chosen], _diversity(second)[chosen]),
             }
             return {name: asdict(change) for name, change in changes.items()}
 
-        return self._stored("compared", [*mine, *theirs], chosen, measure, _changes)
+        return self._stored("compared", [*first, *second], chosen, measure, _changes)
 
     def _stored(
         self,

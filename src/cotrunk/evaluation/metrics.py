@@ -93,8 +93,8 @@ def frechet_distance(features: torch.Tensor, reference: torch.Tensor, dimensions
     Raises:
         CotrunkError: there are fewer than two images, or the images of the reference are all equal.
     """
-    mine, theirs = _projected(reference, dimensions, features, reference)
-    return _Gaussian.of(theirs).distance(_Gaussian.of(mine))
+    projected, target = _projected(reference, dimensions, features, reference)
+    return _Gaussian.of(target).distance(_Gaussian.of(projected))
 
 
 def frechet(
@@ -112,11 +112,11 @@ def frechet(
         reference_groups: the images of the reference by the same groups, which are then resampled together. None
             resamples single images of the reference.
     """
-    mine, theirs = _projected(reference, dimensions, features, reference)
+    projected, target = _projected(reference, dimensions, features, reference)
     resampled = []
-    for (times,), real in _draws([len(mine)], len(theirs), groups, reference_groups, dimensions, seed):
-        resampled.append(_Gaussian.of(theirs, real).distance(_Gaussian.of(mine, times)))
-    value = _Gaussian.of(theirs).distance(_Gaussian.of(mine))
+    for (times,), real in _draws([len(projected)], len(target), groups, reference_groups, dimensions, seed):
+        resampled.append(_Gaussian.of(target, real).distance(_Gaussian.of(projected, times)))
+    value = _Gaussian.of(target).distance(_Gaussian.of(projected))
     # resampled sets repeat images and so have larger distances: shift the interval back by the mean excess
     shift = float(np.mean(resampled)) - value
     low, high = _interval(resampled)
@@ -136,8 +136,8 @@ def frechet_change(
 
     The same groups and the same images of the reference are resampled for both. Arguments are as for `frechet`.
     """
-    mine, theirs, real = _projected(reference, dimensions, features, others, reference)
-    sets, resampled = (mine, theirs), []
+    first, second, real = _projected(reference, dimensions, features, others, reference)
+    sets, resampled = (first, second), []
     for times, of_real in _draws([len(own) for own in sets], len(real), groups, reference_groups, dimensions, seed):
         centre = _Gaussian.of(real, of_real)
         resampled.append([centre.distance(_Gaussian.of(own, some)) for own, some in zip(sets, times, strict=True)])

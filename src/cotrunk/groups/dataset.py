@@ -77,7 +77,7 @@ def build_groups(
 
     Args:
         unusable: images and captions of the source that could not be used, with the reason, for the summary.
-        progress: called as the work goes on.
+        progress: called while captions are compared and grouped.
 
     Raises:
         CotrunkError: no two captions are in the range of similarity, or `out` cannot be written.
@@ -153,8 +153,8 @@ def _write_parquet(
         "smallest_similarity": [min(values) for values in similarities],
         "mean_similarity": [float(np.mean(values)) for values in similarities],
     }
-    made = pa.table(columns).replace_schema_metadata({"cotrunk": json.dumps(summary)})
-    write_bytes(path, lambda file: pq.write_table(made, file))
+    table = pa.table(columns).replace_schema_metadata({"cotrunk": json.dumps(summary)})
+    write_bytes(path, lambda file: pq.write_table(table, file))
 
 
 def read_groups(folder: Path) -> tuple[list[list[Pair]], dict[str, Any]]:
@@ -197,9 +197,9 @@ def _read_parquet(folder: Path, *columns: str) -> tuple[list[list[Any]], dict[st
         raise CotrunkError("Parquet needs pyarrow: pip install pyarrow.") from error
     path = folder / "groups.parquet" if folder.is_dir() else folder
     try:
-        made = pq.read_table(path)
-        summary = json.loads((made.schema.metadata or {})[b"cotrunk"])
-        return [made[column].to_pylist() for column in columns], dict(summary)
+        table = pq.read_table(path)
+        summary = json.loads((table.schema.metadata or {})[b"cotrunk"])
+        return [table[column].to_pylist() for column in columns], dict(summary)
     except Exception as error:  # pyarrow raises many types for a missing or foreign file
         raise CotrunkError(f"{path} is not a set of groups: {MAKE_ONE}.") from error
 

@@ -36,7 +36,7 @@ MASKS = {
 }
 # Plain lists with one entry per row (Z-Image, Qwen-Image); any other list is a container of tensors.
 ROW_LISTS = {"x", "cap_feats", "img_shapes", "txt_seq_lens"}
-# Tensors whose second dimension has one entry a row: (layers, R, tokens, channels).
+# Tensors whose second dimension has one entry per row: (layers, R, tokens, channels).
 ROWS_SECOND = {"encoder_hidden_states_llama3"}
 # Numbers of tokens of a condition without a mask: a folded row is as long as its longest member.
 LENGTHS = {"txt_seq_lens": "encoder_hidden_states", "text_lens": "text_bth"}

@@ -11,11 +11,11 @@ from ..errors import CotrunkError
 from .log import TERMS, Step
 from .settings import TrainSettings
 
-SMALLEST_SCALE = 1e-4  # of the loss in fp16, as in fairseq: below it gradients overflow whatever the scale
+SMALLEST_SCALE = 1e-4  # of the loss in fp16, as in fairseq: below it, a gradient overflows at any scale
 
 
 class DivergenceError(CotrunkError):
-    """A loss, gradient or weight is not finite, so that training cannot go on. The message says what was kept."""
+    """A loss, gradient or weight is not finite, so that training cannot continue. The message says what was kept."""
 
 
 def are_finite(tensors: Iterable[torch.Tensor]) -> bool:

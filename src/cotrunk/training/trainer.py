@@ -104,7 +104,7 @@ def train(
     ):
         weights = [parameter for parameter in denoiser.parameters() if parameter.requires_grad]
         for weight in weights:
-            weight.data = weight.data.float()  # the trained weights stay in float32, whatever the model's dtype
+            weight.data = weight.data.float()  # the trained weights stay in float32 for any dtype of the model
         optimiser = torch.optim.AdamW(weights, lr=settings.learning_rate, fused=True)
         average = None if settings.ema is None else [weight.detach().clone() for weight in weights]
         first = 0 if state is None else restore_checkpoint(state, out, accelerator, denoiser, optimiser, average)

@@ -104,9 +104,9 @@ def distance_excess(features: torch.Tensor, same: torch.Tensor, other: torch.Ten
     count = len(features)
     if count < 3:
         raise CotrunkError(f"{count} prompts are too few to compare sets of images: use three or more.")
-    mine, own, theirs = (F.normalize(x.double(), dim=1) for x in (features, same, other))
-    across = _kernel(mine, theirs) - _kernel(own, theirs)
-    pairs = _kernel(mine, mine) - _kernel(own, own) - across - across.T
+    tried, reference, others = (F.normalize(x.double(), dim=1) for x in (features, same, other))
+    across = _kernel(tried, others) - _kernel(reference, others)
+    pairs = _kernel(tried, tried) - _kernel(reference, reference) - across - across.T
     np.fill_diagonal(pairs, 0)
     of_each = pairs.sum(axis=1)
     total = float(of_each.sum())
@@ -119,8 +119,8 @@ def spread(features: torch.Tensor, other: torch.Tensor) -> float:
 
     It is half their mean squared distance under its kernel. Both arguments are (n, d).
     """
-    mine, theirs = (F.normalize(x.double(), dim=1) for x in (features, other))
-    return float((8 - ((mine * theirs).sum(dim=1) + 1) ** 3).mean())  # (1 + 1)^3: an image with itself
+    first, second = (F.normalize(x.double(), dim=1) for x in (features, other))
+    return float((8 - ((first * second).sum(dim=1) + 1) ** 3).mean())  # (1 + 1)^3: an image with itself
 
 
 def _kernel(left: torch.Tensor, right: torch.Tensor) -> NDArray[np.float64]:

@@ -145,6 +145,26 @@ def test_files_that_are_named_exist(document: Path) -> None:
         assert (ROOT / script).is_file(), script
 
 
+@functools.cache
+def options() -> set[str]:
+    """Return the options of every command, and of the scripts of benchmarks and recipes."""
+    helps = [cotrunk(name, "--help").out for name in ("generate", "plan", "tune", "dataset", "train", "evaluate")]
+    scripts = [
+        path.read_text(encoding="utf-8") for path in (*ROOT.glob("benchmarks/*.py"), *ROOT.glob("recipes/*/*.py"))
+    ]
+    return set(re.findall(r"--[a-z][a-z-]*", "\n".join([*helps, *scripts]))) | {
+        "--multi",
+        "--help",
+    }  # `accelerate launch`
+
+
+@EVERY_DOCUMENT
+def test_options_that_are_named_exist(document: Path) -> None:
+    text = document.read_text(encoding="utf-8")
+    named = {option for code in re.findall(r"`([^`]+)`", text) for option in re.findall(r"(?<!\w)--[a-z][a-z-]*", code)}
+    assert named <= options(), named - options()
+
+
 @pytest.mark.parametrize("name", ["CONTRIBUTING.md", "docs/design.md", "docs/skipping-design.md"])
 def test_modules_that_are_named_exist(name: str) -> None:
     text = (ROOT / name).read_text(encoding="utf-8")

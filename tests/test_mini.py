@@ -94,7 +94,7 @@ def test_padding_is_masked_in_the_text_encoder(pipe: StableDiffusionPipeline) ->
     torch.testing.assert_close(embeds[:, : alone.shape[1]], alone, atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("kind", [StableDiffusionPipeline, DiffusionPipeline])
+@pytest.mark.parametrize("kind", [DiffusionPipeline])
 def test_saving_and_loading_keeps_every_image(
     pipe: StableDiffusionPipeline, tmp_path: Path, kind: type[DiffusionPipeline]
 ) -> None:

@@ -62,7 +62,7 @@ def test_images_that_a_safety_checker_blackens(model: pytest.MonkeyPatch, tmp_pa
         assert "not complete" not in page
 
 
-@pytest.mark.parametrize("kind", ["removed", "replaced", "an image", "the journal"])
+@pytest.mark.parametrize("kind", ["replaced", "an image"])
 def test_a_folder_that_is_cleaned_up_during_the_run(model: pytest.MonkeyPatch, tmp_path: Path, kind: str) -> None:
     out, write, batches = tmp_path / "run", RunFolder.write_batch, list[Any]()
 

@@ -189,6 +189,7 @@ def test_prompts_that_look_identical_give_different_images(model: pytest.MonkeyP
     assert not np.array_equal(pixels(out / "images/00000.png"), pixels(out / "images/00001.png"))
 
 
+@pytest.mark.slow
 def test_compare_with_a_scheduler_that_cannot_take_as_few_steps(model: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """What costs more than the run is then the nearest there is."""
 

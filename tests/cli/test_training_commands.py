@@ -186,6 +186,7 @@ def test_images_are_measured_without_a_safety_checker(
     assert all(images.any() for images in made)
 
 
+@pytest.mark.slow
 def test_tuning_then_generating(tmp_path: Path, tiny_model: pytest.MonkeyPatch) -> None:
     tuning = ("--steps", 4, "--budget", 200, "--guidance", 3, "--scheduler", "ddim")
     outcome = cotrunk("tune", *CAPTIONS[:4], "--out", tmp_path / "tuned", *tuning)

@@ -35,7 +35,9 @@ def pipe(monkeypatch: pytest.MonkeyPatch) -> Any:
 # Schedulers.
 
 
-@pytest.mark.parametrize("name", sorted(RUN_ON_MINI))
+@pytest.mark.parametrize(
+    "name", [*sorted(RUN_ON_MINI)[:3], *(pytest.param(n, marks=pytest.mark.slow) for n in sorted(RUN_ON_MINI)[3:])]
+)
 def test_a_scheduler_runs(pipe: Any, name: str) -> None:
     set_scheduler(pipe, name)
     assert type(pipe.scheduler).__name__ == SCHEDULERS[name][0]

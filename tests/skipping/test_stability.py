@@ -89,7 +89,7 @@ def test_an_image_alone_is_the_image_in_a_batch_of_16(case: tuple[str, str], ski
         torch.testing.assert_close(together.samples[seed], alone.samples[0])
 
 
-@EVERY
+@EACH_KIND
 def test_skipping_beats_fewer_steps_and_every_fixed_pattern_but_quadratic_ones(case: tuple[str, str]) -> None:
     full = plain(case)
     for tolerance in (0.003, 0.01):

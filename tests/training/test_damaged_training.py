@@ -119,6 +119,7 @@ def test_foreign_lines_of_a_log_are_ignored(
     plot_losses(log, tmp_path / "losses.png")
 
 
+@pytest.mark.slow
 def test_a_disk_that_fills_up_leaves_the_last_checkpoint(groups: list[list[Pair]], tmp_path: Path) -> None:
     trained(groups, tmp_path, TWO)
     kept = {name: (tmp_path / name).read_bytes() for name in (FILE, LORA_FILE)}
@@ -131,6 +132,7 @@ def test_a_disk_that_fills_up_leaves_the_last_checkpoint(groups: list[list[Pair]
     assert same_weights(went_on, trained(groups, tmp_path / "whole")[1])
 
 
+@pytest.mark.slow
 def test_a_disk_that_fills_up_while_images_are_encoded(groups: list[list[Pair]], tmp_path: Path) -> None:
     """Through a memory map it would end the process."""
     for room in (100, 1000):

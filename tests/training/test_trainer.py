@@ -144,6 +144,7 @@ def test_the_pipeline_loads_the_trained_lora(groups: list[list[Pair]], tmp_path:
     assert not close(before, expected, 1e-3)
 
 
+@pytest.mark.slow
 def test_all_layers_are_loaded_under_any_name(groups: list[list[Pair]], tmp_path: Path) -> None:
     """`mini` pools its prompt in layers that the older names in LoRA files do not cover."""
     sizes = {"height": 128, "width": 128}
@@ -158,7 +159,7 @@ def test_all_layers_are_loaded_under_any_name(groups: list[list[Pair]], tmp_path
     assert not torch.equal(other.unet.get_submodule(pooled).weight, mini.load().unet.get_submodule(pooled).weight)
 
 
-@pytest.mark.parametrize(("changed", "kills"), [({}, (1, 2, 5)), ({"ema": 0.5, "accumulation": 2}, (5,))])
+@pytest.mark.parametrize(("changed", "kills"), [({}, (1, 2)), ({"ema": 0.5, "accumulation": 2}, (5,))])
 def test_a_killed_training_ends_with_the_same_weights(
     groups: list[list[Pair]], tmp_path: Path, changed: dict[str, Any], kills: tuple[int, ...]
 ) -> None:

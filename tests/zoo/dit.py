@@ -348,7 +348,7 @@ CASES = [
     Case(
         "PixArtSigmaPAGPipeline", with_parts_of(pixart, "PixArtSigmaPAGPipeline", **PERTURBED), pixart_text, masks=MASKS
     ),
-    Case("SanaPipeline", with_parts_of(sana, "SanaPipeline"), sana_text, masks=MASKS, fast=True),
+    Case("SanaPipeline", with_parts_of(sana, "SanaPipeline"), sana_text, masks=MASKS),
     Case(
         "SanaPAGPipeline",
         with_parts_of(sana, "SanaPAGPipeline", pag_applied_layers=["blocks.0"]),
@@ -370,7 +370,7 @@ CASES = [
         WITH_IMAGES,
         masks=MASKS,
     ),
-    Case("HunyuanDiTPipeline", hunyuan("HunyuanDiTPipeline"), hunyuan_text, masks=HUNYUAN_MASKS, fast=True),
+    Case("HunyuanDiTPipeline", hunyuan("HunyuanDiTPipeline"), hunyuan_text, masks=HUNYUAN_MASKS),
     Case("HunyuanDiTPAGPipeline", hunyuan("HunyuanDiTPAGPipeline", **PERTURBED), hunyuan_text, masks=HUNYUAN_MASKS),
     Case(
         "HunyuanDiTControlNetPipeline",
@@ -417,7 +417,6 @@ CASES = [
         lumina_text,
         ("embeds", "texts"),
         masks={"encoder_mask": "encoder_hidden_states"},
-        fast=True,
     ),
     Case("Lumina2Pipeline", one_encoder("Lumina2Pipeline", lumina2_transformer), masked, masks=MASKS),
     Case("ZImagePipeline", one_encoder("ZImagePipeline", z_transformer), z_text, fast=True),

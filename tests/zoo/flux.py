@@ -267,7 +267,7 @@ CASES = [
     ),
     Case("FluxKontextPipeline", of("FluxKontextPipeline"), edited, WITH_IMAGES),
     Case("FluxKontextInpaintPipeline", of("FluxKontextInpaintPipeline"), of_strength(edited_inpainted), WITH_IMAGES),
-    Case("ChromaPipeline", of_chroma("ChromaPipeline"), masked_text, masks=CHROMA_MASK, fast=True),
+    Case("ChromaPipeline", of_chroma("ChromaPipeline"), masked_text, masks=CHROMA_MASK),
     Case(
         "ChromaImg2ImgPipeline",
         of_chroma("ChromaImg2ImgPipeline"),
@@ -287,7 +287,6 @@ CASES = [
         "BriaPipeline",
         of_one_encoder("BriaPipeline", lambda: randomised(diffusers.BriaTransformer2DModel(**CONFIG))),
         plain,
-        fast=True,
     ),
     Case(
         "LongCatImagePipeline",
@@ -308,7 +307,6 @@ CASES = [
         of_one_encoder("Flux2KleinPipeline", unguided_flux2, vae=flux2_vae),
         klein,
         ("embeds", "one"),
-        fast=True,
     ),
     Case(
         "Flux2KleinInpaintPipeline",

@@ -471,7 +471,7 @@ CASES = [
         masks={"text_lens": "text_bth"},
     ),
     Case("HunyuanImagePipeline", hunyuan_image_pipeline, hunyuan_image, masks=TWO_MASKS),
-    Case("Kandinsky3Pipeline", kandinsky("Kandinsky3Pipeline"), kandinsky_text, masks=TEXT_MASK, fast=True),
+    Case("Kandinsky3Pipeline", kandinsky("Kandinsky3Pipeline"), kandinsky_text, masks=TEXT_MASK),
     Case(
         "Kandinsky3Img2ImgPipeline",
         kandinsky("Kandinsky3Img2ImgPipeline"),

@@ -132,7 +132,7 @@ def xl(name: str, inputs: Any, variant: tuple[Variant, ...] = ("embeds",), fast:
 CASES = [
     xl("", text, fast=True),
     xl("Img2Img", from_image, WITH_IMAGES),
-    xl("Inpaint", inpainted, WITH_IMAGES, fast=True),
+    xl("Inpaint", inpainted, WITH_IMAGES),
     xl("InstructPix2Pix", edited, WITH_IMAGES, unet=lambda: sdxl_unet(in_channels=8)),
     xl("ControlNet", controlled, WITH_IMAGES, controlnet=sdxl_controlnet),
     xl("ControlNetImg2Img", controlled_from_image, WITH_IMAGES, controlnet=sdxl_controlnet),
@@ -146,6 +146,6 @@ CASES = [
     xl("PAGInpaint", inpainted, WITH_IMAGES, **PERTURBED),
     xl("ControlNetPAG", controlled, WITH_IMAGES, controlnet=sdxl_controlnet, **PERTURBED),
     xl("ControlNetPAGImg2Img", controlled_from_image, WITH_IMAGES, controlnet=sdxl_controlnet, **PERTURBED),
-    Case("KolorsPipeline", of("KolorsPipeline", KOLORS_OUT, unet=sdxl_unet), text, fast=True),
+    Case("KolorsPipeline", of("KolorsPipeline", KOLORS_OUT, unet=sdxl_unet), text),
     Case("KolorsPAGPipeline", of("KolorsPAGPipeline", KOLORS_OUT, unet=sdxl_unet, **PERTURBED), text),
 ]

@@ -111,7 +111,7 @@ def lcm(prompts: Sequence[int], variant: Variant) -> dict[str, Any]:
 CASES = [
     Case("StableDiffusionPipeline", of("StableDiffusionPipeline"), text, fast=True),
     Case("StableDiffusionImg2ImgPipeline", of("StableDiffusionImg2ImgPipeline"), from_image, WITH_IMAGES, fast=True),
-    Case("StableDiffusionInpaintPipeline", of("StableDiffusionInpaintPipeline"), inpainted, WITH_IMAGES, fast=True),
+    Case("StableDiffusionInpaintPipeline", of("StableDiffusionInpaintPipeline"), inpainted, WITH_IMAGES),
     Case(
         "StableDiffusionInstructPix2PixPipeline",
         of("StableDiffusionInstructPix2PixPipeline", unet=lambda: unet(attention_head_dim=4, in_channels=8)),

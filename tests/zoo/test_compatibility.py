@@ -4,7 +4,7 @@ import pytest
 
 from . import document, outcomes
 from .case import Case, Variant
-from .cases import CASES, FAMILIES, family_of
+from .cases import CASES
 from .classes import image_classes, why_not
 from .examination import EXAMINATIONS, examine
 
@@ -34,10 +34,6 @@ def test_each_case_is_recorded() -> None:
     on_record = {name: set(variants) for name, variants in outcomes.read().items()}
     assert on_record == {name: set(case.variants) for name, case in CASES.items()}
     assert all(set(found) == set(EXAMINATIONS) for variants in outcomes.read().values() for found in variants.values())
-
-
-def test_each_family_has_a_fast_case() -> None:
-    assert {family_of(name) for name, case in CASES.items() if case.fast} == set(FAMILIES)
 
 
 def test_the_document_and_the_readme_show_what_is_recorded() -> None:

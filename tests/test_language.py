@@ -35,7 +35,7 @@ PROMPT = re.compile(r"\b(a|an|small|red|green|blue|the) pictures? ?(of|0|\"|\{|i
 FILES = [
     *(ROOT / "src").rglob("*.py"),
     *(ROOT / "src").rglob("*.html"),
-    *(path for path in (ROOT / "tests").rglob("*.py") if path.parent.name != "zoo"),
+    *(ROOT / "tests").rglob("*.py"),
     *(ROOT / "docs").glob("*.md"),
     ROOT / "README.md",
     ROOT / "CONTRIBUTING.md",

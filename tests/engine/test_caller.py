@@ -1,4 +1,4 @@
-"""A hook belongs to one call of one pipeline: everybody else's calls of the same modules pass as if there were none."""
+"""Hooks act on the calls of one pipeline: calls of the same modules by others pass as if there were no hook."""
 
 import copy
 import pickle
@@ -20,7 +20,7 @@ SKIPPING = Skipping(rule="fixed", every=2, tokens=0.5)
 
 
 def neighbour(tiny: TinyPipeline) -> diffusers.StableDiffusionPipeline:
-    """A second pipeline with the modules of the first and a scheduler of its own, as a server has it."""
+    """A second pipeline with the modules of the first and a scheduler of its own, as in a server."""
     second = diffusers.StableDiffusionPipeline(**tiny.pipe.components, requires_safety_checker=False)
     second.scheduler = type(tiny.pipe.scheduler).from_config(tiny.pipe.scheduler.config)
     second.set_progress_bar_config(disable=True)
@@ -42,7 +42,7 @@ def at_step(step: int, do: Callable[[], None]) -> Callable[..., dict[str, Tensor
 
 
 class AsObject(PipelineCallback):
-    """A callback as diffusers' own are."""
+    """A callback like those of diffusers."""
 
     tensor_inputs = ("latents",)
 

@@ -63,7 +63,7 @@ class Replay:
 
 
 def run(tiny: TinyPipeline, *policies: Policy) -> tuple[Tensor, CallState, list[StepEvent]]:
-    """The images of a group that parts at the end of the trunk."""
+    """Return the images of a group that branches at the end of the trunk."""
     trunk, everyone, events = (0,) * len(SEEDS), tuple(range(len(SEEDS))), list[StepEvent]()
     row_plan = RowPlan(lambda step: trunk if step < TRUNK else everyone, policies)
     call = CallState(row_plan, STEPS, on_step=events.append)

@@ -39,7 +39,7 @@ def relative(a: torch.Tensor, b: torch.Tensor) -> float:
 
 
 def flat(groups: list[list[int]], branch: int, timesteps: int, seeds: list[int], **facts: Any) -> Plan:
-    """A plan by hand: each group one trunk up to `branch`, from the noise of its first member."""
+    """Return a plan in which each group shares a trunk up to `branch`, from the noise of its first member."""
     trees = []
     for group in groups:
         children = tuple(leaf(i, branch, timesteps) for i in group)

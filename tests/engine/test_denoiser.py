@@ -1,4 +1,4 @@
-"""The hook: attached for one call and gone without a trace, its clock, its counters, its noise."""
+"""The hooks of one call: they leave no trace; their clock, their counters, their noise."""
 
 import copy
 import inspect
@@ -50,7 +50,7 @@ def compiled(tiny: TinyPipeline) -> None:
 
 
 def wrapped(tiny: TinyPipeline) -> None:
-    """Compiled by a wrapper, which hands attributes set on it on to the module within."""
+    """Compiled by a wrapper, which passes attributes set on it on to the module inside."""
     name = "unet" if hasattr(tiny.pipe, "unet") else "transformer"
     setattr(tiny.pipe, name, torch.compile(denoiser(tiny), backend="eager"))
 
@@ -122,7 +122,7 @@ def test_a_pipeline_in_use_is_refused_and_stays_in_use() -> None:
 
 
 def test_hooks_that_remove_themselves_during_a_call_leave_ours() -> None:
-    """As group offload with streams does at the first call, to find out the order of the layers."""
+    """Group offload with streams does so at the first call, to record the order of the layers."""
     tiny = sd()
 
     class Once(ModelHook):
@@ -304,7 +304,7 @@ def test_an_unknown_condition_is_refused_before_its_first_row() -> None:
 
 
 class Frames(nn.Module):
-    """Its conditions have a row a frame, as those of AnimateDiff, so its rows cannot be told apart."""
+    """Its conditions have one row per frame, as in AnimateDiff, so its rows cannot be separated."""
 
     def __init__(self, most: int = 99) -> None:
         super().__init__()
@@ -318,7 +318,7 @@ class Frames(nn.Module):
 
 
 def called(call: CallState, *, images: int = 2, copies: int = 1, most: int = 99) -> list[Tensor]:
-    """What the denoiser gives in two steps of so many images."""
+    """Return the outputs of the denoiser in two steps."""
     pipe = SimpleNamespace(unet=Frames(most), scheduler=SCHEDULERS["ddim"]())
     sample, texts = torch.ones(copies * images, 3), torch.randn(5 * copies * images, 2, 4)
     outputs = []

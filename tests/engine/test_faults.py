@@ -1,4 +1,4 @@
-"""Out of memory, and numbers that are none."""
+"""Out of memory, NaN and infinity."""
 
 import functools
 from collections.abc import Sequence
@@ -83,7 +83,7 @@ def test_out_of_memory_in_the_decoder_halves_the_batch() -> None:
 
 
 def test_a_row_limit_found_by_running_out_of_memory_stays(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Groups of several sizes, of which no half of a batch need fit: they are packed to the limit, not halved again."""
+    """Groups of several sizes are packed up to the new limit; halving the list of groups might not fit it."""
     trees, first = [], 0
     for size in [1, 4, 2, 5, 3] * 8:
         trees += flat_tree(range(first, first + size), 1, STEPS)

@@ -14,7 +14,7 @@ from cotrunk.execution import Batch
 
 
 class Processor:
-    """OmniGen's own needs torchvision. As there, the rows with the prompts come first."""
+    """OmniGen itself needs torchvision. As in OmniGen, the rows with the prompts come first."""
 
     max_image_size = 1024
 

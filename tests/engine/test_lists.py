@@ -59,7 +59,7 @@ class RowListTransformer(nn.Module):
 
 
 class ListPipeline:
-    """As little of a pipeline as there can be: a loop over a real scheduler."""
+    """The smallest pipeline: a loop over a real scheduler."""
 
     def __init__(self, transformer: nn.Module) -> None:
         self.transformer = transformer
@@ -96,7 +96,7 @@ class ListPipeline:
 
 
 def mean_caption(captions: list[Tensor]) -> Tensor:
-    """At each token the mean over the captions that reach it."""
+    """Return the mean at each token over the captions that have it."""
     longest = max(map(len, captions))
     return torch.stack(
         [torch.stack([c[token] for c in captions if len(c) > token]).mean(dim=0) for token in range(longest)]

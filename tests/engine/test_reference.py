@@ -1,4 +1,4 @@
-"""The yardstick itself: without sharing it must equal the bare pipelines, one image at a time."""
+"""The reference implementation: without sharing it must equal the bare pipelines, one image at a time."""
 
 from functools import partial
 

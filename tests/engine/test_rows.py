@@ -1,4 +1,4 @@
-"""Folding, chunking and joining the rows of a call, each against a plain loop."""
+"""Folding, chunking and joining the rows of a call, compared with plain loops."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -318,7 +318,7 @@ def test_an_argument_that_differs_and_is_not_a_condition_is_named() -> None:
 
 @pytest.mark.parametrize("name", ["input_ids", "class_labels", "encoder_hidden_states"])
 def test_whole_numbers_must_be_equal(name: str) -> None:
-    """Token ids 20000 and 20020 of a vocabulary are two words, however close they are."""
+    """Token ids 20000 and 20020 of a vocabulary are different words, however close the numbers are."""
     folding = Folding((0, 0), 4, CPU)
     ids = torch.tensor([[20000, 7], [20020, 7]] * 2)
     assert apart(folding, **{name: ids}) == {name}

@@ -1,4 +1,4 @@
-"""Which prompts run in one call: none that would change another's image there."""
+"""Which prompts run in one call: only those that do not change each other's images."""
 
 from typing import Any
 

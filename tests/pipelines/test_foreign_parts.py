@@ -40,7 +40,7 @@ def caches_a_block(unet: nn.Module) -> None:
 
 
 def replaces_the_forward_of_a_layer(unet: nn.Module) -> None:
-    """As T-GATE and reference-only attention: a function of their own, bound to the module."""
+    """As T-GATE and reference-only attention do: a function bound to the module."""
 
     def own(self: nn.Module, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         return hidden_states
@@ -139,7 +139,7 @@ def test_functions_that_count_time_or_declare_independence_are_not_refused() -> 
 
 
 class Adapter(nn.Module):
-    """As LoRA of other trainers: a module whose forward stands in for that of another."""
+    """As LoRA of other trainers do: the forward of one module replaces that of another."""
 
     def __init__(self, below: nn.Module) -> None:
         super().__init__()
@@ -194,7 +194,7 @@ class WithOwnStep(diffusers.StableDiffusionPipeline):
 
 
 class HiddenStep(WithOwnStep):
-    """One whose code mentions a scheduler's step and does not take it."""
+    """Its code mentions a scheduler's step and does not take it."""
 
     def walk(self, latents: Tensor, noise: Tensor) -> Tensor:
         return latents - 0.1 * noise if latents is not None else self.scheduler.step(noise, 0, latents)
@@ -274,7 +274,7 @@ def test_a_combined_pipeline_steps_through_its_parts() -> None:
 
 
 class WithAnExtraRow(WithOwnStep):
-    """Hands its denoiser a row more than it has images."""
+    """Calls its denoiser with one row more than it has images."""
 
     def __call__(self, prompt_embeds: Tensor, num_inference_steps: int = STEPS, generator: Any = None) -> Any:
         self.scheduler.set_timesteps(num_inference_steps)

@@ -33,7 +33,7 @@ def walk(own: Gaps, limit: float) -> list[int]:
 
 
 def cost(own: Gaps, computed: list[int], gap: int) -> float:
-    """Of the gap before the computed step of this number, from the law itself."""
+    """Return the cost of the gap before a computed step, from the law itself."""
     support = tuple(reversed(computed[:gap]))[: own.terms]
     inside = range(computed[gap - 1] + 1, computed[gap])
     weights = (own.schedule.drift(step) / math.sqrt(max(own.schedule.levels[step][1], 0.1)) for step in inside)
@@ -59,7 +59,7 @@ def test_a_higher_limit_takes_no_more_evaluations(steps: int, limit: float, more
 
 @pytest.mark.parametrize("terms", [1, 2])
 def test_the_last_gap_is_not_shorter_than_needed(terms: int) -> None:
-    """Each gap as long as the limit lets it be would leave one of any length for the end."""
+    """If each gap were as long as the limit allows, the last gap would have any length."""
     own, lasts = gaps(50, terms=terms), []
     for limit in (0.01, 0.015, 0.02, 0.03, 0.04, 0.06):
         computed = walk(own, limit)
@@ -91,7 +91,7 @@ def test_equal_times_count_as_one_support_point() -> None:
 
 @pytest.mark.parametrize("kind", ["epsilon", "sample", "v_prediction"])
 def test_errors_of_all_kinds_compare_as_velocities(kind: str) -> None:
-    """An error of the data by d is one of the velocity by d / sigma, whatever the model predicts."""
+    """An error of x0 by d is an error of the velocity by d / sigma, whatever the model predicts."""
     import torch
 
     levels = ((0.6, 0.8),)

@@ -61,7 +61,7 @@ class Authors:
         return ideal(self.schedule, step, self.x * self.schedule.levels[step][0] if divided else self.x)
 
     def solve(self, step: int, data: Tensor) -> Tensor:
-        """Where the solver goes with this data prediction."""
+        """Return the next sample for this prediction of x0."""
         if self.solver == "euler":
             now, then = self.sigmas[step], self.sigmas[step + 1]
             return self.x + (then - now) * (self.x - data) / now
@@ -158,7 +158,7 @@ class Authors:
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("case", CASES, ids="-".join)
 def test_released_is_the_authors_rule(case: tuple[str, str], seed: int) -> None:
-    """One image a run: their code takes one decision for a batch."""
+    """One image per run: their code takes one decision for a whole batch."""
     theirs = Authors(*case).run(seed)
     ours = sample(SCHEDULERS[case](), STEPS, Skipping(rule="released"), seeds=range(seed, seed + 1))
     assert [computed for (computed,) in ours.computed] == theirs.computed
@@ -168,5 +168,5 @@ def test_released_is_the_authors_rule(case: tuple[str, str], seed: int) -> None:
 
 @pytest.mark.parametrize("case", CASES, ids="-".join)
 def test_the_images_decide_differently(case: tuple[str, str]) -> None:
-    """Else the comparison above could not tell the criterion from a pattern."""
+    """Otherwise the comparison above could not distinguish the criterion from a fixed pattern."""
     assert len({tuple(Authors(*case).run(seed).computed) for seed in SEEDS}) > 1

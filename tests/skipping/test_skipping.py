@@ -309,7 +309,7 @@ def test_remove_leaves_no_trace(raises: bool, tmp_path: Any) -> None:
 
 
 def test_apply_skips_in_each_of_several_runs_of_the_scheduler(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As of a long video that is made piece by piece."""
+    """A long video is made in several runs of the scheduler."""
     pipeline = sd()
     once = type(pipeline.pipe).__call__
 

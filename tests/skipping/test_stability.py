@@ -129,14 +129,14 @@ def test_skipping_from_an_image_beats_fewer_steps(case: tuple[str, str], strengt
 
 @EACH_KIND
 def test_in_the_middle_nothing_is_predicted_before_a_prediction_has_been_tried(case: tuple[str, str]) -> None:
-    """Two outputs make a trend, and the third tells what it is worth; from pure noise the law tells at once."""
+    """Two outputs make a trend, and the third measures its error; from pure noise the law is used at once."""
     anything = Skipping(1e9)
     assert all(map(all, from_images(case, 0.5, skipping=anything)[0].computed[:3]))
     assert not any(map(any, from_images(case, 1.0, skipping=anything)[0].computed[1:3]))
 
 
 def test_a_schedule_that_begins_with_an_image_begins_in_the_middle() -> None:
-    """Users who pass their own timesteps or sigmas set no beginning among them."""
+    """A call with its own timesteps or sigmas sets no begin index."""
     import diffusers
 
     class Late(diffusers.DPMSolverMultistepScheduler):
@@ -161,7 +161,7 @@ def test_in_the_middle_errors_count_in_full_and_a_large_first_error_is_not_enoug
 @EACH_KIND
 @pytest.mark.parametrize("prediction", ["damped", "quadratic"])
 def test_a_prediction_cannot_amplify_noise(case: tuple[str, str], prediction: str) -> None:
-    """However high the tolerance: the sizes of its weights add up to 7 at most."""
+    """At any tolerance, the absolute weights add up to at most 7."""
     sums: list[float] = []
     original = Trajectories._combined
 

@@ -66,7 +66,7 @@ class RowPlan:
         return bool(self.policies) or self.interval is not None
 
     def is_plain(self) -> bool:
-        """Whether every row is computed as the pipeline asks for it, so that no decision depends on counting steps."""
+        """Return whether every row is computed as the pipeline asks, so that no decision depends on counting steps."""
         sources = self.sources(0)
         return not self.keeps_outputs and len(set(sources)) == len(sources)
 

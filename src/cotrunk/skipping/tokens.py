@@ -151,7 +151,7 @@ class TokenLayers:
             self._thread = None
 
     def is_running(self, rows: int) -> bool:
-        """Whether the forward of this thread is one of these rows."""
+        """Return whether this thread runs a forward of these rows."""
         return self._thread == threading.get_ident() and rows == len(self.rows)
 
     def choose(self, tokens: int) -> torch.Tensor | None:

@@ -29,7 +29,6 @@ BANNED = {
 # where such a word is right: the rules themselves, prompts and the names of others
 ALLOWED = {
     "CONTRIBUTING.md": r".",
-    "src/cotrunk/evaluation/emoji.py": r'state\["pictures"\]',
     "tests/test_language.py": r".",
 }
 PROMPT = re.compile(r"\b(a|an|small|red|green|blue|the) pictures? ?(of|0|\"|\{|in|')|[\"'][^\"']*\bpicture[^\"']*[\"']")

@@ -18,8 +18,8 @@ from .parts import (
     certain,
     embeds,
     flow_scheduler,
+    image_of,
     inpainting_mask,
-    input_image,
     made,
     mask,
     negative_mask,
@@ -58,7 +58,7 @@ def sana_text(prompts: Sequence[int], variant: Variant) -> dict[str, Any]:
 
 
 def sana_controlled(prompts: Sequence[int], variant: Variant) -> dict[str, Any]:
-    return sana_text(prompts, variant) | {"control_image": input_image(prompts, variant, seed=3)}
+    return sana_text(prompts, variant) | {"control_image": image_of(prompts, variant, seed=3)}
 
 
 def sprint(prompts: Sequence[int], variant: Variant) -> dict[str, Any]:
@@ -69,11 +69,7 @@ def sprint(prompts: Sequence[int], variant: Variant) -> dict[str, Any]:
 
 
 def sprint_from_image(prompts: Sequence[int], variant: Variant) -> dict[str, Any]:
-    given = sprint(prompts, variant) | {
-        "image": input_image(prompts, variant),
-        "num_inference_steps": 5,
-        "strength": 0.8,
-    }
+    given = sprint(prompts, variant) | {"image": image_of(prompts, variant), "num_inference_steps": 5, "strength": 0.8}
     return given | {"intermediate_timesteps": None}
 
 
@@ -181,7 +177,7 @@ def hunyuan_text(prompts: Sequence[int], variant: Variant) -> dict[str, Any]:
 
 
 def hunyuan_controlled(prompts: Sequence[int], variant: Variant) -> dict[str, Any]:
-    return hunyuan_text(prompts, variant) | {"control_image": input_image(prompts, variant, seed=3)}
+    return hunyuan_text(prompts, variant) | {"control_image": image_of(prompts, variant, seed=3)}
 
 
 def hunyuan_controlnet() -> Any:
@@ -255,7 +251,7 @@ def lumina_text(prompts: Sequence[int], variant: Variant) -> dict[str, Any]:
 
 
 def cogview4_controlled(prompts: Sequence[int], variant: Variant) -> dict[str, Any]:
-    return unmasked(prompts, variant) | {"control_image": input_image(prompts, variant, seed=3)}
+    return unmasked(prompts, variant) | {"control_image": image_of(prompts, variant, seed=3)}
 
 
 def lumina_transformer() -> Any:
@@ -319,11 +315,7 @@ def z_text(prompts: Sequence[int], variant: Variant) -> dict[str, Any]:
 
 
 def z_from_image(prompts: Sequence[int], variant: Variant) -> dict[str, Any]:
-    return z_text(prompts, variant) | {
-        "image": input_image(prompts, variant),
-        "strength": 0.8,
-        "num_inference_steps": 5,
-    }
+    return z_text(prompts, variant) | {"image": image_of(prompts, variant), "strength": 0.8, "num_inference_steps": 5}
 
 
 def z_inpainted(prompts: Sequence[int], variant: Variant) -> dict[str, Any]:
@@ -458,11 +450,11 @@ def z_controlnet(channels: int) -> Any:
 
 
 def z_controlled(prompts: Sequence[int], variant: Variant) -> dict[str, Any]:
-    return z_text(prompts, variant) | {"control_image": input_image(prompts, variant, seed=3)}
+    return z_text(prompts, variant) | {"control_image": image_of(prompts, variant, seed=3)}
 
 
 def z_controlled_inpainted(prompts: Sequence[int], variant: Variant) -> dict[str, Any]:
-    images = {"image": input_image(prompts, variant), "mask_image": inpainting_mask(prompts, variant)}
+    images = {"image": image_of(prompts, variant), "mask_image": inpainting_mask(prompts, variant)}
     return z_controlled(prompts, variant) | images
 
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from .case import WITH_IMAGES, Case, Variant
-from .parts import inpainting_mask, input_image
+from .parts import image_of, inpainting_mask
 from .qwen import MASKS, PIXELS, of, text
 
 
@@ -27,7 +27,7 @@ def small(name: str) -> Callable[[], Any]:
 
 
 def edited(prompts: Sequence[int], variant: Variant) -> dict[str, Any]:
-    return text(prompts, variant) | {"image": input_image(prompts, variant, PIXELS)}
+    return text(prompts, variant) | {"image": image_of(prompts, variant, PIXELS)}
 
 
 def edited_inpainted(prompts: Sequence[int], variant: Variant) -> dict[str, Any]:

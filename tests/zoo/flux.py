@@ -13,8 +13,8 @@ from .parts import (
     WIDTH,
     embeds,
     flow_scheduler,
+    image_of,
     inpainting_mask,
-    input_image,
     made,
     mask,
     negative_mask,
@@ -85,7 +85,7 @@ def of_strength(inputs: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def from_image(prompts: Sequence[int], variant: Variant) -> dict[str, Any]:
-    return text(prompts, variant) | {"image": input_image(prompts, variant, PIXELS)}
+    return text(prompts, variant) | {"image": image_of(prompts, variant, PIXELS)}
 
 
 def inpainted(prompts: Sequence[int], variant: Variant) -> dict[str, Any]:
@@ -93,7 +93,7 @@ def inpainted(prompts: Sequence[int], variant: Variant) -> dict[str, Any]:
 
 
 def control(prompts: Sequence[int], variant: Variant) -> dict[str, Any]:
-    return {"control_image": input_image(prompts, variant, PIXELS, seed=3)}
+    return {"control_image": image_of(prompts, variant, PIXELS, seed=3)}
 
 
 def controlled(prompts: Sequence[int], variant: Variant) -> dict[str, Any]:
@@ -112,7 +112,7 @@ KONTEXT = {"max_area": PIXELS**2, "_auto_resize": False}
 
 
 def edited(prompts: Sequence[int], variant: Variant) -> dict[str, Any]:
-    return guided_text(prompts, variant) | {"image": input_image(prompts, variant, PIXELS)} | KONTEXT
+    return guided_text(prompts, variant) | {"image": image_of(prompts, variant, PIXELS)} | KONTEXT
 
 
 def edited_inpainted(prompts: Sequence[int], variant: Variant) -> dict[str, Any]:
@@ -129,7 +129,7 @@ def masked_text(prompts: Sequence[int], variant: Variant) -> dict[str, Any]:
 
 
 def masked_from_image(prompts: Sequence[int], variant: Variant) -> dict[str, Any]:
-    return masked_text(prompts, variant) | {"image": input_image(prompts, variant, PIXELS)}
+    return masked_text(prompts, variant) | {"image": image_of(prompts, variant, PIXELS)}
 
 
 def chroma() -> Any:
@@ -199,12 +199,12 @@ FLUX2_SIZE = {"height": 32, "width": 32}
 
 def flux2(prompts: Sequence[int], variant: Variant) -> dict[str, Any]:
     given = embeds(prompts, negative=False) | FLUX2_SIZE | {"guidance_scale": 4.0}
-    return given if variant == "embeds" else given | {"image": input_image(prompts, variant, 64)}
+    return given if variant == "embeds" else given | {"image": image_of(prompts, variant, 64)}
 
 
 def klein(prompts: Sequence[int], variant: Variant) -> dict[str, Any]:
     given = embeds(prompts) | FLUX2_SIZE | {"guidance_scale": 4.0}
-    return given if variant == "embeds" else given | {"image": input_image(prompts, variant, 64)}
+    return given if variant == "embeds" else given | {"image": image_of(prompts, variant, 64)}
 
 
 def klein_inpainted(prompts: Sequence[int], variant: Variant) -> dict[str, Any]:
@@ -217,7 +217,7 @@ def klein_inpainted(prompts: Sequence[int], variant: Variant) -> dict[str, Any]:
 
 def klein_kv(prompts: Sequence[int], variant: Variant) -> dict[str, Any]:
     given = embeds(prompts, negative=False) | FLUX2_SIZE
-    return given if variant == "embeds" else given | {"image": input_image(prompts, variant, 64)}
+    return given if variant == "embeds" else given | {"image": image_of(prompts, variant, 64)}
 
 
 def unguided_flux2() -> Any:

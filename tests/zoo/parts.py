@@ -62,7 +62,7 @@ def pooled(prompts: Sequence[int], width: int = WIDTH, *, negative: bool = True)
     return given | ({"negative_pooled_prompt_embeds": negatives(prompts, width, seed=1)} if negative else {})
 
 
-def input_image(prompts: Sequence[int], variant: Variant, size: int = 32, seed: int = 0) -> Any:
+def image_of(prompts: Sequence[int], variant: Variant, size: int = 32, seed: int = 0) -> Any:
     """Return one input image for all prompts, or a list with one per prompt."""
 
     def one(index: int) -> Image.Image:

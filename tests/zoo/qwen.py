@@ -15,8 +15,8 @@ from .parts import (
     certain,
     embeds,
     flow_scheduler,
+    image_of,
     inpainting_mask,
-    input_image,
     mask,
     negative_mask,
     quiet,
@@ -84,7 +84,7 @@ def text(prompts: Sequence[int], variant: Variant) -> dict[str, Any]:
 
 def from_image(prompts: Sequence[int], variant: Variant) -> dict[str, Any]:
     return text(prompts, variant) | {
-        "image": input_image(prompts, variant, PIXELS),
+        "image": image_of(prompts, variant, PIXELS),
         "strength": 0.8,
         "num_inference_steps": 5,
     }
@@ -95,7 +95,7 @@ def inpainted(prompts: Sequence[int], variant: Variant) -> dict[str, Any]:
 
 
 def controlled(prompts: Sequence[int], variant: Variant) -> dict[str, Any]:
-    return text(prompts, variant) | {"control_image": input_image(prompts, variant, PIXELS, seed=3)}
+    return text(prompts, variant) | {"control_image": image_of(prompts, variant, PIXELS, seed=3)}
 
 
 def controlled_inpainted(prompts: Sequence[int], variant: Variant) -> dict[str, Any]:

@@ -16,8 +16,8 @@ from .parts import (
     WIDTH,
     embeds,
     flow_scheduler,
+    image_of,
     inpainting_mask,
-    input_image,
     made,
     mask,
     negative_mask,
@@ -251,7 +251,7 @@ def kandinsky_text(prompts: Sequence[int], variant: Variant) -> dict[str, Any]:
 
 def kandinsky_from_image(prompts: Sequence[int], variant: Variant) -> dict[str, Any]:
     given = {key: value for key, value in kandinsky_text(prompts, variant).items() if key not in SIZE}
-    return given | {"image": input_image(prompts, variant), "strength": 0.8, "num_inference_steps": 5}
+    return given | {"image": image_of(prompts, variant), "strength": 0.8, "num_inference_steps": 5}
 
 
 def deepfloyd(name: str, channels: int = 3, super_resolution: bool = False) -> Callable[[], Any]:
@@ -291,7 +291,7 @@ def floyd(prompts: Sequence[int], variant: Variant) -> dict[str, Any]:
 
 def floyd_from_image(prompts: Sequence[int], variant: Variant) -> dict[str, Any]:
     given = embeds(prompts) | {"guidance_scale": 4.0, "output_type": "pt"}
-    return given | {"image": input_image(prompts, variant, 16), "strength": 0.8, "num_inference_steps": 5}
+    return given | {"image": image_of(prompts, variant, 16), "strength": 0.8, "num_inference_steps": 5}
 
 
 def floyd_inpainted(prompts: Sequence[int], variant: Variant) -> dict[str, Any]:
@@ -299,14 +299,14 @@ def floyd_inpainted(prompts: Sequence[int], variant: Variant) -> dict[str, Any]:
 
 
 def floyd_larger(prompts: Sequence[int], variant: Variant) -> dict[str, Any]:
-    return floyd(prompts, variant) | {"image": input_image(prompts, variant, 8), "noise_level": 20}
+    return floyd(prompts, variant) | {"image": image_of(prompts, variant, 8), "noise_level": 20}
 
 
 def floyd_larger_from_image(prompts: Sequence[int], variant: Variant) -> dict[str, Any]:
     given = embeds(prompts) | {"guidance_scale": 4.0, "output_type": "pt", "strength": 0.8, "num_inference_steps": 5}
     return given | {
-        "image": input_image(prompts, variant, 8),
-        "original_image": input_image(prompts, variant, 16),
+        "image": image_of(prompts, variant, 8),
+        "original_image": image_of(prompts, variant, 16),
         "noise_level": 20,
     }
 
@@ -374,7 +374,7 @@ def amused_text(prompts: Sequence[int], variant: Variant) -> dict[str, Any]:
 
 def amused_from_image(prompts: Sequence[int], variant: Variant) -> dict[str, Any]:
     given = {key: value for key, value in amused_text(prompts, variant).items() if key not in PIXEL_SIZE}
-    return given | {"image": input_image(prompts, variant, 16), "strength": 0.8, "num_inference_steps": 5}
+    return given | {"image": image_of(prompts, variant, 16), "strength": 0.8, "num_inference_steps": 5}
 
 
 def amused_inpainted(prompts: Sequence[int], variant: Variant) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import diffusers
 from tiny import sd_with_text
 
 from .case import WITH_IMAGES, Case, Variant
-from .parts import SD_BETAS, embeds, inpainting_mask, input_image, randomised, rows, texts, unet, vae
+from .parts import SD_BETAS, embeds, image_of, inpainting_mask, randomised, rows, texts, unet, vae
 from .sdxl import of as of_sdxl
 from .sdxl import sdxl_unet
 from .sdxl import text as sdxl_text
@@ -33,7 +33,7 @@ def said(prompts: Sequence[int], variant: Variant) -> dict[str, Any]:
 
 
 def cycled(prompts: Sequence[int], variant: Variant) -> dict[str, Any]:
-    given = texts(prompts, negative=False) | {"source_prompt": "a photograph", "image": input_image(prompts, variant)}
+    given = texts(prompts, negative=False) | {"source_prompt": "a photograph", "image": image_of(prompts, variant)}
     return given | GUIDED | {"strength": 0.8, "num_inference_steps": 5}
 
 
@@ -69,11 +69,11 @@ def grounded(prompts: Sequence[int], variant: Variant) -> dict[str, Any]:
 
 
 def controlled(prompts: Sequence[int], variant: Variant) -> dict[str, Any]:
-    return text(prompts, variant) | {"image": input_image(prompts, variant, seed=3)}
+    return text(prompts, variant) | {"image": image_of(prompts, variant, seed=3)}
 
 
 def xl_controlled(prompts: Sequence[int], variant: Variant) -> dict[str, Any]:
-    return sdxl_text(prompts, variant) | {"image": input_image(prompts, variant, seed=3)}
+    return sdxl_text(prompts, variant) | {"image": image_of(prompts, variant, seed=3)}
 
 
 def with_adapter(family: Callable[..., Any], name: str, base: Callable[[], Any]) -> Callable[[], Any]:

@@ -8,19 +8,7 @@ from tiny import sd3
 
 from .case import WITH_IMAGES, Case, Variant
 from .classes import pipeline_class
-from .parts import (
-    GLOBAL_NOISE,
-    WIDTH,
-    certain,
-    embeds,
-    inpainting_mask,
-    input_image,
-    made,
-    pooled,
-    quiet,
-    randomised,
-    vae,
-)
+from .parts import GLOBAL_NOISE, WIDTH, certain, embeds, image_of, inpainting_mask, made, pooled, quiet, randomised, vae
 
 SIZE = {"height": 32, "width": 32}
 
@@ -42,7 +30,7 @@ def text(prompts: Sequence[int], variant: Variant) -> dict[str, Any]:
 
 
 def from_image(prompts: Sequence[int], variant: Variant) -> dict[str, Any]:
-    return text(prompts, variant) | {"image": input_image(prompts, variant), "strength": 0.8, "num_inference_steps": 5}
+    return text(prompts, variant) | {"image": image_of(prompts, variant), "strength": 0.8, "num_inference_steps": 5}
 
 
 def inpainted(prompts: Sequence[int], variant: Variant) -> dict[str, Any]:
@@ -50,7 +38,7 @@ def inpainted(prompts: Sequence[int], variant: Variant) -> dict[str, Any]:
 
 
 def controlled(prompts: Sequence[int], variant: Variant) -> dict[str, Any]:
-    return text(prompts, variant) | {"control_image": input_image(prompts, variant, seed=3)}
+    return text(prompts, variant) | {"control_image": image_of(prompts, variant, seed=3)}
 
 
 def controlled_inpainted(prompts: Sequence[int], variant: Variant) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from tiny import sdxl
 
 from .case import WITH_IMAGES, Case, Variant
 from .classes import pipeline_class
-from .parts import SD_BETAS, WIDTH, embeds, inpainting_mask, input_image, made, pooled, quiet, randomised, unet
+from .parts import SD_BETAS, WIDTH, embeds, image_of, inpainting_mask, made, pooled, quiet, randomised, unet
 from .stable_diffusion import controlnet
 
 SIZE = {"height": 32, "width": 32}
@@ -45,7 +45,7 @@ def text(prompts: Sequence[int], variant: Variant) -> dict[str, Any]:
 
 def from_image(prompts: Sequence[int], variant: Variant) -> dict[str, Any]:
     given = embeds(prompts) | pooled(prompts) | {"guidance_scale": 5.0}
-    return given | {"image": input_image(prompts, variant), "strength": 0.8, "num_inference_steps": 5}
+    return given | {"image": image_of(prompts, variant), "strength": 0.8, "num_inference_steps": 5}
 
 
 def inpainted(prompts: Sequence[int], variant: Variant) -> dict[str, Any]:
@@ -59,19 +59,19 @@ def inpainted_from_the_middle(prompts: Sequence[int], variant: Variant) -> dict[
 
 
 def edited(prompts: Sequence[int], variant: Variant) -> dict[str, Any]:
-    return text(prompts, variant) | {"image": input_image(prompts, variant), "image_guidance_scale": 1.5}
+    return text(prompts, variant) | {"image": image_of(prompts, variant), "image_guidance_scale": 1.5}
 
 
 def controlled(prompts: Sequence[int], variant: Variant) -> dict[str, Any]:
-    return text(prompts, variant) | {"image": input_image(prompts, variant, seed=3)}
+    return text(prompts, variant) | {"image": image_of(prompts, variant, seed=3)}
 
 
 def controlled_from_image(prompts: Sequence[int], variant: Variant) -> dict[str, Any]:
-    return from_image(prompts, variant) | {"control_image": input_image(prompts, variant, seed=3)}
+    return from_image(prompts, variant) | {"control_image": image_of(prompts, variant, seed=3)}
 
 
 def controlled_inpainted(prompts: Sequence[int], variant: Variant) -> dict[str, Any]:
-    return inpainted(prompts, variant) | {"control_image": input_image(prompts, variant, seed=3)}
+    return inpainted(prompts, variant) | {"control_image": image_of(prompts, variant, seed=3)}
 
 
 def sdxl_controlnet() -> Any:
@@ -100,18 +100,15 @@ def union_controlnet() -> Any:
 
 
 def union(prompts: Sequence[int], variant: Variant) -> dict[str, Any]:
-    return text(prompts, variant) | {"control_image": [input_image(prompts, variant, seed=3)], "control_mode": [1]}
+    return text(prompts, variant) | {"control_image": [image_of(prompts, variant, seed=3)], "control_mode": [1]}
 
 
 def union_from_image(prompts: Sequence[int], variant: Variant) -> dict[str, Any]:
-    return from_image(prompts, variant) | {
-        "control_image": [input_image(prompts, variant, seed=3)],
-        "control_mode": [1],
-    }
+    return from_image(prompts, variant) | {"control_image": [image_of(prompts, variant, seed=3)], "control_mode": [1]}
 
 
 def union_inpainted(prompts: Sequence[int], variant: Variant) -> dict[str, Any]:
-    return inpainted(prompts, variant) | {"control_image": [input_image(prompts, variant, seed=3)], "control_mode": [1]}
+    return inpainted(prompts, variant) | {"control_image": [image_of(prompts, variant, seed=3)], "control_mode": [1]}
 
 
 def adapter() -> Any:

@@ -9,7 +9,7 @@ from tiny import _sd_parts as parts
 
 from .case import WITH_IMAGES, Case, Variant
 from .classes import pipeline_class
-from .parts import WIDTH, embeds, inpainting_mask, input_image, made, quiet, randomised, unet
+from .parts import WIDTH, embeds, image_of, inpainting_mask, made, quiet, randomised, unet
 
 SIZE = {"height": 32, "width": 32}
 GUIDED = {"guidance_scale": 5.0}
@@ -31,9 +31,7 @@ def text(prompts: Sequence[int], variant: Variant) -> dict[str, Any]:
 
 
 def from_image(prompts: Sequence[int], variant: Variant) -> dict[str, Any]:
-    return (
-        embeds(prompts) | GUIDED | {"image": input_image(prompts, variant), "strength": 0.8, "num_inference_steps": 5}
-    )
+    return embeds(prompts) | GUIDED | {"image": image_of(prompts, variant), "strength": 0.8, "num_inference_steps": 5}
 
 
 def inpainted(prompts: Sequence[int], variant: Variant) -> dict[str, Any]:
@@ -41,23 +39,23 @@ def inpainted(prompts: Sequence[int], variant: Variant) -> dict[str, Any]:
 
 
 def edited(prompts: Sequence[int], variant: Variant) -> dict[str, Any]:
-    return embeds(prompts) | GUIDED | {"image": input_image(prompts, variant), "image_guidance_scale": 1.5}
+    return embeds(prompts) | GUIDED | {"image": image_of(prompts, variant), "image_guidance_scale": 1.5}
 
 
 def controlled(prompts: Sequence[int], variant: Variant) -> dict[str, Any]:
-    return text(prompts, variant) | {"image": input_image(prompts, variant, seed=3)}
+    return text(prompts, variant) | {"image": image_of(prompts, variant, seed=3)}
 
 
 def controlled_from_image(prompts: Sequence[int], variant: Variant) -> dict[str, Any]:
-    return from_image(prompts, variant) | {"control_image": input_image(prompts, variant, seed=3)}
+    return from_image(prompts, variant) | {"control_image": image_of(prompts, variant, seed=3)}
 
 
 def controlled_inpainted(prompts: Sequence[int], variant: Variant) -> dict[str, Any]:
-    return inpainted(prompts, variant) | {"control_image": input_image(prompts, variant, seed=3)}
+    return inpainted(prompts, variant) | {"control_image": image_of(prompts, variant, seed=3)}
 
 
 def upscaled(prompts: Sequence[int], variant: Variant) -> dict[str, Any]:
-    return embeds(prompts) | GUIDED | {"image": input_image(prompts, variant, size=16), "noise_level": 20}
+    return embeds(prompts) | GUIDED | {"image": image_of(prompts, variant, size=16), "noise_level": 20}
 
 
 def with_depth(prompts: Sequence[int], variant: Variant) -> dict[str, Any]:

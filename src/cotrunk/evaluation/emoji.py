@@ -27,7 +27,7 @@ class EmojiAlignment:
         if not weights.exists():
             raise CotrunkError(f"{weights} is missing: reinstall cotrunk, or train it with recipes/sage-mini.")
         state = load_file(weights)
-        self._images, self._texts = state["pictures"].double(), state["texts"].double()
+        self._images, self._texts = state["images"].double(), state["texts"].double()
         self._centre = state["centre"].double()
         self._network, self._encoder = network, sentence_encoder("minilm")
 

@@ -124,6 +124,7 @@ def test_what_cannot_be_compared_is_refused_before_the_first_image(
     assert "groups, which share no image:" in outcome.err
 
 
+@pytest.mark.slow
 def test_a_tracker_gets_what_is_logged(groups: Path, tmp_path: Path, tiny_model: pytest.MonkeyPatch) -> None:
     made = recorders(tiny_model)
     settings = ("--steps", 3, "--batch", 2, "--rank", 2, "--height", 32, "--width", 16)

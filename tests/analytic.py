@@ -13,7 +13,7 @@ from cotrunk import Skipping
 from cotrunk.engine.policy import Policy, SampleListener
 from cotrunk.engine.rewind import SchedulerSteps
 from cotrunk.pipelines.noise_schedule import NoiseSchedule, read_schedule
-from cotrunk.skipping.policies import Rule
+from cotrunk.skipping.rule import Rule
 
 SIZE, MODES = 32, 8
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}

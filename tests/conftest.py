@@ -45,7 +45,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Outcome]:
 def folder(tmp_path: Path) -> RunFolder:
     """The folder of a run with a plan and no images yet."""
     folder = RunFolder(tmp_path / "deep" / "run")
-    assert folder.open(JOB, resume=False) is False
+    assert folder.make() is False
     assert list(folder.path.iterdir()) == []
     folder.write_report(JOB, FACTS, [ARM], {"load": 1.0})
     PLAN.save(folder.path / "plan.json")

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from cotrunk import Sharing, generate
 from cotrunk.engine.attach import attached
-from cotrunk.engine.call import CallState
+from cotrunk.engine.call_state import CallState
 from cotrunk.engine.step_plan import RowPlan
 
 STEPS = 4

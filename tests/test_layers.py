@@ -19,7 +19,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("groups",),
     ("execution",),
     ("generation",),
-    ("application",),
+    ("apply_skipping",),
     ("evaluation",),
     ("training",),
     ("tuning", "runs"),

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from .application import apply, remove
-    from .engine.call import StepEvent
+    from .apply_skipping import apply, remove
+    from .engine.call_state import StepEvent
     from .errors import CotrunkError
     from .execution import Batch
     from .generation import Result, generate, plan, stream
@@ -32,10 +32,10 @@ _HOME = {
     "Sharing": "settings",
     "Skipping": "settings",
     "StepEvent": "engine.call",
-    "apply": "application",
+    "apply": "apply_skipping",
     "generate": "generation",
     "plan": "generation",
-    "remove": "application",
+    "remove": "apply_skipping",
     "stream": "generation",
 }
 __all__ = [

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 
 from .engine.attach import attached
-from .engine.call import CallState, StepEvent
-from .engine.caller import callbacks_among
+from .engine.call_owner import callbacks_among
+from .engine.call_state import CallState, StepEvent
 from .engine.policy import Policy
 from .engine.step_plan import RowPlan
 from .engine.trace import discontinuities, image_rows, step_letters
@@ -22,7 +22,7 @@ from .pipelines.class_tables import CONDITIONAL_FIRST
 from .planning.plan import Cost, Plan
 from .planning.tree import Branch, counted, packed, partition
 from .settings import DEFAULT_SETTINGS, Batching, Settings
-from .skipping.policies import Rule
+from .skipping.rule import Rule
 
 SPARED = ("sharing", "guidance", "skipping")  # what spares rows
 # fields of a pipeline's output with a verdict per image; the checker of DeepFloyd IF blackens watermarks too

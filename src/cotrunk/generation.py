@@ -8,11 +8,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from .checks import seeds_of, whole
-from .engine.call import StepEvent
+from .engine.call_state import StepEvent
 from .errors import CotrunkError
 from .execution import SPARED, Batch, Run, merged_output
 from .pipelines.arguments import needed_arguments
-from .pipelines.companions import runs_apart
+from .pipelines.batch_compatibility import runs_apart
 from .pipelines.compatibility import check_folds, check_pipeline
 from .pipelines.cost import argument, timesteps_of
 from .pipelines.noise_schedule import read_schedule

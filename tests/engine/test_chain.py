@@ -11,7 +11,7 @@ from torch import Tensor
 
 from cotrunk import Skipping
 from cotrunk.engine.attach import attached
-from cotrunk.engine.call import CallState, StepEvent
+from cotrunk.engine.call_state import CallState, StepEvent
 from cotrunk.engine.denoiser_hook import parameters_of
 from cotrunk.engine.output_form import blank_output
 from cotrunk.engine.patch import intercepted, interceptor_of
@@ -20,7 +20,7 @@ from cotrunk.engine.rewind import SchedulerSteps
 from cotrunk.engine.step_plan import RowPlan
 from cotrunk.engine.trace import image_rows, step_letters
 from cotrunk.pipelines.class_tables import OUTPUT_FORMS
-from cotrunk.skipping.policies import Rule
+from cotrunk.skipping.rule import Rule
 
 STEPS = 8
 TRUNK = 3  # steps that are recorded

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from cotrunk import Batching, CotrunkError, Skipping
 from cotrunk.engine.attach import attached
-from cotrunk.engine.call import CallState, StepEvent
+from cotrunk.engine.call_state import CallState, StepEvent
 from cotrunk.engine.denoiser_hook import FoldHook
 from cotrunk.engine.step_plan import RowPlan
 

@@ -11,7 +11,7 @@ from tiny import TinyPipeline
 from torch import Tensor, nn
 
 from cotrunk.engine.attach import attached
-from cotrunk.engine.call import CallState
+from cotrunk.engine.call_state import CallState
 from cotrunk.engine.step_plan import RowPlan
 
 

@@ -14,6 +14,7 @@ from cotrunk.errors import CotrunkError
 from cotrunk.runs.arm import COMPARED, compared_arm
 from cotrunk.runs.folder import RunFolder
 from cotrunk.runs.report import RunReport, Seconds
+from cotrunk.runs.resume import begin_or_resume, check_dtype, finished_report
 from cotrunk.settings import Batching, Settings
 
 
@@ -32,15 +33,15 @@ def test_the_report_follows_the_journal(folder: RunFolder) -> None:
 
 
 def test_finished(folder: RunFolder) -> None:
-    assert folder.finished() is None
+    assert finished_report(folder) is None
     write(folder, batch(0, 1), batch(2, rows=6))
-    assert folder.finished() is None  # the report is still to be written
+    assert finished_report(folder) is None  # the report is still to be written
     report = folder.write_report(JOB, FACTS, [ARM], {})
     (folder.path / "index.html").unlink()
-    assert folder.finished() == report
+    assert finished_report(folder) == report
     assert (folder.path / "index.html").exists()
     (folder.path / "images/00002.png").unlink()
-    assert folder.finished() is None
+    assert finished_report(folder) is None
 
 
 def test_arms_for_comparison_belong_to_the_run(folder: RunFolder) -> None:
@@ -56,41 +57,41 @@ def test_arms_for_comparison_belong_to_the_run(folder: RunFolder) -> None:
     assert report.seconds.total == 18.0  # without the 6 seconds of each arm for comparison
     compared = report.compare["independent"]
     assert (compared.rows, compared.folder) == (18, "compare/independent")
-    assert folder.finished() == report
+    assert finished_report(folder) == report
     (folder.path / "compare/independent/00001.png").unlink()
-    assert folder.finished() is None
+    assert finished_report(folder) is None
 
 
 def test_open_refuses_what_is_there(folder: RunFolder) -> None:
     with pytest.raises(CotrunkError, match=r"already holds a run \(run.json, plan.json\): .* --resume"):
-        folder.open(JOB, resume=False)
+        begin_or_resume(folder, JOB, resume=False)
     with pytest.raises(CotrunkError, match="started with steps 3, not 4"):
-        folder.open(replace(JOB, settings=Settings(steps=4)), resume=True)
+        begin_or_resume(folder, replace(JOB, settings=Settings(steps=4)), resume=True)
     with pytest.raises(CotrunkError, match="started with other prompts"):
-        folder.open(replace(JOB, prompts=("b",)), resume=True)
+        begin_or_resume(folder, replace(JOB, prompts=("b",)), resume=True)
     with pytest.raises(CotrunkError, match="started with guidance interval None, not "):
-        folder.open(replace(JOB, settings=Settings(steps=3, guidance_interval=(0.1, 0.8))), resume=True)
+        begin_or_resume(folder, replace(JOB, settings=Settings(steps=3, guidance_interval=(0.1, 0.8))), resume=True)
     with pytest.raises(CotrunkError, match="started with sharing on, not off"):
-        folder.open(replace(JOB, settings=Settings(sharing=None, steps=3)), resume=True)
-    assert folder.open(JOB, resume=True) is True
+        begin_or_resume(folder, replace(JOB, settings=Settings(sharing=None, steps=3)), resume=True)
+    assert begin_or_resume(folder, JOB, resume=True) is True
 
 
 def test_a_run_may_be_resumed_on_another_machine(folder: RunFolder) -> None:
     elsewhere = replace(JOB, settings=Settings(steps=3, batching=Batching(max_rows=2)), device="cuda", compiled=True)
-    assert folder.open(elsewhere, resume=True) is True
+    assert begin_or_resume(folder, elsewhere, resume=True) is True
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"settings": 3}'])
 def test_open_refuses_a_run_json_that_it_cannot_read(folder: RunFolder, content: str) -> None:
     (folder.path / "run.json").write_text(content)
     with pytest.raises(CotrunkError, match=r"no readable run\.json"):
-        folder.open(JOB, resume=True)
+        begin_or_resume(folder, JOB, resume=True)
 
 
 def test_open_leaves_files_of_others_alone(tmp_path: Path) -> None:
     (tmp_path / "probe").write_text("mine")
     (tmp_path / "notes.txt").write_text("mine")
-    assert RunFolder(tmp_path).open(JOB, resume=True) is False
+    assert begin_or_resume(RunFolder(tmp_path), JOB, resume=True) is False
     assert sorted((path.name, path.read_text()) for path in tmp_path.iterdir()) == [
         ("notes.txt", "mine"),
         ("probe", "mine"),
@@ -103,19 +104,19 @@ def test_open_says_that_it_cannot_write(tmp_path: Path, monkeypatch: pytest.Monk
 
     monkeypatch.setattr("tempfile.TemporaryFile", refuse)
     with pytest.raises(CotrunkError, match=r"Cannot write to .*: Permission denied\. Choose another --out"):
-        RunFolder(tmp_path).open(JOB, resume=False)
+        begin_or_resume(RunFolder(tmp_path), JOB, resume=False)
 
 
 def test_open_names_a_broken_link(tmp_path: Path) -> None:
     (tmp_path / "run").symlink_to(tmp_path / "gone")
     with pytest.raises(CotrunkError, match=r"Cannot write to .*run: .*\. Choose another --out"):
-        RunFolder(tmp_path / "run").open(JOB, resume=False)
+        begin_or_resume(RunFolder(tmp_path / "run"), JOB, resume=False)
 
 
 def test_another_precision_is_refused(folder: RunFolder) -> None:
-    folder.check_dtype("float32")
+    check_dtype(folder, "float32")
     with pytest.raises(CotrunkError, match="started in float32 and would continue in bfloat16: add --dtype float32"):
-        folder.check_dtype("bfloat16")
+        check_dtype(folder, "bfloat16")
 
 
 def test_flagged_images_are_marked(folder: RunFolder) -> None:
@@ -128,19 +129,19 @@ def test_flagged_images_are_marked(folder: RunFolder) -> None:
     page = (folder.path / "index.html").read_text(encoding="utf-8")
     assert "safety checker put a black image in place of 1 image" in page
     assert page.count(">flagged</a>") == 1
-    assert folder.finished() == report
+    assert finished_report(folder) == report
 
 
 def use(folder: RunFolder) -> None:
     """All that --resume does with a folder but denoising."""
-    if folder.open(JOB, resume=True) and folder.finished() is None:
-        folder.check_dtype(FACTS.dtype)
+    if begin_or_resume(folder, JOB, resume=True) and finished_report(folder) is None:
+        check_dtype(folder, FACTS.dtype)
         done = folder.progress(ARM)
         json.dumps([done.cost.used, done.spared, sorted(done.failed), done.rows, done.seconds], allow_nan=False)
         trees = [tree for tree in PLAN.trees if not done.images.issuperset(tree.images)]
         write(folder, *(batch(*tree.images, rows=PLAN.cost_of([tree]).used) for tree in trees))
         folder.write_report(JOB, FACTS, [ARM], {"load": 1.0, "total": 9.0})
-    report = folder.finished()
+    report = finished_report(folder)
     assert report is not None
     print_summary(report, folder.path)
 
@@ -181,11 +182,11 @@ def test_a_report_that_was_changed_is_written_again(folder: RunFolder) -> None:
     changed = json.loads(report.to_text())
     changed["rows"]["saving"], changed["images"][0]["steps"], changed["groups"] = "x", "<script>", None
     (folder.path / "run.json").write_text(json.dumps(changed))
-    assert folder.finished() == report  # from the plan and the journal
+    assert finished_report(folder) == report  # from the plan and the journal
     assert "<script>" not in (folder.path / "index.html").read_text()
     changed["pipeline"]["scheduler"] = 3
     (folder.path / "run.json").write_text(json.dumps(changed))
-    assert folder.finished() is None
+    assert finished_report(folder) is None
 
 
 def test_names_that_are_not_unicode_are_kept_in_the_report(folder: RunFolder) -> None:

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 from captioned import folder_of
 from command import assert_refused, cotrunk, no_model
-from run_folders import JOB
 
 from cotrunk import lock
 from cotrunk.errors import CotrunkError
@@ -53,7 +52,7 @@ def test_a_killed_process_holds_nothing(tmp_path: Path) -> None:
     holder.kill()
     holder.communicate()
     assert (tmp_path / NAME).exists()
-    assert RunFolder(tmp_path).open(JOB, resume=False) is False  # the lock is not a run
+    assert RunFolder(tmp_path).make() is False  # the lock is not a run
     with locked(tmp_path):
         pass
     assert list(tmp_path.iterdir()) == []

@@ -9,8 +9,8 @@ import torch
 
 from ..errors import CotrunkError
 from ..pipelines.compatibility import DENOISERS, has_caches, is_perturbed
-from .call import CallState
-from .caller import Caller
+from .call_owner import Caller
+from .call_state import CallState
 from .denoiser_hook import FoldHook
 from .patch import intercepted, interceptor_of, replaced
 from .scheduler_hook import counted_steps

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from .call import CallState
+from .call_state import CallState
 from .policy import LayerCalls
 from .rows import assemble, pick
 

@@ -15,8 +15,8 @@ import torch
 from diffusers.utils.torch_utils import unwrap_module
 
 from ..pipelines.compatibility import clear_caches
-from .call import CallState
-from .caller import Caller
+from .call_owner import Caller
+from .call_state import CallState
 from .chunks import Chunks
 from .module_checks import ModuleChecks
 from .output_form import blank_output

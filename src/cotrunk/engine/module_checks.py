@@ -8,7 +8,7 @@ from diffusers.utils.torch_utils import unwrap_module
 
 from ..errors import CotrunkError
 from ..pipelines.compatibility import remembering_part
-from .call import CallState
+from .call_state import CallState
 from .chunks import Chunks
 from .rows import Folding
 

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from ..errors import CotrunkError
-from .call import CallState, StepEvent
-from .caller import Caller
+from .call_owner import Caller
+from .call_state import CallState, StepEvent
 from .patch import replaced
 from .policy import SampleListener
 from .rewind import SchedulerSteps

@@ -9,7 +9,7 @@ from typing import Any
 from ..checks import whole
 from ..errors import CotrunkError
 from .class_tables import ENDS_ON_TIMESTEP
-from .parts import parts_of
+from .combined import parts_of
 
 # arguments that skip the beginning of the schedule; in LTX `strength` is an additional argument with another meaning
 _STRENGTHS = ("denoise_strength", "inpaint_strength", "strength")

@@ -8,7 +8,7 @@ import numpy as np
 
 from ..errors import CotrunkError
 from ..pipelines.arguments import PerPrompt
-from ..pipelines.companions import companions
+from ..pipelines.batch_compatibility import companions
 from ..pipelines.cost import guidance_rows, timesteps_of
 from ..pipelines.tokenizers import condition_keys, truncated
 from ..settings import Sharing

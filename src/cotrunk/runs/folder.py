@@ -1,4 +1,4 @@
-"""The folder of a run: images as they finish, plan.json, the journal, run.json, index.html; and how a run resumes.
+"""The folder of a run: images as they finish, plan.json, the journal, run.json, index.html.
 
     DIR/images/00000.png ...   prompt, seed, group and rows are in the text of the PNG
     DIR/compare/ARM/00000.png  for a job with `compare`: the same images made independently
@@ -23,46 +23,22 @@ Two commands never write to one folder at a time: the second is refused at once,
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
-
-from pydantic import TypeAdapter, ValidationError
+from typing import Any
 
 from ..errors import CotrunkError
 from ..execution import Batch
 from ..files import check_folder, read_json, write_text, writing
-from ..planning.plan import Plan
-from ..planning.tree import Real, Steps, Text
 from . import journal
-from .arm import Arm, compared_arm, main_arm
+from .arm import Arm
 from .images import ImageFiles
 from .job import Job
 from .journal import Journal, Progress
 from .page import write_page
-from .report import FORMAT, PipelineFacts, RunReport, Seconds, build_report
+from .report import FORMAT, PipelineFacts, RunReport, build_report
 
 BATCH_SECONDS = 60.0  # about how long a batch takes: the most that a kill can lose
 CONTENT = ("run.json", "plan.json", journal.NAME, "images", "compare", "index.html")  # what a run writes to its folder
-
-
-@dataclass(frozen=True)
-class _Compared:
-    steps: Steps
-
-
-@dataclass(frozen=True)
-class _Head:
-    """The part of run.json that is read again; the rest follows from the plan and the journal."""
-
-    status: Text
-    pipeline: PipelineFacts
-    seconds: dict[Literal["load", "embed", "denoise", "decode", "total"], Real]
-    versions: dict[Text, Text]
-    compare: dict[Literal["independent", "equal_cost"], _Compared] = field(default_factory=dict)
-
-
-_HEAD = TypeAdapter(_Head)
 
 
 class RunFolder:
@@ -73,76 +49,27 @@ class RunFolder:
         self.files = ImageFiles(path)
         self._journal = Journal(path, self.files)
 
-    def open(self, job: Job, *, resume: bool) -> bool:
-        """Make the folder, or check that it holds an earlier part of this very job. Return whether there is a plan to
-        resume.
+    def make(self) -> bool:
+        """Make the folder unless it exists. Return whether it holds anything of a run.
 
         Raises:
-            CotrunkError: it cannot be written, or holds another run.
+            CotrunkError: it cannot be written.
         """
         check_folder(self.path)
         with writing(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
-        found = [name for name in CONTENT if (self.path / name).exists()]
-        if not found:
-            return False
-        if not resume:
-            raise CotrunkError(
-                f"{self.path} already holds a run ({', '.join(found)}): choose another --out, or continue that run "
-                "with --resume."
-            )
-        _, before = self._read()
-        for name, then, now in before.differences(job):
-            short = name.rpartition(".")[2].replace("_", " ")
-            if isinstance(then, dict) or isinstance(now, dict):  # a group of settings, and None for no such group
-                then, now = ("off" if value is None else "on" for value in (then, now))
-            else:
-                then, now = repr(then), repr(now)
-            what = "other prompts" if name == "prompts" else f"{short} {then}, not {now}"
-            raise CotrunkError(
-                f"The run in {self.path} was started with {what}: resume it with the same settings, or choose another "
-                "--out."
-            )
-        return (self.path / "plan.json").exists()
+        return bool(self.contents())
 
-    def check_dtype(self, dtype: str) -> None:
-        """Check that a resumed run continues in the precision it began in. Otherwise its images would differ.
+    def contents(self) -> list[str]:
+        """Return the names of what a run has written here."""
+        return [name for name in CONTENT if (self.path / name).exists()]
+
+    def read(self) -> tuple[dict[str, Any], Job]:
+        """Return the content of run.json, and the job in it.
 
         Raises:
-            CotrunkError: the precision is another.
+            CotrunkError: there is no readable report.
         """
-        pipeline = self._read()[0].get("pipeline")
-        before = pipeline.get("dtype", dtype) if isinstance(pipeline, dict) else dtype
-        if before != dtype:
-            raise CotrunkError(
-                f"The run in {self.path} was started in {before} and would continue in {dtype}: add --dtype {before}, "
-                "or choose another --out."
-            )
-
-    def finished(self) -> RunReport | None:
-        """Return the report of a run that is finished, after writing its page again.
-
-        Returns None if anything is left to do. This includes a run.json that is damaged: resuming writes it again.
-        """
-        content, job = self._read()
-        try:
-            head = _HEAD.validate_python(content)
-        except ValidationError:
-            return None
-        if head.status == "running" or (job.compare and not head.compare):
-            return None
-        plan = Plan.load(self.path / "plan.json")
-        arms = [main_arm(plan)]
-        arms += [compared_arm(name, plan.independent(arm.steps)) for name, arm in head.compare.items()]
-        report = build_report(job, head.pipeline, arms, self._progress(arms), {})
-        if report.status == "running":
-            return None
-        report = replace(report, seconds=Seconds(**head.seconds), versions=head.versions)
-        write_page(report, self.path)
-        return report
-
-    def _read(self) -> tuple[dict[str, Any], Job]:
-        """Return the content of run.json, and the job in it."""
         try:
             content = read_json(self.path / "run.json")
             if not isinstance(content, dict) or content.get("format") != FORMAT:
@@ -155,7 +82,7 @@ class RunFolder:
         """Return what is finished of an arm."""
         return self._journal.progress(arm)
 
-    def _progress(self, arms: Sequence[Arm]) -> dict[str, Progress]:
+    def progress_of(self, arms: Sequence[Arm]) -> dict[str, Progress]:
         return {arm.name: self.progress(arm) for arm in arms}
 
     def write_batch(self, arm: Arm, batch: Batch) -> None:
@@ -170,7 +97,7 @@ class RunFolder:
         self, job: Job, pipeline: PipelineFacts, arms: Sequence[Arm], seconds: Mapping[str, float]
     ) -> RunReport:
         """Write run.json from the journal, and index.html once the run is finished. Arguments as of `build_report`."""
-        report = build_report(job, pipeline, arms, self._progress(arms), seconds)
+        report = build_report(job, pipeline, arms, self.progress_of(arms), seconds)
         write_text(self.path / "run.json", report.to_text())
         if report.status != "running":
             write_page(report, self.path)

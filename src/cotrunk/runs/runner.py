@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..engine.call import StepEvent
+from ..engine.call_state import StepEvent
 from ..errors import CotrunkError
 from ..execution import Run
 from ..generation import plan as plan_prompts
@@ -38,6 +38,7 @@ from .events import (
 from .folder import BATCH_SECONDS, RunFolder
 from .job import Job
 from .report import PipelineFacts, RunReport
+from .resume import begin_or_resume, check_dtype, finished_report
 
 
 def load_pipeline_of(job: Job) -> Any:
@@ -73,8 +74,8 @@ def run_job(
     with held(folder.path, "images", "compare/*") as lock:
         if not lock.is_kept:
             on_event(Unlocked(folder.path))
-        is_resumed = folder.open(job, resume=resume)
-        if is_resumed and (report := folder.finished()) is not None:
+        is_resumed = begin_or_resume(folder, job, resume=resume)
+        if is_resumed and (report := finished_report(folder)) is not None:
             on_event(AlreadyFinished())
             return report
         on_event(Loading(job.model))
@@ -82,7 +83,7 @@ def run_job(
         check_text_to_image(pipe)
         facts = facts_of(pipe)
         if is_resumed:
-            folder.check_dtype(facts.dtype)
+            check_dtype(folder, facts.dtype)
         return _Runner(job, folder, lock, pipe, facts, on_event, begin).run(is_resumed)
 
 

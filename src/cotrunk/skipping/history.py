@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass, field
 
 from .extrapolation import lagrange
-from .gaps import are_equal
+from .step_choice import are_equal
 
 SLOTS = 3  # computed outputs kept per image: enough for a quadratic
 SMALLEST_SCALE = 1e-3  # the error scale of an image is clamped to [1e-3, 1e3]
@@ -21,7 +21,8 @@ class History:
     Attributes:
         times, steps: of its latest computed outputs, latest first: slots 0, 1, ... of `Trajectories.outputs`.
         last: the step at which it was computed last.
-        scale: its prediction errors relative to those that the law of `gaps.py` expects; None before any was measured.
+        scale: its prediction errors relative to those that the law of `step_choice.py` expects; None before any was
+            measured.
         tried: number of prediction errors measured.
         overshoot: stands for the scale until then, in a run from noise.
         from_noise: whether its run began with pure noise, for which the law was measured.

@@ -20,13 +20,15 @@ from ..engine.rewind import SchedulerSteps
 from ..pipelines.noise_schedule import NoiseSchedule, read_schedule
 from ..settings import Skipping
 from .extrapolation import is_bounded, lagrange
-from .gaps import Gaps, Support, are_equal
 from .history import SLOTS, SMALLEST_SCALE, History
+from .step_choice import Gaps, Support, are_equal
 
 TERMS = {"reuse": 1, "linear": 2, "quadratic": 3, "damped": 2}  # support points of a prediction
 LONGEST = 12  # most steps skipped in a row by the rule "error"
 FIRST_STEPS = 3  # computed by the rule "fixed" before it predicts
-FIRST_X0_RMS = 4.0  # RMS of x0 predicted by the first output in the runs that the law of `gaps.py` was measured in
+FIRST_X0_RMS = (
+    4.0  # RMS of x0 predicted by the first output in the runs that the law of `step_choice.py` was measured in
+)
 FIRST_X0_EXPONENT = 3  # first prediction errors grow with this power of that RMS
 NOISE_ALPHA = 0.2  # a first sample with a smaller alpha counts as pure noise
 

@@ -15,7 +15,7 @@ from cotrunk.pipelines.noise_schedule import NoiseSchedule, read_schedule
 from cotrunk.settings import Rule
 from cotrunk.skipping.extrapolation import lagrange
 from cotrunk.skipping.history import History
-from cotrunk.skipping.sada import Sada
+from cotrunk.skipping.published_sada import Sada
 from cotrunk.skipping.trajectories import FIRST_X0_RMS, LONGEST, Trajectories
 
 RULES = [Skipping(rule=rule) for rule in get_args(Rule)]
@@ -276,7 +276,7 @@ def test_a_schedule_that_cannot_be_read_is_named() -> None:
         read_schedule(diffusers.EDMEulerScheduler(), [1.0])
 
 
-# --- the published rules; `test_sada.py` holds "released" against the authors' ------------------------------
+# --- the published rules; `test_published_sada.py` holds "released" against the authors' ------------------------------
 
 COMPUTED = {  # of 50 steps in the tail, whatever the criterion says
     "diffusion": [25, 29, 33, 37, 41, 45, 48, 49],

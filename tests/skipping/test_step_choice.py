@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cotrunk.pipelines.noise_schedule import NoiseSchedule
-from cotrunk.skipping.gaps import LEVELS, Gaps, Support
+from cotrunk.skipping.step_choice import LEVELS, Gaps, Support
 
 
 def flow(steps: int) -> NoiseSchedule:

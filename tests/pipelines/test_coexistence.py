@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from cotrunk import Batching, CotrunkError
 from cotrunk.engine.attach import attached
-from cotrunk.engine.call import CallState, StepEvent
+from cotrunk.engine.call_state import CallState, StepEvent
 from cotrunk.engine.step_plan import RowPlan
 
 # --- caches of diffusers ------------------------------------------------------------------------------------

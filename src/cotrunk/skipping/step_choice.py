@@ -1,9 +1,9 @@
 """Choose which steps to compute: skip as many as the tolerance allows, in gaps of equal expected error.
 
 Prediction errors follow one law along a whole trajectory from pure noise, up to a factor (measured on `mini` with
-undamped trends: `benchmarks/misses.py`). So the gaps of a run can be laid out before it begins, all of the same
-cost. The prediction errors of an image then tell its factor, and its remaining gaps are laid out again whenever it is
-computed.
+undamped trends: `benchmarks/prediction_errors.py`). So the gaps of a run can be laid out before it begins, all of the
+same cost. The prediction errors of an image then tell its factor, and its remaining gaps are laid out again whenever it
+is computed.
 """
 
 import math

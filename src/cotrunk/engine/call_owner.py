@@ -13,7 +13,7 @@ from typing import Any
 
 from diffusers import DiffusionPipeline
 
-from ..pipelines.parts import parts_of
+from ..pipelines.combined import parts_of
 
 
 class Caller:

@@ -2,7 +2,7 @@
 
 from ..engine.policy import Discontinuities, LayersOf, Policy, no_images
 from ..settings import Skipping
-from .sada import Sada
+from .published_sada import Sada
 from .tokens import TokenChoice, TokenSkipping
 from .trajectories import Trajectories
 

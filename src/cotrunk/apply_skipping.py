@@ -10,8 +10,8 @@ from typing import Any, Self
 import torch
 
 from .engine.attach import attached
-from .engine.call import CallState
-from .engine.caller import callbacks_among
+from .engine.call_owner import callbacks_among
+from .engine.call_state import CallState
 from .engine.patch import reclassed
 from .engine.policy import Policy, SampleListener
 from .engine.rewind import SchedulerSteps
@@ -20,7 +20,7 @@ from .errors import CotrunkError
 from .pipelines.compatibility import check_folds, check_pipeline
 from .pipelines.noise_schedule import read_schedule
 from .settings import Batching, Skipping
-from .skipping.policies import Rule
+from .skipping.rule import Rule
 
 
 class Applied:

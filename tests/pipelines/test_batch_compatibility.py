@@ -11,9 +11,9 @@ from tiny import TinyPipeline, flux, sd_from_image, sd_with_text, sdxl
 
 from cotrunk import CotrunkError, generate
 from cotrunk.engine.attach import attached
-from cotrunk.engine.call import CallState
+from cotrunk.engine.call_state import CallState
 from cotrunk.engine.step_plan import RowPlan
-from cotrunk.pipelines import companions
+from cotrunk.pipelines import batch_compatibility as companions
 from cotrunk.pipelines.arguments import PerPrompt
 
 

@@ -1,6 +1,6 @@
 """Measure prediction errors of a model's outputs, to fit the law that `cotrunk.skipping.gaps` uses.
 
-    python benchmarks/misses.py --model mini       # a minute
+    python benchmarks/prediction_errors.py --model mini       # a minute
 
 The guided outputs of a full run are recorded. For every two outputs up to seven steps apart, the trend is extrapolated
 to each of the next seven steps. The RMS of the prediction error, as a velocity, is compared with the distances in time.
@@ -19,7 +19,7 @@ from cotrunk.pipelines.arguments import needed_arguments
 from cotrunk.pipelines.loading import load_pipeline
 from cotrunk.pipelines.noise_schedule import NoiseSchedule, read_schedule
 from cotrunk.pipelines.schedulers import set_scheduler
-from cotrunk.skipping.gaps import NOISE_GROWTH, REUSE_ERROR, SPACING_EXPONENT, TREND_ERROR
+from cotrunk.skipping.step_choice import NOISE_GROWTH, REUSE_ERROR, SPACING_EXPONENT, TREND_ERROR
 
 SUBJECTS = (
     "red apple, noto",

@@ -1,0 +1,104 @@
+"""Resume a run: check that its folder holds an earlier part of this very job, and whether anything is left to do.
+
+Which images are finished is read from the journal (`journal.py`).
+"""
+
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from pydantic import TypeAdapter, ValidationError
+
+from ..errors import CotrunkError
+from ..planning.plan import Plan
+from ..planning.tree import Real, Steps, Text
+from .arm import compared_arm, main_arm
+from .folder import RunFolder
+from .job import Job
+from .page import write_page
+from .report import PipelineFacts, RunReport, Seconds, build_report
+
+
+@dataclass(frozen=True)
+class _Compared:
+    steps: Steps
+
+
+@dataclass(frozen=True)
+class _Head:
+    """The part of run.json that is read again; the rest follows from the plan and the journal."""
+
+    status: Text
+    pipeline: PipelineFacts
+    seconds: dict[Literal["load", "embed", "denoise", "decode", "total"], Real]
+    versions: dict[Text, Text]
+    compare: dict[Literal["independent", "equal_cost"], _Compared] = field(default_factory=dict)
+
+
+_HEAD = TypeAdapter(_Head)
+
+
+def begin_or_resume(folder: RunFolder, job: Job, *, resume: bool) -> bool:
+    """Make the folder, or check that it holds an earlier part of this very job. Return whether there is a plan to
+    resume.
+
+    Raises:
+        CotrunkError: it cannot be written, or holds another run.
+    """
+    if not folder.make():
+        return False
+    if not resume:
+        raise CotrunkError(
+            f"{folder.path} already holds a run ({', '.join(folder.contents())}): choose another --out, or continue "
+            "that run with --resume."
+        )
+    _, before = folder.read()
+    for name, then, now in before.differences(job):
+        short = name.rpartition(".")[2].replace("_", " ")
+        if isinstance(then, dict) or isinstance(now, dict):  # a group of settings, and None for no such group
+            then, now = ("off" if value is None else "on" for value in (then, now))
+        else:
+            then, now = repr(then), repr(now)
+        what = "other prompts" if name == "prompts" else f"{short} {then}, not {now}"
+        raise CotrunkError(
+            f"The run in {folder.path} was started with {what}: resume it with the same settings, or choose another "
+            "--out."
+        )
+    return (folder.path / "plan.json").exists()
+
+
+def check_dtype(folder: RunFolder, dtype: str) -> None:
+    """Check that a resumed run continues in the precision it began in. Otherwise its images would differ.
+
+    Raises:
+        CotrunkError: the precision is another.
+    """
+    pipeline = folder.read()[0].get("pipeline")
+    before = pipeline.get("dtype", dtype) if isinstance(pipeline, dict) else dtype
+    if before != dtype:
+        raise CotrunkError(
+            f"The run in {folder.path} was started in {before} and would continue in {dtype}: add --dtype {before}, or "
+            "choose another --out."
+        )
+
+
+def finished_report(folder: RunFolder) -> RunReport | None:
+    """Return the report of a run that is finished, after writing its page again.
+
+    Returns None if anything is left to do. This includes a run.json that is damaged: resuming writes it again.
+    """
+    content, job = folder.read()
+    try:
+        head = _HEAD.validate_python(content)
+    except ValidationError:
+        return None
+    if head.status == "running" or (job.compare and not head.compare):
+        return None
+    plan = Plan.load(folder.path / "plan.json")
+    arms = [main_arm(plan)]
+    arms += [compared_arm(name, plan.independent(arm.steps)) for name, arm in head.compare.items()]
+    report = build_report(job, head.pipeline, arms, folder.progress_of(arms), {})
+    if report.status == "running":
+        return None
+    report = replace(report, seconds=Seconds(**head.seconds), versions=head.versions)
+    write_page(report, folder.path)
+    return report

@@ -70,6 +70,8 @@ class Run:
     Attributes:
         seconds: what the preparation took: "embed".
         companions: per prompt, a key; prompts with different keys do not run in one call. None: all may.
+        policies: makes the policies of one call from the indices of its images. They come before skipping in the
+            chain, so that recorded outputs count as computed there (see `engine.policy`).
         batching: the limits of `settings`, lowered where the device ran out of memory.
     """
 
@@ -79,6 +81,7 @@ class Run:
     settings: Settings = DEFAULT_SETTINGS
     seconds: dict[str, float] = field(default_factory=dict)
     companions: Sequence[Hashable] | None = None
+    policies: Callable[[Sequence[int]], tuple[Policy, ...]] = lambda images: ()
     batching: Batching = field(init=False)
     _warned: bool = False
     _interrupted: bool = False
@@ -170,7 +173,7 @@ class Run:
     def _call(self, trees: tuple[Branch, ...], on_step: Callable[[StepEvent], None] | None) -> Batch:
         images = tuple(image for tree in trees for image in tree.images)
         sources = partition(trees, self.plan.timesteps)
-        rows = self._rows(sources, len(images))
+        rows = self._rows(sources, images)
         call = CallState(rows, self.plan.timesteps, self.batching.max_rows, self.batching.row_sizes, on_step)
         seeds = [self.plan.seeds[image] for image in images]
         begin = time.perf_counter()
@@ -198,9 +201,9 @@ class Run:
             seconds={"embed": started - begin, "denoise": ended - started, "decode": end - ended},
         )
 
-    def _rows(self, sources: list[tuple[int, ...]], images: int) -> RowPlan:
-        """Return where the rows of one call come from, with a new policy: its history belongs to these images."""
-        policies: tuple[Policy, ...] = ()
+    def _rows(self, sources: list[tuple[int, ...]], images: Sequence[int]) -> RowPlan:
+        """Return where the rows of one call come from, with new policies: their history belongs to these images."""
+        policies = self.policies(images)
         layers, interval = None, None
         if self.settings.guidance_interval is not None:
             # between whole steps: both evaluations of a second-order step must have the same guidance
@@ -210,7 +213,8 @@ class Run:
             interval = (start, stop)
         if self.settings.skipping is not None:
             rule, jumps = Rule(self.settings.skipping), discontinuities(sources, interval or ())
-            policies, layers = (rule.policy(images, self.plan.timesteps, jumps.__getitem__),), rule.layers
+            policies += (rule.policy(len(images), self.plan.timesteps, jumps.__getitem__),)
+            layers = rule.layers
         first = type(self.pipe).__name__.startswith(CONDITIONAL_FIRST)
         # beyond the planned steps each image has its own row, until the run is refused
         return RowPlan(

@@ -9,7 +9,7 @@ from running import denoiser, recorded
 from tiny import TinyPipeline, audioldm2, flux, pixart, sana, sd, sd3, sd_controlnet, sdxl, wan
 from torch import Tensor
 
-from cotrunk import Skipping
+from cotrunk import Settings, Sharing, Skipping
 from cotrunk.engine.attach import attached
 from cotrunk.engine.call_state import CallState, StepEvent
 from cotrunk.engine.denoiser_hook import parameters_of
@@ -19,6 +19,7 @@ from cotrunk.engine.policy import Policy
 from cotrunk.engine.rewind import SchedulerSteps
 from cotrunk.engine.step_plan import RowPlan
 from cotrunk.engine.trace import image_rows, step_letters
+from cotrunk.generation import prepare
 from cotrunk.pipelines.class_tables import OUTPUT_FORMS
 from cotrunk.skipping.rule import Rule
 
@@ -72,6 +73,24 @@ def run(tiny: TinyPipeline, *policies: Policy) -> tuple[Tensor, CallState, list[
         output = tiny.pipe(**inputs, num_inference_steps=STEPS, output_type="latent", generator=generators)
     assert call.step == STEPS
     return output[tiny.output_field], call, events
+
+
+@pytest.mark.parametrize("rule", [None, Skipping(rule="fixed", every=2)])
+def test_a_run_replays_a_recorded_trunk(rule: Skipping | None) -> None:
+    tiny, recorder = sd(), Recorder()
+    limits = {"num_inference_steps": STEPS, "output_type": "latent"}
+    settings = Settings(Sharing(share=TRUNK / STEPS, similarity=-1.0), rule)
+    recording = prepare(tiny.pipe, None, settings, **tiny.inputs(len(SEEDS)), **limits)
+    assert [tree.stop for tree in recording.plan.trees] == [TRUNK]
+    recording.policies = lambda images: (recorder,)
+    first = recording.run(recording.plan.trees)
+    replaying = prepare(tiny.pipe, None, settings, plan=recording.plan, **tiny.inputs(len(SEEDS)), **limits)
+    replaying.policies = lambda images: (Replay(recorder.outputs),)
+    second = replaying.run(replaying.plan.trees)
+    assert all(steps.startswith("P" * TRUNK) for steps in second.steps)
+    assert second.cost.used < first.cost.used
+    if rule is None:
+        assert torch.equal(second.output.images, first.output.images)
 
 
 def skipping() -> Policy:

@@ -1,10 +1,11 @@
 """The diffusers schedulers that every promise is tested on, in the settings that set them apart."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
 import diffusers
+import pytest
 from diffusers import SchedulerMixin
 
 _BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}  # of Stable Diffusion
@@ -63,6 +64,12 @@ SCHEDULERS = DIFFUSION | FLOW
 
 # one of each kind: multistep, several evaluations per step, ancestral and Brownian noise, flows
 REPRESENTATIVE = ("dpm++2m", "pndm", "heun", "euler-ancestral", "dpm-sde", "flow-heun", "flow-euler-stochastic")
+
+
+def others_slow(names: Iterable[str]) -> list[Any]:
+    """Return the names as parameters of a test, those that are not in REPRESENTATIVE marked slow."""
+    return [name if name in REPRESENTATIVE else pytest.param(name, marks=pytest.mark.slow) for name in names]
+
 
 # arguments of the pipeline's call without which the setting is not what its name says
 CALL_KWARGS: dict[str, dict[str, Any]] = {"ddim-eta": {"eta": 1.0}, "tcd": {"eta": 0.3}}

@@ -18,7 +18,6 @@ import diffusers
 import pytest
 import torch
 from command import cotrunk
-from test_layers import LAYERS
 from tiny import sd_with_text
 
 import cotrunk as package
@@ -176,8 +175,3 @@ def test_modules_that_are_named_exist(name: str) -> None:
 def test_every_public_name_is_in_the_api_reference() -> None:
     shown = re.findall(r"^::: cotrunk\.(\w+)$", (ROOT / "docs" / "api.md").read_text(encoding="utf-8"), re.M)
     assert sorted(shown) == sorted(package.__all__)
-
-
-def test_the_layers_are_those_of_the_test() -> None:
-    shown = next(block.code for block in blocks(ROOT / "CONTRIBUTING.md") if block.code.startswith("errors\n"))
-    assert [tuple(line.split(", ")) for line in shown.splitlines()] == [*LAYERS[:-1]]  # the last is __main__

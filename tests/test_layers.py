@@ -89,3 +89,9 @@ def test_no_circle_of_modules() -> None:
 
     for module in EDGES:
         visit(module)
+
+
+def test_contributing_lists_the_layers() -> None:
+    text = (ROOT.parents[1] / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    shown = text.partition("```text\n")[2].partition("```")[0]
+    assert [tuple(line.split(", ")) for line in shown.splitlines()] == [*LAYERS[:-1]]  # the last is __main__

@@ -124,6 +124,7 @@ def test_what_cannot_be_compared_is_refused_before_the_first_image(
     assert "groups, which share no image:" in outcome.err
 
 
+@pytest.mark.slow
 def test_a_tracker_gets_what_is_logged(groups: Path, tmp_path: Path, tiny_model: pytest.MonkeyPatch) -> None:
     made = recorders(tiny_model)
     settings = ("--steps", 3, "--batch", 2, "--rank", 2, "--height", 32, "--width", 16)
@@ -145,7 +146,9 @@ def test_a_tracker_gets_what_is_logged(groups: Path, tmp_path: Path, tiny_model:
     assert not tracker.logged
 
 
-@pytest.mark.parametrize(("model", "alignment"), [("mini", "emoji"), ("other", "clip")])
+@pytest.mark.parametrize(
+    ("model", "alignment"), [("mini", "emoji"), pytest.param("other", "clip", marks=pytest.mark.slow)]
+)
 def test_images_have_the_requested_size_and_a_suitable_network_measures_them(
     groups: Path, tmp_path: Path, tiny_model: pytest.MonkeyPatch, model: str, alignment: str
 ) -> None:
@@ -164,7 +167,7 @@ def blackened(images: Any, clip_input: Any) -> tuple[Any, list[bool]]:
     return torch.zeros_like(images), [True] * len(images)
 
 
-@pytest.mark.parametrize("command", ["evaluate", "tune"])
+@pytest.mark.parametrize("command", ["evaluate", pytest.param("tune", marks=pytest.mark.slow)])
 def test_images_are_measured_without_a_safety_checker(
     groups: Path, tmp_path: Path, tiny_model: pytest.MonkeyPatch, command: str
 ) -> None:

@@ -11,7 +11,7 @@ import tiny
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from schedulers import CALL_KWARGS, DIFFUSION, SCHEDULERS
+from schedulers import CALL_KWARGS, DIFFUSION, SCHEDULERS, others_slow
 
 from cotrunk import Batching, Branch, Plan, Sharing, generate, mini
 from cotrunk.planning.tree import leaf
@@ -115,7 +115,7 @@ def test_equal_prompts_through_any_tree_equal_one_independent_run(data: st.DataO
 # --- 3. the paper's algorithm -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", SCHEDULERS)
+@pytest.mark.parametrize("name", others_slow(SCHEDULERS))
 def test_equals_algorithm_1_with_every_scheduler(name: str) -> None:
     pipeline = tiny.sd() if name in DIFFUSION else tiny.sd3()
     pipeline.pipe.scheduler = SCHEDULERS[name]()

@@ -5,7 +5,17 @@ from functools import partial
 import pytest
 import torch
 from reference import alone, branched, count_calls, sample
-from schedulers import BROWNIAN, CALL_KWARGS, DIFFUSION, FLOW, REPRESENTATIVE, SCHEDULERS, STOCHASTIC, UNSEEDED
+from schedulers import (
+    BROWNIAN,
+    CALL_KWARGS,
+    DIFFUSION,
+    FLOW,
+    REPRESENTATIVE,
+    SCHEDULERS,
+    STOCHASTIC,
+    UNSEEDED,
+    others_slow,
+)
 from tiny import PIPELINES, TinyPipeline, sd, sd3, sd_controlnet, sd_with_text
 from torch import Tensor
 
@@ -77,7 +87,7 @@ def test_a_tree_branches_more_than_once() -> None:
     assert torch.equal(tree[2], two_levels[2])
 
 
-@pytest.mark.parametrize("name", DIFFUSION)
+@pytest.mark.parametrize("name", others_slow(DIFFUSION))
 def test_with_a_stochastic_scheduler_the_seed_matters_after_the_start(name: str) -> None:
     tiny = tiny_for(name)
     call = tiny.inputs(1) | {"num_inference_steps": 4, "output_type": "latent"} | CALL_KWARGS.get(name, {})

@@ -41,7 +41,7 @@ def sets(sources: Sources, copies: int) -> list[list[int]]:
 
 
 copies = st.sampled_from([1, 2, 3])
-few = settings(max_examples=40)
+few = settings(max_examples=20)
 
 
 # --- folding ------------------------------------------------------------------------------------------------

@@ -157,7 +157,7 @@ def test_a_folder_that_is_resumed_is_refused_or_works(folder: RunFolder, name: s
     lines = [json.loads(line) for line in kept["journal.jsonl"].splitlines() if line.strip()]
     document = {"lines": lines} if name == "journal.jsonl" else json.loads(kept[name])
     refused = list[str]()
-    for what, text in mutants(document, 60, seed=0):
+    for what, text in mutants(document, 40, seed=0):
         for file, content in kept.items():
             (folder.path / file).write_text(content)
         with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):  # or it is the whole journal
@@ -172,7 +172,7 @@ def test_a_folder_that_is_resumed_is_refused_or_works(folder: RunFolder, name: s
     if name == "journal.jsonl":
         assert refused == []  # what it does not say is made again
     if name == "plan.json":
-        assert len(refused) > 30  # most changes make a plan unusable
+        assert len(refused) > 20  # most changes make a plan unusable
     assert not any("\n" in sentence for sentence in refused)
 
 

@@ -12,7 +12,7 @@ import pytest
 import tiny
 import torch
 from running import EVERYONE, BrokenError, bare, close, denoiser, recorded, state
-from schedulers import DIFFUSION, FLOW, REPRESENTATIVE
+from schedulers import DIFFUSION, FLOW, REPRESENTATIVE, others_slow
 from skipped import EVERY_THIRD, FIXED, STEPS, pixels, skipped
 from tiny import TinyPipeline, flux, sd, sd3, sd_controlnet, sd_from_image, sd_perturbed, wan
 from torch import Tensor
@@ -51,7 +51,7 @@ def test_rows_are_skipped_and_counted(name: str) -> None:
     assert pixels(pipeline, result).isfinite().all()
 
 
-@pytest.mark.parametrize("name", [*DIFFUSION, *FLOW])
+@pytest.mark.parametrize("name", others_slow([*DIFFUSION, *FLOW]))
 def test_every_scheduler_runs_and_computes_its_first_and_last_steps(name: str) -> None:
     pipeline = sd() if name in DIFFUSION else sd3()
     pipeline.pipe.scheduler = (DIFFUSION | FLOW)[name]()

@@ -112,7 +112,7 @@ def test_a_checkpoint_is_not_replaced_by_weights_that_are_not_finite(
     assert torch.load(tmp_path / FILE)["step"] == 2
 
 
-@pytest.mark.parametrize("rate", [1e9, 1e30])
+@pytest.mark.parametrize("rate", [1e9, pytest.param(1e30, marks=pytest.mark.slow)])
 def test_finite_weights_with_an_infinite_loss_are_not_saved(
     groups: list[list[Pair]],
     tmp_path: Path,
@@ -214,7 +214,9 @@ def test_a_gradient_that_overflows_is_null_in_the_log(tmp_path: Path) -> None:
     plot_losses(tmp_path / "losses.jsonl", tmp_path / "losses.png")
 
 
-@pytest.mark.parametrize("where", ["lora", "optimiser", "average"])
+@pytest.mark.parametrize(
+    "where", ["lora", *(pytest.param(w, marks=pytest.mark.slow) for w in ("optimiser", "average"))]
+)
 def test_a_checkpoint_with_a_nan_is_refused(
     groups: list[list[Pair]],
     tmp_path: Path,

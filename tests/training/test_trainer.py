@@ -82,7 +82,7 @@ class Interrupted(BaseException):
     pass
 
 
-@pytest.mark.parametrize("mixed_precision", ["no", "bf16"])
+@pytest.mark.parametrize("mixed_precision", [pytest.param("no", marks=pytest.mark.slow), "bf16"])
 def test_an_interrupted_training_restores_the_pipeline(
     groups: list[list[Pair]], tmp_path: Path, mixed_precision: Any, fresh_accelerator: None
 ) -> None:
@@ -131,7 +131,7 @@ def test_a_tracker_is_closed_when_a_training_is_interrupted(
     assert [one.is_closed for one in made] == [True, True]
 
 
-@pytest.mark.parametrize("layers", ["attention", "all"])
+@pytest.mark.parametrize("layers", ["attention", pytest.param("all", marks=pytest.mark.slow)])
 def test_the_pipeline_loads_the_trained_lora(groups: list[list[Pair]], tmp_path: Path, layers: Any) -> None:
     pipeline, _ = trained(groups, tmp_path, TrainSettings(**vars(QUICK) | {"layers": layers}))
     inputs = pipeline.inputs(1) | {"num_inference_steps": 2, "output_type": "latent"}
@@ -159,7 +159,9 @@ def test_all_layers_are_loaded_under_any_name(groups: list[list[Pair]], tmp_path
     assert not torch.equal(other.unet.get_submodule(pooled).weight, mini.load().unet.get_submodule(pooled).weight)
 
 
-@pytest.mark.parametrize(("changed", "kills"), [({}, (1, 2)), ({"ema": 0.5, "accumulation": 2}, (5,))])
+@pytest.mark.parametrize(
+    ("changed", "kills"), [({}, (1, 2)), pytest.param({"ema": 0.5, "accumulation": 2}, (5,), marks=pytest.mark.slow)]
+)
 def test_a_killed_training_ends_with_the_same_weights(
     groups: list[list[Pair]], tmp_path: Path, changed: dict[str, Any], kills: tuple[int, ...]
 ) -> None:
@@ -269,6 +271,7 @@ def test_the_folder_of_another_training_is_refused(groups: list[list[Pair]], tmp
         trained(groups, tmp_path, TrainSettings(**vars(QUICK) | {"steps": 3}))
 
 
+@pytest.mark.slow
 def test_a_training_continues_only_with_the_same_model_and_images(groups: list[list[Pair]], tmp_path: Path) -> None:
     """Encodings by another text encoder, or of other images, are not used."""
     trained(groups, tmp_path / "one")
@@ -408,7 +411,7 @@ def test_the_model_card_describes_the_objective(groups: list[list[Pair]], tmp_pa
     assert f"{made}, 40% of the steps shared, lambda_1 0, lambda_2 1, branch noise trunk.\n" in card["trunk"]
 
 
-@pytest.mark.parametrize("killed_at", [2, 13])
+@pytest.mark.parametrize("killed_at", [13])
 def test_encoding_continues_where_it_was_killed(
     groups: list[list[Pair]], tmp_path: Path, killed_at: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

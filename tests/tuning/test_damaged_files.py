@@ -17,6 +17,7 @@ from cotrunk.tuning.settings_file import read_settings
 from cotrunk.tuning.trials import Trials
 
 
+@pytest.mark.slow
 def test_damaged_images_of_a_sweep_are_made_again(tmp_path: Path) -> None:
     pipe, setting = sd_with_text().pipe, candidate(2)
     arguments = {"height": 32, "width": 32, "guidance_scale": 3.0}

@@ -103,7 +103,7 @@ def images(prompts: int, seed: int, moved: float = 0.0) -> tuple[torch.Tensor, t
     return prompt + 0.9 * noise + 0.19**0.5 * own + moved, prompt + noise, prompt + other
 
 
-@pytest.mark.parametrize("prompts", [8, 30])
+@pytest.mark.parametrize("prompts", [8, pytest.param(30, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("moved", [0.0, 0.3])
 def test_the_distance_excess_and_its_error_are_unbiased(prompts: int, moved: float) -> None:
     large = float(distance_excess(*images(3000, 1, moved)).mean())

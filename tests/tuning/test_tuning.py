@@ -163,6 +163,7 @@ def test_without_guidance_an_interval_is_refused(tmp_path: Path) -> None:
     assert len(tuned.refused["Guidance is off already, so that an interval saves nothing."]) == 2
 
 
+@pytest.mark.slow
 def test_the_threshold_of_the_encoder_is_found_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = list[Any]()
     for module in ("planning.request", "tuning.trials"):

@@ -134,7 +134,7 @@ def shown(value: Any) -> str:
 
 
 def _is_list(value: Any) -> bool:
-    """Whether the value is a list or an array of one dimension, of numpy or torch."""
+    """Return whether the value is a list or an array of one dimension, of numpy or torch."""
     is_sequence = isinstance(value, Sequence) and not isinstance(value, str | bytes)
     return is_sequence or getattr(value, "ndim", 0) == 1
 

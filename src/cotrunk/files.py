@@ -56,7 +56,7 @@ def read_json(path: Path) -> Any:
 
     Raises:
         OSError: it cannot be read.
-        ValueError: it is not standard JSON: broken, nested too deeply, or with Infinity or NaN.
+        ValueError: it is not standard JSON: damaged, nested too deeply, or with Infinity or NaN.
     """
     with path.open("rb") as file:
         text = read_whole(file).decode("utf-8")

@@ -72,12 +72,12 @@ def test_settings_of_other_types_are_named(tmp_path: Path, changed: dict[str, An
     path.write_text(json.dumps(TUNED))
     assert read_settings(path)[0].steps == 3
     path.write_text(json.dumps(TUNED | changed))
-    with pytest.raises(CotrunkError, match="is not a file of settings: give one that cotrunk tune wrote"):
+    with pytest.raises(CotrunkError, match=r"a\.json(: | is not a file of settings| gives no number of steps)"):
         read_settings(path)
 
 
 def test_damaged_settings_are_named(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text(json.dumps(TUNED))
     for _ in spoils(tmp_path / "a.json"):
-        with pytest.raises(CotrunkError, match="is not a file of settings: give one that cotrunk tune wrote"):
+        with pytest.raises(CotrunkError, match=r"a\.json(: | is not a file of settings| gives no number of steps)"):
             read_settings(tmp_path / "a.json")

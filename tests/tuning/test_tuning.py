@@ -516,7 +516,7 @@ def test_settings_files_have_absolute_paths(tmp_path: Path, monkeypatch: pytest.
 def test_a_file_without_settings_is_named(tmp_path: Path, content: Any) -> None:
     whole = {"settings": {"steps": 3}, "model": "mini", "lora": None, "scheduler": None, "guidance": 3.0}
     (tmp_path / "a.json").write_text(content if isinstance(content, str) else json.dumps(whole | content))
-    with pytest.raises(CotrunkError, match="is not a file of settings: give one that cotrunk tune wrote"):
+    with pytest.raises(CotrunkError, match=r"a\.json(: | is not a file of settings| gives no number of steps)"):
         read_settings(tmp_path / "a.json")
     (tmp_path / "a.json").write_text(json.dumps(whole))
     assert read_settings(tmp_path / "a.json")[0] == Settings(steps=3)

@@ -158,7 +158,7 @@ def _folder(folder: Path) -> Iterator[Pair | Unusable]:
         try:
             entries = list(csv.DictReader(io.StringIO(text, newline=""), strict=True))
         except csv.Error as error:
-            raise CotrunkError(f"{path} is a broken table ({error}): correct it.") from error
+            raise CotrunkError(f"{path} is a damaged table ({error}): correct it.") from error
     for number, entry in enumerate(entries, 1):
         where = f"{path}, entry {number}"
         if not isinstance(entry, dict) or None in entry:  # DictReader's key for values without a column
@@ -238,8 +238,8 @@ def _json(text: str, where: object) -> Any:
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
-        raise CotrunkError(f"{where} is broken JSON ({error.msg}): correct it.") from error
+        raise CotrunkError(f"{where} is invalid JSON ({error.msg}): correct it.") from error
     except ValueError as error:  # a number with thousands of digits
-        raise CotrunkError(f"{where} is broken JSON ({error}): correct it.") from error
+        raise CotrunkError(f"{where} is invalid JSON ({error}): correct it.") from error
     except RecursionError as error:
         raise CotrunkError(f"{where} is JSON nested too deeply: give flat objects.") from error

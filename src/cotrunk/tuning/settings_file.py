@@ -1,10 +1,10 @@
 """The file that carries tuned settings to `cotrunk generate --settings`."""
 
 import json
-import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from ..checks import number, text
 from ..errors import CotrunkError
 from ..files import read_json, write_text
 from ..pipelines.loading import EMBEDDED
@@ -18,12 +18,22 @@ class Basis:
     Attributes:
         model, lora, scheduler: as on the command line. None for no LoRA, and for the model's own scheduler.
         guidance: the guidance scale.
+
+    Raises:
+        CotrunkError: a value of another type, or out of its range.
     """
 
     model: str
     lora: str | None
     scheduler: str | None
     guidance: float
+
+    def __post_init__(self) -> None:
+        text("model", self.model)
+        for name, value in (("lora", self.lora), ("scheduler", self.scheduler)):
+            if value is not None:
+                text(name, value)
+        number("guidance", self.guidance)
 
 
 def write_settings(settings: Settings, basis: Basis, path: Path) -> None:
@@ -45,15 +55,11 @@ def read_settings(path: Path) -> tuple[Settings, Basis]:
     """
     try:
         content = dict(read_json(path))
-        settings = Settings.from_json(content.pop("settings"))
-        basis = Basis(**content)
-        names = [basis.model, basis.lora or "", basis.scheduler or ""]
-        if not (all(isinstance(name, str) for name in names) and _is_number(basis.guidance) and settings.steps):
-            raise ValueError("an entry of another type")
+        settings, basis = Settings.from_json(content.pop("settings")), Basis(**content)
+    except CotrunkError as error:
+        raise CotrunkError(f"{path}: {error}") from error
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise CotrunkError(f"{path} is not a file of settings: give one that cotrunk tune wrote.") from error
+    if settings.steps is None:
+        raise CotrunkError(f"{path} gives no number of steps: give a file that cotrunk tune wrote.")
     return settings, basis
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

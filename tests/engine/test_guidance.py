@@ -5,6 +5,7 @@ from typing import Any
 import diffusers
 import pytest
 import torch
+from building_blocks import omnigen_transformer, quiet
 from diffusers.pipelines.omnigen import pipeline_omnigen
 from running import EVERYONE, STEPS, bare, close, run
 from schedulers import SCHEDULERS
@@ -36,34 +37,17 @@ class Processor:
 
 def omnigen(monkeypatch: pytest.MonkeyPatch) -> TinyPipeline:
     monkeypatch.setattr(pipeline_omnigen, "OmniGenMultiModalProcessor", Processor, raising=False)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        transformer = diffusers.OmniGenTransformer2DModel(
-            in_channels=4,
-            hidden_size=16,
-            num_attention_heads=4,
-            num_key_value_heads=4,
-            intermediate_size=32,
-            num_layers=1,
-            time_step_dim=4,
-            vocab_size=100,
-            pad_token_id=99,
-            rope_scaling={"long_factor": [1, 2], "short_factor": [1, 2]},
-        )
-        for weight in transformer.parameters():  # some begin as zeros
-            torch.nn.init.normal_(weight, std=0.3)
     pipe = diffusers.OmniGenPipeline(
-        transformer=transformer.eval(),
+        transformer=omnigen_transformer(vocab_size=100, pad_token_id=99),
         scheduler=diffusers.FlowMatchEulerDiscreteScheduler(invert_sigmas=True, num_train_timesteps=1),
         vae=sd().pipe.vae,
         tokenizer=None,
     )
-    pipe.set_progress_bar_config(disable=True)
 
     def inputs(n: int, seed: int = 0, ragged: bool = False) -> dict[str, Any]:
         return {"prompt": ["a" * (row + 1) for row in range(n)], "height": 32, "width": 32}
 
-    return TinyPipeline(pipe, inputs)
+    return TinyPipeline(quiet(pipe), inputs)
 
 
 def test_without_guidance_the_row_with_the_prompt_is_used_even_if_it_comes_first(

@@ -5,6 +5,7 @@ from typing import Any
 import diffusers
 import pytest
 import torch
+from building_blocks import flow_scheduler, quiet, z_image_transformer
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from running import STEPS, bare, close, denoise, run
 from tiny import TinyPipeline
@@ -142,32 +143,19 @@ def test_lists_with_one_entry_per_row(kind: str, guided: bool, max_rows: int | N
 
 
 def z_image() -> TinyPipeline:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        transformer = diffusers.ZImageTransformer2DModel(
-            in_channels=4,
-            dim=32,
-            n_layers=1,
-            n_refiner_layers=1,
-            n_heads=2,
-            n_kv_heads=2,
-            cap_feat_dim=16,
-            axes_dims=[8, 4, 4],
-            axes_lens=[64, 16, 16],
-        ).eval()
-        for weight in transformer.parameters():  # some begin as zeros, some as nothing at all
-            nn.init.normal_(weight, std=0.2)
-    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
     pipe = diffusers.ZImagePipeline(
-        scheduler=scheduler, vae=None, text_encoder=None, tokenizer=None, transformer=transformer
+        scheduler=flow_scheduler(shift=3.0),
+        vae=None,
+        text_encoder=None,
+        tokenizer=None,
+        transformer=z_image_transformer(n_layers=1, axes_lens=[64, 16, 16]),
     )
-    pipe.set_progress_bar_config(disable=True)
 
     def inputs(n: int) -> dict[str, Any]:
         captions = [torch.randn(3 + row, 16, generator=torch.Generator().manual_seed(row)) for row in range(n)]
         return {"prompt_embeds": captions, "height": 32, "width": 32}
 
-    return TinyPipeline(pipe, inputs)
+    return TinyPipeline(quiet(pipe), inputs)
 
 
 @pytest.mark.parametrize("scale", [0.0, 0.5, 3.0])

@@ -11,10 +11,11 @@ import diffusers
 import numpy as np
 import pytest
 import torch
+from building_blocks import unet
 from command import assert_refused, cotrunk
 from experiments import NETWORKS, Means
 from PIL import Image
-from tiny import _unet, sd_with_text
+from tiny import sd_with_text
 
 from cotrunk import CotrunkError, Settings, Sharing, Skipping
 from cotrunk.evaluation.metrics import mean
@@ -94,7 +95,7 @@ def test_no_setting_is_tried_twice_and_none_with_more_steps(steps: int) -> None:
 
 def guided_by_an_input(pipe: Any) -> None:
     """Make the model a distilled one (LCM), where guidance has no row of its own."""
-    pipe.unet = _unet(attention_head_dim=4, time_cond_proj_dim=8)
+    pipe.unet = unet(attention_head_dim=4, time_cond_proj_dim=8)
 
 
 def unreadable(pipe: Any) -> None:

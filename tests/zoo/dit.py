@@ -5,31 +5,26 @@ from typing import Any
 
 import diffusers
 import torch
+from building_blocks import (
+    SANA_CONFIG,
+    TOKENS,
+    WIDTH,
+    Z_IMAGE_CONFIG,
+    certain,
+    quiet,
+    randomised,
+    sana_transformer,
+    shifted_vae,
+    vae,
+    z_image_transformer,
+)
 from tiny import pixart, sana
 
 from . import encoders
+from .assembly import made, one_encoder, with_parts_of
 from .case import WITH_IMAGES, Case, Variant
 from .classes import pipeline_class
-from .parts import (
-    GLOBAL_NOISE,
-    LENGTHS,
-    TOKENS,
-    WIDTH,
-    certain,
-    embeds,
-    flow_scheduler,
-    image_of,
-    inpainting_mask,
-    made,
-    mask,
-    negative_mask,
-    negatives,
-    quiet,
-    randomised,
-    rows,
-    texts,
-    vae,
-)
+from .parts import GLOBAL_NOISE, LENGTHS, embeds, image_of, inpainting_mask, mask, negative_mask, negatives, rows, texts
 
 SIZE = {"height": 32, "width": 32}
 UNBINNED = {"use_resolution_binning": False}
@@ -73,31 +68,9 @@ def sprint_from_image(prompts: Sequence[int], variant: Variant) -> dict[str, Any
     return given | {"intermediate_timesteps": None}
 
 
-def with_parts_of(tiny: Callable[[], Any], name: str, **more: Any) -> Callable[[], Any]:
-    def build() -> Any:
-        return quiet(pipeline_class(name)(**made(dict(tiny().pipe.components) | more)))
-
-    return build
-
-
-SANA_CONFIG = {
-    "sample_size": 16,
-    "patch_size": 1,
-    "in_channels": 4,
-    "out_channels": 4,
-    "num_layers": 1,
-    "num_attention_heads": 2,
-    "attention_head_dim": 4,
-    "num_cross_attention_heads": 2,
-    "cross_attention_head_dim": 4,
-    "cross_attention_dim": 8,
-    "caption_channels": WIDTH,
-}
-
-
 def sprint_transformer() -> Any:
     config = {"guidance_embeds": True, "qk_norm": "rms_norm_across_heads"}
-    return randomised(diffusers.SanaTransformer2DModel(**SANA_CONFIG | config))
+    return sana_transformer(**config)
 
 
 def sana_controlnet() -> Any:
@@ -105,17 +78,6 @@ def sana_controlnet() -> Any:
 
 
 SPRINT = {"transformer": sprint_transformer, "scheduler": diffusers.SCMScheduler}
-
-
-def one_encoder(name: str, transformer: Callable[[], Any], **more: Any) -> Callable[[], Any]:
-    """Return a function that builds a pipeline from a transformer, a VAE and a scheduler, without its text encoder."""
-
-    def build() -> Any:
-        parts = {"scheduler": flow_scheduler, "vae": vae, "transformer": transformer} | more
-        absent = {"text_encoder": None, "tokenizer": None}
-        return quiet(pipeline_class(name)(**absent | made(parts)))
-
-    return build
 
 
 class AbsentEncoder(diffusers.ModelMixin):
@@ -205,40 +167,28 @@ def unmasked(prompts: Sequence[int], variant: Variant) -> dict[str, Any]:
     return embeds(prompts) | SIZE | {"guidance_scale": 4.0}
 
 
+COGVIEW_CONFIG = {
+    "patch_size": 2,
+    "in_channels": 4,
+    "out_channels": 4,
+    "num_layers": 2,
+    "attention_head_dim": 8,
+    "num_attention_heads": 2,
+    "text_embed_dim": WIDTH,
+    "time_embed_dim": 8,
+    "condition_dim": 4,
+    "pos_embed_max_size": 8,
+    "sample_size": 16,
+}
+
+
 def cogview3_transformer() -> Any:
-    return randomised(
-        diffusers.CogView3PlusTransformer2DModel(
-            patch_size=2,
-            in_channels=4,
-            out_channels=4,
-            num_layers=2,
-            attention_head_dim=8,
-            num_attention_heads=2,
-            text_embed_dim=WIDTH,
-            time_embed_dim=8,
-            condition_dim=4,
-            pos_embed_max_size=8,
-            sample_size=16,
-        )
-    )
+    return randomised(diffusers.CogView3PlusTransformer2DModel(**COGVIEW_CONFIG))
 
 
 def cogview4_transformer(**config: Any) -> Any:
-    given = {
-        "patch_size": 2,
-        "in_channels": 4,
-        "out_channels": 4,
-        "num_layers": 2,
-        "attention_head_dim": 8,
-        "num_attention_heads": 2,
-        "text_embed_dim": WIDTH,
-        "time_embed_dim": 8,
-        "condition_dim": 4,
-        "pos_embed_max_size": 8,
-        "sample_size": 16,
-        "rope_axes_dim": (4, 4),
-    }
-    return randomised(diffusers.CogView4Transformer2DModel(**given | config))
+    given = COGVIEW_CONFIG | {"rope_axes_dim": (4, 4)} | config
+    return randomised(diffusers.CogView4Transformer2DModel(**given))
 
 
 def cogview4_text(prompts: Sequence[int], variant: Variant) -> dict[str, Any]:
@@ -285,21 +235,6 @@ def lumina2_transformer() -> Any:
             axes_dim_rope=(4, 2, 2),
             axes_lens=(64, 64, 64),
             cap_feat_dim=WIDTH,
-        )
-    )
-
-
-Z_CONFIG = {"dim": 32, "n_refiner_layers": 1, "n_heads": 2, "n_kv_heads": 2}
-
-
-def shifted_vae() -> Any:
-    return vae(shift_factor=0.06, scaling_factor=1.5)
-
-
-def z_transformer() -> Any:
-    return randomised(
-        diffusers.ZImageTransformer2DModel(
-            in_channels=4, n_layers=2, cap_feat_dim=WIDTH, axes_dims=[8, 4, 4], axes_lens=[256, 64, 64], **Z_CONFIG
         )
     )
 
@@ -391,8 +326,7 @@ CASES = [
         one_encoder(
             "CogView4Pipeline",
             cogview4_transformer,
-            text_encoder=encoders.glm,
-            tokenizer=lambda: encoders.tokenizer(1024, padding_side="left"),
+            **encoders.with_tokenizer(encoders.glm, 1024, "left"),
         ),
         cogview4_text,
         ("embeds", "texts"),
@@ -411,24 +345,23 @@ CASES = [
         one_encoder(
             "LuminaPipeline",
             lumina_transformer,
-            text_encoder=encoders.gemma,
-            tokenizer=lambda: encoders.tokenizer(256, padding_side="right"),
+            **encoders.with_tokenizer(encoders.gemma, 256, "right"),
         ),
         lumina_text,
         ("embeds", "texts"),
         masks={"encoder_mask": "encoder_hidden_states"},
     ),
     Case("Lumina2Pipeline", one_encoder("Lumina2Pipeline", lumina2_transformer), masked, masks=MASKS),
-    Case("ZImagePipeline", one_encoder("ZImagePipeline", z_transformer), z_text, fast=True),
+    Case("ZImagePipeline", one_encoder("ZImagePipeline", z_image_transformer), z_text, fast=True),
     Case(
         "ZImageImg2ImgPipeline",
-        one_encoder("ZImageImg2ImgPipeline", z_transformer, vae=shifted_vae),
+        one_encoder("ZImageImg2ImgPipeline", z_image_transformer, vae=shifted_vae),
         z_from_image,
         WITH_IMAGES,
     ),
     Case(
         "ZImageInpaintPipeline",
-        one_encoder("ZImageInpaintPipeline", z_transformer, vae=shifted_vae),
+        one_encoder("ZImageInpaintPipeline", z_image_transformer, vae=shifted_vae),
         z_inpainted,
         WITH_IMAGES,
     ),
@@ -443,7 +376,7 @@ def z_controlnet(channels: int) -> Any:
             control_refiner_layers_places=[0],
             control_in_dim=channels,
             add_control_noise_refiner="control_noise_refiner",
-            **Z_CONFIG,
+            **Z_IMAGE_CONFIG,
         ),
         seed=1,
     )
@@ -461,7 +394,9 @@ def z_controlled_inpainted(prompts: Sequence[int], variant: Variant) -> dict[str
 CASES += [
     Case(
         "ZImageControlNetPipeline",
-        one_encoder("ZImageControlNetPipeline", z_transformer, vae=shifted_vae, controlnet=lambda: z_controlnet(4)),
+        one_encoder(
+            "ZImageControlNetPipeline", z_image_transformer, vae=shifted_vae, controlnet=lambda: z_controlnet(4)
+        ),
         z_controlled,
         WITH_IMAGES,
     ),
@@ -469,7 +404,7 @@ CASES += [
         "ZImageControlNetInpaintPipeline",
         # control latents, a mask, and the latents of the masked image
         one_encoder(
-            "ZImageControlNetInpaintPipeline", z_transformer, vae=shifted_vae, controlnet=lambda: z_controlnet(9)
+            "ZImageControlNetInpaintPipeline", z_image_transformer, vae=shifted_vae, controlnet=lambda: z_controlnet(9)
         ),
         z_controlled_inpainted,
         WITH_IMAGES,

@@ -1,75 +1,35 @@
 """Flux 1 and 2, and the models built like them: Chroma, Ovis-Image, Bria, LongCat-Image."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import diffusers
+from building_blocks import (
+    FLUX_CONFIG,
+    WIDTH,
+    flux_transformer,
+    flux_vae,
+    randomised,
+    shifted_vae,
+)
 from tiny import flux
 
 from . import encoders
+from .assembly import one_encoder, with_parts_of
 from .case import WITH_IMAGES, Case, Variant
-from .classes import pipeline_class
-from .parts import (
-    WIDTH,
-    embeds,
-    flow_scheduler,
-    image_of,
-    inpainting_mask,
-    made,
-    mask,
-    negative_mask,
-    pooled,
-    quiet,
-    randomised,
-    texts,
-    vae,
-)
+from .parts import embeds, image_of, inpainting_mask, mask, negative_mask, pooled, texts
 
 PIXELS = 16
 SIZE = {"height": PIXELS, "width": PIXELS}
-CONFIG = {
-    "patch_size": 1,
-    "in_channels": 4,  # the pipelines pack 2 x 2 latents of one channel
-    "num_layers": 1,
-    "num_single_layers": 1,
-    "attention_head_dim": 16,
-    "num_attention_heads": 2,
-    "axes_dims_rope": (4, 4, 8),
-    "joint_attention_dim": WIDTH,
-}
-
-
-def flux_vae() -> Any:
-    return vae(
-        channels=1,
-        block_out_channels=[8],
-        use_quant_conv=False,
-        use_post_quant_conv=False,
-        shift_factor=0.06,
-        scaling_factor=1.5,
-    )
-
-
-def transformer(**config: Any) -> Any:
-    given = {"pooled_projection_dim": WIDTH, "guidance_embeds": True, "out_channels": 4} | config
-    return randomised(diffusers.FluxTransformer2DModel(**CONFIG | given))
 
 
 def controlnet() -> Any:
-    given = CONFIG | {"pooled_projection_dim": WIDTH, "guidance_embeds": True}
+    given = FLUX_CONFIG | {"pooled_projection_dim": WIDTH, "guidance_embeds": True}
     return randomised(diffusers.FluxControlNetModel(**given), seed=1)
 
 
-def of(name: str, **more: Any) -> Callable[[], Any]:
-    """Return a function that builds the pipeline of this name from the parts of Flux."""
-
-    def build() -> Any:
-        parts = dict(flux().pipe.components) | more
-        for absent in ("image_encoder", "feature_extractor"):
-            parts.pop(absent, None)
-        return quiet(pipeline_class(name)(**made(parts)))
-
-    return build
+of = partial(with_parts_of, flux)
 
 
 def text(prompts: Sequence[int], variant: Variant) -> dict[str, Any]:
@@ -134,25 +94,10 @@ def masked_from_image(prompts: Sequence[int], variant: Variant) -> dict[str, Any
 
 def chroma() -> Any:
     given = {"approximator_num_channels": 16, "approximator_hidden_dim": 32, "approximator_layers": 1}
-    return randomised(diffusers.ChromaTransformer2DModel(**CONFIG | given))
+    return randomised(diffusers.ChromaTransformer2DModel(**FLUX_CONFIG | given))
 
 
-def of_chroma(name: str) -> Callable[[], Any]:
-    return lambda: quiet(
-        pipeline_class(name)(
-            transformer=chroma(), scheduler=flow_scheduler(), vae=flux_vae(), text_encoder=None, tokenizer=None
-        )
-    )
-
-
-def of_one_encoder(name: str, make: Callable[[], Any], **more: Any) -> Callable[[], Any]:
-    """Return a function that builds a pipeline from a transformer, a VAE and a scheduler, without its text encoder."""
-
-    def build() -> Any:
-        parts = {"scheduler": flow_scheduler, "vae": flux_vae, "transformer": make} | more
-        return quiet(pipeline_class(name)(**{"text_encoder": None, "tokenizer": None} | made(parts)))
-
-    return build
+of_one_encoder = partial(one_encoder, vae=flux_vae)
 
 
 def plain(prompts: Sequence[int], variant: Variant) -> dict[str, Any]:
@@ -170,7 +115,7 @@ def said(prompts: Sequence[int], variant: Variant) -> dict[str, Any]:
 def longcat_transformer() -> Any:
     """Return a transformer for latents of 16 channels, which the pipeline assumes."""
     return randomised(
-        diffusers.LongCatImageTransformer2DModel(**CONFIG | {"pooled_projection_dim": WIDTH, "in_channels": 64})
+        diffusers.LongCatImageTransformer2DModel(**FLUX_CONFIG | {"pooled_projection_dim": WIDTH, "in_channels": 64})
     )
 
 
@@ -178,19 +123,20 @@ CHROMA_MASK = {"attention_mask": "encoder_hidden_states"}
 
 
 def flux2_vae() -> Any:
-    return diffusers.AutoencoderKLFlux2(
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        block_out_channels=(4, 8),
-        layers_per_block=1,
-        latent_channels=2,
-        norm_num_groups=2,
-        sample_size=32,
-    ).eval()
+    with seeded():
+        return diffusers.AutoencoderKLFlux2(
+            down_block_types=("DownEncoderBlock2D",) * 2,
+            up_block_types=("UpDecoderBlock2D",) * 2,
+            block_out_channels=(4, 8),
+            layers_per_block=1,
+            latent_channels=2,
+            norm_num_groups=2,
+            sample_size=32,
+        ).eval()
 
 
 def flux2_transformer(**config: Any) -> Any:
-    given = CONFIG | {"in_channels": 8, "axes_dims_rope": (4, 4, 4, 4), "timestep_guidance_channels": 16}
+    given = FLUX_CONFIG | {"in_channels": 8, "axes_dims_rope": (4, 4, 4, 4), "timestep_guidance_channels": 16}
     return randomised(diffusers.Flux2Transformer2DModel(**given | config))
 
 
@@ -230,19 +176,19 @@ CASES = [
     Case("FluxInpaintPipeline", of("FluxInpaintPipeline"), of_strength(inpainted), WITH_IMAGES),
     Case(
         "FluxControlPipeline",
-        of("FluxControlPipeline", transformer=lambda: transformer(in_channels=8)),
+        of("FluxControlPipeline", transformer=lambda: flux_transformer(in_channels=8, out_channels=4)),
         controlled,
         WITH_IMAGES,
     ),
     Case(
         "FluxControlImg2ImgPipeline",
-        of("FluxControlImg2ImgPipeline", transformer=lambda: transformer(in_channels=8)),
+        of("FluxControlImg2ImgPipeline", transformer=lambda: flux_transformer(in_channels=8, out_channels=4)),
         of_strength(controlled_from_image),
         WITH_IMAGES,
     ),
     Case(
         "FluxControlInpaintPipeline",
-        of("FluxControlInpaintPipeline", transformer=lambda: transformer(in_channels=8)),
+        of("FluxControlInpaintPipeline", transformer=lambda: flux_transformer(in_channels=8, out_channels=4)),
         of_strength(controlled_inpainted),
         WITH_IMAGES,
     ),
@@ -261,16 +207,16 @@ CASES = [
     ),
     Case(
         "FluxFillPipeline",
-        of("FluxFillPipeline", transformer=lambda: transformer(in_channels=12)),
+        of("FluxFillPipeline", transformer=lambda: flux_transformer(in_channels=12, out_channels=4)),
         inpainted,
         WITH_IMAGES,
     ),
     Case("FluxKontextPipeline", of("FluxKontextPipeline"), edited, WITH_IMAGES),
     Case("FluxKontextInpaintPipeline", of("FluxKontextInpaintPipeline"), of_strength(edited_inpainted), WITH_IMAGES),
-    Case("ChromaPipeline", of_chroma("ChromaPipeline"), masked_text, masks=CHROMA_MASK),
+    Case("ChromaPipeline", of_one_encoder("ChromaPipeline", chroma), masked_text, masks=CHROMA_MASK),
     Case(
         "ChromaImg2ImgPipeline",
-        of_chroma("ChromaImg2ImgPipeline"),
+        of_one_encoder("ChromaImg2ImgPipeline", chroma),
         of_strength(masked_from_image),
         WITH_IMAGES,
         masks=CHROMA_MASK,
@@ -279,13 +225,13 @@ CASES = [
         "OvisImagePipeline",
         of_one_encoder(
             "OvisImagePipeline",
-            lambda: randomised(diffusers.OvisImageTransformer2DModel(**CONFIG | {"out_channels": 4})),
+            lambda: randomised(diffusers.OvisImageTransformer2DModel(**FLUX_CONFIG | {"out_channels": 4})),
         ),
         without_text,
     ),
     Case(
         "BriaPipeline",
-        of_one_encoder("BriaPipeline", lambda: randomised(diffusers.BriaTransformer2DModel(**CONFIG))),
+        of_one_encoder("BriaPipeline", lambda: randomised(diffusers.BriaTransformer2DModel(**FLUX_CONFIG))),
         plain,
     ),
     Case(
@@ -293,7 +239,7 @@ CASES = [
         of_one_encoder(
             "LongCatImagePipeline",
             longcat_transformer,
-            vae=lambda: vae(channels=16, shift_factor=0.06, scaling_factor=1.5),
+            vae=lambda: shifted_vae(channels=16),
             text_processor=lambda: None,
             text_encoder=encoders.qwen_with_head,
             tokenizer=lambda: encoders.tokenizer(512),

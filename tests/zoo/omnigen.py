@@ -6,11 +6,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import diffusers
+from building_blocks import omnigen_transformer, quiet, vae
 
 from . import encoders
 from .case import Case, Variant
 from .classes import pipeline_class
-from .parts import quiet, randomised, texts, vae
+from .parts import texts
 
 
 def build() -> Any:
@@ -25,19 +26,9 @@ def build() -> Any:
     from diffusers.pipelines.omnigen.processor_omnigen import OmniGenMultiModalProcessor
 
     pipeline_omnigen.OmniGenMultiModalProcessor = OmniGenMultiModalProcessor
-    transformer = diffusers.OmniGenTransformer2DModel(
-        hidden_size=16,
-        num_attention_heads=4,
-        num_key_value_heads=4,
-        intermediate_size=32,
-        num_layers=1,
-        in_channels=4,
-        time_step_dim=4,
-        rope_scaling={"long_factor": [1, 2], "short_factor": [1, 2]},
-    )
     return quiet(
         pipeline_class("OmniGenPipeline")(
-            transformer=randomised(transformer),
+            transformer=omnigen_transformer(),
             vae=vae(block_out_channels=[4] * 4),
             tokenizer=encoders.tokenizer(1024),
             scheduler=diffusers.FlowMatchEulerDiscreteScheduler(invert_sigmas=True, num_train_timesteps=1),

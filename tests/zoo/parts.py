@@ -1,24 +1,14 @@
-"""Parts of the cases: inputs that depend only on the number of the prompt, and components of pipelines."""
+"""Inputs of the cases, which depend only on the number of the prompt."""
 
-import inspect
 from collections.abc import Sequence
 from typing import Any
 
-import diffusers
 import torch
+from building_blocks import TOKENS, WIDTH, equal_rows, first_rows, generator_of
 from PIL import Image
-from tiny import SD_BETAS, TOKENS, WIDTH
-from tiny import _generator as generator_of
-from tiny import _negatives as equal_rows
-from tiny import _prompts as first_rows
-from tiny import _randomised as randomised
-from tiny import _unet as unet
-from tiny import _vae as vae
 from torch import Tensor
 
 from .case import OWN_IMAGE, Variant
-
-__all__ = ["SD_BETAS", "TOKENS", "WIDTH", "randomised", "unet", "vae"]
 
 LENGTHS = (5, 3, 4)  # tokens of each prompt; the tokens beyond are padding, which differs per prompt
 NEGATIVE_LENGTH = 4
@@ -84,31 +74,7 @@ def inpainting_mask(prompts: Sequence[int], variant: Variant, size: int = 32) ->
     return one(0) if variant != "own" else [one(OWN_IMAGE[i]) for i in prompts]
 
 
-def made(parts: dict[str, Any]) -> dict[str, Any]:
-    """Return the parts of a pipeline; functions and classes among them are called."""
-    return {name: part() if inspect.isfunction(part) or inspect.isclass(part) else part for name, part in parts.items()}
-
-
-def quiet(pipe: Any) -> Any:
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
-
-
 GLOBAL_NOISE = (
     "Examined with a VAE that encodes without noise: the pipeline draws that noise from the global generator, and its "
     "images differ from call to call."
 )
-
-
-def certain(autoencoder: Any) -> Any:
-    """An autoencoder that encodes an image without noise."""
-    last = autoencoder.quant_conv if autoencoder.quant_conv is not None else autoencoder.encoder.conv_out
-    channels = len(last.bias) // 2  # the means; then the logarithms of the variances
-    with torch.no_grad():
-        last.weight[channels:] = 0
-        last.bias[channels:] = -60
-    return autoencoder
-
-
-def flow_scheduler(**config: Any) -> Any:
-    return diffusers.FlowMatchEulerDiscreteScheduler(**config)

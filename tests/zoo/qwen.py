@@ -4,25 +4,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import diffusers
-import torch
+from building_blocks import WIDTH, certain, flow_scheduler, quiet, randomised, seeded
 
 from . import encoders
 from .case import WITH_IMAGES, Case, Variant
 from .classes import pipeline_class
-from .parts import (
-    GLOBAL_NOISE,
-    WIDTH,
-    certain,
-    embeds,
-    flow_scheduler,
-    image_of,
-    inpainting_mask,
-    mask,
-    negative_mask,
-    quiet,
-    randomised,
-    texts,
-)
+from .parts import GLOBAL_NOISE, embeds, image_of, inpainting_mask, mask, negative_mask, texts
 
 PIXELS, CHANNELS = 16, 4
 SIZE = {"height": PIXELS, "width": PIXELS}
@@ -40,8 +27,7 @@ MASKS = {"encoder_hidden_states_mask": "encoder_hidden_states"}
 
 
 def qwen_vae() -> Any:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+    with seeded():
         return diffusers.AutoencoderKLQwenImage(
             base_dim=4,
             z_dim=CHANNELS,

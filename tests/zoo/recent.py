@@ -5,30 +5,14 @@ from typing import Any
 
 import diffusers
 import torch
+from building_blocks import TOKENS, WIDTH, clip, flow_scheduler, quiet, randomised, seeded, shifted_vae, unet, vae
 
 from . import encoders
+from .assembly import made, one_encoder
 from .case import WITH_IMAGES, Case, Variant
 from .classes import pipeline_class
-from .dit import hunyuan_image_transformer, one_encoder
-from .parts import (
-    LENGTHS,
-    TOKENS,
-    WIDTH,
-    embeds,
-    flow_scheduler,
-    image_of,
-    inpainting_mask,
-    made,
-    mask,
-    negative_mask,
-    negatives,
-    quiet,
-    randomised,
-    rows,
-    texts,
-    unet,
-    vae,
-)
+from .dit import hunyuan_image_transformer
+from .parts import LENGTHS, embeds, image_of, inpainting_mask, mask, negative_mask, negatives, rows, texts
 from .qwen import qwen_vae
 
 SIZE = {"height": 32, "width": 32}
@@ -215,24 +199,27 @@ def kandinsky_unet() -> Any:
     )
 
 
-def movq() -> Any:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+def vq_model(**config: Any) -> Any:
+    """Return an autoencoder of discrete latents."""
+    with seeded():
         return diffusers.VQModel(
             block_out_channels=[8, 16],
             down_block_types=["DownEncoderBlock2D"] * 2,
             up_block_types=["UpDecoderBlock2D"] * 2,
             latent_channels=4,
-            num_vq_embeddings=12,
             norm_num_groups=4,
-            vq_embed_dim=4,
+            **config,
         ).eval()
 
 
 def kandinsky(name: str) -> Callable[[], Any]:
     return lambda: quiet(
         pipeline_class(name)(
-            tokenizer=None, text_encoder=None, unet=kandinsky_unet(), scheduler=diffusers.DDPMScheduler(), movq=movq()
+            tokenizer=None,
+            text_encoder=None,
+            unet=kandinsky_unet(),
+            scheduler=diffusers.DDPMScheduler(),
+            movq=vq_model(num_vq_embeddings=12, vq_embed_dim=4),
         )
     )
 
@@ -336,18 +323,7 @@ def amused(name: str) -> Callable[[], Any]:
                 sample_size=8,
             )
         )
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            vqvae = diffusers.VQModel(
-                block_out_channels=[8, 16],
-                down_block_types=["DownEncoderBlock2D"] * 2,
-                up_block_types=["UpDecoderBlock2D"] * 2,
-                latent_channels=4,
-                num_vq_embeddings=32,
-                norm_num_groups=4,
-                lookup_from_codebook=True,
-                mid_block_add_attention=False,
-            ).eval()
+        vqvae = vq_model(num_vq_embeddings=32, lookup_from_codebook=True, mid_block_add_attention=False)
         return quiet(
             pipeline_class(name)(
                 vqvae=vqvae,
@@ -395,8 +371,7 @@ def hunyuan_image(prompts: Sequence[int], variant: Variant) -> dict[str, Any]:
 
 
 def hunyuan_image_vae() -> Any:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+    with seeded():
         return diffusers.AutoencoderKLHunyuanImage(
             in_channels=3,
             out_channels=3,
@@ -531,11 +506,11 @@ def hidream_transformer() -> Any:
 def hidream() -> Any:
     parts = {
         "scheduler": flow_scheduler,
-        "vae": lambda: vae(shift_factor=0.06, scaling_factor=1.5),
+        "vae": shifted_vae,
         "transformer": hidream_transformer,
-        "text_encoder": lambda: encoders.clip(32),
+        "text_encoder": lambda: encoders.clip_with_projection(32),
         "tokenizer": lambda: encoders.tokenizer(32),
-        "text_encoder_2": lambda: encoders.clip(32),
+        "text_encoder_2": lambda: encoders.clip_with_projection(32),
         "tokenizer_2": lambda: encoders.tokenizer(32),
         "text_encoder_3": encoders.t5,
         "tokenizer_3": lambda: encoders.tokenizer(32),
@@ -588,7 +563,7 @@ def kandinsky5() -> Any:
         "vae": lambda: vae(block_out_channels=[4] * 4),
         "text_encoder": encoders.qwen_with_head,
         "tokenizer": TextProcessor,
-        "text_encoder_2": encoders.clip_text,
+        "text_encoder_2": clip,
         "tokenizer_2": encoders.tokenizer,
         "scheduler": flow_scheduler,
     }

@@ -4,10 +4,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import diffusers
+from building_blocks import SD_BETAS, randomised, unet, vae
 from tiny import sd_with_text
 
 from .case import WITH_IMAGES, Case, Variant
-from .parts import SD_BETAS, embeds, image_of, inpainting_mask, randomised, rows, texts, unet, vae
+from .parts import embeds, image_of, inpainting_mask, rows, texts
 from .sdxl import of as of_sdxl
 from .sdxl import sdxl_unet
 from .sdxl import text as sdxl_text

@@ -1,28 +1,21 @@
 """Stable Diffusion 3."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import diffusers
+from building_blocks import SD3_CONFIG, certain, randomised, sd3_transformer, shifted_vae
 from tiny import sd3
 
+from .assembly import with_parts_of
 from .case import WITH_IMAGES, Case, Variant
-from .classes import pipeline_class
-from .parts import GLOBAL_NOISE, WIDTH, certain, embeds, image_of, inpainting_mask, made, pooled, quiet, randomised, vae
+from .parts import GLOBAL_NOISE, embeds, image_of, inpainting_mask, pooled
 
 SIZE = {"height": 32, "width": 32}
 
 
-def of(name: str, **more: Any) -> Any:
-    """Return a function that builds the pipeline of this name from the parts of Stable Diffusion 3."""
-
-    def build() -> Any:
-        parts = dict(sd3().pipe.components) | more
-        for absent in ("image_encoder", "feature_extractor"):
-            parts.pop(absent, None)
-        return quiet(pipeline_class(name)(**made(parts)))
-
-    return build
+of = partial(with_parts_of, sd3)
 
 
 def text(prompts: Sequence[int], variant: Variant) -> dict[str, Any]:
@@ -45,40 +38,22 @@ def controlled_inpainted(prompts: Sequence[int], variant: Variant) -> dict[str, 
     return controlled(prompts, variant) | {"control_mask": inpainting_mask(prompts, variant)}
 
 
-CONFIG = {
-    "sample_size": 16,
-    "patch_size": 1,
-    "in_channels": 4,
-    "out_channels": 4,
-    "num_attention_heads": 2,
-    "attention_head_dim": 8,
-    "joint_attention_dim": WIDTH,
-    "caption_projection_dim": 16,
-    "pooled_projection_dim": WIDTH,
-}
-
-
 def controlnet(**config: Any) -> Any:
-    return randomised(
-        diffusers.SD3ControlNetModel(**CONFIG | {"num_layers": 1} | config),
-        seed=1,
-    )
+    return randomised(diffusers.SD3ControlNetModel(**SD3_CONFIG | {"num_layers": 1} | config), seed=1)
 
 
 def wide_transformer() -> Any:
     """Return a transformer for latents of 16 channels, which inpainting requires."""
-    return randomised(
-        diffusers.SD3Transformer2DModel(**CONFIG | {"num_layers": 2, "in_channels": 16, "out_channels": 16})
-    )
+    return sd3_transformer(in_channels=16, out_channels=16)
 
 
 def certain_vae() -> Any:
     """Return a VAE without noise. Its pipelines encode the control image with noise from the global generator."""
-    return certain(vae(shift_factor=0.06, scaling_factor=1.5))
+    return certain(shifted_vae())
 
 
 def wide_vae() -> Any:
-    return vae(channels=16, shift_factor=0.06, scaling_factor=1.5)
+    return shifted_vae(channels=16)
 
 
 PERTURBED = {"pag_applied_layers": ["blocks.0"]}

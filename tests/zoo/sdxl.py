@@ -4,12 +4,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import diffusers
+from building_blocks import SD_BETAS, WIDTH, controlnet, randomised, unet
 from tiny import sdxl
 
+from .assembly import with_parts_of
 from .case import WITH_IMAGES, Case, Variant
-from .classes import pipeline_class
-from .parts import SD_BETAS, WIDTH, embeds, image_of, inpainting_mask, made, pooled, quiet, randomised, unet
-from .stable_diffusion import controlnet
+from .parts import embeds, image_of, inpainting_mask, pooled
 
 SIZE = {"height": 32, "width": 32}
 TIME_WIDTH, SIZE_NUMBERS = 8, 6
@@ -27,16 +27,9 @@ def sdxl_unet(**config: Any) -> Any:
     return unet(**SDXL_CONFIG | config)
 
 
-def of(name: str, leave_out: Sequence[str] = (), **more: Any) -> Callable[[], Any]:
+def of(name: str, absent: Sequence[str] = (), **more: Any) -> Callable[[], Any]:
     """Return a function that builds the pipeline of this name from the parts of SDXL."""
-
-    def build() -> Any:
-        parts = dict(sdxl().pipe.components) | {"unet": sdxl_unet, "add_watermarker": False} | more
-        for absent in ("image_encoder", "feature_extractor", *leave_out):
-            parts.pop(absent, None)
-        return quiet(pipeline_class(name)(**made(parts)))
-
-    return build
+    return with_parts_of(sdxl, name, absent, **{"unet": sdxl_unet, "add_watermarker": False} | more)
 
 
 def text(prompts: Sequence[int], variant: Variant) -> dict[str, Any]:
@@ -79,23 +72,13 @@ def sdxl_controlnet() -> Any:
 
 
 def union_controlnet() -> Any:
-    modes = 3
-    return randomised(
-        diffusers.ControlNetUnionModel(
-            in_channels=4,
-            block_out_channels=(8, 16),
-            layers_per_block=1,
-            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-            conditioning_embedding_out_channels=(8, 16),
-            cross_attention_dim=WIDTH,
-            norm_num_groups=4,
-            num_control_type=modes,
-            num_trans_channel=8,
-            num_trans_head=2,
-            num_proj_channel=8,
-            **SDXL_CONFIG,
-        ),
-        seed=1,
+    return controlnet(
+        diffusers.ControlNetUnionModel,
+        num_control_type=3,
+        num_trans_channel=8,
+        num_trans_head=2,
+        num_proj_channel=8,
+        **SDXL_CONFIG,
     )
 
 
@@ -140,7 +123,7 @@ CASES = [
     xl("ControlNetUnion", union, ("one",), controlnet=union_controlnet),
     xl("ControlNetUnionImg2Img", union_from_image, ("one",), controlnet=union_controlnet),
     xl("ControlNetUnionInpaint", union_inpainted, ("one",), controlnet=union_controlnet),
-    xl("Adapter", controlled, WITH_IMAGES, adapter=adapter, leave_out=["add_watermarker"]),
+    xl("Adapter", controlled, WITH_IMAGES, adapter=adapter, absent=["add_watermarker"]),
     xl("PAG", text, **PERTURBED),
     xl("PAGImg2Img", from_image, WITH_IMAGES, **PERTURBED),
     xl("PAGInpaint", inpainted, WITH_IMAGES, **PERTURBED),

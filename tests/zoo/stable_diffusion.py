@@ -5,11 +5,12 @@ from typing import Any
 
 import diffusers
 import torch
-from tiny import _sd_parts as parts
+from building_blocks import controlnet, quiet, randomised, sd_parts, unet
 
+from .assembly import made
 from .case import WITH_IMAGES, Case, Variant
 from .classes import pipeline_class
-from .parts import WIDTH, embeds, image_of, inpainting_mask, made, quiet, randomised, unet
+from .parts import embeds, image_of, inpainting_mask
 
 SIZE = {"height": 32, "width": 32}
 GUIDED = {"guidance_scale": 5.0}
@@ -20,7 +21,7 @@ def of(name: str, **more: Any) -> Callable[[], Any]:
     """Return a function that builds the pipeline of this name. OMITTED marks parts that it does not take."""
 
     def build() -> Any:
-        given = {key: part for key, part in (parts() | more).items() if part is not OMITTED}
+        given = {key: part for key, part in (sd_parts() | more).items() if part is not OMITTED}
         return quiet(pipeline_class(name)(**made(given)))
 
     return build
@@ -61,20 +62,6 @@ def upscaled(prompts: Sequence[int], variant: Variant) -> dict[str, Any]:
 def with_depth(prompts: Sequence[int], variant: Variant) -> dict[str, Any]:
     depth = torch.rand(1, 32, 32, generator=torch.Generator().manual_seed(4))
     return from_image(prompts, variant) | {"depth_map": depth}
-
-
-def controlnet(seed: int = 1, **config: Any) -> Any:
-    defaults = {
-        "in_channels": 4,
-        "block_out_channels": (8, 16),
-        "layers_per_block": 1,
-        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
-        "conditioning_embedding_out_channels": (8, 16),
-        "cross_attention_dim": WIDTH,
-        "norm_num_groups": 4,
-        "attention_head_dim": 4,
-    }
-    return randomised(diffusers.ControlNetModel(**defaults | config), seed)
 
 
 def adapter() -> Any:

@@ -203,6 +203,25 @@ def plot(points: list[dict[str, Any]], path: Path) -> None:
     plt.close(figure)
 
 
+class Points:
+    """The measured points, each written to `points.jsonl` in the folder `out` at once; those of earlier runs count."""
+
+    def __init__(self, out: Path) -> None:
+        out.mkdir(parents=True, exist_ok=True)
+        self.file = out / "points.jsonl"
+        self.all: list[dict[str, Any]] = read_lines(self.file) if self.file.exists() else []
+
+    def has(self, key: dict[str, Any]) -> bool:
+        """Return whether a point with these entries was measured."""
+        return any(key.items() <= point.items() for point in self.all)
+
+    def add(self, point: dict[str, Any]) -> None:
+        self.all.append(point)
+        with self.file.open("a") as log:
+            log.write(json.dumps(point) + "\n")
+        print(json.dumps(point), flush=True)
+
+
 def table(points: list[dict[str, Any]]) -> str:
     lines = [
         "| scheduler | steps | family | setting | rows | time saved / rows saved | PSNR dB | perceptual | Frechet % |",
@@ -232,9 +251,7 @@ def main() -> None:
     parser.add_argument("--no-clock", action="store_true", help="do not report times")
     parser.add_argument("--families", nargs="+", default=["*"], help="their names; * stands for any text")
     args = parser.parse_args()
-    args.out.mkdir(parents=True, exist_ok=True)
-    file = args.out / "points.jsonl"
-    points = read_lines(file) if file.exists() else []
+    points = Points(args.out)
     torch.set_grad_enabled(False)
     torch.set_flush_denormal(True)
     pipe, network = load_pipeline(args.model, "cpu"), EfficientNetLite0()
@@ -251,7 +268,7 @@ def main() -> None:
             if not any(fnmatchcase(arm.family, name) for name in args.families):
                 continue
             key = run | {"scheduler": scheduler, "steps": steps, "family": arm.family, "label": arm.label}
-            if any(key.items() <= point.items() for point in points):
+            if points.has(key):
                 continue
             reference = reference or Reference.of(pipe, network, prompts, steps, args.guidance)
             try:
@@ -266,11 +283,8 @@ def main() -> None:
             point |= {"rows": None if arm.is_partial else rows, "cost": in_time if arm.is_partial else rows}
             ratio = (1 - seconds / reference.seconds) / saved if saved > 0.01 else 1.0
             point["ratio"] = None if args.no_clock else ratio
-            points.append(point)
-            with file.open("a") as log:
-                log.write(json.dumps(point) + "\n")
-            print(json.dumps(point), flush=True)
-        shown = [point for point in points if run.items() <= point.items()]
+            points.add(point)
+        shown = [point for point in points.all if run.items() <= point.items()]
         if shown:
             write_text(args.out / "table.md", table(shown))
             own = [point for point in shown if (point["scheduler"], point["steps"]) == (scheduler, steps)]

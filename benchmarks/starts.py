@@ -16,7 +16,6 @@ where this one begins, as if another model had made it.
 
 import argparse
 import itertools
-import json
 import math
 import sys
 from collections.abc import Iterator
@@ -28,9 +27,10 @@ from typing import Any
 import diffusers
 import torch
 from skipping import PROMPTS as CAPTIONS
+from skipping import Points
 
 from cotrunk import Skipping, apply
-from cotrunk.files import read_lines, write_text
+from cotrunk.files import write_text
 from cotrunk.pipelines.arguments import needed_arguments
 from cotrunk.pipelines.compatibility import denoisers_of
 from cotrunk.pipelines.identity import weights_digest
@@ -257,9 +257,7 @@ def main() -> None:
     parser.add_argument("--strengths", nargs="+", type=float, default=STRENGTHS)
     parser.add_argument("--tolerances", nargs="*", type=float, default=TOLERANCES)
     args = parser.parse_args()
-    args.out.mkdir(parents=True, exist_ok=True)
-    file = args.out / "points.jsonl"
-    points = read_lines(file) if file.exists() else []
+    points = Points(args.out)
     torch.set_grad_enabled(False)
     torch.set_flush_denormal(True)
     for solver in args.solvers or SOLVERS[args.model]:
@@ -272,7 +270,7 @@ def main() -> None:
             for steps, tolerance in [*plain, *((args.steps, tolerance) for tolerance in args.tolerances)]:
                 key = {"model": args.model, "solver": solver, "kind": start.kind, "strength": start.strength}
                 key |= {"guidance": args.guidance, "full_steps": args.steps, "steps": steps, "tolerance": tolerance}
-                if any(key.items() <= point.items() for point in points):
+                if points.has(key):
                     continue
                 runs = runs or Runs(args.model, solver, args.steps, args.guidance)
                 full = full or runs.draw(start, args.steps)
@@ -280,16 +278,13 @@ def main() -> None:
                 (denoiser,) = denoisers_of(runs.pipe)
                 weights = weights_digest(getattr(runs.pipe, denoiser))
                 point = key | {"weights": weights, "images": len(images), "rows": rows, "full_rows": full[1]}
-                points.append(point | compared(images, full[0]))
-                with file.open("a") as log:
-                    log.write(json.dumps(points[-1]) + "\n")
-                print(json.dumps(points[-1]), flush=True)
+                points.add(point | compared(images, full[0]))
     order = [f"{solver} {start}" for model in SOLVERS for solver in SOLVERS[model] for start in starts(model, solver)]
 
     def place(point: dict[str, Any]) -> tuple[str, int]:
         return point["model"], order.index(f"{point['solver']} {Start(point['kind'], point['strength'])}")
 
-    write_text(args.out / "table.md", table(sorted(points, key=place)))
+    write_text(args.out / "table.md", table(sorted(points.all, key=place)))
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from diffusers import AutoencoderKL
 
 from captions import digest, read_lines
 from perceptual import Perceptual
-from training import autocast, device, train, training_options
+from training import autocast, device, options_of, train, training_options
 
 SEED = 0
 DECAY = 0.998  # of the averaged weights
@@ -128,10 +128,7 @@ def main() -> None:
         model,
         loss_of,
         checkpoint=args.build / f"{name}.ckpt",
-        start=args.start,
-        steps=args.steps,
-        batch=args.batch,
-        peak=args.peak,
+        **options_of(args),
         decays=(DECAY,),
         data=digest(args.build / "captions.jsonl"),
     )

@@ -6,6 +6,7 @@ import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,6 +27,11 @@ def training_options(description: str | None, *, steps: int, batch: int, peak: f
     parser.add_argument("--peak", type=float, default=peak, help="learning rate")
     parser.add_argument("--start", help="initial weights if there is no checkpoint: a folder in the build folder")
     return parser
+
+
+def options_of(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the shared options as arguments of `train`."""
+    return {"start": args.start, "steps": args.steps, "batch": args.batch, "peak": args.peak}
 
 
 def device() -> torch.device:

@@ -18,7 +18,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from captions import digest
 from examples import Examples, trained_on
 from teacher import Teacher
-from training import autocast, device, save_averages, train, training_options
+from training import autocast, device, options_of, save_averages, train, training_options
 
 SEED = 0
 DECAYS = (0.999, 0.9995, 0.9998)  # of the averaged weights
@@ -91,10 +91,7 @@ def main() -> None:
         model,
         loss_of,
         checkpoint=args.build / "transformer.ckpt",
-        start=args.start,
-        steps=args.steps,
-        batch=args.batch,
-        peak=args.peak,
+        **options_of(args),
         decays=DECAYS,
         data=lesson,  # a checkpoint of other targets would be another training
         matrices=("transformer_blocks.",),

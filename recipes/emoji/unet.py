@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from diffusers import DDIMScheduler, UNet2DConditionModel
 
 from examples import Examples, trained_on
-from training import autocast, device, save_averages, train, training_options
+from training import autocast, device, options_of, save_averages, train, training_options
 
 SEED = 0
 DECAYS = (0.999, 0.9995, 0.9998)  # of the averaged weights
@@ -73,10 +73,7 @@ def main() -> None:
         model,
         loss_of,
         checkpoint=args.build / f"{name}.ckpt",
-        start=args.start,
-        steps=args.steps,
-        batch=args.batch,
-        peak=args.peak,
+        **options_of(args),
         decays=DECAYS,
         data=data,
     )

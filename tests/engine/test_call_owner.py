@@ -138,6 +138,8 @@ def test_a_change_of_one_image_that_shares_nothing_stays_its_own() -> None:
 
 # --- interruptions ------------------------------------------------------------------------------------------
 
+TWO_PER_BATCH = {"sharing": None, "batching": Batching(2), "num_inference_steps": STEPS}
+
 
 def test_an_interruption_ends_the_run_and_marks_unfinished_images() -> None:
     tiny, steps = sd(), []
@@ -147,14 +149,8 @@ def test_an_interruption_ends_the_run_and_marks_unfinished_images() -> None:
         pipe._interrupt = len(steps) == STEPS + 2
         return tensors
 
-    call = {
-        "sharing": None,
-        "batching": Batching(2),
-        "num_inference_steps": STEPS,
-        "callback_on_step_end": stop,
-    }
     with pytest.warns(UserWarning, match="2 images were stopped before their last step .* 2 of 6 were not"):
-        result = generate(tiny.pipe, **tiny.inputs(6), **call)
+        result = generate(tiny.pipe, **tiny.inputs(6), **TWO_PER_BATCH, callback_on_step_end=stop)
     assert len(steps) == STEPS + 2  # all of the first call, two of the second, none of the third
     assert (result.made, result.failed) == ((0, 1, 2, 3), (2, 3))
     assert len(result.images) == 4
@@ -167,13 +163,7 @@ def test_an_interruption_after_the_last_step_stops_nothing() -> None:
         pipe._interrupt = at == STEPS - 1
         return tensors
 
-    call = {
-        "sharing": None,
-        "batching": Batching(2),
-        "num_inference_steps": STEPS,
-        "callback_on_step_end": stop,
-    }
-    result = generate(tiny.pipe, **tiny.inputs(4), **call)
+    result = generate(tiny.pipe, **tiny.inputs(4), **TWO_PER_BATCH, callback_on_step_end=stop)
     assert (result.made, result.failed) == ((0, 1, 2, 3), ())
 
 

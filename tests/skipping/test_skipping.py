@@ -17,7 +17,7 @@ from skipped import EVERY_THIRD, FIXED, STEPS, pixels, skipped
 from tiny import TinyPipeline, flux, sd, sd3, sd_controlnet, sd_from_image, sd_perturbed, wan
 from torch import Tensor
 
-from cotrunk import Batch, Batching, CotrunkError, Skipping, apply, generate, mini, remove
+from cotrunk import Batch, Batching, Cost, CotrunkError, Skipping, apply, generate, mini, remove
 from cotrunk.pipelines.noise_schedule import read_schedule
 
 
@@ -251,16 +251,23 @@ def test_apply_gives_what_generate_gives(name: str) -> None:
     assert applied.rows_asked == 2 * ours.cost.independent
 
 
+def cost_by_both_ways(pipeline: TinyPipeline, inputs: dict[str, Any], skipping: Skipping, steps: int) -> Cost:
+    """Check that `apply` gives the images and rows of `generate`, and return their cost."""
+    ours = skipped(pipeline, inputs, skipping, num_inference_steps=steps)
+    with apply(pipeline.pipe, skipping) as applied:
+        own = bare(pipeline, inputs, ours.plan.seeds, num_inference_steps=steps)
+    assert applied.rows == ours.cost.used
+    assert close(own, pixels(pipeline, ours))
+    return ours.cost
+
+
 @pytest.mark.parametrize("scheduler", ["ddim", "dpm++2m"])
 def test_an_applied_run_from_an_image_knows_where_it_begins(scheduler: str) -> None:
     pipeline = sd_from_image()
     pipeline.pipe.scheduler = DIFFUSION[scheduler]()
     inputs = pipeline.inputs(2) | {"strength": 0.6}
-    ours = skipped(pipeline, inputs, Skipping(tolerance=0.5), num_inference_steps=20)
-    with apply(pipeline.pipe, Skipping(tolerance=0.5)) as applied:
-        own = bare(pipeline, inputs, ours.plan.seeds, num_inference_steps=20)
-    assert applied.rows == ours.cost.used < ours.cost.independent
-    assert close(own, pixels(pipeline, ours))
+    cost = cost_by_both_ways(pipeline, inputs, Skipping(tolerance=0.5), steps=20)
+    assert cost.used < cost.independent
 
 
 @pytest.mark.slow
@@ -450,22 +457,15 @@ def test_a_run_that_ends_early_reads_its_noise_schedule() -> None:
     """SDXL's `denoising_end`: the first part of a schedule, by both ways."""
     pipeline = tiny.sdxl()
     inputs = pipeline.inputs(2) | {"denoising_end": 0.5}
-    ours = skipped(pipeline, inputs, Skipping(tolerance=0.5), num_inference_steps=40)
-    with apply(pipeline.pipe, Skipping(tolerance=0.5)) as applied:
-        own = bare(pipeline, inputs, ours.plan.seeds, num_inference_steps=40)
-    assert applied.rows == ours.cost.used < ours.cost.independent
-    assert close(own, pixels(pipeline, ours))
+    cost = cost_by_both_ways(pipeline, inputs, Skipping(tolerance=0.5), steps=40)
+    assert cost.used < cost.independent
 
 
 def test_an_applied_heun_run_from_an_image() -> None:
     pipeline = sd_from_image()
     pipeline.pipe.scheduler = DIFFUSION["heun"]()
     inputs = pipeline.inputs(1) | {"strength": 0.6}
-    ours = skipped(pipeline, inputs, Skipping(tolerance=0.05), num_inference_steps=20)
-    with apply(pipeline.pipe, Skipping(tolerance=0.05)) as applied:
-        own = bare(pipeline, inputs, ours.plan.seeds, num_inference_steps=20)
-    assert applied.rows == ours.cost.used
-    assert close(own, pixels(pipeline, ours))
+    cost_by_both_ways(pipeline, inputs, Skipping(tolerance=0.05), steps=20)
 
 
 def test_tolerance_zero_computes_all_tokens() -> None:

@@ -24,7 +24,19 @@ from . import encoders
 from .assembly import made, one_encoder, with_parts_of
 from .case import WITH_IMAGES, Case, Variant
 from .classes import pipeline_class
-from .parts import GLOBAL_NOISE, LENGTHS, embeds, image_of, inpainting_mask, mask, negative_mask, negatives, rows, texts
+from .parts import (
+    GLOBAL_NOISE,
+    attention_masks,
+    embeds,
+    image_of,
+    inpainting_mask,
+    mask,
+    negative_mask,
+    negatives,
+    rows,
+    texts,
+    unpadded_embeds,
+)
 
 SIZE = {"height": 32, "width": 32}
 UNBINNED = {"use_resolution_binning": False}
@@ -33,15 +45,7 @@ MASKS = {"encoder_attention_mask": "encoder_hidden_states"}
 
 def masked(prompts: Sequence[int], variant: Variant) -> dict[str, Any]:
     """Return prompts with masks. Without a tokenizer the negative prompt's text must be None."""
-    return (
-        embeds(prompts)
-        | SIZE
-        | {
-            "prompt_attention_mask": mask(prompts),
-            "negative_prompt_attention_mask": negative_mask(prompts),
-            "guidance_scale": 4.0,
-        }
-    )
+    return embeds(prompts) | SIZE | attention_masks(prompts) | {"guidance_scale": 4.0}
 
 
 def pixart_text(prompts: Sequence[int], variant: Variant) -> dict[str, Any]:
@@ -241,12 +245,7 @@ def lumina2_transformer() -> Any:
 
 def z_text(prompts: Sequence[int], variant: Variant) -> dict[str, Any]:
     """Return prompts without padding."""
-    given = embeds(prompts)
-    return SIZE | {
-        "prompt_embeds": [row[: LENGTHS[i]] for i, row in zip(prompts, given["prompt_embeds"], strict=True)],
-        "negative_prompt_embeds": list(given["negative_prompt_embeds"]),
-        "guidance_scale": 4.0,
-    }
+    return unpadded_embeds(prompts) | SIZE | {"guidance_scale": 4.0}
 
 
 def z_from_image(prompts: Sequence[int], variant: Variant) -> dict[str, Any]:

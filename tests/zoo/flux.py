@@ -5,20 +5,13 @@ from functools import partial
 from typing import Any
 
 import diffusers
-from building_blocks import (
-    FLUX_CONFIG,
-    WIDTH,
-    flux_transformer,
-    flux_vae,
-    randomised,
-    shifted_vae,
-)
+from building_blocks import FLUX_CONFIG, WIDTH, flux_transformer, flux_vae, randomised, seeded, shifted_vae
 from tiny import flux
 
 from . import encoders
 from .assembly import one_encoder, with_parts_of
 from .case import WITH_IMAGES, Case, Variant
-from .parts import embeds, image_of, inpainting_mask, mask, negative_mask, pooled, texts
+from .parts import attention_masks, embeds, image_of, inpainting_mask, pooled, texts
 
 PIXELS = 16
 SIZE = {"height": PIXELS, "width": PIXELS}
@@ -82,10 +75,7 @@ def edited_inpainted(prompts: Sequence[int], variant: Variant) -> dict[str, Any]
 def masked_text(prompts: Sequence[int], variant: Variant) -> dict[str, Any]:
     """Return inputs for Chroma, whose text encoder gives masks in the dtype of the embeddings."""
     given = embeds(prompts) | SIZE | {"guidance_scale": 4.0}
-    return given | {
-        "prompt_attention_mask": mask(prompts, dtype=given["prompt_embeds"].dtype),
-        "negative_prompt_attention_mask": negative_mask(prompts, dtype=given["prompt_embeds"].dtype),
-    }
+    return given | attention_masks(prompts, given["prompt_embeds"].dtype)
 
 
 def masked_from_image(prompts: Sequence[int], variant: Variant) -> dict[str, Any]:

@@ -35,6 +35,13 @@ def negative_mask(prompts: Sequence[int], tokens: int = TOKENS, dtype: torch.dty
     return torch.tensor([[token < NEGATIVE_LENGTH for token in range(tokens)]] * len(prompts)).to(dtype)
 
 
+def attention_masks(prompts: Sequence[int], dtype: torch.dtype = torch.long) -> dict[str, Tensor]:
+    return {
+        "prompt_attention_mask": mask(prompts, dtype=dtype),
+        "negative_prompt_attention_mask": negative_mask(prompts, dtype=dtype),
+    }
+
+
 def texts(prompts: Sequence[int], *, negative: bool = True) -> dict[str, Any]:
     given: dict[str, Any] = {"prompt": [TEXTS[i] for i in prompts]}
     return given | ({"negative_prompt": [NEGATIVE_TEXT] * len(prompts)} if negative else {})
@@ -45,6 +52,15 @@ def embeds(
 ) -> dict[str, Any]:
     given = {"prompt_embeds": rows(prompts, tokens, width)}
     return given | ({"negative_prompt_embeds": negatives(prompts, tokens, width)} if negative else {})
+
+
+def unpadded_embeds(prompts: Sequence[int]) -> dict[str, Any]:
+    """Return lists with one entry per prompt, as long as its text."""
+    given = embeds(prompts)
+    return {
+        "prompt_embeds": [row[: LENGTHS[i]] for i, row in zip(prompts, given["prompt_embeds"], strict=True)],
+        "negative_prompt_embeds": list(given["negative_prompt_embeds"]),
+    }
 
 
 def pooled(prompts: Sequence[int], width: int = WIDTH, *, negative: bool = True) -> dict[str, Any]:

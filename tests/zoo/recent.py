@@ -12,7 +12,18 @@ from .assembly import made, one_encoder
 from .case import WITH_IMAGES, Case, Variant
 from .classes import pipeline_class
 from .dit import hunyuan_image_transformer
-from .parts import LENGTHS, embeds, image_of, inpainting_mask, mask, negative_mask, negatives, rows, texts
+from .parts import (
+    attention_masks,
+    embeds,
+    image_of,
+    inpainting_mask,
+    mask,
+    negative_mask,
+    negatives,
+    rows,
+    texts,
+    unpadded_embeds,
+)
 from .qwen import qwen_vae
 
 SIZE = {"height": 32, "width": 32}
@@ -35,17 +46,8 @@ def prx_transformer(**config: Any) -> Any:
 
 
 def prx(prompts: Sequence[int], variant: Variant) -> dict[str, Any]:
-    return (
-        embeds(prompts)
-        | SIZE
-        | {
-            "negative_prompt": None,
-            "prompt_attention_mask": mask(prompts, dtype=torch.bool),
-            "negative_prompt_attention_mask": negative_mask(prompts, dtype=torch.bool),
-            "guidance_scale": 4.0,
-            "use_resolution_binning": False,
-        }
-    )
+    given = embeds(prompts) | SIZE | attention_masks(prompts, torch.bool) | {"guidance_scale": 4.0}
+    return given | {"negative_prompt": None, "use_resolution_binning": False}
 
 
 def prx_pixel(prompts: Sequence[int], variant: Variant) -> dict[str, Any]:
@@ -176,12 +178,7 @@ def ernie_transformer() -> Any:
 
 
 def ernie(prompts: Sequence[int], variant: Variant) -> dict[str, Any]:
-    given = embeds(prompts)
-    return SIZE | {
-        "prompt_embeds": [row[: LENGTHS[i]] for i, row in zip(prompts, given["prompt_embeds"], strict=True)],
-        "negative_prompt_embeds": list(given["negative_prompt_embeds"]),
-        "guidance_scale": 4.0,
-    }
+    return unpadded_embeds(prompts) | SIZE | {"guidance_scale": 4.0}
 
 
 def kandinsky_unet() -> Any:
@@ -225,15 +222,8 @@ def kandinsky(name: str) -> Callable[[], Any]:
 
 
 def kandinsky_text(prompts: Sequence[int], variant: Variant) -> dict[str, Any]:
-    return (
-        embeds(prompts)
-        | SIZE
-        | {
-            "attention_mask": mask(prompts),
-            "negative_attention_mask": negative_mask(prompts),
-            "guidance_scale": 1.5,
-        }
-    )
+    masks = {"attention_mask": mask(prompts), "negative_attention_mask": negative_mask(prompts)}
+    return embeds(prompts) | SIZE | masks | {"guidance_scale": 1.5}
 
 
 def kandinsky_from_image(prompts: Sequence[int], variant: Variant) -> dict[str, Any]:

@@ -122,5 +122,5 @@ def test_a_line_that_is_not_an_entry_is_ignored(folder: RunFolder, line: str) ->
 
 def test_a_pipeline_without_images_is_named(folder: RunFolder) -> None:
     frames = Batch((0,), SimpleNamespace(frames=[]), (), (), Cost(1, 1), {}, ("C",), (1.0,), {})
-    with pytest.raises(CotrunkError, match=r"holds no images: use cotrunk\.generate"):
+    with pytest.raises(CotrunkError, match=r"without images: use cotrunk\.generate"):
         folder.write_batch(ARM, frames)

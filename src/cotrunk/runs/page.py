@@ -96,7 +96,7 @@ def _skipping_facts(report: RunReport) -> str:
 
 
 def _notes(report: RunReport, groups: Sequence[ShownGroup]) -> Iterator[str]:
-    """Iterate over what a reader must know before anything else."""
+    """Yield the notes that a reader must see first."""
     images = len(report.images)
     if report.status == "running":
         yield "This run is not complete: resume it to make the other images."

@@ -31,7 +31,7 @@ _HOME = {
     "Settings": "settings",
     "Sharing": "settings",
     "Skipping": "settings",
-    "StepEvent": "engine.call",
+    "StepEvent": "engine.call_state",
     "apply": "apply_skipping",
     "generate": "generation",
     "plan": "generation",

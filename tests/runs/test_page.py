@@ -69,7 +69,7 @@ def test_images_alone_share_one_gallery_and_the_page_says_that_nothing_was_saved
     why = "no two different prompts are similar enough"
     parsed = page(make(tmp_path, [leaf(0), leaf(1), leaf(2)], changed={"why_nothing_shared": why}), tmp_path)
     assert "3 images for 180 denoiser rows: nothing saved" in parsed.text
-    assert "Each image was made on its own: no two different prompts are similar enough." in parsed.text
+    assert "Each image was sampled independently: no two different prompts are similar enough." in parsed.text
     assert len(parsed.all("li", "tile")) == 3
     assert len(parsed.all("ol", "gallery")) == 1
     assert not parsed.all("svg")

@@ -146,6 +146,6 @@ def test_resume_of_a_finished_run(run: tuple[Path, Outcome], monkeypatch: pytest
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
     outcome = cotrunk("generate", *PROMPTS, "--out", folder, *QUICK, "--compare", "--seed", 5, "--resume")
     assert outcome.code == 0, outcome.err
-    assert "finished: nothing to resume" in outcome.out
+    assert "finished: there is nothing to resume" in outcome.out
     assert {path: path.stat().st_mtime_ns for path in before} == before
     assert (folder / "index.html").exists()

@@ -79,6 +79,7 @@ def test_the_first_nan_stops_a_training_and_keeps_its_checkpoint(
     assert not (tmp_path / trainer.LORA_FILE).exists()
 
 
+@pytest.mark.slow
 def test_a_diverged_training_continues_once_the_cause_is_removed(
     groups: list[list[Pair]],
     tmp_path: Path,
@@ -159,6 +160,7 @@ def scaled(patch: pytest.MonkeyPatch, scale: float) -> None:
     patch.setattr("accelerate.Accelerator", Scaled)
 
 
+@pytest.mark.slow
 def test_steps_whose_scaled_loss_overflows_are_skipped(
     groups: list[list[Pair]],
     tmp_path: Path,

@@ -479,6 +479,7 @@ def test_an_incomplete_line_of_losses_is_ignored(tmp_path: Path) -> None:
     assert [line["step"] for line in read_losses(log)] == [1, 2, 3]
 
 
+@pytest.mark.slow
 def test_images_at_a_checkpoint_use_the_weights_that_would_be_saved(groups: list[list[Pair]], tmp_path: Path) -> None:
     """With an average, it is the average; then training continues with the weights."""
     pipeline, drawn = sd_with_text(), list[dict[str, Tensor]]()
@@ -523,6 +524,7 @@ def test_an_unsupported_precision_is_named(groups: list[list[Pair]], tmp_path: P
         trained(groups, tmp_path, TrainSettings(**vars(QUICK) | {"mixed_precision": "fp17"}))
 
 
+@pytest.mark.slow
 def test_a_run_that_failed_before_its_first_checkpoint_starts_again(groups: list[list[Pair]], tmp_path: Path) -> None:
     def kill(done: int, of: int) -> None:
         raise KeyboardInterrupt

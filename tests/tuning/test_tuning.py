@@ -131,6 +131,7 @@ def test_settings_are_refused_before_rows_are_spent(tmp_path: Path, monkeypatch:
     assert "predicted" not in done[done.index("batches") :]
 
 
+@pytest.mark.slow
 def test_a_setting_that_fails_only_when_it_runs_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     original = Run.batches
 
@@ -145,6 +146,7 @@ def test_a_setting_that_fails_only_when_it_runs_is_named(tmp_path: Path, monkeyp
     assert {point.settings.skipping for point in tuned.points} == {None}
 
 
+@pytest.mark.slow
 def test_prompts_that_cannot_be_compared_are_tried_without_sharing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -180,6 +182,7 @@ def test_similarities_around_the_threshold_are_tried(whole: tuple[Path, Tuned]) 
     assert tried == {-1.0, 0.0}
 
 
+@pytest.mark.slow
 def test_the_images_of_another_pipeline_are_generated_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """All have the same classes of model and scheduler."""
 
@@ -283,6 +286,7 @@ def test_failed_images_are_generated_again_by_another_process(tmp_path: Path, mo
     assert Trials(pipe, PROMPTS, ARGUMENTS, tmp_path).of(full, 0).good == [0, 1, 2, 3, 4]
 
 
+@pytest.mark.slow
 def test_a_prompt_that_fails_in_every_setting_leaves_a_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     original = Run.batches
 

@@ -1,6 +1,7 @@
-"""The one place that sets attributes of objects that belong to others: modules, schedulers, pipelines.
+"""Patches: the one place that replaces how modules, schedulers and pipelines behave during a call.
 
-Everything set here is taken back when its context ends, except what `restore` sets.
+`replaced` and `intercepted` are undone when their context ends. `restore` and `reclassed` stay until they are called
+again.
 """
 
 import functools

@@ -1,4 +1,4 @@
-"""What cotrunk knows about particular classes of diffusers, by name. The only place that names them as text.
+"""What cotrunk knows about particular classes of diffusers, by name. Only `schedulers.py` names others.
 
 Names of pipelines and schedulers are prefixes where a table says so: `StableDiffusion3` covers all its variants.
 `tests/pipelines/test_class_tables.py` checks every name against the installed diffusers.

@@ -137,7 +137,7 @@ def test_batches_shrink_when_memory_runs_out(patch: pytest.MonkeyPatch) -> None:
         ({"nsfw_content_detected": [True]}, [False, False, False]),  # the verdicts are not per image
     ],
 )
-def test_verdicts_of_safety_checkers(output: dict[str, Any], expected: list[bool]) -> None:
+def test_results_of_safety_checkers_are_read_in_every_form(output: dict[str, Any], expected: list[bool]) -> None:
     assert blackened(SimpleNamespace(**output), 3) == expected
 
 

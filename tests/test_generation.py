@@ -101,7 +101,7 @@ def test_only_trees_of_the_plan_run() -> None:
     assert job.plan.select([]) == ()
 
 
-def test_what_users_meet_is_short() -> None:
+def test_values_that_users_print_are_short() -> None:
     tiny = sd()
     result = run(tiny, tiny.inputs(5))
     events: list[StepEvent] = []
@@ -140,7 +140,7 @@ def test_settings_load_without_torch_and_numpy() -> None:
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "\n"
 
 
-def test_public_names_are_what_they_say() -> None:
+def test_public_names_are_exported_and_documented() -> None:
     assert sorted(cotrunk.__all__) == sorted(set(cotrunk.__all__)) == sorted(cotrunk._HOME)
     for name, home in cotrunk._HOME.items():
         value = getattr(cotrunk, name)

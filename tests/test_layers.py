@@ -75,7 +75,7 @@ def test_the_top_level_holds_at_most_a_dozen_modules() -> None:
     assert len([*ROOT.glob("*.py")]) <= 12
 
 
-def test_no_circle_of_modules() -> None:
+def test_modules_do_not_import_each_other_in_a_circle() -> None:
     done, path = set[str](), list[str]()
 
     def visit(module: str) -> None:

@@ -32,7 +32,7 @@ def unsafe(text: str) -> list[str]:
     return [c for c in text if c != "\n" and unicodedata.category(c) in console.UNSAFE]
 
 
-def test_everything_that_a_terminal_obeys_or_hides_is_spelled_out() -> None:
+def test_control_and_invisible_characters_are_spelled_out() -> None:
     assert visible("\x1b[2J \x9b \u202e \udcff \U000e0041") == r"\x1b[2J \x9b \u202e \udcff \U000e0041"
     kept = "a red cat, naïve café, 日本\u3000の庭, 🦊, e\u0301, قطة, \tx\n"
     assert visible(kept) == kept
@@ -65,7 +65,7 @@ def test_tables_leave_room_for_characters_that_are_spelled_out() -> None:
 
 
 @given(st.lists(st.sampled_from([*HOSTILE, *MARKUP, "\n", "\t", "cat "]), max_size=8).map("".join))
-def test_a_message_is_one_whole_line(text: str) -> None:
+def test_a_message_is_printed_on_one_line(text: str) -> None:
     with pytest.MonkeyPatch.context() as patch:
         stream = io.StringIO()
         patch.setattr(console, "err", console._Console(file=stream, highlight=False, width=40))

@@ -92,7 +92,7 @@ def test_plan_of_one_prompt() -> None:
 
 
 @pytest.mark.usefixtures("no_denoiser")
-def test_prompts_that_look_identical_are_named_and_do_not_share(tmp_path: Path) -> None:
+def test_prompts_that_look_identical_are_reported_and_do_not_share(tmp_path: Path) -> None:
     prompts = ("\N{RED APPLE}", "a tiger", "\N{OWL}", "A  TIGER", "a tiger")
     outcome = cotrunk("plan", *prompts, "--save", tmp_path / "plan.json")
     warnings = [line for line in outcome.err.splitlines() if line.startswith("warning")]

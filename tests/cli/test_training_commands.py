@@ -43,7 +43,7 @@ def groups(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "set"
 
 
-def test_what_is_left_out_of_a_set_is_said(tmp_path: Path) -> None:
+def test_unusable_images_give_a_warning(tmp_path: Path) -> None:
     file = coco(tmp_path, [*CAPTIONS, "a red apple on a table"])
     (tmp_path / "train" / "3.png").unlink()
     outcome = cotrunk("dataset", file, "--images", tmp_path / "train", "--out", tmp_path / "set", *SIMILAR)
@@ -280,7 +280,7 @@ def test_out_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         (("tune", "a", "b", "--out", "tuned", "--guidance", "nan"), "--guidance nan is out of range"),
     ],
 )
-def test_bad_input_is_one_sentence(
+def test_bad_input_gives_one_sentence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[object, ...], said: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -289,7 +289,7 @@ def test_bad_input_is_one_sentence(
     assert_refused(cotrunk(*arguments), said)
 
 
-def test_the_first_of_several_processes_speaks_for_all(
+def test_only_the_first_of_several_processes_prints(
     groups: Path, tmp_path: Path, tiny_model: pytest.MonkeyPatch
 ) -> None:
     tiny_model.setenv("RANK", "1")

@@ -35,7 +35,7 @@ def test_nothing_is_compiled_while_denoising_is_timed(
     assert said in stati
 
 
-def test_what_is_not_compiled_is_not_warmed_up(model: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_run_without_compiling_or_comparing_is_not_warmed_up(model: pytest.MonkeyPatch, tmp_path: Path) -> None:
     model.setattr("cotrunk.runs.runner.warm_up", lambda *_, **__: pytest.fail("warmed up"))
     assert cotrunk("generate", *PROMPTS[:2], "--out", tmp_path / "run", *QUICK).code == 0
 

@@ -181,7 +181,7 @@ def test_an_interruption_after_the_last_step_stops_nothing() -> None:
 
 
 @pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy], ids=["copy", "deepcopy"])
-def test_a_copy_of_a_pipeline_with_skipping_is_plain(copied: Callable[[Any], Any]) -> None:
+def test_a_copy_of_a_pipeline_with_skipping_does_not_skip(copied: Callable[[Any], Any]) -> None:
     tiny = sd()
     expected = images_of(tiny.pipe, tiny)
     with apply(tiny.pipe, Skipping(rule="fixed", every=2)) as applied:

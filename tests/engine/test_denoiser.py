@@ -121,7 +121,7 @@ def test_a_pipeline_in_use_is_refused_and_stays_in_use() -> None:
     assert module._compiled_call_impl is None
 
 
-def test_hooks_that_remove_themselves_during_a_call_leave_ours() -> None:
+def test_a_hook_that_removes_itself_during_a_call_does_not_remove_ours() -> None:
     """Group offload with streams does so at the first call, to record the order of the layers."""
     tiny = sd()
 
@@ -206,7 +206,7 @@ def test_guidance_rows_are_counted_as_predicted(scale: float) -> None:
 
 @pytest.mark.parametrize("strength", [0.3, 0.5, 0.8])
 @pytest.mark.parametrize("name", ["ddim", "heun"])
-def test_from_an_image_the_share_counts_the_steps_that_run(name: str, strength: float) -> None:
+def test_image_to_image_shares_a_fraction_of_the_steps_that_run(name: str, strength: float) -> None:
     tiny = sd_from_image()
     tiny.pipe.scheduler = SCHEDULERS[name]()
     inputs, call = tiny.inputs(3), {"strength": strength, "num_inference_steps": 10}

@@ -91,7 +91,7 @@ def test_prompts_with_different_images_do_not_share(name: str) -> None:
     assert close(independent.images, bare(tiny, inputs, independent.plan.seeds))
 
 
-def test_tensors_of_images_per_network() -> None:
+def test_each_network_may_take_its_own_tensor_of_images() -> None:
     tiny = sd_controlnet(2)
     inputs = tiny.inputs(4)
     inputs["image"] = [inputs["image"][0], inputs["image"][1].clone()]
@@ -199,7 +199,7 @@ def refused(tiny: TinyPipeline, arguments: dict[str, Any], message: str) -> None
         ({"plan": "plan.json"}, r"plan is a str: give Plan.load\(path\)"),
     ],
 )
-def test_bad_arguments_are_named_before_denoising(arguments: dict[str, Any], message: str) -> None:
+def test_bad_arguments_are_reported_before_denoising(arguments: dict[str, Any], message: str) -> None:
     tiny = sd_with_text()
     refused(tiny, {"prompts": ["one", "two"], "sharing": None} | arguments, message)
 
@@ -250,7 +250,7 @@ class WithoutGenerator(Bare):
         (WithoutGenerator(unet=nn.Linear(1, 1), scheduler=diffusers.DDIMScheduler()), "takes no generator"),
     ],
 )
-def test_pipelines_that_cannot_share_are_named(pipe: Any, message: str) -> None:
+def test_pipelines_that_cannot_share_are_reported(pipe: Any, message: str) -> None:
     with pytest.raises(CotrunkError, match=message):
         check_pipeline(pipe, max_rows=None)
 
@@ -352,13 +352,13 @@ def test_a_seed_may_be_of_any_integer_type(seed: Any) -> None:
 
 
 @pytest.mark.parametrize("seed", [-1, 2**63, 1.0, True, "5", None, [1.5, 2], [[1, 2]], np.float32(3)])
-def test_a_bad_seed_is_named(seed: Any) -> None:
+def test_a_bad_seed_is_reported(seed: Any) -> None:
     tiny = sd()
     with pytest.raises(CotrunkError, match=r"seed .* is out of range: use a whole number from 0 to"):
         run(tiny, tiny.inputs(2), seed=seed)
 
 
-def test_numbers_of_numpy_are_numbers() -> None:
+def test_numpy_numbers_are_accepted() -> None:
     tiny = sd()
     call = {"num_inference_steps": np.int64(STEPS), "guidance_scale": np.float32(5), "seed": 1}
     more = {"batching": Batching(np.int32(1), np.int16(2)), "num_images_per_prompt": np.int8(2)}
@@ -392,7 +392,7 @@ def test_a_pipeline_may_take_several_numbers() -> None:
     assert run(tiny, tiny.inputs(2) | scales, sharing=None).made == (0, 1)
 
 
-def test_one_negative_prompt_in_a_list_is_for_all() -> None:
+def test_one_negative_prompt_in_a_list_applies_to_all() -> None:
     tiny = sd_with_text()
     call = {"sharing": None, "seed": [1, 2, 3], "num_inference_steps": 2, "height": 32, "width": 32}
     prompts = ["a cat", "a dog", "a hen"]
@@ -470,7 +470,7 @@ def test_a_part_of_a_combined_pipeline_cuts_the_schedule() -> None:
     assert timesteps_of(combined, {}) == (10, 3)
 
 
-def test_a_schedule_that_cannot_be_cut_is_named_before_anything_runs() -> None:
+def test_a_schedule_that_cannot_be_cut_is_reported_before_anything_runs() -> None:
     def odd(self: Any, num_inference_steps: int, mood: str) -> Any:
         raise AssertionError("never called without a mood")
 

@@ -20,7 +20,7 @@ from cotrunk.engine.step_plan import RowPlan
 # --- caches of diffusers ------------------------------------------------------------------------------------
 
 
-def test_a_first_block_cache_outlives_the_branch() -> None:
+def test_a_first_block_cache_works_across_the_branch_point() -> None:
     tiny = flux()
     inputs = tiny.inputs(5)
     plain = run(tiny, inputs)
@@ -113,7 +113,7 @@ class SmallDenoiser(nn.Module):
 
 
 @pytest.mark.parametrize("form", ["wrapped", "in place"])
-def test_batch_after_batch_compiles_nothing_anew(form: str, backend: Counting) -> None:
+def test_later_batches_compile_nothing_again(form: str, backend: Counting) -> None:
     """More batches than torch has patience for recompiling (8), after which it leaves a function uncompiled."""
     pipe = SimpleNamespace(unet=SmallDenoiser(), scheduler=diffusers.DDIMScheduler())
     COMPILED[form](pipe, backend)
@@ -128,7 +128,7 @@ def test_batch_after_batch_compiles_nothing_anew(form: str, backend: Counting) -
 # --- offload, adapters, ControlNets --------------------------------------------------------------------------
 
 
-def test_model_offload_comes_and_goes() -> None:
+def test_model_offload_keeps_working_and_can_be_removed() -> None:
     tiny = sd()
     inputs = tiny.inputs(3)
     expected, plain = run(tiny, inputs), bare(tiny, inputs, [1, 2, 3])

@@ -120,7 +120,7 @@ def test_a_line_that_is_not_an_entry_is_ignored(folder: RunFolder, line: str) ->
     assert folder.progress(ARM).images == {0, 1, 2}
 
 
-def test_a_pipeline_without_images_is_named(folder: RunFolder) -> None:
+def test_a_pipeline_without_images_is_reported(folder: RunFolder) -> None:
     frames = Batch((0,), SimpleNamespace(frames=[]), (), (), Cost(1, 1), {}, ("C",), (1.0,), {})
     with pytest.raises(CotrunkError, match=r"without images: use cotrunk\.generate"):
         folder.write_batch(ARM, frames)

@@ -18,7 +18,7 @@ def moves(parsed: Parsed, kind: str) -> list[tuple[float, float, float]]:
     return [(float(m[1]), float(m[2]), float(a["stroke-width"])) for m, a in zip(starts, lines, strict=True) if m]
 
 
-def test_nested_tree_branches_where_it_says(tmp_path: Path) -> None:
+def test_a_nested_tree_is_drawn_with_its_branch_steps(tmp_path: Path) -> None:
     # Images come in an order that would make lines cross, were it not the tree that sets the order.
     inner = node(6, 15, leaf(3, 15), leaf(0, 15))
     tree = node(0, 6, inner, leaf(2, 6), leaf(1, 6))
@@ -53,7 +53,7 @@ def test_axis_counts_evaluations_when_they_are_not_steps(tmp_path: Path) -> None
     assert "15 (29 denoiser evaluations)" in parsed.text
 
 
-def test_large_runs_show_the_largest_savings_and_say_what_is_left_out(
+def test_a_large_run_shows_the_largest_savings_and_counts_the_rest(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(page_groups, "PAGE_IMAGES", 6)
@@ -67,7 +67,7 @@ def test_large_runs_show_the_largest_savings_and_say_what_is_left_out(
     assert "images/" in links(parsed)
 
 
-def test_limit_is_four_hundred() -> None:
+def test_a_page_shows_at_most_four_hundred_images() -> None:
     assert page_groups.PAGE_IMAGES == 400
 
 

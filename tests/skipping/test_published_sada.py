@@ -167,6 +167,6 @@ def test_released_is_the_authors_rule(case: tuple[str, str], seed: int) -> None:
 
 
 @pytest.mark.parametrize("case", CASES, ids="-".join)
-def test_the_images_decide_differently(case: tuple[str, str]) -> None:
+def test_images_skip_different_steps(case: tuple[str, str]) -> None:
     """Otherwise the comparison above could not distinguish the criterion from a fixed pattern."""
     assert len({tuple(Authors(*case).run(seed).computed) for seed in SEEDS}) > 1

@@ -30,7 +30,7 @@ def strips(tiny: TinyPipeline, inputs: dict[str, Any], **arguments: Any) -> list
 
 
 @pytest.mark.parametrize("name", tiny.PIPELINES)
-def test_tolerance_zero_is_the_run_without_skipping_to_the_bit(name: str) -> None:
+def test_tolerance_zero_equals_the_run_without_skipping_bit_for_bit(name: str) -> None:
     pipeline = tiny.PIPELINES[name]()
     inputs = pipeline.inputs(2)
     none, zero = skipped(pipeline, inputs, None), skipped(pipeline, inputs, Skipping(tolerance=0))
@@ -98,7 +98,7 @@ def test_a_corrected_run_equals_the_scheduler_on_interpolated_outputs(
 
 @pytest.mark.parametrize("skipping", [Skipping(0.05), Skipping(rule="released")], ids=lambda skipping: skipping.rule)
 @pytest.mark.parametrize("build", [sd, sd3, flux])
-def test_an_image_alone_is_the_image_in_a_batch_of_16(build: Callable[[], TinyPipeline], skipping: Skipping) -> None:
+def test_an_image_alone_equals_the_image_in_a_batch_of_16(build: Callable[[], TinyPipeline], skipping: Skipping) -> None:
     pipeline, seeds = build(), list(range(1, 17))
     inputs = pipeline.inputs(16)
     third = {key: value[2:3] if isinstance(value, Tensor) else value for key, value in inputs.items()}
@@ -191,7 +191,7 @@ def test_sharing_skipping_and_guidance_multiply() -> None:
     assert letters[0].endswith("c")
 
 
-def test_forwards_have_the_requested_sizes() -> None:
+def test_forward_passes_have_the_requested_sizes() -> None:
     pipeline = sd()
     inputs, skipping = pipeline.inputs(3), Skipping(tolerance=0.05)
     ran = recorded(pipeline.pipe.unet)
@@ -393,7 +393,7 @@ def test_a_pipeline_that_cannot_skip_is_refused_first(
         ({"guidance_interval": 0.5}, "guidance_interval 0.5 is not a pair"),
     ],
 )
-def test_bad_arguments_are_named(arguments: dict[str, Any], said: str) -> None:
+def test_bad_arguments_are_reported(arguments: dict[str, Any], said: str) -> None:
     pipeline = sd()
     with pytest.raises(CotrunkError, match=said):
         generate(pipeline.pipe, **pipeline.inputs(1), **arguments)

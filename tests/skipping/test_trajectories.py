@@ -81,7 +81,7 @@ def test_no_tolerance_gives_the_longest_gaps(case: tuple[str, str]) -> None:
 
 @EACH_KIND
 @pytest.mark.parametrize("skipping", RULES, ids=named)
-def test_an_image_alone_is_the_image_in_a_batch_of_16(case: tuple[str, str], skipping: Skipping) -> None:
+def test_an_image_alone_equals_the_image_in_a_batch_of_16(case: tuple[str, str], skipping: Skipping) -> None:
     together = run(case, skipping, seeds=range(16))
     for seed in (0, 7, 15):
         alone = run(case, skipping, seeds=range(seed, seed + 1))
@@ -224,7 +224,7 @@ def test_inversion_goes_back_in_time() -> None:
 
 
 @EVERY
-def test_a_correction_is_worth_decibels(case: tuple[str, str]) -> None:
+def test_correction_brings_images_closer_to_all_steps(case: tuple[str, str]) -> None:
     full, gains = plain(case), []
     for every in (2, 3, 4):
         rules = [Skipping(rule="fixed", every=every, prediction="linear", correct=correct) for correct in (True, False)]
@@ -258,7 +258,7 @@ def test_weights_of_a_polynomial_sum_to_one_and_reproduce_its_values(support: li
         ({"rule": "released", "correct": False}, "correct False has no effect under the rule 'released'"),
     ],
 )
-def test_bad_values_are_named(arguments: dict, said: str) -> None:
+def test_bad_values_are_reported(arguments: dict, said: str) -> None:
     with pytest.raises(CotrunkError, match=said):
         Skipping(**arguments)
 
@@ -269,7 +269,7 @@ def test_defaults_may_be_given_under_every_rule(rule: Rule) -> None:
     assert given == Skipping(rule=rule)
 
 
-def test_a_schedule_that_cannot_be_read_is_named() -> None:
+def test_a_schedule_that_cannot_be_read_is_reported() -> None:
     import diffusers
 
     with pytest.raises(CotrunkError, match="EDMEulerScheduler does not say how noisy"):

@@ -219,7 +219,7 @@ def test_the_standard_objective_is_equation_2() -> None:
         ({"target_weight": -1}, "target_weight -1 is out of range"),
     ],
 )
-def test_bad_values_are_named(arguments: dict[str, Any], message: str) -> None:
+def test_bad_values_are_reported(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(CotrunkError, match=message):
         Loss(**arguments)
 

@@ -1,4 +1,4 @@
-"""Checks of single values: plain Python values come back, and one sentence names what is wrong."""
+"""Checks of single values: they return plain Python values, and one sentence says what is wrong."""
 
 import math
 from typing import Any

@@ -1,4 +1,4 @@
-"""Who may import whom: a package imports from the layers below its own, and no two of a layer from each other."""
+"""Imports: a package imports only from the layers below its own, never from its own layer."""
 
 import ast
 from collections.abc import Iterator
@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1] / "src" / "cotrunk"
-# lowest first; what stands in one line does not import from one another
+# lowest first; packages in one line do not import from each other
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors",),
     ("files", "checks", "plotting"),

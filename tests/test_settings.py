@@ -1,4 +1,4 @@
-"""Settings: checked when made, the same after a walk through JSON, refused in one sentence where they are wrong."""
+"""Settings: checked when created, unchanged by a round trip through JSON, refused in one sentence if wrong."""
 
 import json
 import math

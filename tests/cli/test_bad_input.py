@@ -166,7 +166,7 @@ def test_a_folder_with_files_of_a_run_is_refused(monkeypatch: pytest.MonkeyPatch
 
 
 def test_exit_code_and_streams_of_a_process(tmp_path: Path) -> None:
-    """The exit code and the streams as a shell sees them."""
+    """A real process, as a shell sees it."""
     (tmp_path / "empty.txt").write_bytes(b"")
     command = [sys.executable, "-m", "cotrunk", "generate", "--prompts", "empty.txt", "--out", "run"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
@@ -198,7 +198,7 @@ def test_a_negative_prompt_that_is_not_unicode(monkeypatch: pytest.MonkeyPatch, 
 
 
 def test_closed_streams_and_other_encodings(tmp_path: Path) -> None:
-    """As a shell closes them and as a terminal may have them."""
+    """Shells can close streams, and terminals can have other encodings."""
     environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
     command = f"{sys.executable} -m cotrunk plan"
     done = subprocess.run(f"{command} --prompts - <&-", shell=True, cwd=tmp_path, capture_output=True, text=True)

@@ -1,4 +1,4 @@
-"""What reaches the terminal: text of others stands there, and does nothing."""
+"""What reaches the terminal: text of others is shown, and cannot control the terminal."""
 
 import io
 import json
@@ -17,7 +17,8 @@ from rich.table import Table
 from cotrunk.cli import console
 from cotrunk.cli.console import visible
 
-# title, clipboard, link; erase the screen; C1; bell, backspace; direction; zero width; half a pair; a tag
+# set the title, the clipboard, a link; erase the screen; C1 controls; bell, backspace; text direction; zero width;
+# half a surrogate pair; a tag character
 HOSTILE = [
     *("\x1b]0;pwned\x1b\\", "\x1b]52;c;cHduZWQ=\x07", "\x1b]8;;http://x\x1b\\", "\x1b[2J"),
     *("\x9b2J", "\x9d0;x\x9c", "\x07", "\x08", "\x7f", "\r", "\x0b", "\x0c", "\x00"),

@@ -21,7 +21,7 @@ def test_latents_that_are_not_finite(model: pytest.MonkeyPatch, tmp_path: Path) 
     def spoiled(*args: Any, **kwargs: Any) -> Any:
         output = forward(*args, **kwargs)
         sample = output[0] if isinstance(output, tuple) else output.sample
-        sample[-1] = float("nan")  # the last image's, which is alone
+        sample[-1] = float("nan")  # the row of the last image, which shares nothing
         return output
 
     model.setattr(unet, "forward", spoiled)
@@ -39,7 +39,7 @@ def test_latents_that_are_not_finite(model: pytest.MonkeyPatch, tmp_path: Path) 
 
 
 def test_images_that_a_safety_checker_blackens(model: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """The run is done, and some of its images are not what was asked for: as with images that failed, exit code 1."""
+    """The run is done, but some images are not what the user asked for. So the exit code is 1, as for failed images."""
     out, call = tmp_path / "run", type(pipeline()).__call__
 
     @functools.wraps(call)

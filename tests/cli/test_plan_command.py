@@ -123,7 +123,7 @@ def test_a_saved_plan_replays_where_guidance_is_distilled_into_the_denoiser(tmp_
     options = ("--model", tmp_path / "model", "--similarity", "-1", "--steps", 4, "--share", "0.5")
     outcome = cotrunk("plan", "a cat", "a dog", *options, "--save", tmp_path / "plan.json")
     assert outcome.code == 0, outcome.err
-    assert "6 denoiser rows instead of 8" in outcome.out  # one an evaluation
+    assert "6 denoiser rows instead of 8" in outcome.out  # one row per evaluation
     plan = Plan.load(tmp_path / "plan.json")
     arguments = {"num_inference_steps": 4, "height": 32, "width": 32, "output_type": "latent"}
     result = generate(load_pipeline(str(tmp_path / "model"), "cpu"), plan=plan, **arguments)

@@ -1,4 +1,4 @@
-"""The hooks of one call: they leave no trace; their clock, their counters, their noise."""
+"""The hooks of one call: removed afterwards; their clock, counters and noise."""
 
 import copy
 import inspect
@@ -122,7 +122,7 @@ def test_a_pipeline_in_use_is_refused_and_stays_in_use() -> None:
 
 
 def test_a_hook_that_removes_itself_during_a_call_does_not_remove_ours() -> None:
-    """Group offload with streams does so at the first call, to record the order of the layers."""
+    """Group offload with streams removes a hook at the first call, which records the order of the layers."""
     tiny = sd()
 
     class Once(ModelHook):
@@ -255,7 +255,7 @@ FEWER = Skipping(rule="fixed", every=2)
         (STEPS + 1, FEWER, "took 4 scheduler steps .* 5 were planned"),
         (STEPS - 1, None, "takes more scheduler steps .* the 3 that"),
         (STEPS - 1, FEWER, "takes more scheduler steps .* the 3 that"),
-        (1, FEWER, "takes more scheduler steps .* the 1 that"),  # of one step nothing is shared
+        (1, FEWER, "takes more scheduler steps .* the 1 that"),  # with one step, nothing is shared
     ],
 )
 def test_a_pipeline_that_takes_other_steps_than_planned_is_refused(

@@ -21,7 +21,7 @@ from cotrunk.planning.tree import flat_tree
 
 
 def limit(module: nn.Module, name: str, rows: int) -> list[int]:
-    """Out of memory for more rows; returns the rows that it ran."""
+    """Raise out-of-memory for more rows than this, and return a list of the rows that ran."""
     method, seen = getattr(module, name), []
 
     @functools.wraps(method)
@@ -79,7 +79,7 @@ def test_out_of_memory_in_the_decoder_halves_the_batch() -> None:
     result = run(tiny, inputs, sharing=pairs, output_type="pt", on_batch=batches.append)
     assert [len(batch.images) for batch in batches] == decoded == [2, 2]
     assert close(result.images, expected.images)
-    assert result.cost == expected.cost  # of the batches that came to an end
+    assert result.cost == expected.cost  # only batches that finished
 
 
 def test_a_row_limit_found_by_running_out_of_memory_stays(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,7 +21,7 @@ Sources = tuple[int, ...]
 
 @st.composite
 def partitions(draw: Callable) -> Sources:
-    """For each of up to 6 images the first image of its set."""
+    """Draw, for each of up to 6 images, the first image of its set."""
     labels = draw(st.lists(st.integers(0, 3), min_size=1, max_size=6))
     return tuple(labels.index(label) for label in labels)
 
@@ -31,7 +31,7 @@ def random(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Te
 
 
 def sets(sources: Sources, copies: int) -> list[list[int]]:
-    """The rows of each live row, written out."""
+    """Return the rows that each live row stands for, found by a plain loop."""
     images = len(sources)
     return [
         [copy * images + image for image in range(images) if sources[image] == first]

@@ -78,7 +78,7 @@ def test_intervals_and_changes_of_a_frechet_distance_use_the_same_axes(monkeypat
 
 
 def test_equal_real_images_are_reported() -> None:
-    """They have no axis of variance: a distance of 0 would be wrong, and look good."""
+    """They have no variance. A distance of 0 would be wrong, but would look good."""
     features = torch.randn(20, 8, generator=torch.Generator().manual_seed(0))
     with pytest.raises(CotrunkError, match="The 5 real images are all equal"):
         metrics.frechet_distance(features, torch.ones(5, 8) / 3)

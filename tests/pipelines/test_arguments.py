@@ -117,7 +117,7 @@ def test_a_wrong_number_of_images_is_refused(nets: int, image: Any, message: str
 
 
 class Flux2Pipeline:
-    """Its `image` is for every prompt, one image or several."""
+    """A pipeline whose `image`, one or several, applies to every prompt."""
 
     def __call__(self, prompt: Any, image: Any, control_image: Any) -> None: ...
 
@@ -227,7 +227,7 @@ def test_cache_dit_is_refused() -> None:
 
 
 class Bare:
-    """Something with parts, to be called."""
+    """A pipeline with parts, which does nothing when called."""
 
     def __init__(self, **parts: Any) -> None:
         vars(self).update(parts)
@@ -256,7 +256,7 @@ def test_pipelines_that_cannot_share_are_reported(pipe: Any, message: str) -> No
 
 
 class Takes:
-    """A pipeline as far as its arguments go."""
+    """A pipeline that only has arguments."""
 
     def __call__(self, prompt: Any, depth_map: Any, reference: Any, timesteps: Any, image: Any) -> None: ...
 
@@ -407,7 +407,7 @@ def test_one_negative_prompt_in_a_list_applies_to_all() -> None:
 
 
 def pipeline(scheduler: Any = None, **methods: Any) -> Any:
-    """A pipeline with these methods and arguments, and nothing else."""
+    """Return a pipeline that has only these methods and arguments."""
     kind = type("SomePipeline", (), methods)
     made = kind()
     made.scheduler = scheduler or diffusers.DDIMScheduler()
@@ -415,12 +415,12 @@ def pipeline(scheduler: Any = None, **methods: Any) -> Any:
 
 
 def last_part(self: Any, num_inference_steps: int, timesteps: Any, strength: float, device: Any) -> Any:
-    """As video-to-video pipelines cut their schedule."""
+    """Cut the schedule as video-to-video pipelines do."""
     return timesteps[num_inference_steps - int(num_inference_steps * strength) :], 0
 
 
 def last_part_of_both(self: Any, sigmas: Any, timesteps: Any, num_inference_steps: int, strength: float) -> Any:
-    """As LTX cuts its schedule."""
+    """Cut the schedule as LTX does."""
     start = num_inference_steps - int(num_inference_steps * strength)
     return sigmas[start:], timesteps[start:], num_inference_steps - start
 

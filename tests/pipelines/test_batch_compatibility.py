@@ -149,7 +149,7 @@ def test_seeds_do_not_depend_on_which_prompts_share_a_batch(monkeypatch: pytest.
 
 
 def test_an_encoder_without_a_generator_draws_from_the_seed_of_each_image() -> None:
-    """Some ControlNet pipelines forget the generator: the global one would make an image depend on its batch."""
+    """Some ControlNet pipelines do not pass on their generator; with the global one, images depend on their batch."""
     tiny = sd_from_image()
     x = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(1)).repeat(2, 1, 1, 1)
 

@@ -91,7 +91,7 @@ def test_a_contradictory_plan_is_refused(path: tuple[Any, ...], value: Any, says
 
 
 def use(plan: Plan) -> None:
-    """Do everything that is done with a plan that was read."""
+    """Use a plan that was read in every way in which cotrunk uses it."""
     plan.check()
     assert 0 < plan.cost.used <= plan.cost.independent
     assert sum(plan.image_rows()) == pytest.approx(plan.cost.used)

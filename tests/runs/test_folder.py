@@ -1,4 +1,4 @@
-"""The folder of a run, without a model: what it refuses, what it reports, what it leaves alone."""
+"""The folder of a run, without a model: what it refuses, what it reports and what it does not touch."""
 
 import contextlib
 import json
@@ -133,7 +133,7 @@ def test_flagged_images_are_marked(folder: RunFolder) -> None:
 
 
 def use(folder: RunFolder) -> None:
-    """All that --resume does with a folder but denoising."""
+    """Do everything that --resume does with a folder, except denoising."""
     if begin_or_resume(folder, JOB, resume=True) and finished_report(folder) is None:
         check_dtype(folder, FACTS.dtype)
         done = folder.progress(ARM)
@@ -170,7 +170,7 @@ def test_resuming_a_damaged_folder_works_or_is_refused(folder: RunFolder, name: 
         except Exception as error:
             raise AssertionError(what) from error
     if name == "journal.jsonl":
-        assert refused == []  # what it does not say is made again
+        assert refused == []  # what is missing from it is generated again
     if name == "plan.json":
         assert len(refused) > 20  # most changes make a plan unusable
     assert not any("\n" in sentence for sentence in refused)

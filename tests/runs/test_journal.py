@@ -46,7 +46,7 @@ def test_a_batch_without_its_images_is_not_finished(folder: RunFolder) -> None:
 
 
 def test_a_batch_that_was_split_and_then_finished_counts_once(folder: RunFolder) -> None:
-    """Out of memory cuts a batch in two; a run killed after the first half does the whole batch on --resume."""
+    """Running out of memory splits a batch. If the run is killed after its first half, --resume runs it as a whole."""
     write(folder, batch(0, 1), batch(0, 1, 2, rows=16))
     assert folder.progress(ARM).cost == Cost(16, 18)
 

@@ -35,9 +35,9 @@ def test_a_second_command_is_refused_and_no_lock_file_remains(tmp_path: Path) ->
             locked(folder),
         ):
             pass
-        held.check()  # the refused one took nothing away
+        held.check()  # the refused command changed nothing
     assert list(folder.iterdir()) == []
-    with locked(folder), locked(tmp_path / "deep"):  # a folder within another is another
+    with locked(folder), locked(tmp_path / "deep"):  # a folder inside another has its own lock
         pass
 
 
@@ -82,12 +82,14 @@ def test_of_three_simultaneous_commands_one_gets_a_new_folder(tmp_path: Path) ->
     assert won.empty()
 
 
-def test_a_lock_file_that_was_removed_meanwhile_is_locked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lock_file_that_was_removed_meanwhile_is_locked_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     lock_it, seen = lock._lock, list[int]()
 
     def lock_late(descriptor: int) -> None:
         if not seen:
-            (tmp_path / NAME).unlink()  # as a holder does that is done between opening and locking
+            (tmp_path / NAME).unlink()  # as if the holder finished between our opening and locking of the file
         seen.append(descriptor)
         lock_it(descriptor)
 

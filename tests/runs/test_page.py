@@ -108,7 +108,7 @@ def test_images_that_a_safety_checker_blackened_are_marked(tmp_path: Path) -> No
     parsed = page(run, tmp_path)
     assert "safety checker put a black image in place of 2 images, marked as flagged below" in parsed.text
     assert "not complete" not in parsed.text
-    # two images in the groups, the same two in the comparison, and one image made independently
+    # two images in the groups, the same two in the comparison, and one image sampled independently
     assert len(parsed.all("div", "lost")) == (tmp_path / "index.html").read_text().count(">flagged</a>") == 5
     assert {"images/00001.png", "images/00003.png", "compare/equal-cost/00000.png"} <= set(links(parsed))
 
@@ -130,7 +130,7 @@ def test_all_text_of_the_report_is_escaped(tmp_path: Path, hostile: str) -> None
         try:
             parsed = page(changed, tmp_path)
         except (TypeError, ValueError, AttributeError, KeyError, IndexError):
-            continue  # no text can stand there: what reads run.json sees to it
+            continue  # reading run.json refuses text in these places
         assert len(parsed.all("i")) == 1  # the bar's own
         text = (tmp_path / "index.html").read_text()
         assert "<i>&x" not in text
@@ -187,7 +187,7 @@ def test_a_strip_shows_what_happened_to_an_image(tmp_path: Path) -> None:
     strips = parsed.all("svg", "strip")
     label = "Of 12 steps: 4 for this image, 4 once for its group, 4 predicted, 5 without guidance"
     assert [strip["aria-label"] for strip in strips] == [label] * 2
-    assert parsed.text.count(label) == 2  # a title, to be read under the pointer
+    assert parsed.text.count(label) == 2  # in the label and in the tooltip
     assert "Empty: its output was predicted" in parsed.text
 
 

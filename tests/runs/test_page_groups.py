@@ -19,7 +19,7 @@ def moves(parsed: Parsed, kind: str) -> list[tuple[float, float, float]]:
 
 
 def test_a_nested_tree_is_drawn_with_its_branch_steps(tmp_path: Path) -> None:
-    # Images come in an order that would make lines cross, were it not the tree that sets the order.
+    # In the order of the indices, lines would cross. The drawing uses the order of the tree.
     inner = node(6, 15, leaf(3, 15), leaf(0, 15))
     tree = node(0, 6, inner, leaf(2, 6), leaf(1, 6))
     parsed = page(make(tmp_path, [tree]), tmp_path)
@@ -72,7 +72,7 @@ def test_a_page_shows_at_most_four_hundred_images() -> None:
 
 
 def test_a_large_group_shows_some_of_its_images_from_all_over_its_tree(tmp_path: Path) -> None:
-    """As noise, which compresses worst: a page of thousands of images stays small."""
+    """The images are noise, which compresses worst. Even so, a page of thousands of images stays small."""
     inner = node(6, 15, *(leaf(image, 15) for image in range(500)))
     tree = node(0, 6, inner, *(leaf(image, 6) for image in range(500, 1000)))
     run = make(tmp_path, [tree, leaf(1000), leaf(1001)])
@@ -89,7 +89,7 @@ def test_a_large_group_shows_some_of_its_images_from_all_over_its_tree(tmp_path:
     assert "Group 1: 1,000 images" in parsed.text
     assert f"{page_groups.GROUP_IMAGES} of its images are shown" in parsed.text
     widths = sorted(width for _, _, width in moves(parsed, "trunk"))
-    assert widths == [16, 16]  # a trunk is as thick as it was
+    assert widths == [16, 16]  # the thickness still counts all images
 
 
 def test_a_part_of_which_one_image_is_shown_is_still_shared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

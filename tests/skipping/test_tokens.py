@@ -119,7 +119,7 @@ def test_every_row_is_computed_whole_after_a_few_forwards() -> None:
         assert layers.parts(0, [0, 1], 2) == [[1], [0]]
         with layers.forward([(0, 1)]):
             pass
-        with layers.forward([(0, 0), (0, 0)]):  # a copy fills the forward up
+        with layers.forward([(0, 0), (0, 0)]):  # a copy of a row fills the forward pass up
             pass
         assert layers.ages == {(0, 0): forward, (0, 1): 0}
     assert layers.parts(0, [0, 1], 2) == [[0, 1]]

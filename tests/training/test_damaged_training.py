@@ -134,7 +134,7 @@ def test_a_disk_that_fills_up_leaves_the_last_checkpoint(groups: list[list[Pair]
 
 @pytest.mark.slow
 def test_a_disk_that_fills_up_while_images_are_encoded(groups: list[list[Pair]], tmp_path: Path) -> None:
-    """Through a memory map it would end the process."""
+    """With a memory map, a full disk would end the process."""
     for room in (100, 1000):
         with (
             full_disk(room),

@@ -148,7 +148,7 @@ def test_a_text_encoder_that_overflows_is_reported(groups: list[list[Pair]], tmp
 
 
 def scaled(patch: pytest.MonkeyPatch, scale: float) -> None:
-    """Let trainings scale their loss as in fp16, which accelerate does only on GPUs."""
+    """Make trainings scale their loss as in fp16, which accelerate does only on GPUs."""
 
     class Scaled(Accelerator):
         mixed_precision = "fp16"

@@ -86,7 +86,7 @@ class Interrupted(BaseException):
 def test_an_interrupted_training_restores_the_pipeline(
     groups: list[list[Pair]], tmp_path: Path, mixed_precision: Any, fresh_accelerator: None
 ) -> None:
-    """In a notebook it is called again and continues."""
+    """In a notebook, the same pipeline can then continue the training."""
     pipeline = sd_with_text()
     unet, inputs = pipeline.pipe.unet, pipeline.inputs(1) | {"num_inference_steps": 2, "output_type": "latent"}
     draw = lambda: pipeline.pipe(**inputs, generator=torch.Generator().manual_seed(0)).images  # noqa: E731
@@ -387,7 +387,7 @@ def test_a_vae_of_another_kind_is_reported_before_encoding(
 def test_an_image_that_was_damaged_since_is_reported(
     groups: list[list[Pair]], tmp_path: Path, place: int, error: type[Exception]
 ) -> None:
-    """A wrong length in the file, for which Pillow does not raise OSError."""
+    """The file has a wrong length, for which Pillow does not raise OSError."""
     content, path = bytearray(groups[0][0].image.read_bytes()), tmp_path / "broken.png"
     content[place] = 0
     path.write_bytes(content)
@@ -519,7 +519,9 @@ def test_half_precision_weights_generate_at_a_checkpoint(
     assert np.isfinite(made[0].images).all()
 
 
-def test_an_unsupported_precision_is_reported(groups: list[list[Pair]], tmp_path: Path, fresh_accelerator: None) -> None:
+def test_an_unsupported_precision_is_reported(
+    groups: list[list[Pair]], tmp_path: Path, fresh_accelerator: None
+) -> None:
     with pytest.raises(CotrunkError, match=r"mixed_precision 'fp17' is not usable here \(.*\): use no\.$"):
         trained(groups, tmp_path, TrainSettings(**vars(QUICK) | {"mixed_precision": "fp17"}))
 

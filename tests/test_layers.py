@@ -39,7 +39,7 @@ MODULES = {module_of(path): path for path in FILES}
 
 
 def imported(module: str) -> Iterator[str]:
-    """The modules of cotrunk that a module imports, inside functions and for type checkers too."""
+    """Return the modules of cotrunk that a module imports, including imports in functions and for type checkers."""
     path = MODULES[module]
     package = module.split(".") if path.name == "__init__.py" and module != "__init__" else module.split(".")[:-1]
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):

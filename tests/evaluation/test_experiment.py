@@ -127,7 +127,7 @@ def test_another_model_in_the_same_folder_is_another_cell(tmp_path: Path) -> Non
 
 @pytest.mark.slow
 def test_another_process_finds_the_same_cells(tmp_path: Path) -> None:
-    """A process in which sets have another order."""
+    """Sets have another order in another process."""
     script = "import sys, pathlib, experiments as t; print(t.experiment(pathlib.Path(sys.argv[1])).mark)"
     paths = os.pathsep.join([str(Path(__file__).parents[1]), *filter(None, sys.path)])
     seed = "1" if os.environ.get("PYTHONHASHSEED") != "1" else "2"

@@ -160,7 +160,7 @@ def test_a_twelve_bit_tiff_is_not_dark(tmp_path: Path) -> None:
     ],
 )
 def test_an_image_with_unknown_white_is_reported(tmp_path: Path, image: Image.Image, message: str) -> None:
-    """A guess would give an image that looks almost right."""
+    """A guessed white would give an image that looks almost right."""
     image.save(tmp_path / "a.tif")
     assert (unreadable(tmp_path / "a.tif") or "").startswith(message)
 

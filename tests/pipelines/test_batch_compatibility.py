@@ -103,7 +103,7 @@ def test_a_crop_around_the_mask_takes_one_image_per_call() -> None:
 
 
 def unmasked(monkeypatch: pytest.MonkeyPatch) -> TinyPipeline:
-    """A pipeline whose denoiser reads padding, which reaches to the longest text of the call."""
+    """Return a pipeline whose denoiser reads padding, which goes up to the longest text of the call."""
     tiny = sd_with_text()
     monkeypatch.setattr(companions, "UNMASKED", ("StableDiffusion",))
     tokenize = tiny.pipe.tokenizer.__class__.__call__

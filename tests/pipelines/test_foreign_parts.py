@@ -113,7 +113,7 @@ def test_a_list_that_turns_out_to_keep_rows_is_refused_after_a_step() -> None:
 
 
 def test_a_forward_set_on_the_class_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """TeaCache's scripts set it so."""
+    """The scripts of TeaCache do so."""
     tiny = flux()
 
     def teacache(self: nn.Module, hidden_states: Tensor, **kwargs: Any) -> tuple[Tensor]:
@@ -234,7 +234,7 @@ def test_a_pipeline_with_its_own_step_function_works_if_every_row_is_computed(ki
 
 
 def test_every_pipeline_with_a_prompt_is_known_to_step_its_scheduler() -> None:
-    """What only its parts do (a prior and a decoder) is seen on the object, below."""
+    """Combined pipelines step their schedulers only in their parts, which the tests of objects below check."""
     combined = ("Combined", "VersatileDiffusionPipeline", "VisualCloze")
     kinds = [getattr(diffusers, name) for name in dir(diffusers) if name.endswith("Pipeline")]
     kinds = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, diffusers.DiffusionPipeline)]

@@ -145,8 +145,8 @@ def test_a_video_pipeline() -> None:
 
 
 def test_rows_spared_by_sharing_are_not_counted_for_guidance() -> None:
-    """Whether guidance is a call of its own (wan) or a copy in the batch: both count alike, at steps
-    where both are spared."""
+    """Guidance is a separate call (wan) or a second row in the batch. Both are counted alike at
+    steps where sharing and the interval save the same rows."""
     counts = [
         skipped(pipeline, pipeline.inputs(2), None, sharing=EVERYONE, guidance_interval=(0.5, 1.0)).spared
         for pipeline in (wan(), sd())

@@ -289,7 +289,7 @@ def steps_of(ran: Sampled, image: int = 0) -> list[int]:
 
 
 def observed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Tensor, Tensor]]:
-    """(output, sample) of every step as the scheduler gets them, filled as `Sada` runs."""
+    """Record (output, sample) of every step as the scheduler gets them, in a list that fills while `Sada` runs."""
     seen: list[tuple[Tensor, Tensor]] = []
     original = Sada.observe
 
@@ -318,8 +318,10 @@ def test_the_published_rules_end_with_a_fixed_pattern(case: tuple[str, str], rul
 def test_released_uses_the_velocity_of_a_flow(
     case: tuple[str, str], bend: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As the code does for Flux, with 22 evaluations of 50 where its criterion always holds and 30 where it never does:
-    the first skip in a row goes on with the trend, the others use the last computed output again."""
+    """For Flux, the authors' code extrapolates at the first skipped step in a row and reuses the last output after it.
+
+    It takes 22 evaluations of 50 where its criterion always holds, and 30 where it never does.
+    """
     direction = bend * torch.rand(SIZE, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
     def bending(schedule: NoiseSchedule, step: int, x: Tensor) -> Tensor:
@@ -343,7 +345,7 @@ def test_released_uses_the_velocity_of_a_flow(
 @pytest.mark.parametrize("case", [("euler", "flow"), ("dpm++2m", "v_prediction"), ("euler", "epsilon")], ids="-".join)
 def test_first_predictions_are_trusted_less_the_more_the_first_output_overshoots(case: tuple[str, str]) -> None:
     def first_gap(size: float) -> int:
-        """Evaluations skipped after the first, which predicts an x0 of this RMS."""
+        """Return how many evaluations are skipped after the first, which predicts an x0 of this RMS."""
 
         def model(schedule: NoiseSchedule, step: int, x: Tensor) -> Tensor:
             return schedule.output_for(step, x, torch.full_like(x, size))

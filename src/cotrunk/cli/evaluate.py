@@ -80,7 +80,7 @@ def evaluate(
         cotrunk evaluate groups --lora standard=lora-standard --lora sage=lora-sage --out results
     """
     out_dir = out_folder(out_name)
-    parts, more = _parts("--shares", shares), _parts("--more-shares", more_shares)
+    parts, more = _fractions("--shares", shares), _fractions("--more-shares", more_shares)
     counts = _numbers("--fewer", fewer, int)
     if not all(count > 0 for count in counts):
         raise CotrunkError(f"--fewer {fewer} is out of range: use numbers of steps of 1 or more.")
@@ -171,12 +171,12 @@ def _bins(similarities: Sequence[float]) -> dict[float, list[int]]:
     return {float(np.median(similarity[part])): part.tolist() for part in parts if len(part)}
 
 
-def _parts(name: str, text: str) -> list[float]:
-    """Return fractions of the steps."""
-    parts: list[float] = _numbers(name, text, float)
-    if not all(0 < part < 1 for part in parts):
+def _fractions(name: str, text: str) -> list[float]:
+    """Return the fractions of a list with commas."""
+    fractions: list[float] = _numbers(name, text, float)
+    if not all(0 < fraction < 1 for fraction in fractions):
         raise CotrunkError(f"{name} {text} is out of range: use fractions between 0 and 1.")
-    return parts
+    return fractions
 
 
 def _numbers(name: str, text: str, kind: type) -> list[Any]:

@@ -35,8 +35,8 @@ class Result:
         rows, seconds: denoising cost per image.
         saving: fraction of the rows that sharing saved.
         failed: number of images that contained a NaN; the metrics ignore them.
-        figures: by metric. "frechet" is the distance to the real images, "diversity" is within groups, "bleed" is the
-            fraction of images that match another prompt of their group better than their own.
+        figures: by metric. "frechet" is the distance to the real images, and "diversity" is within groups. "bleed" is
+            the fraction of images that match another prompt of their group better than their own.
     """
 
     cell: Cell

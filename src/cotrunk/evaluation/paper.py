@@ -42,7 +42,7 @@ class Design:
         """Return all cells, with their first seed, ordered by model, because changing the model takes time."""
         own = [*self.table(), *(experiment.equal_cost(cell) for cell in self.table() if cell.share)]
         own += self.curves(experiment)
-        own += [cell for name in self.models for cell in self.shared_parts(name)]
+        own += [cell for name in self.models for cell in self.cells_by_share(name)]
         return sorted(dict.fromkeys(own), key=lambda cell: self.models.index(cell.model))
 
     def table(self) -> list[Cell]:
@@ -68,15 +68,16 @@ class Design:
         """Return the cells of all curves: every model, independently and with the middle share."""
         return [cell for name in self.models for share in self.curved for cell in self.curve(experiment, name, share)]
 
-    def shared_parts(self, model: str) -> list[Cell]:
-        """Return the cells of a model over all shares: Figure 4."""
+    def cells_by_share(self, model: str) -> list[Cell]:
+        """Return the cells of a model over all shares, for Figure 4."""
         return [Cell(model, share, self.steps) for share in sorted({0.0, *self.shares, *self.more_shares})]
 
     def pairs(self, experiment: Experiment) -> list[tuple[Cell, Cell]]:
         """Return the pairs of cells to compare.
 
-        Every shared cell of the table is compared with independent sampling of its own model and of the first one, with
-        as many steps and at equal cost. Models are compared with each other at the same share.
+        Every shared cell of the table is compared with independent sampling of its own model and of the first model.
+        Each of these comparisons is made with the same number of steps and at equal cost. Models are compared with each
+        other at the same share.
         """
         shared = [cell for cell in self.table() if cell.share]
         found = []
@@ -177,8 +178,8 @@ def write_paper(
 
 def _write_shares(design: Design, results: Mapping[Cell, Result], out: Path) -> None:
     """Write Figure 4."""
-    over = {name: [results[cell] for cell in design.shared_parts(name)] for name in design.models}
-    steps = [int(cell.share * design.steps + 1e-9) for cell in design.shared_parts(design.models[0])]
+    over = {name: [results[cell] for cell in design.cells_by_share(name)] for name in design.models}
+    steps = [int(cell.share * design.steps + 1e-9) for cell in design.cells_by_share(design.models[0])]
     write_curves(over, steps, out, "figure4", label=f"shared steps of {design.steps}")
 
 

@@ -33,7 +33,7 @@ class Page:
 
     @property
     def has_strips(self) -> bool:
-        """Whether images differ in what was computed at their steps."""
+        """Return whether images may differ in the steps at which their output was computed."""
         settings = self.report.job.settings
         return settings.skipping is not None or settings.guidance_interval is not None
 

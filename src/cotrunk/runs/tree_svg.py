@@ -92,8 +92,8 @@ def branch_steps(node: Branch | Line) -> set[int]:
 def strip_svg(letters: str) -> str:
     """Return what happened to an image at each timestep, as a strip 100 wide and 1 high.
 
-    Cells are green where its output was computed once for a group, grey where it was computed for this image alone, and
-    empty where it was predicted. They are half as high where guidance was off.
+    A cell is green where the output was computed once for a group, and grey where it was computed for this image alone.
+    It is empty where the output was predicted, and half as high where guidance was off.
     """
     width = END / max(len(letters), 1)
     cells, start = [], 0

@@ -149,8 +149,8 @@ def trunk_noise(
 ) -> torch.Tensor:
     """Return the noise that a branch sees if it starts from its trunk. All tensors are (rows, ...).
 
-    At the branch point, with noise levels (alpha, sigma), the trunk of the mean latents z-bar under the noise eps is at
-    alpha z-bar + sigma eps. For a branch with its own latents z this is alpha z + sigma eps', where
+    The branch point has the noise levels (alpha, sigma). There, the trunk of the mean latents z-bar under the noise eps
+    is at alpha z-bar + sigma eps. For a branch with its own latents z this is alpha z + sigma eps', where
     eps' = eps + alpha / sigma (z-bar - z). A deterministic solver that predicts z from there keeps eps' to the end. So
     in sampling a branch sees its own latents under eps', whereas equation 3 trains it under eps.
     """

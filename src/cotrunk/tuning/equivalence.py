@@ -1,9 +1,9 @@
 """Are the images of one setting as good as those of another? A test of equivalence, and how many prompts it needs.
 
 A difference that was not shown proves nothing, because few prompts hardly ever show one. So a setting counts as
-equivalent only if the whole confidence interval of its loss lies below a margin (Schuirmann 1987, "A comparison of the
-two one-sided tests procedure and the power approach"). One side suffices, because images better than the reference's
-are welcome.
+equivalent only if the whole confidence interval of its loss lies below a margin. This is one of the two one-sided tests
+of Schuirmann (1987, "A comparison of the two one-sided tests procedure and the power approach"). One side suffices,
+because images better than the reference's are welcome.
 """
 
 import bisect

@@ -82,8 +82,8 @@ class Trials:
     def of(self, settings: Settings, seed: int) -> Trial:
         """Return the images of some settings: stored ones, or new ones.
 
-        Images of which some failed are generated again once per process, because the cause may have been removed
-        without any change that the file's name depends on.
+        If some of the stored images failed, all are generated again once per process. The cause may have been removed
+        without a change of the file's name.
         """
         facts = json.dumps([*self._facts, settings.to_json(), seed], default=str)
         path = self.out / "tried" / f"{hashlib.sha256(facts.encode()).hexdigest()[:16]}.npz"

@@ -1,4 +1,4 @@
-# Each target: one line that makes the virtual environment and installs, one line that does the job.
+# Most targets: one line that makes the virtual environment and installs, one line that does the job.
 
 demo:
 	python3 -m venv .venv && .venv/bin/pip install -q -c constraints.txt -e '.[mini]'

@@ -20,7 +20,7 @@ Lineage = list[tuple[int, list[int]]]
 
 
 def alone(n: int) -> list[Lineage]:
-    """No sharing: n independent images."""
+    """Return a tree without sharing: n independent images."""
     return [[] for _ in range(n)]
 
 

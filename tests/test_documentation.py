@@ -151,10 +151,8 @@ def options() -> set[str]:
     scripts = [
         path.read_text(encoding="utf-8") for path in (*ROOT.glob("benchmarks/*.py"), *ROOT.glob("recipes/*/*.py"))
     ]
-    return set(re.findall(r"--[a-z][a-z-]*", "\n".join([*helps, *scripts]))) | {
-        "--multi",
-        "--help",
-    }  # `accelerate launch`
+    others = {"--multi", "--dist", "--help"}  # of `accelerate launch`, of pytest, of every command
+    return set(re.findall(r"--[a-z][a-z-]*", "\n".join([*helps, *scripts]))) | others
 
 
 @EVERY_DOCUMENT

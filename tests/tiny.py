@@ -52,13 +52,13 @@ def _seeded(seed: int = 0) -> Iterator[None]:
 
 
 def _randomised(model: nn.Module, seed: int = 0) -> nn.Module:
-    """Every weight redrawn, those that diffusers sets to zero too, so that all inputs reach the output."""
+    """Redraw every weight, including those that diffusers sets to zero, so that all inputs reach the output."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, weight in model.named_parameters():
             noise = torch.randn(weight.shape, generator=generator)
             if weight.ndim > 1:
-                # a UNet hears the timestep through a chain of activations that make it small
+                # in a UNet, a chain of activations reduces the effect of the timestep
                 gain = 3.0 if "time_embedding" in name or "time_emb_proj" in name else 1.0
                 weight.copy_(gain * noise / weight[0].numel() ** 0.5)
             else:
@@ -76,12 +76,12 @@ def _ready(pipe: diffusers.DiffusionPipeline) -> diffusers.DiffusionPipeline:
 
 
 def _prompts(n: int, *shape: int, seed: int) -> Tensor:
-    """n different rows."""
+    """Return n different rows."""
     return torch.stack([torch.randn(shape, generator=_generator(seed, row)) for row in range(n)])
 
 
 def _negatives(n: int, *shape: int, seed: int) -> Tensor:
-    """n equal rows."""
+    """Return n equal rows."""
     return torch.randn((1, *shape), generator=_generator(seed, -1)).repeat(n, *[1] * len(shape))
 
 
@@ -189,7 +189,7 @@ def sd() -> TinyPipeline:
 
 
 def sd_from_image() -> TinyPipeline:
-    """Image to image, all prompts from one picture."""
+    """Image to image, all prompts from one image."""
     image = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(1))
 
     def inputs(n: int, seed: int = 0, ragged: bool = False) -> dict[str, Any]:

@@ -111,7 +111,8 @@ def apply(
     Args:
         pipe: any diffusers pipeline with a `unet` or `transformer` and a `scheduler`.
         skipping: the rule and its limits.
-        max_rows, row_sizes: limits on the rows of one forward; see `Batching`.
+        max_rows: largest number of denoiser rows in one forward, as in `Batching`.
+        row_sizes: the numbers of rows that a forward may have, as in `Batching`.
 
     Raises:
         CotrunkError: bad arguments, a pipeline that cotrunk cannot handle, or one that already skips.

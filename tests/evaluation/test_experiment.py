@@ -93,12 +93,12 @@ def test_equal_cost_is_the_most_steps_that_cost_no_more(tmp_path: Path) -> None:
     assert own._plan(equal).cost.used <= rows < own._plan(Cell("pre-trained", 0.0, equal.steps + 1)).cost.used
 
 
-def test_an_unknown_model_is_named(tmp_path: Path) -> None:
+def test_an_unknown_model_is_reported(tmp_path: Path) -> None:
     with pytest.raises(CotrunkError, match="There is no model 'sage' here: use one of pre-trained"):
         experiment(tmp_path).observe(Cell("sage"))
 
 
-def test_a_folder_without_a_lora_is_named_before_the_first_image(tmp_path: Path) -> None:
+def test_a_folder_without_a_lora_is_reported_before_the_first_image(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(CotrunkError, match="cannot be loaded as a LoRA for this StableDiffusionPipeline"):
         experiment(tmp_path, sage=tmp_path / "empty")

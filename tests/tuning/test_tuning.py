@@ -77,7 +77,7 @@ def test_a_budget_is_kept(tmp_path: Path) -> None:
     assert len(tuned.points) + tuned.over_budget + 2 == len(list(candidates(6, -1.0, [0.0])))
 
 
-def test_an_insufficient_budget_is_named(tmp_path: Path) -> None:
+def test_an_insufficient_budget_is_reported(tmp_path: Path) -> None:
     with pytest.raises(CotrunkError, match="A budget of 100 rows is not enough"):
         swept(tmp_path, budget=100)
     with pytest.raises(CotrunkError, match=r"12\.5 rows per image are more than the 12 of 6 steps: use fewer rows, or"):
@@ -108,7 +108,7 @@ def unreadable(pipe: Any) -> None:
         (unreadable, 13, "skipping", "skipping (13 settings). EDMEulerScheduler does not say how noisy"),
     ],
 )
-def test_a_refused_setting_is_named_and_the_sweep_continues(
+def test_a_refused_setting_is_reported_and_the_sweep_continues(
     tmp_path: Path, change: Callable[[Any], None], count: int, without: str, message: str
 ) -> None:
     pipe = sd_with_text().pipe
@@ -131,7 +131,8 @@ def test_settings_are_refused_before_rows_are_spent(tmp_path: Path, monkeypatch:
     assert "predicted" not in done[done.index("batches") :]
 
 
-def test_a_setting_that_fails_only_when_it_runs_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.slow
+def test_a_setting_that_fails_only_when_it_runs_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     original = Run.batches
 
     def batches(self: Run, **more: Any) -> Any:
@@ -145,6 +146,7 @@ def test_a_setting_that_fails_only_when_it_runs_is_named(tmp_path: Path, monkeyp
     assert {point.settings.skipping for point in tuned.points} == {None}
 
 
+@pytest.mark.slow
 def test_prompts_that_cannot_be_compared_are_tried_without_sharing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -180,6 +182,7 @@ def test_similarities_around_the_threshold_are_tried(whole: tuple[Path, Tuned]) 
     assert tried == {-1.0, 0.0}
 
 
+@pytest.mark.slow
 def test_the_images_of_another_pipeline_are_generated_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """All have the same classes of model and scheduler."""
 
@@ -283,6 +286,7 @@ def test_failed_images_are_generated_again_by_another_process(tmp_path: Path, mo
     assert Trials(pipe, PROMPTS, ARGUMENTS, tmp_path).of(full, 0).good == [0, 1, 2, 3, 4]
 
 
+@pytest.mark.slow
 def test_a_prompt_that_fails_in_every_setting_leaves_a_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     original = Run.batches
 
@@ -308,7 +312,7 @@ def test_a_safety_checker_changes_the_stored_images(tmp_path: Path) -> None:
     assert Trials(pipe, PROMPTS, ARGUMENTS, tmp_path).of(candidate(2), 0).images.any()
 
 
-def test_a_pipeline_that_generates_only_nan_is_named(tmp_path: Path) -> None:
+def test_a_pipeline_that_generates_only_nan_is_reported(tmp_path: Path) -> None:
     pipe = sd_with_text().pipe
     pipe.unet.conv_in.weight.data.fill_(float("nan"))
     with pytest.raises(CotrunkError, match="Nearly all images of independent sampling contain NaN"):
@@ -513,7 +517,7 @@ def test_settings_files_have_absolute_paths(tmp_path: Path, monkeypatch: pytest.
         for wrong in (None, {"steps": "x"}, {"steps": None}, {"sharing": {"share": 2}}, {"share": 0.3})
     ],
 )
-def test_a_file_without_settings_is_named(tmp_path: Path, content: Any) -> None:
+def test_a_file_without_settings_is_reported(tmp_path: Path, content: Any) -> None:
     whole = {"settings": {"steps": 3}, "model": "mini", "lora": None, "scheduler": None, "guidance": 3.0}
     (tmp_path / "a.json").write_text(content if isinstance(content, str) else json.dumps(whole | content))
     with pytest.raises(CotrunkError, match=r"a\.json(: | is not a file of settings| gives no number of steps)"):

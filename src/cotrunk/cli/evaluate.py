@@ -44,23 +44,21 @@ def evaluate(
         option(MODELS, "NAME=DIR", "A trained LoRA and its name, for example sage=lora-sage; can be repeated."),
     ] = None,
     shares: Annotated[
-        str, option(SCHEMES, "X,Y,...", "Fractions of the steps to share, compared with independent sampling.")
+        str, option(SCHEMES, "X,Y,...", "Fractions of the steps to share; each is compared with independent sampling.")
     ] = "0.2,0.3,0.4",
-    more_shares: Annotated[
-        str, option(SCHEMES, "X,Y,...", "Further fractions, for figure 4 only: without a comparison at equal cost.")
-    ] = "",
+    more_shares: Annotated[str, option(SCHEMES, "X,Y,...", "Further fractions, which only figure 4 shows.")] = "",
     fewer: Annotated[
         str, option(SCHEMES, "N,M,...", "Further numbers of steps, usually fewer, for the curves of quality over rows.")
     ] = "",
-    seeds: Annotated[int, option(SCHEMES, "N", "Runs of each cell, each from other noise.")] = 1,
+    seeds: Annotated[int, option(SCHEMES, "N", "Number of runs of each scheme, each from different noise.")] = 1,
     scheduler: Scheduler = None,
     height: Height = None,
     width: Width = None,
-    max_groups: Annotated[int | None, option(SCHEMES, "N", "Use only N of the groups.")] = None,
+    max_groups: Annotated[int | None, option(SCHEMES, "N", "Maximum number of groups to use.")] = None,
     features: Annotated[
         str, option(NETWORKS, "NAME", "For Frechet distances: lite0, or inception[:FILE] for the usual FID.")
     ] = "lite0",
-    perceptual: Annotated[str, option(NETWORKS, "NAME", "For diversity: lite0 or lpips.")] = "lite0",
+    perceptual: Annotated[str, option(NETWORKS, "NAME", "For diversity in groups: lite0 or lpips.")] = "lite0",
     alignment: Annotated[
         str | None,
         option(
@@ -75,7 +73,7 @@ def evaluate(
 ) -> None:
     """Compare models and sampling schemes on groups of prompts with real images (SAGE, Table 1, Figures 2 to 4).
 
-    Run it again to continue where it stopped: features and measures are kept in `cells/`.
+    Run it again to continue where it stopped: finished results are kept in `cells/`.
 
     Example:
 

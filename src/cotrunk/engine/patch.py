@@ -1,6 +1,7 @@
-"""Set attributes of objects of other libraries: modules, schedulers, pipelines. No other module does this.
+"""Replace how modules, schedulers and pipelines behave during a call. No other module does this.
 
-Every change is undone when its context ends, except those by `restore` and `reclassed`.
+`replaced` and `intercepted` are undone when their context ends. `restore` and `reclassed` last until they are called
+again.
 """
 
 import functools

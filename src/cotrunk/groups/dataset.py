@@ -23,7 +23,7 @@ from .cliques import sample_cliques, similarity_graph
 from .images import read_scaled
 
 MAKE_ONE = "make one with cotrunk dataset"
-Progress = Callable[[str, int, int], None]  # what is being done, captions done, all captions
+Progress = Callable[[str, int, int], None]  # (name of the stage, captions done, all captions)
 
 
 @dataclass(frozen=True)
@@ -182,7 +182,7 @@ def read_similarities(folder: Path) -> list[float]:
     """
     (similarities,), _ = _read_parquet(folder, "smallest_similarity")
     if not all(isinstance(value, float) and math.isfinite(value) for value in similarities):
-        raise CotrunkError(f"{folder} contains a group without its similarity: {MAKE_ONE}.")
+        raise CotrunkError(f"{folder} contains a group without its smallest similarity: {MAKE_ONE}.")
     return similarities
 
 

@@ -43,7 +43,7 @@ class PerPrompt:
 
     Args:
         prompts: number of prompts.
-        arguments: the arguments of the user for the pipeline. A list or tensor with one entry per prompt is divided among
+        arguments: the user's arguments for the pipeline. A list or tensor with one entry per prompt is divided among
             the prompts; a single text, image or (1, ...) tensor belongs to all of them. An input image and its mask are
             passed once per prompt: pipelines encode a single one with the first generator, so a result would depend on
             its place in the batch.

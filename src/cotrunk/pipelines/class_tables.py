@@ -1,4 +1,4 @@
-"""Tables of diffusers classes that need special treatment. Only this module names classes of diffusers as text.
+"""Tables of diffusers classes that need special treatment, by name. Only `schedulers.py` names others.
 
 Names of pipelines and schedulers are prefixes where a table says so: `StableDiffusion3` covers all its variants.
 `tests/pipelines/test_class_tables.py` checks every name against the installed diffusers.

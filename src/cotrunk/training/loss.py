@@ -25,7 +25,7 @@ class Loss:
 
     Attributes:
         objective: "sage", or "standard": equation 2 on the same images, the paper's baseline.
-        share: beta, the part of the trajectory that is shared; T* = (1 - share) T.
+        share: beta, the fraction of the trajectory that is shared; T* = (1 - share) T.
         shared_weight: lambda_1, the weight of the prediction for the mean latents under the mean condition. The paper
             does not give it.
         target_weight: lambda_2, the weight of that prediction's distance to the soft target, which is the mean of the
@@ -87,7 +87,7 @@ def sage_loss(
             averaged as in shared sampling.
         groups: indices of the images of each group; every image is in exactly one group. A group of one is its own
             mean.
-        schedule: of the model's training timesteps; `levels[0]` is the least noisy.
+        schedule: the noise levels of the model's training timesteps; `levels[0]` is the least noisy.
         loss: the objective.
         generator: on the CPU, so that the random numbers do not depend on the device.
 

@@ -31,7 +31,7 @@ class Trial:
         images: (n, 3, height, width) bytes, in the order of the prompts.
         good: indices of the images without a NaN.
         rows, seconds: denoising cost per image.
-        saved_by_sharing: part of the rows.
+        saved_by_sharing: fraction of the rows that sharing saved.
         groups: indices of the images that share steps; each image is in one group.
     """
 
@@ -63,7 +63,7 @@ class Trials:
 
     @cached_property
     def threshold(self) -> float:
-        """The similarity that "auto" stands for. Kept, because it takes longer to compute than the prompts' vectors."""
+        """Return the similarity that "auto" stands for. It is kept, because finding it takes long."""
         return auto_threshold(pipeline_encoder(self.pipe))
 
     def predicted(self, settings: Settings, seed: int) -> int:
@@ -105,7 +105,7 @@ class Trials:
         warm_up(self.pipe, self.prompts, **self.arguments)
         try:
             warm_up(self.pipe, self.prompts[:1], Settings(guidance_interval=(0.0, 0.5)), **self.arguments)
-        except CotrunkError:  # guidance has no row of its own, or cannot be turned off
+        except CotrunkError:  # guidance has no separate row, or cannot be turned off
             warm_up(self.pipe, self.prompts[:1], **self.arguments)
 
     def _generate(self, settings: Settings, seed: int, path: Path) -> Trial:

@@ -91,7 +91,7 @@ def test_numpy_numbers_become_json_numbers() -> None:
         ({"sharing": {"similarity": math.nan}}, "similarity nan is out of range"),
         ({"sharing": {"similarity": 1.5}}, "similarity 1.5 is out of range: use -1 or more, at most 1, or 'auto'"),
         ({"sharing": {"similarity": "high"}}, "similarity 'high' is neither 'auto' nor a number"),
-        ({"sharing": {"similarity": 0.8, "max_similarity": 0.7}}, "max_similarity 0.7 leaves nothing above"),
+        ({"sharing": {"similarity": 0.8, "max_similarity": 0.7}}, "max_similarity 0.7 is not above similarity 0.8"),
         ({"sharing": {"max_group": 2.5}}, "max_group 2.5 is out of range"),
         ({"sharing": {"max_group": "5"}}, "max_group '5' is out of range"),
         ({"sharing": {"mode": "star"}}, "mode 'star' is unknown: use flat, adaptive or tree"),

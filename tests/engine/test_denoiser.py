@@ -233,7 +233,7 @@ def test_rows_of_perturbed_attention_guidance(scale: float, perturbed: float, ex
     result = run(tiny, tiny.inputs(3), guidance_scale=scale, pag_scale=perturbed)
     assert result.plan.guidance_rows == expected
     assert result.cost == result.plan.cost
-    with pytest.raises(CotrunkError, match="perturbed attention, which cannot run in chunks"):
+    with pytest.raises(CotrunkError, match="perturbed-attention guidance, which cannot run in chunks"):
         run(tiny, tiny.inputs(3), batching=Batching(max_rows=2))
 
 

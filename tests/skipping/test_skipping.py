@@ -332,7 +332,7 @@ def test_apply_skips_in_each_of_several_runs_of_the_scheduler(monkeypatch: pytes
 
 def test_an_interval_without_a_second_row_of_guidance_is_refused() -> None:
     pipeline = flux()
-    with pytest.raises(CotrunkError, match="Guidance costs FluxPipeline no row of its own"):
+    with pytest.raises(CotrunkError, match="FluxPipeline computes no extra row for guidance"):
         skipped(pipeline, pipeline.inputs(1), None, guidance_interval=(0.1, 0.8), guidance_scale=3.5)
 
 
@@ -370,7 +370,7 @@ def _unreadable(pipeline: TinyPipeline) -> None:
     [
         (sd, _unreadable, "EDMEulerScheduler does not say how noisy a timestep is"),
         (flux, _cached, "has a cache enabled, which does not work with skipping"),
-        (sd_perturbed, lambda pipeline: None, "guides by perturbed attention, which does not work with skipping"),
+        (sd_perturbed, lambda pipeline: None, "uses perturbed-attention guidance, which does not work with skipping"),
     ],
 )
 def test_a_pipeline_that_cannot_skip_is_refused_first(

@@ -124,7 +124,7 @@ def test_a_disk_that_fills_up_leaves_the_last_checkpoint(groups: list[list[Pair]
     trained(groups, tmp_path, TWO)
     kept = {name: (tmp_path / name).read_bytes() for name in (FILE, LORA_FILE)}
     for room, file in ((5_000, FILE), (100, "losses.jsonl")):
-        with full_disk(room), pytest.raises(CotrunkError, match=rf"^Cannot write .*{file}: .*\. Make room or choose"):
+        with full_disk(room), pytest.raises(CotrunkError, match=rf"^Cannot write .*{file}: .*\. Free some space"):
             trained(groups, tmp_path)
         assert {name: (tmp_path / name).read_bytes() for name in kept} == kept
         assert not list(tmp_path.glob(".*part"))
@@ -138,7 +138,7 @@ def test_a_disk_that_fills_up_while_images_are_encoded(groups: list[list[Pair]],
     for room in (100, 1000):
         with (
             full_disk(room),
-            pytest.raises(CotrunkError, match=r"^Cannot write .*\.(npy|pt): .*\. Make room or choose"),
+            pytest.raises(CotrunkError, match=r"^Cannot write .*\.(npy|pt): .*\. Free some space"),
         ):
             trained(groups, tmp_path, TWO)
     _, went_on = trained(groups, tmp_path, TWO)

@@ -259,5 +259,5 @@ def test_images_with_a_nan_are_reported(tmp_path: Path, monkeypatch: pytest.Monk
     assert seen.failed.tolist() == [True, False, False, True, False, False]
     assert np.isnan(seen.diversity).tolist() == [True, False, True]  # one image of the first group is left
     broken(own, monkeypatch, *range(COUNT))
-    with pytest.raises(CotrunkError, match=r"All images of pre-trained-independent-2steps.* contain a NaN"):
+    with pytest.raises(CotrunkError, match=r"All images of pre-trained-independent-2steps.* contain NaN"):
         own.observe(Cell("pre-trained", 0.0, 2))

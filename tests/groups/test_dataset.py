@@ -339,5 +339,5 @@ def test_a_folder_without_a_set_is_reported(tmp_path: Path) -> None:
 
 def test_missing_pyarrow_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
-    with pytest.raises(CotrunkError, match="needs pyarrow: pip install pyarrow"):
+    with pytest.raises(CotrunkError, match=r"need pyarrow: pip install .cotrunk\[train\]"):
         read_groups(tmp_path)

@@ -522,7 +522,7 @@ def test_half_precision_weights_generate_at_a_checkpoint(
 def test_an_unsupported_precision_is_reported(
     groups: list[list[Pair]], tmp_path: Path, fresh_accelerator: None
 ) -> None:
-    with pytest.raises(CotrunkError, match=r"mixed_precision 'fp17' is not usable here \(.*\): use no\.$"):
+    with pytest.raises(CotrunkError, match=r"mixed_precision 'fp17' is not usable here \(.*\): use 'no'\.$"):
         trained(groups, tmp_path, TrainSettings(**vars(QUICK) | {"mixed_precision": "fp17"}))
 
 

@@ -97,7 +97,7 @@ def evaluate(
         if not name or not folder:
             raise CotrunkError(f"--lora {entry!r} is not a name and a folder: use sage=lora-sage, for example.")
         if name in loras:
-            raise CotrunkError(f"--lora {entry!r} has a name that is taken: choose another.")
+            raise CotrunkError(f"--lora {entry!r} has a name that is taken: choose another name.")
         loras[name] = Path(folder)
 
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn

@@ -111,7 +111,7 @@ class Experiment:
         batches = path.with_suffix(".batches")
         images, failed, facts = self._generate(cell, batches, on_batch)
         if failed.all():
-            raise CotrunkError(f"All images of {self.name(cell)} contain a NaN: use another dtype, such as bfloat16.")
+            raise CotrunkError(f"All images of {self.name(cell)} contain NaN: use another dtype, such as bfloat16.")
         good = [[image for image in group if not failed[image]] for group in self.groups]
         several = [number for number, group in enumerate(good) if len(group) > 1]
         diversity = np.full(len(self.groups), np.nan)

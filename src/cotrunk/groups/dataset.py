@@ -146,7 +146,9 @@ def _write_parquet(
         import pyarrow as pa
         import pyarrow.parquet as pq
     except ImportError as error:
-        raise CotrunkError("Parquet needs pyarrow: pip install 'cotrunk[train]'.") from error
+        raise CotrunkError(
+            "Sets of groups are Parquet files, which need pyarrow: pip install 'cotrunk[train]'."
+        ) from error
     columns = {
         "captions": [[pairs[i].caption for i in group] for group in groups],
         "images": [[str(pairs[i].image.resolve()) for i in group] for group in groups],
@@ -194,7 +196,9 @@ def _read_parquet(folder: Path, *columns: str) -> tuple[list[list[Any]], dict[st
     try:
         import pyarrow.parquet as pq
     except ImportError as error:
-        raise CotrunkError("Parquet needs pyarrow: pip install pyarrow.") from error
+        raise CotrunkError(
+            "Sets of groups are Parquet files, which need pyarrow: pip install 'cotrunk[train]'."
+        ) from error
     path = folder / "groups.parquet" if folder.is_dir() else folder
     try:
         table = pq.read_table(path)

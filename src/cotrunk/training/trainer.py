@@ -81,8 +81,8 @@ def train(
     denoiser: Any = conditions.denoiser
     if getattr(denoiser, "peft_config", None):  # training would switch it off, and saving would mix the two
         raise CotrunkError(
-            f"The {conditions.name} has a LoRA already: call pipe.fuse_lora() to train on top of it, "
-            "and pipe.unload_lora_weights() in any case."
+            f"The {conditions.name} has a LoRA already: call pipe.unload_lora_weights() first, and "
+            "pipe.fuse_lora() before that to train on top of it."
         )
     size = image_size(pipe, settings.height, settings.width)
     run = {"pipeline": type(pipe).__name__, "model": model_digest(pipe), "data": data_digest(groups)}
@@ -202,7 +202,7 @@ def _accelerator(settings: TrainSettings, out: Path) -> Any:
         )
     except (ImportError, ValueError) as error:
         raise CotrunkError(
-            f"mixed_precision {settings.mixed_precision!r} is not usable here ({first_line(error)}): use no."
+            f"mixed_precision {settings.mixed_precision!r} is not usable here ({first_line(error)}): use 'no'."
         ) from error
 
 

@@ -80,7 +80,7 @@ def estimate(values: Values, groups: Groups | None = None) -> Estimate:
         deviations = np.array([deviations[list(group)].sum() for group in groups if len(group)])
     count = len(deviations)
     if count < 2:
-        raise CotrunkError(f"{count} independent groups of prompts are too few to compare: use more.")
+        raise CotrunkError(f"{count} independent groups of prompts are too few to compare: use more prompts.")
     error = math.sqrt(count / (count - 1) * float(np.square(deviations).sum())) / len(values)
     return Estimate(mean, error, count - 1, len(values))
 

@@ -73,7 +73,7 @@ class Applied:
         return type(kind.__name__, (kind,), {"__call__": skipping_call, **members})
 
     def _call(self, pipe: Any, *args: Any, **kwargs: Any) -> Any:
-        check_pipeline(pipe, max_rows=self.max_rows, alone=True)  # caches may have been enabled since
+        check_pipeline(pipe, max_rows=self.max_rows, skips_rows=True)  # caches may have been enabled since
         check_folds(pipe)
         policy = _LatePolicy(Rule(self._skipping), pipe)
         row_plan = RowPlan(lambda step: policy.everyone, (policy,), layers=policy.rule.layers)
@@ -124,7 +124,7 @@ def apply(
             f"Skipping is applied to this {type(pipe).__name__} already: call cotrunk.remove(pipe) first."
         )
     limits = Batching(max_rows=max_rows, row_sizes=row_sizes)
-    check_pipeline(pipe, max_rows=limits.max_rows, alone=True)
+    check_pipeline(pipe, max_rows=limits.max_rows, skips_rows=True)
     check_folds(pipe)
     read_schedule(pipe.scheduler, ())
     return Applied(pipe, skipping, limits)

@@ -215,12 +215,13 @@ def prepare(
 ) -> Run:
     """Do everything before the first denoiser row: check, embed, group, plan. The arguments are those of `generate`."""
     begin = time.perf_counter()
-    batching, alone = settings.batching, settings.skipping is not None or settings.guidance_interval is not None
+    batching = settings.batching
+    skips_rows = settings.skipping is not None or settings.guidance_interval is not None
     if not isinstance(plan, Plan | None):
         raise CotrunkError(f"plan is a {type(plan).__name__}: give Plan.load(path).")
     if getattr(pipe, "_cotrunk", None) is not None:
         raise CotrunkError(f"Skipping is applied to this {type(pipe).__name__}: call cotrunk.remove(pipe) first.")
-    check_pipeline(pipe, max_rows=batching.max_rows, alone=alone)
+    check_pipeline(pipe, max_rows=batching.max_rows, skips_rows=skips_rows)
     arguments = _arguments(pipe, settings, arguments)
     if settings.skipping is not None:
         read_schedule(pipe.scheduler, ())
@@ -238,7 +239,7 @@ def prepare(
     else:
         request.check_replays(plan)
     shares = any(len(tree.images) > 1 for tree in plan.trees)
-    if shares or alone or batching.max_rows is not None or batching.row_sizes is not None:
+    if shares or skips_rows or batching.max_rows is not None or batching.row_sizes is not None:
         check_folds(pipe)
     if why := runs_apart(pipe, request.arguments.arguments):
         settings = replace(settings, batching=replace(batching, batch_size=1))

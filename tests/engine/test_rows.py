@@ -297,7 +297,7 @@ def test_the_tables_name_each_argument_once() -> None:
 
 
 def apart(folding: Folding, **named: Any) -> set[str]:
-    return {name for name, flag in folding.apart(named).items() if flag}
+    return {name for name, flag in folding.differences(named).items() if flag}
 
 
 def test_an_argument_that_differs_and_is_not_a_condition_is_reported() -> None:

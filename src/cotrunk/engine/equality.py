@@ -19,7 +19,7 @@ class EqualityChecks:
         Args:
             step: the current step.
             where: the class that receives the values: a denoiser, a scheduler.
-            differs: name of a value -> whether images differ in it, as `Folding.apart` returns it.
+            differs: name of a value -> whether images differ in it, as `Folding.differences` returns it.
             at_once: read the result now. Otherwise it is read at the next step, or at the end of the call.
         """
         self._pending += [(step, where, name, flag) for name, flag in differs.items()]

@@ -89,7 +89,7 @@ class ModuleChecks:
                 self._fitting.add((sources, folding.rows))
         if folding.shared:
             # the first call of a partition is checked at once; later calls too, because a callback may change arguments
-            self.state.equality.expect(self.state.step, self.kind, folding.apart(named), at_once=is_first)
+            self.state.equality.expect(self.state.step, self.kind, folding.differences(named), at_once=is_first)
 
     def _refuse_misshapen(self, folding: Folding, copies: int, why: str, *, several: bool) -> None:
         """Raise `CotrunkError` if some rows would run without the others, now or at a later step."""

@@ -34,8 +34,8 @@ def intercepted(module: torch.nn.Module, call: Callable[..., Any]) -> AbstractCo
     """Run `call` instead of the module while the context lasts.
 
     `call` takes the place of the module's compiled call, so it runs outside other hooks, compilation and offloading.
-    A hook on `forward` would not: a module compiled in place compiles again for each new hook, and a diffusers hook
-    that removes itself during a call (group offload with streams) also removes the hooks above it.
+    A hook on `forward` would not. A module compiled in place compiles again for each new hook. A diffusers hook that
+    removes itself during a call (group offload with streams) also removes the hooks above it.
 
     Raises:
         CotrunkError: this version of torch calls modules in another way.

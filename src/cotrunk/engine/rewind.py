@@ -30,9 +30,9 @@ class _Mark:
 class SchedulerSteps:
     """The steps of one scheduler in one call of a pipeline.
 
-    Retracing steps with better model outputs brings any scheduler (single-step or multistep, predictor or corrector) to
-    the state that it would have if it had used those outputs at once. A scheduler that draws noise cannot retrace: it
-    would draw other noise.
+    Retracing steps with better model outputs brings a scheduler to the state that it would have if it had used those
+    outputs at once. This works for single-step and multistep schedulers, predictors and correctors. A scheduler that
+    draws noise cannot retrace: it would draw other noise.
 
     A policy counts steps from the beginning of a run. A call may contain several runs of its scheduler (one per video
     chunk): `begin` starts the next.

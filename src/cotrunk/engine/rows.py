@@ -111,7 +111,7 @@ class Folding:
                         return f"its condition {name} has {len(tensor)} rows where the call has {self.rows}"
         return None
 
-    def apart(self, named: dict[str, Any]) -> dict[str, torch.Tensor]:
+    def differences(self, named: dict[str, Any]) -> dict[str, torch.Tensor]:
         """Compare the members of each row in every argument that is not averaged.
 
         All members get the representative's value of such an argument, so they must not differ in it. Floating-point
@@ -129,7 +129,7 @@ class Folding:
             if name in SHARED or value is None or of in named:
                 continue
             if isinstance(value, dict):
-                found |= self.apart(value)
+                found |= self.differences(value)
             elif name in ROW_LISTS and isinstance(value, list) and len(value) == self.rows:
                 if name not in CONDITIONS:
                     found[name] = _any([differ(value[row], value[source]) for row, source in self._others])
@@ -177,12 +177,12 @@ class Folding:
     def mean(self, tensor: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
         """Return the mean over each row's members (SAGE, Algorithm 1, line 5): (R, ...) -> (live, ...).
 
-        With a token mask (R, tokens), the mean at a token is over the members that have this token, because the padding
-        of a short prompt has no meaning. At a token that no member has, it is over all members, because some models
+        With a token mask (R, tokens), the mean at a token is over the members that have this token: the padding of a
+        short prompt has no meaning. At a token that no member has, it is over all members, because some models
         read padding (HunyuanDiT pools it, and Chroma's mask hides nothing). The mean is computed as the representative
         plus the mean of the differences, so that equal members keep their value bit for bit.
         """
-        if not tensor.is_floating_point():  # token ids or classes: equal among the members, see `apart`
+        if not tensor.is_floating_point():  # token ids or classes: equal among the members, see `differences`
             return self.first(tensor)
         exact = torch.promote_types(tensor.dtype, torch.float32)
         first = self.first(tensor).to(exact)

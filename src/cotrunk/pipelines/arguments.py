@@ -28,7 +28,7 @@ _PROMPT = re.compile(
     r"(pooled_|generated_)?prompt(_embeds)?(_[a-z]*\d?)?|(prompt_|prompt_embeds_)?(attention_)?mask(_\d)?"
 )
 _REPEATED = ("image", "mask_image", "masked_image_latents", "original_image")
-_OURS = {
+_SET_BY_COTRUNK = {
     "generator": "seed=",
     "latents": "seed= (a group starts from one noise, made from its seed)",
     "num_images_per_prompt": "num_images_per_prompt= of generate",
@@ -53,15 +53,15 @@ class PerPrompt:
         repeated: names among `own` with the same entry for all prompts.
 
     Raises:
-        CotrunkError: an argument that cotrunk sets itself, one that the pipeline does not take, one whose length
-            is not the number of prompts, or several numbers where a call takes one.
+        CotrunkError: cotrunk sets an argument itself, or the pipeline does not take it; its length is not the number of
+            prompts; or it holds several numbers where a call takes one.
     """
 
     def __init__(self, pipe: Any, prompts: int, arguments: dict[str, Any]) -> None:
         parameters = inspect.signature(pipe.__call__).parameters
         for name in arguments:
-            if name in _OURS:
-                raise CotrunkError(f"{name} is set by cotrunk: use {_OURS[name]} instead.")
+            if name in _SET_BY_COTRUNK:
+                raise CotrunkError(f"{name} is set by cotrunk: use {_SET_BY_COTRUNK[name]} instead.")
             if name not in parameters:
                 raise CotrunkError(f"{type(pipe).__name__} takes no argument {name!r}.")
         # several ControlNets: a list with one entry per network, in the form for a single network; or, as in diffusers,

@@ -206,13 +206,13 @@ def check_folds(pipe: Any) -> None:
         )
 
 
-def check_pipeline(pipe: Any, *, max_rows: int | None, alone: bool = False) -> None:
+def check_pipeline(pipe: Any, *, max_rows: int | None, skips_rows: bool = False) -> None:
     """Check before any denoising that cotrunk can handle the pipeline.
 
     Args:
         pipe: the pipeline.
         max_rows: the limit on the rows of one forward; None for no limit.
-        alone: whether some rows will run without the others, which caches and perturbed attention do not allow.
+        skips_rows: whether some rows will run without the others, which caches and perturbed attention do not allow.
 
     Raises:
         CotrunkError: cotrunk cannot handle it; the message names the part of the pipeline that prevents it.
@@ -234,7 +234,7 @@ def check_pipeline(pipe: Any, *, max_rows: int | None, alone: bool = False) -> N
             f"{type(pipe.scheduler).__name__} of {kind} takes one generator for all images of a call, so an image "
             "would depend on the others: call the pipeline itself."
         )
-    if alone and str(pipe.scheduler.config.get("variance_type")).startswith("learned"):
+    if skips_rows and str(pipe.scheduler.config.get("variance_type")).startswith("learned"):
         raise CotrunkError(
             f"The denoiser of {kind} also predicts a variance for its {type(pipe.scheduler).__name__}, which "
             "skipping cannot predict: use neither skipping nor guidance_interval."
@@ -243,10 +243,10 @@ def check_pipeline(pipe: Any, *, max_rows: int | None, alone: bool = False) -> N
         module = getattr(pipe, name)
         if getattr(module, "_is_cached", False) or getattr(pipe, "_is_cached", False):
             raise CotrunkError(f"cache-dit is enabled on {kind}.{name}: call cache_dit.disable_cache(pipe) first.")
-        if alone and (has_caches(module) or is_perturbed(pipe)):
+        if skips_rows and (has_caches(module) or is_perturbed(pipe)):
             what = "has a cache enabled" if has_caches(module) else "uses perturbed-attention guidance"
             raise CotrunkError(f"{kind}.{name} {what}, which does not work with skipping: choose one of them.")
-        if alone and name == "transformer_2" and getattr(pipe.config, "boundary_ratio", None) is not None:
+        if skips_rows and name == "transformer_2" and getattr(pipe.config, "boundary_ratio", None) is not None:
             raise CotrunkError(
                 f"{kind} changes from one transformer to another during a run, and outputs of the first do not predict "
                 "those of the second: use neither skipping nor guidance_interval."

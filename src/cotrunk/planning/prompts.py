@@ -38,9 +38,9 @@ def read_prompts(path: Path, column: str = COLUMN) -> PromptFile:
         column: the column or key that holds the prompt. Upper and lower case may differ if only one column matches.
 
     Raises:
-        CotrunkError: the file cannot be read, is a device or longer than `LIMIT`, is not UTF-8 text, is damaged (the
-            message gives the line), lacks the column (the message lists the columns), is a table or JSON lines under
-            another suffix, or holds no prompt.
+        CotrunkError: the file cannot be read, is a device, or is longer than `LIMIT`; it is not UTF-8 text, or is
+            damaged (the message gives the line); it lacks the column (the message lists the columns), is a table or
+            JSON lines under another suffix, or holds no prompt.
     """
     name = "standard input" if str(path) == "-" else str(path)
     suffix = path.suffix.lower()

@@ -54,13 +54,13 @@ class Sada:
     def __init__(self, rule: str, images: int, timesteps: int, discontinuities: Discontinuities = no_images) -> None:
         self.rule, self.timesteps, self.discontinuities = rule, timesteps, discontinuities
         self.skip = [False] * images  # at the next step
-        self.in_a_row = [0] * images  # steps skipped so far without a computed one
+        self.skipped_in_a_row = [0] * images  # steps skipped so far without a computed one
         self.schedule: NoiseSchedule | None = None
         self.gradients: list[torch.Tensor] = []  # dx/dt of the last three steps, latest first
         self.support: list[tuple[int, torch.Tensor]] = []  # (step, prediction of x0) of the tail; see `is_scaled`
         self.x0: torch.Tensor | None = None  # predictions for the images to skip
         self.reused: torch.Tensor | None = None  # noise or velocity of the last computed step
-        self.before: torch.Tensor  # the sample of the current step, not divided by alpha
+        self.sample: torch.Tensor  # the sample of the current step, not divided by alpha
         self.stable = [False] * images  # whether the criterion allows a skip
         # set when the schedule is read:
         self.is_flux = False  # whether the path for Flux is followed
@@ -104,7 +104,7 @@ class Sada:
         if step % INTERVAL == 1:
             self.support = [*self.support, (step, x0 / max(alpha, 1e-8) if self.is_scaled else x0)][-TERMS:]
         self.gradients = [self._gradient(scheduler, step, x, self.reused), *self.gradients][:3]
-        self.before = x
+        self.sample = x
         return output, sample
 
     def after_step(self, step: int, sample: torch.Tensor) -> None:
@@ -117,7 +117,7 @@ class Sada:
         if len(self.gradients) == 3:
             y, y1, y2 = self.gradients
             c, c1, c2 = COEFFICIENTS[self.rule]
-            guess = self.before - self._step_in_time(step) * (c * y + c1 * y1 + c2 * y2)
+            guess = self.sample - self._step_in_time(step) * (c * y + c1 * y1 + c2 * y2)
             criterion = ((x - guess) * (y - 2 * y1 + y2)).flatten(1).mean(dim=1)
             self.stable = (criterion <= 0).tolist()
         tail = step >= round((FLUX_TAIL if self.is_flux else TAIL) * self.timesteps)
@@ -126,8 +126,8 @@ class Sada:
         inside = inside and step + 2 < self.timesteps
         for image, is_stable in enumerate(self.stable):
             wanted = step % INTERVAL != 0 if tail else is_stable
-            self.skip[image] = inside and wanted and self.in_a_row[image] < INTERVAL
-            self.in_a_row[image] = self.in_a_row[image] + 1 if self.skip[image] else 0
+            self.skip[image] = inside and wanted and self.skipped_in_a_row[image] < INTERVAL
+            self.skipped_in_a_row[image] = self.skipped_in_a_row[image] + 1 if self.skip[image] else 0
         if self.is_flux or not any(self.skip):
             return
         assert self.reused is not None

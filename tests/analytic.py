@@ -42,24 +42,24 @@ Model = Callable[[NoiseSchedule, int, Tensor], Tensor]  # schedule, step, sample
 
 @functools.cache
 def mixture() -> tuple[Tensor, Tensor]:
-    """Means and variances (MODES, SIZE)."""
+    """Return the means and variances of the mixture, both (MODES, SIZE)."""
     generator = torch.Generator().manual_seed(0)
     means = torch.randn(MODES, SIZE, generator=generator, dtype=torch.float64)
     return means, 0.02 + 0.15 * torch.rand(MODES, SIZE, generator=generator, dtype=torch.float64)
 
 
 def ideal(schedule: NoiseSchedule, step: int, sample: Tensor, modes: int = MODES) -> Tensor:
-    """The output of the model that has learned the mixture of the first so many modes perfectly."""
+    """Return the output of a perfect model of the mixture of the first modes."""
     (means, variances), (alpha, sigma) = (part[:modes] for part in mixture()), schedule.levels[step]
     spread = alpha**2 * variances + sigma**2
     distance = sample[:, None] - alpha * means
     weight = (-0.5 * (distance**2 / spread + spread.log()).sum(dim=-1)).softmax(dim=-1)
-    data = (weight[..., None] * (means + alpha * variances / spread * distance)).sum(dim=1)
-    return schedule.output_for(step, sample, data)
+    x0 = (weight[..., None] * (means + alpha * variances / spread * distance)).sum(dim=1)
+    return schedule.output_for(step, sample, x0)
 
 
 def guided(schedule: NoiseSchedule, step: int, sample: Tensor) -> Tensor:
-    """The ideal model, guided by 5 towards the first two modes, as a prompt does."""
+    """Return the output of the ideal model with guidance scale 5, where the prompt stands for the first two modes."""
     whole = ideal(schedule, step, sample)
     return whole + 5 * (ideal(schedule, step, sample, modes=2) - whole)
 
@@ -84,9 +84,9 @@ def sample(
     model: Model = ideal,
     strength: float = 1.0,
 ) -> Sampled:
-    """Image i from seed i, with the scheduler's own steps. What is not computed is NaN: it must not be used.
+    """Sample image i from seed i, with the scheduler's own steps. Outputs that are not computed are NaN.
 
-    strength: of the steps, the part that is taken, from a noised mode of the mixture; 1 from pure noise.
+    strength: fraction of the steps that are taken, from a noised mode of the mixture; 1 starts from pure noise.
     """
     scheduler.set_timesteps(steps)
     noise = torch.stack(
@@ -94,7 +94,7 @@ def sample(
     )
     begin = steps - int(steps * strength)
     if begin:
-        if hasattr(scheduler, "set_begin_index"):  # not DDIM, which goes by the timestep alone
+        if hasattr(scheduler, "set_begin_index"):  # not DDIM, which needs only the timestep
             scheduler.set_begin_index(begin)
         images = mixture()[0][[2 + seed % (MODES - 2) for seed in seeds]]
         at = scheduler.timesteps[begin : begin + 1].expand(len(noise))
@@ -128,6 +128,6 @@ def sample(
 
 
 def decibels(samples: Tensor, reference: Tensor) -> float:
-    """Mean signal-to-noise ratio of samples to a reference."""
+    """Return the mean signal-to-noise ratio of samples against a reference, in decibels."""
     error = (samples - reference).square().mean(dim=1) / reference.square().mean(dim=1)
     return float((-10 * torch.log10(error.clamp(min=1e-15))).mean())

@@ -27,13 +27,13 @@ def seeded(seed: int = 0) -> Iterator[None]:
 
 
 def randomised(model: nn.Module, seed: int = 0) -> nn.Module:
-    """Every weight redrawn, those that diffusers sets to zero too, so that all inputs reach the output."""
+    """Redraw every weight, including those that diffusers sets to zero, so that all inputs reach the output."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, weight in model.named_parameters():
             noise = torch.randn(weight.shape, generator=generator)
             if weight.ndim > 1:
-                # a UNet hears the timestep through a chain of activations that make it small
+                # in a UNet, a chain of activations reduces the effect of the timestep
                 gain = 3.0 if "time_embedding" in name or "time_emb_proj" in name else 1.0
                 weight.copy_(gain * noise / weight[0].numel() ** 0.5)
             else:
@@ -46,12 +46,12 @@ def randomised(model: nn.Module, seed: int = 0) -> nn.Module:
 
 
 def first_rows(n: int, *shape: int, seed: int) -> Tensor:
-    """n different rows."""
+    """Return n different rows."""
     return torch.stack([torch.randn(shape, generator=generator_of(seed, row)) for row in range(n)])
 
 
 def equal_rows(n: int, *shape: int, seed: int) -> Tensor:
-    """n equal rows."""
+    """Return n equal rows."""
     return torch.randn((1, *shape), generator=generator_of(seed, -1)).repeat(n, *[1] * len(shape))
 
 

@@ -40,7 +40,7 @@ def _own_scheduler() -> Any:
 
 
 def _measured_once(encoder: Encoder) -> float:
-    """`auto_threshold`, which embeds 48 prompts, once per encoder."""
+    """Return `auto_threshold`, computed once per encoder, because it embeds 48 prompts."""
     if encoder.name not in _THRESHOLDS:
         _THRESHOLDS[encoder.name] = auto_threshold(encoder)
     return _THRESHOLDS[encoder.name]
@@ -75,7 +75,7 @@ class Outcome:
 
 
 def cotrunk(*arguments: object) -> Outcome:
-    """`cotrunk ARGUMENTS`: exit code, standard output, standard error."""
+    """Run `cotrunk ARGUMENTS` and return its exit code, standard output and standard error."""
     out, err = io.StringIO(), io.StringIO()
     with (
         pytest.MonkeyPatch.context() as patch,
@@ -92,7 +92,7 @@ def cotrunk(*arguments: object) -> Outcome:
 
 
 def assert_refused(outcome: Outcome, *said: str) -> None:
-    """Exit code 2 and one sentence on standard error that says this."""
+    """Check that the exit code is 2 and standard error is one sentence that contains these texts."""
     assert outcome.code == 2, outcome
     assert outcome.out == ""
     assert outcome.err.startswith("error: ")
@@ -107,5 +107,5 @@ def pixels(path: Path) -> np.ndarray:
 
 
 def read(folder: Path) -> dict[str, Any]:
-    """The run.json of a run."""
+    """Read the run.json of a run."""
     return json.loads((folder / "run.json").read_text(encoding="utf-8"))

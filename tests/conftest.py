@@ -25,14 +25,14 @@ settings.load_profile("cotrunk")
 
 @pytest.fixture
 def model(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    """`cotrunk` takes the embedded model that is loaded already; what to patch it with."""
+    """Let `cotrunk` use the embedded model that is already loaded, and return a MonkeyPatch for it."""
     one_model(monkeypatch)
     return monkeypatch
 
 
 @pytest.fixture(scope="session")
 def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Outcome]:
-    """A finished run with its comparison, not to be changed."""
+    """Return the folder of a finished run with its comparison. Tests must not change it."""
     folder = tmp_path_factory.mktemp("real")
     (folder / "prompts.txt").write_text("\n\n".join(PROMPTS) + "\n", encoding="utf-8")
     prompts, out = folder / "prompts.txt", folder / "run"
@@ -43,7 +43,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Outcome]:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> RunFolder:
-    """The folder of a run with a plan and no images yet."""
+    """Return the folder of a run with a plan and no images yet."""
     folder = RunFolder(tmp_path / "deep" / "run")
     assert folder.make() is False
     assert list(folder.path.iterdir()) == []
@@ -54,7 +54,7 @@ def folder(tmp_path: Path) -> RunFolder:
 
 @pytest.fixture(scope="module")
 def groups(tmp_path_factory: pytest.TempPathFactory) -> list[list[Pair]]:
-    """Four groups of two or three images."""
+    """Return four groups of two or three images."""
     folder, draw, made = tmp_path_factory.mktemp("images"), np.random.default_rng(0), []
     for number, size in enumerate((2, 3, 2, 2)):
         made.append([])

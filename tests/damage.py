@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-# what a hostile or damaged JSON file may hold
+# values that a hostile or damaged JSON file may contain
 JSONS = ["", "null", "[]", "7", "NaN", "[" * 100_000, '{"filled": Infinity, "names": 3}', '{"filled": true}', "\ud800"]
 
 

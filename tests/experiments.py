@@ -54,7 +54,7 @@ def experiment(out: Path, networks: MetricNetworks = NETWORKS, **loras: Path) ->
 
 
 def broken(own: Experiment, monkeypatch: pytest.MonkeyPatch, *images: int) -> None:
-    """Make these images of all cells NaN."""
+    """Replace these images of all cells by NaN."""
     call = Run._call
 
     def with_nan(run: Run, trees: Any, on_step: Any) -> Any:

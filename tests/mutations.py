@@ -1,4 +1,4 @@
-"""Files of JSON as damage, other programs and other versions leave them: one value in them is another."""
+"""JSON files as damage, other programs and other versions leave them: with one value changed."""
 
 import copy
 import json
@@ -18,7 +18,7 @@ REMOVED = object()
 
 
 def places(document: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """The paths of all values in a document."""
+    """Yield the paths of all values in a document."""
     if path:
         yield path
     if isinstance(document, list):
@@ -28,7 +28,7 @@ def places(document: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...
 
 
 def mutants(document: Any, count: int, seed: int) -> Iterator[tuple[str, str]]:
-    """What was changed, and the text of the changed file."""
+    """Yield what was changed, and the text of the changed file."""
     draw, where = random.Random(seed), list(places(document))
     for _ in range(count):
         changed, path = copy.deepcopy(document), draw.choice(where)

@@ -82,7 +82,7 @@ def make(
     guidance_interval: tuple[float, float] | None = None,
     **job: Any,
 ) -> dict[str, Any]:
-    """The content of run.json for a run with these trees; its images are written."""
+    """Write images and return the report of a run with these trees."""
     count = sum(len(tree["images"]) for tree in trees)
     prompts = prompts or [f"prompt number {index}" for index in range(count)]
     (folder / "images").mkdir(parents=True)
@@ -138,7 +138,7 @@ def add_compare(run: dict[str, Any], folder: Path) -> None:
 
 
 def page(run: dict[str, Any], folder: Path) -> Parsed:
-    """Write and parse; what holds for every page is checked here."""
+    """Write the page, parse it, and check what must hold for every page."""
     path = write_page(RunReport.from_json(json.loads(json.dumps(run))), folder)
     assert path == folder / "index.html"
     text = path.read_text(encoding="utf-8")

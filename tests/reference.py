@@ -1,4 +1,4 @@
-"""Algorithm 1 of SAGE, written out slowly: the yardstick of the tests.
+"""Algorithm 1 of SAGE as plain loops, which the tests compare cotrunk with.
 
 Every image runs alone, as one row and its unconditional row, with its own copy of the scheduler.
 Members of a group start from the same noise, and up to the branch point each is conditioned on the mean of
@@ -14,24 +14,24 @@ from diffusers import SchedulerMixin
 from tiny import TinyPipeline
 from torch import Tensor
 
-# What one image is conditioned on, as (until, members): on the mean of the members while the index into
-# `scheduler.timesteps` is below `until`. The first pair that holds counts; after the last, its own prompt.
+# The conditions of one image over the steps, as pairs (until, members). While the index into `scheduler.timesteps` is
+# below `until`, the condition is the mean of the members. After the last pair, it is the image's own prompt.
 Lineage = list[tuple[int, list[int]]]
 
 
 def alone(n: int) -> list[Lineage]:
-    """No sharing: n independent images."""
+    """Return the lineages of n independent images."""
     return [[] for _ in range(n)]
 
 
 def branched(groups: list[list[int]], branch: int) -> list[Lineage]:
-    """The two-level tree of the paper: groups that partition the images, all branching at the same entry."""
+    """Return the lineages of the paper's two-level tree: groups that partition the images, with one branch point."""
     trunks = {image: [(branch, group)] for group in groups for image in group}
     return [trunks[image] for image in range(len(trunks))]
 
 
 def count_calls(tiny: TinyPipeline, steps: int) -> int:
-    """Denoiser calls in a run: the length of `scheduler.timesteps`, which is more than `steps` for some."""
+    """Return the number of denoiser calls of a run, which is more than `steps` for some schedulers."""
     scheduler = copy.deepcopy(tiny.pipe.scheduler)
     scheduler.set_timesteps(steps)
     return len(scheduler.timesteps)
@@ -108,7 +108,7 @@ def _sample_one(
 
 
 def _conditions(inputs: dict[str, Any], name: str, image: int, members: list[int]) -> Tensor:
-    """The image's own negative row, and the mean over the members of the positive ones."""
+    """Return the image's own negative row, and the mean of the members' positive rows."""
     unconditional = inputs[f"negative_{name}"][image]
     conditional = sum(inputs[name][member] for member in members) / len(members)
     return torch.stack([unconditional, conditional])

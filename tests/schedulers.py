@@ -1,4 +1,4 @@
-"""The diffusers schedulers that every promise is tested on, in the settings that set them apart."""
+"""The schedulers of diffusers that the tests of the contract use, in the settings that make them differ."""
 
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -67,11 +67,11 @@ REPRESENTATIVE = ("dpm++2m", "pndm", "heun", "euler-ancestral", "dpm-sde", "flow
 
 
 def others_slow(names: Iterable[str]) -> list[Any]:
-    """Return the names as parameters of a test, those that are not in REPRESENTATIVE marked slow."""
+    """Return the names as parameters of a test. Those that are not in REPRESENTATIVE are marked slow."""
     return [name if name in REPRESENTATIVE else pytest.param(name, marks=pytest.mark.slow) for name in names]
 
 
-# arguments of the pipeline's call without which the setting is not what its name says
+# arguments of the pipeline's call that a setting needs
 CALL_KWARGS: dict[str, dict[str, Any]] = {"ddim-eta": {"eta": 1.0}, "tcd": {"eta": 0.3}}
 
 # draws noise at its steps, so that equal rows stay equal only under equal generators
@@ -90,6 +90,6 @@ STOCHASTIC = frozenset(
     | {"flow-euler-stochastic"}
 )
 
-# Two schedulers get their noise elsewhere than from the generators given to the pipeline.
+# Two schedulers do not take their noise from the generators that the pipeline is called with.
 BROWNIAN = "dpm-sde"  # a Brownian tree, seeded for each row by the attribute `noise_sampler_seed`
-UNSEEDED = "flow-euler-stochastic"  # the global generator: the pipelines pass its `step` none
+UNSEEDED = "flow-euler-stochastic"  # it uses the global generator, because pipelines pass none to its `step`

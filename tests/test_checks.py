@@ -1,4 +1,4 @@
-"""Checks of single values: plain Python values come back, and one sentence names what is wrong."""
+"""Checks of single values: they return plain Python values, and one sentence says what is wrong."""
 
 import math
 from typing import Any
@@ -36,7 +36,7 @@ def test_numbers_are_those_in_range(value: float, above: float | None, below: fl
 
 
 @pytest.mark.parametrize("value", [True, "1", None, math.nan, math.inf, 10**400, 1j, [1.0], torch.ones(2)])
-def test_what_is_not_a_finite_number_is_named(value: Any) -> None:
+def test_what_is_not_a_finite_number_is_reported(value: Any) -> None:
     with pytest.raises(CotrunkError, match="is out of range: use 0 or more") as caught:
         number("x", value)
     assert len(str(caught.value)) < 150
@@ -58,12 +58,12 @@ def test_what_is_not_a_finite_number_is_named(value: Any) -> None:
         (seeds_of, 2**63, "seed .* is out of range"),
     ],
 )
-def test_wrong_values_are_named(check: Any, value: Any, message: str) -> None:
+def test_wrong_values_are_reported(check: Any, value: Any, message: str) -> None:
     with pytest.raises(CotrunkError, match=message):
         check(value) if check is seeds_of else check("w", value)
 
 
-def test_the_known_words_are_named() -> None:
+def test_an_unknown_word_is_refused_with_the_known_ones() -> None:
     assert one_of("mode", "flat", ("flat", "tree")) == "flat"
     with pytest.raises(CotrunkError, match="mode 'round' is unknown: use flat, adaptive or tree"):
         one_of("mode", "round", ("flat", "adaptive", "tree"))

@@ -134,10 +134,10 @@ def test_batches_shrink_when_memory_runs_out(patch: pytest.MonkeyPatch) -> None:
         ({"nsfw_detected": [True, False, False], "watermark_detected": [False, False, True]}, [True, False, True]),
         ({"nsfw_detected": None, "watermark_detected": [False, True, False]}, [False, True, False]),
         ({"nsfw_content_detected": False}, [False, False, False]),
-        ({"nsfw_content_detected": [True]}, [False, False, False]),  # the verdicts are not per image
+        ({"nsfw_content_detected": [True]}, [False, False, False]),  # the results are not per image
     ],
 )
-def test_verdicts_of_safety_checkers(output: dict[str, Any], expected: list[bool]) -> None:
+def test_results_of_safety_checkers_are_read_in_every_form(output: dict[str, Any], expected: list[bool]) -> None:
     assert blackened(SimpleNamespace(**output), 3) == expected
 
 

@@ -8,7 +8,7 @@ from cotrunk.errors import CotrunkError
 from cotrunk.files import write_bytes, write_text
 
 
-def test_a_file_is_whole_or_unchanged(tmp_path: Path) -> None:
+def test_a_file_is_written_completely_or_not_at_all(tmp_path: Path) -> None:
     path = tmp_path / "run.json"
     write_text(path, "before")
 
@@ -22,7 +22,7 @@ def test_a_file_is_whole_or_unchanged(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_full_disk_is_one_sentence(tmp_path: Path) -> None:
+def test_a_full_disk_gives_one_sentence(tmp_path: Path) -> None:
     def full(file: object) -> None:
         raise OSError(28, "No space left on device")
 

@@ -1,4 +1,4 @@
-"""The verbs: plan, stream, generate; one plan run in several parts; what users see of the results."""
+"""`plan`, `stream` and `generate`; a plan that runs in several parts; how results are printed."""
 
 import subprocess
 import sys
@@ -46,7 +46,7 @@ def test_plan_says_which_prompts_are_cut_and_which_read_alike() -> None:
     findings = plan(tiny.pipe, [long, "a dog", "a dog", f"{long} pie"], sharing=EVERYONE, **CALL).findings
     assert [prompt for prompt, _ in findings.truncated] == [0, 3]
     assert findings.truncated[1][1].endswith("pie")
-    assert findings.alike == ((0, 3),)  # duplicates are not worth a word
+    assert findings.alike == ((0, 3),)  # duplicates give no warning
 
 
 def test_stream_yields_the_batches_of_generate() -> None:
@@ -101,7 +101,7 @@ def test_only_trees_of_the_plan_run() -> None:
     assert job.plan.select([]) == ()
 
 
-def test_what_users_meet_is_short() -> None:
+def test_values_that_users_print_are_short() -> None:
     tiny = sd()
     result = run(tiny, tiny.inputs(5))
     events: list[StepEvent] = []
@@ -132,7 +132,7 @@ def test_each_fact_of_a_call_is_computed_once(sharing: Sharing | None, monkeypat
     counted("cotrunk.generation", "needed_arguments")
     prepare(sd_with_text().pipe, PROMPTS, Settings(sharing, Skipping(), (0.1, 0.8), STEPS), guidance_scale=3.0)
     assert set(calls.values()) == {1}
-    assert len(calls) == (6 if sharing else 4)  # who does not share need not know which prompts read alike
+    assert len(calls) == (6 if sharing else 4)  # without sharing, it does not matter which prompts read alike
 
 
 def test_settings_load_without_torch_and_numpy() -> None:
@@ -140,7 +140,7 @@ def test_settings_load_without_torch_and_numpy() -> None:
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "\n"
 
 
-def test_public_names_are_what_they_say() -> None:
+def test_public_names_are_exported_and_documented() -> None:
     assert sorted(cotrunk.__all__) == sorted(set(cotrunk.__all__)) == sorted(cotrunk._HOME)
     for name, home in cotrunk._HOME.items():
         value = getattr(cotrunk, name)

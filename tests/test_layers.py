@@ -1,4 +1,4 @@
-"""Who may import whom: a package imports from the layers below its own, and no two of a layer from each other."""
+"""Imports: a package imports only from the layers below its own, never from its own layer."""
 
 import ast
 from collections.abc import Iterator
@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1] / "src" / "cotrunk"
-# lowest first; what stands in one line does not import from one another
+# lowest first; packages in one line do not import from each other
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors",),
     ("files", "checks", "plotting"),
@@ -39,7 +39,7 @@ MODULES = {module_of(path): path for path in FILES}
 
 
 def imported(module: str) -> Iterator[str]:
-    """The modules of cotrunk that a module imports, inside functions and for type checkers too."""
+    """Return the modules of cotrunk that a module imports, including imports in functions and for type checkers."""
     path = MODULES[module]
     package = module.split(".") if path.name == "__init__.py" and module != "__init__" else module.split(".")[:-1]
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -75,7 +75,7 @@ def test_the_top_level_holds_at_most_a_dozen_modules() -> None:
     assert len([*ROOT.glob("*.py")]) <= 12
 
 
-def test_no_circle_of_modules() -> None:
+def test_modules_do_not_import_each_other_in_a_circle() -> None:
     done, path = set[str](), list[str]()
 
     def visit(module: str) -> None:

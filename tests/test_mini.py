@@ -37,7 +37,7 @@ def image_of(pipe: DiffusionPipeline, prompt: str) -> np.ndarray:
     return pipe(prompt, generator=torch.Generator().manual_seed(7), **arguments).images[0]
 
 
-def test_they_are_ordinary_pipelines(pipe: StableDiffusionPipeline, transformer: PixArtSigmaPipeline) -> None:
+def test_the_models_are_ordinary_pipelines(pipe: StableDiffusionPipeline, transformer: PixArtSigmaPipeline) -> None:
     assert type(pipe) is StableDiffusionPipeline
     assert type(transformer) is PixArtSigmaPipeline
     for own, denoiser in ((pipe, pipe.unet), (transformer, transformer.transformer)):
@@ -58,7 +58,7 @@ def test_the_weights_contain_no_build_path() -> None:
 
 
 @pytest.mark.parametrize("name", ["pipe", "transformer"])
-def test_prompts_matter_and_runs_repeat(name: str, request: pytest.FixtureRequest) -> None:
+def test_images_depend_on_the_prompt_and_are_reproducible(name: str, request: pytest.FixtureRequest) -> None:
     own = request.getfixturevalue(name)
     apple = image_of(own, "red apple")
     assert np.array_equal(apple, image_of(own, "red apple"))
@@ -117,7 +117,7 @@ def saved_and_loaded(pipe: DiffusionPipeline, folder: Path, kind: type[Diffusion
     return loaded
 
 
-def test_loading_is_quiet_and_leaves_the_random_state(capfd: pytest.CaptureFixture[str]) -> None:
+def test_loading_prints_nothing_and_keeps_the_random_state(capfd: pytest.CaptureFixture[str]) -> None:
     state = torch.get_rng_state()
     loaded, transformer = mini.load(torch.bfloat16), mini.load_dit(torch.bfloat16)
     assert loaded.unet.dtype == loaded.vae.dtype == loaded.text_encoder.dtype == torch.bfloat16

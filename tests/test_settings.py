@@ -1,4 +1,4 @@
-"""Settings: checked when made, the same after a walk through JSON, refused in one sentence where they are wrong."""
+"""Settings: checked when created, unchanged by a round trip through JSON, refused in one sentence if wrong."""
 
 import json
 import math
@@ -53,7 +53,7 @@ all_settings = st.builds(
 
 
 @given(all_settings)
-def test_settings_are_the_same_after_a_walk_through_json(settings: Settings) -> None:
+def test_settings_survive_a_round_trip_through_json(settings: Settings) -> None:
     text = json.dumps(settings.to_json(), allow_nan=False)
     again = Settings.from_json(json.loads(text))
     assert again == settings
@@ -67,7 +67,7 @@ def test_absent_keys_take_their_defaults() -> None:
     assert Settings.from_json({"sharing": None}) == Settings(sharing=None)
 
 
-def test_numbers_of_numpy_become_numbers_of_json() -> None:
+def test_numpy_numbers_become_json_numbers() -> None:
     settings = Settings(
         Sharing(share=np.float32(0.25), similarity=np.float64(0.5), max_group=np.int64(3)),  # type: ignore[arg-type]
         Skipping(tolerance=np.float32(0.5), every=np.int8(3)),  # type: ignore[arg-type]
@@ -91,7 +91,7 @@ def test_numbers_of_numpy_become_numbers_of_json() -> None:
         ({"sharing": {"similarity": math.nan}}, "similarity nan is out of range"),
         ({"sharing": {"similarity": 1.5}}, "similarity 1.5 is out of range: use -1 or more, at most 1, or 'auto'"),
         ({"sharing": {"similarity": "high"}}, "similarity 'high' is neither 'auto' nor a number"),
-        ({"sharing": {"similarity": 0.8, "max_similarity": 0.7}}, "max_similarity 0.7 leaves nothing above"),
+        ({"sharing": {"similarity": 0.8, "max_similarity": 0.7}}, "max_similarity 0.7 is not above similarity 0.8"),
         ({"sharing": {"max_group": 2.5}}, "max_group 2.5 is out of range"),
         ({"sharing": {"max_group": "5"}}, "max_group '5' is out of range"),
         ({"sharing": {"mode": "star"}}, "mode 'star' is unknown: use flat, adaptive or tree"),
@@ -115,7 +115,7 @@ def test_numbers_of_numpy_become_numbers_of_json() -> None:
         ({"batching": {"row_sizes": [0, 4]}}, "row_sizes 0 is out of range"),
     ],
 )
-def test_wrong_json_is_named(data: Any, message: str) -> None:
+def test_wrong_json_is_reported(data: Any, message: str) -> None:
     with pytest.raises(CotrunkError, match=message):
         Settings.from_json(data)
 

@@ -115,7 +115,7 @@ def sd() -> TinyPipeline:
 
 
 def sd_from_image() -> TinyPipeline:
-    """Image to image, all prompts from one picture."""
+    """Image to image, all prompts from one image."""
     image = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(1))
 
     def inputs(n: int, seed: int = 0, ragged: bool = False) -> dict[str, Any]:

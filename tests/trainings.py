@@ -54,7 +54,7 @@ def recorders(patch: pytest.MonkeyPatch) -> list[Any]:
             self.logged[step] = values
 
         def log_images(self, values: dict[str, Any], step: int, dataformats: str) -> None:
-            """Record images in TensorBoard's form."""
+            """Record images as TensorBoard expects them."""
             assert (dataformats, list(values)) == ("NHWC", ["validation"])
             self.shown[step] = values["validation"]
 

@@ -1,4 +1,4 @@
-"""Skipping without sharing: `apply` makes an ordinary pipeline skip evaluations, `remove` takes that back."""
+"""Skipping without sharing: `apply` makes an ordinary pipeline skip evaluations, and `remove` restores it."""
 
 import functools
 import inspect
@@ -24,10 +24,10 @@ from .skipping.rule import Rule
 
 
 class Applied:
-    """Skipping on a pipeline, until `remove(pipe)` or the end of a `with` block. Each call is a run of its own.
+    """Skipping on a pipeline, until `remove(pipe)` or the end of a `with` block. Each call is a separate run.
 
     Attributes:
-        rows, rows_asked: denoiser rows computed in all calls so far, copies for `row_sizes` included, and those that
+        rows, rows_asked: denoiser rows computed in all calls so far (copies for `row_sizes` included), and rows that
             the pipeline asked for.
         max_rows: largest number of rows in one forward; halves when the device runs out of memory.
     """
@@ -42,7 +42,7 @@ class Applied:
         return f"<Applied: {self._kind.__name__}, {self.rows} of {self.rows_asked} denoiser rows>"
 
     def remove(self) -> None:
-        """Make the pipeline what it was before; does nothing if that has been done."""
+        """Restore the pipeline. Do nothing if that has already been done."""
         if applied_to(self._pipe) is self:
             reclassed(self._pipe, self._kind)
 
@@ -53,8 +53,10 @@ class Applied:
         self.remove()
 
     def _subclass(self) -> type:
-        """Return a class for this pipeline alone: Python looks `__call__` up in the class. It has the name of the
-        pipeline's own class, which is what a saved pipeline records."""
+        """Return a subclass for this pipeline alone, because Python looks `__call__` up in the class.
+
+        It has the name of the pipeline's own class, because `save_pretrained` writes that name.
+        """
         kind = self._kind
 
         @functools.wraps(kind.__call__)
@@ -62,7 +64,7 @@ class Applied:
             return self._call(pipe, *args, **kwargs)
 
         def reduce(pipe: Any, protocol: Any) -> Any:
-            # copies are plain pipelines, as those of `from_pipe` are: `remove` could not reach them
+            # A copy is an ordinary pipeline, as with `from_pipe`: `remove` could not reach it.
             plain: Any = kind.__reduce_ex__
             _, _, *contents = plain(pipe, protocol)
             return _empty, (kind,), *contents
@@ -71,7 +73,7 @@ class Applied:
         return type(kind.__name__, (kind,), {"__call__": skipping_call, **members})
 
     def _call(self, pipe: Any, *args: Any, **kwargs: Any) -> Any:
-        check_pipeline(pipe, max_rows=self.max_rows, alone=True)  # caches may have been enabled since
+        check_pipeline(pipe, max_rows=self.max_rows, skips_rows=True)  # caches may have been enabled since
         check_folds(pipe)
         policy = _LatePolicy(Rule(self._skipping), pipe)
         row_plan = RowPlan(lambda step: policy.everyone, (policy,), layers=policy.rule.layers)
@@ -87,7 +89,7 @@ class Applied:
 
 
 def _empty(kind: type) -> Any:
-    """Return a pipeline without contents: pickle fills a copy afterwards."""
+    """Return an empty pipeline, which the copy protocol fills afterwards."""
     return object.__new__(kind)
 
 
@@ -100,7 +102,7 @@ def apply(
 ) -> Applied:
     """Make a pipeline skip evaluations of its denoiser where the trajectory of an image is smooth (SADA).
 
-    It lasts until `remove(pipe)`, or to the end of a `with` block. A copy of the pipeline is a plain one.
+    It lasts until `remove(pipe)`, or to the end of a `with` block. Copies of the pipeline do not skip.
 
         with apply(pipe, Skipping(tolerance=0.02)) as applied:
             images = pipe("a red apple").images
@@ -113,7 +115,7 @@ def apply(
         row_sizes: the numbers of rows that a forward may have, as in `Batching`.
 
     Raises:
-        CotrunkError: bad arguments, a pipeline that cotrunk cannot handle, or one that skips already.
+        CotrunkError: bad arguments, a pipeline that cotrunk cannot handle, or one that already skips.
     """
     if not isinstance(skipping, Skipping):
         raise CotrunkError(f"skipping is a {type(skipping).__name__}: use Skipping(tolerance=0.02), for example.")
@@ -122,32 +124,32 @@ def apply(
             f"Skipping is applied to this {type(pipe).__name__} already: call cotrunk.remove(pipe) first."
         )
     limits = Batching(max_rows=max_rows, row_sizes=row_sizes)
-    check_pipeline(pipe, max_rows=limits.max_rows, alone=True)
+    check_pipeline(pipe, max_rows=limits.max_rows, skips_rows=True)
     check_folds(pipe)
     read_schedule(pipe.scheduler, ())
     return Applied(pipe, skipping, limits)
 
 
 def remove(pipe: Any) -> None:
-    """Take back what `apply` did to a pipeline. Does nothing to any other pipeline."""
+    """Undo `apply`. Do nothing to a pipeline that does not skip."""
     applied = applied_to(pipe)
     if applied is not None:
         applied.remove()
 
 
 def applied_to(pipe: Any) -> Applied | None:
-    """Return what `apply` put on this pipeline; None if nothing."""
+    """Return the skipping that `apply` put on this pipeline; None if it has none."""
     return getattr(pipe, "_cotrunk", None)
 
 
 class _LatePolicy:
     """A policy for a call whose number of images is unknown before the first step.
 
-    It begins when the first sample tells the number, and again with every further run of the scheduler in the same call
-    (a second video chunk, for example).
+    It begins when the first sample shows the number. It begins again with every further run of the scheduler in the
+    same call (a second video chunk, for example).
 
     Attributes:
-        everyone: the images: each takes its own row. Empty before the first sample.
+        everyone: the indices of all images, each with a row of its own. Empty before the first sample.
     """
 
     def __init__(self, rule: Rule, pipe: Any) -> None:

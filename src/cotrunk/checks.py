@@ -9,14 +9,14 @@ from typing import Any
 from .errors import CotrunkError
 
 LARGEST_SEED = 2**63 - 1
-LONGEST_SHOWN = 80  # characters of a wrong value in a message
+LONGEST_SHOWN = 80  # characters of a wrong value that a message quotes
 
 
 def whole(name: str, value: Any, least: int = 1, most: int | None = None) -> int:
     """Return a Python int from a whole number of Python, numpy or torch.
 
     Raises:
-        CotrunkError: not a whole number, or one out of range; the message begins with `name`.
+        CotrunkError: the value is not a whole number, or is out of range; the message begins with `name`.
     """
     try:
         number = None if isinstance(value, bool) else operator.index(value)
@@ -32,7 +32,7 @@ def wholes(name: str, values: Any, example: str) -> tuple[int, ...]:
     """Return whole numbers of 1 or more from a list, a range or an array of them.
 
     Raises:
-        CotrunkError: not a list, an empty one, or one with other values.
+        CotrunkError: the value is not a list, is empty, or holds other values.
     """
     if not _is_list(values) or len(values) == 0:
         raise CotrunkError(f"{name} {shown(values)} is not a list of whole numbers: use {example}, for example.")
@@ -43,7 +43,7 @@ def seeds_of(seed: Any) -> int | list[int]:
     """Return one seed, or a list with one per prompt from a list, a range or an array.
 
     Raises:
-        CotrunkError: neither a whole number from 0 to 2**63 - 1 nor several of them.
+        CotrunkError: a seed is not a whole number from 0 to 2**63 - 1.
     """
     if _is_list(seed):
         return [whole("seed", each, 0, LARGEST_SEED) for each in seed]
@@ -68,7 +68,7 @@ def number(
         remark: added to the range in the message.
 
     Raises:
-        CotrunkError: not a finite number, or one out of range.
+        CotrunkError: the value is not a finite number, or is out of range.
     """
     found = _real(value)  # NaN compares false
     is_beyond = (above is not None and found <= above) or (below is not None and found >= below)
@@ -80,10 +80,10 @@ def number(
 
 
 def window(name: str, value: Any) -> tuple[float, float]:
-    """Return the start and the end of a part of the steps, as fractions of them.
+    """Return the start and the end of a part of a run, as fractions of its steps.
 
     Raises:
-        CotrunkError: not a pair of numbers with 0 <= start <= end <= 1.
+        CotrunkError: the value is not a pair of numbers with 0 <= start <= end <= 1.
     """
     ends = [_real(end) for end in value] if isinstance(value, Sequence) and not isinstance(value, str) else []
     if len(ends) != 2 or any(map(math.isnan, ends)):
@@ -97,7 +97,7 @@ def one_of(name: str, value: Any, known: Sequence[str]) -> str:
     """Return the value if it is one of the known words.
 
     Raises:
-        CotrunkError: another word, or not a word.
+        CotrunkError: the value is another word, or not a word.
     """
     if not isinstance(value, str) or value not in known:
         first, last = ", ".join(known[:-1]), known[-1]
@@ -117,18 +117,18 @@ def flag(name: str, value: Any) -> bool:
 
 
 def text(name: str, value: Any) -> str:
-    """Return the value if it is a text.
+    """Return the value if it is a text that is not empty.
 
     Raises:
         CotrunkError: another value, or an empty text.
     """
     if not isinstance(value, str) or not value:
-        raise CotrunkError(f"{name} {shown(value)} is not a name: give one in quotes.")
+        raise CotrunkError(f"{name} {shown(value)} is not a name: use a text that is not empty.")
     return value
 
 
 def shown(value: Any) -> str:
-    """Return the value as a message shows it: its repr, cut where it is long."""
+    """Return the value as messages quote it: its repr, cut if it is long."""
     found = repr(value)
     return found if len(found) <= LONGEST_SHOWN else f"{found[: LONGEST_SHOWN - 3]}..."
 

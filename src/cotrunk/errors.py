@@ -1,4 +1,4 @@
-"""The one exception that users read, and the first line of an exception of another library."""
+"""The exception whose message is for users, and a way to quote the exceptions of other libraries."""
 
 
 class CotrunkError(ValueError):

@@ -1,4 +1,4 @@
-"""The images of a plan, batch by batch: each batch is one call of the pipeline with the hook attached."""
+"""Generate the images of a plan, batch by batch: each batch is one call of the pipeline with the hooks attached."""
 
 import math
 import time
@@ -24,8 +24,8 @@ from .planning.tree import Branch, counted, packed, partition
 from .settings import DEFAULT_SETTINGS, Batching, Settings
 from .skipping.rule import Rule
 
-SPARED = ("sharing", "guidance", "skipping")  # what spares rows
-# fields of a pipeline's output with a verdict per image; the checker of DeepFloyd IF blackens watermarks too
+SPARED = ("sharing", "guidance", "skipping")  # the reasons for which rows are not computed
+# fields of a pipeline's output with a verdict per image; DeepFloyd IF also blackens images with watermarks
 CHECKED = ("nsfw_content_detected", "nsfw_detected", "watermark_detected")
 
 
@@ -39,8 +39,8 @@ class Batch:
         failed: images whose latents or decoded values held a NaN or an infinity, and those of a call that was
             interrupted.
         flagged: images that the pipeline's own safety checker replaced by black ones.
-        cost: denoiser rows, counted.
-        spared: rows not computed, by what spared them: "sharing", "guidance", "skipping".
+        cost: the denoiser rows that were counted.
+        spared: rows not computed, by reason: "sharing", "guidance", "skipping".
         steps: per image, one letter per timestep: c computed, s computed once for a group, p predicted; capitals where
             guidance was on.
         rows: per image, the rows that it took; a row of a group is divided equally among its images.
@@ -68,10 +68,10 @@ class Run:
     """A pipeline, a plan and the arguments, ready to denoise. `prepare` makes one; iterate over `batches()`.
 
     Attributes:
-        seconds: what the preparation took: "embed".
-        companions: per prompt, a key; prompts with different keys do not run in one call. None: all may.
-        policies: makes the policies of one call from the indices of its images. They come before skipping in the
-            chain, so that recorded outputs count as computed there (see `engine.policy`).
+        seconds: the time of the preparation: "embed".
+        companions: a key per prompt; prompts with different keys do not run in one call. None if all may.
+        policies: makes the policies of one call from the indices of its images. They come before skipping in the chain:
+            the outputs that they supply count as computed there (see `engine.policy`).
         batching: the limits of `settings`, lowered where the device ran out of memory.
     """
 
@@ -104,7 +104,8 @@ class Run:
             seconds: about how long a batch may take. The first batch is one group; each further batch is sized by the
                 speed of the previous one. Without a limit the batches depend on the plan alone.
         """
-        # of the latest batch only, text encoding and decoding included: the first batch may have compiled
+        # Measured on the latest batch only, because the first may have included compilation. Text encoding and
+        # decoding count.
         seconds_per_row = math.inf
         for trees in self._companions([tree for tree in self.plan.trees if not skip(tree.images)]):
             while trees:
@@ -161,8 +162,10 @@ class Run:
             size //= 2  # halving gives few sizes, so there are few shapes to compile
 
     def _attempt(self, trees: tuple[Branch, ...], on_step: Callable[[StepEvent], None] | None) -> Batch | None:
-        """Run one call, or return None where the memory is too small for its texts or its decoder. (The denoiser halves
-        its own chunks.)"""
+        """Run one call; return None if encoding its texts or decoding its images runs out of memory.
+
+        (If the denoiser runs out of memory, it halves its chunks.)
+        """
         try:
             return self._call(trees, on_step)
         except torch.OutOfMemoryError:
@@ -206,17 +209,17 @@ class Run:
         policies = self.policies(images)
         layers, interval = None, None
         if self.settings.guidance_interval is not None:
-            # between whole steps: both evaluations of a second-order step must have the same guidance
+            # whole steps only: both evaluations of a second-order step must have the same guidance
             order = getattr(self.pipe.scheduler, "order", 1)
             whole = math.ceil(self.plan.timesteps / order)
             start, stop = (round(fraction * whole) * order for fraction in self.settings.guidance_interval)
             interval = (start, stop)
         if self.settings.skipping is not None:
-            rule, jumps = Rule(self.settings.skipping), discontinuities(sources, interval or ())
-            policies += (rule.policy(len(images), self.plan.timesteps, jumps.__getitem__),)
+            rule, changing = Rule(self.settings.skipping), discontinuities(sources, interval or ())
+            policies += (rule.policy(len(images), self.plan.timesteps, changing.__getitem__),)
             layers = rule.layers
         first = type(self.pipe).__name__.startswith(CONDITIONAL_FIRST)
-        # beyond the planned steps each image has its own row, until the run is refused
+        # after the planned steps each image has its own row, until the scheduler hook refuses the call
         return RowPlan(
             lambda step: sources[min(step, self.plan.timesteps)], policies, interval, 0 if first else 1, layers
         )
@@ -225,7 +228,7 @@ class Run:
         """Check that the call took the planned steps and rows. A wrong prediction of rows only warns.
 
         Raises:
-            CotrunkError: another number of steps, so that images may have shared too much.
+            CotrunkError: the call took another number of steps, so images may have shared too much.
         """
         kind = type(self.pipe).__name__
         if call.step != self.plan.timesteps and not rows.is_plain():
@@ -239,7 +242,7 @@ class Run:
             self._warned = True
             warnings.warn(
                 f"{kind} took {call.rows} denoiser rows where {predicted.used} were predicted: cotrunk cannot predict "
-                "its guidance or its steps with these arguments. The counted rows are reported.",
+                "its guidance or its steps with these arguments. The result holds the counted rows.",
                 stacklevel=2,
             )
 

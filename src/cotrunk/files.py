@@ -1,4 +1,4 @@
-"""Write files that are whole or absent, through a temporary name that is renamed; read files with a limit on size."""
+"""Write files whole or not at all, by renaming a temporary file; read files up to a limit on their size."""
 
 import json
 import os
@@ -22,7 +22,7 @@ def writing(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         why = error.strerror or error
-        raise CotrunkError(f"Cannot write {path}: {why}. Make room or choose another place.") from error
+        raise CotrunkError(f"Cannot write {path}: {why}. Free some space or choose another path.") from error
 
 
 def read_whole(file: BinaryIO) -> bytearray:
@@ -85,7 +85,7 @@ def check_folder(path: Path) -> None:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Return the objects of a log in JSON lines. Lines without a whole object are ignored: a kill may tear a line."""
+    """Return the objects of a log in JSON lines. Incomplete lines are ignored: a killed process may leave one."""
     lines = []
     for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:

@@ -1,4 +1,4 @@
-"""The verbs: generate images, stream their batches, or only plan, for many prompts through the user's own pipeline."""
+"""The main functions: generate images of many prompts with the user's pipeline, stream their batches, or only plan."""
 
 import time
 import warnings
@@ -30,7 +30,7 @@ from .settings import (
     settings_of,
 )
 
-WARM_STEPS = 4  # of `warm_up`, at most
+WARM_STEPS = 4  # most steps of `warm_up`
 
 
 @dataclass(frozen=True, repr=False)
@@ -39,12 +39,12 @@ class Result:
 
     Attributes:
         output: the pipeline's own output object, over all images.
-        plan: what was shared; `plan.save(path)`, and `generate(pipe, plan=...)` gives the same images again.
-        cost: denoiser rows, counted while running: `cost.used`, `cost.independent`, `cost.saving`.
-        spared: rows not computed, by what spared them: "sharing", "guidance", "skipping".
+        plan: what was shared. `plan.save(path)` keeps it, and `generate(pipe, plan=...)` gives the same images again.
+        cost: the denoiser rows that were counted: `cost.used`, `cost.independent`, `cost.saving`.
+        spared: rows not computed, by reason: "sharing", "guidance", "skipping".
         made: indices of the images in `output`, in its order: all of them, unless a callback interrupted the run.
         failed: indices of images whose latents or decoded values held a NaN or an infinity, or that were interrupted
-            before their last step; they are worthless.
+            before their last step; do not use them.
         flagged: indices of images that the pipeline's own safety checker replaced by black ones.
         seconds: "embed", "denoise", "decode", "total".
     """
@@ -86,11 +86,11 @@ def generate(
 ) -> Result:
     """Generate an image of each prompt with the user's pipeline; similar prompts share their early steps.
 
-    The pipeline is used as it is (scheduler, LoRA, ControlNet, offload, compiled or not) and left as it was.
+    The pipeline keeps its scheduler, LoRA, ControlNet, offloading and compilation, and is unchanged afterwards.
 
     Args:
         pipe: any diffusers pipeline with a `unet` or `transformer` and a `scheduler`.
-        prompts: the prompts; or omit them and give `prompt_embeds=` (and what belongs to it).
+        prompts: the prompts; or omit them and give `prompt_embeds=` (and the other embeddings that the pipeline needs).
         sharing: how prompts share; None for independent sampling, bit for bit what the pipeline gives when called
             with one generator per image. (One exception: some pipelines do not pass their generators to a stochastic
             flow scheduler or an encoder, which then uses the global generator. Here that noise comes from the image's
@@ -101,10 +101,10 @@ def generate(
             and after (Kynkaanniemi et al. 2024). None for all steps.
         batching: how many images and denoiser rows run at once.
         settings: all of the above in one object, and the number of steps, instead of one by one.
-        seed: one for the run or one per prompt. A group starts from one noise, so an image depends on the prompts of
-            its group. Apart from rounding, it depends neither on their order nor on anything else in the run.
-        num_images_per_prompt: images of each prompt, every one from another trunk.
-        plan: replay this plan instead of making one (`sharing`, `seed` and `num_images_per_prompt` are the plan's).
+        seed: one for the run or one per prompt. A group starts from the same noise, so an image depends on the prompts
+            of its group. Apart from rounding, it depends neither on their order nor on anything else in the run.
+        num_images_per_prompt: images of each prompt, each from a different trunk.
+        plan: replay this plan instead of making one; it determines `sharing`, `seed` and `num_images_per_prompt`.
         on_batch: called with each finished `Batch`.
         on_step: called after each scheduler step with a `StepEvent`.
         **arguments: anything the pipeline takes. A list (or tensor) with one entry per prompt is divided among the
@@ -189,10 +189,10 @@ def plan(
     num_images_per_prompt: int = 1,
     **arguments: Any,
 ) -> Plan:
-    """Decide what `generate` would share, without denoising: `plan(pipe, prompts).cost` says what it would save.
+    """Decide what `generate` would share, without denoising: `plan(pipe, prompts).cost` gives the saving.
 
-    The pipeline may lack its denoiser: `load_pipeline(model, denoiser=False)` reads only its config. What skipping
-    spares is known only after a run, so of `settings` only sharing and steps matter. Other arguments are for the
+    The pipeline may lack its denoiser: `load_pipeline(model, denoiser=False)` reads only its config. The saving
+    from skipping is known only after a run, so of `settings` only sharing and steps matter. Other arguments are for the
     pipeline, as in `generate`, which also takes the plan (`plan=`).
 
     Raises:
@@ -215,18 +215,21 @@ def prepare(
 ) -> Run:
     """Do everything before the first denoiser row: check, embed, group, plan. The arguments are those of `generate`."""
     begin = time.perf_counter()
-    batching, alone = settings.batching, settings.skipping is not None or settings.guidance_interval is not None
+    batching = settings.batching
+    skips_rows = settings.skipping is not None or settings.guidance_interval is not None
     if not isinstance(plan, Plan | None):
         raise CotrunkError(f"plan is a {type(plan).__name__}: give Plan.load(path).")
     if getattr(pipe, "_cotrunk", None) is not None:
         raise CotrunkError(f"Skipping is applied to this {type(pipe).__name__}: call cotrunk.remove(pipe) first.")
-    check_pipeline(pipe, max_rows=batching.max_rows, alone=alone)
+    check_pipeline(pipe, max_rows=batching.max_rows, skips_rows=skips_rows)
     arguments = _arguments(pipe, settings, arguments)
     if settings.skipping is not None:
         read_schedule(pipe.scheduler, ())
     if plan is not None and arguments.get("prompt_embeds") is None:
-        if plan.from_embeddings:  # its prompts only name the embeddings
-            raise CotrunkError("The plan was made from prompt_embeds, which are not in it: give the same ones again.")
+        if plan.from_embeddings:  # its prompts are only names for the embeddings
+            raise CotrunkError(
+                "The plan was made from prompt_embeds, which are not in it: pass the same prompt_embeds."
+            )
         prompts = plan.prompts if prompts is None and "prompt" not in arguments else prompts
     request = Request(pipe, prompts, arguments)
     if settings.guidance_interval is not None:
@@ -236,7 +239,7 @@ def prepare(
     else:
         request.check_replays(plan)
     shares = any(len(tree.images) > 1 for tree in plan.trees)
-    if shares or alone or batching.max_rows is not None or batching.row_sizes is not None:
+    if shares or skips_rows or batching.max_rows is not None or batching.row_sizes is not None:
         check_folds(pipe)
     if why := runs_apart(pipe, request.arguments.arguments):
         settings = replace(settings, batching=replace(batching, batch_size=1))
@@ -249,7 +252,8 @@ def prepare(
 def warm_up(pipe: Any, prompts: Sequence[str] | None, settings: Settings = DEFAULT_SETTINGS, **arguments: Any) -> None:
     """Run a short, untimed first batch: the first forward passes of a process are slow and would distort timings.
 
-    It shares nothing and takes a few steps; the rest of `settings` and `arguments` holds, as in `prepare`."""
+    It shares nothing and takes a few steps. The other `settings` and `arguments` apply as in `prepare`.
+    """
     few = {**arguments, "output_type": "latent"}
     if settings.steps is not None:
         few["num_inference_steps"] = settings.steps
@@ -261,7 +265,7 @@ def warm_up(pipe: Any, prompts: Sequence[str] | None, settings: Settings = DEFAU
 
 
 def _arguments(pipe: Any, settings: Settings, arguments: dict[str, Any]) -> dict[str, Any]:
-    """Return the arguments of a call of the pipeline: what it needs, the user's, and the steps of the settings."""
+    """Return the arguments of a call: those that this pipeline needs, the user's, and the steps of the settings."""
     if settings.steps is None:
         return {**needed_arguments(pipe), **arguments}
     if "num_inference_steps" in arguments:
@@ -275,16 +279,18 @@ def _plan(request: Request, sharing: Sharing | None, seed: int | Sequence[int], 
 
 
 def _check_has_interval(request: Request) -> None:
-    """Check that guidance can be off at a step: that it is a second row there.
+    """Check that turning guidance off at a step saves a row: that each image has two rows, one of them for guidance.
 
     Raises:
-        CotrunkError: more rows, or guidance that costs no row.
+        CotrunkError: guidance takes more rows, or no row of its own.
     """
     kind, rows = type(request.pipe).__name__, request.evaluations.guidance_rows
     scale = argument(request.pipe, request.arguments.arguments, "guidance_scale")
     if rows > 2:
-        raise CotrunkError(f"{kind} guides by {rows} rows, and guidance_interval is for two: leave it out.")
+        raise CotrunkError(
+            f"{kind} computes {rows} rows per image, and guidance_interval supports two: leave guidance_interval out."
+        )
     if rows == 1 and scale is not None and scale > 1:
         raise CotrunkError(
-            f"Guidance costs {kind} no row of its own with these arguments: leave guidance_interval out."
+            f"{kind} computes no extra row for guidance with these arguments: leave guidance_interval out."
         )

@@ -1,6 +1,6 @@
-"""Locks on folders: one command at a time writes to a folder.
+"""Locks on folders, so that only one command at a time writes to a folder.
 
-The lock is the operating system's, on an open file in the folder. It goes away with its process, however that ends. The
+The operating system locks an open file in the folder, and releases the lock when the process ends, however it ends. The
 file itself has no meaning: it is removed with the lock, and one that a killed process left behind is used again.
 """
 
@@ -37,7 +37,7 @@ class FolderLock:
 
     Attributes:
         folder: the folder that it protects.
-        is_kept: whether it keeps others away; False where the file system has no locks.
+        is_kept: whether it keeps other processes away; False if the file system does not support locks.
     """
 
     folder: Path
@@ -48,8 +48,8 @@ class FolderLock:
         """Raise `CotrunkError` if the folder was removed, or replaced by another, since it was locked."""
         if not _is_open(self._descriptor, self.folder / NAME):
             raise CotrunkError(
-                f"{self.folder} was removed, or its {NAME} was, while this command wrote to it: start again, and let "
-                "nothing else clean up there."
+                f"{self.folder} or its {NAME} was removed while this command wrote to it: run the command again, and "
+                "do not delete files there meanwhile."
             )
 
 
@@ -68,7 +68,7 @@ def locked(folder: Path) -> Iterator[FolderLock]:
         yield FolderLock(folder, is_kept, descriptor)
     finally:
         if sys.platform != "win32" and _is_open(descriptor, file):
-            with suppress(OSError):  # while the lock is held: a waiting process sees that the file is gone
+            with suppress(OSError):  # before the lock is released, so that a waiting process sees that the file is gone
                 file.unlink()
         os.close(descriptor)
         if sys.platform == "win32":  # an open file cannot be removed there

@@ -1,4 +1,4 @@
-"""Figures that are written to files, and an axis that several of them have in common."""
+"""Figures that are written to files, and the logarithmic axis that several of them use."""
 
 from typing import Any
 

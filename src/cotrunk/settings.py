@@ -1,4 +1,7 @@
-"""What a user asks of a run: how to share, skip, guide and batch. Frozen, checked when made, JSON in and out."""
+"""The settings of a run: how to share, skip, guide and batch.
+
+They are frozen, checked when they are made, and can be written to JSON and read from it.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -12,7 +15,7 @@ Mode = Literal["flat", "adaptive", "tree"]
 Rule = Literal["error", "fixed", "paper", "released"]
 Prediction = Literal["damped", "reuse", "linear", "quadratic"]
 
-# the options that each rule reads; the published rules have a prediction and limits of their own
+# the options that each rule reads; the published rules fix their prediction and limits themselves
 READ: Mapping[Rule, tuple[str, ...]] = MappingProxyType(
     {
         "error": ("tolerance", "prediction", "correct", "tokens"),
@@ -24,7 +27,7 @@ READ: Mapping[Rule, tuple[str, ...]] = MappingProxyType(
 
 
 def _set(instance: Any, **values: Any) -> None:
-    """Set fields of a frozen dataclass that is being made: checked values, as plain Python ones that JSON takes."""
+    """Set fields of a frozen dataclass in its `__post_init__`, to checked plain values that JSON can hold."""
     for name, value in values.items():
         object.__setattr__(instance, name, value)
 
@@ -38,12 +41,12 @@ class Sharing:
             exceeds it. 0.2 to 0.3 is mild; beyond 0.4 the images of a group look much alike.
         similarity: prompts share if every pair of their group has at least this cosine. A number belongs to one
             encoder; "auto" finds one for the encoder in use.
-        max_similarity: pairs at or above this cosine do not share (the paper's tau_max); None for no such limit.
+        max_similarity: pairs at or above this cosine do not share (the paper's tau_max); None for no limit.
         max_group: largest group; None for no limit.
         mode: "flat": every group branches at `share`. "adaptive": the looser the group, the earlier it branches.
-            "tree": pairs part one after another, by a dendrogram.
-        encoder: what measures similarity: "pipeline" (its own text encoder), "minilm", or any model that
-            sentence-transformers loads.
+            "tree": a group branches in several stages, by a dendrogram.
+        encoder: the text encoder that measures similarity: "pipeline" (the pipeline's own), "minilm", or any model
+            that sentence-transformers loads.
 
     Raises:
         CotrunkError: a value out of its range.
@@ -60,15 +63,18 @@ class Sharing:
         _set(self, share=number("share", self.share, 0, below=1))
         if isinstance(self.similarity, str):
             if self.similarity != "auto":
-                raise CotrunkError(f"similarity {shown(self.similarity)} is neither 'auto' nor a number from -1 to 1.")
+                raise CotrunkError(
+                    f"similarity {shown(self.similarity)} is neither 'auto' nor a number: use 'auto', or a number "
+                    "from -1 to 1."
+                )
         else:
             _set(self, similarity=number("similarity", self.similarity, -1, 1, remark=", or 'auto'"))
         if self.max_similarity is not None:
             _set(self, max_similarity=number("max_similarity", self.max_similarity, -1))
             if not isinstance(self.similarity, str) and self.max_similarity <= self.similarity:
                 raise CotrunkError(
-                    f"max_similarity {self.max_similarity} leaves nothing above similarity {self.similarity}: "
-                    "choose a larger one."
+                    f"max_similarity {self.max_similarity} is not above similarity {self.similarity}, so nothing could "
+                    "share: choose a larger max_similarity."
                 )
         if self.max_group is not None:
             _set(self, max_group=whole("max_group", self.max_group))
@@ -77,7 +83,7 @@ class Sharing:
 
     @classmethod
     def from_json(cls, data: Any) -> Self:
-        """Return it from JSON values. Absent keys take their defaults.
+        """Return the sharing from JSON values. Absent keys take their defaults.
 
         Raises:
             CotrunkError: an unknown key, a value of another type, or one out of its range.
@@ -92,20 +98,20 @@ class Skipping:
     An option is refused under a rule that does not read it. "paper" and "released" read none.
 
     Attributes:
-        tolerance: for the rule "error": how far an image may be expected to drift during skipped steps before a step is
+        tolerance: for the rule "error": how far skipped steps may be expected to shift an image before a step is
             computed again (docs/skipping.md gives the unit). 0 computes all.
         rule: "error", an error estimate per image (the default); "fixed", one evaluation in `every`; "paper", the
-            criterion of SADA as published (Criterion 3.4, Theorems 3.5 and 3.7); "released", what its code does.
-        every: for the rule "fixed".
-        prediction: what replaces a skipped output: "damped", the linear trend of the last two computed outputs, as far
-            as the image has been following its trend (the default); "reuse", "linear" or "quadratic", the polynomial
-            through the last one, two or three.
+            criterion of SADA as published (Criterion 3.4, Theorems 3.5 and 3.7); "released", the criterion in its code.
+        every: for the rule "fixed": one step in this many is computed.
+        prediction: how a skipped output is predicted. "damped" (the default): the linear trend of the last two computed
+            outputs, weakened if earlier outputs of the image did not follow their trend. "reuse", "linear" or
+            "quadratic": the polynomial through the last one, two or three computed outputs.
         correct: at each computed step, correct the latents for the predictions since the last computed step, now that
             the outputs on both sides are known.
         tokens: at computed steps, the fraction of the tokens that transformer blocks compute per image: those whose
             outputs were predicted worst. The others come from the blocks' caches. None computes all.
-            On the embedded `mini` it does not pay when whole evaluations are skipped as well (docs/skipping.md). It has
-            not been measured on models of a usual size.
+            On the embedded `mini` it saves no time when whole evaluations are skipped as well (docs/skipping.md). It
+            has not been measured on larger models.
 
     Raises:
         CotrunkError: a value out of its range, or one that the rule does not read.
@@ -141,16 +147,16 @@ class Skipping:
 
 @dataclass(frozen=True)
 class Batching:
-    """How much runs at once. It changes memory and speed, and images only by rounding.
+    """How much runs at once. It changes memory and speed; images change only by rounding.
 
     Attributes:
         batch_size: largest number of images in one call of the pipeline; memory for latents, text states and decoding
             grows with it. Groups are never cut.
         max_rows: largest number of denoiser rows in one forward; None for no limit. It is halved automatically when the
             device runs out of memory.
-        row_sizes: the numbers of rows that a forward may have, (2, 4, 8, 16, 32) for example. Forwards are filled up
-            with copies to the next size, which count as computed. A compiled denoiser then meets few shapes, although
-            sharing and skipping change the number of rows from step to step. None for any number.
+        row_sizes: the numbers of rows that a forward may have, (2, 4, 8, 16, 32) for example. Copies fill a forward up
+            to the next size, and count as computed. So a compiled denoiser sees few shapes, although sharing and
+            skipping change the number of rows from step to step. None for any number.
 
     Raises:
         CotrunkError: a value out of its range.
@@ -207,7 +213,7 @@ class Settings:
             _set(self, steps=whole("steps", self.steps))
 
     def to_json(self) -> dict[str, Any]:
-        """Return the settings as JSON values; `from_json` makes them settings again."""
+        """Return the settings as JSON values, which `from_json` reads."""
         return {name: _json_value(value) for name, value in asdict(self).items()}
 
     @classmethod
@@ -234,7 +240,7 @@ def settings_of(
     guidance_interval: tuple[float, float] | None = None,
     batching: Batching = DEFAULT_BATCHING,
 ) -> Settings:
-    """Return the settings of a call, which gives them in one object or one by one.
+    """Return the settings of a call that gives them in one object or one by one.
 
     Raises:
         CotrunkError: both are given, or a value of another type or out of its range.

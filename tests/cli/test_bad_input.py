@@ -104,7 +104,7 @@ def test_options_that_cannot_be_read(options: list[str], tmp_path: Path) -> None
         (("evaluate", "x", "--shares", "0.1", "--lora", "a=b", "--shares", "0.2", "--lora", "c=d"), "--shares"),
     ],
 )
-def test_an_option_is_given_once(
+def test_an_option_given_twice_is_refused(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, arguments: tuple[str, ...], option: str
 ) -> None:
     no_model(monkeypatch)
@@ -113,7 +113,7 @@ def test_an_option_is_given_once(
     assert not (tmp_path / "run").exists()
 
 
-def test_options_that_add_up_may_be_repeated() -> None:
+def test_lists_and_flags_may_be_given_twice() -> None:
     assert_refused(cotrunk("evaluate", "x", "--lora", "a=b", "--lora", "a=c", "--out", "y"), "a name that is taken")
     assert_refused(cotrunk("generate", "a cat", "--compare", "--compare", "--steps", 0, "--out", "y"), "--steps 0")
 
@@ -153,7 +153,7 @@ def test_out_that_cannot_be_written(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     assert (tmp_path / "file").read_text() == "mine"
 
 
-def test_out_that_holds_something(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_folder_with_files_of_a_run_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     no_model(monkeypatch)
     for name in ("index.html", "run.json", "plan.json"):
         out = tmp_path / f"with-{name}"
@@ -166,7 +166,7 @@ def test_out_that_holds_something(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
 
 
 def test_exit_code_and_streams_of_a_process(tmp_path: Path) -> None:
-    """The exit code and the streams as a shell sees them."""
+    """A real process, as a shell sees it."""
     (tmp_path / "empty.txt").write_bytes(b"")
     command = [sys.executable, "-m", "cotrunk", "generate", "--prompts", "empty.txt", "--out", "run"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
@@ -198,7 +198,7 @@ def test_a_negative_prompt_that_is_not_unicode(monkeypatch: pytest.MonkeyPatch, 
 
 
 def test_closed_streams_and_other_encodings(tmp_path: Path) -> None:
-    """As a shell closes them and as a terminal may have them."""
+    """Shells can close streams, and terminals can have other encodings."""
     environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
     command = f"{sys.executable} -m cotrunk plan"
     done = subprocess.run(f"{command} --prompts - <&-", shell=True, cwd=tmp_path, capture_output=True, text=True)

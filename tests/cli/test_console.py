@@ -1,4 +1,4 @@
-"""What reaches the terminal: text of others stands there, and does nothing."""
+"""What reaches the terminal: text of others is shown, and cannot control the terminal."""
 
 import io
 import json
@@ -17,7 +17,8 @@ from rich.table import Table
 from cotrunk.cli import console
 from cotrunk.cli.console import visible
 
-# title, clipboard, link; erase the screen; C1; bell, backspace; direction; zero width; half a pair; a tag
+# set the title, the clipboard, a link; erase the screen; C1 controls; bell, backspace; text direction; zero width;
+# half a surrogate pair; a tag character
 HOSTILE = [
     *("\x1b]0;pwned\x1b\\", "\x1b]52;c;cHduZWQ=\x07", "\x1b]8;;http://x\x1b\\", "\x1b[2J"),
     *("\x9b2J", "\x9d0;x\x9c", "\x07", "\x08", "\x7f", "\r", "\x0b", "\x0c", "\x00"),
@@ -32,7 +33,7 @@ def unsafe(text: str) -> list[str]:
     return [c for c in text if c != "\n" and unicodedata.category(c) in console.UNSAFE]
 
 
-def test_everything_that_a_terminal_obeys_or_hides_is_spelled_out() -> None:
+def test_control_and_invisible_characters_are_spelled_out() -> None:
     assert visible("\x1b[2J \x9b \u202e \udcff \U000e0041") == r"\x1b[2J \x9b \u202e \udcff \U000e0041"
     kept = "a red cat, naïve café, 日本\u3000の庭, 🦊, e\u0301, قطة, \tx\n"
     assert visible(kept) == kept
@@ -65,7 +66,7 @@ def test_tables_leave_room_for_characters_that_are_spelled_out() -> None:
 
 
 @given(st.lists(st.sampled_from([*HOSTILE, *MARKUP, "\n", "\t", "cat "]), max_size=8).map("".join))
-def test_a_message_is_one_whole_line(text: str) -> None:
+def test_a_message_is_printed_on_one_line(text: str) -> None:
     with pytest.MonkeyPatch.context() as patch:
         stream = io.StringIO()
         patch.setattr(console, "err", console._Console(file=stream, highlight=False, width=40))

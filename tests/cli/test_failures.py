@@ -21,7 +21,7 @@ def test_latents_that_are_not_finite(model: pytest.MonkeyPatch, tmp_path: Path) 
     def spoiled(*args: Any, **kwargs: Any) -> Any:
         output = forward(*args, **kwargs)
         sample = output[0] if isinstance(output, tuple) else output.sample
-        sample[-1] = float("nan")  # the last image's, which is alone
+        sample[-1] = float("nan")  # the row of the last image, which shares nothing
         return output
 
     model.setattr(unet, "forward", spoiled)
@@ -29,7 +29,7 @@ def test_latents_that_are_not_finite(model: pytest.MonkeyPatch, tmp_path: Path) 
     out = tmp_path / "run"
     outcome = cotrunk("generate", *PROMPTS, "--out", out, *QUICK)
     assert outcome.code == 1
-    assert "failed: 1 of 6 images hold NaN: images/00005.png" in outcome.err
+    assert "failed: 1 of 6 images contain NaN: images/00005.png" in outcome.err
     assert "Traceback" not in outcome.err
     report = read(out)
     assert report["status"] == "failed images"
@@ -39,7 +39,7 @@ def test_latents_that_are_not_finite(model: pytest.MonkeyPatch, tmp_path: Path) 
 
 
 def test_images_that_a_safety_checker_blackens(model: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """The run is done, and some of its images are not what was asked for: as with images that failed, exit code 1."""
+    """The run is done, but some images are not what the user asked for. So the exit code is 1, as for failed images."""
     out, call = tmp_path / "run", type(pipeline()).__call__
 
     @functools.wraps(call)
@@ -89,7 +89,7 @@ def test_a_folder_that_is_cleaned_up_during_the_run(model: pytest.MonkeyPatch, t
         assert out.exists() == (kind == "replaced")
         assert not out.exists() or list(out.iterdir()) == []
     else:
-        assert "were removed or changed while the run went on: make them again with --resume" in last
+        assert "were removed or changed during the run: use --resume to generate them again" in last
         assert cotrunk("generate", *PROMPTS, "--out", out, *QUICK, "--resume").code == 0
         assert read(out)["status"] == "done"
 
@@ -101,4 +101,4 @@ def test_a_model_that_does_not_fit_in_memory(command: str, monkeypatch: pytest.M
 
     monkeypatch.setattr("cotrunk.pipelines.loading.load_pipeline", load)
     out = ["--out", tmp_path / "run"] if command == "generate" else []
-    assert_refused(cotrunk(command, "a cat", *out), "too little memory", "smaller --dtype or --model")
+    assert_refused(cotrunk(command, "a cat", *out), "too little memory", "--dtype float16 or a smaller --model")

@@ -191,7 +191,7 @@ def test_prompts_that_look_identical_give_different_images(model: pytest.MonkeyP
 
 @pytest.mark.slow
 def test_compare_with_a_scheduler_that_cannot_take_as_few_steps(model: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """What costs more than the run is then the nearest there is."""
+    """The comparison then takes the fewest steps of the scheduler, although they cost more than the run."""
 
     def timesteps_of(pipe: Any, arguments: dict[str, Any]) -> tuple[int, int]:
         steps = arguments["num_inference_steps"]

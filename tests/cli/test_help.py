@@ -32,7 +32,7 @@ def test_version() -> None:
 
 
 @pytest.mark.parametrize("command", ["", "generate", "plan", "tune", "dataset", "train", "evaluate"])
-def test_help_shows_no_types_of_python(command: str) -> None:
+def test_help_does_not_show_python_types(command: str) -> None:
     outcome = cotrunk(*command.split(), "--help")
     assert outcome.code == 0, outcome.err
     assert "<" not in outcome.out

@@ -92,7 +92,7 @@ def test_plan_of_one_prompt() -> None:
 
 
 @pytest.mark.usefixtures("no_denoiser")
-def test_prompts_that_look_identical_are_named_and_do_not_share(tmp_path: Path) -> None:
+def test_prompts_that_look_identical_are_reported_and_do_not_share(tmp_path: Path) -> None:
     prompts = ("\N{RED APPLE}", "a tiger", "\N{OWL}", "A  TIGER", "a tiger")
     outcome = cotrunk("plan", *prompts, "--save", tmp_path / "plan.json")
     warnings = [line for line in outcome.err.splitlines() if line.startswith("warning")]
@@ -123,7 +123,7 @@ def test_a_saved_plan_replays_where_guidance_is_distilled_into_the_denoiser(tmp_
     options = ("--model", tmp_path / "model", "--similarity", "-1", "--steps", 4, "--share", "0.5")
     outcome = cotrunk("plan", "a cat", "a dog", *options, "--save", tmp_path / "plan.json")
     assert outcome.code == 0, outcome.err
-    assert "6 denoiser rows instead of 8" in outcome.out  # one an evaluation
+    assert "6 denoiser rows instead of 8" in outcome.out  # one row per evaluation
     plan = Plan.load(tmp_path / "plan.json")
     arguments = {"num_inference_steps": 4, "height": 32, "width": 32, "output_type": "latent"}
     result = generate(load_pipeline(str(tmp_path / "model"), "cpu"), plan=plan, **arguments)

@@ -1,4 +1,4 @@
-"""`cotrunk dataset`, `train`, `evaluate` and `tune`, as their first user meets them; on a tiny pipeline."""
+"""`cotrunk dataset`, `train`, `evaluate` and `tune`, as a user runs them, on a tiny pipeline."""
 
 import json
 import shlex
@@ -43,7 +43,7 @@ def groups(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "set"
 
 
-def test_what_is_left_out_of_a_set_is_said(tmp_path: Path) -> None:
+def test_unusable_images_give_a_warning(tmp_path: Path) -> None:
     file = coco(tmp_path, [*CAPTIONS, "a red apple on a table"])
     (tmp_path / "train" / "3.png").unlink()
     outcome = cotrunk("dataset", file, "--images", tmp_path / "train", "--out", tmp_path / "set", *SIMILAR)
@@ -67,7 +67,7 @@ def test_training_then_evaluating(groups: Path, tmp_path: Path, tiny_model: pyte
         assert "The LoRA is" in outcome.out
         assert load_file(tmp_path / objective / "pytorch_lora_weights.safetensors")
         loras += ["--lora", f"{objective}={tmp_path / objective}"]
-    # the similarities are those of the set: what embedded its captions is not asked again
+    # the similarities come from the set of groups: captions are not embedded again
     tiny_model.setattr(
         "cotrunk.planning.embedding.sentence_encoder", lambda *_: pytest.fail("captions are embedded again")
     )
@@ -93,7 +93,7 @@ def test_training_then_evaluating(groups: Path, tmp_path: Path, tiny_model: pyte
 
 def test_a_diverged_training_is_not_a_success(groups: Path, tmp_path: Path, tiny_model: pytest.MonkeyPatch) -> None:
     settings = ("--steps", 4, "--batch", 2, "--rank", 2, "--height", 32, "--width", 16, "--learning-rate", 1e9)
-    for _ in range(2):  # asked again, it says the same
+    for _ in range(2):  # a second run reports the same
         outcome = cotrunk("train", groups, "--out", tmp_path, *settings, "--checkpoint-every", 2)
         assert outcome.code == 1
         assert outcome.out == ""
@@ -219,7 +219,7 @@ def test_tuning_then_generating(tmp_path: Path, tiny_model: pytest.MonkeyPatch) 
     for given, model, lora in (
         (("--lora", "mine"), "their-model", "mine"),
         (("--model", "./their-model"), "./their-model", "their-lora"),
-        (("--model", "mine"), "mine", None),  # a LoRA is of its model
+        (("--model", "mine"), "mine", None),  # a LoRA belongs to its model
     ):
         folder = tmp_path / f"{model}-{lora}".replace("/", "-")
         outcome = cotrunk("generate", *CAPTIONS[:2], "--settings", file, "--out", folder, *given)
@@ -280,7 +280,7 @@ def test_out_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         (("tune", "a", "b", "--out", "tuned", "--guidance", "nan"), "--guidance nan is out of range"),
     ],
 )
-def test_bad_input_is_one_sentence(
+def test_bad_input_gives_one_sentence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[object, ...], said: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -289,7 +289,7 @@ def test_bad_input_is_one_sentence(
     assert_refused(cotrunk(*arguments), said)
 
 
-def test_the_first_of_several_processes_speaks_for_all(
+def test_only_the_first_of_several_processes_prints(
     groups: Path, tmp_path: Path, tiny_model: pytest.MonkeyPatch
 ) -> None:
     tiny_model.setenv("RANK", "1")

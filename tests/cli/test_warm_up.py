@@ -22,7 +22,7 @@ from cotrunk.execution import Run
 def test_nothing_is_compiled_while_denoising_is_timed(
     model: pytest.MonkeyPatch, tmp_path: Path, options: tuple[object, ...], said: str, interval: Any
 ) -> None:
-    """Many rows and a single one, which an image without guidance has, are two shapes to a compiled denoiser."""
+    """A compiled denoiser treats many rows and one row as two shapes. An image without guidance has one row."""
     runs, stati, original = list[Run](), list[str](), Run.batches
     model.setattr(Run, "batches", lambda self, **more: runs.append(self) or original(self, **more))
     model.setattr("cotrunk.pipelines.loading._check_compiler", lambda device: None)
@@ -35,7 +35,7 @@ def test_nothing_is_compiled_while_denoising_is_timed(
     assert said in stati
 
 
-def test_what_is_not_compiled_is_not_warmed_up(model: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_run_without_compiling_or_comparing_is_not_warmed_up(model: pytest.MonkeyPatch, tmp_path: Path) -> None:
     model.setattr("cotrunk.runs.runner.warm_up", lambda *_, **__: pytest.fail("warmed up"))
     assert cotrunk("generate", *PROMPTS[:2], "--out", tmp_path / "run", *QUICK).code == 0
 
@@ -48,7 +48,7 @@ def test_compiling_is_done_before_denoising_is_timed(model: pytest.MonkeyPatch, 
     model.setattr(Run, "batches", lambda run, **given: began.append(0) or batches(run, **given))
     outcome = cotrunk("generate", *PROMPTS[:2], "--out", tmp_path / "run", *QUICK, "--compile")
     assert outcome.code == 0, outcome.err
-    assert began == [2, 1, 0]  # many rows and one, which may be another shape; then what is timed
+    assert began == [2, 1, 0]  # many rows and one row, which may be another shape; then the run that is timed
 
 
 def test_warming_up_compiles_the_shapes_of_the_run(model: pytest.MonkeyPatch, tmp_path: Path) -> None:

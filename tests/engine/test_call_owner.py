@@ -20,7 +20,7 @@ SKIPPING = Skipping(rule="fixed", every=2, tokens=0.5)
 
 
 def neighbour(tiny: TinyPipeline) -> diffusers.StableDiffusionPipeline:
-    """A second pipeline with the modules of the first and a scheduler of its own, as in a server."""
+    """Return a second pipeline with the same modules and its own scheduler, as in a server."""
     second = diffusers.StableDiffusionPipeline(**tiny.pipe.components, requires_safety_checker=False)
     second.scheduler = type(tiny.pipe.scheduler).from_config(tiny.pipe.scheduler.config)
     second.set_progress_bar_config(disable=True)
@@ -86,7 +86,7 @@ def test_another_thread_gives_its_own_images() -> None:
 
 
 def test_a_callback_may_call_the_denoiser_and_the_decoder_itself() -> None:
-    """With another number of rows, and with values that would count as a failed image of the run."""
+    """It uses another number of rows, and values that would count as a failed image of the run."""
     tiny, seen = sd(), []
     sample, text = torch.full((3, 4, 16, 16), torch.nan), torch.zeros(3, 7, 16)
 
@@ -171,7 +171,7 @@ def test_an_interruption_after_the_last_step_stops_nothing() -> None:
 
 
 @pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy], ids=["copy", "deepcopy"])
-def test_a_copy_of_a_pipeline_with_skipping_is_plain(copied: Callable[[Any], Any]) -> None:
+def test_a_copy_of_a_pipeline_with_skipping_does_not_skip(copied: Callable[[Any], Any]) -> None:
     tiny = sd()
     expected = images_of(tiny.pipe, tiny)
     with apply(tiny.pipe, Skipping(rule="fixed", every=2)) as applied:

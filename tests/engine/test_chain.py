@@ -135,7 +135,7 @@ def test_skipping_learns_from_replayed_outputs() -> None:
 
 
 def test_a_network_whose_output_form_is_unknown_is_computed() -> None:
-    """A ControlNet runs once, because nothing else tells the form of its residuals; the denoiser does not run."""
+    """A ControlNet runs once, because only a call shows the form of its residuals. The denoiser does not run."""
     tiny, recorder = sd_controlnet(), Recorder()
     networks = recorded(tiny.pipe.controlnet)
     first, call, _ = run(tiny, recorder)

@@ -67,7 +67,7 @@ def replay(pipeline: tiny.TinyPipeline, plan: Plan, inputs: dict[str, Any], **ar
 
 
 @pytest.mark.parametrize("name", tiny.PIPELINES)
-def test_sharing_off_is_the_bare_pipeline_to_the_bit(name: str) -> None:
+def test_without_sharing_images_equal_the_bare_pipeline_bit_for_bit(name: str) -> None:
     pipeline = tiny.PIPELINES[name]()
     kind = "latent" if pipeline.output_field == "images" else "pt"
     common = {**pipeline.inputs(3), "num_inference_steps": 3, "output_type": kind}
@@ -157,7 +157,7 @@ def test_prompt_order_and_chunks_change_nothing(mode: str) -> None:
     assert relative(pixels(pipeline, other), pixels(pipeline, plain)[order]) < 1e-4
 
 
-def test_another_seed_gives_other_images_and_a_prompt_keeps_its_own() -> None:
+def test_another_seed_gives_different_images_and_seeds_may_be_given_per_prompt() -> None:
     pipeline = tiny.sd()
     zero, one = images_of(pipeline, 2, seed=0), images_of(pipeline, 2, seed=1)
     assert relative(pixels(pipeline, zero), pixels(pipeline, one)) > 1e-2
@@ -248,7 +248,7 @@ def test_a_result_can_be_copied_and_pickled(twice: Any) -> None:
 # --- 8. only the prompt may differ ------------------------------------------------------------------------------------
 
 
-def test_prompts_with_other_negatives_do_not_share() -> None:
+def test_prompts_with_different_negative_prompts_do_not_share() -> None:
     pipeline = tiny.sd_with_text()
     common = {"height": 32, "width": 32, "num_inference_steps": 4, "output_type": "latent", "sharing": ANYONE}
     prompts = ["one", "two", "three"]

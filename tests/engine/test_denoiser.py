@@ -1,4 +1,4 @@
-"""The hooks of one call: they leave no trace; their clock, their counters, their noise."""
+"""The hooks of one call: removed afterwards; their clock, counters and noise."""
 
 import copy
 import inspect
@@ -121,8 +121,8 @@ def test_a_pipeline_in_use_is_refused_and_stays_in_use() -> None:
     assert module._compiled_call_impl is None
 
 
-def test_hooks_that_remove_themselves_during_a_call_leave_ours() -> None:
-    """Group offload with streams does so at the first call, to record the order of the layers."""
+def test_a_hook_that_removes_itself_during_a_call_does_not_remove_ours() -> None:
+    """Group offload with streams removes a hook at the first call, which records the order of the layers."""
     tiny = sd()
 
     class Once(ModelHook):
@@ -206,7 +206,7 @@ def test_guidance_rows_are_counted_as_predicted(scale: float) -> None:
 
 @pytest.mark.parametrize("strength", [0.3, 0.5, 0.8])
 @pytest.mark.parametrize("name", ["ddim", "heun"])
-def test_from_an_image_the_share_counts_the_steps_that_run(name: str, strength: float) -> None:
+def test_image_to_image_shares_a_fraction_of_the_steps_that_run(name: str, strength: float) -> None:
     tiny = sd_from_image()
     tiny.pipe.scheduler = SCHEDULERS[name]()
     inputs, call = tiny.inputs(3), {"strength": strength, "num_inference_steps": 10}
@@ -233,7 +233,7 @@ def test_rows_of_perturbed_attention_guidance(scale: float, perturbed: float, ex
     result = run(tiny, tiny.inputs(3), guidance_scale=scale, pag_scale=perturbed)
     assert result.plan.guidance_rows == expected
     assert result.cost == result.plan.cost
-    with pytest.raises(CotrunkError, match="perturbed attention, which cannot run in chunks"):
+    with pytest.raises(CotrunkError, match="perturbed-attention guidance, which cannot run in chunks"):
         run(tiny, tiny.inputs(3), batching=Batching(max_rows=2))
 
 
@@ -255,7 +255,7 @@ FEWER = Skipping(rule="fixed", every=2)
         (STEPS + 1, FEWER, "took 4 scheduler steps .* 5 were planned"),
         (STEPS - 1, None, "takes more scheduler steps .* the 3 that"),
         (STEPS - 1, FEWER, "takes more scheduler steps .* the 3 that"),
-        (1, FEWER, "takes more scheduler steps .* the 1 that"),  # of one step nothing is shared
+        (1, FEWER, "takes more scheduler steps .* the 1 that"),  # with one step, nothing is shared
     ],
 )
 def test_a_pipeline_that_takes_other_steps_than_planned_is_refused(

@@ -21,7 +21,7 @@ from cotrunk.planning.tree import flat_tree
 
 
 def limit(module: nn.Module, name: str, rows: int) -> list[int]:
-    """Out of memory for more rows; returns the rows that it ran."""
+    """Raise out-of-memory for more rows than this, and return a list of the rows that ran."""
     method, seen = getattr(module, name), []
 
     @functools.wraps(method)
@@ -36,7 +36,7 @@ def limit(module: nn.Module, name: str, rows: int) -> list[int]:
     return seen
 
 
-def test_out_of_memory_halves_the_chunks_and_goes_on() -> None:
+def test_out_of_memory_halves_the_chunks_and_the_run_continues() -> None:
     tiny = sd()
     inputs = tiny.inputs(5)
     expected = run(tiny, inputs)
@@ -79,7 +79,7 @@ def test_out_of_memory_in_the_decoder_halves_the_batch() -> None:
     result = run(tiny, inputs, sharing=pairs, output_type="pt", on_batch=batches.append)
     assert [len(batch.images) for batch in batches] == decoded == [2, 2]
     assert close(result.images, expected.images)
-    assert result.cost == expected.cost  # of the batches that came to an end
+    assert result.cost == expected.cost  # only batches that finished
 
 
 def test_a_row_limit_found_by_running_out_of_memory_stays(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -111,7 +111,7 @@ def test_a_row_limit_found_by_running_out_of_memory_stays(monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize("sharing", [None, Sharing(share=0.5, similarity=0.9)])
-def test_an_image_with_nan_fails_alone(sharing: Sharing | None) -> None:
+def test_a_nan_in_one_image_does_not_affect_the_others(sharing: Sharing | None) -> None:
     tiny = sd()
     inputs = tiny.inputs(4)
     inputs["prompt_embeds"][2] = inputs["prompt_embeds"][0] + 0.01  # these two share
@@ -125,7 +125,7 @@ def test_an_image_with_nan_fails_alone(sharing: Sharing | None) -> None:
         assert close(result.images[image], good.images[image])
 
 
-def test_an_infinity_at_one_step_is_remembered() -> None:
+def test_an_infinity_at_one_step_marks_the_image_as_failed() -> None:
     tiny = sd()
     tiny.pipe.scheduler = SCHEDULERS["ddim"]()
 
@@ -138,7 +138,7 @@ def test_an_infinity_at_one_step_is_remembered() -> None:
 
 
 @pytest.mark.parametrize("kind", ["pt", "np", "pil"])
-def test_an_image_that_the_decoder_spoils_has_failed(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_image_with_nan_from_the_decoder_has_failed(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     tiny = sd()
     decode = tiny.pipe.vae.decode
 

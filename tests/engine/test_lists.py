@@ -159,7 +159,7 @@ def z_image() -> TinyPipeline:
 
 
 @pytest.mark.parametrize("scale", [0.0, 0.5, 3.0])
-def test_z_image_itself(scale: float) -> None:
+def test_a_z_image_pipeline_shares(scale: float) -> None:
     tiny = z_image()
     inputs = tiny.inputs(3)
     captions = inputs.pop("prompt_embeds")

@@ -33,7 +33,7 @@ def test_a_torch_that_calls_modules_in_another_way_is_refused(monkeypatch: pytes
     patch.check_dispatch()
 
 
-def test_an_attribute_of_the_class_shows_again() -> None:
+def test_a_replaced_class_attribute_is_visible_again_afterwards() -> None:
     class Owner:
         name = "class"
 

@@ -30,7 +30,7 @@ def tiny_for(name: str) -> TinyPipeline:
 
 
 def bare(tiny: TinyPipeline, name: str, image: int, seed: int) -> Tensor:
-    """One image through the pipeline's own loop."""
+    """Generate one image with the pipeline's own loop."""
     scheduler, generator = tiny.pipe.scheduler, torch.Generator().manual_seed(seed)
     inputs = {
         key: value[image : image + 1] if torch.is_tensor(value) else value

@@ -21,7 +21,7 @@ Sources = tuple[int, ...]
 
 @st.composite
 def partitions(draw: Callable) -> Sources:
-    """For each of up to 6 images the first image of its set."""
+    """Draw, for each of up to 6 images, the first image of its set."""
     labels = draw(st.lists(st.integers(0, 3), min_size=1, max_size=6))
     return tuple(labels.index(label) for label in labels)
 
@@ -31,7 +31,7 @@ def random(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Te
 
 
 def sets(sources: Sources, copies: int) -> list[list[int]]:
-    """The rows of each live row, written out."""
+    """Return the rows that each live row stands for, found by a plain loop."""
     images = len(sources)
     return [
         [copy * images + image for image in range(images) if sources[image] == first]
@@ -297,10 +297,10 @@ def test_the_tables_name_each_argument_once() -> None:
 
 
 def apart(folding: Folding, **named: Any) -> set[str]:
-    return {name for name, flag in folding.apart(named).items() if flag}
+    return {name for name, flag in folding.differences(named).items() if flag}
 
 
-def test_an_argument_that_differs_and_is_not_a_condition_is_named() -> None:
+def test_an_argument_that_differs_and_is_not_a_condition_is_reported() -> None:
     folding = Folding((0, 0, 2), 6, CPU)
     equal = 1 + torch.arange(3.0)[[0, 0, 2] * 2][:, None]
     different = torch.arange(6.0)[:, None]
@@ -336,7 +336,7 @@ class Cache:
     """Stands for what keeps keys and values between calls."""
 
 
-def test_an_argument_that_cannot_be_split_into_rows_is_named() -> None:
+def test_an_argument_that_cannot_be_split_into_rows_is_reported() -> None:
     folding = Folding((0, 0, 2), 6, CPU)
     assert "has 12 rows" in str(folding.misshapen({"encoder_hidden_states": torch.ones(12, 4)}))
     assert "memory holds a Cache" in str(folding.misshapen({"added": {"memory": [Cache()]}}))

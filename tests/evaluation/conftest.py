@@ -9,7 +9,7 @@ from tiny import sd_with_text
 
 @pytest.fixture(scope="module")
 def trained_lora(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A LoRA with random weights, as `cotrunk train` would write it."""
+    """Write a LoRA with random weights, as `cotrunk train` would."""
     from diffusers.utils import convert_state_dict_to_diffusers
     from peft import LoraConfig
     from peft.utils import get_peft_model_state_dict

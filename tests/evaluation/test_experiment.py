@@ -93,12 +93,12 @@ def test_equal_cost_is_the_most_steps_that_cost_no_more(tmp_path: Path) -> None:
     assert own._plan(equal).cost.used <= rows < own._plan(Cell("pre-trained", 0.0, equal.steps + 1)).cost.used
 
 
-def test_an_unknown_model_is_named(tmp_path: Path) -> None:
+def test_an_unknown_model_is_reported(tmp_path: Path) -> None:
     with pytest.raises(CotrunkError, match="There is no model 'sage' here: use one of pre-trained"):
         experiment(tmp_path).observe(Cell("sage"))
 
 
-def test_a_folder_without_a_lora_is_named_before_the_first_image(tmp_path: Path) -> None:
+def test_a_folder_without_a_lora_is_reported_before_the_first_image(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(CotrunkError, match="cannot be loaded as a LoRA for this StableDiffusionPipeline"):
         experiment(tmp_path, sage=tmp_path / "empty")
@@ -127,7 +127,7 @@ def test_another_model_in_the_same_folder_is_another_cell(tmp_path: Path) -> Non
 
 @pytest.mark.slow
 def test_another_process_finds_the_same_cells(tmp_path: Path) -> None:
-    """A process in which sets have another order."""
+    """Sets have another order in another process."""
     script = "import sys, pathlib, experiments as t; print(t.experiment(pathlib.Path(sys.argv[1])).mark)"
     paths = os.pathsep.join([str(Path(__file__).parents[1]), *filter(None, sys.path)])
     seed = "1" if os.environ.get("PYTHONHASHSEED") != "1" else "2"
@@ -259,5 +259,5 @@ def test_images_with_a_nan_are_reported(tmp_path: Path, monkeypatch: pytest.Monk
     assert seen.failed.tolist() == [True, False, False, True, False, False]
     assert np.isnan(seen.diversity).tolist() == [True, False, True]  # one image of the first group is left
     broken(own, monkeypatch, *range(COUNT))
-    with pytest.raises(CotrunkError, match=r"All images of pre-trained-independent-2steps.* contain a NaN"):
+    with pytest.raises(CotrunkError, match=r"All images of pre-trained-independent-2steps.* contain NaN"):
         own.observe(Cell("pre-trained", 0.0, 2))

@@ -77,8 +77,8 @@ def test_intervals_and_changes_of_a_frechet_distance_use_the_same_axes(monkeypat
     assert change.absolute.value == pytest.approx(first - second, rel=1e-9)
 
 
-def test_equal_real_images_are_named() -> None:
-    """They have no axis of variance: a distance of 0 would be wrong, and look good."""
+def test_equal_real_images_are_reported() -> None:
+    """They have no variance. A distance of 0 would be wrong, but would look good."""
     features = torch.randn(20, 8, generator=torch.Generator().manual_seed(0))
     with pytest.raises(CotrunkError, match="The 5 real images are all equal"):
         metrics.frechet_distance(features, torch.ones(5, 8) / 3)
@@ -193,7 +193,7 @@ def test_equal_images_of_a_group_count_as_one() -> None:
         lambda: metrics.bleed(torch.ones(2, 3), torch.ones(2, 3), [[0], [1]]),
     ],
 )
-def test_too_few_images_are_named(measure: Any) -> None:
+def test_too_few_images_are_reported(measure: Any) -> None:
     with pytest.raises(CotrunkError, match=r"too few|No group has two images"):
         measure()
 
@@ -319,7 +319,7 @@ def test_tables_say_how_images_are_resized(monkeypatch: pytest.MonkeyPatch) -> N
     assert "; all dimensions); diversity by LPIPS (AlexNet);" in message
 
 
-def test_weights_that_cannot_be_downloaded_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_that_cannot_be_downloaded_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     def unreachable(*_: Any, **__: Any) -> Any:
         raise URLError("no network")
 
@@ -333,7 +333,7 @@ def test_weights_that_cannot_be_downloaded_are_named(monkeypatch: pytest.MonkeyP
         networks.Inception(weights="other.pth")
 
 
-def test_a_missing_clip_is_named(tmp_path: Any) -> None:
+def test_a_missing_clip_is_reported(tmp_path: Any) -> None:
     with pytest.raises(CotrunkError, match=r"CLIP cannot be loaded from .*: give a folder"):
         networks.Clip(str(tmp_path))
 

@@ -75,12 +75,12 @@ def test_groups_of_all_sizes_are_sampled_from_many() -> None:
 
 
 @pytest.mark.parametrize(("low", "high"), [(0.9, 0.6), (0.5, 0.5), (-2, 0.5), (0.5, 3)])
-def test_an_invalid_range_is_named(low: float, high: float) -> None:
+def test_an_invalid_range_is_reported(low: float, high: float) -> None:
     with pytest.raises(CotrunkError, match="are not a range: give two cosines"):
         similarity_graph(vectors(4), low, high)
 
 
 @pytest.mark.parametrize(("smallest", "largest"), [(1, 5), (4, 3)])
-def test_invalid_group_sizes_are_named(smallest: int, largest: int) -> None:
+def test_invalid_group_sizes_are_reported(smallest: int, largest: int) -> None:
     with pytest.raises(CotrunkError, match="captions do not exist"):
         sample_cliques([], smallest=smallest, largest=largest)

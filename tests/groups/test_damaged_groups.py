@@ -33,7 +33,7 @@ WHOLE = {"captions": [["a dog", "a cat"]], "images": [["1.png", "2.png"]], "smal
         ({"captions": pa.array([], pa.list_(pa.string())), "images": pa.array([], pa.list_(pa.string()))}, "{}"),
     ],
 )
-def test_a_damaged_set_of_groups_is_named(tmp_path: Path, changed: dict[str, Any], summary: str | None) -> None:
+def test_a_damaged_set_of_groups_is_reported(tmp_path: Path, changed: dict[str, Any], summary: str | None) -> None:
     columns = {**WHOLE, **changed}
     if not len(columns["captions"]):
         columns["smallest_similarity"] = pa.array([], pa.float64())
@@ -46,14 +46,14 @@ def test_a_damaged_set_of_groups_is_named(tmp_path: Path, changed: dict[str, Any
 
 
 @pytest.mark.parametrize("value", [None, float("nan"), float("inf"), "0.7"])
-def test_a_set_of_groups_without_its_similarities_is_named(tmp_path: Path, value: Any) -> None:
+def test_a_set_of_groups_without_its_similarities_is_reported(tmp_path: Path, value: Any) -> None:
     table = pa.table({**WHOLE, "smallest_similarity": [value]}).replace_schema_metadata({"cotrunk": "{}"})
     pq.write_table(table, tmp_path / "groups.parquet")
     with pytest.raises(CotrunkError, match="make one with cotrunk dataset"):
         read_similarities(tmp_path)
 
 
-def test_a_truncated_set_of_groups_is_named(tmp_path: Path) -> None:
+def test_a_truncated_set_of_groups_is_reported(tmp_path: Path) -> None:
     path = tmp_path / "groups.parquet"
     pq.write_table(pa.table(WHOLE).replace_schema_metadata({"cotrunk": "{}"}), path)
     assert read_groups(tmp_path)[0] == [[Pair("a dog", Path("1.png")), Pair("a cat", Path("2.png"))]]

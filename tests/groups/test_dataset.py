@@ -41,7 +41,7 @@ def test_sources_give_the_same_pairs(tmp_path: Path, form: str) -> None:
     assert found.unusable == {}
 
 
-def test_unusable_images_are_named_and_not_used(tmp_path: Path) -> None:
+def test_unusable_images_are_reported_and_not_used(tmp_path: Path) -> None:
     folder = folder_of(tmp_path, "jsonl", [*CAPTIONS, "", "gone", "broken"])
     (folder / "images/7.png").unlink()
     (folder / "images/8.png").write_bytes(b"no image")
@@ -54,7 +54,7 @@ def test_unusable_images_are_named_and_not_used(tmp_path: Path) -> None:
     ]
 
 
-def test_captions_without_images_are_named_and_counted(tmp_path: Path) -> None:
+def test_captions_without_images_are_reported_and_counted(tmp_path: Path) -> None:
     file = coco(tmp_path)
     content = json.loads(file.read_text())
     content["images"] = [image for image in content["images"] if image["id"] != 12]
@@ -138,7 +138,7 @@ def test_a_set_of_groups(tmp_path: Path) -> None:
         ("lost", r"contains no usable captioned image \(.*there is no such file"),
     ],
 )
-def test_invalid_sources_are_named(tmp_path: Path, source: str, message: str) -> None:
+def test_invalid_sources_are_reported(tmp_path: Path, source: str, message: str) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "table.json").write_text("[1, 2]")
     (tmp_path / "broken.json").write_text("{")
@@ -182,7 +182,7 @@ COCO: dict[str, Any] = {
         ("a.json", b'{"images": "\xe9"}', "a.json is not UTF-8"),
     ],
 )
-def test_bad_entries_are_named(tmp_path: Path, file: str, content: Any, message: str) -> None:
+def test_bad_entries_are_reported(tmp_path: Path, file: str, content: Any, message: str) -> None:
     path = tmp_path / file
     text = json.dumps(content) if isinstance(content, dict) else content
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
@@ -207,7 +207,7 @@ class Rows:
         return {"image": self.images[number], "captions": [CAPTIONS[number], "not this one"]}
 
 
-def test_rows_of_the_hub_without_a_usable_image_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_of_the_hub_without_a_usable_image_are_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = Image.new("L", (8, 8))
     (tmp_path / "cut.png").write_bytes(write_image(tmp_path / "whole.png").read_bytes()[:50])
     cut = Image.open(tmp_path / "cut.png")
@@ -320,24 +320,24 @@ def test_hub_images_are_read_like_files_and_written_again_if_damaged(
         ({"seed": -1}, "seed -1 is out of range"),
     ],
 )
-def test_settings_out_of_range_are_named(changed: dict[str, Any], message: str) -> None:
+def test_settings_out_of_range_are_reported(changed: dict[str, Any], message: str) -> None:
     with pytest.raises(CotrunkError, match=message):
         GroupSettings(**changed)
 
 
-def test_captions_without_similarities_are_named(tmp_path: Path) -> None:
+def test_captions_without_similarities_are_reported(tmp_path: Path) -> None:
     pairs = [Pair(caption, tmp_path) for caption in ("a grey owl", "a violin")]
     with pytest.raises(CotrunkError, match=r"No two of the 2 captions have a similarity between 0.4 and 0.9 for words"):
         build_groups(pairs, ENCODER, SETTINGS, tmp_path / "set")
     assert not (tmp_path / "set").exists()
 
 
-def test_a_folder_without_a_set_is_named(tmp_path: Path) -> None:
+def test_a_folder_without_a_set_is_reported(tmp_path: Path) -> None:
     with pytest.raises(CotrunkError, match="is not a set of groups: make one with cotrunk dataset"):
         read_groups(tmp_path)
 
 
-def test_missing_pyarrow_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_pyarrow_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
-    with pytest.raises(CotrunkError, match="needs pyarrow: pip install pyarrow"):
+    with pytest.raises(CotrunkError, match=r"need pyarrow: pip install .cotrunk\[train\]"):
         read_groups(tmp_path)

@@ -159,13 +159,13 @@ def test_a_twelve_bit_tiff_is_not_dark(tmp_path: Path) -> None:
         (Image.new("F", (1, 1), float("nan")), "its floating-point values are outside 0 to 1"),
     ],
 )
-def test_an_image_with_unknown_white_is_named(tmp_path: Path, image: Image.Image, message: str) -> None:
-    """A guess would give an image that looks almost right."""
+def test_an_image_with_unknown_white_is_reported(tmp_path: Path, image: Image.Image, message: str) -> None:
+    """A guessed white would give an image that looks almost right."""
     image.save(tmp_path / "a.tif")
     assert (unreadable(tmp_path / "a.tif") or "").startswith(message)
 
 
-def test_a_truncated_image_is_named(tmp_path: Path) -> None:
+def test_a_truncated_image_is_reported(tmp_path: Path) -> None:
     upright().resize((200, 200)).save(tmp_path / "a.png")
     whole = (tmp_path / "a.png").read_bytes()
     (tmp_path / "a.png").write_bytes(whole[: len(whole) // 2])

@@ -91,7 +91,7 @@ def test_prompts_with_different_images_do_not_share(name: str) -> None:
     assert close(independent.images, bare(tiny, inputs, independent.plan.seeds))
 
 
-def test_tensors_of_images_per_network() -> None:
+def test_each_network_may_take_its_own_tensor_of_images() -> None:
     tiny = sd_controlnet(2)
     inputs = tiny.inputs(4)
     inputs["image"] = [inputs["image"][0], inputs["image"][1].clone()]
@@ -117,7 +117,7 @@ def test_a_wrong_number_of_images_is_refused(nets: int, image: Any, message: str
 
 
 class Flux2Pipeline:
-    """Its `image` is for every prompt, one image or several."""
+    """A pipeline whose `image`, one or several, applies to every prompt."""
 
     def __call__(self, prompt: Any, image: Any, control_image: Any) -> None: ...
 
@@ -199,7 +199,7 @@ def refused(tiny: TinyPipeline, arguments: dict[str, Any], message: str) -> None
         ({"plan": "plan.json"}, r"plan is a str: give Plan.load\(path\)"),
     ],
 )
-def test_bad_arguments_are_named_before_denoising(arguments: dict[str, Any], message: str) -> None:
+def test_bad_arguments_are_reported_before_denoising(arguments: dict[str, Any], message: str) -> None:
     tiny = sd_with_text()
     refused(tiny, {"prompts": ["one", "two"], "sharing": None} | arguments, message)
 
@@ -227,7 +227,7 @@ def test_cache_dit_is_refused() -> None:
 
 
 class Bare:
-    """Something with parts, to be called."""
+    """A pipeline with parts, which does nothing when called."""
 
     def __init__(self, **parts: Any) -> None:
         vars(self).update(parts)
@@ -250,13 +250,13 @@ class WithoutGenerator(Bare):
         (WithoutGenerator(unet=nn.Linear(1, 1), scheduler=diffusers.DDIMScheduler()), "takes no generator"),
     ],
 )
-def test_pipelines_that_cannot_share_are_named(pipe: Any, message: str) -> None:
+def test_pipelines_that_cannot_share_are_reported(pipe: Any, message: str) -> None:
     with pytest.raises(CotrunkError, match=message):
         check_pipeline(pipe, max_rows=None)
 
 
 class Takes:
-    """A pipeline as far as its arguments go."""
+    """A pipeline that only has arguments."""
 
     def __call__(self, prompt: Any, depth_map: Any, reference: Any, timesteps: Any, image: Any) -> None: ...
 
@@ -352,13 +352,13 @@ def test_a_seed_may_be_of_any_integer_type(seed: Any) -> None:
 
 
 @pytest.mark.parametrize("seed", [-1, 2**63, 1.0, True, "5", None, [1.5, 2], [[1, 2]], np.float32(3)])
-def test_a_bad_seed_is_named(seed: Any) -> None:
+def test_a_bad_seed_is_reported(seed: Any) -> None:
     tiny = sd()
     with pytest.raises(CotrunkError, match=r"seed .* is out of range: use a whole number from 0 to"):
         run(tiny, tiny.inputs(2), seed=seed)
 
 
-def test_numbers_of_numpy_are_numbers() -> None:
+def test_numpy_numbers_are_accepted() -> None:
     tiny = sd()
     call = {"num_inference_steps": np.int64(STEPS), "guidance_scale": np.float32(5), "seed": 1}
     more = {"batching": Batching(np.int32(1), np.int16(2)), "num_images_per_prompt": np.int8(2)}
@@ -392,7 +392,7 @@ def test_a_pipeline_may_take_several_numbers() -> None:
     assert run(tiny, tiny.inputs(2) | scales, sharing=None).made == (0, 1)
 
 
-def test_one_negative_prompt_in_a_list_is_for_all() -> None:
+def test_one_negative_prompt_in_a_list_applies_to_all() -> None:
     tiny = sd_with_text()
     call = {"sharing": None, "seed": [1, 2, 3], "num_inference_steps": 2, "height": 32, "width": 32}
     prompts = ["a cat", "a dog", "a hen"]
@@ -407,7 +407,7 @@ def test_one_negative_prompt_in_a_list_is_for_all() -> None:
 
 
 def pipeline(scheduler: Any = None, **methods: Any) -> Any:
-    """A pipeline with these methods and arguments, and nothing else."""
+    """Return a pipeline that has only these methods and arguments."""
     kind = type("SomePipeline", (), methods)
     made = kind()
     made.scheduler = scheduler or diffusers.DDIMScheduler()
@@ -415,12 +415,12 @@ def pipeline(scheduler: Any = None, **methods: Any) -> Any:
 
 
 def last_part(self: Any, num_inference_steps: int, timesteps: Any, strength: float, device: Any) -> Any:
-    """As video-to-video pipelines cut their schedule."""
+    """Cut the schedule as video-to-video pipelines do."""
     return timesteps[num_inference_steps - int(num_inference_steps * strength) :], 0
 
 
 def last_part_of_both(self: Any, sigmas: Any, timesteps: Any, num_inference_steps: int, strength: float) -> Any:
-    """As LTX cuts its schedule."""
+    """Cut the schedule as LTX does."""
     start = num_inference_steps - int(num_inference_steps * strength)
     return sigmas[start:], timesteps[start:], num_inference_steps - start
 
@@ -470,7 +470,7 @@ def test_a_part_of_a_combined_pipeline_cuts_the_schedule() -> None:
     assert timesteps_of(combined, {}) == (10, 3)
 
 
-def test_a_schedule_that_cannot_be_cut_is_named_before_anything_runs() -> None:
+def test_a_schedule_that_cannot_be_cut_is_reported_before_anything_runs() -> None:
     def odd(self: Any, num_inference_steps: int, mood: str) -> Any:
         raise AssertionError("never called without a mood")
 

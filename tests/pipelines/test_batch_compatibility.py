@@ -103,7 +103,7 @@ def test_a_crop_around_the_mask_takes_one_image_per_call() -> None:
 
 
 def unmasked(monkeypatch: pytest.MonkeyPatch) -> TinyPipeline:
-    """A pipeline whose denoiser reads padding, which reaches to the longest text of the call."""
+    """Return a pipeline whose denoiser reads padding, which goes up to the longest text of the call."""
     tiny = sd_with_text()
     monkeypatch.setattr(companions, "UNMASKED", ("StableDiffusion",))
     tokenize = tiny.pipe.tokenizer.__class__.__call__
@@ -128,7 +128,7 @@ def test_the_length_of_another_prompt_changes_no_image(monkeypatch: pytest.Monke
     assert {tree.images for tree in plan.trees} == {(0, 2, 3), (1,)}
 
 
-def test_prompts_of_other_lengths_have_other_companions_only_where_padding_is_read(
+def test_prompt_lengths_separate_batches_only_where_padding_is_read(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     tiny = sd_with_text()
@@ -138,7 +138,7 @@ def test_prompts_of_other_lengths_have_other_companions_only_where_padding_is_re
     assert len(set(companions.companions(tiny.pipe, own))) == 2
 
 
-def test_seeds_do_not_depend_on_companions(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_seeds_do_not_depend_on_which_prompts_share_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     tiny = sd_with_text()
     call = {"num_inference_steps": 2, "sharing": None, "height": 32, "width": 32}
     before = generate(tiny.pipe, ["a cat", "a cat on a mat"], **call).plan
@@ -149,7 +149,7 @@ def test_seeds_do_not_depend_on_companions(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_an_encoder_without_a_generator_draws_from_the_seed_of_each_image() -> None:
-    """Some ControlNet pipelines forget the generator: the global one would make an image depend on its batch."""
+    """Some ControlNet pipelines do not pass on their generator; with the global one, images depend on their batch."""
     tiny = sd_from_image()
     x = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(1)).repeat(2, 1, 1, 1)
 

@@ -41,7 +41,7 @@ PREFIXES = [
 
 @cache
 def class_names() -> frozenset[str]:
-    """The classes that the files of diffusers define, found in their text: importing them all takes a minute."""
+    """Return the classes of diffusers, found in the text of its files, because importing them all takes a minute."""
     root = Path(diffusers.__file__).parent
     return frozenset(
         name
@@ -70,7 +70,7 @@ def test_every_table_is_checked() -> None:
 
 
 def test_no_other_module_names_a_class_of_diffusers() -> None:
-    """Names in sentences and docstrings do not count: only texts that are one class name, or the beginning of one."""
+    """Names in sentences and docstrings do not count, only strings that are a class name or the beginning of one."""
     for path in SOURCE.rglob("*.py"):
         if path.name in ("class_tables.py", "schedulers.py"):
             continue
@@ -88,8 +88,8 @@ def test_a_private_name_exists(owner: str, name: str) -> None:
     assert re.search(rf"\b{name}\b", Path(module.__file__).read_text(encoding="utf-8"))
 
 
-def private_names(tree: ast.AST) -> Iterator[tuple[str, int]]:
-    """Names of attributes of other objects than `self` and `cls`, and texts, which may be such names."""
+def attributes_and_strings(tree: ast.AST) -> Iterator[tuple[str, int]]:
+    """Yield the attributes of objects other than `self` and `cls`, and the strings, which may name attributes."""
     pieces = {id(piece) for node in ast.walk(tree) if isinstance(node, ast.JoinedStr) for piece in node.values}
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute):
@@ -106,14 +106,14 @@ def test_every_private_attribute_of_others_is_listed() -> None:
     for path in SOURCE.rglob("*.py"):
         tree = ast.parse(path.read_text(encoding="utf-8"))
         own = set(own_names(ast.walk(tree)))
-        for name, line in private_names(tree):
+        for name, line in attributes_and_strings(tree):
             if re.fullmatch(r"_[a-z]\w*", name) and name not in listed | own:
                 missing.append(f"{path.relative_to(SOURCE)}:{line} {name}")
     assert not missing
 
 
 def own_names(nodes: Iterable[ast.AST]) -> Iterator[str]:
-    """Private names that a module defines itself: functions, methods, attributes of `self`, variables, fields."""
+    """Yield the names that a module defines itself: functions, classes, attributes and variables."""
     for node in nodes:
         if isinstance(node, ast.FunctionDef | ast.ClassDef):
             yield node.name

@@ -1,4 +1,4 @@
-"""The hook together with what users put on a denoiser: caches, torch.compile, offload, adapters, ControlNets."""
+"""The hook together with what users add to a denoiser: caches, torch.compile, offload, adapters, ControlNets."""
 
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -20,7 +20,7 @@ from cotrunk.engine.step_plan import RowPlan
 # --- caches of diffusers ------------------------------------------------------------------------------------
 
 
-def test_a_first_block_cache_outlives_the_branch() -> None:
+def test_a_first_block_cache_works_across_the_branch_point() -> None:
     tiny = flux()
     inputs = tiny.inputs(5)
     plain = run(tiny, inputs)
@@ -113,8 +113,8 @@ class SmallDenoiser(nn.Module):
 
 
 @pytest.mark.parametrize("form", ["wrapped", "in place"])
-def test_batch_after_batch_compiles_nothing_anew(form: str, backend: Counting) -> None:
-    """More batches than torch has patience for recompiling (8), after which it leaves a function uncompiled."""
+def test_later_batches_compile_nothing_again(form: str, backend: Counting) -> None:
+    """It runs more batches than torch's limit of recompilations (8), after which a function stays uncompiled."""
     pipe = SimpleNamespace(unet=SmallDenoiser(), scheduler=diffusers.DDIMScheduler())
     COMPILED[form](pipe, backend)
     sample, condition = torch.ones(2, 3), torch.randn(2, 3)
@@ -128,7 +128,7 @@ def test_batch_after_batch_compiles_nothing_anew(form: str, backend: Counting) -
 # --- offload, adapters, ControlNets --------------------------------------------------------------------------
 
 
-def test_model_offload_comes_and_goes() -> None:
+def test_model_offload_keeps_working_and_can_be_removed() -> None:
     tiny = sd()
     inputs = tiny.inputs(3)
     expected, plain = run(tiny, inputs), bare(tiny, inputs, [1, 2, 3])
@@ -174,7 +174,7 @@ def test_group_offload(kind: str) -> None:
 
 @pytest.mark.parametrize("wrapped", [False, True])
 def test_lora(wrapped: bool) -> None:
-    """As adapter of the model, or as peft's model around it, which hides the names of the arguments."""
+    """The LoRA is an adapter of the model, or peft's model around it, which hides the names of the arguments."""
     peft = pytest.importorskip("peft")
     tiny = sd()
     inputs = tiny.inputs(3)
@@ -223,7 +223,7 @@ def test_controlnets_are_folded_like_the_denoiser(nets: int) -> None:
 
 
 def with_ip_adapter(tiny: TinyPipeline) -> TinyPipeline:
-    """Two pictures to go by; their projection and attention as `load_ip_adapter` leaves them."""
+    """Add an IP-Adapter for two images, with projection and attention as `load_ip_adapter` leaves them."""
     from diffusers.models.attention_processor import IPAdapterAttnProcessor2_0
     from diffusers.models.embeddings import ImageProjection, MultiIPAdapterImageProjection
 
@@ -243,7 +243,7 @@ def with_ip_adapter(tiny: TinyPipeline) -> TinyPipeline:
 
 @pytest.mark.parametrize("masks", [1, 2])
 def test_ip_adapters_and_their_masks_share_like_a_mean_prompt(masks: int) -> None:
-    """As many masks as rows of the batch, so that a mask could be taken for a row."""
+    """There are as many masks as rows in the batch, so that a mask could be mistaken for a row."""
     tiny = with_ip_adapter(sd())
     generator = torch.Generator().manual_seed(3)
     images = torch.randn(2, masks, 8, generator=generator)  # without and with guidance; `masks` input images

@@ -24,7 +24,7 @@ FIXED = Skipping(rule="fixed", every=2)
 
 
 def caches_a_block(unet: nn.Module) -> None:
-    """As DeepCache: a helper outside keeps what a block gave at every other step."""
+    """Reuse the output of a block at every other step, from a helper outside it, as DeepCache does."""
     kept: dict[str, Any] = {}
     block = unet.mid_block
     forward = block.forward
@@ -40,7 +40,7 @@ def caches_a_block(unet: nn.Module) -> None:
 
 
 def replaces_the_forward_of_a_layer(unet: nn.Module) -> None:
-    """As T-GATE and reference-only attention do: a function bound to the module."""
+    """Bind a function to the module as its forward, as T-GATE and reference-only attention do."""
 
     def own(self: nn.Module, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         return hidden_states
@@ -50,7 +50,7 @@ def replaces_the_forward_of_a_layer(unet: nn.Module) -> None:
 
 
 class Storing:
-    """As attention stores (prompt-to-prompt, Attend-and-Excite)."""
+    """An attention processor that stores maps, as in prompt-to-prompt and Attend-and-Excite."""
 
     def __init__(self) -> None:
         self.store: list[Tensor] = []
@@ -65,7 +65,7 @@ def stores_attention(unet: nn.Module) -> None:
 
 
 def fills_a_list(unet: nn.Module) -> None:
-    """Looks like a counter before the first step: keeps what the module gave in a list that is empty then."""
+    """Keep the outputs of a module in a list. Before the first step the list is empty, so this looks like a counter."""
     bank: list[Any] = []
     forward = unet.forward
 
@@ -113,7 +113,7 @@ def test_a_list_that_turns_out_to_keep_rows_is_refused_after_a_step() -> None:
 
 
 def test_a_forward_set_on_the_class_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As TeaCache's scripts do it."""
+    """The scripts of TeaCache do so."""
     tiny = flux()
 
     def teacache(self: nn.Module, hidden_states: Tensor, **kwargs: Any) -> tuple[Tensor]:
@@ -139,7 +139,7 @@ def test_functions_that_count_time_or_declare_independence_are_not_refused() -> 
 
 
 class Adapter(nn.Module):
-    """As LoRA of other trainers do: the forward of one module replaces that of another."""
+    """A LoRA of another trainer, which replaces the forward of one module by that of another."""
 
     def __init__(self, below: nn.Module) -> None:
         super().__init__()
@@ -171,7 +171,7 @@ def test_ordinary_attachments_are_not_refused(attached: str) -> None:
 
 
 class WithOwnStep(diffusers.StableDiffusionPipeline):
-    """As samplers for reinforcement learning: the scheduler gives the timesteps and nothing else."""
+    """A sampler for reinforcement learning, which uses only the timesteps of its scheduler."""
 
     @torch.no_grad()
     def __call__(
@@ -194,7 +194,7 @@ class WithOwnStep(diffusers.StableDiffusionPipeline):
 
 
 class HiddenStep(WithOwnStep):
-    """Its code mentions a scheduler's step and does not take it."""
+    """A pipeline whose code mentions the scheduler's step but does not call it."""
 
     def walk(self, latents: Tensor, noise: Tensor) -> Tensor:
         return latents - 0.1 * noise if latents is not None else self.scheduler.step(noise, 0, latents)
@@ -210,9 +210,9 @@ def pipeline_of(kind: type) -> TinyPipeline:
 def test_a_pipeline_with_its_own_step_function_is_refused_before_any_row(what: dict[str, Any]) -> None:
     tiny = pipeline_of(WithOwnStep)
     rows = recorded(tiny.pipe.unet)
-    with pytest.raises(CotrunkError, match="WithOwnStep has a step function of its own"):
+    with pytest.raises(CotrunkError, match="WithOwnStep has its own step function"):
         run(tiny, tiny.inputs(2), **what)
-    with pytest.raises(CotrunkError, match="WithOwnStep has a step function of its own"):
+    with pytest.raises(CotrunkError, match="WithOwnStep has its own step function"):
         apply(tiny.pipe, FIXED)
     assert not rows
 
@@ -220,7 +220,7 @@ def test_a_pipeline_with_its_own_step_function_is_refused_before_any_row(what: d
 def test_a_hidden_step_function_is_refused_after_one_evaluation() -> None:
     tiny = pipeline_of(HiddenStep)
     rows = recorded(tiny.pipe.unet)
-    with pytest.raises(CotrunkError, match="at another timestep without a step of its scheduler"):
+    with pytest.raises(CotrunkError, match=r"to another timestep without a call of scheduler\.step"):
         run(tiny, tiny.inputs(2))
     assert sum(rows) == 1  # of the two that share it
 
@@ -234,7 +234,7 @@ def test_a_pipeline_with_its_own_step_function_works_if_every_row_is_computed(ki
 
 
 def test_every_pipeline_with_a_prompt_is_known_to_step_its_scheduler() -> None:
-    """What only its parts do (a prior and a decoder) is seen on the object, below."""
+    """Combined pipelines step their schedulers only in their parts, which the tests of objects below check."""
     combined = ("Combined", "VersatileDiffusionPipeline", "VisualCloze")
     kinds = [getattr(diffusers, name) for name in dir(diffusers) if name.endswith("Pipeline")]
     kinds = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, diffusers.DiffusionPipeline)]

@@ -209,7 +209,7 @@ def _hub(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
         (_ForeignError(), r"cannot be reached \(_ForeignError\)"),
     ],
 )
-def test_responses_of_the_hub(monkeypatch: pytest.MonkeyPatch, error: Exception, message: str) -> None:
+def test_errors_of_the_hub_give_one_sentence(monkeypatch: pytest.MonkeyPatch, error: Exception, message: str) -> None:
     _hub(monkeypatch, error)
     with pytest.raises(CotrunkError, match=message) as refusal:
         load_pipeline("no/such", "cpu")
@@ -234,7 +234,7 @@ def test_a_model_downloaded_before_needs_no_network(monkeypatch: pytest.MonkeyPa
     assert asked == [("owner/name", {"local_files_only": True})]
 
 
-def test_unsuitable_schedulers_are_named(pipe: Any) -> None:
+def test_unsuitable_schedulers_are_reported(pipe: Any) -> None:
     pipe.scheduler = diffusers.DPMSolverMultistepScheduler(algorithm_type="dpmsolver++")
     with pytest.raises(CotrunkError, match="SASolverScheduler does not support the settings"):
         set_scheduler(pipe, "SASolverScheduler")
@@ -243,7 +243,7 @@ def test_unsuitable_schedulers_are_named(pipe: Any) -> None:
     assert type(pipe.scheduler) is diffusers.DPMSolverMultistepScheduler
 
 
-def test_missing_peft_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_peft_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pipe = sd_with_text().pipe
     monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(CotrunkError, match="Loading a LoRA needs peft: pip install peft"):

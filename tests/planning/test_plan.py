@@ -91,7 +91,7 @@ def test_a_contradictory_plan_is_refused(path: tuple[Any, ...], value: Any, says
 
 
 def use(plan: Plan) -> None:
-    """Do everything that is done with a plan that was read."""
+    """Use a plan that was read in every way in which cotrunk uses it."""
     plan.check()
     assert 0 < plan.cost.used <= plan.cost.independent
     assert sum(plan.image_rows()) == pytest.approx(plan.cost.used)
@@ -136,7 +136,7 @@ def test_a_plan_that_is_read_can_be_used(seed: int, tmp_path: Path) -> None:
     assert 10 < read < 150  # some changed numbers still make a plan
 
 
-def test_what_can_be_saved_can_be_read(tmp_path: Path) -> None:
+def test_a_saved_plan_can_be_read_again(tmp_path: Path) -> None:
     def chain(first: int, last: int) -> Branch:
         images, end = tuple(range(first, last + 1)), 500
         if len(images) == 1:
@@ -154,7 +154,7 @@ def test_what_can_be_saved_can_be_read(tmp_path: Path) -> None:
                 plan.save(tmp_path / "plan.json")
 
 
-def test_the_place_of_a_wrong_value_is_named(tmp_path: Path) -> None:
+def test_the_place_of_a_wrong_value_is_reported(tmp_path: Path) -> None:
     PLAN.save(tmp_path / "plan.json")
     data = json.loads((tmp_path / "plan.json").read_text())
     _edit(data, "trees", 0, "children", 1, "stop", value=True)

@@ -126,7 +126,7 @@ def test_bad_files(write, name, content, message):
     assert "\n" not in str(caught.value)
 
 
-def test_missing_folder_unreadable(tmp_path, write, monkeypatch):
+def test_missing_and_unreadable_files_are_refused(tmp_path, write, monkeypatch):
     with pytest.raises(CotrunkError, match="no file"):
         read_prompts(tmp_path / "absent.txt")
     with pytest.raises(CotrunkError, match="is a folder"):
@@ -152,7 +152,7 @@ def test_missing_folder_unreadable(tmp_path, write, monkeypatch):
         ("p.csv", "prompt,Prompt,prompt\na,b,c\n", "several columns 'prompt'"),
     ],
 )
-def test_a_row_with_more_cells_than_the_header_is_named(write, name, content, message):
+def test_a_row_with_more_cells_than_the_header_is_reported(write, name, content, message):
     with pytest.raises(CotrunkError, match=message):
         read_prompts(write(name, content))
 
@@ -174,7 +174,7 @@ def test_trailing_cells_that_are_empty_are_harmless(write, content):
         ('{"prompt": "a cat"}\n', "looks like JSON lines: rename it to .jsonl"),
     ],
 )
-def test_tables_and_json_lines_under_a_text_suffix_are_named(write, content, message):
+def test_tables_and_json_lines_under_a_text_suffix_are_reported(write, content, message):
     with pytest.raises(CotrunkError, match=message):
         read_prompts(write("p.txt", content))
 
@@ -269,13 +269,13 @@ def test_a_prompt_longer_than_any_file_name_is_a_prompt(prompt):
     assert prompts_of([prompt], None, "prompt") == [prompt]
 
 
-def test_a_file_given_as_a_prompt_is_named(write):
+def test_a_file_given_as_a_prompt_is_reported(write):
     path = str(write("p.txt", "a cat"))
     with pytest.raises(CotrunkError, match=r"is a file: give its prompts with --prompts"):
         prompts_of(["a dog", path], None, "prompt")
 
 
-def test_import_is_light():
+def test_importing_prompts_does_not_import_heavy_packages():
     import subprocess
     import sys
 

@@ -68,7 +68,7 @@ def test_a_checkpoint_of_other_data_is_refused(tmp_path: Path) -> None:
         trained(tmp_path / "a.ckpt", data="others")
 
 
-def test_the_precision_is_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_faster_precision_is_measured_only_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import training
 
     with pytest.raises(KeyboardInterrupt):

@@ -1,4 +1,4 @@
-"""The folder of a run, without a model: what it refuses, what it reports, what it leaves alone."""
+"""The folder of a run, without a model: what it refuses, what it reports and what it does not touch."""
 
 import contextlib
 import json
@@ -32,7 +32,7 @@ def test_the_report_follows_the_journal(folder: RunFolder) -> None:
     assert (folder.path / "index.html").exists()
 
 
-def test_finished(folder: RunFolder) -> None:
+def test_a_run_is_finished_when_all_its_images_are_written(folder: RunFolder) -> None:
     assert finished_report(folder) is None
     write(folder, batch(0, 1), batch(2, rows=6))
     assert finished_report(folder) is None  # the report is still to be written
@@ -62,7 +62,7 @@ def test_arms_for_comparison_belong_to_the_run(folder: RunFolder) -> None:
     assert finished_report(folder) is None
 
 
-def test_open_refuses_what_is_there(folder: RunFolder) -> None:
+def test_a_folder_with_another_run_is_refused(folder: RunFolder) -> None:
     with pytest.raises(CotrunkError, match=r"already holds a run \(run.json, plan.json\): .* --resume"):
         begin_or_resume(folder, JOB, resume=False)
     with pytest.raises(CotrunkError, match="started with steps 3, not 4"):
@@ -82,13 +82,13 @@ def test_a_run_may_be_resumed_on_another_machine(folder: RunFolder) -> None:
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"settings": 3}'])
-def test_open_refuses_a_run_json_that_it_cannot_read(folder: RunFolder, content: str) -> None:
+def test_an_unreadable_run_json_is_refused(folder: RunFolder, content: str) -> None:
     (folder.path / "run.json").write_text(content)
     with pytest.raises(CotrunkError, match=r"no readable run\.json"):
         begin_or_resume(folder, JOB, resume=True)
 
 
-def test_open_leaves_files_of_others_alone(tmp_path: Path) -> None:
+def test_files_that_are_not_of_a_run_are_kept(tmp_path: Path) -> None:
     (tmp_path / "probe").write_text("mine")
     (tmp_path / "notes.txt").write_text("mine")
     assert begin_or_resume(RunFolder(tmp_path), JOB, resume=True) is False
@@ -98,7 +98,7 @@ def test_open_leaves_files_of_others_alone(tmp_path: Path) -> None:
     ]
 
 
-def test_open_says_that_it_cannot_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_that_cannot_be_written_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(**kwargs: object) -> None:
         raise PermissionError(13, "Permission denied")
 
@@ -107,13 +107,13 @@ def test_open_says_that_it_cannot_write(tmp_path: Path, monkeypatch: pytest.Monk
         begin_or_resume(RunFolder(tmp_path), JOB, resume=False)
 
 
-def test_open_names_a_broken_link(tmp_path: Path) -> None:
+def test_a_broken_link_is_reported(tmp_path: Path) -> None:
     (tmp_path / "run").symlink_to(tmp_path / "gone")
     with pytest.raises(CotrunkError, match=r"Cannot write to .*run: .*\. Choose another --out"):
         begin_or_resume(RunFolder(tmp_path / "run"), JOB, resume=False)
 
 
-def test_another_precision_is_refused(folder: RunFolder) -> None:
+def test_resuming_in_another_precision_is_refused(folder: RunFolder) -> None:
     check_dtype(folder, "float32")
     with pytest.raises(CotrunkError, match="started in float32 and would continue in bfloat16: add --dtype float32"):
         check_dtype(folder, "bfloat16")
@@ -133,7 +133,7 @@ def test_flagged_images_are_marked(folder: RunFolder) -> None:
 
 
 def use(folder: RunFolder) -> None:
-    """All that --resume does with a folder but denoising."""
+    """Do everything that --resume does with a folder, except denoising."""
     if begin_or_resume(folder, JOB, resume=True) and finished_report(folder) is None:
         check_dtype(folder, FACTS.dtype)
         done = folder.progress(ARM)
@@ -147,7 +147,7 @@ def use(folder: RunFolder) -> None:
 
 
 @pytest.mark.parametrize("name", ["run.json", "journal.jsonl", "plan.json"])
-def test_a_folder_that_is_resumed_is_refused_or_works(folder: RunFolder, name: str) -> None:
+def test_resuming_a_damaged_folder_works_or_is_refused(folder: RunFolder, name: str) -> None:
     write(folder, batch(0, 1), batch(2, rows=6))
     others = [compared_arm(name, PLAN.independent()) for name in COMPARED]
     for other in others:
@@ -170,7 +170,7 @@ def test_a_folder_that_is_resumed_is_refused_or_works(folder: RunFolder, name: s
         except Exception as error:
             raise AssertionError(what) from error
     if name == "journal.jsonl":
-        assert refused == []  # what it does not say is made again
+        assert refused == []  # what is missing from it is generated again
     if name == "plan.json":
         assert len(refused) > 20  # most changes make a plan unusable
     assert not any("\n" in sentence for sentence in refused)

@@ -23,7 +23,7 @@ JOB = Job(tuple(PROMPTS), SETTINGS, guidance_scale=3.0, seed=5)
 
 
 class StoppedError(Exception):
-    """What a service raises to stop a job."""
+    """The error that a service raises to stop a job."""
 
 
 @pytest.mark.usefixtures("model")

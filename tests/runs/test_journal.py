@@ -46,7 +46,7 @@ def test_a_batch_without_its_images_is_not_finished(folder: RunFolder) -> None:
 
 
 def test_a_batch_that_was_split_and_then_finished_counts_once(folder: RunFolder) -> None:
-    """Out of memory cuts a batch in two; a run killed after the first half does the whole batch on --resume."""
+    """Running out of memory splits a batch. If the run is killed after its first half, --resume runs it as a whole."""
     write(folder, batch(0, 1), batch(0, 1, 2, rows=16))
     assert folder.progress(ARM).cost == Cost(16, 18)
 
@@ -120,7 +120,7 @@ def test_a_line_that_is_not_an_entry_is_ignored(folder: RunFolder, line: str) ->
     assert folder.progress(ARM).images == {0, 1, 2}
 
 
-def test_a_pipeline_without_images_is_named(folder: RunFolder) -> None:
+def test_a_pipeline_without_images_is_reported(folder: RunFolder) -> None:
     frames = Batch((0,), SimpleNamespace(frames=[]), (), (), Cost(1, 1), {}, ("C",), (1.0,), {})
-    with pytest.raises(CotrunkError, match=r"holds no images: use cotrunk\.generate"):
+    with pytest.raises(CotrunkError, match=r"without images: use cotrunk\.generate"):
         folder.write_batch(ARM, frames)

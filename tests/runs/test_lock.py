@@ -26,7 +26,7 @@ with locked(pathlib.Path(sys.argv[1])):
 """
 
 
-def test_the_second_is_refused_and_nothing_is_left(tmp_path: Path) -> None:
+def test_a_second_command_is_refused_and_no_lock_file_remains(tmp_path: Path) -> None:
     folder = tmp_path / "deep" / "run"
     with locked(folder) as held:
         held.check()
@@ -35,13 +35,13 @@ def test_the_second_is_refused_and_nothing_is_left(tmp_path: Path) -> None:
             locked(folder),
         ):
             pass
-        held.check()  # the refused one took nothing away
+        held.check()  # the refused command changed nothing
     assert list(folder.iterdir()) == []
-    with locked(folder), locked(tmp_path / "deep"):  # a folder within another is another
+    with locked(folder), locked(tmp_path / "deep"):  # a folder inside another has its own lock
         pass
 
 
-def test_a_killed_process_holds_nothing(tmp_path: Path) -> None:
+def test_the_lock_of_a_killed_process_is_free(tmp_path: Path) -> None:
     holder = subprocess.Popen(
         [sys.executable, "-c", HOLDER, tmp_path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
@@ -70,7 +70,7 @@ def _claim(folder: Path, barrier: "multiprocessing.synchronize.Barrier", won: "m
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no fork")
-def test_of_three_at_the_same_moment_one_gets_a_new_folder(tmp_path: Path) -> None:
+def test_of_three_simultaneous_commands_one_gets_a_new_folder(tmp_path: Path) -> None:
     context = multiprocessing.get_context("fork")
     barrier, won = context.Barrier(3), context.Queue()
     processes = [context.Process(target=_claim, args=(tmp_path, barrier, won)) for _ in range(3)]
@@ -82,12 +82,14 @@ def test_of_three_at_the_same_moment_one_gets_a_new_folder(tmp_path: Path) -> No
     assert won.empty()
 
 
-def test_a_file_that_its_holder_removed_is_not_a_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lock_file_that_was_removed_meanwhile_is_locked_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     lock_it, seen = lock._lock, list[int]()
 
     def lock_late(descriptor: int) -> None:
         if not seen:
-            (tmp_path / NAME).unlink()  # as a holder does that is done between opening and locking
+            (tmp_path / NAME).unlink()  # as if the holder finished between our opening and locking of the file
         seen.append(descriptor)
         lock_it(descriptor)
 
@@ -109,11 +111,11 @@ def test_a_folder_that_is_removed_is_noticed(again: bool, tmp_path: Path) -> Non
                 with pytest.raises(CotrunkError, match="was removed"):
                     held.check()
                 other.check()
-        with pytest.raises(CotrunkError, match=r"run was removed, or its \.cotrunk\.lock was"):
+        with pytest.raises(CotrunkError, match=r"run or its \.cotrunk\.lock was removed"):
             held.check()
 
 
-def test_a_file_system_without_locks_is_warned_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_system_without_locks_gives_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(descriptor: int) -> None:
         raise OSError(errno.ENOLCK, "No locks available")
 
@@ -124,7 +126,7 @@ def test_a_file_system_without_locks_is_warned_of(tmp_path: Path, monkeypatch: p
         assert not held.is_kept
 
 
-def test_a_folder_that_cannot_be_made_is_one_sentence(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_created_gives_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     for folder in (tmp_path / "file", tmp_path / "file/run", tmp_path / ("x" * 300)):
         with pytest.raises(CotrunkError, match="Cannot write"), locked(folder):
@@ -169,7 +171,7 @@ def test_every_command_that_writes_a_folder_keeps_others_out(
         assert [path.name for path in (tmp_path / "run").iterdir()] == [NAME]
 
 
-def test_of_several_processes_of_a_training_the_first_holds_the_folder(
+def test_only_the_first_process_of_a_training_locks_the_folder(
     groups: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("cotrunk.pipelines.loading.load_pipeline", lambda *_, **__: pytest.fail("on"))

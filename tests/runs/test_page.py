@@ -45,7 +45,7 @@ NASTY = [
 ]
 
 
-def test_prompts_are_text_whatever_they_hold(tmp_path: Path) -> None:
+def test_prompts_are_shown_as_text(tmp_path: Path) -> None:
     prompts = [*NASTY, *(prompt + " again " * 20 for prompt in NASTY)]  # short and folded
     run = make(tmp_path, [flat(*range(8)), *(leaf(index) for index in range(8, 16))], prompts, model="<b>m</b>")
     add_compare(run, tmp_path)
@@ -65,18 +65,18 @@ def test_an_empty_prompt_and_a_name_that_is_not_unicode(tmp_path: Path) -> None:
     assert "lone ? surrogate" in parsed.text
 
 
-def test_images_alone_share_one_gallery_and_the_page_says_that_nothing_was_saved(tmp_path: Path) -> None:
+def test_images_without_a_group_are_in_one_gallery(tmp_path: Path) -> None:
     why = "no two different prompts are similar enough"
     parsed = page(make(tmp_path, [leaf(0), leaf(1), leaf(2)], changed={"why_nothing_shared": why}), tmp_path)
     assert "3 images for 180 denoiser rows: nothing saved" in parsed.text
-    assert "Each image was made on its own: no two different prompts are similar enough." in parsed.text
+    assert "Each image was sampled independently: no two different prompts are similar enough." in parsed.text
     assert len(parsed.all("li", "tile")) == 3
     assert len(parsed.all("ol", "gallery")) == 1
     assert not parsed.all("svg")
     assert "Groups" not in parsed.text
 
 
-def test_small_saving_is_said(tmp_path: Path) -> None:
+def test_a_small_saving_is_mentioned(tmp_path: Path) -> None:
     parsed = page(make(tmp_path, [flat(0, 1, stop=3), *(leaf(index) for index in range(2, 12))]), tmp_path)
     assert "Little was shared: 2 of 12 images" in parsed.text
 
@@ -108,13 +108,13 @@ def test_images_that_a_safety_checker_blackened_are_marked(tmp_path: Path) -> No
     parsed = page(run, tmp_path)
     assert "safety checker put a black image in place of 2 images, marked as flagged below" in parsed.text
     assert "not complete" not in parsed.text
-    # two images in the groups, the same two in the comparison, and one image made independently
+    # two images in the groups, the same two in the comparison, and one image sampled independently
     assert len(parsed.all("div", "lost")) == (tmp_path / "index.html").read_text().count(">flagged</a>") == 5
     assert {"images/00001.png", "images/00003.png", "compare/equal-cost/00000.png"} <= set(links(parsed))
 
 
 @pytest.mark.parametrize("hostile", ["<i>&x", '"><i>', "' onload='x", "</title><script>"])
-def test_whatever_text_run_json_holds_is_escaped(tmp_path: Path, hostile: str) -> None:
+def test_all_text_of_the_report_is_escaped(tmp_path: Path, hostile: str) -> None:
     saved = {"skipping": Skipping(tolerance=0.1), "guidance_interval": (0.1, 0.8)}
     run = make(tmp_path, [flat(0, 1, 2), leaf(3)], changed={"why_nothing_shared": "x"}, lora="x", **saved)
     add_compare(run, tmp_path)
@@ -130,7 +130,7 @@ def test_whatever_text_run_json_holds_is_escaped(tmp_path: Path, hostile: str) -
         try:
             parsed = page(changed, tmp_path)
         except (TypeError, ValueError, AttributeError, KeyError, IndexError):
-            continue  # no text can stand there: what reads run.json sees to it
+            continue  # reading run.json refuses text in these places
         assert len(parsed.all("i")) == 1  # the bar's own
         text = (tmp_path / "index.html").read_text()
         assert "<i>&x" not in text
@@ -168,7 +168,7 @@ def test_thumbnails_keep_their_shape_and_stay_small(
     assert found[0].startswith("data:image/jpeg" if max(size) > thumbnails.SIDE else "data:image/png")
 
 
-def test_page_replaces_the_one_before(tmp_path: Path) -> None:
+def test_a_new_page_replaces_the_old_one(tmp_path: Path) -> None:
     run = make(tmp_path, [flat(0, 1)])
     page(run, tmp_path)
     other = run | {"job": run["job"] | {"seed": 41}}
@@ -187,7 +187,7 @@ def test_a_strip_shows_what_happened_to_an_image(tmp_path: Path) -> None:
     strips = parsed.all("svg", "strip")
     label = "Of 12 steps: 4 for this image, 4 once for its group, 4 predicted, 5 without guidance"
     assert [strip["aria-label"] for strip in strips] == [label] * 2
-    assert parsed.text.count(label) == 2  # a title, to be read under the pointer
+    assert parsed.text.count(label) == 2  # in the label and in the tooltip
     assert "Empty: its output was predicted" in parsed.text
 
 

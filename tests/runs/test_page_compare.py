@@ -24,7 +24,7 @@ def test_compare_shows_three_arms_and_three_images_per_prompt(tmp_path: Path) ->
     assert "Independent, same noise301,23424.2" in cells
     assert "Independent, equal cost251,234" in cells
     assert "prompts are shown" not in parsed.text
-    # Images of one prompt stand together.
+    # Images of one prompt are next to each other.
     order = [a["alt"] for a in parsed.all("img") if a["alt"].endswith("(independent)")]
     assert order == ["first (independent)"] * 2 + ["second (independent)"] * 2
 

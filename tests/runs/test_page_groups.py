@@ -18,8 +18,8 @@ def moves(parsed: Parsed, kind: str) -> list[tuple[float, float, float]]:
     return [(float(m[1]), float(m[2]), float(a["stroke-width"])) for m, a in zip(starts, lines, strict=True) if m]
 
 
-def test_nested_tree_branches_where_it_says(tmp_path: Path) -> None:
-    # Images come in an order that would make lines cross, were it not the tree that sets the order.
+def test_a_nested_tree_is_drawn_with_its_branch_steps(tmp_path: Path) -> None:
+    # In the order of the indices, lines would cross. The drawing uses the order of the tree.
     inner = node(6, 15, leaf(3, 15), leaf(0, 15))
     tree = node(0, 6, inner, leaf(2, 6), leaf(1, 6))
     parsed = page(make(tmp_path, [tree]), tmp_path)
@@ -53,7 +53,7 @@ def test_axis_counts_evaluations_when_they_are_not_steps(tmp_path: Path) -> None
     assert "15 (29 denoiser evaluations)" in parsed.text
 
 
-def test_large_runs_show_the_largest_savings_and_say_what_is_left_out(
+def test_a_large_run_shows_the_largest_savings_and_counts_the_rest(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(page_groups, "PAGE_IMAGES", 6)
@@ -67,12 +67,12 @@ def test_large_runs_show_the_largest_savings_and_say_what_is_left_out(
     assert "images/" in links(parsed)
 
 
-def test_limit_is_four_hundred() -> None:
+def test_a_page_shows_at_most_four_hundred_images() -> None:
     assert page_groups.PAGE_IMAGES == 400
 
 
 def test_a_large_group_shows_some_of_its_images_from_all_over_its_tree(tmp_path: Path) -> None:
-    """As noise, which compresses worst: a page of thousands of images stays small."""
+    """The images are noise, which compresses worst. Even so, a page of thousands of images stays small."""
     inner = node(6, 15, *(leaf(image, 15) for image in range(500)))
     tree = node(0, 6, inner, *(leaf(image, 6) for image in range(500, 1000)))
     run = make(tmp_path, [tree, leaf(1000), leaf(1001)])
@@ -89,7 +89,7 @@ def test_a_large_group_shows_some_of_its_images_from_all_over_its_tree(tmp_path:
     assert "Group 1: 1,000 images" in parsed.text
     assert f"{page_groups.GROUP_IMAGES} of its images are shown" in parsed.text
     widths = sorted(width for _, _, width in moves(parsed, "trunk"))
-    assert widths == [16, 16]  # a trunk is as thick as it was
+    assert widths == [16, 16]  # the thickness still counts all images
 
 
 def test_a_part_of_which_one_image_is_shown_is_still_shared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

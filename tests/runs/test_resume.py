@@ -43,7 +43,7 @@ def test_kill_and_resume(batches_of_3: pytest.MonkeyPatch, tmp_path: Path) -> No
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     assert cotrunk("generate", *PROMPTS, "--out", whole, *QUICK).code == 0
     arguments = ["generate", *PROMPTS, "--out", str(cut), *QUICK]
-    # one thread, as in this process: with another number sums round otherwise
+    # one thread, as in this process: another number of threads rounds sums differently
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, "-c", KILLED, *arguments], capture_output=True, env=environment)
     assert done.returncode == -signal.SIGKILL, done.stderr
@@ -146,6 +146,6 @@ def test_resume_of_a_finished_run(run: tuple[Path, Outcome], monkeypatch: pytest
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
     outcome = cotrunk("generate", *PROMPTS, "--out", folder, *QUICK, "--compare", "--seed", 5, "--resume")
     assert outcome.code == 0, outcome.err
-    assert "finished: nothing to resume" in outcome.out
+    assert "finished: there is nothing to resume" in outcome.out
     assert {path: path.stat().st_mtime_ns for path in before} == before
     assert (folder / "index.html").exists()

@@ -18,7 +18,7 @@ from cotrunk.pipelines.noise_schedule import read_schedule
 STEPS, START, STOP, EVERY, IN_A_ROW, TERMS = 50, 10, 47, 4, 4, 4
 SEEDS = range(4)
 CASES = [(solver, kind) for kind in ("epsilon", "v_prediction", "flow") for solver in ("dpm++2m", "euler")]
-CASES.append(("ddim", "epsilon"))  # their code does not know it: DPM++ of first order
+CASES.append(("ddim", "epsilon"))  # their code does not support it: DPM++ of first order
 
 
 @dataclass
@@ -46,12 +46,12 @@ class Authors:
             self.sigmas = scheduler.sigmas.tolist()
         noise = torch.randn(1, SIZE, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
         self.x = noise * float(getattr(scheduler, "init_noise_sigma", 1.0))
-        self.before: Tensor | None = None  # the data prediction of the step before
+        self.before: Tensor | None = None  # the prediction of x0 of the previous step
         (self.flow if self.kind == "flow" else self.diffusion)()
         return self
 
     def levels(self, step: int) -> tuple[float, float]:
-        """(alpha, sigma) of the sample alpha * data + sigma * noise."""
+        """Return (alpha, sigma) of the sample alpha * x0 + sigma * noise."""
         sigma = self.sigmas[step]
         return (1 - sigma, sigma) if self.kind == "flow" else (1 / math.hypot(1, sigma), sigma / math.hypot(1, sigma))
 
@@ -60,26 +60,26 @@ class Authors:
         divided = self.solver == "euler" and self.kind != "flow"
         return ideal(self.schedule, step, self.x * self.schedule.levels[step][0] if divided else self.x)
 
-    def solve(self, step: int, data: Tensor) -> Tensor:
+    def solve(self, step: int, x0: Tensor) -> Tensor:
         """Return the next sample for this prediction of x0."""
         if self.solver == "euler":
             now, then = self.sigmas[step], self.sigmas[step + 1]
-            return self.x + (then - now) * (self.x - data) / now
+            return self.x + (then - now) * (self.x - x0) / now
         if step + 1 == STEPS:
-            return data  # no noise is left
-        (alpha, sigma), trend = self.levels(step), torch.zeros_like(data)
+            return x0  # no noise is left
+        (alpha, sigma), trend = self.levels(step), torch.zeros_like(x0)
         alpha_next, sigma_next = self.levels(step + 1)
         h = math.log(alpha_next / sigma_next) - math.log(alpha / sigma)
         if self.before is not None and self.solver != "ddim":
             alpha_before, sigma_before = self.levels(step - 1)
             h_before = math.log(alpha / sigma) - math.log(alpha_before / sigma_before)
-            trend = (data - self.before) * h / (2 * h_before)
-        return sigma_next / sigma * self.x - alpha_next * math.expm1(-h) * (data + trend)
+            trend = (x0 - self.before) * h / (2 * h_before)
+        return sigma_next / sigma * self.x - alpha_next * math.expm1(-h) * (x0 + trend)
 
     def diffusion(self) -> None:
-        """Stable Diffusion's path."""
+        """Run all steps as the authors' code does for Stable Diffusion."""
         euler, gradients, nodes = self.solver == "euler", list[Tensor](), list[tuple[int, Tensor]]()
-        planned: Tensor | None = None  # the data prediction that stands in for a skipped step
+        planned: Tensor | None = None  # the predicted x0 that replaces a skipped evaluation
         output = torch.zeros(0)
         in_a_row = 0
         for step in range(STEPS):
@@ -87,13 +87,13 @@ class Authors:
             undivided = x * alpha if euler else x
             if planned is None:
                 output = self.denoiser(step)
-                data = self.data_of(step, undivided, output)
+                x0 = self.x0_of(step, undivided, output)
             else:  # the output stays the last computed one
                 self.computed.append(False)
-                data = planned
+                x0 = planned
             if step % EVERY == 1:
-                nodes = [*nodes, (step, data / alpha if euler else data)][-TERMS:]
-            new = self.solve(step, data)
+                nodes = [*nodes, (step, x0 / alpha if euler else x0)][-TERMS:]
+            new = self.solve(step, x0)
             rate = STEPS * float(self.scheduler.betas[int(self.scheduler.timesteps[step])]) / 2
             of_noise, of_velocity = output / sigma - undivided, alpha / sigma * output
             gradient = rate * (of_noise if self.kind == "epsilon" else of_velocity)
@@ -114,18 +114,20 @@ class Authors:
                 else:
                     in_a_row = 0
             gradients = [*gradients, gradient][-2:]
-            self.x, self.before = new, data
+            self.x, self.before = new, x0
 
-    def data_of(self, step: int, x: Tensor, output: Tensor) -> Tensor:
+    def x0_of(self, step: int, x: Tensor, output: Tensor) -> Tensor:
         alpha, sigma = self.levels(step)
         return (x - sigma * output) / alpha if self.kind == "epsilon" else alpha * x - sigma * output
 
     def reused(self, step: int, guess: Tensor, new: Tensor, output: Tensor) -> Tensor:
-        """The data that the last output predicts at the next step: from the extrapolated sample, but for a velocity
-        with Euler from the one where the solver is."""
+        """Return the x0 that the last output predicts at the next step.
+
+        The sample is the extrapolated one, except for a velocity with Euler, which uses the current one.
+        """
         alpha = self.levels(step)[0] if self.solver == "euler" else 1.0
         at = new if self.solver == "euler" and self.kind == "v_prediction" else guess
-        return self.data_of(step, alpha * at, output)
+        return self.x0_of(step, alpha * at, output)
 
     def polynomial(self, nodes: list[tuple[int, Tensor]], step: int) -> Tensor:
         total = torch.zeros_like(self.x)
@@ -134,7 +136,7 @@ class Authors:
         return total * self.levels(step)[0] if self.solver == "euler" else total
 
     def flow(self) -> None:
-        """Flux's path."""
+        """Run all steps as the authors' code does for Flux."""
         velocities, skips, in_a_row = list[Tensor](), False, 0
         for step in range(STEPS):
             if skips:
@@ -148,8 +150,8 @@ class Authors:
                 velocity = velocities[-1]
                 bend = velocities[-1] - 2 * velocities[-2] + velocities[-3] if step > 1 else torch.ones(1)
                 criterion = -float(bend.mean())
-            data = self.x - self.sigmas[step] * velocity
-            self.x, self.before = self.solve(step, data), data
+            x0 = self.x - self.sigmas[step] * velocity
+            self.x, self.before = self.solve(step, x0), x0
             wanted = criterion <= 0 if step < 20 else step % EVERY != 0
             skips = wanted and START <= step < STOP and in_a_row < IN_A_ROW
             in_a_row = in_a_row + 1 if skips else 0
@@ -158,7 +160,7 @@ class Authors:
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("case", CASES, ids="-".join)
 def test_released_is_the_authors_rule(case: tuple[str, str], seed: int) -> None:
-    """One image per run: their code takes one decision for a whole batch."""
+    """Each run has one image, because the authors' code decides for a whole batch at once."""
     theirs = Authors(*case).run(seed)
     ours = sample(SCHEDULERS[case](), STEPS, Skipping(rule="released"), seeds=range(seed, seed + 1))
     assert [computed for (computed,) in ours.computed] == theirs.computed
@@ -167,6 +169,6 @@ def test_released_is_the_authors_rule(case: tuple[str, str], seed: int) -> None:
 
 
 @pytest.mark.parametrize("case", CASES, ids="-".join)
-def test_the_images_decide_differently(case: tuple[str, str]) -> None:
+def test_images_skip_different_steps(case: tuple[str, str]) -> None:
     """Otherwise the comparison above could not distinguish the criterion from a fixed pattern."""
     assert len({tuple(Authors(*case).run(seed).computed) for seed in SEEDS}) > 1

@@ -1,4 +1,4 @@
-"""benchmarks/rivals.py: each rival changes the images, and leaves the pipeline as it was."""
+"""benchmarks/rivals.py: each rival changes the images, and leaves no trace in the pipeline."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager

@@ -30,7 +30,7 @@ def strips(tiny: TinyPipeline, inputs: dict[str, Any], **arguments: Any) -> list
 
 
 @pytest.mark.parametrize("name", tiny.PIPELINES)
-def test_tolerance_zero_is_the_run_without_skipping_to_the_bit(name: str) -> None:
+def test_tolerance_zero_equals_the_run_without_skipping_bit_for_bit(name: str) -> None:
     pipeline = tiny.PIPELINES[name]()
     inputs = pipeline.inputs(2)
     none, zero = skipped(pipeline, inputs, None), skipped(pipeline, inputs, Skipping(tolerance=0))
@@ -67,8 +67,7 @@ def test_every_scheduler_runs_and_computes_its_first_and_last_steps(name: str) -
             assert skipping.rule != "error" or "P" in letters
 
 
-# those that take one step at a time from what they remember, or correct the step before: each must remember as if
-# nothing had been skipped
+# multistep schedulers, and those that correct the previous step: their memory must be as if nothing had been skipped
 @pytest.mark.parametrize("name", ["ddim", "euler", "dpm++2m", "dpm++3m", "unipc", "lms", "deis", "pndm", "heun"])
 def test_a_corrected_run_equals_the_scheduler_on_interpolated_outputs(
     name: str, monkeypatch: pytest.MonkeyPatch
@@ -98,7 +97,9 @@ def test_a_corrected_run_equals_the_scheduler_on_interpolated_outputs(
 
 @pytest.mark.parametrize("skipping", [Skipping(0.05), Skipping(rule="released")], ids=lambda skipping: skipping.rule)
 @pytest.mark.parametrize("build", [sd, sd3, flux])
-def test_an_image_alone_is_the_image_in_a_batch_of_16(build: Callable[[], TinyPipeline], skipping: Skipping) -> None:
+def test_an_image_alone_equals_the_image_in_a_batch_of_16(
+    build: Callable[[], TinyPipeline], skipping: Skipping
+) -> None:
     pipeline, seeds = build(), list(range(1, 17))
     inputs = pipeline.inputs(16)
     third = {key: value[2:3] if isinstance(value, Tensor) else value for key, value in inputs.items()}
@@ -144,8 +145,8 @@ def test_a_video_pipeline() -> None:
 
 
 def test_rows_spared_by_sharing_are_not_counted_for_guidance() -> None:
-    """Whether guidance is a call of its own (wan) or a copy in the batch: both count alike, at steps
-    where both are spared."""
+    """Guidance is a separate call (wan) or a second row in the batch. Both are counted alike at
+    steps where sharing and the interval save the same rows."""
     counts = [
         skipped(pipeline, pipeline.inputs(2), None, sharing=EVERYONE, guidance_interval=(0.5, 1.0)).spared
         for pipeline in (wan(), sd())
@@ -191,7 +192,7 @@ def test_sharing_skipping_and_guidance_multiply() -> None:
     assert letters[0].endswith("c")
 
 
-def test_forwards_have_the_requested_sizes() -> None:
+def test_forward_passes_have_the_requested_sizes() -> None:
     pipeline = sd()
     inputs, skipping = pipeline.inputs(3), Skipping(tolerance=0.05)
     ran = recorded(pipeline.pipe.unet)
@@ -272,7 +273,7 @@ def test_an_applied_run_from_an_image_knows_where_it_begins(scheduler: str) -> N
 
 @pytest.mark.slow
 def test_from_an_image_skipping_is_closer_to_all_steps_than_fewer_steps() -> None:
-    """On the embedded model, whose first outputs move over from another image; the worst image counts."""
+    """It runs on the embedded model, whose first outputs from an image change fast. The worst image counts."""
     text = mini.load()
     pipe = diffusers.StableDiffusionImg2ImgPipeline(**text.components, requires_safety_checker=False)
     prompts = ["broken heart, twemoji style", "astronaut, noto style"]
@@ -296,7 +297,7 @@ def test_from_an_image_skipping_is_closer_to_all_steps_than_fewer_steps() -> Non
 @pytest.mark.parametrize("raises", [False, True])
 def test_remove_leaves_no_trace(raises: bool, tmp_path: Any) -> None:
     pipeline = sd()
-    pipeline.pipe(**pipeline.inputs(1), num_inference_steps=2)  # pipelines note their last call in themselves
+    pipeline.pipe(**pipeline.inputs(1), num_inference_steps=2)  # pipelines store values of their last call
     kind, before = type(pipeline.pipe), state(pipeline)
     names = inspect.signature(pipeline.pipe.__call__).parameters
 
@@ -316,7 +317,7 @@ def test_remove_leaves_no_trace(raises: bool, tmp_path: Any) -> None:
 
 
 def test_apply_skips_in_each_of_several_runs_of_the_scheduler(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A long video is made in several runs of the scheduler."""
+    """A pipeline for long videos runs its scheduler several times."""
     pipeline = sd()
     once = type(pipeline.pipe).__call__
 
@@ -338,7 +339,7 @@ def test_apply_skips_in_each_of_several_runs_of_the_scheduler(monkeypatch: pytes
 
 def test_an_interval_without_a_second_row_of_guidance_is_refused() -> None:
     pipeline = flux()
-    with pytest.raises(CotrunkError, match="Guidance costs FluxPipeline no row of its own"):
+    with pytest.raises(CotrunkError, match="FluxPipeline computes no extra row for guidance"):
         skipped(pipeline, pipeline.inputs(1), None, guidance_interval=(0.1, 0.8), guidance_scale=3.5)
 
 
@@ -376,7 +377,7 @@ def _unreadable(pipeline: TinyPipeline) -> None:
     [
         (sd, _unreadable, "EDMEulerScheduler does not say how noisy a timestep is"),
         (flux, _cached, "has a cache enabled, which does not work with skipping"),
-        (sd_perturbed, lambda pipeline: None, "guides by perturbed attention, which does not work with skipping"),
+        (sd_perturbed, lambda pipeline: None, "uses perturbed-attention guidance, which does not work with skipping"),
     ],
 )
 def test_a_pipeline_that_cannot_skip_is_refused_first(
@@ -400,7 +401,7 @@ def test_a_pipeline_that_cannot_skip_is_refused_first(
         ({"guidance_interval": 0.5}, "guidance_interval 0.5 is not a pair"),
     ],
 )
-def test_bad_arguments_are_named(arguments: dict[str, Any], said: str) -> None:
+def test_bad_arguments_are_reported(arguments: dict[str, Any], said: str) -> None:
     pipeline = sd()
     with pytest.raises(CotrunkError, match=said):
         generate(pipeline.pipe, **pipeline.inputs(1), **arguments)
@@ -454,7 +455,7 @@ def test_repeated_timesteps_count_once() -> None:
 
 
 def test_a_run_that_ends_early_reads_its_noise_schedule() -> None:
-    """SDXL's `denoising_end`: the first part of a schedule, by both ways."""
+    """SDXL's `denoising_end` takes the first part of a schedule. It is tested with `generate` and with `apply`."""
     pipeline = tiny.sdxl()
     inputs = pipeline.inputs(2) | {"denoising_end": 0.5}
     cost = cost_by_both_ways(pipeline, inputs, Skipping(tolerance=0.5), steps=40)
@@ -485,7 +486,7 @@ def test_tokens_of_two_denoiser_calls_per_step_are_not_mixed() -> None:
 
 
 def cosmos_scheduler() -> diffusers.FlowMatchEulerDiscreteScheduler:
-    """A flow whose samples are data + sigma * noise, with sigmas up to 80."""
+    """Return the scheduler of a flow whose samples are x0 + sigma * noise, with sigmas up to 80."""
     scheduler = diffusers.FlowMatchEulerDiscreteScheduler()
     scheduler.register_to_config(sigma_max=80.0)
     return scheduler

@@ -23,7 +23,7 @@ def gaps(steps: int, longest: int = 100, terms: int = 2, allowed: Any = lambda t
 
 
 def walk(own: Gaps, limit: float) -> list[int]:
-    """The steps that are computed."""
+    """Return the steps that are computed."""
     support: Support = (0,)
     computed = [0]
     while computed[-1] < own.stop:
@@ -33,7 +33,7 @@ def walk(own: Gaps, limit: float) -> list[int]:
 
 
 def cost(own: Gaps, computed: list[int], gap: int) -> float:
-    """Return the cost of the gap before a computed step, from the law itself."""
+    """Return the cost of the gap before a computed step, by the formula itself."""
     support = tuple(reversed(computed[:gap]))[: own.terms]
     inside = range(computed[gap - 1] + 1, computed[gap])
     weights = (own.schedule.drift(step) / math.sqrt(max(own.schedule.levels[step][1], 0.1)) for step in inside)
@@ -59,7 +59,7 @@ def test_a_higher_limit_takes_no_more_evaluations(steps: int, limit: float, more
 
 @pytest.mark.parametrize("terms", [1, 2])
 def test_the_last_gap_is_not_shorter_than_needed(terms: int) -> None:
-    """If each gap were as long as the limit allows, the last gap would have any length."""
+    """If every gap were as long as the limit allows, the last gap could be far shorter than the others."""
     own, lasts = gaps(50, terms=terms), []
     for limit in (0.01, 0.015, 0.02, 0.03, 0.04, 0.06):
         computed = walk(own, limit)

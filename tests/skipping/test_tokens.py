@@ -23,7 +23,7 @@ def rule(tokens: float | None) -> Skipping:
 
 
 @BUILDS
-def test_all_tokens_are_all_tokens(build: Callable[[], TinyPipeline]) -> None:
+def test_a_share_of_one_computes_all_tokens(build: Callable[[], TinyPipeline]) -> None:
     pipeline = build()
     inputs = pipeline.inputs(2)
     whole, every = skipped(pipeline, inputs, rule(None)), skipped(pipeline, inputs, rule(1.0))
@@ -56,7 +56,7 @@ def test_layers_see_the_share_that_was_asked_for(build: Callable[[], TinyPipelin
 
 
 @pytest.mark.parametrize("build", [sd, sd3, flux])
-def test_an_image_alone_is_the_image_in_a_batch(build: Callable[[], TinyPipeline]) -> None:
+def test_an_image_does_not_depend_on_its_batch(build: Callable[[], TinyPipeline]) -> None:
     pipeline, skipping = build(), Skipping(tolerance=0.05, tokens=0.5)
     inputs = pipeline.inputs(4)
     third = {key: value[2:3] if isinstance(value, Tensor) else value for key, value in inputs.items()}
@@ -73,7 +73,7 @@ def test_layers_are_restored_afterwards() -> None:
     assert all(after[name].keys() == attributes.keys() for name, attributes in before.items())
 
 
-def test_text_has_no_layers_of_its_own() -> None:
+def test_layers_of_text_tokens_are_not_skipped() -> None:
     names = set(TokenLayers(sd3().pipe.transformer, TokenChoice(0.5)).names)
     assert not [name for name in names if "context" in name or "add_" in name]
     assert any(name.endswith("ff") for name in names)
@@ -119,13 +119,13 @@ def test_every_row_is_computed_whole_after_a_few_forwards() -> None:
         assert layers.parts(0, [0, 1], 2) == [[1], [0]]
         with layers.forward([(0, 1)]):
             pass
-        with layers.forward([(0, 0), (0, 0)]):  # a copy fills the forward up
+        with layers.forward([(0, 0), (0, 0)]):  # a copy of a row fills the forward pass up
             pass
         assert layers.ages == {(0, 0): forward, (0, 1): 0}
     assert layers.parts(0, [0, 1], 2) == [[0, 1]]
 
 
 @pytest.mark.parametrize("tokens", [0, -0.5, 1.5, "half", True])
-def test_bad_shares_are_named(tokens: object) -> None:
+def test_bad_shares_are_reported(tokens: object) -> None:
     with pytest.raises(CotrunkError, match=r"skipping tokens .* is out of range"):
         Skipping(tokens=tokens)  # type: ignore[arg-type]

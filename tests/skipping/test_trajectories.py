@@ -1,4 +1,4 @@
-"""Skipping on a model that is known exactly: what is predicted, what is decided, and what it is worth."""
+"""Skipping on a model that is known exactly: its predictions, its decisions and its quality."""
 
 import functools
 import math
@@ -81,7 +81,7 @@ def test_no_tolerance_gives_the_longest_gaps(case: tuple[str, str]) -> None:
 
 @EACH_KIND
 @pytest.mark.parametrize("skipping", RULES, ids=named)
-def test_an_image_alone_is_the_image_in_a_batch_of_16(case: tuple[str, str], skipping: Skipping) -> None:
+def test_an_image_alone_equals_the_image_in_a_batch_of_16(case: tuple[str, str], skipping: Skipping) -> None:
     together = run(case, skipping, seeds=range(16))
     for seed in (0, 7, 15):
         alone = run(case, skipping, seeds=range(seed, seed + 1))
@@ -106,7 +106,7 @@ def test_skipping_beats_fewer_steps_and_every_fixed_pattern_but_quadratic_ones(c
 def from_images(
     case: tuple[str, str], strength: float, steps: int = 30, skipping: Skipping | None = None
 ) -> tuple[Sampled, int]:
-    """Runs that begin from noised images that the prompt does not ask for, and the steps that they take."""
+    """Return runs from noised images that do not match the prompt, and the steps that they take."""
     ran = run(case, skipping, steps, seeds=range(12), model=guided, strength=strength)
     return ran, len(ran.computed)
 
@@ -114,11 +114,11 @@ def from_images(
 @EACH_KIND
 @pytest.mark.parametrize("strength", [0.3, 0.7])
 def test_skipping_from_an_image_beats_fewer_steps(case: tuple[str, str], strength: float) -> None:
-    """On the mean and on the worst image."""
+    """This holds for the mean of the images and for the worst one."""
     full, taken = from_images(case, strength)
     ours, _ = from_images(case, strength, skipping=Skipping())
     assert ours.evaluations < taken
-    # of the numbers of steps that take so many, the one that begins where the full run does, or closest to it
+    # of the step counts with this many evaluations, the one that begins closest to where the full run does
     few = [n for n in range(2, 30) if int(n * strength) == math.ceil(ours.evaluations)]
     closest = min(few or [29], key=lambda n: abs(int(n * strength) / n - taken / 30))
     plain, _ = from_images(case, strength, closest)
@@ -195,7 +195,7 @@ def test_an_image_with_larger_prediction_errors_is_computed_more_often() -> None
 
 
 def test_an_image_that_failed_is_computed() -> None:
-    """A NaN says nothing about how well it can be predicted."""
+    """A NaN does not show how well an output can be predicted."""
 
     def broken(schedule: NoiseSchedule, step: int, x: Tensor) -> Tensor:
         return torch.full_like(x, math.nan) if step > 5 else torch.zeros_like(x)
@@ -224,7 +224,7 @@ def test_inversion_goes_back_in_time() -> None:
 
 
 @EVERY
-def test_a_correction_is_worth_decibels(case: tuple[str, str]) -> None:
+def test_correction_brings_images_closer_to_all_steps(case: tuple[str, str]) -> None:
     full, gains = plain(case), []
     for every in (2, 3, 4):
         rules = [Skipping(rule="fixed", every=every, prediction="linear", correct=correct) for correct in (True, False)]
@@ -258,7 +258,7 @@ def test_weights_of_a_polynomial_sum_to_one_and_reproduce_its_values(support: li
         ({"rule": "released", "correct": False}, "correct False has no effect under the rule 'released'"),
     ],
 )
-def test_bad_values_are_named(arguments: dict, said: str) -> None:
+def test_bad_values_are_reported(arguments: dict, said: str) -> None:
     with pytest.raises(CotrunkError, match=said):
         Skipping(**arguments)
 
@@ -269,7 +269,7 @@ def test_defaults_may_be_given_under_every_rule(rule: Rule) -> None:
     assert given == Skipping(rule=rule)
 
 
-def test_a_schedule_that_cannot_be_read_is_named() -> None:
+def test_a_schedule_that_cannot_be_read_is_reported() -> None:
     import diffusers
 
     with pytest.raises(CotrunkError, match="EDMEulerScheduler does not say how noisy"):
@@ -289,7 +289,7 @@ def steps_of(ran: Sampled, image: int = 0) -> list[int]:
 
 
 def observed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Tensor, Tensor]]:
-    """(output, sample) of every step as the scheduler gets them, filled as `Sada` runs."""
+    """Record (output, sample) of every step as the scheduler gets them, in a list that fills while `Sada` runs."""
     seen: list[tuple[Tensor, Tensor]] = []
     original = Sada.observe
 
@@ -318,8 +318,10 @@ def test_the_published_rules_end_with_a_fixed_pattern(case: tuple[str, str], rul
 def test_released_uses_the_velocity_of_a_flow(
     case: tuple[str, str], bend: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As the code does for Flux, with 22 evaluations of 50 where its criterion always holds and 30 where it never does:
-    the first skip in a row goes on with the trend, the others use the last computed output again."""
+    """For Flux, the authors' code extrapolates at the first skipped step in a row and reuses the last output after it.
+
+    It takes 22 evaluations of 50 where its criterion always holds, and 30 where it never does.
+    """
     direction = bend * torch.rand(SIZE, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
     def bending(schedule: NoiseSchedule, step: int, x: Tensor) -> Tensor:
@@ -332,7 +334,7 @@ def test_released_uses_the_velocity_of_a_flow(
     assert computed == early + COMPUTED["flow"]
     for step in set(range(50)) - set(computed):
         last = max(at for at in computed if at < step)
-        # the code takes the two steps before for one step apart, though skips may lie between them
+        # the code treats the two previous evaluations as one step apart, although skipped steps may lie between them
         before = max(at for at in computed if at < last)
         expected = direction * last**2
         if step == last + 1:
@@ -343,7 +345,7 @@ def test_released_uses_the_velocity_of_a_flow(
 @pytest.mark.parametrize("case", [("euler", "flow"), ("dpm++2m", "v_prediction"), ("euler", "epsilon")], ids="-".join)
 def test_first_predictions_are_trusted_less_the_more_the_first_output_overshoots(case: tuple[str, str]) -> None:
     def first_gap(size: float) -> int:
-        """Evaluations skipped after the first, which predicts an x0 of this RMS."""
+        """Return how many evaluations are skipped after the first, which predicts an x0 of this RMS."""
 
         def model(schedule: NoiseSchedule, step: int, x: Tensor) -> Tensor:
             return schedule.output_for(step, x, torch.full_like(x, size))

@@ -48,7 +48,7 @@ def test_damaged_encodings_are_made_again(
 
 
 @pytest.mark.slow
-def test_a_damaged_checkpoint_is_named(groups: list[list[Pair]], tmp_path: Path) -> None:
+def test_a_damaged_checkpoint_is_reported(groups: list[list[Pair]], tmp_path: Path) -> None:
     settings, pipe = TrainSettings(**vars(TWO) | {"ema": 0.5}), sd_with_text().pipe
     trained(groups, tmp_path, settings)
     lora, state = (tmp_path / LORA_FILE).read_bytes(), torch.load(tmp_path / FILE)
@@ -90,7 +90,7 @@ def test_a_damaged_checkpoint_is_named(groups: list[list[Pair]], tmp_path: Path)
     train(pipe, groups, settings, tmp_path)
 
 
-def test_settings_of_a_training_are_not_read_again(groups: list[list[Pair]], tmp_path: Path) -> None:
+def test_a_damaged_settings_file_does_not_matter(groups: list[list[Pair]], tmp_path: Path) -> None:
     trained(groups, tmp_path, TWO)
     (tmp_path / "settings.json").write_text("[" * 100_000)
     trained(groups, tmp_path)
@@ -124,7 +124,7 @@ def test_a_disk_that_fills_up_leaves_the_last_checkpoint(groups: list[list[Pair]
     trained(groups, tmp_path, TWO)
     kept = {name: (tmp_path / name).read_bytes() for name in (FILE, LORA_FILE)}
     for room, file in ((5_000, FILE), (100, "losses.jsonl")):
-        with full_disk(room), pytest.raises(CotrunkError, match=rf"^Cannot write .*{file}: .*\. Make room or choose"):
+        with full_disk(room), pytest.raises(CotrunkError, match=rf"^Cannot write .*{file}: .*\. Free some space"):
             trained(groups, tmp_path)
         assert {name: (tmp_path / name).read_bytes() for name in kept} == kept
         assert not list(tmp_path.glob(".*part"))
@@ -134,11 +134,11 @@ def test_a_disk_that_fills_up_leaves_the_last_checkpoint(groups: list[list[Pair]
 
 @pytest.mark.slow
 def test_a_disk_that_fills_up_while_images_are_encoded(groups: list[list[Pair]], tmp_path: Path) -> None:
-    """Through a memory map it would end the process."""
+    """With a memory map, a full disk would end the process."""
     for room in (100, 1000):
         with (
             full_disk(room),
-            pytest.raises(CotrunkError, match=r"^Cannot write .*\.(npy|pt): .*\. Make room or choose"),
+            pytest.raises(CotrunkError, match=r"^Cannot write .*\.(npy|pt): .*\. Free some space"),
         ):
             trained(groups, tmp_path, TWO)
     _, went_on = trained(groups, tmp_path, TWO)
@@ -167,7 +167,7 @@ def test_a_full_disk_leaves_the_last_lora(groups: list[list[Pair]], tmp_path: Pa
     assert not list(tmp_path.glob(".*part"))
 
 
-def test_an_invalid_file_name_in_a_group_is_named(groups: list[list[Pair]], tmp_path: Path) -> None:
+def test_an_invalid_file_name_in_a_group_is_reported(groups: list[list[Pair]], tmp_path: Path) -> None:
     odd = [[Pair("a dog", Path("a\0b.png")), *groups[0]]]
     with pytest.raises(CotrunkError, match="cannot be read any more: make the groups again"):
         trained(odd, tmp_path)

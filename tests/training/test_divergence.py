@@ -140,7 +140,7 @@ def test_a_model_that_overflows_by_itself_is_not_blamed_on_the_learning_rate(
         train(pipe, groups, QUICK, tmp_path)
 
 
-def test_a_text_encoder_that_overflows_is_named(groups: list[list[Pair]], tmp_path: Path) -> None:
+def test_a_text_encoder_that_overflows_is_reported(groups: list[list[Pair]], tmp_path: Path) -> None:
     pipe = sd_with_text().pipe
     pipe.text_encoder.final_layer_norm.weight.data.fill_(1e6)  # outside the range of half precision
     with pytest.raises(CotrunkError, match=r"The text encoder's output for 'a small picture 0\.0' is not finite"):
@@ -148,7 +148,7 @@ def test_a_text_encoder_that_overflows_is_named(groups: list[list[Pair]], tmp_pa
 
 
 def scaled(patch: pytest.MonkeyPatch, scale: float) -> None:
-    """Let trainings scale their loss as in fp16, which accelerate does only on GPUs."""
+    """Make trainings scale their loss as in fp16, which accelerate does only on GPUs."""
 
     class Scaled(Accelerator):
         mixed_precision = "fp16"

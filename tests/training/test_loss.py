@@ -136,7 +136,7 @@ def test_every_term_and_its_gradient_are_those_of_equation_3(
 
 
 def test_a_perfect_branch_sees_the_states_it_was_trained_on() -> None:
-    """DDIM from the end of the trunk, with a model that knows the branch's image."""
+    """It runs DDIM from the end of the trunk, with a model that knows the branch's image."""
     own, first = schedule("sample"), 30
     z, z_mean, eps = torch.randn(3, 1, *SHAPE, dtype=torch.float64)
     seen = trunk_noise(own.levels[first], eps, z_mean, z)
@@ -219,7 +219,7 @@ def test_the_standard_objective_is_equation_2() -> None:
         ({"target_weight": -1}, "target_weight -1 is out of range"),
     ],
 )
-def test_bad_values_are_named(arguments: dict[str, Any], message: str) -> None:
+def test_bad_values_are_reported(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(CotrunkError, match=message):
         Loss(**arguments)
 

@@ -86,7 +86,7 @@ class Interrupted(BaseException):
 def test_an_interrupted_training_restores_the_pipeline(
     groups: list[list[Pair]], tmp_path: Path, mixed_precision: Any, fresh_accelerator: None
 ) -> None:
-    """In a notebook it is called again and continues."""
+    """In a notebook, the same pipeline can then continue the training."""
     pipeline = sd_with_text()
     unet, inputs = pipeline.pipe.unet, pipeline.inputs(1) | {"num_inference_steps": 2, "output_type": "latent"}
     draw = lambda: pipeline.pipe(**inputs, generator=torch.Generator().manual_seed(0)).images  # noqa: E731
@@ -301,7 +301,7 @@ def test_a_training_continues_only_with_the_same_model_and_images(groups: list[l
         trained(elsewhere, tmp_path / "one")
 
 
-def test_a_checkpoint_of_another_configuration_is_named(groups: list[list[Pair]], tmp_path: Path) -> None:
+def test_a_checkpoint_of_another_configuration_is_reported(groups: list[list[Pair]], tmp_path: Path) -> None:
     trained(groups, tmp_path)
     for changed, message in (
         ({"loss": Loss(share=0.3)}, r"another share \(0.4, not 0.3\): use the same value"),
@@ -324,7 +324,7 @@ def test_a_checkpoint_of_another_configuration_is_named(groups: list[list[Pair]]
             trained(groups, tmp_path)
 
 
-def test_a_vae_that_overflows_in_half_precision_encodes_in_single(groups: list[list[Pair]]) -> None:
+def test_a_vae_that_overflows_in_half_precision_encodes_in_float32(groups: list[list[Pair]]) -> None:
     pipe = sd_with_text().pipe
     pipe.vae.encoder.conv_in.weight.data.fill_(6e4)
     pipe.vae.half()
@@ -375,7 +375,7 @@ def sd_with_another_vae() -> TinyPipeline:
         (wan, "WanPipeline has no VAE: train a pipeline that has an AutoencoderKL or an AutoencoderDC"),
     ],
 )
-def test_a_vae_of_another_kind_is_named_before_encoding(
+def test_a_vae_of_another_kind_is_reported_before_encoding(
     groups: list[list[Pair]], tmp_path: Path, build: Callable[[], TinyPipeline], message: str
 ) -> None:
     with pytest.raises(CotrunkError, match=message):
@@ -384,10 +384,10 @@ def test_a_vae_of_another_kind_is_named_before_encoding(
 
 
 @pytest.mark.parametrize(("place", "error"), [(35, SyntaxError), (11, ValueError)])
-def test_an_image_that_was_damaged_since_is_named(
+def test_an_image_that_was_damaged_since_is_reported(
     groups: list[list[Pair]], tmp_path: Path, place: int, error: type[Exception]
 ) -> None:
-    """A wrong length in the file, for which Pillow does not raise OSError."""
+    """The file has a wrong length, for which Pillow does not raise OSError."""
     content, path = bytearray(groups[0][0].image.read_bytes()), tmp_path / "broken.png"
     content[place] = 0
     path.write_bytes(content)
@@ -519,8 +519,10 @@ def test_half_precision_weights_generate_at_a_checkpoint(
     assert np.isfinite(made[0].images).all()
 
 
-def test_an_unsupported_precision_is_named(groups: list[list[Pair]], tmp_path: Path, fresh_accelerator: None) -> None:
-    with pytest.raises(CotrunkError, match=r"mixed_precision 'fp17' is not usable here \(.*\): use no\.$"):
+def test_an_unsupported_precision_is_reported(
+    groups: list[list[Pair]], tmp_path: Path, fresh_accelerator: None
+) -> None:
+    with pytest.raises(CotrunkError, match=r"mixed_precision 'fp17' is not usable here \(.*\): use 'no'\.$"):
         trained(groups, tmp_path, TrainSettings(**vars(QUICK) | {"mixed_precision": "fp17"}))
 
 
@@ -588,18 +590,18 @@ def test_other_families_train_too(build: Callable[[], TinyPipeline], groups: lis
     assert all(tensor.isfinite().all() for tensor in weights.values())
 
 
-def test_an_out_that_is_a_file_is_named(groups: list[list[Pair]], tmp_path: Path) -> None:
+def test_an_output_folder_that_is_a_file_is_reported(groups: list[list[Pair]], tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     with pytest.raises(CotrunkError, match=r"Cannot write to .*file: .*\. Choose another --out"):
         trained(groups, tmp_path / "file")
 
 
-def test_a_pipeline_without_loras_is_named(groups: list[list[Pair]], tmp_path: Path) -> None:
+def test_a_pipeline_without_loras_is_reported(groups: list[list[Pair]], tmp_path: Path) -> None:
     with pytest.raises(CotrunkError, match="PixArtAlphaPipeline does not support LoRA"):
         train(pixart().pipe, groups, QUICK, tmp_path)
 
 
-def test_a_scheduler_without_a_schedule_is_named_before_encoding(groups: list[list[Pair]], tmp_path: Path) -> None:
+def test_a_scheduler_without_a_schedule_is_reported_before_encoding(groups: list[list[Pair]], tmp_path: Path) -> None:
     pipe = sd_with_text().pipe
     pipe.scheduler = EDMEulerScheduler()
     with pytest.raises(CotrunkError, match=r"EDMEulerScheduler does not say how noisy a timestep is: train a pipeline"):
@@ -630,12 +632,12 @@ def test_the_training_schedule_goes_from_x0_to_noise() -> None:
         ({"tracker": "paper"}, "tracker 'paper' is unknown: use .*tensorboard"),
     ],
 )
-def test_bad_settings_are_named(arguments: dict[str, Any], message: str) -> None:
+def test_bad_settings_are_reported(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(CotrunkError, match=message):
         TrainSettings(**arguments)
 
 
-def test_a_tracker_without_its_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tracker_without_its_package_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("accelerate.tracking.get_available_trackers", list)
     with pytest.raises(CotrunkError, match="tracker 'tensorboard' needs its package: pip install tensorboard"):
         TrainSettings(tracker="tensorboard")

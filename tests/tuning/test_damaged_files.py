@@ -67,7 +67,7 @@ TUNED = {"settings": Settings(steps=3).to_json(), "model": "mini", "lora": None,
         {"more": 1},
     ],
 )
-def test_settings_of_other_types_are_named(tmp_path: Path, changed: dict[str, Any]) -> None:
+def test_settings_of_other_types_are_reported(tmp_path: Path, changed: dict[str, Any]) -> None:
     path = tmp_path / "a.json"
     path.write_text(json.dumps(TUNED))
     assert read_settings(path)[0].steps == 3
@@ -76,7 +76,7 @@ def test_settings_of_other_types_are_named(tmp_path: Path, changed: dict[str, An
         read_settings(path)
 
 
-def test_damaged_settings_are_named(tmp_path: Path) -> None:
+def test_damaged_settings_are_reported(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text(json.dumps(TUNED))
     for _ in spoils(tmp_path / "a.json"):
         with pytest.raises(CotrunkError, match=r"a\.json(: | is not a file of settings| gives no number of steps)"):

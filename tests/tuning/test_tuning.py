@@ -78,7 +78,7 @@ def test_a_budget_is_kept(tmp_path: Path) -> None:
     assert len(tuned.points) + tuned.over_budget + 2 == len(list(candidates(6, -1.0, [0.0])))
 
 
-def test_an_insufficient_budget_is_named(tmp_path: Path) -> None:
+def test_an_insufficient_budget_is_reported(tmp_path: Path) -> None:
     with pytest.raises(CotrunkError, match="A budget of 100 rows is not enough"):
         swept(tmp_path, budget=100)
     with pytest.raises(CotrunkError, match=r"12\.5 rows per image are more than the 12 of 6 steps: use fewer rows, or"):
@@ -109,7 +109,7 @@ def unreadable(pipe: Any) -> None:
         (unreadable, 13, "skipping", "skipping (13 settings). EDMEulerScheduler does not say how noisy"),
     ],
 )
-def test_a_refused_setting_is_named_and_the_sweep_continues(
+def test_a_refused_setting_is_reported_and_the_sweep_continues(
     tmp_path: Path, change: Callable[[Any], None], count: int, without: str, message: str
 ) -> None:
     pipe = sd_with_text().pipe
@@ -133,7 +133,7 @@ def test_settings_are_refused_before_rows_are_spent(tmp_path: Path, monkeypatch:
 
 
 @pytest.mark.slow
-def test_a_setting_that_fails_only_when_it_runs_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_setting_that_fails_only_when_it_runs_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     original = Run.batches
 
     def batches(self: Run, **more: Any) -> Any:
@@ -313,7 +313,7 @@ def test_a_safety_checker_changes_the_stored_images(tmp_path: Path) -> None:
     assert Trials(pipe, PROMPTS, ARGUMENTS, tmp_path).of(candidate(2), 0).images.any()
 
 
-def test_a_pipeline_that_generates_only_nan_is_named(tmp_path: Path) -> None:
+def test_a_pipeline_that_generates_only_nan_is_reported(tmp_path: Path) -> None:
     pipe = sd_with_text().pipe
     pipe.unet.conv_in.weight.data.fill_(float("nan"))
     with pytest.raises(CotrunkError, match="Nearly all images of independent sampling contain NaN"):
@@ -518,7 +518,7 @@ def test_settings_files_have_absolute_paths(tmp_path: Path, monkeypatch: pytest.
         for wrong in (None, {"steps": "x"}, {"steps": None}, {"sharing": {"share": 2}}, {"share": 0.3})
     ],
 )
-def test_a_file_without_settings_is_named(tmp_path: Path, content: Any) -> None:
+def test_a_file_without_settings_is_reported(tmp_path: Path, content: Any) -> None:
     whole = {"settings": {"steps": 3}, "model": "mini", "lora": None, "scheduler": None, "guidance": 3.0}
     (tmp_path / "a.json").write_text(content if isinstance(content, str) else json.dumps(whole | content))
     with pytest.raises(CotrunkError, match=r"a\.json(: | is not a file of settings| gives no number of steps)"):

@@ -42,7 +42,7 @@ class _Group(_PlainHelp, TyperGroup):
 
 
 class _Command(_PlainHelp, TyperCommand):
-    """A command that takes each option once. Of two values, typer would silently keep the last."""
+    """A command that accepts each option once. Typer would silently keep the last of two values."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         given: Counter[Any] = Counter(self.make_parser(ctx).parse_args(args=list(args))[2])  # one entry per occurrence
@@ -60,7 +60,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
-    help="Many images from many prompts for fewer denoiser evaluations: similar prompts share their early steps.",
+    help="Generate many images from many prompts with fewer denoiser evaluations: similar prompts share early steps.",
 )
 
 
@@ -68,7 +68,7 @@ app = typer.Typer(
 def cotrunk(
     version: Annotated[bool, option(COMMON, "", "Print the version and stop.", "--version")] = False,
 ) -> None:
-    """Print the version if asked; the commands do the rest."""
+    """Print the version, or leave the work to the command."""
     if version:
         out.print(f"cotrunk {__version__}")
         raise typer.Exit
@@ -80,11 +80,11 @@ for command in (generate, plan, tune, dataset, train, evaluate):
 
 def main() -> None:
     """Entry point: a `CotrunkError` is one sentence on standard error and exit code 2."""
-    # The remarks of these libraries on loading and on long prompts are not for users, or are said better here.
+    # These libraries comment on loading and on long prompts, which does not help users or is said better here.
     for name in ("TRANSFORMERS_VERBOSITY", "DIFFUSERS_VERBOSITY"):
         os.environ.setdefault(name, "error")
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # spell out characters that its encoding does not have
+        if isinstance(stream, io.TextIOWrapper):  # its encoding may lack some characters: spell them out
             stream.reconfigure(errors="backslashreplace")
     try:
         app()
@@ -97,6 +97,6 @@ def main() -> None:
         say(
             "red",
             "error",
-            "There is too little memory, even for one group at a time: use a smaller --dtype or --model.",
+            "There is too little memory, even for one group at a time: use --dtype float16 or a smaller --model.",
         )
         sys.exit(2)

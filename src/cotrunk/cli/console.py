@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ..runs.report import RunReport
 
 WORTH_IT = 0.05  # below this saving, `cotrunk plan` advises against sharing
-WARNINGS = 5  # prompts warned about one by one
+WARNINGS = 5  # prompts that are named in warnings; further ones are counted
 
 # Unicode categories: controls (including ESC and C1), invisible and directional marks, half surrogate pairs, private
 # and unassigned characters, line separators. Spaces of all widths are harmless.
@@ -59,7 +59,7 @@ err = _Console(stderr=True, highlight=False)
 
 
 def say(style: str, label: str, text: str) -> None:
-    """Print one line on standard error, whatever the text holds."""
+    """Print the text as one line on standard error, with its line breaks spelled out."""
     err.print(Text.assemble((f"{label}:", style), " ", visible(text.translate(MARKS_OF_LINES))), soft_wrap=True)
 
 
@@ -138,10 +138,10 @@ def print_plan(plan: "Plan", show: int) -> None:
         from ..planning.sharing import why_nothing_shared
 
         share = 0.0 if plan.sharing is None else plan.sharing.share
-        little = f"--share {share:g} bounds the saving" if share < 2 * WORTH_IT else "these prompts differ too much"
+        little = f"--share {share:g} limits the saving" if share < 2 * WORTH_IT else "these prompts differ too much"
         out.print(
-            f"Not worth it: sharing would save less than {WORTH_IT:.0%}. It pays for variations of the same subjects; "
-            f"{why_nothing_shared(plan) or little}.",
+            f"Not worth it: sharing would save less than {WORTH_IT:.0%}. It pays off for variations of the same "
+            f"subjects; {why_nothing_shared(plan) or little}.",
             soft_wrap=True,
         )
 

@@ -9,7 +9,7 @@ from rich.markup import escape
 from ..errors import CotrunkError
 from .console import err, out, say
 from .inputs import hold, out_folder
-from .options import Encoder, OutFolder, option
+from .options import OutFolder, option
 
 GROUPS = "Groups"
 NAMED = 5  # unusable images that are named; the others are counted
@@ -27,18 +27,23 @@ def dataset(
     ],
     out_name: OutFolder = None,
     images: Annotated[
-        Path | None, option(GROUPS, "DIR", "Folder of the images of COCO annotations; by default that of the file.")
+        Path | None,
+        option(GROUPS, "DIR", "Folder of the images of COCO annotations; by default that of the .json file."),
     ] = None,
     similarity_min: Annotated[float, option(GROUPS, "X", "Lower limit of the similarity within a group.")] = 0.6,
     similarity_max: Annotated[float, option(GROUPS, "X", "Upper limit of the similarity within a group.")] = 0.9,
-    min_group: Annotated[int, option(GROUPS, "N", "Smallest group.")] = 2,
-    max_group: Annotated[int, option(GROUPS, "N", "Largest group.")] = 5,
-    per_caption: Annotated[int, option(GROUPS, "N", "Largest number of groups that begin with the same caption.")] = 4,
-    max_groups: Annotated[int | None, option(GROUPS, "N", "Largest number of groups; no limit by default.")] = None,
-    encoder: Encoder = "minilm",
-    seed: Annotated[int, option(GROUPS, "N", "Random seed for choosing among more groups than --max-groups.")] = 0,
+    min_group: Annotated[int, option(GROUPS, "N", "Minimum number of captions per group.")] = 2,
+    max_group: Annotated[int, option(GROUPS, "N", "Maximum number of captions per group.")] = 5,
+    per_caption: Annotated[int, option(GROUPS, "N", "Maximum number of groups that begin with the same caption.")] = 4,
+    max_groups: Annotated[int | None, option(GROUPS, "N", "Maximum number of groups; no limit by default.")] = None,
+    encoder: Annotated[
+        str, option(GROUPS, "NAME", "What compares captions: minilm, or a sentence-transformers model.")
+    ] = "minilm",
+    seed: Annotated[
+        int, option(GROUPS, "N", "Random seed for the choice where the limits do not allow all groups.")
+    ] = 0,
 ) -> None:
-    """Group captioned images for `cotrunk train`: cliques of similar captions.
+    """Group captioned images by the similarity of their captions, for `cotrunk train` and `cotrunk evaluate`.
 
     Examples:
 
@@ -53,7 +58,7 @@ def dataset(
 
     settings = GroupSettings(similarity_min, similarity_max, min_group, max_group, per_caption, max_groups, seed)
     if encoder == "pipeline":
-        raise CotrunkError("--encoder pipeline needs a pipeline: use minilm, or a model of sentence-transformers.")
+        raise CotrunkError("--encoder pipeline needs a pipeline: use minilm, or a sentence-transformers model.")
     hold(context, out_dir, "images")
     with err.status("Reading captions and images") as status:
         found = read_pairs(source, images, out_dir / "images")

@@ -44,23 +44,21 @@ def evaluate(
         option(MODELS, "NAME=DIR", "A trained LoRA and its name, for example sage=lora-sage; can be repeated."),
     ] = None,
     shares: Annotated[
-        str, option(SCHEMES, "X,Y,...", "Fractions of the steps to share, compared with independent sampling.")
+        str, option(SCHEMES, "X,Y,...", "Fractions of the steps to share; each is compared with independent sampling.")
     ] = "0.2,0.3,0.4",
-    more_shares: Annotated[
-        str, option(SCHEMES, "X,Y,...", "Further fractions, for figure 4 only: without a comparison at equal cost.")
-    ] = "",
+    more_shares: Annotated[str, option(SCHEMES, "X,Y,...", "Further fractions, which only figure 4 shows.")] = "",
     fewer: Annotated[
         str, option(SCHEMES, "N,M,...", "Further numbers of steps, usually fewer, for the curves of quality over rows.")
     ] = "",
-    seeds: Annotated[int, option(SCHEMES, "N", "Runs of each cell, each from other noise.")] = 1,
+    seeds: Annotated[int, option(SCHEMES, "N", "Number of runs of each scheme, each from different noise.")] = 1,
     scheduler: Scheduler = None,
     height: Height = None,
     width: Width = None,
-    max_groups: Annotated[int | None, option(SCHEMES, "N", "Use only N of the groups.")] = None,
+    max_groups: Annotated[int | None, option(SCHEMES, "N", "Maximum number of groups to use.")] = None,
     features: Annotated[
         str, option(NETWORKS, "NAME", "For Frechet distances: lite0, or inception[:FILE] for the usual FID.")
     ] = "lite0",
-    perceptual: Annotated[str, option(NETWORKS, "NAME", "For diversity: lite0 or lpips.")] = "lite0",
+    perceptual: Annotated[str, option(NETWORKS, "NAME", "For diversity in groups: lite0 or lpips.")] = "lite0",
     alignment: Annotated[
         str | None,
         option(
@@ -75,14 +73,14 @@ def evaluate(
 ) -> None:
     """Compare models and sampling schemes on groups of prompts with real images (SAGE, Table 1, Figures 2 to 4).
 
-    Run it again to continue where it stopped: features and measures are kept in `cells/`.
+    Run it again to continue where it stopped: finished results are kept in `cells/`.
 
     Example:
 
         cotrunk evaluate groups --lora standard=lora-standard --lora sage=lora-sage --out results
     """
     out_dir = out_folder(out_name)
-    parts, more = _parts("--shares", shares), _parts("--more-shares", more_shares)
+    parts, more = _fractions("--shares", shares), _fractions("--more-shares", more_shares)
     counts = _numbers("--fewer", fewer, int)
     if not all(count > 0 for count in counts):
         raise CotrunkError(f"--fewer {fewer} is out of range: use numbers of steps of 1 or more.")
@@ -99,7 +97,7 @@ def evaluate(
         if not name or not folder:
             raise CotrunkError(f"--lora {entry!r} is not a name and a folder: use sage=lora-sage, for example.")
         if name in loras:
-            raise CotrunkError(f"--lora {entry!r} has a name that is taken: choose another.")
+            raise CotrunkError(f"--lora {entry!r} has a name that is taken: choose another name.")
         loras[name] = Path(folder)
 
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
@@ -173,12 +171,12 @@ def _bins(similarities: Sequence[float]) -> dict[float, list[int]]:
     return {float(np.median(similarity[part])): part.tolist() for part in parts if len(part)}
 
 
-def _parts(name: str, text: str) -> list[float]:
-    """Return fractions of the steps."""
-    parts: list[float] = _numbers(name, text, float)
-    if not all(0 < part < 1 for part in parts):
+def _fractions(name: str, text: str) -> list[float]:
+    """Return the fractions of a list with commas."""
+    fractions: list[float] = _numbers(name, text, float)
+    if not all(0 < fraction < 1 for fraction in fractions):
         raise CotrunkError(f"{name} {text} is out of range: use fractions between 0 and 1.")
-    return parts
+    return fractions
 
 
 def _numbers(name: str, text: str, kind: type) -> list[Any]:

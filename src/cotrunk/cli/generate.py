@@ -69,8 +69,8 @@ def generate(
         option(
             OUTPUT,
             "",
-            "Also make the images independently, from the same noise: once in as many steps, and once in as few steps "
-            "as this run costs. Takes about three times as long.",
+            "Also generate the images independently from the same noise: once with the same number of steps, and once "
+            "with fewer steps, for about as many rows as this run. Takes about three times as long.",
             "--compare",
         ),
     ] = False,
@@ -101,10 +101,10 @@ def generate(
     compiled: Compile = False,
     max_rows: Annotated[
         int | None,
-        option(MACHINE, "N", "Most denoiser rows in one forward; halved automatically when memory runs out."),
+        option(MACHINE, "N", "Maximum denoiser rows per forward pass; halved automatically when memory runs out."),
     ] = None,
 ) -> None:
-    """Make an image per prompt; similar prompts share their early steps.
+    """Generate an image for each prompt; similar prompts share their early steps.
 
     Writes images/, plan.json, run.json and index.html (open it in a browser) to --out.
 
@@ -124,7 +124,7 @@ def generate(
         model = model if is_given(context, "model") else basis.model
         if not is_given(context, "lora") and _is_same(basis.model, model):  # a LoRA belongs to its model
             lora = basis.lora
-        _warn_of_other_model(basis, model, lora)
+        _warn_if_tuned_for_another(basis, model, lora)
     else:
         whole("--steps", steps, 1)
         settings = Settings(
@@ -169,17 +169,17 @@ def generate(
 
 
 def _tuned(context: typer.Context, path: Path) -> tuple[Settings, "Basis"]:
-    """Return what is in a file of `cotrunk tune`, after checking that the command line gives none of it as well."""
+    """Read a file of `cotrunk tune`, and refuse options that would contradict its settings."""
     from ..tuning.settings_file import read_settings
 
     for name in TUNED:
         if is_given(context, name):
-            raise CotrunkError(f"--settings and --{name.replace('_', '-')} are both given: leave one of them out.")
+            raise CotrunkError(f"--settings and --{name.replace('_', '-')} are both given: give one of them.")
     return read_settings(path)
 
 
-def _warn_of_other_model(basis: "Basis", model: str, lora: str | None) -> None:
-    """Warn that settings that suit one model, or one LoRA, need not suit another."""
+def _warn_if_tuned_for_another(basis: "Basis", model: str, lora: str | None) -> None:
+    """Warn if the settings were tuned for another model or another LoRA, because they may not suit this one."""
     for what, tuned, used in (("model", basis.model, model), ("LoRA", basis.lora, lora)):
         if not _is_same(tuned, used):
             text = f"the settings were tuned with another {what} ({tuned or 'none'}, not {used or 'none'})"
@@ -187,19 +187,18 @@ def _warn_of_other_model(basis: "Basis", model: str, lora: str | None) -> None:
 
 
 def _is_same(one: str | None, other: str | None) -> bool:
-    # a folder has many names
+    # different paths may name the same folder
     return one == other or (one is not None and other is not None and Path(one).resolve() == Path(other).resolve())
 
 
 def _conclude(report: "RunReport", folder: Path) -> None:
-    """Print the summary. Exit with code 1 if any image is not what was asked for: it failed, or a safety checker put a
-    black image in its place."""
+    """Print the summary. Exit with code 1 if any image failed, or if a safety checker replaced one by a black image."""
     print_summary(report, folder)
     count = len(report.images)
     failed = [image.file for image in report.images if image.failed]
     flagged = [image.file for image in report.images if image.flagged and not image.failed]
     if failed:
-        say("red", "failed", f"{len(failed)} of {count} images hold NaN: {_some(failed)}")
+        say("red", "failed", f"{len(failed)} of {count} images contain NaN: {_some(failed)}")
     if flagged:
         say(
             "red", "flagged", f"the model's safety checker blackened {len(flagged)} of {count} images: {_some(flagged)}"

@@ -1,4 +1,4 @@
-"""What the commands are given: read and checked, with one clear sentence where it is wrong."""
+"""Read and check what users give to the commands; each error is one clear sentence."""
 
 import os
 from collections.abc import Sequence
@@ -28,7 +28,7 @@ def prompts_of(arguments: Sequence[str] | None, file: str | None, column: str) -
         texts = [checked(text, f"prompt {i}") for i, text in enumerate(arguments or ())]
         if not all(texts):
             raise CotrunkError("A prompt is empty: give every prompt some text.")
-        for text in texts:  # the name of a file, taken as a prompt, would give an image that was not meant
+        for text in texts:  # a file name without --prompts would be used as a prompt, which is not what the user wants
             # os.path.isfile returns False where Path.is_file raises: a prompt may be longer than a file name
             if Path(text).suffix and os.path.isfile(text):  # noqa: PTH113
                 raise CotrunkError(f"{text} is a file: give its prompts with --prompts {text}.")
@@ -40,7 +40,7 @@ def prompts_of(arguments: Sequence[str] | None, file: str | None, column: str) -
 
 
 def check_numbers(steps: int, guidance: float, seed: int, images_per_prompt: int) -> None:
-    """Check the numbers that most commands have, under the names of their options.
+    """Check the numbers that most commands take; errors name the command-line option.
 
     Raises:
         CotrunkError: one of them is out of range.
@@ -52,7 +52,7 @@ def check_numbers(steps: int, guidance: float, seed: int, images_per_prompt: int
 
 
 def sharing_of(share: float, similarity: str, max_group: int, mode: str, encoder: str) -> Sharing:
-    """Return what the options of the panel Sharing ask for.
+    """Return the sharing settings from the options of the Sharing panel.
 
     Raises:
         CotrunkError: one of them is out of range.
@@ -68,7 +68,7 @@ def sharing_of(share: float, similarity: str, max_group: int, mode: str, encoder
 
 
 def skipping_of(skip: bool, tolerance: float | None) -> Skipping | None:
-    """Return what --skip and --tolerance ask for.
+    """Return the skipping settings from --skip and --tolerance; None without skipping.
 
     Raises:
         CotrunkError: the tolerance is out of range.
@@ -85,10 +85,10 @@ def is_given(context: typer.Context, name: str) -> bool:
 
 
 def hold(context: typer.Context, folder: Path, *below: str) -> FolderLock:
-    """Keep other commands away from a folder until this one ends, as `lock.held` does.
+    """Lock a folder with `lock.held` until the command ends, so that no other command writes to it.
 
     Raises:
-        CotrunkError: another command writes to it, or it cannot be written.
+        CotrunkError: another command is writing to it, or it cannot be written.
     """
     lock = context.with_resource(held(folder, *below))
     if not lock.is_kept:

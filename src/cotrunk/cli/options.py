@@ -6,7 +6,7 @@ import typer
 
 
 def option(panel: str, metavar: str, text: str, *names: str) -> Any:
-    """Return an option for a signature; `names` are needed where the parameter is called otherwise."""
+    """Return an option for a signature; `names` are needed where the option is not named after its parameter."""
     return typer.Option(*names, metavar=metavar, help=text, rich_help_panel=panel)
 
 
@@ -48,10 +48,11 @@ Similarity = Annotated[
     option(
         SHARING,
         "X",
-        "Minimum cosine similarity (-1 to 1) between any two prompts of a group; auto measures one for the encoder.",
+        "Minimum cosine similarity (-1 to 1) between any two prompts of a group; auto measures one that suits the "
+        "encoder.",
     ),
 ]
-MaxGroup = Annotated[int, option(SHARING, "N", "Largest number of prompts in a group; 0 for no limit.")]
+MaxGroup = Annotated[int, option(SHARING, "N", "Maximum number of prompts in a group; 0 for no limit.")]
 ModeName = Annotated[
     str,
     option(
@@ -66,7 +67,7 @@ Encoder = Annotated[
     option(
         SHARING,
         "NAME",
-        "What compares prompts: pipeline (the model's own text encoder), minilm, or a model of sentence-transformers.",
+        "What compares prompts: pipeline (the model's own text encoder), minilm, or a sentence-transformers model.",
     ),
 ]
 Skip = Annotated[
@@ -83,14 +84,16 @@ Tolerance = Annotated[
     option(
         SKIPPING,
         "X",
-        "How much skipping may change an image: the larger, the more is skipped. Implies --skip; default 0.02.",
+        "How much skipping may change an image: a larger value skips more. Implies --skip; default 0.02.",
         "--tolerance",
     ),
 ]
 GuidanceInterval = Annotated[
     tuple[float, float] | None,
     option(
-        SKIPPING, "A B", "Guide only between these fractions of the steps, for example 0.1 0.8; half the rows outside."
+        SKIPPING,
+        "A B",
+        "Use guidance only between these fractions of the steps, such as 0.1 0.8; the other steps take half the rows.",
     ),
 ]
 Model = Annotated[
@@ -110,11 +113,15 @@ Guidance = Annotated[
     float, option(COMMON, "X", "Guidance scale; 1 or less turns guidance off.", "--guidance", "--guidance-scale")
 ]
 Negative = Annotated[
-    str | None, option(SAMPLING, "TEXT", "Negative prompt of all images.", "--negative", "--negative-prompt")
+    str | None, option(SAMPLING, "TEXT", "Negative prompt for all images.", "--negative", "--negative-prompt")
 ]
 Scheduler = Annotated[
     str | None,
-    option(SAMPLING, "NAME", "ddim, dpm++2m, euler, unipc, ..., or a class of diffusers; by default the model's own."),
+    option(
+        SAMPLING,
+        "NAME",
+        "ddim, dpm++2m, euler, unipc, ..., or a scheduler class of diffusers; by default the model's own.",
+    ),
 ]
 Seed = Annotated[int, option(COMMON, "N", "Random seed: the same seed gives the same images.")]
 Height = Annotated[int | None, option(SAMPLING, "N", "Height of the images; by default the model's own.")]
@@ -126,7 +133,7 @@ Compile = Annotated[
     option(
         MACHINE,
         "",
-        "Compile the denoiser: takes a minute or more at first, and pays for runs of hours.",
+        "Compile the denoiser, which takes a minute or more at first and pays off in runs of hours.",
         "--compile",
     ),
 ]

@@ -53,7 +53,7 @@ class JobProgress:
                 self._shown.close()
                 err.print(f"Stopped: {done} of {images} images are finished. Continue with --resume.")
             case events.AlreadyFinished():
-                out.print("This run is finished: nothing to resume. Its page was written again.")
+                out.print("This run is finished: there is nothing to resume. Its page was written again.")
 
     def _spin(self, text: str) -> None:
         self._shown.close()
@@ -65,8 +65,8 @@ class Bar:
     computed or skipped, because what skipping saves is not known in advance.
 
     Args:
-        rows, images: of the whole run.
-        rows_done, images_done: of an earlier part of it.
+        rows, images: totals of the whole run.
+        rows_done, images_done: those that an earlier part of the run has finished.
     """
 
     def __init__(self, rows: int, images: int, rows_done: int, images_done: int) -> None:
@@ -104,6 +104,6 @@ class Bar:
         self.bar.update(self.task, completed=rows, images=self._images(rows))
 
     def _images(self, rows: int) -> str:
-        # counted from rows, so that there is a rate before the first batch ends
+        # the rate comes from rows, so that it is known before the first batch ends
         rate = (rows - self.before) / self.total * self.images / max(time.perf_counter() - self.begin, 1e-9)
         return f"{self.images_done}/{self.images} images, {rate:.2f} images/s"

@@ -25,9 +25,11 @@ def train(
     model: Model = "mini",
     objective: Annotated[
         Literal["sage", "standard"],
-        option(OBJECTIVE, "NAME", "sage: for shared sampling; standard: the same images one by one, as a baseline."),
+        option(
+            OBJECTIVE, "NAME", "sage: for shared sampling; standard: the usual loss on the same images, as a baseline."
+        ),
     ] = "sage",
-    share: Annotated[float, option(OBJECTIVE, "X", "Fraction of the trajectory that will be shared.")] = 0.4,
+    share: Annotated[float, option(OBJECTIVE, "X", "Fraction of the steps that sampling will share.")] = 0.4,
     shared_weight: Annotated[float, option(OBJECTIVE, "X", "lambda_1: weight of the loss on the group's mean.")] = 1.0,
     target_weight: Annotated[float, option(OBJECTIVE, "X", "lambda_2: weight of the loss on the soft target.")] = 1.0,
     through_target: Annotated[
@@ -35,7 +37,11 @@ def train(
     ] = False,
     branch_noise: Annotated[
         Literal["drawn", "trunk"],
-        option(OBJECTIVE, "NAME", "drawn: new noise, as published; trunk: branches start where their trunk ends."),
+        option(
+            OBJECTIVE,
+            "NAME",
+            "drawn: new noise, as published; trunk: the noise a branch sees when it starts where its trunk ends.",
+        ),
     ] = "drawn",
     weighting: Annotated[
         Literal["uniform", "min-snr"], option(OBJECTIVE, "NAME", "w_t, the weight of a timestep: uniform or min-snr.")
@@ -43,16 +49,21 @@ def train(
     steps: Annotated[int, option(TRAINING, "N", "Optimiser steps.")] = 20_000,
     batch: Annotated[int, option(TRAINING, "N", "Groups per forward pass.")] = 4,
     accumulation: Annotated[int, option(TRAINING, "N", "Forward passes per optimiser step.")] = 1,
-    learning_rate: Annotated[float, option(TRAINING, "X", "Learning rate, constant.")] = 1e-4,
+    learning_rate: Annotated[float, option(TRAINING, "X", "Constant learning rate.")] = 1e-4,
     rank: Annotated[int, option(TRAINING, "N", "Rank of the LoRA.")] = 16,
     layers: Annotated[
-        Literal["attention", "all"], option(TRAINING, "NAME", "Layers with a LoRA: attention, or all of the denoiser.")
+        Literal["attention", "all"],
+        option(TRAINING, "NAME", "Layers of the denoiser that get a LoRA: attention or all."),
     ] = "attention",
-    caption_dropout: Annotated[float, option(TRAINING, "X", "Fraction of groups that train without captions.")] = 0.1,
-    ema: Annotated[float | None, option(TRAINING, "X", "Decay of an average of the weights, like 0.999.")] = None,
+    caption_dropout: Annotated[
+        float, option(TRAINING, "X", "Fraction of groups that are trained without captions, which guidance needs.")
+    ] = 0.1,
+    ema: Annotated[
+        float | None, option(TRAINING, "X", "Save a moving average of the weights with this decay, such as 0.999.")
+    ] = None,
     height: Height = None,
     width: Width = None,
-    checkpoint_every: Annotated[int, option(TRAINING, "N", "Steps between checkpoints.")] = 500,
+    checkpoint_every: Annotated[int, option(TRAINING, "N", "Optimiser steps between checkpoints.")] = 500,
     seed: Annotated[int, option(TRAINING, "N", "Random seed.")] = 0,
     tracker: Annotated[
         str | None, option(OUTPUT, "NAME", "Also log to tensorboard, wandb or another tracker of accelerate.")
@@ -62,13 +73,24 @@ def train(
         option(
             OUTPUT,
             "FILE",
-            "Prompts whose images are made at each checkpoint, with shared steps: in validation/ and on --tracker.",
+            "File of prompts. Their images are generated at each checkpoint with shared steps, and go to validation/ "
+            "and to --tracker.",
         ),
     ] = None,
-    dtype: Annotated[str, option(MACHINE, "NAME", "Of the frozen weights: float32, float16, bfloat16.")] = "float32",
-    mixed_precision: Annotated[Literal["no", "fp16", "bf16"], option(MACHINE, "NAME", "no, fp16 or bf16.")] = "no",
+    dtype: Annotated[
+        str, option(MACHINE, "NAME", "Precision of the frozen weights: float32, float16 or bfloat16.")
+    ] = "float32",
+    mixed_precision: Annotated[
+        Literal["no", "fp16", "bf16"], option(MACHINE, "NAME", "Mixed precision of accelerate: no, fp16 or bf16.")
+    ] = "no",
     gradient_checkpointing: Annotated[
-        bool, option(MACHINE, "", "Use less memory and a third more time.", "--gradient-checkpointing")
+        bool,
+        option(
+            MACHINE,
+            "",
+            "Save memory by recomputing activations, which takes a third more time.",
+            "--gradient-checkpointing",
+        ),
     ] = False,
 ) -> None:
     """Train a LoRA so that shared sampling costs less quality (SAGE).
@@ -118,7 +140,7 @@ def train(
     if is_first:
         hold(context, out_dir, "validation", "encoded-*")
     with err.status(f"Loading {escape(model)}"):
-        pipe = load_pipeline(model, "cpu", dtype)  # accelerate moves it where it belongs
+        pipe = load_pipeline(model, "cpu", dtype)  # accelerate moves it to its device
     columns: list[Any] = [TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}")]
     smooth: dict[str, float] = {}
     with Progress(*columns, TimeRemainingColumn(), console=err, disable=not is_first) as progress:
@@ -144,7 +166,7 @@ def train(
         except KeyboardInterrupt:
             err.print("Stopped. Run it again to continue from the last checkpoint.")
             raise typer.Exit(130) from None
-        except DivergenceError as error:  # not bad input, so not its exit code
+        except DivergenceError as error:  # exit code 2 is for bad input
             if is_first:
                 say("red", "error", str(error))
             raise typer.Exit(1) from None
@@ -153,7 +175,7 @@ def train(
 
 
 def _validate(pipe: Any, prompts: list[str], share: float, sizes: dict[str, Any], path: Path) -> list[Any]:
-    """Return images that share their early steps, as in later use, and write them to `path` in one row."""
+    """Generate images that share their early steps, as users will, and write them to `path` side by side."""
     from PIL import Image
 
     from ..generation import generate

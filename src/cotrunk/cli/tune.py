@@ -43,18 +43,19 @@ def tune(
     guidance: Guidance = 7.5,
     seed: Seed = 0,
     sample: Annotated[
-        int, option(SWEEP, "N", "How many neighbouring prompts to try settings on; --seed chooses them.")
+        int, option(SWEEP, "N", "Number of consecutive prompts to try settings on; --seed chooses where they begin.")
     ] = 32,
     budget: Annotated[
-        int | None, option(SWEEP, "ROWS", "Largest number of denoiser rows to spend; no limit by default.")
+        int | None, option(SWEEP, "ROWS", "Maximum number of denoiser rows to spend; no limit by default.")
     ] = None,
     margin: Annotated[
         float,
         option(
             SWEEP,
             "X",
-            "Largest loss that counts as equal quality. Of alignment: relative to how much better images match their "
-            "own prompt than the others. Of distance: relative to that between two images of one prompt.",
+            "Largest loss that still counts as equal quality. For alignment, it is relative to how much better images "
+            "match their own prompt than the others. For distance, it is relative to the distance between two images "
+            "of one prompt.",
         ),
     ] = 0.1,
     rows: Annotated[
@@ -62,7 +63,7 @@ def tune(
         option(
             SWEEP,
             "X",
-            "Also find the best settings within this many rows per image; by default half of what --steps take.",
+            "Also find the best settings within this many rows per image; by default half the rows of --steps.",
         ),
     ] = None,
     lora: Lora = None,

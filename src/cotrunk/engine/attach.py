@@ -1,4 +1,4 @@
-"""Attach the hooks of one call to a pipeline, and remove every trace of them afterwards."""
+"""Attach the hooks of one call to a pipeline, and remove them completely afterwards."""
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
@@ -25,12 +25,12 @@ def attached(
     """Attach the hooks for one call of the pipeline, and yield the generators to call it with, one per image.
 
     Generators are on the CPU, so that noise does not depend on the device. Images of a group have equal seeds: they
-    start from equal noise, and a stochastic scheduler keeps them equal.
+    start from equal noise, and stay equal under a stochastic scheduler.
 
     Args:
         pipe: the pipeline.
         state: of the call.
-        seeds: one per image. None if the caller chooses generators and the number of images.
+        seeds: one per image. None if the user passes generators and chooses the number of images.
         callbacks: the user's functions among the arguments of the call.
 
     Raises:
@@ -46,8 +46,8 @@ def attached(
                 f"{type(pipe).__name__}.{name} is in use by another call of cotrunk: wait until that call returns."
             )
     with ExitStack() as stack:
-        # The pipeline ends its call with this one, which moves offloaded models back and empties caches. Delayed until
-        # the hooks are gone, it also happens when the pipeline raises.
+        # At the end of its call the pipeline runs this method, which moves offloaded models back and empties caches.
+        # It is delayed until the hooks are gone, so that it also runs when the pipeline raises.
         if hasattr(pipe, "maybe_free_model_hooks"):
             stack.callback(pipe.maybe_free_model_hooks)
             stack.enter_context(replaced(pipe, "maybe_free_model_hooks", lambda: None))
@@ -70,20 +70,20 @@ def attached(
 
 
 def _seeded_parts(pipe: Any, seeds: Sequence[int], state: CallState, caller: Caller) -> Iterator[tuple[Any, str, Any]]:
-    """Yield what to replace where the seed and the place of each image are known: (owner, attribute, value)."""
+    """Yield the replacements that need the seed and the place of each image: (owner, attribute, value)."""
     if isinstance(getattr(pipe, "vae", None), torch.nn.Module):
         if hasattr(pipe.vae, "encode"):
             yield pipe.vae, "encode", _seeded(pipe.vae.encode, seeds, caller)
         yield pipe.vae, "decode", _watched(pipe.vae.decode, len(seeds), state, caller)
     if hasattr(pipe.scheduler, "noise_sampler_seed"):
-        # DPMSolverSDE draws from a Brownian tree of its own, not from the generator: give it one seed per image
+        # DPMSolverSDE draws from its own Brownian tree, not from the generator: give it one seed per image
         yield pipe.scheduler, "noise_sampler_seed", list(seeds)
 
 
 def _seeded(encode: Callable[..., Any], seeds: Sequence[int], caller: Caller) -> Callable[..., Any]:
-    """Return an encoder whose draws without a generator come from the seed of each image.
+    """Return an encoder that samples from the seed of each image if the pipeline passes no generator.
 
-    Some pipelines (ControlNets of SD 3) forget the generator. The global one would make an image depend on the rest of
+    Some pipelines (ControlNets of SD 3) do not pass it. The global generator would make an image depend on the rest of
     its batch.
     """
 
@@ -94,7 +94,7 @@ def _seeded(encode: Callable[..., Any], seeds: Sequence[int], caller: Caller) ->
         sample = getattr(distribution, "sample", None)
         if caller.is_calling() and callable(sample) and isinstance(getattr(distribution, "mean", None), torch.Tensor):
             rows = len(distribution.mean)
-            # Other noise than what the image starts from. A single row may belong to any image.
+            # Not the noise that the image starts from. A single row may belong to any image.
             own = [seeds[row % len(seeds)] + 1 for row in range(rows)] if rows % len(seeds) == 0 else [1] * rows
 
             def draw(generator: Any = None) -> Any:
@@ -119,7 +119,7 @@ def _watched(decode: Callable[..., Any], images: int, state: CallState, caller: 
         if isinstance(sample, torch.Tensor) and sample.ndim:
             if sample.shape[0] == images:
                 state.note_finite(sample.flatten(1).isfinite().all(dim=1))
-            else:  # a part of the batch, or frames: the decoder cannot tell which image they belong to
+            else:  # a part of the batch, or frames: it is unknown which image they belong to
                 state.note_finite(sample.isfinite().all().expand(images))
         return output
 

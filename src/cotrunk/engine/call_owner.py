@@ -1,7 +1,7 @@
-"""Find out which pipeline calls a module: the one that the hooks are for, or another.
+"""Find out whether a module is called by the pipeline that the hooks are for, or by another.
 
 Other pipelines may use the hooked modules as well: a server shares one UNet among pipelines in several threads, and a
-callback may run a second pipeline. Their calls must pass as if there were no hook.
+callback may run a second pipeline. Their calls must run as if there were no hook.
 """
 
 import functools
@@ -33,7 +33,7 @@ class Caller:
     def is_calling(self) -> bool:
         """Return whether the pipeline itself called the code that runs now.
 
-        The innermost pipeline or callback on the stack decides. If there is none (a loop of the user's own), every call
+        The innermost pipeline or callback on the stack decides. If there is none (in the user's own loop), every call
         in this thread counts.
         """
         if threading.get_ident() != self._thread:

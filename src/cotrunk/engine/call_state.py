@@ -13,10 +13,12 @@ from .step_plan import RowPlan, StepPlan
 
 @dataclass(frozen=True, repr=False)
 class StepEvent:
-    """What happened in one step of the scheduler. N images; the tensors are the pipeline's own, so do not change them.
+    """What happened in one step of the scheduler.
+
+    The tensors hold N images and belong to the pipeline: do not change them.
 
     Attributes:
-        step: steps taken before this one: 0 for the first.
+        step: number of steps taken before this one.
         timesteps: scheduler steps of the whole call.
         timestep: as the scheduler got it.
         sample: (N, ...) latents before the step, corrected where a skipping rule corrects them.
@@ -25,7 +27,7 @@ class StepEvent:
         sources: for each image, the image whose row it took; its own index unless a group shares a row.
         computed: for each image, whether the denoiser computed it (or its source).
         rows, rows_asked: denoiser rows computed so far in this call, and those that the pipeline asked for.
-        rows_spared: the difference so far, by what spared the rows: "sharing", "guidance", "skipping".
+        rows_spared: the rows not computed so far, by reason: "sharing", "guidance", "skipping".
     """
 
     step: int
@@ -56,11 +58,11 @@ class CallState:
         row_sizes: the allowed numbers of rows in a forward. A forward is filled with copies up to the next of them, so
             that a compiled denoiser sees few shapes. None for any number.
         on_step: called after every scheduler step.
-        step: scheduler steps taken. This is the clock: timesteps cannot be (PNDM repeats one), nor can denoiser calls
-            (some pipelines call once per guidance branch).
+        step: scheduler steps taken. This is the clock. Timesteps cannot be the clock, because PNDM repeats one. Nor can
+            denoiser calls, because some pipelines call once per guidance branch.
         rows, rows_asked: denoiser rows computed, and those that the pipeline asked for.
         rows_filled: copies computed in addition to `rows`, because of `row_sizes`.
-        rows_spared: rows asked for and not computed, by what spared them: "sharing", "guidance", "skipping".
+        rows_spared: rows asked for and not computed, by reason: "sharing", "guidance", "skipping".
         plans: the plans of the steps taken.
         equality: checks that images which share a row are equal.
         finite: (N,) booleans, False for an image whose latents or decoded values hold a NaN or an infinity.
@@ -107,13 +109,13 @@ class CallState:
         self.ended = time.perf_counter() if device is None or self.step < self.timesteps else now(device)
 
     def count(self, asked: int, computed: int, **spared: int) -> None:
-        """Count the rows of one denoiser call: those asked for, those computed, and the others by what spared them."""
+        """Count the rows of one denoiser call: asked for, computed, and spared by reason."""
         self.rows += computed
         self.rows_asked += asked
         self.rows_spared.update(spared)
 
     def note_finite(self, finite: torch.Tensor) -> None:
-        """Note which images (N,) are finite here. An image that once was not stays failed."""
+        """Note which images (N,) are finite now. An image that was not finite once stays failed."""
         self.finite = finite if self.finite is None else self.finite & finite.to(self.finite.device)
 
 

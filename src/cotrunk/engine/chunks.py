@@ -1,4 +1,4 @@
-"""Run rows of one module in forwards of a limited size."""
+"""Run the rows of one module in forwards of a limited size."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -19,7 +19,7 @@ class Chunks:
         call: runs the module.
         state: of the call of the pipeline: holds both limits.
         is_counted: whether filled rows count.
-        is_divisible: whether some rows can run without the others. Becomes False if a call shows that they cannot.
+        is_divisible: whether some rows can run without the others. It becomes False if a call shows that they cannot.
         layers: layers of the module that a policy has taken over.
     """
 
@@ -36,7 +36,7 @@ class Chunks:
         self.is_counted, self.is_divisible = is_counted, is_divisible
 
     def filled(self, rows: int) -> int:
-        """Return the number of rows that a forward has in place of `rows`."""
+        """Return the number of rows of a forward that runs `rows` rows, copies included."""
         most = self.state.max_rows or math.inf
         larger = [size for size in self.state.row_sizes or () if rows <= size <= most]
         return min(larger) if larger and self.is_divisible else rows
@@ -51,9 +51,9 @@ class Chunks:
         *,
         listed: bool,
     ) -> tuple[list[Any], list[int]]:
-        """Run these rows and return the outputs of the chunks, and the rows of each.
+        """Run these rows and return the outputs of the chunks, and the number of rows of each.
 
-        Out of memory halves the chunk and goes on from there.
+        If the device runs out of memory, halve the chunk and go on from there.
 
         Args:
             named: arguments with these rows only; the first `positional` of them are passed by position.

@@ -1,10 +1,9 @@
-"""The hook on a denoiser: at every call, decide row by row where the output comes from.
+"""The hook on a denoiser: at every call, decide where the output of each row comes from.
 
-A pipeline called with N prompts hands its denoiser R rows per call: N, or a multiple of N if guidance is concatenated.
-The plan of the step says which of the N images are equal now. Those rows run once, under the mean of their conditions,
-in chunks of `max_rows`, and their output is copied. Nothing else of the pipeline changes: all N latents exist all the
-time, and the pipeline's own scheduler steps every one of them. So a solver's history is right at the branch point by
-construction.
+A pipeline called with N prompts passes R rows per call to its denoiser: N, or a multiple of N if guidance is
+concatenated. The plan of the step says which of the N images are equal now. Their row runs once, with the mean of their
+conditions, and its output is copied. Nothing else in the pipeline changes: all N latents exist at every step, and the
+pipeline's own scheduler steps all of them. So the history of a multistep solver is correct at the branch point.
 """
 
 import inspect
@@ -54,7 +53,7 @@ class _Call:
 
 @dataclass(frozen=True)
 class _Last:
-    """What the module returned last, or a blank output of the same form."""
+    """The last output of the module, or a blank output of the same form."""
 
     output: Any
     rows: int
@@ -62,7 +61,7 @@ class _Last:
 
 
 class FoldHook:
-    """Folds the rows of one module as the plan of each step says. Calls by others pass through: see `Caller`.
+    """Folds the rows of one module as the plan of each step says. Calls by others run unchanged: see `Caller`.
 
     Args:
         module: a denoiser, or a side network such as a ControlNet.
@@ -89,7 +88,7 @@ class FoldHook:
         self.checks = ModuleChecks(module, state, self.chunks)
         self.parameters = parameters_of(module)
         self.foldings: dict[Any, Folding] = {}
-        self.sources: tuple[int, ...] | None = None  # of the call before
+        self.sources: tuple[int, ...] | None = None  # of the previous call
         self.last: _Last | None = None
         self.step, self.calls = -1, 0  # the current step, and the calls in it before this one
 
@@ -99,11 +98,11 @@ class FoldHook:
         plan = self.state.current
         self._begin(plan, call)
         sources = plan.sources or tuple(range(call.rows))
-        if call.rows % len(sources):  # not a batch of these images
+        if call.rows % len(sources):  # the rows do not belong to these images
             self.checks.check_rows(call.rows, len(sources))
             return self.call(*args, **kwargs)
         if self.sources not in (None, sources):
-            clear_caches(self.module)  # what other hooks remember are the rows of another partition
+            clear_caches(self.module)  # other hooks keep tensors with the rows of the previous partition
         self.sources = sources
         if (spared := self._unguided_output(plan, call, sources)) is not None:
             return spared
@@ -133,14 +132,16 @@ class FoldHook:
         self.checks.check_module(self.calls)
 
     def _unguided_output(self, plan: StepPlan, call: _Call, sources: tuple[int, ...]) -> Any | None:
-        """Return the output for a call of the second guidance branch in a step without guidance: that of the first.
-        None for any other call."""
+        """Return the output of the first guidance branch for a call of the second, in a step without guidance.
+
+        None for any other call.
+        """
         if plan.is_guided or self.last is None or call.rows != len(sources):
             return None
         if (self.last.step, self.last.rows) != (plan.step, call.rows):
             return None
-        paid = len(set(sources))  # the others were spared by sharing
-        self._count(call.rows, 0, call.rows - paid, paid, 0)
+        distinct = len(set(sources))  # the other rows are spared by sharing
+        self._count(call.rows, 0, call.rows - distinct, distinct, 0)
         return self.last.output
 
     def _folding(self, plan: StepPlan, call: _Call, sources: tuple[int, ...]) -> Folding:
@@ -151,7 +152,7 @@ class FoldHook:
         computed: tuple[bool, ...] | None = plan.computed or None
         if computed is not None and not any(computed) and self.last is None:
             blank = blank_output(self.module, call.named)
-            if blank is None:  # nothing to return without a computation
+            if blank is None:  # its form is unknown, so the rows must be computed
                 computed = None
             else:
                 self.last = _Last(blank, call.rows, -1)
@@ -176,7 +177,7 @@ class FoldHook:
             place = torch.tensor(order, device=call.device).argsort()
             inverse = place if inverse is None else torch.where(inverse < 0, inverse, place[inverse])
         if folding.predicted:
-            # a row that is not computed keeps its last output: a pipeline may look at it, the scheduler does not
+            # a row that is not computed gets its last output: the scheduler does not read it, but the pipeline may
             inverse = self._with_last(inverse, outputs, sizes, call.rows)
         if inverse is None and len(outputs) == 1:
             return outputs[0]
@@ -196,7 +197,7 @@ class FoldHook:
         return torch.where(inverse < 0, own, inverse)
 
     def _repeated(self, call: _Call) -> Any:
-        """Return the last output once more, for a call of which no row is computed."""
+        """Return the last output again, for a call in which no row is computed."""
         assert self.last is not None
         same = torch.arange(call.rows, device=call.device) % self.last.rows
         return assemble([self.last.output], [self.last.rows], same, listed=call.listed)
@@ -207,7 +208,7 @@ class FoldHook:
 
 
 def parameters_of(module: torch.nn.Module) -> list[str]:
-    """Return the names of a module's arguments. Wrappers hide them behind *args: torch.compile, and peft's model."""
+    """Return the names of a module's arguments, which torch.compile and peft's model hide behind *args."""
     module = unwrap_module(module)
     base = getattr(module, "get_base_model", lambda: module)()
     return list(inspect.signature(base.forward).parameters)

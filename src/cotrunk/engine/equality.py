@@ -1,4 +1,4 @@
-"""Check that images which share a row are equal in everything that the row cannot average."""
+"""Check that images which share a row are equal in everything that is not averaged."""
 
 from collections.abc import Mapping
 
@@ -8,7 +8,7 @@ from ..errors import CotrunkError
 
 
 class EqualityChecks:
-    """The comparisons of one call, read without making an accelerator wait where possible."""
+    """The comparisons of one call. Their results are read late, so that the device need not wait."""
 
     def __init__(self) -> None:
         self._pending: list[tuple[int, str, str, torch.Tensor]] = []
@@ -19,7 +19,7 @@ class EqualityChecks:
         Args:
             step: the current step.
             where: the class that receives the values: a denoiser, a scheduler.
-            differs: name of a value -> whether images differ in it, as of `Folding.apart`.
+            differs: name of a value -> whether images differ in it, as `Folding.differences` returns it.
             at_once: read the result now. Otherwise it is read at the next step, or at the end of the call.
         """
         self._pending += [(step, where, name, flag) for name, flag in differs.items()]

@@ -36,8 +36,7 @@ class ModuleChecks:
     def check_module(self, calls: int) -> None:
         """Raise `CotrunkError` if rows of this module cannot run without the others.
 
-        Checked before the first row, and again after the first step: by then a list that looked like a counter may have
-        filled with rows.
+        Checked before the first row, and again after the first step, when a list that was empty may hold rows.
 
         Args:
             calls: calls of the module in this step before this one.
@@ -59,8 +58,7 @@ class ModuleChecks:
             )
 
     def check_timestep(self, named: dict[str, Any]) -> None:
-        """Raise `CotrunkError` if the pipeline goes on to another timestep without a step of its scheduler, by which
-        cotrunk counts."""
+        """Raise `CotrunkError` if the pipeline goes on to another timestep without a call of `scheduler.step`."""
         if self.state.step:
             return
         timestep = next((named[name] for name in TIMESTEPS if name in named), None)
@@ -69,8 +67,8 @@ class ModuleChecks:
             self._first_timestep = math.nan if value is None else value
         elif value is not None and value != self._first_timestep and not self.state.row_plan.is_plain():
             raise CotrunkError(
-                f"The pipeline calls its {self.kind} at another timestep without a step of its scheduler, by which "
-                "cotrunk counts: use sharing=None, and neither skipping nor guidance_interval."
+                f"The pipeline moves its {self.kind} to another timestep without a call of scheduler.step, and "
+                "cotrunk counts those calls: use sharing=None, and neither skipping nor guidance_interval."
             )
 
     def check_members(
@@ -90,17 +88,19 @@ class ModuleChecks:
             else:
                 self._fitting.add((sources, folding.rows))
         if folding.shared:
-            # the first row of a partition is checked at once; later a pipeline or a callback may change something
-            self.state.equality.expect(self.state.step, self.kind, folding.apart(named), at_once=is_first)
+            # the first call of a partition is checked at once; later calls too, because a callback may change arguments
+            self.state.equality.expect(self.state.step, self.kind, folding.differences(named), at_once=is_first)
 
     def _refuse_misshapen(self, folding: Folding, copies: int, why: str, *, several: bool) -> None:
-        """Raise `CotrunkError` if some rows of such a call would run without the others, now or at a later step."""
+        """Raise `CotrunkError` if some rows would run without the others, now or at a later step."""
         row_plan, rows = self.state.row_plan, folding.rows
         if folding.shared:
             raise CotrunkError(f"Prompts cannot share steps in a {self.kind}: {why}. Use sharing=None.")
-        # of a single image all rows run or none
+        # with a single image, either all rows run or none does
         skips = bool(row_plan.policies) and several
         if not folding.is_identity or skips or (row_plan.interval is not None and copies == 2):
-            raise CotrunkError(f"No rows of a {self.kind} can be skipped: {why}. Use neither skipping nor an interval.")
+            raise CotrunkError(
+                f"No rows of a {self.kind} can be skipped: {why}. Use neither skipping nor guidance_interval."
+            )
         if (self.state.max_rows or rows) < rows or self.chunks.filled(rows) > rows:
             raise CotrunkError(f"A {self.kind} cannot run in chunks: {why}. Leave max_rows and row_sizes out.")

@@ -1,4 +1,4 @@
-"""The form of a denoiser's output, for a call of which no row is computed and none has been before."""
+"""The form of a denoiser's output, for a first call in which no row is computed."""
 
 import sys
 from typing import Any
@@ -12,8 +12,8 @@ from ..pipelines.class_tables import OUTPUT_FORMS
 def blank_output(module: torch.nn.Module, named: dict[str, Any]) -> Any | None:
     """Return zeros in the form that the module would return for this call; None unless the form is certain.
 
-    It is certain for the classes in `OUTPUT_FORMS`: their output has the shape of the sample, but for the number of
-    channels that their config names.
+    It is certain for the classes in `OUTPUT_FORMS`: their output has the shape of the sample, except for the number of
+    channels, which their config gives.
 
     Args:
         module: a denoiser, compiled or not.
@@ -30,7 +30,7 @@ def blank_output(module: torch.nn.Module, named: dict[str, Any]) -> Any | None:
     patch = config.get("patch_size") or 1
     sides = patch if isinstance(patch, tuple | list) else [patch] * (sample.ndim - 2)
     if not form.is_packed and any(size % side for size, side in zip(sample.shape[2:], sides, strict=True)):
-        return None  # the module cuts off what does not fill a patch
+        return None  # the module drops pixels that do not fill a patch
     shape = list(sample.shape)
     channels = config.get("out_channels") or config["in_channels"]
     shape[-1 if form.is_packed else 1] = channels * (patch**2 if form.is_packed else 1)

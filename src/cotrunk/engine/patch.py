@@ -1,6 +1,6 @@
-"""Patches: the one place that replaces how modules, schedulers and pipelines behave during a call.
+"""Replace how modules, schedulers and pipelines behave during a call. No other module does this.
 
-`replaced` and `intercepted` are undone when their context ends. `restore` and `reclassed` stay until they are called
+`replaced` and `intercepted` are undone when their context ends. `restore` and `reclassed` last until they are called
 again.
 """
 
@@ -18,7 +18,7 @@ DISPATCH = "_compiled_call_impl"  # `module(...)` runs this attribute of the mod
 
 @contextmanager
 def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
-    """Set an attribute of the instance; afterwards the instance is as it was."""
+    """Set an attribute of an instance while the context lasts, then restore it."""
     had, before = name in vars(owner), vars(owner).get(name)
     setattr(owner, name, value)
     try:
@@ -33,9 +33,9 @@ def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
 def intercepted(module: torch.nn.Module, call: Callable[..., Any]) -> AbstractContextManager[None]:
     """Run `call` instead of the module while the context lasts.
 
-    `call` takes the place of the module's compiled call, so it is outside of everything else, whatever is hooked,
-    compiled or offloaded below it. A hook on `forward` would not be: a module compiled in place compiles again for each
-    new hook, and a diffusers hook that removes itself during a call (group offload with streams) removes those above.
+    `call` takes the place of the module's compiled call, so it runs outside other hooks, compilation and offloading.
+    A hook on `forward` would not. A module compiled in place compiles again for each new hook. A diffusers hook that
+    removes itself during a call (group offload with streams) also removes the hooks above it.
 
     Raises:
         CotrunkError: this version of torch calls modules in another way.
@@ -45,12 +45,12 @@ def intercepted(module: torch.nn.Module, call: Callable[..., Any]) -> AbstractCo
 
 
 def call_of(module: torch.nn.Module) -> Callable[..., Any]:
-    """Return what runs now when the module is called: what `intercepted` put there, a compiled call, or its own."""
+    """Return what runs now when the module is called: the call set by `intercepted`, a compiled call, or its own."""
     return getattr(module, DISPATCH) or module._call_impl
 
 
 def interceptor_of(module: torch.nn.Module) -> Any:
-    """Return what `intercepted` or torch.compile put in the place of the module's call; None if nothing."""
+    """Return what `intercepted` or torch.compile set in place of the module's call; None if neither did."""
     return getattr(module, DISPATCH)
 
 
@@ -67,12 +67,12 @@ def check_dispatch() -> None:
 
 
 def restore(owner: Any, state: dict[str, Any], remove: Iterable[str] = ()) -> None:
-    """Set attributes of an instance to values that they had before, and remove those that it did not have."""
+    """Set the attributes of an instance to earlier values, and remove those that it did not have then."""
     for name in remove:
         vars(owner).pop(name, None)
     vars(owner).update(state)
 
 
 def reclassed(instance: Any, kind: type) -> None:
-    """Give an instance another class. Python looks `__call__` up in the class, so this is how its call is replaced."""
+    """Give an instance another class: Python looks `__call__` up in the class, not in the instance."""
     instance.__class__ = kind

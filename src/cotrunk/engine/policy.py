@@ -1,4 +1,4 @@
-"""What the engine asks of a rule that stands in for the denoiser: skipping, or a recorded trunk."""
+"""The interface of policies, which supply outputs in place of the denoiser: skipping, or a recorded trunk."""
 
 from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager
@@ -20,8 +20,8 @@ class Policy(Protocol):
     """Decides which images the denoiser computes, and supplies the outputs of the others.
 
     Several policies form a chain. The denoiser computes an image if every policy wants it computed; otherwise the first
-    policy that does not want it supplies its output. `observe` runs in the order of the chain, so a policy sees what
-    the policies before it supplied as if it had been computed. Put recorded outputs before predictions.
+    policy that does not want it supplies its output. `observe` runs in the order of the chain, so to a policy
+    the outputs of earlier policies look computed. Put recorded outputs before predictions.
     """
 
     def computes(self, step: int) -> Sequence[bool]:
@@ -33,7 +33,7 @@ class Policy(Protocol):
     def observe(
         self, step: int, known: Sequence[bool], steps: SchedulerSteps, output: torch.Tensor, sample: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the output and the sample (N, ...) that `scheduler.step` takes instead of these.
+        """Return the output and the sample (N, ...) that `scheduler.step` gets instead of these.
 
         Args:
             step: steps taken before this one.
@@ -58,10 +58,10 @@ class LayerCalls(Protocol):
 
     @property
     def calls(self) -> Sequence[tuple[torch.nn.Module, Callable[..., Any]]]:
-        """Each layer, and what runs instead of it."""
+        """The layers, each with the callable that runs instead of it."""
 
     def parts(self, call: int, live: Sequence[int], images: int) -> list[list[int]]:
-        """Return which of the live rows run in one forward, as places in `live`.
+        """Return which of the live rows run together in one forward, as places in `live`.
 
         Args:
             call: denoiser calls of this step before this one.

@@ -1,4 +1,4 @@
-"""A scheduler that can take its steps again: from an earlier state, with other model outputs."""
+"""Take steps of a scheduler again, from an earlier state and with other model outputs."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -11,13 +11,14 @@ from .patch import restore
 
 @dataclass(frozen=True)
 class _Mark:
-    """Where a step begins.
+    """The state at the beginning of a step.
 
     Attributes:
         sample: (N, ...).
         state: of the scheduler.
         arguments: of its `step`, without the output and the sample.
-        change: what the pipeline did to the sample since the step before (a mask, a callback); None if nothing.
+        change: the change that the pipeline made to the sample after the previous step (a mask, a callback); None
+            if it made none.
     """
 
     sample: torch.Tensor
@@ -29,9 +30,9 @@ class _Mark:
 class SchedulerSteps:
     """The steps of one scheduler in one call of a pipeline.
 
-    Retracing steps with better model outputs leads any scheduler (one step or several, predictor or corrector) to where
-    it would be had it used those outputs at once, its history included. A scheduler that draws noise cannot retrace:
-    it would draw other noise.
+    Retracing steps with better model outputs brings a scheduler to the state that it would have if it had used those
+    outputs at once. This works for single-step and multistep schedulers, predictors and correctors. A scheduler that
+    draws noise cannot retrace: it would draw other noise.
 
     A policy counts steps from the beginning of a run. A call may contain several runs of its scheduler (one per video
     chunk): `begin` starts the next.
@@ -53,7 +54,7 @@ class SchedulerSteps:
         self._arguments: dict[str, Any] = {}
 
     def enter(self, number: int, sample: torch.Tensor, arguments: Mapping[str, Any]) -> None:
-        """Begin a step of the call, before any policy sees it.
+        """Begin a step of the call. This runs before the policies.
 
         Args:
             number: steps of the call before this one.
@@ -71,7 +72,7 @@ class SchedulerSteps:
         before = _random_states(generator, device)
         taken = self._step(**arguments)
         changed = any(not torch.equal(old, new) for old, new in _pairs(before, _random_states(generator, device)))
-        # a Brownian tree (DPMSolverSDE) has a seed of its own
+        # the Brownian tree of DPMSolverSDE has its own seed
         self.can_retrace = not changed and not hasattr(self.scheduler, "noise_sampler_seed")
         return taken
 
@@ -105,15 +106,15 @@ class SchedulerSteps:
         return int(found[0]) if len(found) else 0
 
     def forget(self, before: int) -> None:
-        """Drop the marks of steps before this one, which will not be retraced."""
+        """Drop the marks of the steps before this one: they will not be retraced."""
         for step in [step for step in self._marks if step < before]:
             del self._marks[step]
 
     def retrace(self, start: int, stop: int, outputs: Mapping[int, torch.Tensor]) -> torch.Tensor:
         """Take the steps from `start` to before `stop` again with these model outputs (N, ...).
 
-        What the pipeline did to samples in between is done again. Returns the sample at `stop`, from where the
-        scheduler goes on.
+        The changes that the pipeline made to samples between the steps are made again. Return the sample at `stop`,
+        where the scheduler goes on.
         """
         sample = self._marks[start].sample
         restore(self.scheduler, _copied(self._marks[start].state))
@@ -150,5 +151,5 @@ def _copied(state: dict[str, Any]) -> dict[str, Any]:
 def _copy(value: Any) -> Any:
     if isinstance(value, list):
         return [_copy(item) for item in value]
-    # tensors of one dimension are schedules, which no step changes
+    # one-dimensional tensors are schedules, which steps do not change
     return value.clone() if isinstance(value, torch.Tensor) and value.ndim > 1 else value

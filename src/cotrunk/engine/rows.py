@@ -1,6 +1,6 @@
 """Rows of a denoiser call: fold equal rows into one, pick some, and spread their outputs over all rows.
 
-Pure tensor work on the arguments and outputs of a module, without any pipeline. "Live" rows are those that run.
+This works on the tensors of a module's arguments and outputs, without a pipeline. "Live" rows are those that run.
 """
 
 import functools
@@ -16,24 +16,25 @@ from ..pipelines.denoiser_arguments import CONDITIONS, LENGTHS, MASKS, ROW_LISTS
 
 # Largest difference between members that counts as rounding, relative to the largest value.
 ROUNDING = 1e-5
-# What other arguments may consist of: an object of another type may keep a state.
+# The types that other arguments may consist of. An object of another type may keep a state.
 VALUES = (torch.Tensor, int, float, str, NoneType, torch.dtype, torch.device, np.generic, np.ndarray)
 
 
 class Folding:
-    """How R rows fold into the live ones.
+    """How the R rows of a call fold into the live ones.
 
     Args:
         sources: for each of N images the image whose row it takes; `sources[i] == i` for an image whose own row runs.
         rows: R, a multiple of N: with concatenated guidance, copy k of image i is row k * N + i.
         device: of the tensors.
         computed: for each image whether its rows run at all; outputs of the others are undefined. None for all.
-        copy: the copy whose rows represent those of all copies (guidance off); None if each copy has its own.
+        copy: with guidance off, the copy whose rows represent all copies; None if each copy has its own rows.
 
     Attributes:
         live: the rows that run.
         members: for each live row, the rows that it represents.
-        shared, unguided, predicted: number of the other rows, by what spared them first.
+        shared, unguided, predicted: numbers of rows that do not run, by the first reason that applies: sharing,
+            guidance that is off, skipping.
         inverse: (R,) for each row the place of its live row; -1 for rows that are not computed.
     """
 
@@ -91,8 +92,8 @@ class Folding:
     def misshapen(self, named: dict[str, Any]) -> str | None:
         """Return why an argument cannot be split into rows; None if all can. Reads shapes only.
 
-        It cannot if it is a condition without one entry per row, or an object that may keep rows between calls (a
-        key-value cache).
+        An argument cannot be split if it is a condition without one entry per row, or an object that may keep rows
+        between calls (a key-value cache).
         """
         for name, value in named.items():
             if isinstance(value, dict):
@@ -110,15 +111,15 @@ class Folding:
                         return f"its condition {name} has {len(tensor)} rows where the call has {self.rows}"
         return None
 
-    def apart(self, named: dict[str, Any]) -> dict[str, torch.Tensor]:
-        """Compare the members of each row in everything that is not averaged.
+    def differences(self, named: dict[str, Any]) -> dict[str, torch.Tensor]:
+        """Compare the members of each row in every argument that is not averaged.
 
-        Where members differ in it, all would silently get the representative's value. Floating point numbers may differ
-        by rounding; integers and booleans (token ids, classes) must be equal.
+        All members get the representative's value of such an argument, so they must not differ in it. Floating-point
+        numbers may differ by rounding; integers and booleans (token ids, classes) must be equal.
 
         Returns:
-            argument -> a boolean without dimensions: whether members differ in it. It is on the argument's device:
-            comparing does not wait for the device, reading the result does.
+            argument -> whether members differ in it, as a tensor without dimensions on the argument's device. Only
+            reading the result waits for the device.
         """
         found: dict[str, torch.Tensor] = {}
         if not self._others:
@@ -128,7 +129,7 @@ class Folding:
             if name in SHARED or value is None or of in named:
                 continue
             if isinstance(value, dict):
-                found |= self.apart(value)
+                found |= self.differences(value)
             elif name in ROW_LISTS and isinstance(value, list) and len(value) == self.rows:
                 if name not in CONDITIONS:
                     found[name] = _any([differ(value[row], value[source]) for row, source in self._others])
@@ -163,22 +164,25 @@ class Folding:
         return tree_map_only(torch.Tensor, lambda x: reduce(x) if _has_rows(x, self.rows) else x, value)
 
     def first(self, tensor: torch.Tensor) -> torch.Tensor:
-        """(R, ...) -> (live, ...): the representatives."""
+        """Return the rows of the representatives: (R, ...) -> (live, ...)."""
         return tensor.index_select(0, self._live)
 
     def union(self, mask: torch.Tensor) -> torch.Tensor:
-        """(R, tokens) -> (live, tokens): what any member sees, by a 0/1 mask, an additive mask, or lengths."""
+        """Return masks of the tokens that any member sees: (R, tokens) -> (live, tokens).
+
+        This holds for 0/1 masks, additive masks, and lengths.
+        """
         return mask[self._padded].amax(dim=1)
 
     def mean(self, tensor: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
-        """(R, ...) -> (live, ...): the mean over each row's members (SAGE, Algorithm 1, line 5).
+        """Return the mean over each row's members (SAGE, Algorithm 1, line 5): (R, ...) -> (live, ...).
 
         With a token mask (R, tokens), the mean at a token is over the members that have this token: the padding of a
-        short prompt has no meaning. At a token that no member has, it is over all members: some models read padding
-        (HunyuanDiT pools it, and Chroma's mask hides nothing). It is computed as representative + mean of differences,
-        so that equal members give their own value to the last bit.
+        short prompt has no meaning. At a token that no member has, it is over all members, because some models
+        read padding (HunyuanDiT pools it, and Chroma's mask hides nothing). The mean is computed as the representative
+        plus the mean of the differences, so that equal members keep their value bit for bit.
         """
-        if not tensor.is_floating_point():  # token ids or classes: equal among the members, see `apart`
+        if not tensor.is_floating_point():  # token ids or classes: equal among the members, see `differences`
             return self.first(tensor)
         exact = torch.promote_types(tensor.dtype, torch.float32)
         first = self.first(tensor).to(exact)
@@ -231,7 +235,7 @@ def _mean_of_ragged(rows: list[torch.Tensor]) -> torch.Tensor:
     longest = max(rows, key=len)
     first = longest.to(torch.promote_types(longest.dtype, torch.float32))
     difference, count = torch.zeros_like(first), torch.zeros(len(first), 1, device=first.device)
-    for row in rows:  # differences, as in `Folding.mean`: equal members give their own value to the last bit
+    for row in rows:  # differences, as in `Folding.mean`: equal members keep their value bit for bit
         difference[: len(row)] += row.to(first.dtype) - first[: len(row)]
         count[: len(row)] += 1
     return (first + difference / count).to(longest.dtype)

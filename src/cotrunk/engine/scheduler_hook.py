@@ -23,16 +23,16 @@ from .step_plan import StepPlan
 def counted_steps(
     scheduler: Any, generators: list[torch.Generator] | None, state: CallState, caller: Caller
 ) -> Iterator[None]:
-    """Put a `SchedulerHook` in the place of `scheduler.step`."""
+    """Put a `SchedulerHook` in place of `scheduler.step` while the context lasts."""
     with replaced(scheduler, "step", SchedulerHook(scheduler, generators, state, caller)):
         yield
 
 
 class SchedulerHook:
-    """Stands in the place of `scheduler.step`. Calls by others pass through: see `Caller`.
+    """Runs in place of `scheduler.step`. Calls by others run unchanged: see `Caller`.
 
-    It is an object because the copy of a function is the function itself: a pipeline that copies its scheduler while it
-    runs (LTX-2, for the sound of its video) would step the original with the copy.
+    It is an object and not a function, because deepcopy does not copy functions. A pipeline that copies its scheduler
+    while it runs (LTX-2, for the sound of its video) would then step the original instead of the copy.
 
     Args:
         scheduler: of the pipeline.
@@ -45,9 +45,8 @@ class SchedulerHook:
         self, scheduler: Any, generators: list[torch.Generator] | None, state: CallState, caller: Caller
     ) -> None:
         step: Callable[..., Any] = scheduler.step
-        functools.update_wrapper(
-            self, step
-        )  # pipelines read its signature to see whether it takes `eta` or `generator`
+        # pipelines read its signature to see whether it takes `eta` or `generator`
+        functools.update_wrapper(self, step)
         self._step, self._generators, self._state, self._caller = step, generators, state, caller
         self._kind = type(scheduler).__name__
         self._parameters = list(inspect.signature(step).parameters)
@@ -55,7 +54,7 @@ class SchedulerHook:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "SchedulerHook":
         raise CotrunkError(
-            f"The pipeline copies its {self._kind} while it runs, and cotrunk counts by the steps of one scheduler: "
+            f"The pipeline copies its {self._kind} while it runs, and cotrunk counts the steps of one scheduler: "
             "call the pipeline itself."
         )
 
@@ -82,7 +81,7 @@ class SchedulerHook:
         return taken
 
     def _missing_generator(self, kwargs: dict[str, Any]) -> dict[str, Any]:
-        """Return the generators for a pipeline that forgets to hand its own on (Flux, SD 3, Qwen-Image)."""
+        """Return the generators if the pipeline does not pass them to the scheduler (Flux, SD 3, Qwen-Image)."""
         has_noise = kwargs.get("generator") is not None or kwargs.get("variance_noise") is not None
         if has_noise or self._generators is None or "generator" not in self._parameters:
             return {}
@@ -103,7 +102,7 @@ class SchedulerHook:
             self._state.equality.expect(plan.step, self._kind, {"sample": differs}, at_once=False)
 
     def _observed(self, plan: StepPlan, named: dict[str, Any], images: int, steps: SchedulerSteps) -> dict[str, Any]:
-        """Return the arguments of the step after every policy has supplied its outputs."""
+        """Let every policy supply its outputs, and return the arguments of the step with them."""
         if not all(_has_images(named.get(name), images) for name in ("model_output", "sample")):
             raise CotrunkError(f"{self._kind}.step gets no tensor with one entry per image: run it without skipping.")
         output, sample = named["model_output"], named["sample"]
@@ -114,14 +113,14 @@ class SchedulerHook:
         return named | {"model_output": output, "sample": sample}
 
     def _equalised(self, plan: StepPlan, taken: Any, images: int) -> tuple[Any, Any]:
-        """Return what the step returned, and its sample, with the samples of each group equal."""
+        """Make the samples of each group equal; return what the step returned, and its sample."""
         is_tuple = isinstance(taken, tuple)
         sample = taken[0] if is_tuple else taken.prev_sample
         if not _has_images(sample, images):
             return taken, sample
         self._state.note_finite(sample.flatten(1).isfinite().all(dim=1))
         if plan.is_shared:
-            # equal already, unless the scheduler draws noise from elsewhere
+            # they are equal already, unless the scheduler draws noise from another source
             sample = sample.index_select(0, torch.tensor(plan.sources, device=sample.device))
             if is_tuple:
                 taken = (sample, *taken[1:])

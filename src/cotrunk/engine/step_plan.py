@@ -27,7 +27,7 @@ class StepPlan:
 
     @property
     def computed(self) -> tuple[bool, ...]:
-        """For each image whether the denoiser computes it; empty to compute all images."""
+        """Whether the denoiser computes each image; empty to compute all."""
         return tuple(supplier is None for supplier in self.suppliers)
 
     @property
@@ -51,7 +51,7 @@ class RowPlan:
         policies: a chain of rules that decide which images are computed; see `Policy`. Empty to compute all.
         interval: guidance is on from the first of these steps to before the second; None for all steps.
         conditional_copy: of the two copies of concatenated guidance, the one with the prompts.
-        layers: layers within a denoiser that a policy takes over; None for none.
+        layers: replaces layers within a denoiser; None if no policy does.
     """
 
     sources: Sources
@@ -62,11 +62,11 @@ class RowPlan:
 
     @property
     def keeps_outputs(self) -> bool:
-        """Whether a denoiser output may be needed again."""
+        """Whether a denoiser output may be needed at a later call."""
         return bool(self.policies) or self.interval is not None
 
     def is_plain(self) -> bool:
-        """Return whether every row is computed as the pipeline asks, so that no decision depends on counting steps."""
+        """Return whether every row is computed as the pipeline asks. Then the count of steps does not matter."""
         sources = self.sources(0)
         return not self.keeps_outputs and len(set(sources)) == len(sources)
 
@@ -77,7 +77,7 @@ class RowPlan:
         wanted = [policy.computes(step) for policy in self.policies]
         if not any(wanted):
             return StepPlan(step, sources, is_guided=is_guided)
-        # the decisions of a group are equal, as its outputs are; if rounding separates them, the first image's holds
+        # Images of a group have equal outputs, so equal decisions. If rounding separates them, the first one's holds.
         suppliers = tuple(_supplier(wanted, source) for source in sources)
         return StepPlan(step, sources, suppliers, is_guided)
 

@@ -1,4 +1,4 @@
-"""What happened to each image at each step, and the rows that it took."""
+"""How each image got its output at each step, and the rows that it took."""
 
 import itertools
 from collections import Counter
@@ -23,8 +23,10 @@ def step_letters(plans: Sequence[StepPlan], images: int) -> tuple[str, ...]:
 
 
 def image_rows(plans: Sequence[StepPlan], images: int, guidance_rows: int) -> tuple[float, ...]:
-    """Return the denoiser rows of each image: `guidance_rows` per computed step, 1 where guidance was off, and equal
-    parts of the rows of a group."""
+    """Return the denoiser rows of each image: `guidance_rows` per computed step, or 1 where guidance was off.
+
+    The rows of a group are divided equally among its images.
+    """
     rows = [0.0] * images
     for plan in plans:
         members = Counter(plan.sources)

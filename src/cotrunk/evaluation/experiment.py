@@ -1,4 +1,4 @@
-"""Models under sampling schemes: generate the images of each cell once, and keep what metric networks compute."""
+"""Generate images with each model and sampling scheme, and store what the metric networks compute from them."""
 
 import functools
 import hashlib
@@ -35,7 +35,7 @@ class Experiment:
         loras: for each model name, the folder of its LoRA; None for the pipeline without a LoRA.
         networks: the metric networks.
         out: a folder; observations are stored in its `cells/` and used again.
-        guidance: guidance scale of every cell.
+        guidance: the guidance scale, the same for every cell.
         arguments: further arguments of the pipeline.
 
     Raises:
@@ -76,7 +76,7 @@ class Experiment:
         return self._plan(cell).cost.used
 
     def shares(self, cell: Cell) -> bool:
-        """Return whether any step is shared; a small share of few steps may round down to none."""
+        """Return whether any step is shared; a small share of few steps may round down to zero."""
         return self.rows(cell) < self.rows(replace(cell, share=0.0))
 
     def equal_cost(self, cell: Cell) -> Cell:
@@ -111,7 +111,7 @@ class Experiment:
         batches = path.with_suffix(".batches")
         images, failed, facts = self._generate(cell, batches, on_batch)
         if failed.all():
-            raise CotrunkError(f"All images of {self.name(cell)} contain a NaN: use another dtype, such as bfloat16.")
+            raise CotrunkError(f"All images of {self.name(cell)} contain NaN: use another dtype, such as bfloat16.")
         good = [[image for image in group if not failed[image]] for group in self.groups]
         several = [number for number, group in enumerate(good) if len(group) > 1]
         diversity = np.full(len(self.groups), np.nan)
@@ -175,13 +175,13 @@ class Experiment:
         if len(done) < count:
             self._load(cell.model)
             if self._warm != self._loaded:
-                for some in (self.prompts, self.prompts[:1]):  # a compiled denoiser may treat few rows as another shape
+                for some in (self.prompts, self.prompts[:1]):  # a compiled denoiser may compile again for few rows
                     warm_up(self.pipe, some, **self.arguments)
                 self._warm = self._loaded
         plan = self._plan(cell)
         own = {**self.arguments, "num_inference_steps": cell.steps, "output_type": "pt"}
         run = prepare(self.pipe, self.prompts, plan=plan, **own)
-        # with too little memory a batch is stored in parts
+        # where memory runs out, a batch is split and stored in parts
         for batch in run.batches(skip=done.issuperset):
             arrays = {
                 "indices": batch.images,
@@ -196,7 +196,7 @@ class Experiment:
         # sorted, because a batch and a part of it may both be stored
         for file in sorted(folder.glob("*.npz")):
             if (stored := read_batch(file, count)) is None:
-                raise CotrunkError(f"{file} is damaged: delete it, and its images are generated again.")
+                raise CotrunkError(f"{file} is damaged: delete it and run the command again.")
             indices = stored["indices"]
             if not images.size:
                 images = np.empty((count, *stored["pixels"].shape[1:]), np.uint8)

@@ -22,7 +22,7 @@ from .networks import Inception
 from .observation import Cell, Observation
 
 T = TypeVar("T")
-VERSION = 3  # of the metrics: stored results of another version are not used
+VERSION = 3  # version of the metrics; stored results of another version are not used
 
 
 @dataclass(frozen=True)
@@ -33,10 +33,10 @@ class Result:
         cell: the scheme, with its first seed.
         seeds: number of seeds.
         rows, seconds: denoising cost per image.
-        saving: part of the rows that sharing saved.
+        saving: fraction of the rows that sharing saved.
         failed: number of images that contained a NaN; the metrics ignore them.
-        figures: by metric. "frechet" is the distance to the real images, "diversity" is within groups, "bleed" is the
-            share of images that match another prompt of their group better than their own.
+        figures: by metric. "frechet" is the distance to the real images, and "diversity" is within groups. "bleed" is
+            the fraction of images that match another prompt of their group better than their own.
     """
 
     cell: Cell
@@ -100,7 +100,7 @@ class Measures:
     def compare(
         self, cells: Sequence[Cell], others: Sequence[Cell], groups: Sequence[int] | None = None
     ) -> dict[str, metrics.Change]:
-        """Return the change of each metric from others to cells, paired by prompt and seed.
+        """Return the change of each metric from `others` to `cells`, paired by prompt and seed.
 
         Args:
             groups: numbers of the groups to compare; None for all.
@@ -215,7 +215,7 @@ def _changes(kept: Any) -> dict[str, metrics.Change]:
 
 
 def _diversity(observed: Sequence[Observation]) -> np.ndarray:
-    """Return the mean diversity of each group (groups,) over the seeds with two of its images; NaN without such."""
+    """Return the mean diversity of each group (groups,) over the seeds with two of its images; NaN without any."""
     found = np.stack([one.diversity for one in observed])
     known = ~np.isnan(found)
     return np.where(known, found, 0).sum(axis=0) / np.where(known.any(axis=0), known.sum(axis=0), np.nan)

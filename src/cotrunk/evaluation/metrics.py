@@ -14,7 +14,7 @@ from .networks import PerceptualNetwork
 
 Values = NDArray[np.float64]
 Groups = Sequence[Sequence[int]]  # indices of the images of each group
-DRAWS = 1000  # resamples of a bootstrap
+DRAWS = 1000  # bootstrap resamples
 FRECHET_DRAWS = 400  # for Frechet distances, which need matrix roots per resample
 FULL_DRAWS = 100  # for Frechet distances in all dimensions, whose matrix roots take seconds
 
@@ -68,7 +68,7 @@ def difference(values: Values, others: Values, groups: Groups | None = None, see
 
 
 def change(values: Values, others: Values, groups: Groups | None = None, seed: int = 0) -> Change:
-    """Return `difference`, absolute and relative to the mean of others. Both means use the same resampled groups."""
+    """Return `difference`, absolute and relative to the mean of `others`. Both means use the same resampled groups."""
     _check_count(values)
     parts = [[i] for i in range(len(values))] if groups is None else groups
     both = np.stack([values, others], axis=1)
@@ -132,7 +132,7 @@ def frechet_change(
     dimensions: int | None = 64,
     seed: int = 0,
 ) -> Change:
-    """Return the Frechet distance of features less that of others, both to the reference.
+    """Return the Frechet distance of `features` minus that of `others`, both to the reference.
 
     The same groups and the same images of the reference are resampled for both. Arguments are as for `frechet`.
     """
@@ -162,9 +162,9 @@ def alignment(images: torch.Tensor, texts: torch.Tensor) -> Values:
 
 
 def bleed(images: torch.Tensor, texts: torch.Tensor, groups: Groups) -> Values:
-    """Return 1 for images that match another prompt of their group better than their own, else 0; (n,).
+    """Return 1 for images that match another prompt of their group better than their own, and 0 for others (n,).
 
-    NaN for images without a group. Vectors are as for `alignment`.
+    Images without a group get NaN. Vectors are as for `alignment`.
     """
     wrong = np.full(len(images), np.nan)
     for group in groups:

@@ -1,7 +1,7 @@
 """Metric networks. Every reported number names the network behind it.
 
 EfficientNet-Lite0 is the default because its weights come with a Python package: no download, no account. It was
-trained to classify photographs and knows no captions. Inception (for FID), LPIPS and CLIP can be used where their
+trained to classify photographs, without captions. Inception (for FID), LPIPS and CLIP can be used where their
 packages and weights are installed.
 """
 
@@ -27,7 +27,7 @@ class FeatureNetwork(Protocol):
 
     Attributes:
         name: for reports.
-        resize: how images are resized before; other sizes and filters give other features.
+        resize: how images are resized first; other sizes and filters give other features.
     """
 
     name: str
@@ -117,7 +117,7 @@ class EfficientNetLite0:
     def features(self, images: torch.Tensor) -> torch.Tensor:
         """Return unit vectors (n, 1280): the last layer, averaged over each image.
 
-        The features of the last tensor are kept, because `EmojiAlignment` needs those of Frechet distances again.
+        The last result is kept, because Frechet distances and `EmojiAlignment` use the same features.
         """
         if self._last is not None and self._last[0]() is images and self._last[1] == images._version:
             return self._last[2]
@@ -145,7 +145,7 @@ class EfficientNetLite0:
 
 
 class Lpips:
-    """LPIPS with AlexNet, as for diversity in the paper. Needs the lpips package and AlexNet's weights."""
+    """LPIPS with AlexNet, which the paper uses for diversity. Needs the lpips package and AlexNet's weights."""
 
     name = "LPIPS (AlexNet)"
 

@@ -19,8 +19,8 @@ class Cell:
 
     Attributes:
         model: name of the model; `Experiment.loras` has its LoRA.
-        share: beta, the part of the steps that a group shares; 0 for independent sampling.
-        steps: number of solver steps.
+        share: beta, the fraction of the steps that a group shares; 0 for independent sampling.
+        steps: number of inference steps.
         seed: seed of the initial noise.
     """
 
@@ -41,7 +41,7 @@ class Observation:
         failed: (n,) whether an image contained a NaN; such images are not measured.
         shown: (SHOWN, 3, height, width) bytes of the first images; the others are not kept.
         rows, seconds: denoising cost per image.
-        saving: part of the rows that sharing saved.
+        saving: fraction of the rows that sharing saved.
         digest: identifies the observation.
     """
 

@@ -1,7 +1,7 @@
 """The evaluation of the paper: its cells, Table 1 and Figures 2 to 4.
 
-In addition, what the paper does not show: differences with intervals, curves over denoiser rows, and comparisons of
-shared schemes with fewer steps.
+It adds what the paper does not show: differences with intervals, curves over denoiser rows, and comparisons of shared
+sampling with fewer steps.
 """
 
 import itertools
@@ -15,7 +15,7 @@ from .measuring import Measures, Result
 from .observation import SHOWN, Cell
 from .tables import Comparison, as_dict, describe_networks, write_comparisons, write_json, write_table
 
-SAVED = 0.2  # part of the rows that shared sampling should save at the quality of independent sampling
+SAVED = 0.2  # fraction of the rows that shared sampling should save at the quality of independent sampling
 
 
 @dataclass(frozen=True)
@@ -24,8 +24,8 @@ class Design:
 
     Attributes:
         models: names of models in the experiment; the first is the baseline.
-        shares: parts of the steps that are shared, in addition to independent sampling.
-        steps: number of solver steps.
+        shares: fractions of the steps that are shared, in addition to independent sampling.
+        steps: number of inference steps.
         fewer: other numbers of steps, for the curves over rows.
         seeds: number of runs of every cell, each with other initial noise.
         more_shares: further shares that only Figure 4 shows.
@@ -42,7 +42,7 @@ class Design:
         """Return all cells, with their first seed, ordered by model, because changing the model takes time."""
         own = [*self.table(), *(experiment.equal_cost(cell) for cell in self.table() if cell.share)]
         own += self.curves(experiment)
-        own += [cell for name in self.models for cell in self.shared_parts(name)]
+        own += [cell for name in self.models for cell in self.cells_by_share(name)]
         return sorted(dict.fromkeys(own), key=lambda cell: self.models.index(cell.model))
 
     def table(self) -> list[Cell]:
@@ -60,7 +60,7 @@ class Design:
         return list(dict.fromkeys([0.0, self.middle])) if self.fewer else []
 
     def curve(self, experiment: Experiment, model: str, share: float) -> list[Cell]:
-        """Return the cells of a model and share over numbers of steps, without those where no step is shared."""
+        """Return the cells of a model and share, one per number of steps, without those where no step is shared."""
         cells = [Cell(model, share, steps) for steps in sorted({*self.fewer, self.steps})]
         return [cell for cell in cells if not share or experiment.shares(cell)]
 
@@ -68,15 +68,16 @@ class Design:
         """Return the cells of all curves: every model, independently and with the middle share."""
         return [cell for name in self.models for share in self.curved for cell in self.curve(experiment, name, share)]
 
-    def shared_parts(self, model: str) -> list[Cell]:
-        """Return the cells of a model over all shares: Figure 4."""
+    def cells_by_share(self, model: str) -> list[Cell]:
+        """Return the cells of a model over all shares, for Figure 4."""
         return [Cell(model, share, self.steps) for share in sorted({0.0, *self.shares, *self.more_shares})]
 
     def pairs(self, experiment: Experiment) -> list[tuple[Cell, Cell]]:
         """Return the pairs of cells to compare.
 
-        Every shared cell of the table is compared with independent sampling of its own model and of the first one, with
-        as many steps and at equal cost. Models are compared with each other at the same share.
+        Every shared cell of the table is compared with independent sampling of its own model and of the first model.
+        Each of these comparisons is made with the same number of steps and at equal cost. Models are compared with each
+        other at the same share.
         """
         shared = [cell for cell in self.table() if cell.share]
         found = []
@@ -87,10 +88,10 @@ class Design:
         return list(dict.fromkeys(found))
 
     def knees(self, experiment: Experiment) -> list[tuple[Cell, Cell]]:
-        """Return pairs of each shared cell and the fewest independent steps of which it saves `SAVED` or more rows.
+        """Pair each shared cell with an independent one: the fewest steps of whose rows it saves the fraction `SAVED`.
 
-        Fewer steps are the strongest alternative to sharing. Steps are those of the curves; models are its own and the
-        first one.
+        Fewer steps are the strongest alternative to sharing. The independent cells have a number of steps of the
+        curves, and the shared cell's own model or the first model.
         """
         rows = {cell: experiment.rows(cell) for cell in dict.fromkeys([*self.table(), *self.curves(experiment)])}
         found = []
@@ -124,7 +125,7 @@ def write_paper(
         measures: of an experiment whose cells are observed.
         design: the cells.
         bins: numbers of the groups of each bin of Figure 3, by the similarity of the bin.
-        on_measured: called with the number of measurements that are done, and of all.
+        on_measured: called with the number of measurements done so far, and with their total number.
     """
     experiment = measures.experiment
     cells, pairs, knees = design.cells(experiment), design.pairs(experiment), design.knees(experiment)
@@ -177,8 +178,8 @@ def write_paper(
 
 def _write_shares(design: Design, results: Mapping[Cell, Result], out: Path) -> None:
     """Write Figure 4."""
-    over = {name: [results[cell] for cell in design.shared_parts(name)] for name in design.models}
-    steps = [int(cell.share * design.steps + 1e-9) for cell in design.shared_parts(design.models[0])]
+    over = {name: [results[cell] for cell in design.cells_by_share(name)] for name in design.models}
+    steps = [int(cell.share * design.steps + 1e-9) for cell in design.cells_by_share(design.models[0])]
     write_curves(over, steps, out, "figure4", label=f"shared steps of {design.steps}")
 
 

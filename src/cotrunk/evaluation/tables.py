@@ -28,7 +28,7 @@ class Comparison:
     """One scheme compared with another.
 
     Attributes:
-        saved: the part of the other's denoiser rows that this scheme does not need.
+        saved: the fraction of the other's denoiser rows that this scheme saves.
         changes: by metric, from the other to this one.
     """
 

@@ -119,7 +119,7 @@ def _first_text(entry: dict[str, Any], columns: Sequence[str], where: str) -> It
 def _coco(path: Path, images: Path) -> Iterator[Pair | Unusable]:
     content = _json(_text(path), path)
     if not isinstance(content, dict) or not all(isinstance(content.get(n), list) for n in ("images", "annotations")):
-        raise CotrunkError(f"{path} is not a COCO file: it needs the lists images and annotations.")
+        raise CotrunkError(f"{path} is not a COCO file: it needs the lists `images` and `annotations`.")
     captions: dict[int | str, tuple[int, str]] = {}
     for number, annotation in enumerate(content["annotations"], 1):
         if isinstance(annotation, dict) and "caption" not in annotation:
@@ -189,7 +189,10 @@ def _hub(source: str, export: Path) -> Iterator[Pair | Unusable]:
         ) from error
     columns = [column for column in CAPTIONS if column in rows.column_names]
     if "image" not in rows.column_names or not columns:
-        raise CotrunkError(f"{source} has the columns {', '.join(rows.column_names)}: it needs image and a caption.")
+        raise CotrunkError(
+            f"{source} has the columns {', '.join(rows.column_names)}: it needs a column image and one of "
+            f"{', '.join(CAPTIONS)}."
+        )
     # one folder per dataset, split, version and reader, because files are named by row number only
     version = f"{source}-{getattr(rows, '_fingerprint', '')}-{READER_VERSION}"
     export = export / re.sub(r"[^A-Za-z0-9]+", "-", version)
@@ -228,7 +231,7 @@ def _text(path: Path) -> str:
 
 
 def _needs(entry: Any, where: str, **kinds: Any) -> None:
-    """Check that an entry has values of these types under these names."""
+    """Check that an entry has a value of the right type for each of these names."""
     for name, kind in kinds.items():
         if not isinstance(entry, dict) or not isinstance(entry.get(name), kind):
             raise CotrunkError(f"{where} has no valid {name}: correct it.")

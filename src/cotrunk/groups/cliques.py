@@ -15,7 +15,7 @@ from ..errors import CotrunkError
 from ..planning.grouping import unit_rows
 
 BLOCK = 512  # captions compared with all others at once
-ENUMERATED = 16  # cliques enumerated per caption before random growth takes over, as a multiple of those wanted
+ENUMERATED = 16  # a caption with more than this multiple of the wanted cliques gets them by random growth
 
 Neighbours = list[NDArray[np.int32]]  # neighbours of each caption, ascending
 
@@ -25,7 +25,7 @@ class Graph:
     """Which captions are similar.
 
     Attributes:
-        neighbours: of each caption, ascending.
+        neighbours: the similar captions of each caption, ascending.
         edges: number of pairs in the range of similarity.
         dropped: number of these pairs that were dropped, because both captions have enough closer neighbours.
     """
@@ -91,7 +91,7 @@ def similarity_graph(
     both = np.unique(np.concatenate([directed, directed % count * count + directed // count])) if count else directed
     ends = np.searchsorted(both, np.arange(1, count) * count)
     neighbours = [part.astype(np.int32) for part in np.split(both % count, ends)] if count else []
-    # at the bounds, rounding may find a pair from one side only
+    # a cosine at a bound may count from one side only, because of rounding
     return Graph(neighbours, edges // 2, max(0, (edges - len(both)) // 2))
 
 
@@ -107,11 +107,12 @@ def sample_cliques(
 ) -> Cliques:
     """Sample cliques of `smallest` to `largest` captions, at most `per_caption` for each first member.
 
-    If a caption is the first member of few cliques, the sample is uniform. If of many, cliques grow at random: first a
-    size is drawn, then one member at a time from the captions that are similar to all members so far.
+    If a caption is the first member of few cliques, all of them are found and the sample is uniform. If it is the first
+    of many, cliques grow at random: a size is drawn, then one member at a time from the captions that are similar to
+    all members so far.
 
     Args:
-        neighbours: of `similarity_graph`.
+        neighbours: from `similarity_graph`.
         in_all: maximum number of cliques, of which a random subset is kept; None for no limit.
         seed: random seed; the cliques of one caption do not depend on those of others.
         progress: called with the number of captions that are done.

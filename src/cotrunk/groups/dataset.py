@@ -23,7 +23,7 @@ from .cliques import sample_cliques, similarity_graph
 from .images import read_scaled
 
 MAKE_ONE = "make one with cotrunk dataset"
-Progress = Callable[[str, int, int], None]  # what is being done, captions done, all captions
+Progress = Callable[[str, int, int], None]  # (name of the stage, captions done, all captions)
 
 
 @dataclass(frozen=True)
@@ -146,7 +146,9 @@ def _write_parquet(
         import pyarrow as pa
         import pyarrow.parquet as pq
     except ImportError as error:
-        raise CotrunkError("Parquet needs pyarrow: pip install 'cotrunk[train]'.") from error
+        raise CotrunkError(
+            "Sets of groups are Parquet files, which need pyarrow: pip install 'cotrunk[train]'."
+        ) from error
     columns = {
         "captions": [[pairs[i].caption for i in group] for group in groups],
         "images": [[str(pairs[i].image.resolve()) for i in group] for group in groups],
@@ -182,7 +184,7 @@ def read_similarities(folder: Path) -> list[float]:
     """
     (similarities,), _ = _read_parquet(folder, "smallest_similarity")
     if not all(isinstance(value, float) and math.isfinite(value) for value in similarities):
-        raise CotrunkError(f"{folder} contains a group without its similarity: {MAKE_ONE}.")
+        raise CotrunkError(f"{folder} contains a group without its smallest similarity: {MAKE_ONE}.")
     return similarities
 
 
@@ -194,7 +196,9 @@ def _read_parquet(folder: Path, *columns: str) -> tuple[list[list[Any]], dict[st
     try:
         import pyarrow.parquet as pq
     except ImportError as error:
-        raise CotrunkError("Parquet needs pyarrow: pip install pyarrow.") from error
+        raise CotrunkError(
+            "Sets of groups are Parquet files, which need pyarrow: pip install 'cotrunk[train]'."
+        ) from error
     path = folder / "groups.parquet" if folder.is_dir() else folder
     try:
         table = pq.read_table(path)

@@ -8,7 +8,7 @@ from PIL import ExifTags, Image, ImageOps
 
 from ..errors import CotrunkError
 
-READER_VERSION = 2  # in the names of caches: those of another version are not used
+READER_VERSION = 2  # part of the names of caches, so that those of another version are not used
 SIXTEEN_BITS = ("PNG", "PPM")  # formats whose 16-bit values Pillow stores as 32-bit integers
 
 
@@ -51,7 +51,7 @@ def unreadable(path: Path) -> str | None:
 
 
 def as_rgb(image: Image.Image) -> Image.Image:
-    """Return an image as a viewer shows it on a white page.
+    """Return an image in RGB, as a viewer shows it on a white page.
 
     It is rotated by its EXIF orientation, transparent parts are white, and 16-bit and floating-point grey is scaled to
     8 bits.

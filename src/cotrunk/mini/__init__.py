@@ -5,7 +5,7 @@ Both generate images of 128 x 128 pixels and are ordinary diffusers pipelines, f
 in a `PixArtSigmaPipeline`. They share the text encoder and the autoencoder.
 
 They know a few hundred everyday objects in four drawing styles. They are not general image models: a prompt about
-anything else, or in another language than English, produces an unrelated image.
+anything else, or in a language other than English, produces an unrelated image.
 
 `recipes/emoji` in the repository trains them; `NOTICE.md` in this folder lists the material they were trained on.
 """
@@ -62,7 +62,7 @@ def load_dit(dtype: torch.dtype = torch.float32) -> PixArtSigmaPipeline:
 
 
 def assemble(vae: Path, unet: Path, scheduler: Path, dtype: torch.dtype = torch.float32) -> StableDiffusionPipeline:
-    """Build the pipeline of `load` from the three folders, in diffusers' format, with its trained parts."""
+    """Build the pipeline of `load` from the folders of its three trained parts, in diffusers' format."""
     tokenizer, encoder = text_encoder(dtype)
     return StableDiffusionPipeline(
         vae=_model(AutoencoderKL, vae, dtype),
@@ -80,7 +80,7 @@ def assemble(vae: Path, unet: Path, scheduler: Path, dtype: torch.dtype = torch.
 def assemble_dit(
     vae: Path, transformer: Path, scheduler: Path, dtype: torch.dtype = torch.float32
 ) -> PixArtSigmaPipeline:
-    """Build the pipeline of `load_dit` from the three folders, in diffusers' format, with its trained parts."""
+    """Build the pipeline of `load_dit` from the folders of its three trained parts, in diffusers' format."""
     tokenizer, encoder = text_encoder(dtype)
     return PixArtSigmaPipeline(
         vae=_model(AutoencoderKL, vae, dtype),
@@ -120,7 +120,7 @@ def text_encoder(dtype: torch.dtype = torch.float32) -> tuple[Any, BertModel]:
 
 def _model(kind: type, folder: Path, dtype: torch.dtype) -> Any:
     """Load a diffusers model from its folder, in one file or in shards."""
-    # parameters are initialised even on meta: do not advance the global random generator
+    # parameters are initialised even on the meta device: do not advance the global random generator
     with torch.random.fork_rng(devices=[]), init_empty_weights():
         model = kind.from_config(kind.load_config(folder))  # type: ignore[attr-defined]
     index = folder / "diffusion_pytorch_model.safetensors.index.json"

@@ -19,7 +19,7 @@ _PER_PROMPT = re.compile(
     r"(negative_)?((pooled_|generated_)?prompt(_\d)?(_embeds)?(_[a-z]*\d?)?(_attention_mask|_mask)?(_\d)?|attention_mask)"
     r"|(control_|mask_|original_)?image|control_mask|transcription"
 )
-# lists and tensors that are a single value for the whole call, whatever their length
+# these have one value for the whole call, even if it is a list or a tensor
 _COMMON = re.compile(
     r"timesteps|sigmas|.*_size|.*crops_coords.*|callback.*|controlnet_.*|control_(mode|guidance).*|ip_adapter_.*|.*layers.*"
 )
@@ -28,7 +28,7 @@ _PROMPT = re.compile(
     r"(pooled_|generated_)?prompt(_embeds)?(_[a-z]*\d?)?|(prompt_|prompt_embeds_)?(attention_)?mask(_\d)?"
 )
 _REPEATED = ("image", "mask_image", "masked_image_latents", "original_image")
-_OURS = {
+_SET_BY_COTRUNK = {
     "generator": "seed=",
     "latents": "seed= (a group starts from one noise, made from its seed)",
     "num_images_per_prompt": "num_images_per_prompt= of generate",
@@ -39,32 +39,32 @@ _OURS = {
 
 
 class PerPrompt:
-    """The arguments of a run, split into those of each prompt and those of all.
+    """The arguments of a run, divided into those with one entry per prompt and those of the whole call.
 
     Args:
         prompts: number of prompts.
-        arguments: what the user passes for the pipeline. A list or tensor with one entry per prompt is divided among
+        arguments: the user's arguments for the pipeline. A list or tensor with one entry per prompt is divided among
             the prompts; a single text, image or (1, ...) tensor belongs to all of them. An input image and its mask are
-            passed on once per prompt: pipelines encode a single one with the first generator, so an image would depend
-            on its place in the batch.
+            passed once per prompt: pipelines encode a single one with the first generator, so a result would depend on
+            its place in the batch.
 
     Attributes:
         own, common: the arguments with one entry per prompt, and those of the whole call.
         repeated: names among `own` with the same entry for all prompts.
 
     Raises:
-        CotrunkError: an argument that cotrunk sets itself, one that the pipeline does not take, one whose length
-            is not the number of prompts, or several numbers where a call takes one.
+        CotrunkError: cotrunk sets an argument itself, or the pipeline does not take it; its length is not the number of
+            prompts; or it holds several numbers where a call takes one.
     """
 
     def __init__(self, pipe: Any, prompts: int, arguments: dict[str, Any]) -> None:
         parameters = inspect.signature(pipe.__call__).parameters
         for name in arguments:
-            if name in _OURS:
-                raise CotrunkError(f"{name} is set by cotrunk: use {_OURS[name]} instead.")
+            if name in _SET_BY_COTRUNK:
+                raise CotrunkError(f"{name} is set by cotrunk: use {_SET_BY_COTRUNK[name]} instead.")
             if name not in parameters:
                 raise CotrunkError(f"{type(pipe).__name__} takes no argument {name!r}.")
-        # several ControlNets: a list with one entry per network, each as for a single network; or, as in diffusers,
+        # several ControlNets: a list with one entry per network, in the form for a single network; or, as in diffusers,
         # one list per prompt with one image per network
         nets = getattr(getattr(pipe, "controlnet", None), "nets", None)
         self.networks = len(nets) if nets is not None else 0
@@ -103,7 +103,7 @@ class PerPrompt:
     def _is_batch(self, name: str, value: Any) -> bool:
         """Return whether an argument that cotrunk does not know by name has one entry per prompt.
 
-        A tensor with as many rows does. A list of that length may or may not, so it is refused.
+        A tensor with that many rows does. A list of that length is ambiguous, so it is refused.
         """
         if self.prompts == 1 or _COMMON.fullmatch(name) or not isinstance(value, list | torch.Tensor | np.ndarray):
             return False
@@ -120,7 +120,7 @@ class PerPrompt:
         return value.ndim > 0 and len(value) == self.prompts
 
     def _check(self, name: str, value: Any) -> bool:
-        """Return whether the value has one entry per prompt, or will be repeated to have; refuse any other length."""
+        """Return whether the value has one entry per prompt, or can be repeated to have one; refuse other lengths."""
         if self.references and name == "image" and isinstance(value, list | tuple):
             return False
         if self.networks and name == self.control:
@@ -168,14 +168,13 @@ class PerPrompt:
             return value
 
         own = {name: pick(name, value) for name, value in self.own.items()}
-        if (
-            self.common.get("padding_mask_crop") is not None and len(index) == 1
-        ):  # takes an image, but not a list of one
+        if self.common.get("padding_mask_crop") is not None and len(index) == 1:
+            # with this argument, a pipeline takes an image but not a list of one
             own |= {name: own[name][0] for name in _REPEATED if isinstance(own.get(name), list)}
         return self.common | own
 
     def keys(self) -> list[str]:
-        """Return per prompt a digest of everything but the prompt: prompts that differ in it never share."""
+        """Return per prompt a digest of its other arguments: prompts that differ in it never share."""
         others = {name for name in self.own if not _PROMPT.fullmatch(name)} - self.repeated
         others |= {name for name in self.own if re.fullmatch(r"prompt_\d", name)}  # texts for further encoders
         if not others:
@@ -183,7 +182,7 @@ class PerPrompt:
         return [self._digest(self.of([i]), sorted(others)) for i in range(self.prompts)]
 
     def identities(self, prompts: Sequence[str] | None) -> list[str]:
-        """Return per prompt what identifies it: its text, or a digest of its embeddings."""
+        """Return the identity of each prompt: its text, or a digest of its embeddings."""
         if prompts is not None:
             return list(prompts)
         embeds = sorted(name for name in self.own if name.endswith("prompt_embeds") and "negative" not in name)
@@ -202,9 +201,8 @@ class PerPrompt:
             elif isinstance(value, np.ndarray):
                 digest.update(value.tobytes())
             elif hasattr(value, "tobytes"):  # a PIL image
-                value = (
-                    value.convert("RGBA") if value.mode == "P" else value
-                )  # its bytes mean nothing without the palette
+                if value.mode == "P":  # its bytes mean nothing without the palette
+                    value = value.convert("RGBA")
                 digest.update(repr((value.mode, value.size)).encode() + value.tobytes())
             else:
                 digest.update(repr(value).encode())
@@ -217,15 +215,15 @@ class PerPrompt:
 
 
 def _plain_number(value: Any) -> Any:
-    """Return a plain number for one of numpy, which some pipelines refuse."""
+    """Return a number of numpy as a Python number, because some pipelines refuse numpy's."""
     return value.item() if isinstance(value, np.generic) else value
 
 
 def _check_is_one_number(name: str, value: Any, parameter: inspect.Parameter) -> None:
-    """Check that a pipeline does not get several numbers where it takes one for the whole call.
+    """Check that an argument does not hold several numbers if the pipeline takes one for the whole call.
 
     Raises:
-        CotrunkError: it does.
+        CotrunkError: it holds several.
     """
     several = isinstance(value, list | tuple) or (isinstance(value, torch.Tensor | np.ndarray) and value.ndim > 0)
     if not several:
@@ -249,10 +247,10 @@ def _is_nested(value: Any) -> bool:
 
 
 def needed_arguments(pipe: Any) -> dict[str, Any]:
-    """Return the arguments that each call of this pipeline needs because its defaults are made for larger models.
+    """Return the arguments that a pipeline with small images needs, because its defaults are made for larger models.
 
-    PixArt and Sana look up their size in a table that begins at 256 pixels, and pad prompts to more tokens than a small
-    tokenizer takes. Their `clean_caption` rewrites prompts if a certain other package is installed.
+    PixArt and Sana round image sizes to a table that begins at 256 pixels, and pad prompts to more tokens than a small
+    tokenizer takes. Their `clean_caption` rewrites prompts, but only if another package is installed.
     """
     takes = inspect.signature(pipe.__call__).parameters
     sample_size = getattr(getattr(pipe, "transformer", None), "config", {}).get("sample_size")

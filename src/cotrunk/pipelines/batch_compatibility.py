@@ -1,4 +1,4 @@
-"""Which prompts may run in one call of a pipeline without changing each other's images."""
+"""Find out which prompts may run in one call of a pipeline without changing each other's images."""
 
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
@@ -27,7 +27,7 @@ def companions(pipe: Any, own: PerPrompt) -> list[Hashable]:
     """Return a key per prompt: prompts with equal keys may run in one call of the pipeline, and may share.
 
     Raises:
-        CotrunkError: input images have different sizes, and the output is an array, which has a single size.
+        CotrunkError: input images have different sizes, and the output is an array, which can hold only one size.
     """
     if runs_apart(pipe, own.arguments):
         return list(range(own.prompts))
@@ -57,7 +57,7 @@ def _sizes(own: PerPrompt, prompt: int) -> tuple[tuple[int, int], ...]:
 
 
 def _lengths(pipe: Any, own: PerPrompt) -> list[Hashable]:
-    """Return for each prompt the numbers of tokens of its texts, if those change the images of other prompts."""
+    """Return the numbers of tokens of each prompt's texts, if they change the images of other prompts in the call."""
     if not type(pipe).__name__.startswith(UNMASKED):
         return [None] * own.prompts
     lengths = []

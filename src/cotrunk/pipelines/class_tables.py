@@ -1,4 +1,4 @@
-"""What cotrunk knows about particular classes of diffusers, by name. Only `schedulers.py` names others.
+"""Tables of diffusers classes that need special treatment, by name. Only `schedulers.py` names others.
 
 Names of pipelines and schedulers are prefixes where a table says so: `StableDiffusion3` covers all its variants.
 `tests/pipelines/test_class_tables.py` checks every name against the installed diffusers.
@@ -8,11 +8,11 @@ from typing import NamedTuple
 
 
 class OutputForm(NamedTuple):
-    """The form of a denoiser's output, which has the shape of its sample but for the channels.
+    """The form of a denoiser's output, which has the shape of its sample except for the channels.
 
     Attributes:
         sample: the argument that holds the latents.
-        dimensions: of the latents.
+        dimensions: number of dimensions of the latents.
         output: the class that it returns with `return_dict=True`; its field is `sample`.
         is_packed: latents are (rows, tokens, channels) instead of (rows, channels, ...).
     """
@@ -45,7 +45,7 @@ OWN_LOOPS = {
 TWO_IMAGES_PER_SCHEDULER = ("CycleDiffusionPipeline",)  # steps a source and a target image with one scheduler
 # prefixes: of the two rows of guidance, the first has the prompt
 CONDITIONAL_FIRST = ("ZImage", "Lumina", "StableCascade", "Wuerstchen", "AceStep", "OmniGen")
-# each prompt may have several reference images: a list of images is for all prompts
+# a prompt may have several reference images, so a list of images belongs to all prompts
 REFERENCES = (
     "BriaFibo2Pipeline",
     "Flux2KleinKVPipeline",
@@ -55,8 +55,8 @@ REFERENCES = (
     "QwenImageEditPlusPipeline",
     "ZImageOmniPipeline",
 )
-# they take one image per prompt and do not repeat a single image. Other pipelines that need this have `strength` or
-# `mask_image` among their arguments
+# They need one input image per prompt, and do not repeat a single image. Other pipelines for which this holds have
+# an argument `strength` or `mask_image`.
 ONE_IMAGE_PER_PROMPT = (
     "CogVideoXImageToVideoPipeline",
     "IFSuperResolutionPipeline",
@@ -65,7 +65,7 @@ ONE_IMAGE_PER_PROMPT = (
     "StableDiffusionUpscalePipeline",
     "StableDiffusionXLAdapterPipeline",
 )
-REPEATS_ITSELF = ("StableDiffusionInpaintPipelineLegacy",)  # repeats a single image, and takes no list of images
+REPEATS_ITSELF = ("StableDiffusionInpaintPipelineLegacy",)  # repeats a single image, and does not take a list
 # prefixes: they start from an image if one is given, and from the text alone otherwise
 OPTIONAL_IMAGE = ("Flux2", "FluxKontext", "OmniGen", "GlmImage")
 # prefixes: they pad texts to the longest of the call, and no mask hides the padding from their denoisers

@@ -6,5 +6,5 @@ from diffusers import DiffusionPipeline
 
 
 def parts_of(pipe: Any) -> list[Any]:
-    """Return the pipelines that a combined pipeline holds; none for other pipelines."""
+    """Return the pipelines that a combined pipeline holds; an empty list for any other pipeline."""
     return [value for value in vars(pipe).values() if isinstance(value, DiffusionPipeline)]

@@ -1,4 +1,4 @@
-"""Which pipelines cotrunk can handle, and which of their parts it cannot combine with sharing or skipping."""
+"""Check which pipelines cotrunk can handle, and which of their parts do not work with sharing or skipping."""
 
 import functools
 import inspect
@@ -38,7 +38,7 @@ def has_caches(module: torch.nn.Module) -> bool:
 
 
 def is_perturbed(pipe: Any) -> bool:
-    """Return whether attention of the pipeline splits the batch itself (perturbed-attention guidance)."""
+    """Return whether the pipeline uses perturbed-attention guidance, whose attention divides the batch itself."""
     return bool(getattr(pipe, "pag_applied_layers", None))
 
 
@@ -56,10 +56,10 @@ def remembering_part(module: torch.nn.Module) -> str | None:
     """Return a sentence about a part of the module that may keep rows between calls, or mix them; None if no part may.
 
     Tools that cache or inject features (DeepCache, T-GATE, TeaCache, reference-only attention, attention stores)
-    replace a module's `forward` or its attention processor. What they keep belongs to the rows of one call, so rows can
-    then neither be folded nor skipped. Functions that count or time calls, and pass them on to the module's own
-    `forward`, are recognised as harmless. With the attribute `rows_are_independent = True`, a function or a processor
-    declares that it neither keeps nor mixes rows.
+    replace a module's `forward` or its attention processor. What they keep belongs to the rows of one call, so rows
+    cannot be folded or skipped. Functions that only count or time calls, and then call the module's own `forward`, are
+    recognised as harmless. A function or a processor with the attribute `rows_are_independent = True` declares that it
+    neither keeps nor mixes rows.
     """
     for name, part in unwrap_module(module).named_modules():
         where = f"{type(unwrap_module(module)).__name__}{'.' if name else ''}{name}"
@@ -92,10 +92,10 @@ def _foreign_forward(part: torch.nn.Module) -> Any:
 
 
 def _is_trusted(part: torch.nn.Module, forward: Any) -> bool:
-    """Return whether this computes the rows of a call from that call alone.
+    """Return whether this function computes the rows of a call from that call alone.
 
-    That holds for the module's own `forward`, below the hooks of diffusers and accelerate, and for a function that
-    passes its calls on to it.
+    That holds for the module's own `forward`, even with hooks of diffusers and accelerate on it, and for a function
+    that passes its calls on to it.
     """
     if isinstance(forward, functools.partial) and forward.func.__module__ == "diffusers.hooks.hooks":
         below: Any = vars(part)["_diffusers_hook"]._fn_refs[0]
@@ -106,7 +106,7 @@ def _is_trusted(part: torch.nn.Module, forward: Any) -> bool:
 
 
 def _is_own(part: torch.nn.Module, function: Any) -> bool:
-    """Return whether this is the `forward` of the module's class, or of another module that replaces it (a LoRA)."""
+    """Return whether this is the `forward` of the module's class, or of a module that replaces it (a LoRA layer)."""
     while isinstance(function, functools.partial):
         function = function.func
     owner = getattr(function, "__self__", None)
@@ -119,12 +119,12 @@ def _is_own(part: torch.nn.Module, function: Any) -> bool:
 def _passes_on(part: torch.nn.Module, function: Any) -> bool:
     """Return whether a function passes its call on to the module's own `forward` and keeps no tensor.
 
-    All that it closes over are then numbers, texts, functions and modules, or lists of these. An empty list may fill
-    later, so ask again after a step.
+    Its closure may hold only numbers, texts, functions, modules, and lists of numbers and texts. An empty list may
+    fill later, so this is checked again after the first step.
     """
     try:
         cells = [cell.cell_contents for cell in getattr(function, "__closure__", None) or ()]
-    except ValueError:  # an empty cell may be filled with anything later
+    except ValueError:  # an empty cell may later hold anything
         return False
     return any(_is_trusted(part, value) for value in cells if callable(value)) and all(map(_holds_no_rows, cells))
 
@@ -154,10 +154,9 @@ def _origin(function: Any) -> str:
 
 
 def steps_scheduler(pipe: Any) -> bool:
-    """Return whether the pipeline's code calls the `step` of a scheduler anywhere.
+    """Return whether the pipeline's code calls `scheduler.step` anywhere.
 
-    Some pipelines have a step function of their own (samplers for reinforcement learning), and cotrunk counts the
-    scheduler's steps.
+    Some pipelines have their own step function (samplers for reinforcement learning). cotrunk cannot count its steps.
     """
     todo, seen = [(pipe, inspect.unwrap(type(pipe).__call__))], set[Any]()
     while todo:
@@ -197,26 +196,26 @@ def check_folds(pipe: Any) -> None:
             raise CotrunkError(f"{kind}.{name} cannot run some rows without the others: {why}")
     if why := next((why for name, why in OWN_LOOPS.items() if kind.startswith(name)), None):
         raise CotrunkError(
-            f"{kind} {why}, and cotrunk counts by the steps of one scheduler: use sharing=None, and neither skipping "
+            f"{kind} {why}, and cotrunk counts the steps of one scheduler: use sharing=None, and neither skipping "
             "nor guidance_interval."
         )
     if not steps_scheduler(pipe):
         raise CotrunkError(
-            f"{kind} has a step function of its own and does not call scheduler.step, by which cotrunk counts: use "
-            "sharing=None, and neither skipping nor guidance_interval."
+            f"{kind} has its own step function and does not call scheduler.step, so cotrunk cannot count its steps: "
+            "use sharing=None, and neither skipping nor guidance_interval."
         )
 
 
-def check_pipeline(pipe: Any, *, max_rows: int | None, alone: bool = False) -> None:
+def check_pipeline(pipe: Any, *, max_rows: int | None, skips_rows: bool = False) -> None:
     """Check before any denoising that cotrunk can handle the pipeline.
 
     Args:
         pipe: the pipeline.
         max_rows: the limit on the rows of one forward; None for no limit.
-        alone: some rows will run without the others, which caches and perturbed attention do not allow.
+        skips_rows: whether some rows will run without the others, which caches and perturbed attention do not allow.
 
     Raises:
-        CotrunkError: it cannot; the message names the part of the pipeline that prevents it.
+        CotrunkError: cotrunk cannot handle it; the message names the part of the pipeline that prevents it.
     """
     kind = type(pipe).__name__
     denoisers = denoisers_of(pipe)
@@ -235,7 +234,7 @@ def check_pipeline(pipe: Any, *, max_rows: int | None, alone: bool = False) -> N
             f"{type(pipe.scheduler).__name__} of {kind} takes one generator for all images of a call, so an image "
             "would depend on the others: call the pipeline itself."
         )
-    if alone and str(pipe.scheduler.config.get("variance_type")).startswith("learned"):
+    if skips_rows and str(pipe.scheduler.config.get("variance_type")).startswith("learned"):
         raise CotrunkError(
             f"The denoiser of {kind} also predicts a variance for its {type(pipe.scheduler).__name__}, which "
             "skipping cannot predict: use neither skipping nor guidance_interval."
@@ -244,16 +243,18 @@ def check_pipeline(pipe: Any, *, max_rows: int | None, alone: bool = False) -> N
         module = getattr(pipe, name)
         if getattr(module, "_is_cached", False) or getattr(pipe, "_is_cached", False):
             raise CotrunkError(f"cache-dit is enabled on {kind}.{name}: call cache_dit.disable_cache(pipe) first.")
-        if alone and (has_caches(module) or is_perturbed(pipe)):
-            what = "has a cache enabled" if has_caches(module) else "guides by perturbed attention"
+        if skips_rows and (has_caches(module) or is_perturbed(pipe)):
+            what = "has a cache enabled" if has_caches(module) else "uses perturbed-attention guidance"
             raise CotrunkError(f"{kind}.{name} {what}, which does not work with skipping: choose one of them.")
-        if alone and name == "transformer_2" and getattr(pipe.config, "boundary_ratio", None) is not None:
+        if skips_rows and name == "transformer_2" and getattr(pipe.config, "boundary_ratio", None) is not None:
             raise CotrunkError(
                 f"{kind} changes from one transformer to another during a run, and outputs of the first do not predict "
                 "those of the second: use neither skipping nor guidance_interval."
             )
         if max_rows is not None and is_perturbed(pipe):
-            raise CotrunkError(f"{kind} guides by perturbed attention, which cannot run in chunks: leave max_rows out.")
+            raise CotrunkError(
+                f"{kind} uses perturbed-attention guidance, which cannot run in chunks: leave max_rows out."
+            )
         if max_rows is not None and has_caches(module):
             raise CotrunkError(
                 f"{kind}.{name} has a cache enabled, which cannot run in chunks: leave max_rows out, or call "
@@ -262,7 +263,7 @@ def check_pipeline(pipe: Any, *, max_rows: int | None, alone: bool = False) -> N
 
 
 def check_text_to_image(pipe: Any) -> None:
-    """Check that a pipeline makes images from nothing but text, which is all that a job or a command gives it.
+    """Check that a pipeline makes images from text alone, because jobs and commands pass nothing else.
 
     Raises:
         CotrunkError: it makes something else, or needs an input image.

@@ -11,12 +11,12 @@ from ..errors import CotrunkError
 from .class_tables import ENDS_ON_TIMESTEP
 from .combined import parts_of
 
-# arguments that skip the beginning of the schedule; in LTX `strength` is an additional argument with another meaning
+# arguments that skip the beginning of the schedule; LTX has one of the others, and `strength` with another meaning
 _STRENGTHS = ("denoise_strength", "inpaint_strength", "strength")
 
 
 def argument(pipe: Any, arguments: Mapping[str, Any], name: str) -> Any:
-    """Return the value that a call will see: the user's, else the pipeline's default, else None."""
+    """Return the value of an argument in a call: the user's, else the pipeline's default, else None."""
     if name in arguments:
         return arguments[name]
     parameter = inspect.signature(pipe.__call__).parameters.get(name)
@@ -26,8 +26,8 @@ def argument(pipe: Any, arguments: Mapping[str, Any], name: str) -> Any:
 def guidance_rows(pipe: Any, arguments: dict[str, Any]) -> int:
     """Return the denoiser rows per image and evaluation: 1, 2 with classifier-free guidance, 3 with a second guidance.
 
-    Guidance that is on for a part of the run only (skipped layers, truncated guidance) is not predicted. Rows are also
-    counted, and `generate` warns if the two differ.
+    Guidance that is on during a part of the run only (skipped layers, truncated guidance) is not predicted. `generate`
+    counts the rows too, and warns if the two numbers differ.
     """
     scale = argument(pipe, arguments, "guidance_scale")
     image_scale = argument(pipe, arguments, "image_guidance_scale")
@@ -49,7 +49,7 @@ def _guidance_rows(pipe: Any, arguments: dict[str, Any], scale: float | None) ->
         return 1  # no guidance, or the scale is an input of the model or (Flux Fill) of another variant of it
     rule = getattr(type(pipe), "do_classifier_free_guidance", None)
     if isinstance(rule, property) and rule.fget is not None:
-        # the pipeline's own rule: some guide from scale 0 on; some never do, as guidance is distilled into the model
+        # the pipeline's own rule: some use guidance from scale 0 on, and some (with distilled guidance) never do
         with suppress(AttributeError):  # a rule that reads more than the scale
             return 2 if rule.fget(_Seen(pipe, _guidance_scale=scale, guidance_scale=scale)) else 1
     unet = getattr(pipe, "unet", None)
@@ -59,7 +59,7 @@ def _guidance_rows(pipe: Any, arguments: dict[str, Any], scale: float | None) ->
 
 
 class _Seen:
-    """A pipeline as its methods and properties see it during a call: with other values of some attributes."""
+    """A pipeline with other values of some attributes, as during a call. It is passed as `self` to its methods."""
 
     def __init__(self, pipe: Any, **attributes: Any) -> None:
         vars(self).update(attributes, _pipe=pipe)
@@ -69,7 +69,7 @@ class _Seen:
 
 
 def _cuts_schedule(pipe: Any) -> bool:
-    """Return whether the pipeline takes only the last part of the scheduler's timesteps, by `get_timesteps`."""
+    """Return whether the pipeline calls `get_timesteps` to take only the last part of the schedule."""
     if not hasattr(type(pipe), "get_timesteps"):
         return False
     for kind in type(pipe).__mro__:
@@ -110,7 +110,7 @@ def timesteps_of(pipe: Any, arguments: dict[str, Any]) -> tuple[int, int]:
     timesteps = scheduler.timesteps
     parameters = inspect.signature(pipe.__call__).parameters
     strength = argument(pipe, arguments, next((name for name in _STRENGTHS if name in parameters), "strength"))
-    # from an input image: the last part of the schedule. In a combined pipeline one of its parts does that
+    # From an input image, a pipeline runs the last part of the schedule. In a combined pipeline one of its parts does.
     cutting = next((part for part in (pipe, *parts_of(pipe)) if _cuts_schedule(part)), None)
     if strength is not None and cutting is not None:
         wanted = inspect.signature(type(cutting).get_timesteps).parameters

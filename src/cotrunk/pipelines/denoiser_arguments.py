@@ -1,12 +1,12 @@
-"""Which arguments of diffusers' denoisers are conditions, masks, lengths, or common to all rows.
+"""Tables of the denoiser arguments in diffusers: conditions, masks, lengths, and arguments common to all rows.
 
-`engine/rows.py` folds rows by these tables. An argument of a new denoiser needs one word here.
+`engine/rows.py` folds rows by these tables. To support a new argument of a denoiser, add its name here.
 """
 
 # Arguments that never have one entry per row, even if their length happens to be the number of rows.
 SHARED = {"img_ids", "txt_ids", "image_rotary_emb", "rotary_emb", "rotary_embedding", "freqs_cis"}
-# Determined by the prompt: a folded row takes the mean of its members. Everything else with one entry per row (latents,
-# timestep, sizes, control residuals) is equal among the members, so the first member represents all.
+# Arguments that depend on the prompt: a folded row takes the mean over its members. Everything else with one entry per
+# row (latents, timestep, sizes, control residuals) is equal among the members, so the first member represents all.
 CONDITIONS = {
     "encoder_hidden_states",
     "encoder_hidden_states_1",
@@ -38,7 +38,7 @@ MASKS = {
 ROW_LISTS = {"x", "cap_feats", "img_shapes", "txt_seq_lens"}
 # Tensors whose second dimension has one entry per row: (layers, R, tokens, channels).
 ROWS_SECOND = {"encoder_hidden_states_llama3"}
-# Numbers of tokens of a condition without a mask: a folded row is as long as its longest member.
+# Numbers of tokens, for conditions without a mask: a folded row is as long as its longest member.
 LENGTHS = {"txt_seq_lens": "encoder_hidden_states", "text_lens": "text_bth"}
 # Arguments that keep keys and values between calls, or request it.
 STATE = {"kv_cache", "kv_caches", "kv_cache_mode"}

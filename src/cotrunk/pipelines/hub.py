@@ -6,14 +6,14 @@ from ..errors import CotrunkError, first_line
 
 
 def is_here(model: str, file: str, embedded: str, owner: str | None = None) -> bool:
-    """Return whether a model is on disk, as a folder or downloaded before; False if it must be downloaded.
+    """Return whether a model is on disk, as a folder or in the cache; False if it must be downloaded.
 
     Without this check the libraries retry an unreachable hub for a minute and then report a missing file.
 
     Args:
         model: a folder or a hub id.
         file: a file that every downloaded model of this kind has.
-        embedded: the model of this kind that needs no download, which the error recommends.
+        embedded: a model of this kind that needs no download, for the error to recommend.
         owner: the hub account whose models may be given by name alone.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Digests that tell one pipeline from another one that would generate different images."""
+"""Digests of a pipeline, which differ if the pipelines would generate different images."""
 
 import hashlib
 from typing import Any
@@ -9,7 +9,7 @@ from .compatibility import DENOISERS
 
 
 def model_digest(pipe: Any) -> str:
-    """Return a digest of the weights and dtypes of denoiser, decoder and text encoders, with the LoRA now on them."""
+    """Return a digest of the weights and dtypes of denoiser, decoder and text encoders, including a loaded LoRA."""
     found = hashlib.sha256()
     for name, part in sorted(pipe.components.items()):
         if isinstance(part, torch.nn.Module) and (name in (*DENOISERS, "vae") or name.startswith("text_encoder")):
@@ -25,7 +25,7 @@ def scheduler_facts(scheduler: Any) -> list[Any]:
 
 
 def weights_digest(module: torch.nn.Module) -> str:
-    """Return a digest of a module's weights, from a sample of every tensor."""
+    """Return a digest of a module's weights, computed from some values of every tensor."""
     found = hashlib.sha256()
     for name, tensor in module.state_dict().items():
         flat = tensor.detach().flatten()

@@ -7,7 +7,7 @@ from .compatibility import denoisers_of
 
 
 def image_size(pipe: Any, height: int | None, width: int | None) -> tuple[int, int]:
-    """Return height and width of images in pixels: those given, or the pipeline's defaults.
+    """Return the height and width of images in pixels: the given ones, or the pipeline's defaults.
 
     Raises:
         CotrunkError: a size is not given, and the pipeline has no default.

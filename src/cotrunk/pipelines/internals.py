@@ -1,18 +1,20 @@
-"""Private names of other packages that cotrunk reads, because they have no public counterpart.
+"""Private names of other packages that cotrunk uses, because there is no public counterpart.
 
-`tests/pipelines/test_class_tables.py` checks that the installed versions still have them, and that cotrunk reads no
-other.
+`tests/pipelines/test_class_tables.py` checks that the installed versions still have them, and that cotrunk uses no
+others.
 """
 
-# module that defines or sets them -> names
+# the module that defines or sets the names -> the names
 INTERNALS = {
     "torch.nn.modules.module": ("_compiled_call_impl", "_call_impl"),  # how a module is called: `engine/patch.py`
     "diffusers.hooks.hooks": ("_diffusers_hook", "_is_stateful", "_fn_refs", "_state_cache"),  # caches and their state
     "diffusers.pipelines.flux.pipeline_flux": ("_interrupt", "_num_timesteps", "_pack_latents", "_unpack_latents"),
-    "diffusers.pipelines.pixart_alpha.pipeline_pixart_alpha": ("_text_preprocessing",),  # what it does to prompts
+    "diffusers.pipelines.pixart_alpha.pipeline_pixart_alpha": (
+        "_text_preprocessing",
+    ),  # lower-cases and cleans prompts
     "accelerate.hooks": ("_old_forward",),  # the forward below an offloading hook
-    "accelerate.accelerator": ("_original_forward", "_is_accelerate_prepared"),  # what `prepare` leaves on a model
-    "datasets.arrow_dataset": ("_fingerprint",),  # tells data sets apart
+    "accelerate.accelerator": ("_original_forward", "_is_accelerate_prepared"),  # set on a model by `prepare`
+    "datasets.arrow_dataset": ("_fingerprint",),  # identifies a data set
     "efficientnet_lite_pytorch.model": ("_blocks", "_bn0", "_bn1", "_conv_head", "_conv_stem", "_swish"),  # features
     "cache_dit": ("_is_cached",),  # set on pipelines and denoisers by `enable_cache`
 }

@@ -24,7 +24,7 @@ def check_names(device: str, dtype: str, scheduler: str | None = None) -> None:
 
 
 def resolve_device(name: str) -> str:
-    """Return the device of this name; for "auto" the best one of this machine.
+    """Return the device of this name; for "auto", the best one of this machine.
 
     Raises:
         CotrunkError: torch cannot use the device here.
@@ -112,7 +112,7 @@ def load_pipeline(
                 _describe_denoisers(pipe, model, config, local)
         except CotrunkError:
             raise
-        except Exception as error:  # the libraries raise many types for a folder of something else
+        except Exception as error:  # the libraries raise many types for a folder with other contents
             raise CotrunkError(
                 f"{model} cannot be loaded as a diffusers pipeline ({first_line(error)}): use {embedded}, another hub "
                 "id, or a folder that save_pretrained wrote."
@@ -140,7 +140,7 @@ def _describe_denoisers(pipe: Any, model: str, parts: dict[str, Any], local: boo
     from .compatibility import DENOISERS
 
     for name in DENOISERS:
-        # an optional denoiser that this model does not have is None in its config too
+        # a denoiser that this model does not have is None in its config too
         if getattr(pipe, name, pipe) is not None or parts.get(name, [None])[0] is None:
             continue
         try:

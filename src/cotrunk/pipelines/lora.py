@@ -70,7 +70,7 @@ def _is_finite_lora(pipe: Any) -> bool:
 
 def remove_lora(pipe: Any, changed: dict[str, Any]) -> None:
     """Undo `load_lora` exactly, with the weights that it returned."""
-    pipe.unload_lora_weights()  # those of the text encoders
+    pipe.unload_lora_weights()  # of the text encoders
     for name, weight in changed.items():
         part, _, layer = name.partition(".")
         getattr(pipe, part).get_submodule(layer).weight.data.copy_(weight)
@@ -88,5 +88,5 @@ def _fuse(name: str, denoiser: Any) -> dict[str, Any]:
     before = {layer: part.get_base_layer().weight.detach().to("cpu", copy=True) for layer, part in layers.items()}
     if layers:
         denoiser.fuse_lora()
-        denoiser.unload_lora()  # leaves an ordinary denoiser
+        denoiser.unload_lora()  # removes the adapter layers, not the fused weights
     return before

@@ -1,8 +1,8 @@
 """The noise schedule of a scheduler: how much signal and how much noise its samples hold at each timestep.
 
-Every diffusion model here sees alpha * x0 + sigma * noise, or that divided by alpha. To predict and correct outputs, it
-is enough to know what an output means (noise, x0, velocity) and the pair (alpha, sigma). Both are read from the
-scheduler, which is never changed.
+Every supported sample is alpha * x0 + sigma * noise, or that divided by alpha. To predict and correct outputs, it is
+enough to know the prediction type of the output (noise, x0, velocity) and the pair (alpha, sigma). Both are read from
+the scheduler, which is never changed.
 """
 
 import math
@@ -21,7 +21,7 @@ SMALLEST_ALPHA = 0.01  # added to alpha in squares, so that pure noise is at a f
 
 @dataclass(frozen=True)
 class NoiseSchedule:
-    """What a model's output means, and the noise at each step of one run.
+    """The prediction type of a model's output, and the noise level at each step of one run.
 
     Attributes:
         kind: "epsilon" (noise), "sample" (x0), "v_prediction" (alpha * noise - sigma * x0) or "flow" (noise - x0, with
@@ -38,10 +38,10 @@ class NoiseSchedule:
     divided: bool
 
     def time(self, step: int) -> float:
-        """Return the time in which a model's output changes evenly: asinh(sigma / alpha), which falls as steps go on.
+        """Return asinh(sigma / alpha), the time scale on which a model's output changes evenly. It falls during a run.
 
-        Near pure noise it is the logarithm of the noise-to-signal ratio, in which the predicted x0 begins to take
-        shape. Towards the end it is the ratio itself.
+        Near pure noise it is close to the logarithm of the noise-to-signal ratio, plus a constant. Towards the end it
+        is close to the ratio itself.
         """
         alpha, sigma = self.levels[step]
         return math.asinh(sigma / math.hypot(alpha, SMALLEST_ALPHA))
@@ -70,9 +70,9 @@ class NoiseSchedule:
         return x0 if self.kind == "sample" else (sample - x0) / max(sigma, 1e-8)
 
     def velocity(self, step: int) -> float:
-        """Return the error of the velocity where the output has an error of 1, so that models of all kinds compare.
+        """Return the error of the velocity if the output has an error of 1, to compare models of all kinds.
 
-        The velocity is alpha * noise - sigma * x0, or noise - x0 of a flow.
+        The velocity is alpha * noise - sigma * x0, or noise - x0 for a flow.
         """
         alpha, sigma = self.levels[step]
         return {"epsilon": 1 / math.hypot(alpha, SMALLEST_ALPHA), "sample": 1 / max(sigma, SMALLEST_ALPHA)}.get(
@@ -80,8 +80,10 @@ class NoiseSchedule:
         )
 
     def drift(self, step: int) -> float:
-        """Return the error of the next sample where the velocity at this step has an error of 1, by the first-order
-        solver (DDIM, Euler)."""
+        """Return the error of the next sample if the velocity at this step has an error of 1.
+
+        It is computed for the first-order solver (DDIM, Euler).
+        """
         (alpha, sigma), (alpha_next, sigma_next) = self.levels[step : step + 2]
         if step and (alpha, sigma) == (alpha_next, sigma_next):
             # the second evaluation of a step (Heun) contributes half of the step
@@ -93,17 +95,18 @@ def read_schedule(scheduler: Any, timesteps: Sequence[float]) -> NoiseSchedule:
     """Return the noise schedule of a scheduler at these timesteps.
 
     Raises:
-        CotrunkError: the scheduler does not say what its model predicts or how noisy a timestep is.
+        CotrunkError: the scheduler does not give its prediction type or the noise level of a timestep.
     """
     config, name = scheduler.config, type(scheduler).__name__
     count = float(config.get("num_train_timesteps") or 0)
     prediction = config.get("prediction_type") or ("epsilon" if hasattr(scheduler, "alphas_cumprod") else None)
     is_flow = name.startswith(FLOW_SCHEDULERS) or prediction == "flow_prediction"
-    # growing sigmas, and continuous timesteps, which are not indices into alphas_cumprod
-    is_odd = config.get("invert_sigmas") or config.get("timestep_type") == "continuous"
-    is_odd = is_odd or (is_flow and float(config.get("sigma_max") or 0) > 1)  # Cosmos: x0 + sigma * noise, up to 80
+    # sigmas that grow, and continuous timesteps, which are not indices into alphas_cumprod
+    is_unsupported = config.get("invert_sigmas") or config.get("timestep_type") == "continuous"
+    # Cosmos: x0 + sigma * noise, with sigma up to 80
+    is_unsupported = is_unsupported or (is_flow and float(config.get("sigma_max") or 0) > 1)
     has_levels = prediction in KINDS and isinstance(getattr(scheduler, "alphas_cumprod", None), torch.Tensor)
-    if is_odd or not (count if is_flow else has_levels):
+    if is_unsupported or not (count if is_flow else has_levels):
         raise CotrunkError(f"{name} does not say how noisy a timestep is: run it without skipping.")
     if is_flow:
         sigmas = [min(1.0, float(t) / count) for t in timesteps]

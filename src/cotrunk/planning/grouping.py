@@ -1,12 +1,11 @@
 """Group similar prompts by their unit vectors: a partition into cliques of the similarity graph.
 
-SAGE (arXiv 2509.15865, section 2.2) shares denoising steps inside groups in which *every* pair of prompts is
-similar. Up to `DENSE_LIMIT` prompts the partition comes from complete linkage, beyond it from a greedy pass
-over nearest neighbours. Exact minimum clique covers would save about one percentage point more, which is not worth a
-solver.
+SAGE (arXiv 2509.15865, section 2.2) shares denoising steps inside groups in which *every* pair of prompts is similar.
+Up to `DENSE_LIMIT` prompts, complete linkage gives the partition; beyond it, a greedy pass over nearest neighbours.
+Exact minimum clique covers would save about one percentage point more, which is not worth a solver.
 
-Cosines are taken in float64 between float32 unit rows and rounded to six decimals (`cosine_similarities`),
-and all comparisons are made on that grid, so that floating-point rounding never decides which prompts share.
+Cosines are computed in float64 between float32 unit rows and rounded to six decimals (`cosine_similarities`). All
+comparisons use these rounded values, so that floating-point rounding never decides which prompts share.
 """
 
 import importlib.util
@@ -20,9 +19,9 @@ from scipy.spatial.distance import squareform
 
 from ..errors import CotrunkError
 
-DENSE_LIMIT = 4096  # prompts; above it all cosines (8 bytes per pair) and their O(n^2) linkage cost too much
+DENSE_LIMIT = 4096  # prompts; for more, all cosines (8 bytes per pair) and their O(n^2) linkage cost too much
 NEIGHBOURS = 32  # candidates per prompt in the sparse path; several times the usual group size
-_GRID = 1_000_000  # cosines are integers on this grid
+_GRID = 1_000_000  # cosines are compared as integers, after multiplication by this
 _APART = 3.0 * _GRID  # for pairs that must not share; real distances are at most 2
 
 Unit = NDArray[np.float32]
@@ -39,25 +38,25 @@ def group_prompts(
 ) -> list[list[int]]:
     """Partition prompts into groups in which every pair has threshold <= cosine (< upper).
 
-    The order of the prompts does not matter: permuted input gives the same groups, permuted. A prompt whose
-    vector is zero or not finite is alone.
+    The order of the prompts does not matter: permuted input gives the same groups, permuted. A prompt whose vector is
+    zero or not finite is a group of its own.
 
     Args:
         vectors: (n, d), one row per prompt; rows need not have unit length.
         threshold: smallest cosine inside a group, in [-1, 1]. It belongs to the encoder: see
             `threshold.auto_threshold`.
-        upper: pairs with this cosine or more do not share either (the paper's range is tau_min to tau_max); None: no
-            such bound.
-        max_group: largest group; None: any size. Large groups save more and blur more; the paper uses 2 to 5.
-        identities: (n,) prompts with equal identity never share a group, so that duplicates give different images.
-            None: the vectors themselves. Their `repr` fixes the order in which ties are resolved.
-        keys: (n,) prompts with different keys never share a group: another negative prompt, control image or size.
+        upper: pairs with this cosine or more do not share either (the paper's range is tau_min to tau_max); None for no
+            limit.
+        max_group: largest group; None for any size. Large groups save more, but blur more; the paper uses 2 to 5.
+        identities: (n,) prompts with equal identity never share a group, so that duplicates give different images. None
+            to use the vectors themselves. Ties are resolved in the order of the `repr` of the identities.
+        keys: (n,) prompts with different keys (negative prompt, control image, size) never share a group.
 
     Returns:
         Groups of ascending indices, sorted by their first member; every index is in exactly one.
 
     Raises:
-        CotrunkError: bad shapes or bounds, or more than `DENSE_LIMIT` prompts without faiss.
+        CotrunkError: wrong shapes or limits, or more than `DENSE_LIMIT` prompts without faiss.
     """
     if vectors.ndim != 2:
         raise CotrunkError(f"Vectors have shape {vectors.shape}: give one row per prompt.")
@@ -142,7 +141,7 @@ def _grid_cosines(unit: Unit, other: Unit | None = None) -> NDArray[np.float64]:
 
 
 def _grid_ceil(cosine: float) -> int:
-    """Return the smallest k with k / 1e6 >= cosine, exactly as floats compare (0.29 * 1e6 is above 290000)."""
+    """Return the smallest k with k / 1e6 >= cosine, compared as floats: in floats, 0.29 * 1e6 is above 290000."""
     k = math.ceil(cosine * _GRID)
     while (k - 1) / _GRID >= cosine:
         k -= 1
@@ -160,7 +159,7 @@ def check_size(prompts: int) -> None:
 def _canonical_parts(
     unit: Unit, identities: Sequence[Hashable] | None, keys: Sequence[Hashable] | None
 ) -> list[tuple[NDArray[np.intp], NDArray[np.intp]]]:
-    """Return, per key, its indices in an order that does not depend on the input's, and a code per identity."""
+    """Return, per key, its indices in an order that does not depend on the input order, and a code per identity."""
     rows = [row.tobytes() for row in unit]
     names: Sequence[Hashable] = rows if identities is None else identities
     texts = [repr(name) for name in names] if identities is not None else [""] * len(rows)
@@ -181,7 +180,7 @@ def _complete_linkage(distances: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _dense(unit: Unit, codes: NDArray[np.intp], low: int, high: int, limit: int) -> list[list[int]]:
-    """Group by complete linkage, cut at the threshold; divide too large cliques along their dendrogram."""
+    """Group by complete linkage, cut at the threshold; divide cliques that are too large along their dendrogram."""
     n = len(unit)
     if n < 2:
         return [[i] for i in range(n)]
@@ -225,9 +224,9 @@ def _sparse(unit: Unit, codes: NDArray[np.intp], low: int, high: int, limit: int
 
 def _greedy_cliques(unit: Unit, codes: NDArray[np.intp], low: int, high: int, limit: int) -> list[list[int]]:
     """Merge along candidate edges, most similar first, wherever the union is still a clique of at most `limit`."""
-    members = [[i] for i in range(len(unit))]  # of the cluster that i leads; empty after it was merged into another
+    members = [[i] for i in range(len(unit))]  # of the cluster that i leads; empty once it has been merged into another
     leader = list(range(len(unit)))
-    refused: dict[int, set[int]] = {}  # leaders whose clusters cannot merge, however much these still grow
+    refused: dict[int, set[int]] = {}  # pairs of leaders whose clusters cannot merge, even after they grow
     active = np.arange(len(unit))
     while len(active) > 1:
         pairs, saturated = _candidate_pairs(unit, codes, active, low, high)
@@ -266,12 +265,12 @@ def _candidate_pairs(
     import faiss
 
     rows = unit[active]
-    # with an upper bound, too similar neighbours come before the useful ones: search further
+    # with an upper limit, neighbours that are too similar come first: search further
     k = min(len(active), 1 + NEIGHBOURS * (4 if high <= _GRID else 1))
     similar, neighbour = faiss.knn(rows, rows, k, metric=faiss.METRIC_INNER_PRODUCT)
     saturated = active[similar[:, -1] * _GRID >= low - 1] if k < len(active) else active[:0]
 
-    near = similar * _GRID >= low - 1  # a first selection in float32; the exact one is below
+    near = similar * _GRID >= low - 1  # a preliminary selection in float32; the exact one is below
     left, right = active[np.nonzero(near)[0]], active[neighbour[near]]
     left, right = np.minimum(left, right), np.maximum(left, right)
     # each pair once (the search finds it from both ends), in canonical order, without pairs of one prompt

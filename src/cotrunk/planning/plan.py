@@ -1,6 +1,6 @@
-"""The plan of a run: its prompts, seeds and trees; its cost; its file.
+"""The plan of a run: its prompts, seeds and trees, its cost, and its file.
 
-The hook, the report and the drawing of the tree all read this one structure.
+The engine, the report and the drawing of the trees all read this one structure.
 """
 
 import json
@@ -17,12 +17,12 @@ from ..settings import Sharing
 from .tree import NO_OTHER_KEYS, Branch, Real, Steps, Text, Whole, counted, leaf, packed
 
 FORMAT = 2
-DEPTH = 200  # of the trees in a file
+DEPTH = 200  # largest depth of the trees in a file
 
 
 @dataclass(frozen=True, repr=False)
 class Cost:
-    """Denoiser rows: what a run used, and what the same images would use one by one."""
+    """Denoiser rows: those that a run used, and those that the same images would use one by one."""
 
     used: int
     independent: int
@@ -35,7 +35,7 @@ class Cost:
 
     @property
     def saving(self) -> float:
-        """Fraction of the rows that was saved, 0 to 1."""
+        """The fraction of the rows that was saved, 0 to 1."""
         return 1 - self.used / self.independent if self.independent else 0.0
 
     def __add__(self, other: "Cost") -> "Cost":
@@ -44,11 +44,11 @@ class Cost:
 
 @dataclass(frozen=True)
 class Findings:
-    """What planning noticed about the prompts. It decides nothing; a user may want to know.
+    """Facts about the prompts that users should know. They do not change the plan.
 
     Attributes:
         truncated: prompts that are too long for the pipeline's first tokenizer: (prompt, the text that it cuts off).
-        alike: sets of different prompts that the tokenizers read as the same text: their images differ only by seed.
+        alike: sets of different prompts with the same tokens, whose images differ only by seed.
     """
 
     __pydantic_config__ = NO_OTHER_KEYS
@@ -63,20 +63,20 @@ def _sharing_from_json(data: Any) -> Sharing | None:
 
 @dataclass(frozen=True, repr=False)
 class Plan:
-    """A run, decided before any denoising. Replaying a plan gives the same images.
+    """All decisions of a run before denoising. Replaying a plan gives the same images.
 
     Attributes:
         prompts: the prompts; image `i` belongs to prompt `i // images_per_prompt`.
-        seeds: one per image, for its generator; equal within a tree, because a trunk starts from one noise.
+        seeds: one per image, for its generator; equal within a tree, because its images start from the same noise.
         trees: the forest over all images.
-        steps: inference steps asked of the pipeline.
-        timesteps: denoiser evaluations that an image makes on its own (see `planning.tree`).
+        steps: the pipeline's `num_inference_steps`.
+        timesteps: denoiser evaluations of an image on its own (see `planning.tree`).
         guidance_rows: rows of one evaluation of one image: 2 with classifier-free guidance, else 1.
-        images_per_prompt: images of each prompt, every one in another tree.
-        from_embeddings: whether the plan was made from `prompt_embeds`; `prompts` then only names them.
+        images_per_prompt: images of each prompt, each in a different tree.
+        from_embeddings: whether the plan was made from `prompt_embeds`; `prompts` then holds names for them.
         sharing: how the prompts share; None for independent sampling.
-        threshold: the smallest cosine of a pair in a group: `sharing.similarity`, or what "auto" found.
-        findings: what planning noticed about the prompts.
+        threshold: the smallest cosine of a pair in a group: `sharing.similarity`, or the value that "auto" found.
+        findings: facts about the prompts that users should know.
     """
 
     __pydantic_config__ = NO_OTHER_KEYS
@@ -106,7 +106,7 @@ class Plan:
 
     @property
     def cost(self) -> Cost:
-        """Predicted rows; counted rows are equal to it."""
+        """The predicted rows of the whole plan, before skipping and guidance_interval save any."""
         return self.cost_of(self.trees)
 
     def cost_of(self, trees: Sequence[Branch]) -> Cost:
@@ -125,16 +125,16 @@ class Plan:
         return rows
 
     def batches(self, size: int) -> Iterator[tuple[Branch, ...]]:
-        """Yield all trees, packed into those to run together."""
+        """Yield the trees that run together, batch by batch."""
         return packed(self.trees, size)
 
     def select(self, images: Collection[int]) -> tuple[Branch, ...]:
-        """Return the trees of these images, in the order of the plan: what `Run.run` takes.
+        """Return the trees of these images, in the order of the plan. `Run.run` takes them.
 
         Several processes can divide a plan this way: each loads it and runs the trees of its own images.
 
         Raises:
-            CotrunkError: an image that is not in the plan, or only a part of the images that share a tree.
+            CotrunkError: an image is not in the plan, or only some of the images of a tree are given.
         """
         wanted = set(images)
         if unknown := sorted(wanted.difference(range(len(self)))):
@@ -149,7 +149,7 @@ class Plan:
         """Check that these are different trees of this plan.
 
         Raises:
-            CotrunkError: no tree, a tree of another plan, or one tree twice.
+            CotrunkError: there is no tree, one is not of this plan, or one is given twice.
         """
         own = {tree.images[0]: tree for tree in self.trees}
         images = [tree.images[0] for tree in trees]
@@ -157,7 +157,7 @@ class Plan:
             raise CotrunkError("These are not different trees of the plan: give some of plan.trees, or plan.select().")
 
     def independent(self, steps: int | None = None, timesteps: int | None = None) -> "Plan":
-        """Return a plan of the same images from the same noise, nothing shared; in fewer steps if asked."""
+        """Return a plan of the same images and noise without sharing, with another number of steps if given."""
         timesteps = self.timesteps if timesteps is None else timesteps
         trees = tuple(leaf(image, 0, timesteps) for tree in self.trees for image in tree.images)
         steps = self.steps if steps is None else steps
@@ -181,7 +181,7 @@ class Plan:
         """Return a plan from a file that `save` wrote.
 
         Raises:
-            CotrunkError: no such file, not a plan, or a plan that contradicts itself.
+            CotrunkError: the file cannot be read, is not a plan, or contradicts itself.
         """
         try:
             data = read_json(Path(path))
@@ -203,7 +203,7 @@ class Plan:
         return plan
 
     def check(self) -> None:
-        """Raise ValueError unless the trees partition the images, nest, and start from one noise each."""
+        """Raise ValueError unless the trees are nested, hold every image once, and have one seed each."""
         if not self.prompts:
             raise ValueError("it has no prompts")
         if len(self.seeds) != len(self.prompts) * self.images_per_prompt:

@@ -16,7 +16,7 @@ from ..files import LIMIT, read_whole
 
 COLUMN = "prompt"  # the default column of a table
 
-# one value of a file: its place ("line 3", "item 2", "row 7") and the value
+# the place of a value in its file ("line 3", "item 2", "row 7"), and the value
 _Found = tuple[str, object]
 
 
@@ -38,9 +38,9 @@ def read_prompts(path: Path, column: str = COLUMN) -> PromptFile:
         column: the column or key that holds the prompt. Upper and lower case may differ if only one column matches.
 
     Raises:
-        CotrunkError: the file cannot be read, is a device or longer than `LIMIT`, is not UTF-8 text, is damaged (the
-            message gives the line), lacks the column (the message lists the columns), is a table or JSON lines under
-            another suffix, or holds no prompt.
+        CotrunkError: the file cannot be read, is a device, or is longer than `LIMIT`; it is not UTF-8 text, or is
+            damaged (the message gives the line); it lacks the column (the message lists the columns), is a table or
+            JSON lines under another suffix, or holds no prompt.
     """
     name = "standard input" if str(path) == "-" else str(path)
     suffix = path.suffix.lower()
@@ -98,7 +98,7 @@ def _why_unreadable(name: str, error: Exception) -> str:
 
 
 def _decode(data: bytearray, name: str) -> str:
-    # spreadsheets write UTF-16 as "Unicode text"; it begins with a mark of its own
+    # spreadsheets write UTF-16 as "Unicode text"; it begins with a byte order mark
     if data.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise CotrunkError(f"{name} is UTF-16 text: save it as UTF-8.")
     if b"\0" in data:
@@ -117,10 +117,10 @@ def _lines(text: str) -> list[str]:
 
 
 def checked(value: object, where: str) -> str:
-    """Return the prompt, stripped.
+    """Return the prompt without surrounding white space.
 
     Raises:
-        CotrunkError: not a string, or one that is not valid Unicode; the message begins with `where`.
+        CotrunkError: the value is not a string, or not valid Unicode; the message begins with `where`.
     """
     if not isinstance(value, str):
         kind = "empty" if value is None else f"of type {type(value).__name__}"
@@ -133,7 +133,7 @@ def checked(value: object, where: str) -> str:
 
 
 def _column(available: Sequence[str], column: str, where: str) -> str:
-    """Return the available name that `column` means."""
+    """Return the column of the file that matches `column`."""
     if list(available).count(column) == 1:
         return column
     if column in available:
@@ -152,7 +152,7 @@ def _from_text(text: str, name: str, column: str) -> Iterator[_Found]:
     first = lines[0].strip() if lines else ""
     remedy = "save it as" if name == "standard input" else "rename it to"
     cells = [cell.strip().strip('"').casefold() for cell in re.split("[,;\t]", first)]
-    if column.strip().casefold() in cells:  # otherwise each of its lines, header included, would become an image
+    if column.strip().casefold() in cells:  # otherwise each line, the header included, would become an image
         raise CotrunkError(f"{name} looks like a table, its first line names {column!r}: {remedy} .csv or .tsv.")
     if first.startswith("{") and _is_object(first):
         raise CotrunkError(f"{name} looks like JSON lines: {remedy} .jsonl.")

@@ -1,4 +1,4 @@
-"""A call of a pipeline as planning reads it, and the plan of that call."""
+"""A call of a pipeline, and the plan of that call."""
 
 from collections.abc import Hashable, Sequence
 from functools import cached_property
@@ -21,16 +21,17 @@ from .threshold import auto_threshold
 
 
 class Request:
-    """Prompts and arguments for a pipeline, checked. Each fact is computed when it is first needed, and once.
+    """Prompts and arguments for a pipeline, checked. Each property is computed once, when it is first needed.
 
-    It reads the pipeline's text encoders, its scheduler and its denoiser's config: a plan needs no denoiser.
+    It reads the pipeline's text encoders, its scheduler, and only the config of its denoiser.
 
     Attributes:
-        prompts: the texts; None where `prompt_embeds` are given instead.
-        arguments: all arguments of the call, split into those of each prompt and those of all.
+        prompts: the texts; None if `prompt_embeds` are given instead.
+        arguments: all arguments of the call, divided into those with one entry per prompt and those of the whole call.
 
     Raises:
-        CotrunkError: no prompts or both kinds of them, a prompt that cannot be encoded, or a wrong argument.
+        CotrunkError: there are no prompts, or both texts and embeddings; a prompt is not a valid text; or an argument
+            is wrong.
     """
 
     def __init__(self, pipe: Any, prompts: Sequence[str] | str | None, arguments: dict[str, Any]) -> None:
@@ -44,7 +45,9 @@ class Request:
             for i, prompt in enumerate(prompts):
                 checked(prompt, f"prompt {i}")
         if (prompts is None) == (arguments.get("prompt_embeds") is None):
-            raise CotrunkError("Give either prompts, or prompt_embeds with what else the pipeline needs for them.")
+            raise CotrunkError(
+                "Give either prompts, or prompt_embeds and the other embeddings that the pipeline needs."
+            )
         count = len(prompts if prompts is not None else arguments["prompt_embeds"])
         if count == 0:
             raise CotrunkError("There are no prompts: give at least one.")
@@ -53,24 +56,24 @@ class Request:
 
     @cached_property
     def evaluations(self) -> Evaluations:
-        """How one image is denoised on its own."""
+        """The number of steps and rows of one image on its own."""
         call = self.arguments.arguments
         order = getattr(self.pipe.scheduler, "order", 1)
         return Evaluations(*timesteps_of(self.pipe, call), guidance_rows(self.pipe, call), order)
 
     @cached_property
     def keys(self) -> list[str]:
-        """Per prompt, a digest of its other arguments."""
+        """A digest of the other arguments of each prompt."""
         return self.arguments.keys()
 
     @cached_property
     def companions(self) -> list[Hashable]:
-        """Per prompt, a key: prompts with equal keys may run in one call of the pipeline."""
+        """A key per prompt. Prompts with equal keys may run in one call of the pipeline."""
         return companions(self.pipe, self.arguments)
 
     @cached_property
     def reads(self) -> list[Hashable]:
-        """Per prompt, what the pipeline's tokenizers read of it; None for embeddings."""
+        """The tokens of each prompt that the pipeline reads; None for embeddings."""
         if self.prompts is None:
             return [None] * self.arguments.prompts
         return condition_keys(self.pipe, self.prompts, self.arguments.arguments)
@@ -79,11 +82,11 @@ class Request:
         """Decide what the prompts share.
 
         Raises:
-            CotrunkError: a schedule that cannot be made, too many prompts, or prompts that cannot be embedded.
+            CotrunkError: the schedule cannot be made, there are too many prompts, or they cannot be embedded.
         """
         if sharing is not None:
             check_size(self.arguments.prompts)
-        # readings matter, and cost time, only where prompts may share
+        # tokenizing takes time, and matters only if prompts may share
         reads = [None] * self.arguments.prompts if sharing is None else self.reads
         evaluations = self.evaluations
         vectors, threshold = self._vectors(sharing)
@@ -106,7 +109,8 @@ class Request:
         """Check that this call can follow a plan that was made before.
 
         Raises:
-            CotrunkError: other prompts, steps or guidance, or arguments that now differ between prompts that share.
+            CotrunkError: the prompts, the steps or the guidance differ from the plan's, or another argument now differs
+            between prompts that share.
         """
         if len(plan.prompts) != self.arguments.prompts or (
             self.prompts is not None and list(plan.prompts) != self.prompts
@@ -149,12 +153,12 @@ class Request:
     def _findings(self) -> Findings:
         if self.prompts is None:
             return Findings()
-        readers: dict[Hashable, dict[str, int]] = {}  # what is read -> the different texts that read so
+        texts_of: dict[Hashable, dict[str, int]] = {}  # tokens -> the different texts with these tokens
         for i, (read, text) in enumerate(zip(self.reads, self.prompts, strict=True)):
-            readers.setdefault(read, {}).setdefault(text, i)
+            texts_of.setdefault(read, {}).setdefault(text, i)
         return Findings(
             truncated=tuple(truncated(self.pipe, self.prompts, self.arguments.arguments).items()),
-            alike=tuple(tuple(found.values()) for found in readers.values() if len(found) > 1),
+            alike=tuple(tuple(found.values()) for found in texts_of.values() if len(found) > 1),
         )
 
 

@@ -1,9 +1,9 @@
-"""SAGE's sampling policy: from groups of similar prompts to a plan.
+"""Make a plan from groups of similar prompts, by the sampling method of SAGE.
 
 Zhao et al., "SAGE: Semantic-Aware Shared Sampling for Efficient Diffusion" (arXiv 2509.15865), section 2.2 and
-Algorithm 1: a group starts from one noise and is denoised under the mean of its conditions up to the branch point. Then
-each prompt continues alone. The two-level tree of the paper is `mode="flat"`. The paper says that the branch point may
-depend on the similarity and leaves the rule open: `adaptive` and `tree` are ours.
+Algorithm 1: a group starts from one noise, and is denoised with the mean of its conditions up to the branch point. Then
+each prompt continues alone. `mode="flat"` is the two-level tree of the paper. The paper says that the branch point may
+depend on the similarity, but does not say how: the modes `adaptive` and `tree` are cotrunk's own.
 """
 
 import hashlib
@@ -22,13 +22,13 @@ from .tree import Branch, flat_tree, leaf
 
 @dataclass(frozen=True)
 class Item:
-    """One prompt of a run, as planning sees it.
+    """One prompt of a run, with the facts that planning needs.
 
     Attributes:
         text: the prompt, or a name for one that was given as embeddings.
-        identity: what makes a prompt equal to another: its text, or a digest of its embeddings.
-        reads: what the model reads of it. Prompts with equal readings never share, because only their noise tells
-            their images apart. None: the content.
+        identity: equal for equal prompts: the text, or a digest of the embeddings.
+        reads: the tokens that the model reads. Prompts with equal tokens never share, because their images differ only
+            by noise. None to use the content.
         key: a digest of its other arguments (negative prompt, control image). Prompts with different keys never share.
         companion: prompts with different values cannot run in one call of the pipeline, so they never share.
     """
@@ -41,17 +41,17 @@ class Item:
 
     @property
     def content(self) -> str:
-        """What the seed of its images depends on, together with the seed of the run."""
+        """The text that, with the seed of the run, determines the seeds of its images."""
         return f"{self.key}\0{self.identity}"
 
 
 @dataclass(frozen=True)
 class Evaluations:
-    """How one image is denoised on its own.
+    """The number of steps and rows of one image on its own.
 
     Attributes:
         steps, timesteps, guidance_rows: as in `Plan`.
-        order: the scheduler's: evaluations per step.
+        order: evaluations per step (the scheduler's `order`).
     """
 
     steps: int
@@ -67,8 +67,8 @@ def branch_point(sharing: Sharing, threshold: float, similarity: float, evaluati
     flat: limit; adaptive: limit * (1 + tightness) / 2, from half the limit for a group at the threshold to all of it
     for equal prompts; tree: limit * tightness, so that the height allowed in the dendrogram shrinks linearly with
     the step (Decatur et al., arXiv 2508.21032, equation 7). The result never decreases with the similarity and never
-    exceeds the limit. It is rounded down to whole steps: between the evaluations of one step, a second-order solver is
-    in the middle of it.
+    exceeds the limit. It is rounded down to whole steps, because a second-order solver cannot branch between the two
+    evaluations of a step.
     """
     tightness = 1.0 if threshold >= 1 else min(1.0, max(0.0, (similarity - threshold) / (1 - threshold)))
     part = {"flat": 1.0, "adaptive": (1 + tightness) / 2, "tree": tightness}[sharing.mode]
@@ -97,9 +97,9 @@ def make_plan(
         sharing: None for independent sampling.
         threshold: the smallest cosine of a pair in a group (`sharing.similarity`, resolved).
         evaluations: how one image is denoised on its own.
-        seed: one seed for the run, or one per prompt. From the seed of the run and the prompt's content, never its
-            position, each image's seed is derived. A seed per prompt is used as it is; further images of that prompt
-            derive theirs from it. A group starts from the noise of one member.
+        seed: one seed for the run, or one per prompt. The seed of an image is derived from the seed of the run and the
+            content of its prompt, not its position. A seed per prompt is used unchanged for its first image, and the
+            seeds of its other images are derived from it. A group starts from the noise of one member.
         from_embeddings, findings: as in `Plan`.
     """
     contents = [item.content for item in items]
@@ -135,7 +135,7 @@ def make_plan(
 
 
 def why_nothing_shared(plan: Plan) -> str | None:
-    """Say why a plan saves nothing, for the reader of a report; None if it saves."""
+    """Return why a plan saves nothing, for reports; None if it saves rows."""
     if plan.cost.used < plan.cost.independent:
         return None
     if len(plan.prompts) == 1:
@@ -153,8 +153,10 @@ def why_nothing_shared(plan: Plan) -> str | None:
 
 
 def _groups(items: Sequence[Item], vectors: np.ndarray, sharing: Sharing, threshold: float) -> list[list[int]]:
-    """Group the prompts in order of their content: neither which of the prompts that read alike shares, nor the tree of
-    a group, may depend on the order given."""
+    """Group the prompts in the order of their content, so that the result does not depend on the given order.
+
+    (Otherwise the order could decide which of several prompts with equal tokens shares, and the tree of a group.)
+    """
     order = sorted(range(len(items)), key=lambda i: items[i].content)
     groups = group_prompts(
         vectors[order],
@@ -168,7 +170,7 @@ def _groups(items: Sequence[Item], vectors: np.ndarray, sharing: Sharing, thresh
 
 
 def _image_seeds(contents: Sequence[str], seed: int | Sequence[int], images_per_prompt: int) -> list[int]:
-    """Return one seed per image, from seed, content, number of equal contents before it, and number of the image."""
+    """Return one seed per image, derived from seed, content, earlier equal contents, and the image's number."""
     if not isinstance(seed, int) and len(seed) != len(contents):
         raise CotrunkError(f"{len(seed)} seeds for {len(contents)} prompts: give one seed, or one per prompt.")
     seen: dict[str, int] = {}
@@ -196,7 +198,7 @@ def _tree(
     threshold: float,
     evaluations: Evaluations,
 ) -> list[Branch]:
-    """Return the trees of one group, over prompt indices: several where its trunk would have no length."""
+    """Return the trees of one group, over prompt indices. There are several if its trunk would have no steps."""
     timesteps = evaluations.timesteps
     if sharing is None or len(group) == 1:
         return [leaf(i, 0, timesteps) for i in group]
@@ -214,9 +216,10 @@ def _grow(
     threshold: float,
     evaluations: Evaluations,
 ) -> list[Branch]:
-    """Return the trees of a dendrogram: a node lasts until its branch point, then parts into its two halves.
+    """Return the trees of a dendrogram: each node lasts until its branch point, then splits into its two halves.
 
-    A node that would not outlast its parent is left out, so that several branches may part at once."""
+    A node that would end before its parent does is omitted, so a branch may split into more than two.
+    """
     size, timesteps = len(group), evaluations.timesteps
 
     def split(nodes: list[int], start: int) -> list[Branch]:

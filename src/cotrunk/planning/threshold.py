@@ -5,8 +5,8 @@ import numpy as np
 from .embedding import Encoder
 from .grouping import cosine_similarities
 
-# Pairs of related prompts: one subject with another attribute, style or setting. Such prompts should share early steps.
-# Prompts of different pairs have only their form in common. `auto_threshold` measures an encoder with both.
+# Pairs of related prompts: the same subject with different attributes, styles or settings. They should share early
+# steps. Prompts of different pairs are unrelated. `auto_threshold` measures an encoder on both.
 RELATED = (
     ("a red sports car on a mountain road", "a blue sports car on a mountain road"),
     ("a cat sleeping on a sofa", "a cat sitting on a windowsill"),
@@ -38,16 +38,16 @@ RELATED = (
 def auto_threshold(encoder: Encoder) -> float:
     """Return a similarity threshold for an encoder, on its own scale.
 
-    Cosines of different encoders cannot be compared: unrelated prompts have 0.0 in one and 0.7 in another. So the
-    encoder is measured on `RELATED`, 24 pairs of prompts for the same subject, and the threshold is the larger of
+    Cosines of different encoders cannot be compared: unrelated prompts may have 0.0 in one and 0.7 in another. So the
+    encoder is measured on `RELATED`, 24 pairs of prompts with the same subject. The threshold is the larger of
 
     - the 25th percentile of the cosines of related prompts: three quarters of these pairs may share;
     - the largest cosine among the 1,104 pairs of unrelated prompts: none of these pairs may share.
 
-    For a sentence encoder the first decides. For an encoder that hardly separates subjects the second decides, and
+    For a sentence encoder the first is larger. For an encoder that hardly separates subjects the second is larger, and
     little is shared. An affine change of all cosines changes the threshold in the same way, so anisotropic encoders
-    need no special treatment. The result is rounded to three decimals, within [0, 0.99]. An encoder that reaches the
-    upper end does not separate subjects at all.
+    need no special treatment. The result is rounded to three decimals and limited to [0, 0.99]. An encoder that reaches
+    0.99 does not separate subjects at all.
     """
     cosines = cosine_similarities(encoder.encode([prompt for pair in RELATED for prompt in pair]))
     pair_of = np.arange(2 * len(RELATED)) // 2

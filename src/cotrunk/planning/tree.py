@@ -1,10 +1,10 @@
-"""Trees of branches: which images share one denoiser row from which timestep to which.
+"""Trees of branches: which images share one denoiser row, and during which timesteps.
 
-An image exists from the first timestep to the last. At every timestep the images of a run are partitioned into sets
-that share one denoiser row, and the sets only get finer: a forest. `Branch` is a node of it.
+At every timestep the images of a run are partitioned into sets that share one denoiser row. Sets only split and never
+merge, so they form a forest. `Branch` is a node of it.
 
-Positions are counted in *timesteps*: entries of `scheduler.timesteps`, each one denoiser evaluation. For most solvers
-that is the number of inference steps; Heun and KDPM2 evaluate twice per step (2N - 1), PNDM once more (N + 1).
+Positions are counted in *timesteps*: entries of `scheduler.timesteps`, each of them one denoiser evaluation. For most
+solvers, N inference steps have N timesteps. Heun and KDPM2 evaluate twice per step (2N - 1), PNDM once more (N + 1).
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,7 +13,7 @@ from typing import Annotated
 
 from pydantic import ConfigDict, Field
 
-# types of values in the files of a run: JSON has one kind of number and no limits
+# types of values in the files of a run: JSON itself has one kind of number, without limits
 Text = Annotated[str, Field(strict=True)]
 Whole = Annotated[int, Field(strict=True, ge=0, lt=2**63)]
 Difference = Annotated[int, Field(strict=True, ge=-(2**63), lt=2**63)]
@@ -31,7 +31,7 @@ class Branch:
         images: indices of the images on this branch, ascending.
         start, stop: timesteps; a leaf (one image) stops at the end of the run.
         similarity: smallest cosine between two of its prompts; 1 for a leaf.
-        children: the branches it parts into at `stop`; none for a leaf.
+        children: the branches that it splits into at `stop`; empty for a leaf.
     """
 
     __pydantic_config__ = NO_OTHER_KEYS
@@ -54,16 +54,16 @@ class Branch:
 
     @property
     def evaluations(self) -> int:
-        """Denoiser evaluations of the whole tree (one guidance row each)."""
+        """The denoiser evaluations of the whole tree, each with all guidance rows."""
         return sum(node.stop - node.start for node in self.nodes())
 
     @property
     def depth(self) -> int:
-        """The largest number of branches one below another, this one included."""
+        """The number of branches on the longest path down the tree, this one included."""
         return 1 + max((child.depth for child in self.children), default=0)
 
     def at(self, timestep: int) -> Iterator["Branch"]:
-        """Yield the branches of this tree that are alive at `timestep`: a partition of its images."""
+        """Yield the branches of this tree at `timestep`, which partition its images."""
         if timestep < self.stop or not self.children:
             yield self
         else:
@@ -72,7 +72,7 @@ class Branch:
 
 
 def counted(number: int, noun: str) -> str:
-    """Return a number with its noun, in the plural where it is not one."""
+    """Return a number with its noun, in the plural unless the number is one."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
@@ -82,9 +82,10 @@ def leaf(image: int, start: int, timesteps: int) -> Branch:
 
 
 def flat_tree(images: Sequence[int], stop: int, timesteps: int, similarity: float = 0.0) -> list[Branch]:
-    """Return one tree for a group that shares its timesteps before `stop` and then parts into single images.
+    """Return one tree for a group that shares its timesteps before `stop` and then splits into single images.
 
-    Without a timestep to share, or with one image, return one leaf per image."""
+    Without a timestep to share, or with one image, return one leaf per image.
+    """
     if stop == 0 or len(images) == 1:
         return [leaf(image, 0, timesteps) for image in images]
     ordered = tuple(sorted(images))
@@ -92,7 +93,7 @@ def flat_tree(images: Sequence[int], stop: int, timesteps: int, similarity: floa
 
 
 def packed(trees: Sequence[Branch], size: int) -> Iterator[tuple[Branch, ...]]:
-    """Yield the trees to run together, in their order: at most `size` images. A larger tree runs by itself, uncut."""
+    """Yield the trees to run together, in their order: at most `size` images. A larger tree runs alone, undivided."""
     batch: list[Branch] = []
     for tree in trees:
         if batch and sum(len(t.images) for t in batch) + len(tree.images) > size:
@@ -107,7 +108,8 @@ def partition(trees: Sequence[Branch], timesteps: int) -> list[tuple[int, ...]]:
     """Return the sources of all rows of a batch: one entry per timestep, with one place per image of the batch.
 
     An image takes the row of the image at that place, the first of its branch. There is one entry more than timesteps,
-    for a scheduler that calls the denoiser once more."""
+    because some schedulers need another denoiser call at the end.
+    """
     images = [image for tree in trees for image in tree.images]
     place = {image: i for i, image in enumerate(images)}
     sources = []

@@ -1,4 +1,4 @@
-"""An arm of a run: one way of making its images, with a plan and a folder of its own."""
+"""An arm of a run: one way of generating its images, with its own plan and folder."""
 
 from dataclasses import dataclass
 
@@ -10,7 +10,7 @@ COMPARED = {"independent": "compare/independent", "equal_cost": "compare/equal-c
 
 @dataclass(frozen=True)
 class Arm:
-    """One way of making the images of a run.
+    """One way of generating the images of a run.
 
     Attributes:
         name: "shared" for the run itself; "independent" and "equal_cost" for the comparison.

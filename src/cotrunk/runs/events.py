@@ -33,7 +33,7 @@ class Planning:
 
 @dataclass(frozen=True)
 class Planned:
-    """The plan is made, with its findings about the prompts, and nothing is denoised yet."""
+    """The plan is complete, with its findings about the prompts. Nothing is denoised yet."""
 
     plan: "Plan"
 
@@ -47,7 +47,7 @@ class WarmingUp:
 
 @dataclass(frozen=True)
 class Denoising:
-    """Denoising begins, for the run itself and then once more for its comparisons.
+    """Denoising begins. This comes once for the run itself, and once more for its comparisons.
 
     Attributes:
         rows, images: planned rows and images, including those of an earlier part of the run.

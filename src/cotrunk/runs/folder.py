@@ -1,25 +1,25 @@
 """The folder of a run: images as they finish, plan.json, the journal, run.json, index.html.
 
     DIR/images/00000.png ...   prompt, seed, group and rows are in the text of the PNG
-    DIR/compare/ARM/00000.png  for a job with `compare`: the same images made independently
-    DIR/plan.json              what is shared; decides everything that follows
+    DIR/compare/ARM/00000.png  for a job with `compare`: the same images, sampled independently
+    DIR/plan.json              the plan; a resumed run follows it
     DIR/journal.jsonl          one line per finished batch; what a resumed run reads
     DIR/run.json               the report; DIR/index.html shows it to people
     DIR/.cotrunk.lock          present while a command writes to the folder (see `lock`)
 
 What a kill, a crash or a power cut can lose:
 
-- The batch in progress, and no more. A batch is sized to take about `BATCH_SECONDS`, by the speed of the batch before
-  it. The first batch is one group, because no speed is known yet. A group is never cut: one that takes longer than
-  that can be lost as a whole.
-- No file is ever half written. Every file but the journal is written under a temporary name and renamed. A torn last
-  line of the journal is ignored.
+- The batch in progress, and no more. A batch is sized to take about `BATCH_SECONDS` at the speed of the previous
+  batch. The first batch is one group, because no speed is known yet. A group is never split: one that takes longer
+  than that can be lost as a whole.
+- No file is ever half written. Every file but the journal is written under a temporary name and renamed. An
+  incomplete last line of the journal is ignored.
 
-A resumed run takes a batch as finished if it has a line in the journal and if every image file is as it was written.
+A resumed run treats a batch as finished if it has a line in the journal and every image file is as it was written.
 The line holds a digest of each file (BLAKE2b, 128 bits). A batch with a lost, damaged or replaced file is computed
 again, and so is one whose line is damaged.
 
-Two commands never write to one folder at a time: the second is refused at once, whether it resumes or not.
+Two commands never write to one folder at the same time: the second is refused at once, whether it resumes or not.
 """
 
 from collections.abc import Mapping, Sequence
@@ -50,7 +50,7 @@ class RunFolder:
         self._journal = Journal(path, self.files)
 
     def make(self) -> bool:
-        """Make the folder unless it exists. Return whether it holds anything of a run.
+        """Make the folder unless it exists. Return whether it already contains files of a run.
 
         Raises:
             CotrunkError: it cannot be written.
@@ -61,7 +61,7 @@ class RunFolder:
         return bool(self.contents())
 
     def contents(self) -> list[str]:
-        """Return the names of what a run has written here."""
+        """Return the names of the files and folders here that belong to a run."""
         return [name for name in CONTENT if (self.path / name).exists()]
 
     def read(self) -> tuple[dict[str, Any], Job]:
@@ -89,14 +89,17 @@ class RunFolder:
         """Write the images of a batch, then its line in the journal.
 
         Raises:
-            CotrunkError: a file cannot be written, or the pipeline makes no images.
+            CotrunkError: a file cannot be written, or the pipeline returns no images.
         """
         self._journal.append(arm, batch, self.files.write(arm, batch))
 
     def write_report(
         self, job: Job, pipeline: PipelineFacts, arms: Sequence[Arm], seconds: Mapping[str, float]
     ) -> RunReport:
-        """Write run.json from the journal, and index.html once the run is finished. Arguments as of `build_report`."""
+        """Write run.json from the journal, and index.html once the run is finished.
+
+        Arguments are as for `build_report`.
+        """
         report = build_report(job, pipeline, arms, self.progress_of(arms), seconds)
         write_text(self.path / "run.json", report.to_text())
         if report.status != "running":

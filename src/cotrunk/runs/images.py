@@ -33,13 +33,15 @@ class ImageFiles:
         """Write the images of a batch and return the digests of their files, None for images that failed.
 
         Raises:
-            CotrunkError: a file cannot be written, or the pipeline makes no images.
+            CotrunkError: a file cannot be written, or the pipeline returns no images.
         """
         with writing(self.folder / arm.folder):
             (self.folder / arm.folder).mkdir(parents=True, exist_ok=True)
         images = getattr(batch.output, "images", None)
         if images is None:
-            raise CotrunkError(f"A {type(batch.output).__name__} holds no images: use cotrunk.generate in Python.")
+            raise CotrunkError(
+                f"The pipeline returns a {type(batch.output).__name__} without images: use cotrunk.generate in Python."
+            )
         groups, digests = groups_of(arm.plan), list[str | None]()
         for index, rows, image in zip(batch.images, batch.rows, images, strict=True):
             if index in batch.failed:

@@ -24,10 +24,10 @@ class Job:
         lora: a LoRA for the model: a folder that `cotrunk train` wrote, a file, or an id on the hub.
         scheduler: a short name ("ddim", "dpm++2m", ...) or a class of diffusers; None for the model's own.
         guidance_scale: 1 or less turns guidance off.
-        negative_prompt: for all images; None for none.
+        negative_prompt: for all images; None for no negative prompt.
         seed: the same seed gives the same images.
         images_per_prompt: images of one prompt do not share with each other.
-        compare: also make the images independently, in as many steps and at equal cost.
+        compare: also generate the images independently, once with the same number of steps and once at equal cost.
         device: "auto", "cpu", "cuda", "cuda:1", "mps", ...
         dtype: "auto", "float32", "float16" or "bfloat16".
         compiled: compile the denoiser.
@@ -76,7 +76,7 @@ class Job:
                 text(name, getattr(self, name))
 
     def to_json(self) -> dict[str, Any]:
-        """Return the job as JSON values; `from_json` makes them a job again."""
+        """Return the job as JSON values, which `from_json` reads."""
         return {**asdict(self), "prompts": list(self.prompts), "settings": self.settings.to_json()}
 
     @classmethod
@@ -95,7 +95,7 @@ class Job:
         return cls(**{"prompts": (), **data, "settings": settings})
 
     def differences(self, other: "Job") -> Iterator[tuple[str, Any, Any]]:
-        """Iterate over what differs from another job, apart from the machine: name, value here, value there."""
+        """Yield the name and both values of each setting that differs from another job, except those of `MACHINE`."""
         yield from _differences("", self.to_json(), other.to_json())
 
 

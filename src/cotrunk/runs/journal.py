@@ -23,13 +23,13 @@ StepLetters = Annotated[str, Field(strict=True, pattern="^[cspCSP]*$")]  # one p
 
 @dataclass(frozen=True)
 class Line:
-    """A line of the journal: what is kept of a `Batch`.
+    """A line of the journal: the record of a finished `Batch`.
 
     Attributes:
         arm: the name of its arm.
         images: the images of the batch; `image_rows`, `steps` and `digests` have one entry per image, in this order.
         failed, flagged: some of the images (see `Batch`).
-        rows: rows used, and rows that the images would use one by one.
+        rows: rows used, and rows of independent sampling.
         spared, image_rows, steps, seconds: as in `Batch`.
         digests: of the images' files; None for an image that failed and has no file.
     """
@@ -129,8 +129,8 @@ class Journal:
     def progress(self, arm: Arm) -> Progress:
         """Return what is finished of an arm: the batches in the journal whose image files are all intact."""
         progress, everything = Progress(), frozenset(range(len(arm.plan)))
-        # The latest line counts. A batch is computed again after its files were lost. It is also computed again
-        # after running out of memory had split it and the run then stopped halfway.
+        # An image may have several lines, of which the latest counts: its batch is computed again if its files were
+        # lost, or if running out of memory had split the batch and the run then stopped halfway.
         for line in self._lines():
             is_new = line.arm == arm.name and not progress.images.intersection(line.images)
             if not is_new or not everything.issuperset(line.images):

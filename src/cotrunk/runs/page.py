@@ -96,7 +96,7 @@ def _skipping_facts(report: RunReport) -> str:
 
 
 def _notes(report: RunReport, groups: Sequence[ShownGroup]) -> Iterator[str]:
-    """Iterate over what a reader must know before anything else."""
+    """Yield the notes that a reader must see first."""
     images = len(report.images)
     if report.status == "running":
         yield "This run is not complete: resume it to make the other images."
@@ -109,7 +109,7 @@ def _notes(report: RunReport, groups: Sequence[ShownGroup]) -> Iterator[str]:
         yield f"{count(failed, 'image')} failed and {'is' if failed == 1 else 'are'} marked below."
     partners = sum(len(group.images) for group in report.groups if len(group.images) > 1)
     if why := report.why_nothing_shared:
-        yield f"Each image was made on its own: {safe(why)}."
+        yield f"Each image was sampled independently: {safe(why)}."
     elif report.rows.saving < LITTLE:
         yield f"Little was shared: {partners} of {images} images had a similar enough prompt to share with."
     shown = sum(len(group.images) for group in groups)

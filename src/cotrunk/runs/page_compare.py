@@ -1,4 +1,4 @@
-"""The section of the page that compares: each image next to the same image made independently."""
+"""The section of the page that compares: each image next to the same image sampled independently."""
 
 from .page_parts import Page, compared_image, linked_image, prompt_text, section
 from .report import RunReport
@@ -20,8 +20,8 @@ def compare_section(page: Page) -> str:
     order = [index for index in order if report.images[index].prompt in kept][:COMPARED_IMAGES]
     box = fit(page.side, BOX)
     lead = (
-        "The same prompts made in three ways. Independent images start from the same noise as the shared ones. "
-        "At equal cost they get only about as many rows as this run used, by taking fewer steps."
+        "The same prompts, generated in three ways. Independent images start from the same noise as the shared ones. "
+        "At equal cost, they take fewer steps, so that they use about as many rows as this run."
     )
     if len(kept) < len(prompts):
         lead += f" The first {len(kept)} of {len(prompts)} prompts are shown."
@@ -35,7 +35,7 @@ def compare_section(page: Page) -> str:
 def _table(report: RunReport) -> str:
     rows = [("Shared (this run)", report.steps, report.rows.used, report.seconds.denoise)]
     rows += [(TITLES[name], arm.steps, arm.rows, arm.seconds.denoise) for name, arm in report.compare.items()]
-    head = "".join(f'<th scope="col">{name}</th>' for name in ("Way", "Steps", "Rows", "Seconds, denoising"))
+    head = "".join(f'<th scope="col">{name}</th>' for name in ("Method", "Steps", "Rows", "Seconds, denoising"))
     lines = "".join(
         f'<tr><th scope="row">{title}</th><td>{steps}</td><td>{amount(used)}</td><td>{seconds:,.1f}</td></tr>'
         for title, steps, used, seconds in rows

@@ -12,7 +12,7 @@ from .wording import amount, safe
 
 PROMPT_LENGTH = 5_000  # characters of a prompt on the page; run.json has the rest
 LONG_PROMPT = 90  # characters; a longer prompt is folded to four lines and opens on a click
-ALT_LENGTH = 160  # characters of a prompt in the text for those who do not see the image
+ALT_LENGTH = 160  # characters of a prompt in the alternative text of an image
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Page:
 
     @property
     def has_strips(self) -> bool:
-        """Whether images differ in what was computed at their steps."""
+        """Return whether images may differ in the steps at which their output was computed."""
         settings = self.report.job.settings
         return settings.skipping is not None or settings.guidance_interval is not None
 
@@ -50,7 +50,7 @@ def linked_image(page: Page, index: int, box: int, way: str = "") -> str:
 
 
 def compared_image(page: Page, index: int, box: int, arm: str) -> str:
-    """Return the linked thumbnail of the same image made in another way."""
+    """Return the linked thumbnail of the same image from another arm."""
     comparison = page.report.compare[arm]  # type: ignore[index]
     file = f"{comparison.folder}/{Path(page.image(index).file).name}"
     return _linked(page, index, file, box, arm.replace("_", " "), False, index in comparison.flagged)

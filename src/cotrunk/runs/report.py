@@ -42,12 +42,12 @@ class ImageReport:
     """One image.
 
     Attributes:
-        file: relative to the folder of the run.
+        file: its path, relative to the folder of the run.
         prompt: the index of its prompt in `Job.prompts`.
         group: the index of its group in `RunReport.groups`.
-        rows: denoiser rows that it took; a row of a group counts in equal parts.
+        rows: denoiser rows that it took; a row that a group shares is divided equally among its images.
         steps: one letter per timestep, as in `execution.Batch`; empty before the image is finished.
-        failed: whether it holds NaN and has no file.
+        failed: whether it contains NaN and has no file.
         flagged: whether the model's safety checker replaced it by a black image.
     """
 
@@ -69,7 +69,7 @@ class GroupReport:
         prompts: the index of each image's prompt.
         branch_step: the timestep at which the group first branches; 0 where nothing is shared.
         similarity: smallest cosine between two of its prompts.
-        rows: of its images, and what they would use one by one.
+        rows: those of its images, used and with independent sampling.
         tree: its trunk and branches.
     """
 
@@ -83,7 +83,7 @@ class GroupReport:
 
 @dataclass(frozen=True)
 class Spared:
-    """Denoiser rows that were not computed, by what spared them."""
+    """Denoiser rows that were not computed, by the method that saved them."""
 
     sharing: Difference = 0
     skipping: Difference = 0
@@ -96,8 +96,8 @@ class Rows:
 
     Attributes:
         used: computed rows.
-        independent: rows that the same images would use one by one.
-        saving: the fraction that was saved.
+        independent: rows that the same images would use with independent sampling.
+        saving: the fraction of the independent rows that was saved.
     """
 
     used: Whole
@@ -108,7 +108,7 @@ class Rows:
 
 @dataclass(frozen=True)
 class Seconds:
-    """Where the time went. `total` is more than the sum: it includes what no other entry counts."""
+    """Where the time went. `total` is more than the sum, because it also includes what no other entry counts."""
 
     load: Real = 0.0
     embed: Real = 0.0
@@ -119,7 +119,7 @@ class Seconds:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The same images made independently.
+    """The same images, sampled independently.
 
     Attributes:
         steps: inference steps.
@@ -146,7 +146,7 @@ class RunReport:
         threshold: the smallest similarity at which prompts shared; None for independent sampling.
         steps, timesteps: inference steps, and the denoiser evaluations that they take.
         images, groups: in their order.
-        why_nothing_shared: a clause for people; None where something was shared.
+        why_nothing_shared: the reason, as a clause for the page; None if something was shared.
         rows, seconds: of the run itself, without its comparisons.
         versions: of cotrunk, diffusers and torch.
         compare: name of the arm -> its figures; empty without a comparison.
@@ -225,8 +225,8 @@ def build_report(
     Args:
         arms: the main arm first, then those for comparison.
         progress: the name of each arm -> what is finished of it.
-        seconds: what does not belong to a batch: "load", "embed", and "total" of all arms. The batches of the
-            comparisons are subtracted from it.
+        seconds: times outside the batches: "load", "embed", and the "total" of all arms. The batches of the
+            comparisons are subtracted from that total.
     """
     main, plan = arms[0], arms[0].plan
     own, groups, planned = progress[SHARED], groups_of(plan), plan.image_rows()

@@ -1,4 +1,4 @@
-"""Resume a run: check that its folder holds an earlier part of this very job, and whether anything is left to do.
+"""Resume a run: check that its folder holds an earlier part of the same job, and whether anything is left to do.
 
 Which images are finished is read from the journal (`journal.py`).
 """
@@ -38,8 +38,8 @@ _HEAD = TypeAdapter(_Head)
 
 
 def begin_or_resume(folder: RunFolder, job: Job, *, resume: bool) -> bool:
-    """Make the folder, or check that it holds an earlier part of this very job. Return whether there is a plan to
-    resume.
+    """Make the folder, or check that it holds an earlier part of the same job. Return whether it has a plan to
+    continue with.
 
     Raises:
         CotrunkError: it cannot be written, or holds another run.
@@ -54,7 +54,9 @@ def begin_or_resume(folder: RunFolder, job: Job, *, resume: bool) -> bool:
     _, before = folder.read()
     for name, then, now in before.differences(job):
         short = name.rpartition(".")[2].replace("_", " ")
-        if isinstance(then, dict) or isinstance(now, dict):  # a group of settings, and None for no such group
+        if isinstance(then, dict) or isinstance(
+            now, dict
+        ):  # a part of the settings, such as skipping; None turns it off
             then, now = ("off" if value is None else "on" for value in (then, now))
         else:
             then, now = repr(then), repr(now)
@@ -67,10 +69,10 @@ def begin_or_resume(folder: RunFolder, job: Job, *, resume: bool) -> bool:
 
 
 def check_dtype(folder: RunFolder, dtype: str) -> None:
-    """Check that a resumed run continues in the precision it began in. Otherwise its images would differ.
+    """Check that a resumed run continues in the precision in which it began, because another changes its images.
 
     Raises:
-        CotrunkError: the precision is another.
+        CotrunkError: the precision differs.
     """
     pipeline = folder.read()[0].get("pipeline")
     before = pipeline.get("dtype", dtype) if isinstance(pipeline, dict) else dtype

@@ -60,10 +60,10 @@ def run_job(
     """Run a job and return its report. Its images and everything else that it writes go to the folder `out`.
 
     Args:
-        resume: continue an earlier part of this very job in `out`. Only the machine's options may differ.
+        resume: continue an earlier part of the same job in `out`. Only the fields in `job.MACHINE` may differ.
         on_event: called with each event (see `events`). An exception that it raises stops the job.
         load: returns the pipeline of a job. A service that keeps its pipelines in memory passes its own.
-        begin: `time.perf_counter()` when the job came in; what came before loading counts as loading.
+        begin: `time.perf_counter()` when the job came in; the time from then on counts as loading.
 
     Raises:
         CotrunkError: bad input, or a folder that holds another run or cannot be written.
@@ -115,7 +115,7 @@ def facts_of(pipe: Any) -> PipelineFacts:
 
 
 def _arguments(job: Job) -> dict[str, Any]:
-    """Return the arguments of the pipeline's call that the settings do not have."""
+    """Return the job's arguments for the pipeline's call that are not part of its settings."""
     arguments: dict[str, Any] = {"guidance_scale": job.guidance_scale}
     if job.negative_prompt is not None:
         arguments["negative_prompt"] = job.negative_prompt
@@ -162,7 +162,7 @@ class _Runner:
             if job.compare or job.compiled:
                 self._warm_up(arguments)
             self._denoise(runs)
-            if job.compare:  # what skipping saved is only known now, and with it what equal cost means
+            if job.compare:  # what skipping saved, and so the rows of equal cost, are known only now
                 runs += self._comparisons(plan, self.folder.progress(main).cost, arguments)
                 self._write_report([arm for arm, _ in runs], seconds)
                 self._denoise(runs[1:])
@@ -174,8 +174,8 @@ class _Runner:
         report = self._write_report([arm for arm, _ in runs], seconds)
         if report.status == "running":
             raise CotrunkError(
-                f"Images in {self.folder.path} were removed or changed while the run went on: make them again with "
-                "--resume."
+                f"Images in {self.folder.path} were removed or changed during the run: use --resume to generate "
+                "them again."
             )
         return report
 
@@ -185,7 +185,7 @@ class _Runner:
     def _warm_up(self, arguments: dict[str, Any]) -> None:
         """Warm up with all prompts and with a single one.
 
-        Without it, the arm that comes first would lose the comparison, and compiling would count as denoising.
+        Without it, the first arm of a comparison would seem slower, and compiling would count as denoising.
         """
         job, start = self.job, time.perf_counter()
         self.on_event(WarmingUp(job.compiled))
@@ -198,7 +198,7 @@ class _Runner:
             self.begin += time.perf_counter() - start
 
     def _comparisons(self, plan: Plan, cost: Cost, arguments: dict[str, Any]) -> list[tuple[Arm, Run]]:
-        """Return the arms for comparison with a plan that took this many rows."""
+        """Return the arms for comparison with a run of this plan, which had this cost."""
         needed = {**needed_arguments(self.pipe), **arguments}
         # the most steps that cost no more rows than the run did
         for steps in range(plan.steps, 0, -1):
@@ -216,7 +216,7 @@ class _Runner:
         return runs
 
     def _denoise(self, runs: Sequence[tuple[Arm, Run]]) -> None:
-        """Run what the journal does not have yet."""
+        """Generate the images that are not in the journal yet."""
         finished = {arm.name: self.folder.progress(arm) for arm, _ in runs}
         self.on_event(
             Denoising(
@@ -227,7 +227,9 @@ class _Runner:
             )
         )
         try:
-            with warnings.catch_warnings(action="ignore", category=RuntimeWarning):  # NaN in images; the report has it
+            with warnings.catch_warnings(
+                action="ignore", category=RuntimeWarning
+            ):  # NaN in images, which the report shows
                 for arm, run in runs:
                     is_done = finished[arm.name].images.issuperset
                     for batch in run.batches(skip=is_done, on_step=self._on_step, seconds=BATCH_SECONDS):

@@ -11,17 +11,17 @@ PNG_BYTES = 40_000  # largest PNG inside the page; a larger one becomes a JPEG
 
 
 def thumbnail(path: Path) -> tuple[str, int, int] | None:
-    """Return an image as data URI, width and height; None if it is unreadable, so that the page survives a bad file."""
+    """Return the data URI, width and height of a small copy; None if the image is unreadable."""
     try:
         if not path.is_file():  # reading a pipe would never end
             return None
         with Image.open(path) as opened:
             image = opened.convert("RGBA" if opened.has_transparency_data else "RGB")
-    except Exception:  # pillow raises half a dozen classes on damaged files
+    except Exception:  # Pillow raises many types for a damaged file
         return None
     is_large = max(image.size) > SIDE
     image.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
-    # Small images keep every pixel unless that takes much room. In a shrunken image, what JPEG drops is not visible.
+    # Small images stay exact unless their PNG is large. In a scaled-down image, the losses of JPEG are not visible.
     buffer, kind = io.BytesIO(), "png"
     image.save(buffer, kind)
     if image.mode == "RGB" and (is_large or buffer.tell() > PNG_BYTES):
@@ -32,5 +32,5 @@ def thumbnail(path: Path) -> tuple[str, int, int] | None:
 
 
 def fit(side: int, box: int) -> int:
-    """Return the longest side on the page. Small images grow by whole factors only, which keeps their pixels even."""
+    """Return the longest side on the page. Small images are enlarged by whole factors, which keeps pixels square."""
     return min(box, side * max(1, box // side))

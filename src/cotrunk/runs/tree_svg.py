@@ -12,7 +12,7 @@ END = 96.0  # where the last step lies in a drawing 100 wide; the rest leads int
 
 @dataclass(frozen=True)
 class Line:
-    """A branch with the images that are shown, drawn as thick as for all `count` images on it."""
+    """A branch with those of its images that are shown. Its thickness stands for all `count` images on it."""
 
     images: tuple[int, ...]
     start: int
@@ -45,7 +45,7 @@ def tree_svg(tree: Line, order: Sequence[int], timesteps: int, description: str)
         end = stop if line.children or line.count > 1 else 100.0
         curve = f"C{half:.2f} {origin} {half:.2f} {y} {bend:.2f} {y}" if bend > start else ""
         stroke(line.count, f"M{start:.2f} {origin}{curve}H{end:.2f}")
-        if not line.children and line.count > 1:  # it never branched: the lines part after the last step
+        if not line.children and line.count > 1:  # it never branched: the lines separate after the last step
             for index in line.images:
                 stroke(1, f"M{stop:.2f} {y}C{END + 2} {y} {END + 1} {place[index]} 100 {place[index]}")
         if line.count > 1:  # a line of no length with round caps: a dot that stays round when stretched
@@ -92,8 +92,8 @@ def branch_steps(node: Branch | Line) -> set[int]:
 def strip_svg(letters: str) -> str:
     """Return what happened to an image at each timestep, as a strip 100 wide and 1 high.
 
-    Cells are green where its output was computed once for a group, grey where it was computed for this image alone, and
-    empty where it was predicted. They are half as high where guidance was off.
+    A cell is green where the output was computed once for a group, and grey where it was computed for this image alone.
+    It is empty where the output was predicted, and half as high where guidance was off.
     """
     width = END / max(len(letters), 1)
     cells, start = [], 0

@@ -1,1 +1,1 @@
-"""Rules that decide which denoiser evaluations an image skips, and what replaces them."""
+"""Rules that decide which denoiser evaluations an image skips, and predict their outputs."""

@@ -1,6 +1,6 @@
-"""Lagrange extrapolation of denoiser outputs, and the bound on how much it may amplify their noise."""
+"""Lagrange extrapolation of denoiser outputs, and the limit on how much it may amplify their noise."""
 
-MOST_AMPLIFICATION = 7.0  # bound on the sum of the absolute weights of a prediction
+MOST_AMPLIFICATION = 7.0  # limit on the sum of the absolute weights of a prediction
 
 
 def lagrange(support: list[float], time: float) -> list[float]:
@@ -16,8 +16,8 @@ def lagrange(support: list[float], time: float) -> list[float]:
 
 
 def is_bounded(support: list[float], time: float) -> bool:
-    """Return whether a prediction at `time` amplifies noise in the values at the support points only moderately.
+    """Return whether a prediction at `time` amplifies the noise of the values at the support points only moderately.
 
-    A damped trend counts in full, because how much of it will be left is unknown.
+    A damped trend counts as if it were not damped, because its damping is not known yet.
     """
     return sum(map(abs, lagrange(support, time))) <= MOST_AMPLIFICATION

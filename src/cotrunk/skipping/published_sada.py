@@ -1,24 +1,24 @@
 """SADA as published (Jiang et al., ICML 2025), for comparison: the criterion of the paper, and that of its code.
 
-`trajectories.py` is what cotrunk uses. The two rules here follow Criterion 3.4 and Theorems 3.5 to 3.7. They decide per
-image, where the released code takes one decision for a whole batch:
+cotrunk's own rules are in `trajectories.py`. The two rules here follow Criterion 3.4 and Theorems 3.5 to 3.7. They
+decide per image; the released code decides once for a whole batch.
 
 - `paper`: third-order extrapolation of the sample with the coefficients 5/6, 5/6, -2/3 and the true step in time.
 - `released`: coefficients 5/8, 6/8, -3/8, and a step in time that is too short by (training steps / inference steps).
 
-At a skipped step both reuse a part of the last computed output. In the second half they compute only every fourth step:
-a polynomial in the index of the step goes through four predictions of x0. As in the code, these may be predictions of
-skipped steps themselves, and nothing bounds the weights of the polynomial.
+At a skipped step both reuse a part of the last computed output. In the second half they compute only every fourth
+step, and extrapolate x0 by a polynomial in the step index through four earlier predictions of x0. As in the code, these
+may come from skipped steps, and nothing limits the weights of the polynomial.
 
-`paper` reuses the noise. `released` reuses what the code does:
+`paper` reuses the noise. `released` reuses the same as the code:
 
-- The model's own output: the noise, or the velocity of a v-prediction.
-- With samples that are divided by alpha (Euler), a velocity belongs to the true sample, not to the extrapolated one.
+- It reuses the model's output: the noise, or the velocity of a v-prediction.
+- With samples that are divided by alpha (Euler), it applies a velocity to the true sample, not to the extrapolated one.
   The polynomial goes through x0 / alpha, and is multiplied by the alpha of the skipped step.
-- For flow models the code has another method (its path for Flux), which uses the velocity alone.
+- For flow models it follows another method (the code's path for Flux), which uses the velocity alone.
 
-The code supports Euler and DPM++ 2M only. Here another scheduler is treated like the one of the two with the same kind
-of samples, a flow like Flux with any scheduler, and a model that predicts x0 by its noise.
+The code supports Euler and DPM++ 2M only. Here, any other scheduler is treated like the one of the two
+with the same kind of samples. A flow model is treated like Flux, and of a model that predicts x0 the noise is reused.
 """
 
 from collections.abc import Sequence
@@ -34,7 +34,7 @@ from .extrapolation import lagrange
 from .trajectories import along
 
 COEFFICIENTS = {"paper": (5 / 6, 5 / 6, -2 / 3), "released": (5 / 8, 6 / 8, -3 / 8)}
-# at 50 steps: skipping from step 10 to 47, by the polynomial from step 24 on; the same fractions at other numbers
+# of 50 steps, skip from step 10 to 47, and use the polynomial from step 24 on; the same fractions of other numbers
 FIRST, STOP, TAIL = 10 / 50, 47 / 50, 24 / 50
 FLUX_TAIL = 20 / 50
 INTERVAL = 4  # in the tail, one step in this many is computed; before it, at most this many are skipped in a row
@@ -48,21 +48,21 @@ class Sada:
         rule: "paper" or "released".
         images: N.
         timesteps: scheduler steps of the call.
-        discontinuities: images whose outputs change abruptly at a step: it is computed, and so is the step before.
+        discontinuities: the images whose outputs change abruptly at a step. That step and the one before are computed.
     """
 
     def __init__(self, rule: str, images: int, timesteps: int, discontinuities: Discontinuities = no_images) -> None:
         self.rule, self.timesteps, self.discontinuities = rule, timesteps, discontinuities
         self.skip = [False] * images  # at the next step
-        self.in_a_row = [0] * images
+        self.skipped_in_a_row = [0] * images  # steps skipped so far without a computed one
         self.schedule: NoiseSchedule | None = None
         self.gradients: list[torch.Tensor] = []  # dx/dt of the last three steps, latest first
         self.support: list[tuple[int, torch.Tensor]] = []  # (step, prediction of x0) of the tail; see `is_scaled`
         self.x0: torch.Tensor | None = None  # predictions for the images to skip
-        self.reused: torch.Tensor | None = None  # of the last computed step: its noise, or its velocity
-        self.before: torch.Tensor  # the sample of the current step, not divided by alpha
-        self.stable = [False] * images  # by the criterion
-        # known with the schedule:
+        self.reused: torch.Tensor | None = None  # noise or velocity of the last computed step
+        self.sample: torch.Tensor  # the sample of the current step, not divided by alpha
+        self.stable = [False] * images  # whether the criterion allows a skip
+        # set when the schedule is read:
         self.is_flux = False  # whether the path for Flux is followed
         self.by_output = False  # whether the velocity is reused as the model gave it
         self.is_scaled = False  # whether the polynomial goes through x0 / alpha
@@ -104,11 +104,11 @@ class Sada:
         if step % INTERVAL == 1:
             self.support = [*self.support, (step, x0 / max(alpha, 1e-8) if self.is_scaled else x0)][-TERMS:]
         self.gradients = [self._gradient(scheduler, step, x, self.reused), *self.gradients][:3]
-        self.before = x
+        self.sample = x
         return output, sample
 
     def after_step(self, step: int, sample: torch.Tensor) -> None:
-        """Decide what is skipped at the next step, given the sample (N, ...) that it begins with."""
+        """Decide which images skip the next step, given the sample (N, ...) that it begins with."""
         assert self.schedule is not None
         if step + 1 >= self.timesteps:
             return
@@ -117,7 +117,7 @@ class Sada:
         if len(self.gradients) == 3:
             y, y1, y2 = self.gradients
             c, c1, c2 = COEFFICIENTS[self.rule]
-            guess = self.before - self._step_in_time(step) * (c * y + c1 * y1 + c2 * y2)
+            guess = self.sample - self._step_in_time(step) * (c * y + c1 * y1 + c2 * y2)
             criterion = ((x - guess) * (y - 2 * y1 + y2)).flatten(1).mean(dim=1)
             self.stable = (criterion <= 0).tolist()
         tail = step >= round((FLUX_TAIL if self.is_flux else TAIL) * self.timesteps)
@@ -126,8 +126,8 @@ class Sada:
         inside = inside and step + 2 < self.timesteps
         for image, is_stable in enumerate(self.stable):
             wanted = step % INTERVAL != 0 if tail else is_stable
-            self.skip[image] = inside and wanted and self.in_a_row[image] < INTERVAL
-            self.in_a_row[image] = self.in_a_row[image] + 1 if self.skip[image] else 0
+            self.skip[image] = inside and wanted and self.skipped_in_a_row[image] < INTERVAL
+            self.skipped_in_a_row[image] = self.skipped_in_a_row[image] + 1 if self.skip[image] else 0
         if self.is_flux or not any(self.skip):
             return
         assert self.reused is not None
@@ -144,8 +144,8 @@ class Sada:
     def _by_velocity(self, output: torch.Tensor) -> torch.Tensor:
         """Return the outputs (N, ...) of a flow, predicted for skipped images: the released code's path for Flux.
 
-        The trend of the last two outputs goes on at the first skip in a row. A skip counts as one more output equal to
-        the last. So at the next skip there is no trend, and the last computed output is reused.
+        The first skip in a row extrapolates the last two outputs linearly. For later predictions, a skip counts as an
+        output equal to the last one. So the next skip finds no trend, and reuses the last computed output.
         """
         velocity = output.float()
         if len(self.velocities) == 2:
@@ -163,14 +163,14 @@ class Sada:
         """Return dx/dt of the probability flow; t runs from 0 to 1.
 
         Args:
-            reused: the noise or the velocity that is reused; at a skipped step, of an earlier step.
+            reused: the noise or the velocity of this step, or of the last computed step if this one is skipped.
         """
         assert self.schedule is not None
         alpha, sigma = self.schedule.levels[step]
         if self.schedule.kind == "flow":
             return (reused - x) / max(alpha, 1e-8)
         beta = float(scheduler.betas[min(int(self.schedule.timesteps[step]), len(scheduler.betas) - 1)])
-        # the released code multiplies by the number of inference steps where the schedule has its training steps
+        # the released code multiplies by the number of inference steps instead of training steps
         rate = beta * (self.timesteps if self.rule == "released" else len(scheduler.betas))
         over = reused / max(sigma, 1e-8)
         return 0.5 * rate * (alpha * over if self.by_output else over - x)

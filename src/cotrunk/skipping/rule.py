@@ -1,4 +1,4 @@
-"""A skipping rule in one call of a pipeline: its policy, and the layers that it takes over."""
+"""A skipping rule in one call of a pipeline: its policy, and the layers that it replaces."""
 
 from ..engine.policy import Discontinuities, LayersOf, Policy, no_images
 from ..settings import Skipping
@@ -8,10 +8,10 @@ from .trajectories import Trajectories
 
 
 class Rule:
-    """What `Skipping` asks for, in one call of a pipeline.
+    """The rule that `Skipping` describes, in one call of a pipeline.
 
     Attributes:
-        layers: layers within a denoiser that the rule takes over; None for none.
+        layers: replaces layers within a denoiser; None if the rule replaces none.
     """
 
     def __init__(self, skipping: Skipping) -> None:
@@ -21,12 +21,12 @@ class Rule:
         self.layers: LayersOf | None = None if self._choice is None else self._choice.layers_of
 
     def policy(self, images: int, timesteps: int, discontinuities: Discontinuities = no_images) -> Policy:
-        """Return the policy of one run of the scheduler, which remembers the outputs of its images.
+        """Return the policy of one run of the scheduler. It remembers the outputs of the images of that run.
 
         Args:
             images: N.
             timesteps: scheduler steps of the run.
-            discontinuities: images whose outputs change abruptly at a step.
+            discontinuities: the images whose outputs change abruptly at a step.
         """
         if self._skipping.rule in ("paper", "released"):
             return Sada(self._skipping.rule, images, timesteps, discontinuities)

@@ -1,9 +1,9 @@
 """Choose which steps to compute: skip as many as the tolerance allows, in gaps of equal expected error.
 
-Prediction errors follow one law along a whole trajectory from pure noise, up to a factor (measured on `mini` with
-undamped trends: `benchmarks/prediction_errors.py`). So the gaps of a run can be laid out before it begins, all of the
-same cost. The prediction errors of an image then tell its factor, and its remaining gaps are laid out again whenever it
-is computed.
+A gap is a series of skipped steps between two computed ones. Along a whole trajectory from pure noise, prediction
+errors follow one law up to a factor (measured on `mini` with undamped trends: `benchmarks/prediction_errors.py`). So
+gaps of equal cost can be chosen before a run begins. The measured prediction errors of an image then give its factor,
+and its remaining gaps are chosen again whenever it is computed.
 """
 
 import math
@@ -12,14 +12,14 @@ from collections.abc import Callable
 
 from ..pipelines.noise_schedule import NoiseSchedule
 
-# The law: RMS error of a predicted velocity, for x0 of deviation 1, where `a` is the time since the latest support
-# point and `b` the time since the one before it.
+# The law: the RMS error of a predicted velocity, if x0 has standard deviation 1. `a` is the time since the latest
+# support point, and `b` the time since the one before it.
 REUSE_ERROR = 0.9  # error = REUSE_ERROR * a, if the last output is reused
 # error = TREND_ERROR * (1 + NOISE_GROWTH * time) * a * b ** SPACING_EXPONENT, if the trend of the last two goes on
 TREND_ERROR, SPACING_EXPONENT, NOISE_GROWTH = 0.8, 0.4, 0.3
 SMALLEST_SIGMA = 0.1  # lower sigmas count as this one, so that the weight of late errors stays finite
 EQUAL_TIMES = 1e-6  # times closer than this are equal
-LEVELS = 20  # limits are rounded down to a factor of e ** (1 / LEVELS), so that images share a layout
+LEVELS = 20  # limits are rounded down to powers of e ** (1 / LEVELS), so that images can use the same gaps
 UNLIMITED = 1e9  # a limit above the cost of any gap
 
 Support = tuple[int, ...]  # the computed steps that a prediction uses, latest first
@@ -33,7 +33,7 @@ class Gaps:
         stop: the step at which the last gap ends.
         longest: most steps skipped in a row.
         terms: number of support points of a prediction.
-        allowed: whether a prediction from support points at these times to this time may be made at all.
+        allowed: returns whether outputs at these times may predict an output at this time.
     """
 
     def __init__(
@@ -49,8 +49,10 @@ class Gaps:
         self._found: dict[tuple[Support, int], int] = {}
 
     def expected_error(self, support: Support, step: int) -> float:
-        """Return the RMS error of a velocity predicted at a step, by the law. Of the support points the latest two
-        count."""
+        """Return the RMS error that the law expects of a velocity predicted at a step.
+
+        It depends on the latest two support points only.
+        """
         time = self.schedule.time(step)
         latest, *before = (abs(self.schedule.time(point) - time) for point in support)  # inversion goes back in time
         if not before:
@@ -60,8 +62,8 @@ class Gaps:
     def next(self, support: Support, limit: float) -> int:
         """Return the step to compute after `support[0]`, if no gap may cost more than `limit`.
 
-        A gap costs the drift that its expected errors add up to. Of all limits that reach the end in equally few gaps
-        the lowest is used, so that no gap is shorter than needed.
+        The cost of a gap is the sum of the drifts that its expected errors cause. The lowest limit that needs no more
+        gaps until the end is used, so that the gaps have equal costs.
         """
         if not limit > 0:  # also if it is NaN
             return support[0] + 1
@@ -109,11 +111,12 @@ class Gaps:
     def _drift(self, step: int) -> float:
         """Return how much an error of 1 in the velocity at this step changes the image.
 
-        That is the change of the sample by the first-order solver, over the root of sigma: towards the end, no later
-        evaluation corrects an error.
+        It is the change of the sample by the first-order solver, divided by the root of sigma: errors towards the end
+        weigh more, because fewer later evaluations correct them.
         """
         return self.schedule.drift(step) / math.sqrt(max(self.schedule.levels[step][1], SMALLEST_SIGMA))
 
 
 def are_equal(time: float, other: float) -> bool:
+    """Return whether two times are equal except for rounding."""
     return abs(time - other) < EQUAL_TIMES

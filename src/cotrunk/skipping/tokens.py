@@ -1,12 +1,12 @@
-"""Token-wise skipping (SADA, section 3.4): at computed steps, some layers run on some of the tokens only.
+"""Token-wise skipping (SADA, section 3.4): at computed steps, some layers run on a part of the tokens only.
 
-In a transformer block most of the work is done token by token: the projections to queries, keys and values, the output
+Most of the work in a transformer block is done token by token: the projections to queries, keys and values, the output
 projection of attention, and the feed-forward layer. These layers compute the tokens whose outputs were predicted worst
-at the last computed step. For the other tokens they return what they returned before. Attention itself sees all tokens,
-the keys and values of skipped tokens unchanged.
+at the last computed step. For the other tokens they return their previous outputs. Attention itself runs on all tokens,
+with the previous keys and values of the skipped ones.
 
-Nothing depends on the kind of a block, on its shapes or its position embeddings, so blocks of UNets and of transformers
-are treated alike: a layer is known by its name, and its tokens by their number.
+Nothing here depends on the kind of block, its shapes or its position embeddings. So blocks of UNets and transformers
+are treated alike: a layer is recognised by its name, and its tokens by their number.
 
 One file: the rest of the package sees a `Policy` and `LayerCalls`.
 """
@@ -28,17 +28,18 @@ from ..engine.rewind import SchedulerSteps
 from .trajectories import Trajectories, along
 
 PROJECTIONS = ("to_q", "to_k", "to_v")
-REFRESH = 3  # a row is computed whole after so many forwards that compute some of its tokens
+REFRESH = 3  # after this many forwards with some of its tokens, a row is computed whole
 
 
 class TokenChoice:
-    """Which images may compute some of their tokens, and which tokens need it most. Written by `TokenSkipping` after
-    each step, read by `TokenLayers` in the next.
+    """The images that may compute only some of their tokens, and how much each token needs to be computed.
+
+    `TokenSkipping` writes it after each step, and `TokenLayers` reads it in the next.
 
     Attributes:
-        share: the share of the tokens to compute.
-        errors: (N, places...) how far the last prediction was off at each place of the latents; None before any.
-        partial: for each image, whether some of its tokens are enough at the next step.
+        share: the fraction of the tokens to compute.
+        errors: (N, places...) the last prediction error at each place of the latents; None before any was measured.
+        partial: for each image, whether only some of its tokens are computed at the next step.
     """
 
     def __init__(self, share: float) -> None:
@@ -55,9 +56,9 @@ class TokenSkipping:
 
     Args:
         trajectories: decide which images are computed.
-        choice: takes the result.
+        choice: receives the choice of tokens.
         timesteps: scheduler steps of the run.
-        discontinuities: as `Trajectories` takes them.
+        discontinuities: as for `Trajectories`.
     """
 
     def __init__(
@@ -78,7 +79,7 @@ class TokenSkipping:
         return observed
 
     def _choose(self, step: int) -> None:
-        """Choose for the step to come. All tokens are computed at the steps around a discontinuity and at the last."""
+        """Choose for the next step. All tokens are computed around a discontinuity, and at the last step."""
         tried, errors = self._trajectories.errors
         if errors is not None and errors.ndim in (3, 4):
             # channels come first in latents, and last where latents are packed into tokens
@@ -96,9 +97,9 @@ class TokenLayers:
     """The per-token layers of one denoiser, during one call of the pipeline.
 
     Attributes:
-        calls: each layer, and what runs instead of it.
-        names: of the layers.
-        rows: of the current forward.
+        calls: the layers, each with the callable that runs instead of it.
+        names: names of the layers.
+        rows: rows of the current forward.
         scores: (rows, places...) how much each place of the latents needs to be computed; None to compute all tokens.
         ages: for each row, forwards since it was last computed whole; no entry if it never was.
     """
@@ -111,13 +112,13 @@ class TokenLayers:
         self._partial: set[Row] = set()
         self._images = 0
         self._kept: dict[int, torch.Tensor | None] = {}  # by number of tokens, for the current forward
-        self._thread: int | None = None  # in which a forward of these rows runs now
+        self._thread: int | None = None  # the thread in which a forward of these rows runs now
         found = dict(_per_token(denoiser))
         self.names = list(found)
         self.calls = [(layer, _TokenLayer(layer, self)) for layer in found.values()]
 
     def parts(self, call: int, live: Sequence[int], images: int) -> list[list[int]]:
-        """Return the rows to run together: whole rows, and rows of which only some tokens are computed."""
+        """Return the rows to run together: whole rows, and rows with only some of their tokens."""
         everyone, choice = list(range(len(live))), self._choice
         self._partial, self._images = set(), images
         if choice.errors is None:
@@ -132,8 +133,10 @@ class TokenLayers:
 
     @contextmanager
     def forward(self, rows: Sequence[Row]) -> Iterator[None]:
-        """Let the layers know the rows of the forward to come. In every other forward they run as always: another
-        pipeline may use the same denoiser."""
+        """Skip tokens in the forward of these rows, inside the context.
+
+        In any other forward the layers run as usual, because another pipeline may use the same denoiser.
+        """
         is_partial = rows[0] in self._partial
         self.rows, self._kept, self.scores = list(rows), {}, None
         if is_partial:
@@ -164,8 +167,7 @@ class TokenLayers:
 
 
 class _TokenLayer:
-    """Stands in for the call of one layer that treats each token by itself: (rows, tokens, channels) -> (rows, tokens,
-    other channels)."""
+    """Runs in place of a layer that treats each token by itself: (rows, tokens, d) -> (rows, tokens, other d)."""
 
     def __init__(self, module: torch.nn.Module, shared: TokenLayers) -> None:
         self._shared, self._call = shared, call_of(module)
@@ -184,13 +186,13 @@ class _TokenLayer:
             some = self._call(x.gather(1, kept[..., None].expand(-1, -1, x.shape[2])), *args, **kwargs)
             whole = torch.stack(before).to(some.dtype)  # type: ignore[arg-type]
             whole.scatter_(1, kept[..., None].expand(-1, -1, some.shape[2]), some)
-        # a copy of each: a row of a tensor would keep all of it
+        # copies, because a view of one row would keep the whole tensor in memory
         self._memory |= {row: output.clone() for row, output in zip(shared.rows, whole.detach(), strict=True)}
         return whole
 
 
 def _per_token(denoiser: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Module]]:
-    """Yield the layers that see image tokens and treat each by itself, with their names."""
+    """Yield the layers, with their names, that process image tokens one by one."""
     modules = dict(unwrap_module(denoiser).named_modules())
     for name, module in modules.items():
         parent_name, _, last = name.rpartition(".")
@@ -210,12 +212,12 @@ def _per_token(denoiser: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Module
 def chosen_tokens(scores: torch.Tensor, tokens: int, share: float) -> torch.Tensor | None:
     """Return (rows, kept) ascending indices of the `share` of the tokens with the highest scores.
 
-    None if the places of the scores cannot be the tokens.
+    None if the scores do not fit this number of tokens.
 
     Args:
         scores: (rows, height, width), of which a token covers a square, or (rows, places). Tokens beyond the places are
             text, come first, and are always kept.
-        tokens: of each row.
+        tokens: number of tokens per row.
         share: above 0, at most 1.
     """
     rows = len(scores)

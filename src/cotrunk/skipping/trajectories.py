@@ -1,12 +1,12 @@
 """Predict denoiser outputs of an image from its own earlier ones, and correct the latents afterwards.
 
-The denoiser output of an image changes smoothly along its trajectory. Where it does, an evaluation is skipped and the
-output extrapolated from the last computed outputs (never from predictions). At the next computed step the output is
+Where the denoiser output of an image changes smoothly along its trajectory, evaluations are skipped. Their outputs are
+extrapolated from the last computed outputs (never from predictions). At the next computed step the output is
 known on both sides of the gap. The scheduler then takes the steps of the gap again with interpolated outputs, which are
-several times closer and cost no evaluation.
+several times more accurate and cost no evaluation.
 
-History, decisions and correction are separate for each image. All of it happens around `scheduler.step`, on the guided
-output, so every kind of guidance, any number of denoiser calls per step, and every scheduler keep working.
+Every image has its own history, decisions and correction. All of this happens around `scheduler.step`, on the guided
+output. So it works with every kind of guidance, any number of denoiser calls per step, and every scheduler.
 """
 
 import math
@@ -26,9 +26,8 @@ from .step_choice import Gaps, Support, are_equal
 TERMS = {"reuse": 1, "linear": 2, "quadratic": 3, "damped": 2}  # support points of a prediction
 LONGEST = 12  # most steps skipped in a row by the rule "error"
 FIRST_STEPS = 3  # computed by the rule "fixed" before it predicts
-FIRST_X0_RMS = (
-    4.0  # RMS of x0 predicted by the first output in the runs that the law of `step_choice.py` was measured in
-)
+# RMS of the x0 that the first output predicted, in the runs in which the law of `step_choice.py` was measured
+FIRST_X0_RMS = 4.0
 FIRST_X0_EXPONENT = 3  # first prediction errors grow with this power of that RMS
 NOISE_ALPHA = 0.2  # a first sample with a smaller alpha counts as pure noise
 
@@ -40,11 +39,11 @@ class Trajectories:
         skipping: the rule and its limits.
         images: N.
         timesteps: scheduler steps of the run.
-        discontinuities: images whose outputs change abruptly at a step: nothing is predicted across it.
+        discontinuities: the images whose outputs change abruptly at a step. Nothing is predicted across that step.
 
     Attributes:
         histories: one per image.
-        errors: of the latest step: for each image whether a prediction error was measured, and the errors (N, ...).
+        errors: at the latest step, whether a prediction error was measured for each image, and the errors (N, ...).
     """
 
     def __init__(
@@ -71,8 +70,9 @@ class Trajectories:
     def observe(
         self, step: int, known: Sequence[bool], steps: SchedulerSteps, output: torch.Tensor, sample: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return output and sample (N, ...) for `scheduler.step`: predictions where the denoiser did not compute, and
-        corrected samples where a gap ends.
+        """Return output and sample (N, ...) for `scheduler.step`.
+
+        Outputs are predictions where the denoiser did not compute. Samples are corrected where a gap ends.
 
         Raises:
             CotrunkError: a scheduler whose noise schedule cannot be read.
@@ -124,8 +124,10 @@ class Trajectories:
         output: torch.Tensor,
         sample: torch.Tensor,
     ) -> torch.Tensor:
-        """Return the sample. Where a gap ends here, it is what the scheduler makes of outputs that are interpolated
-        over the gap."""
+        """Return the sample, corrected where a gap ends at this step.
+
+        There the scheduler has taken the steps of the gap again with interpolated outputs.
+        """
         assert self.schedule is not None
         ending = [given and 0 <= h.last < step - 1 for h, given in zip(self.histories, known, strict=True)]
         if any(ending):
@@ -139,7 +141,7 @@ class Trajectories:
                 between = self._combined([own[1:] for own in weights])
                 between += along([own[0] if own else 0.0 for own in weights], between) * output
                 self.used[at] = torch.where(along(inside, output), between.to(output.dtype), self.used[at])
-            # the steps of the other images were retraced with the same outputs: their samples are as before
+            # the other images were retraced with unchanged outputs, so they keep their samples
             sample = torch.where(along(ending, sample), steps.retrace(start, step, self.used), sample)
         first = 1 + min(step if given else h.last for h, given in zip(self.histories, known, strict=True))
         steps.forget(first)
@@ -150,23 +152,23 @@ class Trajectories:
     def _scale_first(self, step: int, known: Sequence[bool], output: torch.Tensor, sample: torch.Tensor) -> None:
         """Estimate the first prediction errors of an image from its first output alone.
 
-        Guidance makes the first outputs predict an x0 that is far too large, and it must shrink again. So the first
-        outputs change more, the larger x0 is. Images with a smaller x0 than in the runs that the law was measured in
-        are not expected to change less.
+        With guidance, the first outputs predict an x0 that is far too large, and later outputs shrink it again. So the
+        larger this x0, the more the first outputs change. If it is smaller than in the runs in which the law was
+        measured, the estimate stays at the law.
         """
         assert self.schedule is not None
-        fresh = [given and h.from_noise and not h.times for h, given in zip(self.histories, known, strict=True)]
-        if not any(fresh):
+        starting = [given and h.from_noise and not h.times for h, given in zip(self.histories, known, strict=True)]
+        if not any(starting):
             return
         x0 = self.schedule.x0_of(step, self.schedule.scaled(step, sample), output)
         sizes = _mean_square(x0).sqrt().tolist()
-        for history, size, is_fresh in zip(self.histories, sizes, fresh, strict=True):
-            if is_fresh:
+        for history, size, starts in zip(self.histories, sizes, starting, strict=True):
+            if starts:
                 ratio = (size / FIRST_X0_RMS) ** FIRST_X0_EXPONENT
                 history.overshoot = min(max(ratio, 1.0), 1 / SMALLEST_SCALE)
 
     def _learn(self, step: int, time: float, known: Sequence[bool], output: torch.Tensor) -> None:
-        """Measure the prediction errors at the computed outputs, store the outputs, and decide what is skipped."""
+        """Measure prediction errors against the computed outputs, store these, and decide which steps to skip next."""
         scales, dampings = self._measured(step, time, known, output)
         self._push(step, known, time, output)
         for history, given, scale, damping in zip(self.histories, known, scales, dampings, strict=True):
@@ -177,8 +179,10 @@ class Trajectories:
     def _measured(
         self, step: int, time: float, known: Sequence[bool], output: torch.Tensor
     ) -> tuple[list[float | None], list[float]]:
-        """Return for each image the scale of its prediction errors, and its damping: how much of the trend before the
-        last computed output was left after it, 0 (nothing) to 1 (all)."""
+        """Return for each image the scale of its prediction errors, and its damping.
+
+        Damping is the fraction of the trend before the last computed output that continued after it, 0 to 1.
+        """
         assert self.schedule is not None
         assert self.gaps is not None
         needed = TERMS[self.skipping.prediction]
@@ -197,7 +201,7 @@ class Trajectories:
             trend = self.outputs[0] - self.outputs[1]
             went_on = ((exact - self.outputs[0]) * trend).float().flatten(1).mean(dim=1)
             figures.append(went_on / _mean_square(trend).clamp(min=1e-20))
-        squares, *shares = torch.stack(figures).tolist()  # the only wait for the device in a step
+        squares, *continued = torch.stack(figures).tolist()  # the only wait for the device in a step
         scales: list[float | None] = []
         dampings = []
         for image, history in enumerate(self.histories):
@@ -207,13 +211,13 @@ class Trajectories:
                 continue
             expected = self.gaps.expected_error(self._support(history), step)
             scale = math.sqrt(squares[image]) * self.schedule.velocity(step) / expected
-            scale = min(max(scale, SMALLEST_SCALE), 1 / SMALLEST_SCALE)  # in this order a NaN stays a NaN
+            scale = min(max(scale, SMALLEST_SCALE), 1 / SMALLEST_SCALE)  # in this order NaN stays NaN
             scales.append(history.updated_scale(scale))
             history.tried += 1
-            if shares and len(history.times) > 1:
+            if continued and len(history.times) > 1:
                 latest, before = history.times[:2]
-                going_on = shares[0][image] * (latest - before) / (time - latest)
-                dampings.append(min(1.0, max(0.0, going_on)) if math.isfinite(going_on) else 1.0)
+                damping = continued[0][image] * (latest - before) / (time - latest)
+                dampings.append(min(1.0, max(0.0, damping)) if math.isfinite(damping) else 1.0)
             else:
                 dampings.append(1.0)
         return scales, dampings
@@ -231,8 +235,8 @@ class Trajectories:
         """Store computed outputs in slot 0, and move the older outputs of these images on."""
         output = output.to(torch.promote_types(output.dtype, torch.float32))
         # a second evaluation at the same time (Heun, PNDM) replaces the first
-        again = [bool(h.times) and are_equal(time, h.times[0]) for h in self.histories]
-        moves = [given and not repeated for given, repeated in zip(known, again, strict=True)]
+        repeats = [bool(h.times) and are_equal(time, h.times[0]) for h in self.histories]
+        moves = [given and not repeated for given, repeated in zip(known, repeats, strict=True)]
         if len(self.outputs) < SLOTS:
             self.outputs.append(torch.zeros_like(output))
         for slot in range(len(self.outputs) - 1, 0, -1):
@@ -243,7 +247,7 @@ class Trajectories:
                 history.record(step, time, replaces=not moved)
 
     def _number_to_skip(self, history: History, step: int) -> int:
-        """Return how many steps after this one the image skips."""
+        """Return how many steps the image skips after this one."""
         skipping = self.skipping
         most = self.stop - (step + 1)
         if most < 1:

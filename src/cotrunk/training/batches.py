@@ -23,7 +23,7 @@ def pass_seed(seed: int, step: int, place: int) -> int:
 def groups_of_pass(count: int, settings: TrainSettings, step: int, place: int, processes: int) -> list[int]:
     """Return the numbers of the groups of one pass.
 
-    Every group comes once per epoch, in an order that is drawn for each epoch.
+    Every group comes once per epoch, in a random order for each epoch.
 
     Args:
         count: number of groups.
@@ -41,7 +41,7 @@ def groups_of_pass(count: int, settings: TrainSettings, step: int, place: int, p
 
 
 def data_digest(groups: Sequence[Sequence[Pair]]) -> str:
-    """Return a digest of captions and image files; a changed image has another size or time of change.
+    """Return a digest of the captions, and of the name, size and modification time of each image file.
 
     Raises:
         CotrunkError: an image file cannot be read any more.

@@ -33,7 +33,7 @@ class Conditions:
         self.pipe = pipe
         names = denoisers_of(pipe)
         if len(names) != 1:
-            raise CotrunkError(f"{type(pipe).__name__} has {len(names)} denoisers: train a pipeline with one.")
+            raise CotrunkError(f"{type(pipe).__name__} has {len(names)} denoisers: train a pipeline with exactly one.")
         self.name = names[0]
         self.arguments = {"guidance_scale": 1.0, "num_inference_steps": 2, "output_type": "latent"} | arguments
         self.timestep_scale = 1.0  # Flux passes timesteps as thousandths

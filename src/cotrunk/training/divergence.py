@@ -19,7 +19,7 @@ class DivergenceError(CotrunkError):
 
 
 def are_finite(tensors: Iterable[torch.Tensor]) -> bool:
-    """Return whether no number is a NaN or infinite."""
+    """Return whether every number is finite."""
     return all(bool(tensor.isfinite().all()) for tensor in tensors)
 
 

@@ -18,9 +18,9 @@ from .checkpoint import write_tensors
 from .conditions import Conditions, moved
 from .latents import latents_of
 
-CHUNK = 32  # captions encoded at once
-PIXELS = 1 << 20  # of images encoded at once: in float32 a VAE needs about 20 kB per pixel
-Progress = Callable[[int, int], None]  # images and captions that are encoded, and all of them
+CHUNK = 32  # maximum captions, and images, that are encoded at once
+PIXELS = 1 << 20  # maximum pixels of the images that are encoded at once; a VAE needs about 20 kB each in float32
+Progress = Callable[[int, int], None]  # (images and captions encoded so far, their total number)
 
 
 class EncodedGroups:
@@ -132,7 +132,7 @@ def _check_finite(name: str, rows: torch.Tensor, captions: Sequence[str]) -> Non
 
 
 class _Rows:
-    """Arrays on disk that are filled row by row. After a kill the recorded rows are kept.
+    """Arrays on disk that are filled row by row. A killed process keeps the rows that it recorded.
 
     If the record or an array is missing or damaged, filling starts again.
 
@@ -157,7 +157,7 @@ class _Rows:
             for name, values in rows.items():
                 _begin(self._file(name), (self._count, *values.shape[1:]), values.dtype)
         if list(rows) != self._names:
-            raise CotrunkError(f"{self._folder} was encoded by another model: delete it, and it is encoded again.")
+            raise CotrunkError(f"{self._folder} was encoded by another model: delete it and train again.")
         for name, values in rows.items():
             _append(self._file(name), self.filled, values)  # before the record counts them
         self.filled += len(next(iter(rows.values())))
@@ -190,7 +190,7 @@ def _append(path: Path, row: int, values: np.ndarray) -> None:
     with writing(path), path.open("r+b") as file:
         shape, kind = _read_head(file)
         if (shape[1:], kind) != (values.shape[1:], values.dtype):
-            raise CotrunkError(f"{path} was encoded by another model: delete its folder, and it is encoded again.")
+            raise CotrunkError(f"{path} was encoded by another model: delete its folder and train again.")
         file.seek(row * _row_size(shape, kind), os.SEEK_CUR)
         file.truncate()  # removes rows that a killed run wrote but did not record
         file.write(values.tobytes())

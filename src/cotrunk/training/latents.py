@@ -28,7 +28,7 @@ def check_vae(pipe: Any) -> None:
 
 @torch.no_grad()
 def latents_of(pipe: Any, pairs: Sequence[Pair], height: int, width: int) -> torch.Tensor:
-    """Return normalised latents (images, channels, height, width) in half precision.
+    """Encode images to normalised latents (images, channels, height, width) in half precision.
 
     They are the mode of the VAE's distribution, not samples of it.
 
@@ -37,7 +37,7 @@ def latents_of(pipe: Any, pairs: Sequence[Pair], height: int, width: int) -> tor
     """
     images = torch.stack([read_scaled(pair.image, height, width) for pair in pairs])
     vae, kind = pipe.vae, pipe.vae.dtype
-    overflows = kind == torch.float16 and getattr(vae.config, "force_upcast", False)  # as the VAE of SDXL does
+    overflows = kind == torch.float16 and getattr(vae.config, "force_upcast", False)  # such as the VAE of SDXL
     if overflows:
         vae.to(torch.float32)
     try:

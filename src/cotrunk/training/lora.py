@@ -46,8 +46,8 @@ def with_new_lora(pipe: Any, denoiser: Any, config: Any, device: torch.device, c
     Afterwards the pipeline works as before, with the LoRA. After an interrupt it has no LoRA and can be trained again.
 
     Args:
-        config: of the LoRA, by `lora_config`.
-        device: where the parts of the pipeline are moved in the end.
+        config: the LoRA's configuration, from `lora_config`.
+        device: the device that the whole pipeline is moved to afterwards.
         checkpointing: whether activations are recomputed to save memory.
     """
     needed_gradients = {parameter: parameter.requires_grad for parameter in denoiser.parameters()}

@@ -25,7 +25,7 @@ class Loss:
 
     Attributes:
         objective: "sage", or "standard": equation 2 on the same images, the paper's baseline.
-        share: beta, the part of the trajectory that is shared; T* = (1 - share) T.
+        share: beta, the fraction of the trajectory that is shared; T* = (1 - share) T.
         shared_weight: lambda_1, the weight of the prediction for the mean latents under the mean condition. The paper
             does not give it.
         target_weight: lambda_2, the weight of that prediction's distance to the soft target, which is the mean of the
@@ -87,7 +87,7 @@ def sage_loss(
             averaged as in shared sampling.
         groups: indices of the images of each group; every image is in exactly one group. A group of one is its own
             mean.
-        schedule: of the model's training timesteps; `levels[0]` is the least noisy.
+        schedule: the noise levels of the model's training timesteps; `levels[0]` is the least noisy.
         loss: the objective.
         generator: on the CPU, so that the random numbers do not depend on the device.
 
@@ -149,8 +149,8 @@ def trunk_noise(
 ) -> torch.Tensor:
     """Return the noise that a branch sees if it starts from its trunk. All tensors are (rows, ...).
 
-    At the branch point, with noise levels (alpha, sigma), the trunk of the mean latents z-bar under the noise eps is at
-    alpha z-bar + sigma eps. For a branch with its own latents z this is alpha z + sigma eps', where
+    The branch point has the noise levels (alpha, sigma). There, the trunk of the mean latents z-bar under the noise eps
+    is at alpha z-bar + sigma eps. For a branch with its own latents z this is alpha z + sigma eps', where
     eps' = eps + alpha / sigma (z-bar - z). A deterministic solver that predicts z from there keeps eps' to the end. So
     in sampling a branch sees its own latents under eps', whereas equation 3 trains it under eps.
     """

@@ -27,7 +27,7 @@ def training_schedule(scheduler: Any) -> NoiseSchedule:
 
 
 def trained_share(conditions: Conditions, share: float, steps: int = 1000) -> float:
-    """Return the part of the training timesteps above the branch point of a run that shares `share` of its steps.
+    """Return the fraction of the training timesteps that lie above the branch point of a run with this share.
 
     If sampling steps are evenly spaced in training timesteps, this is `share`. A shifted flow spends more of its steps
     at high noise, and the shift may depend on the image size. So the pipeline itself sets its timesteps here.
@@ -36,7 +36,7 @@ def trained_share(conditions: Conditions, share: float, steps: int = 1000) -> fl
     with replaced(pipe, "scheduler", scheduler):
         try:
             Conditions(pipe, **conditions.arguments | {"num_inference_steps": steps}).of([""])
-        except Exception:  # a scheduler that cannot make so many steps (LCM): its few are evenly spaced
+        except Exception:  # a scheduler that cannot take so many steps (LCM); the few that it takes are evenly spaced
             return share
     timesteps = scheduler.timesteps
     branch = float(timesteps[min(len(timesteps) - 1, int(share * len(timesteps)))])

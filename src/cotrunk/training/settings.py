@@ -18,10 +18,10 @@ class TrainSettings:
         loss: the training objective.
         steps: number of optimiser steps.
         batch: groups per pass.
-        accumulation: passes per step, whose gradients are added.
+        accumulation: passes per step; their gradients are averaged.
         learning_rate: constant over the run.
         rank: rank and alpha of the LoRA. The paper does not give it.
-        caption_dropout: share of the groups that are trained without captions, so that guidance keeps working.
+        caption_dropout: fraction of the groups that are trained without captions, so that guidance keeps working.
         clip: maximum norm of the gradient.
         ema: decay of a moving average of the LoRA's weights, which is saved instead of them; None disables it.
         gradient_checkpointing: saves memory and takes a third more time.

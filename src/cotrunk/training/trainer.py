@@ -53,12 +53,12 @@ def train(
         groups: from `dataset.read_groups`.
         out: a folder for `encoded-.../`, `checkpoint.pt`, `losses.jsonl`, `settings.json`, the LoRA and its card.
         on_step: called after every step.
-        on_encoded: called with the number of images and captions that are encoded, and of all.
+        on_encoded: called with the number of images and captions encoded so far, and with their total number.
         on_checkpoint: called after every checkpoint with the number of its step. The pipeline then has the LoRA as it
-            would be saved. It may return images of one size, which the tracker shows if it can.
+            would be saved. The callback may return images of one size, which the tracker shows if it can.
 
     Raises:
-        CotrunkError: the pipeline cannot have a LoRA, or has one already; the noise levels of its scheduler are
+        CotrunkError: the pipeline does not support LoRA, or has one already; the noise levels of its scheduler are
             unknown, or its VAE is not supported; this machine does not support the mixed precision; images are missing;
             or the folder has a run of another model, other groups or other settings, or cannot be written.
         DivergenceError: a loss or gradient is not finite. The last checkpoint is kept, and no LoRA is written.
@@ -81,8 +81,8 @@ def train(
     denoiser: Any = conditions.denoiser
     if getattr(denoiser, "peft_config", None):  # training would switch it off, and saving would mix the two
         raise CotrunkError(
-            f"The {conditions.name} has a LoRA already: call pipe.fuse_lora() to train on top of it, "
-            "and pipe.unload_lora_weights() in any case."
+            f"The {conditions.name} has a LoRA already: call pipe.unload_lora_weights() first, and "
+            "pipe.fuse_lora() before that to train on top of it."
         )
     size = image_size(pipe, settings.height, settings.width)
     run = {"pipeline": type(pipe).__name__, "model": model_digest(pipe), "data": data_digest(groups)}
@@ -152,7 +152,7 @@ def train(
                 on_step(step)
             if not is_due:
                 continue
-            # a checkpoint must not replace a good one if it leads to a NaN; finite weights may give an infinite loss
+            # a checkpoint that leads to a NaN must not replace a good one: even finite weights may give infinite losses
             if not are_finite([*weights, *(average or ())]):
                 raise divergence(f"the weights after step {step.number} are", last_checkpoint, settings, out)
             with torch.no_grad():
@@ -202,7 +202,7 @@ def _accelerator(settings: TrainSettings, out: Path) -> Any:
         )
     except (ImportError, ValueError) as error:
         raise CotrunkError(
-            f"mixed_precision {settings.mixed_precision!r} is not usable here ({first_line(error)}): use no."
+            f"mixed_precision {settings.mixed_precision!r} is not usable here ({first_line(error)}): use 'no'."
         ) from error
 
 

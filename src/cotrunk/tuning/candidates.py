@@ -8,7 +8,7 @@ from ..settings import Settings, Sharing, Skipping
 
 MIN_PROMPTS = 4  # to compare settings on
 SHARES, TOLERANCES, INTERVAL = (0.2, 0.3, 0.4), (0.01, 0.02, 0.05), (0.1, 0.8)
-FEWER_STEPS = (0.67, 0.5, 0.34, 0.25, 0.17, 0.12)  # as parts of the steps of the reference
+FEWER_STEPS = (0.67, 0.5, 0.34, 0.25, 0.17, 0.12)  # as fractions of the steps of the reference
 
 
 def candidate(
@@ -18,12 +18,12 @@ def candidate(
     tolerance: float | None = None,
     guidance_interval: tuple[float, float] | None = None,
 ) -> Settings:
-    """Return settings.
+    """Return the settings with these values.
 
     Args:
-        share: part of the steps that groups share; 0 for independent sampling.
+        share: fraction of the steps that groups share; 0 for independent sampling.
         similarity: minimum cosine in a group; None for the encoder's own threshold.
-        tolerance: of skipping; None computes everything.
+        tolerance: the tolerance of skipping; None for no skipping.
         guidance_interval: fractions of the steps between which guidance is on; None for all steps.
     """
     minimum: float | Literal["auto"] = "auto" if similarity is None else similarity
@@ -44,7 +44,7 @@ def candidates(
         steps: of the reference.
         similarity: minimum cosine in a group; None for the encoder's own threshold.
         others: further similarities to try.
-        equal_cost: the number of independent steps that cost the rows of `tune`; 0 for none.
+        equal_cost: the number of independent steps that fit in the row limit of `tune`; 0 for none.
     """
     yield candidate(steps)
     fewer = [few for few in dict.fromkeys(max(2, round(part * steps)) for part in FEWER_STEPS) if few < steps]
@@ -65,7 +65,7 @@ def neighbours(threshold: float) -> list[float]:
 
 
 def family(settings: Settings) -> str:
-    """Return what settings do, without numbers of steps and tolerances: their line in the figure."""
+    """Return the name of settings without steps and tolerance. In the figure, all settings of one name are one line."""
     parts = [f"shared {settings.sharing.share:.0%}" if settings.sharing else "independent"]
     if settings.sharing and settings.sharing.similarity != "auto":
         parts.append(f"similarity {settings.sharing.similarity:g}")

@@ -1,8 +1,9 @@
 """Are the images of one setting as good as those of another? A test of equivalence, and how many prompts it needs.
 
-That no difference was shown proves nothing: with few prompts none is ever shown. So a setting counts as equivalent only
-if the whole confidence interval of its loss lies below a margin (Schuirmann 1987, "A comparison of the two one-sided
-tests procedure and the power approach"). One side suffices, because better images than the reference's are welcome.
+A difference that was not shown proves nothing, because few prompts hardly ever show one. So a setting counts as
+equivalent only if the whole confidence interval of its loss lies below a margin. This is one of the two one-sided tests
+of Schuirmann (1987, "A comparison of the two one-sided tests procedure and the power approach"). One side suffices,
+because images better than the reference's are welcome.
 """
 
 import bisect
@@ -79,7 +80,7 @@ def estimate(values: Values, groups: Groups | None = None) -> Estimate:
         deviations = np.array([deviations[list(group)].sum() for group in groups if len(group)])
     count = len(deviations)
     if count < 2:
-        raise CotrunkError(f"{count} independent groups of prompts are too few to compare: use more.")
+        raise CotrunkError(f"{count} independent groups of prompts are too few to compare: use more prompts.")
     error = math.sqrt(count / (count - 1) * float(np.square(deviations).sum())) / len(values)
     return Estimate(mean, error, count - 1, len(values))
 

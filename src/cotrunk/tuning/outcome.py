@@ -18,10 +18,10 @@ class Point:
 
     Attributes:
         rows, seconds: denoising cost per image.
-        alignment: of images with their prompts.
-        alignment_loss: the reference's alignment less this one's, paired by prompt.
-        distance_excess: kernel distance to the reference's images from other noise, less the reference's own.
-        saved_by_sharing: part of the rows.
+        alignment: how well images match their prompts.
+        alignment_loss: the reference's alignment minus this one's, paired by prompt.
+        distance_excess: kernel distance to the reference's images from other noise, minus the reference's own.
+        saved_by_sharing: fraction of the rows that sharing saved.
         failed: number of images that contained a NaN; the metrics ignore them.
         scores: (n,) alignment per prompt; NaN where its image failed.
         groups: the prompts whose images share steps.
@@ -111,8 +111,8 @@ def recommend(
 ) -> Tuned:
     """Choose the recommended points.
 
-    A point is as good as the reference if its loss is shown to be small. That no loss is shown does not suffice: fewer
-    prompts show less, and then less is recommended.
+    A point is as good as the reference only if its loss is shown to be small. It is not enough that no loss is shown,
+    because few prompts show little. So fewer prompts give fewer recommendations.
 
     Args:
         rows: the row limit; None for half of the reference's rows.

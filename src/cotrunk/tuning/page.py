@@ -68,7 +68,7 @@ def claim(tuned: Tuned) -> str:
 
 
 def advice(tuned: Tuned) -> list[str]:
-    """Return the further sentences of the page."""
+    """Return the sentences below the headline of the page."""
     sentences = []
     if not any(point.settings.sharing for point in tuned.points):
         sentences.append("Sharing was not tried.")
@@ -107,7 +107,7 @@ def advice(tuned: Tuned) -> list[str]:
 
 
 def _prompts(tuned: Tuned, point: Point) -> str:
-    """Return about how many prompts would decide, rounded up to two digits."""
+    """Return in words how many prompts would decide, rounded up to two digits."""
     count = tuned.prompts_to_decide(point)
     if count >= MOST_PROMPTS:
         return f"more than {MOST_PROMPTS:,}"

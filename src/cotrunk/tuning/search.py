@@ -48,13 +48,14 @@ def tune(
 
     Args:
         trials: of a pipeline and at least `MIN_PROMPTS` prompts.
-        steps: of the reference.
+        steps: number of steps of the reference.
         similarity: minimum cosine in a group; None for the encoder's own threshold.
-        margin: the loss that counts as none, from 0 to below 1. For alignment it is relative to how much better images
-            match their own prompt than the others. For distance it is relative to the distance of two images of one
-            prompt from different noise. These scales depend on neither the networks nor the number of prompts.
+        margin: the largest loss that still counts as equal quality, from 0 to below 1. For alignment it is relative to
+            how much better images match their own prompt than the others. For distance it is relative to the distance
+            of two images of one prompt from different noise. These scales depend on neither the networks nor the number
+            of prompts.
         rows: rows per image, for the best setting within a limit; None for half of the reference's.
-        seed: of the images.
+        seed: random seed of the images.
         on_point: called after each setting.
 
     Raises:
@@ -156,7 +157,7 @@ def _scores(trial: Trial, alignment: AlignmentNetwork, texts: torch.Tensor) -> m
 
 
 def _lead(trial: Trial, alignment: AlignmentNetwork, texts: torch.Tensor) -> float:
-    """Return how much better images match their own prompt than the others; at least 0."""
+    """Return how much better images match their own prompt than the others' prompts; at least 0."""
     products = (alignment.image_vectors(trial.images[trial.good]) @ texts[trial.good].T).double()
     own, count = products.diagonal().sum(), len(products)
     return max(0.0, float(own / count - (products.sum() - own) / (count * (count - 1))))

@@ -31,7 +31,7 @@ class Trial:
         images: (n, 3, height, width) bytes, in the order of the prompts.
         good: indices of the images without a NaN.
         rows, seconds: denoising cost per image.
-        saved_by_sharing: part of the rows.
+        saved_by_sharing: fraction of the rows that sharing saved.
         groups: indices of the images that share steps; each image is in one group.
     """
 
@@ -63,7 +63,7 @@ class Trials:
 
     @cached_property
     def threshold(self) -> float:
-        """The similarity that "auto" stands for. Kept, because it takes longer to compute than the prompts' vectors."""
+        """Return the similarity that "auto" stands for. It is kept, because finding it takes long."""
         return auto_threshold(pipeline_encoder(self.pipe))
 
     def predicted(self, settings: Settings, seed: int) -> int:
@@ -82,8 +82,8 @@ class Trials:
     def of(self, settings: Settings, seed: int) -> Trial:
         """Return the images of some settings: stored ones, or new ones.
 
-        Images of which some failed are generated again once per process, because the cause may have been removed
-        without any change that the file's name depends on.
+        If some of the stored images failed, all are generated again once per process. The cause may have been removed
+        without a change of the file's name.
         """
         facts = json.dumps([*self._facts, settings.to_json(), seed], default=str)
         path = self.out / "tried" / f"{hashlib.sha256(facts.encode()).hexdigest()[:16]}.npz"
@@ -105,7 +105,7 @@ class Trials:
         warm_up(self.pipe, self.prompts, **self.arguments)
         try:
             warm_up(self.pipe, self.prompts[:1], Settings(guidance_interval=(0.0, 0.5)), **self.arguments)
-        except CotrunkError:  # guidance has no row of its own, or cannot be turned off
+        except CotrunkError:  # guidance has no separate row, or cannot be turned off
             warm_up(self.pipe, self.prompts[:1], **self.arguments)
 
     def _generate(self, settings: Settings, seed: int, path: Path) -> Trial:

@@ -1,4 +1,4 @@
-"""How the pipelines of the cases are put together from their parts."""
+"""Assemble the pipelines of the cases from their parts."""
 
 import inspect
 from collections.abc import Callable, Sequence

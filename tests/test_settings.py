@@ -125,5 +125,5 @@ def test_settings_come_in_one_object_or_one_by_one() -> None:
     together = Settings(sharing, skipping, (0.1, 0.8), batching=Batching(2))
     assert settings_of(None, sharing, skipping, (0.1, 0.8), Batching(2)) == together
     assert settings_of(together) is together
-    with pytest.raises(CotrunkError, match="settings and sharing and skipping are both given"):
+    with pytest.raises(CotrunkError, match="settings is given, and sharing and skipping as well"):
         settings_of(together, Sharing(), skipping)

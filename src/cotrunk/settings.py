@@ -256,7 +256,7 @@ def settings_of(
         "batching": batching is not DEFAULT_BATCHING,
     }
     if twice := [name for name, is_given in given.items() if is_given]:
-        raise CotrunkError(f"settings and {' and '.join(twice)} are both given: put everything into settings.")
+        raise CotrunkError(f"settings is given, and {' and '.join(twice)} as well: put everything into settings.")
     return settings
 
 

@@ -190,7 +190,7 @@ def refused(tiny: TinyPipeline, arguments: dict[str, Any], message: str) -> None
         ({"negative_prompt_embeds": torch.zeros(3, 77, 16)}, "negative_prompt_embeds has 3 entries for 2 prompts"),
         ({"num_inference_steps": 0}, "num_inference_steps 0 is out of range"),
         ({"batching": {"max_rows": 2}}, r"batching is a dict: give Batching\("),
-        ({"settings": Settings(), "sharing": None}, "settings and sharing are both given"),
+        ({"settings": Settings(), "sharing": None}, "settings is given, and sharing as well"),
         ({"settings": {"steps": 4}}, r"settings is a dict: give Settings\("),
         ({"seed": -1}, "seed -1"),
         ({"seed": [1, 2, 3]}, "3 seeds for 2 prompts"),

@@ -171,7 +171,7 @@ KEPT: dict[str, tuple[str, ...]] = {
         "joystick", "slot machine", "game die", "puzzle piece", "teddy bear", "piñata", "mirror ball",
         "nesting dolls", "chess pawn",
     ),
-    "arts-crafts": ("performing arts", "framed image", "artist palette", "thread", "yarn"),
+    "arts-crafts": ("performing arts", "framed picture", "artist palette", "thread", "yarn"),
     "clothing": (
         "glasses", "sunglasses", "goggles", "lab coat", "safety vest", "necktie", "t-shirt", "jeans", "scarf",
         "gloves", "coat", "socks", "dress", "kimono", "one-piece swimsuit", "shorts", "bikini", "folding hand fan",

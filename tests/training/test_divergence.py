@@ -20,6 +20,7 @@ from cotrunk.training import trainer
 from cotrunk.training.checkpoint import FILE
 from cotrunk.training.divergence import SMALLEST_SCALE, DivergenceError, check_finite
 from cotrunk.training.log import Step, plot_losses, read_losses, write_step
+from cotrunk.training.lora import LORA_FILE
 from cotrunk.training.loss import Terms, sage_loss
 from cotrunk.training.settings import TrainSettings
 from cotrunk.training.trainer import train
@@ -76,7 +77,7 @@ def test_the_first_nan_stops_a_training_and_keeps_its_checkpoint(
     assert same_weights(pipeline.pipe.unet.state_dict(), before)  # the pipeline is restored
     assert [line["step"] for line in strict(tmp_path / "losses.jsonl")] == [1, 2, 3]
     assert torch.load(tmp_path / FILE)["step"] == 2
-    assert not (tmp_path / trainer.LORA_FILE).exists()
+    assert not (tmp_path / LORA_FILE).exists()
 
 
 @pytest.mark.slow
@@ -180,7 +181,7 @@ def test_steps_whose_scaled_loss_overflows_are_skipped(
     assert not overflowed[-1]
     assert [moved for _, moved in seen] == [not each for each in overflowed]  # skipped steps change no weights
     assert [line["gradient"] is None for line in strict(tmp_path / "losses.jsonl")] == overflowed
-    assert (tmp_path / trainer.LORA_FILE).exists()
+    assert (tmp_path / LORA_FILE).exists()
 
 
 def test_a_gradient_that_overflows_at_any_loss_scale_is_a_divergence(
@@ -237,4 +238,4 @@ def test_a_checkpoint_with_a_nan_is_refused(
     with pytest.raises(CotrunkError, match="not finite, because its training diverged: choose") as e:
         trained(groups, tmp_path, settings)
     assert not isinstance(e.value, DivergenceError)
-    assert same_weights(load_file(tmp_path / trainer.LORA_FILE), weights)
+    assert same_weights(load_file(tmp_path / LORA_FILE), weights)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from cotrunk import CotrunkError
 from cotrunk.pipelines.noise_schedule import NoiseSchedule
-from cotrunk.training.loss import Loss, Terms, first_shared_step, sage_loss, trunk_noise
+from cotrunk.training.loss import Loss, Terms, first_shared_step, noised, sage_loss, soft_target, trunk_noise
 
 STEPS, SHAPE, TOKENS, WIDTH = 50, (3, 4, 4), 5, 6
 KINDS = ("epsilon", "v_prediction", "flow", "sample")
@@ -58,9 +58,22 @@ def slowly(
     own, generator = schedule(kind), torch.Generator().manual_seed(7)
     text, mask = conditions["encoder_hidden_states"], conditions["encoder_attention_mask"]
     ordered, first = sorted(groups, key=min), first_shared_step(own, loss.share)
+    is_own = loss.noise == "own"
+    drawn = len(latents) if is_own else len(groups)
     shared_steps = torch.randint(first, STEPS, (len(groups),), generator=generator).tolist()
-    branch_steps = torch.randint(0, first, (len(groups),), generator=generator).tolist()
-    noises = torch.randn(len(groups), *SHAPE, generator=generator).double()
+    branch_steps = torch.randint(0, first, (drawn,), generator=generator).tolist()
+    noises = torch.randn(drawn, *SHAPE, generator=generator).double()
+
+    def x0_of(z: Tensor, step: int, answer: Tensor) -> Tensor:
+        alpha, sigma = own.levels[step]
+        x0 = {"epsilon": lambda: (z - sigma * answer) / alpha, "sample": lambda: answer}
+        x0 |= {"v_prediction": lambda: alpha * z - sigma * answer, "flow": lambda: z - sigma * answer}
+        return x0[kind]()
+
+    def output_for(z: Tensor, step: int, x0: Tensor) -> Tensor:
+        alpha, sigma = own.levels[step]
+        eps = (z - alpha * x0) / sigma
+        return {"epsilon": eps, "sample": x0, "v_prediction": alpha * eps - sigma * x0, "flow": eps - x0}[kind]
 
     def output(z: Tensor, step: int, eps: Tensor, c: Tensor, seen: Tensor) -> tuple[Tensor, Tensor, float]:
         alpha, sigma = own.levels[step]
@@ -74,7 +87,9 @@ def slowly(
         return answer, targets[kind], weight
 
     shared, target, branch = [], [], []
-    for group, t_s, t_b, eps in zip(ordered, shared_steps, branch_steps, noises, strict=True):
+    for place, (group, t_s) in enumerate(zip(ordered, shared_steps, strict=True)):
+        eps_of = {n: noises[n if is_own else place] for n in group}
+        eps = eps_of[min(group)]
         z_mean = torch.stack([latents[n] for n in group]).mean(dim=0)
         c_mean = torch.zeros(TOKENS, WIDTH, dtype=torch.float64)
         for token in range(TOKENS):
@@ -84,14 +99,21 @@ def slowly(
         seen = torch.stack([mask[n] for n in group]).amax(dim=0)
         mine, truth, weight = output(z_mean, t_s, eps, c_mean, seen)
         shared.append(weight * (mine - truth).square().mean())
-        soft = torch.stack([output(latents[n], t_s, eps, text[n], mask[n])[0] for n in group]).mean(dim=0)
+        alpha, sigma = own.levels[t_s]
+        answers = {n: output(latents[n], t_s, eps_of[n], text[n], mask[n])[0] for n in group}
+        if is_own:
+            x0 = [x0_of(alpha * latents[n] + sigma * eps_of[n], t_s, answers[n]) for n in group]
+            soft = output_for(alpha * z_mean + sigma * eps, t_s, torch.stack(x0).mean(dim=0))
+        else:
+            soft = torch.stack(list(answers.values())).mean(dim=0)
         target.append((mine - (soft if loss.through_target else soft.detach())).square().mean())
         errors = []
         for n in group:
             # "trunk": with this noise, the branch's own image is at the state where the trunk ends
             alpha, sigma = own.levels[first]
-            left = (alpha * z_mean + sigma * eps - alpha * latents[n]) / sigma
-            met = left if loss.branch_noise == "trunk" else eps
+            left = (alpha * z_mean + sigma * eps_of[n] - alpha * latents[n]) / sigma
+            met = left if loss.branch_noise == "trunk" else eps_of[n]
+            t_b = branch_steps[n if is_own else place]
             answer, truth, weight = output(latents[n], t_b, met, text[n], mask[n])
             errors.append(weight * (answer - truth).square().mean())
         branch.append(torch.stack(errors).mean())
@@ -113,6 +135,7 @@ def gradients(model: Small, total: Tensor) -> Iterator[Tensor]:
     weighting=st.sampled_from(["uniform", "min-snr"]),
     through_target=st.booleans(),
     branch_noise=st.sampled_from(["drawn", "trunk"]),
+    noise=st.sampled_from(["common", "own"]),
     share=st.floats(0.05, 0.95),
     weights=st.tuples(st.floats(0, 3), st.floats(0, 3)),
 )
@@ -122,17 +145,91 @@ def test_every_term_and_its_gradient_are_those_of_equation_3(
     weighting: Any,
     through_target: bool,
     branch_noise: Any,
+    noise: Any,
     share: float,
     weights: tuple[float, float],
 ) -> None:
     model, (latents, conditions, groups) = Small(), batch(sizes)
-    loss = Loss("sage", share, *weights, through_target, weighting, branch_noise=branch_noise)
+    loss = Loss("sage", share, *weights, through_target, weighting, branch_noise=branch_noise, noise=noise)
     fast = sage_loss(model, latents, conditions, groups, schedule(kind), loss, torch.Generator().manual_seed(7))
     slow = slowly(model, latents, conditions, groups, kind, loss)
     for name in ("shared", "target", "branch", "total"):
         torch.testing.assert_close(getattr(fast, name).double(), getattr(slow, name).double(), atol=1e-5, rtol=1e-4)
     for ours, theirs in zip(gradients(model, fast.total), gradients(model, slow.total), strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-3)
+
+
+@given(
+    sizes=st.lists(st.integers(1, 5), min_size=1, max_size=4),
+    kind=st.sampled_from(KINDS),
+    branch_noise=st.sampled_from(["drawn", "trunk"]),
+    share=st.floats(0.05, 0.95),
+)
+@settings(max_examples=30)
+def test_with_own_noise_equal_members_have_the_standard_loss(
+    sizes: list[int], kind: str, branch_noise: Any, share: float
+) -> None:
+    """Equation 2 at the same timesteps and noise; and the trunk of a single image has no other target than its own."""
+    model, (latents, conditions, _) = Small(), batch([1] * len(sizes))
+    copies = torch.tensor([place for place, size in enumerate(sizes) for _ in range(size)])
+    named = {name: value[copies] for name, value in conditions.items()}
+    groups = [torch.where(copies == place)[0].tolist() for place in range(len(sizes))]
+    own, loss = schedule(kind), Loss(share=share, branch_noise=branch_noise, noise="own")
+    asked: list[tuple[Tensor, Tensor, Tensor]] = []
+
+    def denoise(noisy: Tensor, step: Tensor, given: dict[str, Any]) -> Tensor:
+        answer = model(noisy, step, given)
+        asked.append((noisy, step, answer))
+        return answer
+
+    terms = sage_loss(denoise, latents[copies], named, groups, own, loss, torch.Generator().manual_seed(3))
+    (noisy, steps, answers), count = asked[0], len(sizes)
+    clean = latents[torch.cat([torch.arange(count), copies])]
+    alpha, sigma = torch.tensor(own.levels, dtype=torch.float64)[steps].reshape(-1, 2, 1, 1, 1).unbind(1)
+    seen = (noisy - alpha * clean) / sigma
+    _, truth, _ = noised(own, steps, clean, seen, loss)
+    errors = (answers - truth).square().flatten(1).mean(dim=1)
+    branch = torch.stack([errors[count:][group].mean() for group in groups]).mean()
+    assert len(set(map(str, seen[count:].flatten(1)[:, 0].tolist()))) == sum(sizes)  # every image has its own noise
+    torch.testing.assert_close(terms.shared.double(), errors[:count].mean(), atol=1e-4, rtol=1e-3)
+    torch.testing.assert_close(terms.branch.double(), branch, atol=1e-4, rtol=1e-3)
+    assert (float(terms.target) < 1e-10) == (max(sizes) == 1)
+
+
+@given(sizes=st.lists(st.integers(1, 5), min_size=1, max_size=4), kind=st.sampled_from(KINDS), data=st.data())
+def test_members_with_one_noise_have_the_published_target(sizes: list[int], kind: str, data: st.DataObject) -> None:
+    """The x0 that members predict is shared; with the trunk at the mean of their samples this is their mean output."""
+    latents, _, groups = batch(sizes)
+    own = torch.empty(len(latents), dtype=torch.long)
+    for place, group in enumerate(groups):
+        own[group] = place
+    steps = torch.tensor(data.draw(st.lists(st.integers(1, STEPS - 1), min_size=len(sizes), max_size=len(sizes))))
+    outputs = torch.randn(latents.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    means = lambda values: torch.stack([values[group].mean(dim=0) for group in groups])  # noqa: E731
+    soft = soft_target(schedule(kind), steps, means(latents), latents, outputs, own)
+    torch.testing.assert_close(soft, means(outputs), atol=1e-7, rtol=1e-7)
+
+
+def test_common_noise_is_drawn_as_before() -> None:
+    """A training that was begun with an earlier version continues to the bit."""
+    model, (latents, conditions, groups) = Small(), batch([2, 3, 1])
+    seen: list[Tensor] = []
+
+    def denoise(noisy: Tensor, step: Tensor, named: dict[str, Any]) -> Tensor:
+        seen.append(noisy)
+        return model(noisy, step, named)
+
+    sage_loss(denoise, latents, conditions, groups, schedule("flow"), Loss(), torch.Generator().manual_seed(5))
+    generator = torch.Generator().manual_seed(5)
+    ordered = sorted(groups, key=min)
+    steps, branch_steps = (torch.randint(*limits, (3,), generator=generator) for limits in ((30, 50), (0, 30)))
+    noise = torch.randn(3, *SHAPE, generator=generator).double()
+    levels = schedule("flow").levels
+    for place, group in enumerate(ordered):
+        (alpha, sigma), (late_alpha, late_sigma) = levels[steps[place]], levels[branch_steps[place]]
+        for n in group:
+            torch.testing.assert_close(seen[0][3 + n], late_alpha * latents[n] + late_sigma * noise[place])
+            torch.testing.assert_close(seen[1][n], alpha * latents[n] + sigma * noise[place])
 
 
 def test_a_perfect_branch_sees_the_states_it_was_trained_on() -> None:
@@ -149,9 +246,10 @@ def test_a_perfect_branch_sees_the_states_it_was_trained_on() -> None:
         state = alpha_next * z + sigma_next * (state - alpha * z) / sigma
 
 
-def test_the_order_of_groups_and_members_changes_nothing() -> None:
+@pytest.mark.parametrize("noise", ["common", "own"])
+def test_the_order_of_groups_and_members_changes_nothing(noise: Any) -> None:
     model, (latents, conditions, groups) = Small(), batch([2, 3, 1])
-    arguments = (schedule("epsilon"), Loss())
+    arguments = (schedule("epsilon"), Loss(noise=noise))
     one = sage_loss(model, latents, conditions, groups, *arguments, torch.Generator().manual_seed(0))
     turned = [group[::-1] for group in groups[::-1]]
     other = sage_loss(model, latents, conditions, turned, *arguments, torch.Generator().manual_seed(0))
@@ -214,6 +312,7 @@ def test_the_standard_objective_is_equation_2() -> None:
         ({"objective": "best"}, "objective 'best' is unknown: use sage or standard"),
         ({"weighting": "snr"}, "weighting 'snr' is unknown: use uniform or min-snr"),
         ({"branch_noise": "own"}, "branch_noise 'own' is unknown: use drawn or trunk"),
+        ({"noise": "trunk"}, "noise 'trunk' is unknown: use common or own"),
         ({"share": 0}, "share 0 is out of range"),
         ({"share": 1.0}, r"share 1\.0 is out of range"),
         ({"target_weight": -1}, "target_weight -1 is out of range"),

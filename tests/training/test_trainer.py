@@ -160,7 +160,12 @@ def test_all_layers_are_loaded_under_any_name(groups: list[list[Pair]], tmp_path
 
 
 @pytest.mark.parametrize(
-    ("changed", "kills"), [({}, (1, 2)), pytest.param({"ema": 0.5, "accumulation": 2}, (5,), marks=pytest.mark.slow)]
+    ("changed", "kills"),
+    [
+        ({}, (1, 2)),
+        ({"loss": Loss(noise="own", branch_noise="trunk")}, (3,)),
+        pytest.param({"ema": 0.5, "accumulation": 2}, (5,), marks=pytest.mark.slow),
+    ],
 )
 def test_a_killed_training_ends_with_the_same_weights(
     groups: list[list[Pair]], tmp_path: Path, changed: dict[str, Any], kills: tuple[int, ...]
@@ -401,14 +406,17 @@ def test_the_model_card_describes_the_objective(groups: list[list[Pair]], tmp_pa
     for name, loss in {
         "standard": Loss("standard", share=0.3),
         "sage": Loss(share=0.3, shared_weight=0.5, target_weight=2),
-        "trunk": Loss(shared_weight=0, branch_noise="trunk"),
+        "trunk": Loss(shared_weight=0, branch_noise="trunk", noise="own"),
     }.items():
         trained(groups, tmp_path / name, TrainSettings(**vars(QUICK) | {"steps": 1, "accumulation": 2, "loss": loss}))
         card[name] = (tmp_path / name / "README.md").read_text()
     made = "Trained with cotrunk for 1 steps of 4 groups; rank 2 (attention), learning rate 0.01"
     assert f"{made}.\n" in card["standard"]
-    assert f"{made}, 30% of the steps shared, lambda_1 0.5, lambda_2 2, branch noise drawn.\n" in card["sage"]
-    assert f"{made}, 40% of the steps shared, lambda_1 0, lambda_2 1, branch noise trunk.\n" in card["trunk"]
+    assert (
+        f"{made}, 30% of the steps shared, lambda_1 0.5, lambda_2 2, common noise, branch noise drawn.\n"
+        in card["sage"]
+    )
+    assert f"{made}, 40% of the steps shared, lambda_1 0, lambda_2 1, own noise, branch noise trunk.\n" in card["trunk"]
 
 
 @pytest.mark.parametrize("killed_at", [13])
@@ -570,7 +578,7 @@ def test_the_branch_point_of_flux_depends_on_the_size(side: int, monkeypatch: py
     assert pipeline.pipe.scheduler is own
 
 
-@pytest.mark.parametrize("build", [sdxl, sd3, flux, sana])
+@pytest.mark.parametrize("build", [sdxl, sd3, flux, sana, pixart])
 def test_other_families_train_too(build: Callable[[], TinyPipeline], groups: list[list[Pair]], tmp_path: Path) -> None:
     """A stand-in makes their text embeddings, because the tiny pipelines have no text encoders."""
     pipeline = build()
@@ -594,11 +602,6 @@ def test_an_output_folder_that_is_a_file_is_reported(groups: list[list[Pair]], t
     (tmp_path / "file").write_text("mine")
     with pytest.raises(CotrunkError, match=r"Cannot write to .*file: .*\. Choose another --out"):
         trained(groups, tmp_path / "file")
-
-
-def test_a_pipeline_without_loras_is_reported(groups: list[list[Pair]], tmp_path: Path) -> None:
-    with pytest.raises(CotrunkError, match="PixArtAlphaPipeline does not support LoRA"):
-        train(pixart().pipe, groups, QUICK, tmp_path)
 
 
 def test_a_scheduler_without_a_schedule_is_reported_before_encoding(groups: list[list[Pair]], tmp_path: Path) -> None:

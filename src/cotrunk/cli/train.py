@@ -43,6 +43,15 @@ def train(
             "drawn: new noise, as published; trunk: the noise a branch sees when it starts where its trunk ends.",
         ),
     ] = "drawn",
+    noise: Annotated[
+        Literal["common", "own"],
+        option(
+            OBJECTIVE,
+            "NAME",
+            "common: the images of a group get the same noise, as published; own: each its own, for sampling with "
+            "`--noise own --trunk-guidance 0`.",
+        ),
+    ] = "common",
     weighting: Annotated[
         Literal["uniform", "min-snr"], option(OBJECTIVE, "NAME", "w_t, the weight of a timestep: uniform or min-snr.")
     ] = "uniform",
@@ -95,8 +104,8 @@ def train(
 ) -> None:
     """Train a LoRA so that shared sampling costs less quality (SAGE).
 
-    Run it again to continue where it stopped. Use the LoRA with `cotrunk generate --lora DIR` or
-    `pipe.load_lora_weights(DIR)`. On several GPUs: `accelerate launch -m cotrunk train ...`
+    Run it again to continue where it stopped. Use the LoRA with `cotrunk generate --lora DIR`, or as its README.md
+    says. On several GPUs: `accelerate launch -m cotrunk train ...`
 
     Examples:
 
@@ -116,7 +125,16 @@ def train(
     from ..training.trainer import train as run
 
     settings = TrainSettings(
-        loss=Loss(objective, share, shared_weight, target_weight, through_target, weighting, branch_noise=branch_noise),
+        loss=Loss(
+            objective,
+            share,
+            shared_weight,
+            target_weight,
+            through_target,
+            weighting,
+            branch_noise=branch_noise,
+            noise=noise,
+        ),
         steps=steps,
         batch=batch,
         accumulation=accumulation,

@@ -11,6 +11,7 @@ import torch
 from ..engine.denoiser_hook import parameters_of
 from ..engine.patch import intercepted
 from ..errors import CotrunkError
+from ..pipelines.arguments import needed_arguments
 from ..pipelines.compatibility import denoisers_of
 
 
@@ -35,7 +36,8 @@ class Conditions:
         if len(names) != 1:
             raise CotrunkError(f"{type(pipe).__name__} has {len(names)} denoisers: train a pipeline with exactly one.")
         self.name = names[0]
-        self.arguments = {"guidance_scale": 1.0, "num_inference_steps": 2, "output_type": "latent"} | arguments
+        plain = {"guidance_scale": 1.0, "num_inference_steps": 2, "output_type": "latent"}
+        self.arguments = plain | needed_arguments(pipe) | arguments
         self.timestep_scale = 1.0  # Flux passes timesteps as thousandths
         self.sample = ""  # the name of the argument that takes the latents
         self.model = self.denoiser  # what `call` calls: the denoiser, or a trainer's wrapper of it

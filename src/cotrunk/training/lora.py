@@ -1,5 +1,6 @@
 """The LoRA that is trained: add it to the denoiser, average it, and save it with a model card."""
 
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,19 +10,32 @@ import safetensors.torch
 import torch
 
 from ..engine.patch import restore
+from ..errors import CotrunkError
 from ..files import write_bytes, write_text
+from ..pipelines.lora import PEFT_PREFIX, add_adapter, reads_diffusers_loras, unload_adapters
 from .settings import TrainSettings
 
 LORA_FILE = "pytorch_lora_weights.safetensors"  # the name that diffusers uses
+PEFT_FILE, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"  # the names that peft uses
 ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]  # diffusers' names of attention layers
 # attributes that accelerate sets on a model; its own removal would also remove diffusers' wrapper of forward
 PREPARED = ("forward", "_original_forward", "_is_accelerate_prepared")
 
 
 def lora_config(denoiser: torch.nn.Module, settings: TrainSettings) -> Any:
-    """Return peft's configuration of the LoRA."""
+    """Return peft's configuration of the LoRA.
+
+    Raises:
+        CotrunkError: the denoiser has no layer for a LoRA.
+    """
     from peft import LoraConfig
 
+    names = [name for name, _ in denoiser.named_modules()]
+    if settings.layers == "attention" and not any(
+        name.endswith(tuple(f".{end}" for end in ATTENTION)) for name in names
+    ):
+        kind = type(denoiser).__name__
+        raise CotrunkError(f"The attention layers of the {kind} have other names than usual: train all layers.")
     return LoraConfig(
         r=settings.rank,
         lora_alpha=settings.rank,
@@ -54,14 +68,14 @@ def with_new_lora(pipe: Any, denoiser: Any, config: Any, device: torch.device, c
     own = {name: vars(denoiser)[name] for name in PREPARED if name in vars(denoiser)}
     was_training, was_checkpointing = denoiser.training, denoiser.is_gradient_checkpointing
     denoiser.requires_grad_(False)
-    denoiser.add_adapter(config)
+    add_adapter(denoiser, config)
     if checkpointing:
         denoiser.enable_gradient_checkpointing()
     move_rest_to_cpu(pipe, denoiser)
     try:
         yield
     except BaseException:  # includes an interrupt in a notebook
-        denoiser.unload_lora()
+        unload_adapters(denoiser)
         raise
     finally:
         restore(denoiser, own, remove=PREPARED)
@@ -96,24 +110,48 @@ def averaged(weights: Sequence[torch.Tensor], average: Sequence[torch.Tensor] | 
             weight.data.copy_(own)
 
 
-def save_lora(pipe: Any, name: str, state: dict[str, torch.Tensor], settings: TrainSettings, out: Path) -> None:
-    """Write the LoRA in diffusers' format, and a model card that says how it was trained.
+def lora_file(pipe: Any) -> str:
+    """Return the name of the file to which `save_lora` writes the weights."""
+    return LORA_FILE if reads_diffusers_loras(pipe) else PEFT_FILE
+
+
+def save_lora(
+    pipe: Any, name: str, state: dict[str, torch.Tensor], config: Any, settings: TrainSettings, out: Path
+) -> None:
+    """Write the LoRA, in diffusers' format if the pipeline can read it, else in peft's; and a model card.
 
     Args:
         name: of the denoiser in the pipeline.
         state: the LoRA's weights, under peft's names.
+        config: peft's configuration of the LoRA.
     """
 
-    def write(weights: dict[str, torch.Tensor], _: str) -> None:
+    def write(weights: dict[str, torch.Tensor], file: str) -> None:
         content = safetensors.torch.save(weights, metadata={"format": "pt"})  # diffusers requires this entry
-        write_bytes(out / LORA_FILE, lambda file: file.write(content))
+        write_bytes(out / file, lambda stream: stream.write(content))
 
-    # peft's names, because the older names do not cover every layer
-    type(pipe).save_lora_weights(save_directory=out, save_function=write, **{f"{name}_lora_layers": state})
-    write_text(out / "README.md", _model_card(type(pipe).__name__, settings, out.name))
+    if reads_diffusers_loras(pipe):
+        # peft's names, because the older names do not cover every layer
+        layers = {f"{name}_lora_layers": state}
+        type(pipe).save_lora_weights(save_directory=out, save_function=lambda own, _: write(own, LORA_FILE), **layers)
+        loading = f'pipe.load_lora_weights("{out.name}")'
+    else:
+        entries = {key: sorted(value) if isinstance(value, set) else value for key, value in config.to_dict().items()}
+        write_text(out / PEFT_CONFIG, json.dumps(entries | {"inference_mode": True}, indent=1, default=str) + "\n")
+        write({f"{PEFT_PREFIX}{key}": weight for key, weight in state.items()}, PEFT_FILE)
+        loading = (
+            "from peft import PeftModel\n"
+            f'pipe.{name} = PeftModel.from_pretrained(pipe.{name}, "{out.name}").merge_and_unload()'
+        )
+    write_text(out / "README.md", _model_card(type(pipe).__name__, settings, loading))
 
 
-def _model_card(pipeline: str, settings: TrainSettings, folder: str) -> str:
+def _model_card(pipeline: str, settings: TrainSettings, loading: str) -> str:
+    """Return the text of the model card.
+
+    Args:
+        loading: code that loads the LoRA.
+    """
     loss = settings.loss
     names = {"sage": "shared sampling (SAGE, arXiv 2509.15865, equation 3)", "standard": "single images"}
     purpose = names[loss.objective]
@@ -121,7 +159,7 @@ def _model_card(pipeline: str, settings: TrainSettings, folder: str) -> str:
     if loss.objective == "sage":
         how += (
             f", {loss.share:.0%} of the steps shared, lambda_1 {loss.shared_weight:g}, "
-            f"lambda_2 {loss.target_weight:g}, branch noise {loss.branch_noise}"
+            f"lambda_2 {loss.target_weight:g}, {loss.noise} noise, branch noise {loss.branch_noise}"
         )
         if loss.branch_noise == "trunk":
             purpose += ", with branches that start from their trunk"
@@ -135,6 +173,6 @@ Trained with cotrunk for {settings.steps} steps of {settings.batch * settings.ac
 All settings are in `settings.json`, the losses in `losses.jsonl`.
 
 ```python
-pipe.load_lora_weights("{folder}")
+{loading}
 ```
 """

@@ -15,6 +15,7 @@ from ..pipelines.noise_schedule import NoiseSchedule
 Weighting = Literal["uniform", "min-snr"]
 Objective = Literal["sage", "standard"]
 BranchNoise = Literal["drawn", "trunk"]
+Noise = Literal["common", "own"]
 # (noisy latents (rows, ...), schedule step of each row (rows,), conditions with one entry per row) -> outputs
 Denoiser = Callable[[torch.Tensor, torch.Tensor, dict[str, Any]], torch.Tensor]
 
@@ -36,6 +37,9 @@ class Loss:
         branch_noise: the noise that branches of "sage" learn to remove. "drawn" is the drawn noise, as published.
             "trunk" is what a branch sees in sampling, where the trunk has moved to the mean of its group (see
             `trunk_noise`).
+        noise: "common", as published: the images of a group get the same noise and timesteps. "own": every image gets
+            its own, for sampling with `Sharing(noise="own", trunk_guidance=0)`. The trunk gets the noise of its
+            representative, and learns the mean of the x0 that its members predict.
 
     Raises:
         CotrunkError: a value is out of its range.
@@ -49,9 +53,10 @@ class Loss:
     weighting: Weighting = "uniform"
     snr_limit: float = 5.0
     branch_noise: BranchNoise = "drawn"
+    noise: Noise = "common"
 
     def __post_init__(self) -> None:
-        names = {"objective": Objective, "weighting": Weighting, "branch_noise": BranchNoise}
+        names = {"objective": Objective, "weighting": Weighting, "branch_noise": BranchNoise, "noise": Noise}
         for name, known in names.items():
             one_of(name, getattr(self, name), get_args(known))
         number("share", self.share, above=0, below=1)
@@ -111,29 +116,41 @@ def sage_loss(
 
     # Algorithm 2, lines 6 and 7: timesteps and noise are drawn once per group
     steps, first_shared = len(schedule.levels), first_shared_step(schedule, loss.share)
-    shape = (len(ordered),)
-    shared_step = torch.randint(first_shared, steps, shape, generator=generator).to(latents.device)
-    branch_step = torch.randint(0, max(1, first_shared), shape, generator=generator).to(latents.device)
-    noise = torch.randn((len(ordered), *latents.shape[1:]), generator=generator).to(latents)
-    branch_noise = noise[own]
+    count = len(ordered)
+    drawn = len(latents) if loss.noise == "own" else count
+    shared_step = torch.randint(first_shared, steps, (count,), generator=generator).to(latents.device)
+    branch_step = torch.randint(0, max(1, first_shared), (drawn,), generator=generator).to(latents.device)
+    noise = torch.randn((drawn, *latents.shape[1:]), generator=generator).to(latents)
+    representative_noise = noise
+    if loss.noise == "own":
+        representative_noise = folding.first(noise)
+    else:
+        branch_step, noise = branch_step[own], noise[own]
+    branch_noise = noise
     if loss.branch_noise == "trunk":
-        branch_noise = trunk_noise(schedule.levels[first_shared], noise[own], mean_latents[own], latents)
+        branch_noise = trunk_noise(schedule.levels[first_shared], noise, mean_latents[own], latents)
 
     def predicted(parts: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor, dict[str, Any]]]) -> list[torch.Tensor]:
-        """Return outputs and weighted squared errors of rows given as (latents, steps, noise, conditions)."""
+        """Return samples, outputs and weighted squared errors of rows given as (latents, steps, noise, conditions)."""
         clean, at, eps = (torch.cat(tensors) for tensors in zip(*(part[:3] for part in parts), strict=True))
         noisy, target, weight = noised(schedule, at, clean, eps, loss)
         outputs = denoise(noisy, at, _joined([part[3] for part in parts]))
-        return [outputs, weight * _squared(outputs - target)]
+        return [noisy, outputs, weight * _squared(outputs - target)]
 
-    outputs, errors = predicted(
-        [(mean_latents, shared_step, noise, mean_conditions), (latents, branch_step[own], branch_noise, conditions)]
+    samples, outputs, errors = predicted(
+        [
+            (mean_latents, shared_step, representative_noise, mean_conditions),
+            (latents, branch_step, branch_noise, conditions),
+        ]
     )
     with torch.set_grad_enabled(loss.through_target and torch.is_grad_enabled()):
-        own_outputs, _ = predicted([(latents, shared_step[own], noise[own], conditions)])
-    count = len(ordered)
+        own_samples, own_outputs, _ = predicted([(latents, shared_step[own], noise, conditions)])
+        if loss.noise == "own":
+            soft = soft_target(schedule, shared_step, samples[:count], own_samples, own_outputs, own)
+        else:  # the same, because the trunk's sample is the mean of its members' samples
+            soft = _group_mean(own_outputs, own, count)
     shared = errors[:count].mean()
-    target = _squared(outputs[:count] - _group_mean(own_outputs, own, count)).mean()
+    target = _squared(outputs[:count] - soft).mean()
     branch = _group_mean(errors[count:], own, count).mean()
     total = loss.shared_weight * shared + loss.target_weight * target + branch
     return Terms(total, shared.detach(), target.detach(), branch.detach())
@@ -156,6 +173,32 @@ def trunk_noise(
     """
     alpha, sigma = branch_point
     return noise + alpha / sigma * (mean_latents - latents)
+
+
+def soft_target(
+    schedule: NoiseSchedule,
+    steps: torch.Tensor,
+    trunks: torch.Tensor,
+    samples: torch.Tensor,
+    outputs: torch.Tensor,
+    own: torch.Tensor,
+) -> torch.Tensor:
+    """Return the outputs of the trunks that predict the mean of the x0 that their members predict, (groups, ...).
+
+    If the sample of a trunk is the mean of its members' samples, this is the mean of their outputs, because x0 is
+    linear in sample and output.
+
+    Args:
+        steps: (groups,) steps of the schedule.
+        trunks: (groups, ...) samples of the trunks.
+        samples, outputs: (members, ...) of the members.
+        own: (members,) the group of each member.
+    """
+    at = steps.tolist()
+    places = [at[group] for group in own.tolist()]
+    x0 = [schedule.x0_of(*row) for row in zip(places, samples, outputs, strict=True)]
+    means = _group_mean(torch.stack(x0), own, len(trunks))
+    return torch.stack([schedule.output_for(*row) for row in zip(at, trunks, means, strict=True)])
 
 
 def noised(

@@ -16,6 +16,7 @@ from ..groups import images
 from ..groups.captions import Pair
 from ..pipelines.identity import model_digest
 from ..pipelines.image_size import image_size
+from ..pipelines.lora import reads_diffusers_loras
 from .batches import data_digest, groups_of_pass, pass_seed
 from .checkpoint import FILE, read_checkpoint, restore_checkpoint, write_tensors
 from .conditions import Conditions, moved
@@ -23,7 +24,7 @@ from .divergence import are_finite, check_finite, divergence
 from .encoded import EncodedGroups, Progress, encode
 from .latents import check_vae
 from .log import TERMS, Step, write_step
-from .lora import LORA_FILE, averaged, lora_config, move_rest_to_cpu, save_lora, with_new_lora
+from .lora import averaged, lora_config, lora_file, move_rest_to_cpu, save_lora, with_new_lora
 from .loss import Terms, sage_loss
 from .schedule import trained_share, training_schedule
 from .settings import TrainSettings
@@ -42,7 +43,9 @@ def train(
     on_encoded: Progress = lambda done, total: None,
     on_checkpoint: Callable[[int], Sequence[Image.Image] | None] = lambda step: None,
 ) -> Path:
-    """Train a LoRA, write it to `out` in diffusers' format (`pipe.load_lora_weights(out)`), and return its file.
+    """Train a LoRA, write it to `out`, and return its file.
+
+    The format is diffusers' (`pipe.load_lora_weights(out)`), or peft's for a pipeline that cannot read that.
 
     A run that was killed continues from its last checkpoint when it is called again with the same arguments. It ends
     with the same weights as an uninterrupted run, because the random numbers of a step depend only on its number.
@@ -58,7 +61,7 @@ def train(
             would be saved. The callback may return images of one size, which the tracker shows if it can.
 
     Raises:
-        CotrunkError: the pipeline does not support LoRA, or has one already; the noise levels of its scheduler are
+        CotrunkError: the pipeline has a LoRA already, or no layer for one; the noise levels of its scheduler are
             unknown, or its VAE is not supported; this machine does not support the mixed precision; images are missing;
             or the folder has a run of another model, other groups or other settings, or cannot be written.
         DivergenceError: a loss or gradient is not finite. The last checkpoint is kept, and no LoRA is written.
@@ -67,8 +70,6 @@ def train(
         from peft.utils import get_peft_model_state_dict
     except ImportError as error:
         raise CotrunkError("Training needs peft: pip install 'cotrunk[train]'.") from error
-    if not hasattr(type(pipe), "save_lora_weights"):
-        raise CotrunkError(f"{type(pipe).__name__} does not support LoRA in diffusers: train another pipeline.")
     schedule = training_schedule(pipe.scheduler)
     check_vae(pipe)
     check_folder(out)
@@ -80,10 +81,9 @@ def train(
     conditions = Conditions(pipe, **sizes)
     denoiser: Any = conditions.denoiser
     if getattr(denoiser, "peft_config", None):  # training would switch it off, and saving would mix the two
-        raise CotrunkError(
-            f"The {conditions.name} has a LoRA already: call pipe.unload_lora_weights() first, and "
-            "pipe.fuse_lora() before that to train on top of it."
-        )
+        unload = "call pipe.unload_lora_weights() first, and pipe.fuse_lora() before that to train on top of it"
+        remedy = unload if reads_diffusers_loras(pipe) else "load the pipeline again"
+        raise CotrunkError(f"The {conditions.name} has a LoRA already: {remedy}.")
     size = image_size(pipe, settings.height, settings.width)
     run = {"pipeline": type(pipe).__name__, "model": model_digest(pipe), "data": data_digest(groups)}
     run |= {"processes": accelerator.num_processes, **json.loads(json.dumps(asdict(settings)))}
@@ -179,9 +179,9 @@ def train(
             for mean, weight in zip(average, weights, strict=True):
                 weight.data.copy_(mean)
         if accelerator.is_main_process:
-            save_lora(pipe, conditions.name, get_peft_model_state_dict(denoiser), settings, out)
+            save_lora(pipe, conditions.name, get_peft_model_state_dict(denoiser), config, settings, out)
         accelerator.wait_for_everyone()  # every process returns a file that exists
-        return out / LORA_FILE
+        return out / lora_file(pipe)
 
 
 def _accelerator(settings: TrainSettings, out: Path) -> Any:

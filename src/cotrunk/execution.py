@@ -14,7 +14,7 @@ from .engine.attach import attached
 from .engine.call_owner import callbacks_among
 from .engine.call_state import CallState, StepEvent
 from .engine.policy import Policy
-from .engine.step_plan import RowPlan
+from .engine.step_plan import AS_ALONE, RowPlan, Trunk
 from .engine.trace import discontinuities, image_rows, step_letters
 from .errors import CotrunkError
 from .pipelines.arguments import PerPrompt
@@ -176,7 +176,7 @@ class Run:
     def _call(self, trees: tuple[Branch, ...], on_step: Callable[[StepEvent], None] | None) -> Batch:
         images = tuple(image for tree in trees for image in tree.images)
         sources = partition(trees, self.plan.timesteps)
-        rows = self._rows(sources, images)
+        rows = self._rows(sources, images, self._trunk(trees))
         call = CallState(rows, self.plan.timesteps, self.batching.max_rows, self.batching.row_sizes, on_step)
         seeds = [self.plan.seeds[image] for image in images]
         begin = time.perf_counter()
@@ -204,7 +204,14 @@ class Run:
             seconds={"embed": started - begin, "denoise": ended - started, "decode": end - ended},
         )
 
-    def _rows(self, sources: list[tuple[int, ...]], images: Sequence[int]) -> RowPlan:
+    def _trunk(self, trees: Sequence[Branch]) -> Trunk:
+        """Return how the trunks of these trees are sampled."""
+        sharing = self.plan.sharing
+        if sharing is None or all(len(tree.images) == 1 for tree in trees):
+            return AS_ALONE
+        return Trunk(sharing.noise == "own", sharing.trunk_guidance if self.plan.guidance_rows == 2 else 1.0)
+
+    def _rows(self, sources: list[tuple[int, ...]], images: Sequence[int], trunk: Trunk) -> RowPlan:
         """Return where the rows of one call come from, with new policies: their history belongs to these images."""
         policies = self.policies(images)
         layers, interval = None, None
@@ -221,7 +228,7 @@ class Run:
         first = type(self.pipe).__name__.startswith(CONDITIONAL_FIRST)
         # after the planned steps each image has its own row, until the scheduler hook refuses the call
         return RowPlan(
-            lambda step: sources[min(step, self.plan.timesteps)], policies, interval, 0 if first else 1, layers
+            lambda step: sources[min(step, self.plan.timesteps)], policies, interval, 0 if first else 1, layers, trunk
         )
 
     def _check(self, call: CallState, rows: RowPlan, predicted: Cost) -> None:

@@ -14,7 +14,7 @@ from .execution import SPARED, Batch, Run, merged_output
 from .pipelines.arguments import needed_arguments
 from .pipelines.batch_compatibility import runs_apart
 from .pipelines.compatibility import check_folds, check_pipeline
-from .pipelines.cost import argument, timesteps_of
+from .pipelines.cost import timesteps_of
 from .pipelines.noise_schedule import read_schedule
 from .planning.plan import Cost, Plan
 from .planning.request import Request
@@ -233,7 +233,7 @@ def prepare(
         prompts = plan.prompts if prompts is None and "prompt" not in arguments else prompts
     request = Request(pipe, prompts, arguments)
     if settings.guidance_interval is not None:
-        _check_has_interval(request)
+        request.check_interval()
     if plan is None:
         plan = _plan(request, settings.sharing, seed, num_images_per_prompt)
     else:
@@ -276,21 +276,3 @@ def _arguments(pipe: Any, settings: Settings, arguments: dict[str, Any]) -> dict
 def _plan(request: Request, sharing: Sharing | None, seed: int | Sequence[int], images_per_prompt: int) -> Plan:
     images_per_prompt = whole("num_images_per_prompt", images_per_prompt)
     return request.plan(sharing, seed=seeds_of(seed), images_per_prompt=images_per_prompt)
-
-
-def _check_has_interval(request: Request) -> None:
-    """Check that turning guidance off at a step saves a row: that each image has two rows, one of them for guidance.
-
-    Raises:
-        CotrunkError: guidance takes more rows, or no row of its own.
-    """
-    kind, rows = type(request.pipe).__name__, request.evaluations.guidance_rows
-    scale = argument(request.pipe, request.arguments.arguments, "guidance_scale")
-    if rows > 2:
-        raise CotrunkError(
-            f"{kind} computes {rows} rows per image, and guidance_interval supports two: leave guidance_interval out."
-        )
-    if rows == 1 and scale is not None and scale > 1:
-        raise CotrunkError(
-            f"{kind} computes no extra row for guidance with these arguments: leave guidance_interval out."
-        )

@@ -12,6 +12,7 @@ from .checks import flag, number, one_of, shown, text, whole, wholes, window
 from .errors import CotrunkError
 
 Mode = Literal["flat", "adaptive", "tree"]
+Noise = Literal["common", "own"]
 Rule = Literal["error", "fixed", "paper", "released"]
 Prediction = Literal["damped", "reuse", "linear", "quadratic"]
 
@@ -47,6 +48,11 @@ class Sharing:
             "tree": a group branches in several stages, by a dendrogram.
         encoder: the text encoder that measures similarity: "pipeline" (the pipeline's own), "minilm", or any model
             that sentence-transformers loads.
+        noise: "common": a group starts from one noise and shares the trunk's latents, so its images have one layout.
+            "own": every image keeps its own noise, and shares only the x0 that the trunk predicts at each step. So it
+            approximates the image that its prompt gives alone.
+        trunk_guidance: the fraction of the pipeline's guidance that is used in trunks. 1 is as in the pipeline. 0 is
+            none: a trunk step takes one row instead of two. It has no effect where guidance takes no row.
 
     Raises:
         CotrunkError: a value out of its range.
@@ -58,9 +64,15 @@ class Sharing:
     max_group: int | None = 5
     mode: Mode = "flat"
     encoder: str = "pipeline"
+    noise: Noise = "common"
+    trunk_guidance: float = 1.0
 
     def __post_init__(self) -> None:
-        _set(self, share=number("share", self.share, 0, below=1))
+        _set(
+            self,
+            share=number("share", self.share, 0, below=1),
+            trunk_guidance=number("trunk_guidance", self.trunk_guidance, 0, 1),
+        )
         if isinstance(self.similarity, str):
             if self.similarity != "auto":
                 raise CotrunkError(
@@ -80,6 +92,16 @@ class Sharing:
             _set(self, max_group=whole("max_group", self.max_group))
         one_of("mode", self.mode, get_args(Mode))
         text("encoder", self.encoder)
+        one_of("noise", self.noise, get_args(Noise))
+
+    @classmethod
+    def published(cls, **options: Any) -> Self:
+        """Return the sharing of the paper: common noise, and full guidance in trunks.
+
+        Args:
+            **options: the other fields, such as `share`.
+        """
+        return cls(noise="common", trunk_guidance=1.0, **options)
 
     @classmethod
     def from_json(cls, data: Any) -> Self:

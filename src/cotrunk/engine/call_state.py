@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import torch
 
 from .equality import EqualityChecks
+from .own_noise import OwnNoise
 from .step_plan import RowPlan, StepPlan
 
 
@@ -65,6 +66,7 @@ class CallState:
         rows_spared: rows asked for and not computed, by reason: "sharing", "guidance", "skipping".
         plans: the plans of the steps taken.
         equality: checks that images which share a row are equal.
+        own_noise: the trunks, if their images keep their own noise; otherwise None.
         finite: (N,) booleans, False for an image whose latents or decoded values hold a NaN or an infinity.
         started, ended: `time.perf_counter()` at the first denoiser call and after the last scheduler step.
     """
@@ -84,7 +86,13 @@ class CallState:
     finite: torch.Tensor | None = None
     started: float | None = None
     ended: float | None = None
+    own_noise: OwnNoise | None = field(init=False, default=None)
     _current: StepPlan | None = None
+
+    def __post_init__(self) -> None:
+        if self.row_plan.trunk.own_noise:
+            self.own_noise = OwnNoise(self.timesteps, self.equality)
+            self.equality.note_own_noise()
 
     @property
     def current(self) -> StepPlan:

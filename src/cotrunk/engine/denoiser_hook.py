@@ -21,7 +21,7 @@ from .module_checks import ModuleChecks
 from .output_form import blank_output
 from .patch import call_of
 from .policy import LayerCalls
-from .rows import Folding, assemble, pick
+from .rows import Folding, assemble, blended, pick
 from .step_plan import StepPlan
 
 
@@ -104,15 +104,18 @@ class FoldHook:
         if self.sources not in (None, sources):
             clear_caches(self.module)  # other hooks keep tensors with the rows of the previous partition
         self.sources = sources
-        if (spared := self._unguided_output(plan, call, sources)) is not None:
-            return spared
-        folding = self._folding(plan, call, sources)
+        if self.state.own_noise is not None and self.chunks.is_counted:
+            self.state.own_noise.note_sample(call.sample)
+        is_second = self._is_second_branch(plan, call, sources)
+        folding = self._folding(plan, call, sources, is_second=is_second)
         self.checks.check_timestep(call.named)
         if folding.live:
-            copies = call.rows // len(sources)
-            self.checks.check_members(folding, call.named, sources, copies, is_known=bool(plan.sources))
-        self._count(call.rows, len(folding.live), folding.shared, folding.unguided, folding.predicted)
+            copies, is_known = call.rows // len(sources), bool(plan.sources)
+            self.checks.check_members(folding, call.named, call.sample, sources, copies, is_known=is_known)
+        if self.chunks.is_counted:
+            self.state.count(call.rows, len(folding.live), **folding.spared)
         output = self._computed(folding, call, len(sources)) if folding.live else self._repeated(call)
+        output = self._weakened(plan, call, output, len(sources), is_second=is_second)
         if self.state.row_plan.keeps_outputs:
             self.last = _Last(output, call.rows, plan.step)
         return output
@@ -131,24 +134,16 @@ class FoldHook:
         self.state.start_clock(call.device)
         self.checks.check_module(self.calls)
 
-    def _unguided_output(self, plan: StepPlan, call: _Call, sources: tuple[int, ...]) -> Any | None:
-        """Return the output of the first guidance branch for a call of the second, in a step without guidance.
+    def _is_second_branch(self, plan: StepPlan, call: _Call, sources: tuple[int, ...]) -> bool:
+        """Return whether this is the second call of a pipeline that calls once with the prompts, and once without."""
+        last = self.last
+        return last is not None and call.rows == len(sources) and (last.step, last.rows) == (plan.step, call.rows)
 
-        None for any other call.
-        """
-        if plan.is_guided or self.last is None or call.rows != len(sources):
-            return None
-        if (self.last.step, self.last.rows) != (plan.step, call.rows):
-            return None
-        distinct = len(set(sources))  # the other rows are spared by sharing
-        self._count(call.rows, 0, call.rows - distinct, distinct, 0)
-        return self.last.output
-
-    def _folding(self, plan: StepPlan, call: _Call, sources: tuple[int, ...]) -> Folding:
+    def _folding(self, plan: StepPlan, call: _Call, sources: tuple[int, ...], *, is_second: bool) -> Folding:
         """Return how the rows of this call fold: the same object for equal calls."""
-        copy = None
-        if not plan.is_guided and call.rows == 2 * len(sources):
-            copy = self.state.row_plan.conditional_copy
+        is_concatenated = call.rows == 2 * len(sources)
+        copy = self.state.row_plan.conditional_copy if is_concatenated else None
+        unguided = plan.unguided if (is_concatenated or is_second) and any(plan.unguided) else ()
         computed: tuple[bool, ...] | None = plan.computed or None
         if computed is not None and not any(computed) and self.last is None:
             blank = blank_output(self.module, call.named)
@@ -156,9 +151,11 @@ class FoldHook:
                 computed = None
             else:
                 self.last = _Last(blank, call.rows, -1)
-        key = (sources, call.rows, call.device, computed, copy)
+        key = (sources, call.rows, call.device, computed, unguided)
         if key not in self.foldings:
-            self.foldings[key] = Folding(sources, call.rows, call.device, computed=computed, copy=copy)
+            self.foldings[key] = Folding(
+                sources, call.rows, call.device, computed=computed, unguided=unguided, copy=copy
+            )
         return self.foldings[key]
 
     def _computed(self, folding: Folding, call: _Call, images: int) -> Any:
@@ -176,8 +173,9 @@ class FoldHook:
         if order != sorted(order):
             place = torch.tensor(order, device=call.device).argsort()
             inverse = place if inverse is None else torch.where(inverse < 0, inverse, place[inverse])
-        if folding.predicted:
-            # a row that is not computed gets its last output: the scheduler does not read it, but the pipeline may
+        if not folding.is_complete:
+            # A row that is not computed gets its last output. In a second branch without guidance, that is the output
+            # of the first. A predicted row's output is not read by the scheduler, but may be by the pipeline.
             inverse = self._with_last(inverse, outputs, sizes, call.rows)
         if inverse is None and len(outputs) == 1:
             return outputs[0]
@@ -202,9 +200,23 @@ class FoldHook:
         same = torch.arange(call.rows, device=call.device) % self.last.rows
         return assemble([self.last.output], [self.last.rows], same, listed=call.listed)
 
-    def _count(self, asked: int, computed: int, sharing: int, guidance: int, skipping: int) -> None:
-        if self.chunks.is_counted:
-            self.state.count(asked, computed, sharing=sharing, guidance=guidance, skipping=skipping)
+    def _weakened(self, plan: StepPlan, call: _Call, output: Any, images: int, *, is_second: bool) -> Any:
+        """Return the output with a part of the guidance in trunks: there, the rows without the prompts lie between the
+        output with the prompts and their own. Pipelines combine the two linearly, so this scales their difference."""
+        part = plan.trunk.guidance
+        if part in (0, 1) or not self.chunks.is_counted or not (is_second or call.rows == 2 * images):
+            return output
+        copy = self.state.row_plan.conditional_copy
+        rows = list(range(call.rows))
+        for row in rows:
+            if plan.in_trunk[row % images]:
+                rows[row] = call.rows + row if is_second else copy * images + row % images
+        outputs, sizes = [output], [call.rows]
+        if is_second:
+            assert self.last is not None
+            outputs, sizes = [output, self.last.output], [call.rows, call.rows]
+        with_prompts = assemble(outputs, sizes, torch.tensor(rows, device=call.device), listed=call.listed)
+        return blended(with_prompts, output, part)
 
 
 def parameters_of(module: torch.nn.Module) -> list[str]:

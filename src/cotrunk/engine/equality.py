@@ -1,10 +1,16 @@
 """Check that images which share a row are equal in everything that is not averaged."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 
 from ..errors import CotrunkError
+
+# Largest difference between members that counts as rounding, relative to the largest value.
+ROUNDING = 1e-5
+# The same for members with noise of their own: an encoder adds some of it to input images.
+ENCODER_NOISE = 0.02
 
 
 class EqualityChecks:
@@ -12,6 +18,11 @@ class EqualityChecks:
 
     def __init__(self) -> None:
         self._pending: list[tuple[int, str, str, torch.Tensor]] = []
+        self._other = ""  # a remedy besides sharing=None
+
+    def note_own_noise(self) -> None:
+        """Note that images keep their own noise, in which they may differ where a common noise would not."""
+        self._other = ' or noise="common"'
 
     def expect(self, step: int, where: str, differs: Mapping[str, torch.Tensor], *, at_once: bool) -> None:
         """Raise `CotrunkError` if images that share a row differ in the values that the row is made of.
@@ -38,6 +49,32 @@ class EqualityChecks:
                 since = f" from step {step} on (changed by a callback, or by the pipeline itself)" if step else ""
                 raise CotrunkError(
                     f"Prompts cannot share steps in a {where}: its argument {name} differs among them{since}, and "
-                    "cotrunk does not know how to average it. Use sharing=None, or give all prompts of a group the "
-                    "same value."
+                    f"cotrunk does not know how to average it. Use sharing=None{self._other}, or give all prompts of a "
+                    "group the same value."
                 )
+
+
+def differ(value: Any, other: Any, tolerance: float = ROUNDING) -> torch.Tensor:
+    """Return whether two values differ by more than rounding, as a boolean without dimensions on their device.
+
+    Args:
+        value, other: tensors, or anything that can be compared.
+        tolerance: largest difference that counts as rounding, relative to the largest value.
+    """
+    if not isinstance(value, torch.Tensor):
+        return torch.tensor(value != other)
+    if value.shape != other.shape:
+        return torch.tensor(True, device=value.device)
+    if not (value.is_floating_point() or value.is_complex()):
+        return (value != other).any()
+    if not value.numel():
+        return torch.tensor(False, device=value.device)
+    rounding = max(tolerance, 2 * torch.finfo(value.dtype).eps)
+    wide = torch.promote_types(value.dtype, torch.float32)
+    value, other = torch.nan_to_num(value.to(wide)), torch.nan_to_num(other.to(wide))
+    return (value - other).abs().max() > rounding * other.abs().max()
+
+
+def any_of(flags: list[torch.Tensor]) -> torch.Tensor:
+    """Return whether any of these booleans is true, without waiting for the device."""
+    return torch.stack(flags).any()

@@ -10,6 +10,7 @@ from ..errors import CotrunkError
 from ..pipelines.compatibility import remembering_part
 from .call_state import CallState
 from .chunks import Chunks
+from .equality import ENCODER_NOISE, ROUNDING
 from .rows import Folding
 
 TIMESTEPS = ("timestep", "timesteps", "t")  # names of that argument
@@ -72,11 +73,19 @@ class ModuleChecks:
             )
 
     def check_members(
-        self, folding: Folding, named: dict[str, Any], sources: tuple[int, ...], copies: int, *, is_known: bool
+        self,
+        folding: Folding,
+        named: dict[str, Any],
+        sample: Any,
+        sources: tuple[int, ...],
+        copies: int,
+        *,
+        is_known: bool,
     ) -> None:
         """Raise `CotrunkError` if the rows of this call cannot be folded as planned.
 
         Args:
+            sample: the argument with the latents, in which members with noise of their own differ.
             copies: rows per image (2 with concatenated guidance).
             is_known: whether the number of images is known.
         """
@@ -87,14 +96,17 @@ class ModuleChecks:
                 self.chunks.is_divisible = False
             else:
                 self._fitting.add((sources, folding.rows))
-        if folding.shared:
+        if folding.spared["sharing"]:
             # the first call of a partition is checked at once; later calls too, because a callback may change arguments
-            self.state.equality.expect(self.state.step, self.kind, folding.differences(named), at_once=is_first)
+            own_noise = self.state.own_noise is not None
+            compared = {name: value for name, value in named.items() if not (own_noise and value is sample)}
+            differs = folding.differences(compared, ENCODER_NOISE if own_noise else ROUNDING)
+            self.state.equality.expect(self.state.step, self.kind, differs, at_once=is_first)
 
     def _refuse_misshapen(self, folding: Folding, copies: int, why: str, *, several: bool) -> None:
         """Raise `CotrunkError` if some rows would run without the others, now or at a later step."""
         row_plan, rows = self.state.row_plan, folding.rows
-        if folding.shared:
+        if folding.spared["sharing"]:
             raise CotrunkError(f"Prompts cannot share steps in a {self.kind}: {why}. Use sharing=None.")
         # with a single image, either all rows run or none does
         skips = bool(row_plan.policies) and several

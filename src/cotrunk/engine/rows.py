@@ -4,18 +4,18 @@ This works on the tensors of a module's arguments and outputs, without a pipelin
 """
 
 import functools
+from collections import Counter
 from collections.abc import Callable, Sequence
 from types import NoneType
 from typing import Any
 
 import numpy as np
 import torch
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 
 from ..pipelines.denoiser_arguments import CONDITIONS, LENGTHS, MASKS, ROW_LISTS, ROWS_SECOND, SHARED, STATE
+from .equality import ROUNDING, any_of, differ
 
-# Largest difference between members that counts as rounding, relative to the largest value.
-ROUNDING = 1e-5
 # The types that other arguments may consist of. An object of another type may keep a state.
 VALUES = (torch.Tensor, int, float, str, NoneType, torch.dtype, torch.device, np.generic, np.ndarray)
 
@@ -28,14 +28,17 @@ class Folding:
         rows: R, a multiple of N: with concatenated guidance, copy k of image i is row k * N + i.
         device: of the tensors.
         computed: for each image whether its rows run at all; outputs of the others are undefined. None for all.
-        copy: with guidance off, the copy whose rows represent all copies; None if each copy has its own rows.
+        unguided: for each image the reason why it takes no row for guidance; None if it takes one. Empty if all do.
+        copy: the copy with the prompts, whose row represents all copies of an image without guidance. None if the call
+            has only the other copy, in which such an image takes no row at all.
 
     Attributes:
         live: the rows that run.
         members: for each live row, the rows that it represents.
-        shared, unguided, predicted: numbers of rows that do not run, by the first reason that applies: sharing,
-            guidance that is off, skipping.
+        spared: numbers of rows that do not run, by the first reason that applies: sharing, guidance that is off,
+            skipping.
         inverse: (R,) for each row the place of its live row; -1 for rows that are not computed.
+        is_complete: whether every row has a live row.
     """
 
     def __init__(
@@ -45,16 +48,19 @@ class Folding:
         device: torch.device,
         *,
         computed: Sequence[bool] | None = None,
+        unguided: Sequence[str | None] = (),
         copy: int | None = None,
     ) -> None:
         images = len(sources)
+        off = unguided or [None] * images
         shared = [k * images + source for k in range(rows // images) for source in sources]
-        guided = shared if copy is None else [copy * images + row % images for row in shared]
+        stand_in = {row: row for row in shared}
+        stand_in |= {row: -1 if copy is None else copy * images + row % images for row in shared if off[row % images]}
         self.rows = rows
-        self.live = sorted({row for row in guided if computed is None or computed[row % images]})
-        self.shared = rows - len(set(shared))
-        self.unguided = len(set(shared)) - len(set(guided))
-        self.predicted = len(set(guided)) - len(self.live)
+        kept = {row for row in shared if stand_in[row] == row}
+        self.live = sorted(row for row in kept if computed is None or computed[row % images])
+        self.spared = Counter(sharing=rows - len(stand_in), skipping=len(kept) - len(self.live))
+        self.spared.update(off[row % images] or "" for row in stand_in if row not in kept)
         place = {row: i for i, row in enumerate(self.live)}
         self.members: list[list[int]] = [[] for _ in self.live]
         for row, source in enumerate(shared):
@@ -71,7 +77,9 @@ class Folding:
         # each member with its representative
         self._others = [(row, own[0]) for own in self.members for row in own[1:]]
         self._pairs = torch.tensor(self._others, device=device).reshape(-1, 2).unbind(1)
-        self.inverse = torch.tensor([place.get(row, -1) for row in guided], device=device)
+        places = [place.get(stand_in[row], -1) for row in shared]
+        self.is_complete = -1 not in places
+        self.inverse = torch.tensor(places, device=device)
 
     @property
     def is_identity(self) -> bool:
@@ -111,11 +119,15 @@ class Folding:
                         return f"its condition {name} has {len(tensor)} rows where the call has {self.rows}"
         return None
 
-    def differences(self, named: dict[str, Any]) -> dict[str, torch.Tensor]:
+    def differences(self, named: dict[str, Any], tolerance: float = ROUNDING) -> dict[str, torch.Tensor]:
         """Compare the members of each row in every argument that is not averaged.
 
         All members get the representative's value of such an argument, so they must not differ in it. Floating-point
         numbers may differ by rounding; integers and booleans (token ids, classes) must be equal.
+
+        Args:
+            named: the arguments.
+            tolerance: largest difference of floating-point numbers, relative to the largest value.
 
         Returns:
             argument -> whether members differ in it, as a tensor without dimensions on the argument's device. Only
@@ -129,20 +141,21 @@ class Folding:
             if name in SHARED or value is None or of in named:
                 continue
             if isinstance(value, dict):
-                found |= self.differences(value)
+                found |= self.differences(value, tolerance)
             elif name in ROW_LISTS and isinstance(value, list) and len(value) == self.rows:
                 if name not in CONDITIONS:
-                    found[name] = _any([differ(value[row], value[source]) for row, source in self._others])
+                    pairs = [differ(value[row], value[source], tolerance) for row, source in self._others]
+                    found[name] = any_of(pairs)
             else:
                 flags = [
-                    differ(tensor[self._pairs[0]], tensor[self._pairs[1]])
+                    differ(tensor[self._pairs[0]], tensor[self._pairs[1]], tolerance)
                     for tensor in tree_leaves(_rows_first(name, value))
                     if isinstance(tensor, torch.Tensor)
                     and _has_rows(tensor, self.rows)
                     and not (name in CONDITIONS and tensor.is_floating_point())  # these are averaged
                 ]
                 if flags:
-                    found[name] = _any(flags)
+                    found[name] = any_of(flags)
         return found
 
     def _fold(self, name: str, value: Any, mask: torch.Tensor | None) -> Any:
@@ -205,26 +218,6 @@ def _has_rows(tensor: torch.Tensor, rows: int) -> bool:
     return tensor.ndim > 0 and tensor.shape[0] == rows
 
 
-def differ(value: Any, other: Any) -> torch.Tensor:
-    """Return whether two values differ by more than rounding, as a boolean without dimensions on their device."""
-    if not isinstance(value, torch.Tensor):
-        return torch.tensor(value != other)
-    if value.shape != other.shape:
-        return torch.tensor(True, device=value.device)
-    if not (value.is_floating_point() or value.is_complex()):
-        return (value != other).any()
-    if not value.numel():
-        return torch.tensor(False, device=value.device)
-    rounding = max(ROUNDING, 2 * torch.finfo(value.dtype).eps)
-    wide = torch.promote_types(value.dtype, torch.float32)
-    value, other = torch.nan_to_num(value.to(wide)), torch.nan_to_num(other.to(wide))
-    return (value - other).abs().max() > rounding * other.abs().max()
-
-
-def _any(flags: list[torch.Tensor]) -> torch.Tensor:
-    return torch.stack(flags).any()
-
-
 def _rows_first(name: str, value: Any) -> Any:
     """Return a tensor with its first two dimensions swapped if its rows are in the second; otherwise unchanged."""
     return value.transpose(0, 1) if name in ROWS_SECOND and isinstance(value, torch.Tensor) else value
@@ -281,3 +274,12 @@ def assemble(parts: list[Any], sizes: list[int], inverse: torch.Tensor | None, *
     if isinstance(first, tuple | list):
         return type(first)(again(list(same)) for same in zip(*parts, strict=True))
     return first
+
+
+def blended(start: Any, end: Any, part: float) -> Any:
+    """Return the output that lies this part of the way from one output to another of the same structure."""
+
+    def between(own: Any, other: Any) -> Any:
+        return torch.lerp(own, other, part) if isinstance(own, torch.Tensor) and own.is_floating_point() else own
+
+    return tree_map(between, start, end)

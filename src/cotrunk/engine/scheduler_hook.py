@@ -12,10 +12,10 @@ import torch
 from ..errors import CotrunkError
 from .call_owner import Caller
 from .call_state import CallState, StepEvent
+from .equality import differ
 from .patch import replaced
 from .policy import SampleListener
 from .rewind import SchedulerSteps
-from .rows import differ
 from .step_plan import StepPlan
 
 
@@ -50,7 +50,8 @@ class SchedulerHook:
         self._step, self._generators, self._state, self._caller = step, generators, state, caller
         self._kind = type(scheduler).__name__
         self._parameters = list(inspect.signature(step).parameters)
-        self._steps = SchedulerSteps(scheduler, step) if state.row_plan.policies else None
+        changes_outputs = state.row_plan.policies or state.row_plan.trunk.own_noise
+        self._steps = SchedulerSteps(scheduler, step) if changes_outputs else None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "SchedulerHook":
         raise CotrunkError(
@@ -95,31 +96,35 @@ class SchedulerHook:
             )
 
     def _check_equal(self, plan: StepPlan, sample: Any, images: int) -> None:
-        """Check that images which share a row have equal samples."""
-        if plan.is_shared and _has_images(sample, images):
+        """Check that images which share a row have equal samples, unless they keep their own noise."""
+        if plan.is_shared and not plan.has_own_noise and _has_images(sample, images):
             place = torch.tensor(plan.sources, device=sample.device)
             differs = differ(sample, sample.index_select(0, place))
             self._state.equality.expect(plan.step, self._kind, {"sample": differs}, at_once=False)
 
     def _observed(self, plan: StepPlan, named: dict[str, Any], images: int, steps: SchedulerSteps) -> dict[str, Any]:
-        """Let every policy supply its outputs, and return the arguments of the step with them."""
+        """Give the images of a trunk their outputs, let every policy supply its own, and return the arguments of the
+        step with them."""
         if not all(_has_images(named.get(name), images) for name in ("model_output", "sample")):
-            raise CotrunkError(f"{self._kind}.step gets no tensor with one entry per image: run it without skipping.")
+            without = "without skipping" if self._state.row_plan.policies else 'with noise="common"'
+            raise CotrunkError(f"{self._kind}.step gets no tensor with one entry per image: run it {without}.")
         output, sample = named["model_output"], named["sample"]
         steps.enter(plan.step, sample, named)
+        if self._state.own_noise is not None and plan.is_shared:
+            output = self._state.own_noise.outputs(plan, steps, output, sample)
         for place, policy in enumerate(self._state.row_plan.policies):
             known = plan.known_to(place, images)
             output, sample = policy.observe(plan.step, known, steps, output, sample)
         return named | {"model_output": output, "sample": sample}
 
     def _equalised(self, plan: StepPlan, taken: Any, images: int) -> tuple[Any, Any]:
-        """Make the samples of each group equal; return what the step returned, and its sample."""
+        """Make samples that share a row and their noise equal; return what the step returned, and its sample."""
         is_tuple = isinstance(taken, tuple)
         sample = taken[0] if is_tuple else taken.prev_sample
         if not _has_images(sample, images):
             return taken, sample
         self._state.note_finite(sample.flatten(1).isfinite().all(dim=1))
-        if plan.is_shared:
+        if plan.is_shared and not plan.has_own_noise:
             # they are equal already, unless the scheduler draws noise from another source
             sample = sample.index_select(0, torch.tensor(plan.sources, device=sample.device))
             if is_tuple:

@@ -1,11 +1,30 @@
 """Where each image's denoiser output comes from: the rules of one call, and the decision for one of its steps."""
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from .policy import LayersOf, Policy
 
 Sources = Callable[[int], tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class Trunk:
+    """How images are sampled while they share a row.
+
+    Attributes:
+        own_noise: every image keeps its own latents, and shares the x0 that the row predicts (`own_noise.py`).
+            Otherwise their latents are equal.
+        guidance: the fraction of the pipeline's guidance, 0 to 1. At 0, rows for guidance are not computed.
+    """
+
+    own_noise: bool = False
+    guidance: float = 1.0
+
+
+AS_ALONE = Trunk()
 
 
 @dataclass(frozen=True)
@@ -17,13 +36,15 @@ class StepPlan:
         sources: for each image, the image whose row it takes; empty while the number of images is unknown.
         suppliers: for each image, the place in the chain of the policy that supplies its output; None where the
             denoiser computes it. Empty to compute all images.
-        is_guided: whether guidance is on.
+        is_guided: whether the step is in the interval of guidance.
+        trunk: how images that share a row are sampled.
     """
 
     step: int
     sources: tuple[int, ...]
     suppliers: tuple[int | None, ...] = ()
     is_guided: bool = True
+    trunk: Trunk = AS_ALONE
 
     @property
     def computed(self) -> tuple[bool, ...]:
@@ -34,6 +55,26 @@ class StepPlan:
     def is_shared(self) -> bool:
         """Whether any image takes the row of another."""
         return self.sources != tuple(range(len(self.sources)))
+
+    @property
+    def has_own_noise(self) -> bool:
+        """Whether any image takes the row of another, which was computed from other latents."""
+        return self.trunk.own_noise and self.is_shared
+
+    @cached_property
+    def in_trunk(self) -> tuple[bool, ...]:
+        """Whether each image shares its row."""
+        members = Counter(self.sources)
+        return tuple(members[source] > 1 for source in self.sources)
+
+    @cached_property
+    def unguided(self) -> tuple[str | None, ...]:
+        """Why each image takes no row for guidance; None where it takes one.
+
+        "sharing": it is in a trunk without guidance. "guidance": the step is outside the interval of guidance.
+        """
+        elsewhere = None if self.is_guided else "guidance"
+        return tuple("sharing" if shared and not self.trunk.guidance else elsewhere for shared in self.in_trunk)
 
     def known_to(self, policy: int, images: int) -> tuple[bool, ...]:
         """Return for each image whether its output is given before the policy at this place of the chain runs."""
@@ -52,6 +93,7 @@ class RowPlan:
         interval: guidance is on from the first of these steps to before the second; None for all steps.
         conditional_copy: of the two copies of concatenated guidance, the one with the prompts.
         layers: replaces layers within a denoiser; None if no policy does.
+        trunk: how images that share a row are sampled.
     """
 
     sources: Sources
@@ -59,11 +101,12 @@ class RowPlan:
     interval: tuple[int, int] | None = None
     conditional_copy: int = 1
     layers: LayersOf | None = None
+    trunk: Trunk = AS_ALONE
 
     @property
     def keeps_outputs(self) -> bool:
         """Whether a denoiser output may be needed at a later call."""
-        return bool(self.policies) or self.interval is not None
+        return bool(self.policies) or self.interval is not None or self.trunk.guidance < 1
 
     def is_plain(self) -> bool:
         """Return whether every row is computed as the pipeline asks. Then the count of steps does not matter."""
@@ -76,10 +119,10 @@ class RowPlan:
         is_guided = self.interval is None or self.interval[0] <= step < self.interval[1]
         wanted = [policy.computes(step) for policy in self.policies]
         if not any(wanted):
-            return StepPlan(step, sources, is_guided=is_guided)
-        # Images of a group have equal outputs, so equal decisions. If rounding separates them, the first one's holds.
+            return StepPlan(step, sources, (), is_guided, self.trunk)
+        # Images of a group share a row, so they need one decision: the first one's. From common noise all are equal.
         suppliers = tuple(_supplier(wanted, source) for source in sources)
-        return StepPlan(step, sources, suppliers, is_guided)
+        return StepPlan(step, sources, suppliers, is_guided, self.trunk)
 
 
 def _supplier(wanted: Sequence[Sequence[bool]], image: int) -> int | None:

@@ -18,7 +18,7 @@ def step_letters(plans: Sequence[StepPlan], images: int) -> tuple[str, ...]:
         known = plan.known_to(0, images)
         for image, source in enumerate(plan.sources):
             letter = "p" if not known[image] else "s" if members[source] > 1 else "c"
-            letters[image] += letter.upper() if plan.is_guided else letter
+            letters[image] += letter.upper() if plan.unguided[image] is None else letter
     return tuple(letters)
 
 
@@ -33,7 +33,7 @@ def image_rows(plans: Sequence[StepPlan], images: int, guidance_rows: int) -> tu
         known = plan.known_to(0, images)
         for image, source in enumerate(plan.sources):
             if known[image]:
-                rows[image] += (guidance_rows if plan.is_guided else 1) / members[source]
+                rows[image] += (guidance_rows if plan.unguided[image] is None else 1) / members[source]
     return tuple(rows)
 
 

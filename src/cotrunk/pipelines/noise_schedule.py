@@ -107,7 +107,7 @@ def read_schedule(scheduler: Any, timesteps: Sequence[float]) -> NoiseSchedule:
     is_unsupported = is_unsupported or (is_flow and float(config.get("sigma_max") or 0) > 1)
     has_levels = prediction in KINDS and isinstance(getattr(scheduler, "alphas_cumprod", None), torch.Tensor)
     if is_unsupported or not (count if is_flow else has_levels):
-        raise CotrunkError(f"{name} does not say how noisy a timestep is: run it without skipping.")
+        raise CotrunkError(f'{name} does not say how noisy a timestep is: use neither skipping nor noise="own".')
     if is_flow:
         sigmas = [min(1.0, float(t) / count) for t in timesteps]
         return NoiseSchedule("flow", tuple((1 - s, s) for s in sigmas), tuple(timesteps), count, divided=False)

@@ -16,7 +16,7 @@ from ..files import read_json, write_text
 from ..settings import Sharing
 from .tree import NO_OTHER_KEYS, Branch, Real, Steps, Text, Whole, counted, leaf, packed
 
-FORMAT = 2
+FORMAT = 3
 DEPTH = 200  # largest depth of the trees in a file
 
 
@@ -67,7 +67,7 @@ class Plan:
 
     Attributes:
         prompts: the prompts; image `i` belongs to prompt `i // images_per_prompt`.
-        seeds: one per image, for its generator; equal within a tree, because its images start from the same noise.
+        seeds: one per image, for its generator; equal within a tree unless its images keep their own noise.
         trees: the forest over all images.
         steps: the pipeline's `num_inference_steps`.
         timesteps: denoiser evaluations of an image on its own (see `planning.tree`).
@@ -111,9 +111,14 @@ class Plan:
 
     def cost_of(self, trees: Sequence[Branch]) -> Cost:
         """Return the predicted rows of some of the trees."""
-        used = sum(tree.evaluations for tree in trees)
+        used = sum((node.stop - node.start) * self.rows_of(node) for tree in trees for node in tree.nodes())
         alone = sum(len(tree.images) for tree in trees) * self.timesteps
-        return Cost(used * self.guidance_rows, alone * self.guidance_rows)
+        return Cost(used, alone * self.guidance_rows)
+
+    def rows_of(self, branch: Branch) -> int:
+        """Return the rows of one evaluation on this branch: a trunk without guidance needs no row for it."""
+        is_unguided = self.sharing is not None and self.sharing.trunk_guidance == 0 and len(branch.images) > 1
+        return 1 if is_unguided and self.guidance_rows == 2 else self.guidance_rows
 
     def image_rows(self) -> list[float]:
         """Return the rows of each image; the rows of a trunk are divided equally among the images on it."""
@@ -121,7 +126,7 @@ class Plan:
         for tree in self.trees:
             for node in tree.nodes():
                 for image in node.images:
-                    rows[image] += (node.stop - node.start) * self.guidance_rows / len(node.images)
+                    rows[image] += (node.stop - node.start) * self.rows_of(node) / len(node.images)
         return rows
 
     def batches(self, size: int) -> Iterator[tuple[Branch, ...]]:
@@ -203,15 +208,16 @@ class Plan:
         return plan
 
     def check(self) -> None:
-        """Raise ValueError unless the trees are nested, hold every image once, and have one seed each."""
+        """Raise ValueError unless the trees are nested, hold every image once, and have the noise that they share."""
         if not self.prompts:
             raise ValueError("it has no prompts")
         if len(self.seeds) != len(self.prompts) * self.images_per_prompt:
             raise ValueError(f"{len(self.seeds)} seeds for {len(self.prompts)} prompts")
         if sorted(i for tree in self.trees for i in tree.images) != list(range(len(self))):
             raise ValueError("its trees do not hold every image once")
+        has_own_noise = self.sharing is not None and self.sharing.noise == "own"
         for tree in self.trees:
-            if len({self.seeds[i] for i in tree.images}) != 1:
+            if not has_own_noise and len({self.seeds[i] for i in tree.images}) != 1:
                 raise ValueError(f"the images {list(tree.images)} share a trunk but not a seed")
             if tree.start != 0:
                 raise ValueError(f"the tree of images {list(tree.images)} does not start at 0")

@@ -9,7 +9,8 @@ import numpy as np
 from ..errors import CotrunkError
 from ..pipelines.arguments import PerPrompt
 from ..pipelines.batch_compatibility import companions
-from ..pipelines.cost import guidance_rows, timesteps_of
+from ..pipelines.cost import argument, guidance_rows, timesteps_of
+from ..pipelines.noise_schedule import read_schedule
 from ..pipelines.tokenizers import condition_keys, truncated
 from ..settings import Sharing
 from .embedding import Encoder, from_prompt_embeds, pipeline_encoder, sentence_encoder
@@ -82,7 +83,8 @@ class Request:
         """Decide what the prompts share.
 
         Raises:
-            CotrunkError: the schedule cannot be made, there are too many prompts, or they cannot be embedded.
+            CotrunkError: the schedule cannot be made, there are too many prompts, they cannot be embedded, or their
+            trunks cannot be sampled as the sharing says.
         """
         if sharing is not None:
             check_size(self.arguments.prompts)
@@ -93,7 +95,7 @@ class Request:
         identities = self.arguments.identities(self.prompts)
         texts = [f"prompt {i}" for i in range(len(identities))] if self.prompts is None else self.prompts
         facts = zip(texts, identities, reads, self.keys, self.companions, strict=True)
-        return make_plan(
+        plan = make_plan(
             [Item(*fact) for fact in facts],
             vectors,
             sharing,
@@ -104,13 +106,15 @@ class Request:
             from_embeddings=self.prompts is None,
             findings=Findings() if sharing is None else self._findings(),
         )
+        self._check_trunks(plan)
+        return plan
 
     def check_replays(self, plan: Plan) -> None:
         """Check that this call can follow a plan that was made before.
 
         Raises:
-            CotrunkError: the prompts, the steps or the guidance differ from the plan's, or another argument now differs
-            between prompts that share.
+            CotrunkError: the prompts, the steps or the guidance differ from the plan's, another argument now differs
+            between prompts that share, or the trunks cannot be sampled as the plan says.
         """
         if len(plan.prompts) != self.arguments.prompts or (
             self.prompts is not None and list(plan.prompts) != self.prompts
@@ -132,6 +136,38 @@ class Request:
             raise CotrunkError(
                 "The plan shares between prompts that now differ in another argument (a negative prompt, for example): "
                 "make a new plan."
+            )
+        self._check_trunks(plan)
+
+    def check_interval(self) -> None:
+        """Check that turning guidance off at a step saves a row: that each image has two rows, one of them for it.
+
+        Raises:
+            CotrunkError: guidance takes more rows, or no row of its own.
+        """
+        kind, rows = type(self.pipe).__name__, self.evaluations.guidance_rows
+        scale = argument(self.pipe, self.arguments.arguments, "guidance_scale")
+        if rows > 2:
+            raise CotrunkError(
+                f"{kind} computes {rows} rows per image, and guidance_interval supports two: leave guidance_interval "
+                "out."
+            )
+        if rows == 1 and scale is not None and scale > 1:
+            raise CotrunkError(
+                f"{kind} computes no extra row for guidance with these arguments: leave guidance_interval out."
+            )
+
+    def _check_trunks(self, plan: Plan) -> None:
+        """Raise `CotrunkError` if own noise or the guidance of trunks does not work with this pipeline."""
+        sharing = plan.sharing
+        if sharing is None or all(len(tree.images) == 1 for tree in plan.trees):
+            return
+        if sharing.noise == "own":
+            read_schedule(self.pipe.scheduler, ())
+        if sharing.trunk_guidance < 1 and plan.guidance_rows > 2:
+            raise CotrunkError(
+                f"{type(self.pipe).__name__} computes {plan.guidance_rows} rows per image, and trunk_guidance supports "
+                "two: use trunk_guidance=1."
             )
 
     def _vectors(self, sharing: Sharing | None) -> tuple[np.ndarray, float]:

@@ -99,7 +99,7 @@ def make_plan(
         evaluations: how one image is denoised on its own.
         seed: one seed for the run, or one per prompt. The seed of an image is derived from the seed of the run and the
             content of its prompt, not its position. A seed per prompt is used unchanged for its first image, and the
-            seeds of its other images are derived from it. A group starts from the noise of one member.
+            seeds of its other images are derived from it. With common noise, a group has the seed of one member.
         from_embeddings, findings: as in `Plan`.
     """
     contents = [item.content for item in items]
@@ -114,11 +114,12 @@ def make_plan(
         for copy in range(images_per_prompt):
             for shape in shapes:
                 tree = _relabel(shape, images_per_prompt, copy)
-                # the noise of the first member in order of content
-                first = min(tree.images, key=lambda image: contents[image // images_per_prompt])
-                for image in tree.images:
-                    seeds[image] = seeds[first]
                 trees.append(tree)
+                if sharing is not None and sharing.noise == "common":
+                    # the noise of the first member in order of content
+                    first = min(tree.images, key=lambda image: contents[image // images_per_prompt])
+                    for image in tree.images:
+                        seeds[image] = seeds[first]
     return Plan(
         prompts=tuple(item.text for item in items),
         seeds=tuple(seeds),

@@ -53,11 +53,6 @@ class Branch:
             yield from child.nodes()
 
     @property
-    def evaluations(self) -> int:
-        """The denoiser evaluations of the whole tree, each with all guidance rows."""
-        return sum(node.stop - node.start for node in self.nodes())
-
-    @property
     def depth(self) -> int:
         """The number of branches on the longest path down the tree, this one included."""
         return 1 + max((child.depth for child in self.children), default=0)

@@ -49,10 +49,20 @@ def merged_tokens(pipe: Any, ratio: float) -> Iterator[None]:
         tomesd.remove_patch(pipe)
 
 
-def taylor_seer(pipe: Any, interval: int) -> contextlib.AbstractContextManager[None]:
-    """Extrapolate the outputs of attention and feed-forward layers between computed steps (Liu et al. 2025)."""
-    layers = [r"transformer_blocks\.\d+\.(attn\d|ff)"]  # the default names do not occur in PixArt
-    own = {"cache_identifiers": layers, "taylor_factors_dtype": torch.float32}
+def taylor_seer(
+    pipe: Any, interval: int, dtype: torch.dtype = torch.float32
+) -> contextlib.AbstractContextManager[None]:
+    """Extrapolate the outputs of attention and feed-forward layers between computed steps (Liu et al. 2025).
+
+    The layers are named here, because the default names do not occur in PixArt and leave out every feed-forward layer.
+    In the single blocks of Flux one layer makes the whole output, so those before it need not be predicted.
+
+    Args:
+        dtype: of the outputs and differences that it keeps.
+    """
+    layers = [r"transformer_blocks\.\d+\.(attn\d?|ff|ff_context)", r"single_transformer_blocks\.\d+\.proj_out"]
+    before = [r"single_transformer_blocks\.\d+\.(attn|proj_mlp)"]
+    own = {"cache_identifiers": layers, "skip_predict_identifiers": before, "taylor_factors_dtype": dtype}
     return _cached(pipe, apply_taylorseer_cache, TaylorSeerCacheConfig(cache_interval=interval, **own))
 
 

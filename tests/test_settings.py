@@ -23,6 +23,8 @@ sharings = st.builds(
     max_group=st.none() | counts,
     mode=st.sampled_from(["flat", "adaptive", "tree"]),
     encoder=st.sampled_from(["pipeline", "minilm", "some/model"]),
+    noise=st.sampled_from(["common", "own"]),
+    trunk_guidance=fractions,
 )
 predictions = st.sampled_from(["damped", "reuse", "linear", "quadratic"])
 skippings = (
@@ -127,3 +129,12 @@ def test_settings_come_in_one_object_or_one_by_one() -> None:
     assert settings_of(together) is together
     with pytest.raises(CotrunkError, match="settings is given, and sharing and skipping as well"):
         settings_of(together, Sharing(), skipping)
+
+
+def test_the_published_sharing_by_name() -> None:
+    published = Sharing.published(share=0.4, mode="tree")
+    assert (published.noise, published.trunk_guidance) == ("common", 1.0)
+    assert published == Sharing(share=0.4, mode="tree", noise="common", trunk_guidance=1.0)
+    for options, says in (({"noise": "mine"}, "noise"), ({"trunk_guidance": 1.1}, "trunk_guidance 1.1")):
+        with pytest.raises(CotrunkError, match=says):
+            Sharing(**options)

@@ -25,6 +25,30 @@ def test_a_run_says_what_it_did(run: tuple[Path, Outcome]) -> None:
     assert "Traceback" not in outcome.err
 
 
+def test_a_run_with_own_noise_and_without_guidance_in_trunks(
+    tmp_path: Path, model: pytest.MonkeyPatch, run: tuple[Path, Outcome]
+) -> None:
+    how = ("--noise", "own", "--trunk-guidance", 0, "--seed", 5)
+    outcome = cotrunk("generate", *PROMPTS, *QUICK, *how, "--out", tmp_path / "run")
+    assert outcome.code == 0, outcome.err
+    assert "6 images for 28 denoiser rows instead of 36" in outcome.out
+    report, common = read(tmp_path / "run"), read(run[0])
+    assert report["rows"]["spared"] == {"sharing": 8, "skipping": 0, "guidance": 0}
+    assert [image["steps"] for image in report["images"]] == ["sCC"] * 5 + ["CCC"]
+    assert len({image["seed"] for image in report["images"]}) == 6
+    assert len({image["seed"] for image in common["images"]}) == 3
+    page = (tmp_path / "run" / "index.html").read_text(encoding="utf-8")
+    assert "Every image keeps its own noise, and trunks are sampled without guidance." in page
+    assert "start from one noise, and trunks are sampled with full guidance." in (run[0] / "index.html").read_text()
+    for options, says in (
+        (("--noise", "common"), "noise 'own', not 'common'"),
+        (("--noise", "own"), "trunk guidance 0.0"),
+    ):
+        refused = cotrunk("generate", *PROMPTS, *QUICK, *options, "--seed", 5, "--out", tmp_path / "run", "--resume")
+        assert says in refused.err
+    assert cotrunk("generate", *PROMPTS, *QUICK, *how, "--out", tmp_path / "run", "--resume").code == 0
+
+
 def test_a_run_leaves_its_files_and_no_others(run: tuple[Path, Outcome]) -> None:
     folder, _ = run
     files = [

@@ -43,6 +43,20 @@ def test_plan_is_the_plan_of_the_run(run: tuple[Path, Outcome], tmp_path: Path) 
 
 
 @pytest.mark.usefixtures("no_denoiser")
+def test_plan_with_own_noise_and_without_guidance_in_trunks(tmp_path: Path) -> None:
+    how = ("--noise", "own", "--trunk-guidance", 0, "--save", tmp_path / "plan.json")
+    outcome = cotrunk("plan", *PROMPTS, *QUICK, *how)
+    assert "Every image keeps its own noise, and trunks are sampled without guidance." in outcome.out
+    assert "28 denoiser rows instead of 36" in outcome.out
+    saved = Plan.load(tmp_path / "plan.json")
+    assert saved.sharing is not None
+    assert (saved.sharing.noise, saved.sharing.trunk_guidance) == ("own", 0.0)
+    assert len(set(saved.seeds)) == len(PROMPTS)
+    assert_refused(cotrunk("plan", *PROMPTS, "--noise", "mine"), "noise 'mine' is unknown: use common or own")
+    assert_refused(cotrunk("plan", *PROMPTS, "--trunk-guidance", 1.5), "trunk_guidance", "1.5")
+
+
+@pytest.mark.usefixtures("no_denoiser")
 def test_plan_that_is_not_worth_it() -> None:
     outcome = cotrunk("plan", "a tiger", "a violin", "a fire engine")
     assert outcome.code == 0

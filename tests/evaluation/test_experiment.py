@@ -14,7 +14,7 @@ from experiments import COUNT, GROUPS, NETWORKS, Brightness, Means, broken, expe
 from running import close, recorded
 from tiny import sd_with_text
 
-from cotrunk import Batching, CotrunkError, Settings
+from cotrunk import Batching, CotrunkError, Settings, Sharing
 from cotrunk.evaluation.experiment import Experiment
 from cotrunk.evaluation.networks import MetricNetworks
 from cotrunk.evaluation.observation import Cell, Observation
@@ -83,6 +83,18 @@ def test_a_shared_group_starts_with_the_noise_of_its_first_image(tmp_path: Path)
         assert {shared.seeds[image] for image in group} == {alone.seeds[group[0]]}
     assert len(set(alone.seeds)) == COUNT
     assert own._plan(Cell("pre-trained", 0.5, 4, seed=1)).seeds != shared.seeds
+
+
+def test_each_image_of_a_shared_group_may_keep_its_own_noise(tmp_path: Path) -> None:
+    own = experiment(tmp_path)
+    cells = Cell("pre-trained", 0.5, 4), Cell("pre-trained", 0.0, 4)
+    published, before = own.rows(cells[0]), [own.name(cell) for cell in cells]
+    own.sharing = Sharing(noise="own", trunk_guidance=0.0)
+    assert own._plan(cells[0]).seeds == own._plan(cells[1]).seeds
+    assert published - own.rows(cells[0]) == 2 * 2  # two trunks of two steps
+    # independent images are kept, and shared ones are others
+    assert [own.name(cell) == name for cell, name in zip(cells, before, strict=True)] == [False, True]
+    assert own.observe(cells[0]).rows * COUNT == own.rows(cells[0])
 
 
 def test_equal_cost_is_the_most_steps_that_cost_no_more(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """The plan as data: batches, cost, its file."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,26 @@ def test_cost_counts_a_trunk_once() -> None:
     assert PLAN.cost.independent == 2 * 30
     assert PLAN.cost.saving == pytest.approx(0.1)
     assert PLAN.image_rows() == [2 * (1.5 + 7), 2 * 10, 2 * (1.5 + 7)]
+
+
+def test_a_trunk_without_guidance_takes_one_row() -> None:
+    sharing = Sharing(trunk_guidance=0.0)
+    plan = replace(PLAN, sharing=sharing, threshold=0.5)
+    assert plan.cost.used == 3 + 2 * (7 + 7 + 10)
+    assert plan.image_rows() == [1.5 + 14, 20, 1.5 + 14]
+    assert replace(plan, guidance_rows=1).cost == replace(PLAN, guidance_rows=1).cost
+    assert replace(plan, sharing=Sharing(trunk_guidance=0.1)).cost == PLAN.cost
+    assert plan.independent().cost.used == 2 * 30
+
+
+def test_images_of_a_tree_have_one_seed_unless_they_keep_their_own_noise() -> None:
+    for noise in ("common", "own"):
+        plan = replace(PLAN, seeds=(1, 2, 3), sharing=Sharing(noise=noise), threshold=0.5)
+        if noise == "own":
+            plan.check()
+        else:
+            with pytest.raises(ValueError, match="share a trunk but not a seed"):
+                plan.check()
 
 
 def test_partition_is_the_tree_at_every_timestep() -> None:

@@ -110,6 +110,21 @@ def test_which_of_the_prompts_that_read_alike_shares_does_not_depend_on_the_orde
     assert len(set(mixed.seeds)) == 3
 
 
+@given(vectors=unit_vectors(), mode=st.sampled_from(["flat", "adaptive", "tree"]), images=st.integers(1, 2))
+def test_with_own_noise_every_image_has_the_seed_that_it_has_alone(vectors: np.ndarray, mode: str, images: int) -> None:
+    common, own = (
+        planned(vectors, sharing={"mode": mode, "noise": noise}, images_per_prompt=images)
+        for noise in ("common", "own")
+    )
+    own.check()
+    assert own.trees == common.trees
+    assert own.cost == common.cost
+    assert len(set(own.seeds)) == len(own)
+    for tree in own.trees:
+        assert len({common.seeds[image] for image in tree.images} & {own.seeds[image] for image in tree.images}) == 1
+    assert own.seeds == planned(vectors, sharing={"share": 0.0}, images_per_prompt=images).seeds
+
+
 def test_seeds_of_the_user_are_kept() -> None:
     vectors = np.eye(3, dtype=np.float32)
     assert planned(vectors, seed=[5, 6, 5]).seeds == (5, 6, 5)

@@ -127,6 +127,10 @@ def print_plan(plan: "Plan", show: int) -> None:
     if len(groups) > show:
         more = _count(len(groups) - show, "more group")
         out.print(f"... and {more} (--show {len(groups)} prints them all)", soft_wrap=True)
+    if groups and plan.sharing is not None:
+        from ..planning.sharing import how_shared
+
+        out.print(how_shared(plan.sharing, is_guided=plan.guidance_rows > 1), soft_wrap=True)
     cost, alone = plan.cost, sum(len(tree.images) == 1 for tree in plan.trees)
     out.print(
         f"{_count(len(plan), 'image')}, {_count(len(groups), 'group')}, {alone} alone, "

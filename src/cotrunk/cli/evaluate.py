@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import typer
 from rich.markup import escape
@@ -10,6 +10,7 @@ from rich.markup import escape
 from ..checks import whole
 from ..errors import CotrunkError
 from ..evaluation.metric_networks import default_alignment, load_metric_networks, remove_safety_checker
+from ..settings import Noise, Sharing
 from .console import err, out
 from .inputs import check_numbers, hold, out_folder
 from .options import (
@@ -20,9 +21,11 @@ from .options import (
     Guidance,
     Height,
     Model,
+    NoiseName,
     OutFolder,
     Scheduler,
     Steps,
+    TrunkGuidance,
     Width,
     option,
 )
@@ -51,6 +54,8 @@ def evaluate(
         str, option(SCHEMES, "N,M,...", "Further numbers of steps, usually fewer, for the curves of quality over rows.")
     ] = "",
     seeds: Annotated[int, option(SCHEMES, "N", "Number of runs of each scheme, each from different noise.")] = 1,
+    noise: NoiseName = "common",
+    trunk_guidance: TrunkGuidance = 1.0,
     scheduler: Scheduler = None,
     height: Height = None,
     width: Width = None,
@@ -91,6 +96,7 @@ def evaluate(
             whole(name, value, 1)
         if name != "--max-groups" and (value or 0) % 8:
             raise CotrunkError(f"{name} {value} is not a valid size of an image: use a multiple of 8.")
+    sharing = Sharing(noise=cast("Noise", noise), trunk_guidance=trunk_guidance)
     loras: dict[str, Path | None] = {"pre-trained": None}
     for entry in lora or ():
         name, _, folder = entry.partition("=")
@@ -131,7 +137,9 @@ def evaluate(
         remove_safety_checker(pipe)
         captions = [[pair.caption for pair in group] for group in found]
         sizes = {name: value for name, value in (("height", height), ("width", width)) if value is not None}
-        experiment = Experiment(pipe, captions, loras, networks, out_dir, guidance=guidance, arguments=sizes)
+        experiment = Experiment(
+            pipe, captions, loras, networks, out_dir, guidance=guidance, sharing=sharing, arguments=sizes
+        )
         for name, given in (("--shares", parts), ("--more-shares", more)):
             for share in given:
                 if not experiment.shares(Cell("pre-trained", share, steps)):

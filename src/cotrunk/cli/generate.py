@@ -30,6 +30,7 @@ from .options import (
     Model,
     ModeName,
     Negative,
+    NoiseName,
     OutFolder,
     PerPrompt,
     PromptFile,
@@ -41,6 +42,7 @@ from .options import (
     Skip,
     Steps,
     Tolerance,
+    TrunkGuidance,
     option,
 )
 
@@ -48,7 +50,8 @@ if TYPE_CHECKING:
     from ..runs.report import RunReport
     from ..tuning.settings_file import Basis
 
-TUNED = ("steps", "share", "similarity", "max_group", "mode", "encoder", "skip", "tolerance", "guidance_interval")
+SHARING = ("share", "similarity", "max_group", "mode", "encoder", "noise", "trunk_guidance")
+TUNED = ("steps", *SHARING, "skip", "tolerance", "guidance_interval")
 
 
 def generate(
@@ -81,6 +84,8 @@ def generate(
     max_group: MaxGroup = 5,
     mode: ModeName = "flat",
     encoder: Encoder = "pipeline",
+    noise: NoiseName = "common",
+    trunk_guidance: TrunkGuidance = 1.0,
     negative: Negative = None,
     lora: Lora = None,
     scheduler: Scheduler = None,
@@ -128,7 +133,7 @@ def generate(
     else:
         whole("--steps", steps, 1)
         settings = Settings(
-            sharing=sharing_of(share, similarity, max_group, mode, encoder),
+            sharing=sharing_of(share, similarity, max_group, mode, encoder, noise, trunk_guidance),
             skipping=skipping_of(skip, tolerance),
             guidance_interval=guidance_interval,
             steps=steps,

@@ -12,7 +12,7 @@ from ..errors import CotrunkError
 from ..files import check_folder
 from ..lock import FolderLock, held
 from ..planning.prompts import checked, read_prompts
-from ..settings import Mode, Sharing, Skipping
+from ..settings import Mode, Noise, Sharing, Skipping
 from .console import err, say
 
 
@@ -51,7 +51,9 @@ def check_numbers(steps: int, guidance: float, seed: int, images_per_prompt: int
     whole("--images-per-prompt", images_per_prompt, 1)
 
 
-def sharing_of(share: float, similarity: str, max_group: int, mode: str, encoder: str) -> Sharing:
+def sharing_of(
+    share: float, similarity: str, max_group: int, mode: str, encoder: str, noise: str, trunk_guidance: float
+) -> Sharing:
     """Return the sharing settings from the options of the Sharing panel.
 
     Raises:
@@ -64,7 +66,15 @@ def sharing_of(share: float, similarity: str, max_group: int, mode: str, encoder
             value = float(similarity)
         except ValueError:
             raise CotrunkError(f"--similarity {similarity!r} is neither auto nor a number from -1 to 1.") from None
-    return Sharing(share=share, similarity=value, max_group=max_group or None, mode=cast("Mode", mode), encoder=encoder)
+    return Sharing(
+        share=share,
+        similarity=value,
+        max_group=max_group or None,
+        mode=cast("Mode", mode),
+        encoder=encoder,
+        noise=cast("Noise", noise),
+        trunk_guidance=trunk_guidance,
+    )
 
 
 def skipping_of(skip: bool, tolerance: float | None) -> Skipping | None:

@@ -62,6 +62,25 @@ ModeName = Annotated[
         "tree: a group splits step by step, its most similar prompts last.",
     ),
 ]
+NoiseName = Annotated[
+    str,
+    option(
+        SHARING,
+        "NOISE",
+        "common: a group starts from one noise, and its images have one layout. own: every image keeps its own noise, "
+        "and stays closer to the image that its prompt gives alone.",
+        "--noise",
+    ),
+]
+TrunkGuidance = Annotated[
+    float,
+    option(
+        SHARING,
+        "X",
+        "Fraction of the guidance that is used while a group shares, 0 to 1; 0 also saves the row for guidance.",
+        "--trunk-guidance",
+    ),
+]
 Encoder = Annotated[
     str,
     option(

@@ -17,6 +17,7 @@ from .options import (
     MaxGroup,
     Model,
     ModeName,
+    NoiseName,
     PerPrompt,
     PromptFile,
     Prompts,
@@ -25,6 +26,7 @@ from .options import (
     Share,
     Similarity,
     Steps,
+    TrunkGuidance,
     option,
 )
 
@@ -43,6 +45,8 @@ def plan(
     max_group: MaxGroup = 5,
     mode: ModeName = "flat",
     encoder: Encoder = "pipeline",
+    noise: NoiseName = "common",
+    trunk_guidance: TrunkGuidance = 1.0,
     scheduler: Scheduler = None,
     images_per_prompt: PerPrompt = 1,
     column: Column = "prompt",
@@ -58,7 +62,7 @@ def plan(
     texts = prompts_of(prompts, prompt_file, column)
     check_numbers(steps, guidance, seed, images_per_prompt)
     whole("--show", show, 0)
-    sharing = sharing_of(share, similarity, max_group, mode, encoder)
+    sharing = sharing_of(share, similarity, max_group, mode, encoder, noise, trunk_guidance)
 
     from ..runs.job import Job
     from ..runs.runner import plan_job

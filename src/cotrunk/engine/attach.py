@@ -24,8 +24,8 @@ def attached(
 ) -> Iterator[list[torch.Generator] | None]:
     """Attach the hooks for one call of the pipeline, and yield the generators to call it with, one per image.
 
-    Generators are on the CPU, so that noise does not depend on the device. Images of a group have equal seeds: they
-    start from equal noise, and stay equal under a stochastic scheduler.
+    Generators are on the CPU, so that noise does not depend on the device. Images of a group have equal seeds, unless
+    they keep their own noise: they start from equal noise, and stay equal under a stochastic scheduler.
 
     Args:
         pipe: the pipeline.

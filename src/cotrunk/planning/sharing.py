@@ -153,6 +153,21 @@ def why_nothing_shared(plan: Plan) -> str | None:
     return "no two different prompts are similar enough to share a whole step in this mode"
 
 
+def how_shared(sharing: Sharing, *, is_guided: bool) -> str:
+    """Return how trunks are sampled, as a sentence for reports.
+
+    Args:
+        sharing: of the plan.
+        is_guided: whether guidance takes a row, so that trunks can be sampled with less of it.
+    """
+    noise = (
+        "Every image keeps its own noise" if sharing.noise == "own" else "The images of a group start from one noise"
+    )
+    part = sharing.trunk_guidance
+    guidance = {0.0: "without guidance", 1.0: "with full guidance"}.get(part, f"with {part:.0%} of the guidance")
+    return f"{noise}, and trunks are sampled {guidance}." if is_guided else f"{noise}."
+
+
 def _groups(items: Sequence[Item], vectors: np.ndarray, sharing: Sharing, threshold: float) -> list[list[int]]:
     """Group the prompts in the order of their content, so that the result does not depend on the given order.
 

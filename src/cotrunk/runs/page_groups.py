@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from ..planning.sharing import how_shared
 from .page_parts import Page, caption, linked_image, section
 from .report import GroupReport
 from .thumbnails import fit
@@ -44,6 +45,10 @@ def group_sections(page: Page, groups: Sequence[ShownGroup]) -> Iterator[str]:
     shared = [shown for shown in groups if len(shown.group.images) > 1]
     if shared:
         lead = "Largest saving first. A green line is computed once for all the images it leads to."
+        if (sharing := page.report.job.settings.sharing) is not None:
+            group = shared[0].group
+            is_guided = group.rows.independent > len(group.images) * page.report.timesteps
+            lead += f" {how_shared(sharing, is_guided=is_guided)}"
         cards = [_card(page, shown, number) for number, shown in enumerate(shared, start=1)]
         yield section("Groups", lead, f'<div class="cards">{"".join(cards)}</div>')
     alone = [index for shown in groups if len(shown.group.images) == 1 for index in shown.images]

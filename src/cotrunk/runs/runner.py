@@ -160,7 +160,7 @@ class _Runner:
         runs = [(main, run)]
         try:
             if job.compare or job.compiled:
-                self._warm_up(arguments)
+                self._warm_up(arguments, plan)
             self._denoise(runs)
             if job.compare:  # what skipping saved, and so the rows of equal cost, are known only now
                 runs += self._comparisons(plan, self.folder.progress(main).cost, arguments)
@@ -182,15 +182,16 @@ class _Runner:
     def _write_report(self, arms: Sequence[Arm], seconds: dict[str, float]) -> RunReport:
         return self.folder.write_report(self.job, self.facts, arms, seconds)
 
-    def _warm_up(self, arguments: dict[str, Any]) -> None:
+    def _warm_up(self, arguments: dict[str, Any], plan: Plan) -> None:
         """Warm up with all prompts and with a single one.
 
         Without it, the first arm of a comparison would seem slower, and compiling would count as denoising.
         """
         job, start = self.job, time.perf_counter()
         self.on_event(WarmingUp(job.compiled))
-        # A compiled denoiser compiles once more for a single row, which an image without guidance has.
-        half = None if job.settings.guidance_interval is None else (0.0, 0.5)
+        # A compiled denoiser compiles once more for a single row, which an image or a trunk without guidance has.
+        has_single_rows = any(plan.rows_of(tree) < plan.guidance_rows for tree in plan.trees)
+        half = (0.0, 0.5) if has_single_rows or job.settings.guidance_interval is not None else None
         settings = replace(job.settings, sharing=None, skipping=None, guidance_interval=half)
         for some, images_each in ((job.prompts, job.images_per_prompt), (job.prompts[:1], 1)):
             warm_up(self.pipe, some, settings, num_images_per_prompt=images_each, **arguments)

@@ -11,7 +11,7 @@ from typing import Any
 
 from device_models import GROUP
 
-from cotrunk import Branch, Plan, Skipping
+from cotrunk import Branch, Plan, Sharing, Skipping
 from cotrunk.planning.tree import flat_tree, leaf
 
 SHARE = 0.3  # of the steps, in groups of four
@@ -26,12 +26,14 @@ class Setting:
         share: fraction of the steps that groups of four share.
         staggered: every group branches in two stages, and each group later than the one before it, so that the number
             of rows changes often.
+        is_own: whether each image keeps its own noise and trunks take no guidance, instead of sharing as published.
         skipping: for `generate`.
         row_sizes: whether forwards are filled up to few numbers of rows.
     """
 
     share: float = 0.0
     staggered: bool = False
+    is_own: bool = False
     skipping: Skipping | None = None
     row_sizes: bool = False
 
@@ -44,8 +46,10 @@ class Setting:
             else:
                 trees += flat_tree(group, int(self.share * steps + 1e-9), steps)
         texts = tuple(f"prompt {image}" for image in range(images))
-        seeds = tuple(image // GROUP for image in range(images))
+        seeds = tuple(image if self.is_own else image // GROUP for image in range(images))
         own: dict[str, Any] = {"from_embeddings": True, "guidance_rows": guidance_rows}
+        if self.is_own:
+            own |= {"sharing": Sharing(noise="own", trunk_guidance=0.0), "threshold": 0.0}
         return Plan(texts, seeds, tuple(trees), steps, steps, **own)
 
 
@@ -65,6 +69,8 @@ CURVE: Mapping[str, Setting] = {
     "one in 3": Setting(skipping=FIXED),
     "shared + one in 3": Setting(share=SHARE, skipping=FIXED),
     "default rule": Setting(skipping=Skipping()),
+    "own noise": Setting(share=SHARE, is_own=True),
+    "own noise + one in 3": Setting(share=SHARE, is_own=True, skipping=FIXED),
     "staggered trees": Setting(staggered=True),
 }
 TOKENS: Mapping[str, Setting] = {

@@ -129,6 +129,19 @@ def test_images_whose_x0_is_one_are_exactly_their_independent_images(
     assert all(close(mine, other, 2e-5) for mine, other in zip(shared, alone, strict=True))
 
 
+@pytest.mark.parametrize("name", others_slow(SCHEDULERS))
+def test_from_equal_noise_it_is_what_common_noise_is(name: str) -> None:
+    pipeline = sd() if name in DIFFUSION else sd3()
+    pipeline.pipe.scheduler = SCHEDULERS[name]()
+    inputs, extra = pipeline.inputs(3), CALL_KWARGS.get(name, {})
+    common = run(pipeline, inputs, num_inference_steps=6, **extra)
+    assert common.plan.sharing is not None
+    plan = replace(common.plan, sharing=replace(common.plan.sharing, noise="own"))
+    own = run(pipeline, inputs, plan=plan, num_inference_steps=6, **extra)
+    assert own.cost == common.cost
+    assert close(own.images, common.images, 1e-4)
+
+
 # --- pipelines ----------------------------------------------------------------------------------------------
 
 
@@ -214,6 +227,22 @@ def test_a_difference_in_what_comes_with_the_latents_is_refused() -> None:
     pipeline = inpainting(9)
     with pytest.raises(CotrunkError, match=r'its argument sample differs among them, .* or noise="common"'):
         run(pipeline, pipeline.inputs(3), sharing=OWN, num_inference_steps=6)
+
+
+@pytest.mark.parametrize("noise", ["own", "common"])
+def test_a_callback_may_change_the_latents_of_one_image(noise: Any) -> None:
+    pipeline = sd()
+
+    def change(pipe: Any, step: int, timestep: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        tensors["latents"][1] += 0.1
+        return tensors
+
+    arguments = {"sharing": replace(OWN, noise=noise), "callback_on_step_end": change}
+    if noise == "own":
+        assert run(pipeline, pipeline.inputs(3), **arguments).images.isfinite().all()
+    else:
+        with pytest.raises(CotrunkError, match="sample differs among them"):
+            run(pipeline, pipeline.inputs(3), **arguments)
 
 
 # --- what is refused ----------------------------------------------------------------------------------------

@@ -105,7 +105,7 @@ class FoldHook:
             clear_caches(self.module)  # other hooks keep tensors with the rows of the previous partition
         self.sources = sources
         if self.state.own_noise is not None and self.chunks.is_counted:
-            self.state.own_noise.note_sample(call.sample)
+            self.state.own_noise.note_sample(self.checks.kind, call.sample)
         is_second = self._is_second_branch(plan, call, sources)
         folding = self._folding(plan, call, sources, is_second=is_second)
         self.checks.check_timestep(call.named)

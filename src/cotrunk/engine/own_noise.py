@@ -28,11 +28,12 @@ class OwnNoise:
     def __init__(self, timesteps: int, equality: EqualityChecks) -> None:
         self._timesteps, self._equality = timesteps, equality
         self._schedule: NoiseSchedule | None = None
+        self._kind = ""
         self._given: Any = None  # the sample that the denoiser got in this step
 
-    def note_sample(self, sample: Any) -> None:
-        """Note the sample argument of a denoiser call: a tensor with one entry per row, or a list of one per row."""
-        self._given = sample
+    def note_sample(self, kind: str, sample: Any) -> None:
+        """Note the sample argument of a call of a denoiser of this class: a tensor or a list with one entry per row."""
+        self._kind, self._given = kind, sample
 
     def outputs(
         self, plan: StepPlan, steps: SchedulerSteps, output: torch.Tensor, sample: torch.Tensor
@@ -56,8 +57,8 @@ class OwnNoise:
         predicted = output if output.shape == sample.shape else output[:, : sample.shape[1]]
         if predicted.shape != sample.shape:
             raise CotrunkError(
-                f"The denoiser's output has the shape {tuple(output.shape)} for latents of {tuple(sample.shape)}, so "
-                'its x0 is unknown: use noise="common".'
+                f"The output of {self._kind} has the shape {tuple(output.shape)} for latents of {tuple(sample.shape)}, "
+                'so its x0 is unknown: use noise="common".'
             )
         first = torch.tensor(plan.sources, device=sample.device)
         self._check_rest(plan, first, sample)
@@ -72,22 +73,24 @@ class OwnNoise:
 
     def _check_rest(self, plan: StepPlan, first: torch.Tensor, latents: torch.Tensor) -> None:
         """Check that images of a trunk are equal in what the denoiser's sample holds besides the latents."""
-        rest = _besides(self._given, latents)
+        rest = self._besides(latents)
         if rest is not None:
             differs = differ(rest, rest.index_select(0, first), ENCODER_NOISE)
-            self._equality.expect(plan.step, "denoiser", {"sample": differs}, at_once=plan.step == 0)
+            self._equality.expect(plan.step, self._kind, {"sample": differs}, at_once=plan.step == 0)
 
+    def _besides(self, latents: torch.Tensor) -> torch.Tensor | None:
+        """Return the part of the denoiser's sample that follows the latents, such as masks and input images.
 
-def _besides(given: Any, latents: torch.Tensor) -> torch.Tensor | None:
-    """Return the part of a denoiser's sample that follows the latents, such as masks and input images; None if it has
-    no such part."""
-    if given is None or given[0].numel() == latents[0].numel():
-        return None
-    if isinstance(given, torch.Tensor) and given.ndim == latents.ndim:
-        longer = [at for at in range(1, latents.ndim) if given.shape[at] != latents.shape[at]]
-        if len(longer) == 1 and (more := given.shape[longer[0]] - latents.shape[longer[0]]) > 0:
-            return given[: len(latents)].narrow(longer[0], latents.shape[longer[0]], more)
-    raise CotrunkError(
-        "The denoiser's sample does not begin with the latents, so cotrunk cannot tell them from input images: use "
-        'noise="common".'
-    )
+        None if it has no such part.
+        """
+        given = self._given
+        if given is None or given[0].numel() == latents[0].numel():
+            return None
+        if isinstance(given, torch.Tensor) and given.ndim == latents.ndim:
+            longer = [at for at in range(1, latents.ndim) if given.shape[at] != latents.shape[at]]
+            if len(longer) == 1 and (more := given.shape[longer[0]] - latents.shape[longer[0]]) > 0:
+                return given[: len(latents)].narrow(longer[0], latents.shape[longer[0]], more)
+        raise CotrunkError(
+            f"The sample of {self._kind} does not begin with the latents, so cotrunk cannot tell them from input "
+            'images: use noise="common".'
+        )

@@ -58,8 +58,8 @@ def test_training_then_evaluating(groups: Path, tmp_path: Path, tiny_model: pyte
     (tmp_path / "validation.txt").write_text("\n".join(CAPTIONS[:2]))
     settings += ("--validation", tmp_path / "validation.txt")
     loras = []
-    for objective in ("standard", "sage"):
-        outcome = cotrunk("train", groups, "--objective", objective, "--out", tmp_path / objective, *settings)
+    for objective, own in (("standard", ()), ("sage", ("--noise", "own", "--branch-noise", "trunk"))):
+        outcome = cotrunk("train", groups, "--objective", objective, "--out", tmp_path / objective, *settings, *own)
         assert outcome.code == 0, outcome.err
         assert (tmp_path / objective / "losses.png").exists()
         assert {file.name for file in (tmp_path / objective / "validation").iterdir()} == {"000001.png", "000002.png"}
@@ -72,6 +72,7 @@ def test_training_then_evaluating(groups: Path, tmp_path: Path, tiny_model: pyte
         "cotrunk.planning.embedding.sentence_encoder", lambda *_: pytest.fail("captions are embedded again")
     )
     schemes = ("--shares", "0.5", "--fewer", "6", "--steps", 4, "--seeds", 2, "--guidance", 3, "--max-groups", 2)
+    schemes += ("--trunks", "published,own:0")
     outcome = cotrunk("evaluate", groups, *loras, "--out", tmp_path / "results", *schemes)
     assert outcome.code == 0, outcome.err
     made = {file.name for file in (tmp_path / "results").iterdir() if file.is_file()}
@@ -88,6 +89,7 @@ def test_training_then_evaluating(groups: Path, tmp_path: Path, tiny_model: pyte
     table = (tmp_path / "results" / "table1.md").read_text()
     for model in ("pre-trained", "standard", "sage"):
         assert f"| shared 50%, 4 steps | {model} |" in table
+        assert f"| shared 50%, 4 steps, own noise, unguided trunk | {model} |" in table
     assert "| sage, shared 50%, 4 steps | standard, shared 50%, 4 steps |" in outcome.out
 
 
@@ -267,6 +269,16 @@ def test_out_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         (("evaluate", "nothing", "--out", "results", "--shares", "0.2,2"), "--shares 0.2,2 is out of range"),
         (("evaluate", "nothing", "--out", "results", "--seeds", 0), "--seeds 0 is out of range"),
         (("evaluate", "nothing", "--out", "results", "--guidance", "nan"), "--guidance nan is out of range"),
+        (
+            ("evaluate", "nothing", "--out", "results", "--trunks", "own"),
+            "'own' is not published or noise:g",
+        ),
+        (
+            ("evaluate", "nothing", "--out", "results", "--trunks", "mine:0"),
+            "noise 'mine' is unknown: use common",
+        ),
+        (("evaluate", "nothing", "--out", "results", "--trunks", "own:2"), "trunk_guidance 2.0 is out of range"),
+        (("evaluate", "nothing", "--out", "results", "--trunks", ","), "--trunks is empty"),
         (("evaluate", "nothing", "--out", "results", "--more-shares", "0"), "--more-shares 0 is out of range"),
         (("evaluate", "nothing", "--out", "results", "--fewer", "x"), "--fewer 'x' is not a list of numbers"),
         (("evaluate", "nothing", "--out", "results", "--fewer", "4,0"), "--fewer 4,0 is out of range"),

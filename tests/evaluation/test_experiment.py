@@ -14,7 +14,7 @@ from experiments import COUNT, GROUPS, NETWORKS, Brightness, Means, broken, expe
 from running import close, recorded
 from tiny import sd_with_text
 
-from cotrunk import Batching, CotrunkError, Settings, Sharing
+from cotrunk import Batching, CotrunkError, Settings
 from cotrunk.evaluation.experiment import Experiment
 from cotrunk.evaluation.networks import MetricNetworks
 from cotrunk.evaluation.observation import Cell, Observation
@@ -85,16 +85,19 @@ def test_a_shared_group_starts_with_the_noise_of_its_first_image(tmp_path: Path)
     assert own._plan(Cell("pre-trained", 0.5, 4, seed=1)).seeds != shared.seeds
 
 
-def test_each_image_of_a_shared_group_may_keep_its_own_noise(tmp_path: Path) -> None:
+def test_with_own_noise_every_image_starts_as_it_would_alone(tmp_path: Path) -> None:
     own = experiment(tmp_path)
-    cells = Cell("pre-trained", 0.5, 4), Cell("pre-trained", 0.0, 4)
-    published, before = own.rows(cells[0]), [own.name(cell) for cell in cells]
-    own.sharing = Sharing(noise="own", trunk_guidance=0.0)
-    assert own._plan(cells[0]).seeds == own._plan(cells[1]).seeds
-    assert published - own.rows(cells[0]) == 2 * 2  # two trunks of two steps
-    # independent images are kept, and shared ones are others
-    assert [own.name(cell) == name for cell, name in zip(cells, before, strict=True)] == [False, True]
-    assert own.observe(cells[0]).rows * COUNT == own.rows(cells[0])
+    cell = Cell("pre-trained", 0.5, 4, 1, "own", 0.0)
+    assert cell.alone == Cell("pre-trained", 0.0, 4, 1)
+    assert own._plan(cell).seeds == own._plan(cell.alone).seeds
+    # groups of 2 and 3 share two steps of four, without guidance; the last prompt is alone
+    assert own.rows(cell) == COUNT * 4 * 2 - 2 * 2 * (2 + 3) + 2 * 2
+    assert own.rows(Cell("pre-trained", 0.5, 4, 1, "own")) == own.rows(Cell("pre-trained", 0.5, 4, 1))
+    trunks = [("common", 1.0), ("common", 0.0), ("own", 1.0), ("own", 0.0)]
+    names = {own.name(Cell("pre-trained", 0.5, 4, 0, *trunk)) for trunk in trunks}  # type: ignore[arg-type]
+    assert len(names) == 4
+    assert own.observe(cell).rows == pytest.approx(own.rows(cell) / COUNT)
+    assert own.observe(cell).digest != own.observe(Cell("pre-trained", 0.5, 4, 1)).digest
 
 
 def test_equal_cost_is_the_most_steps_that_cost_no_more(tmp_path: Path) -> None:

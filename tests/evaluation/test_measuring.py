@@ -16,7 +16,7 @@ from cotrunk.evaluation.measuring import Measures, Result
 from cotrunk.evaluation.metrics import Change, Figure
 from cotrunk.evaluation.observation import Cell
 from cotrunk.evaluation.paper import Design, write_paper
-from cotrunk.evaluation.tables import Comparison, write_comparisons, write_json, write_table
+from cotrunk.evaluation.tables import Comparison, scheme, write_comparisons, write_json, write_table
 
 REAL = torch.randint(0, 255, (8, 3, 32, 32), generator=torch.Generator().manual_seed(0)).byte()
 REAL_GROUPS = [[0, 1, 2], [3, 4, 5, 0], [6, 7]]
@@ -138,6 +138,31 @@ def test_baselines_are_the_own_model_and_the_first_one(tmp_path: Path, trained_l
         assert other in design.cells(own)
     assert not Design(["pre-trained", "tuned"], [0.5], 8).knees(own)
     assert [cell.model for cell in design.cells(own)] == sorted(cell.model for cell in design.cells(own))
+
+
+def test_every_way_to_sample_trunks_is_compared(tmp_path: Path) -> None:
+    """Independent sampling has no trunk, so it occurs once."""
+    own = measures(tmp_path)
+    design = Design(["pre-trained"], [0.5], 4, [6], more_shares=[0.25], trunks=[("common", 1.0), ("own", 0.0)])
+    assert [scheme(cell) for cell in design.table()] == [
+        "independent, 4 steps",
+        "shared 50%, 4 steps",
+        "shared 50%, 4 steps, own noise, unguided trunk",
+    ]
+    published, unguided = design.table()[1:]
+    assert (unguided, published) in design.pairs(own.experiment)
+    assert (unguided, Cell("pre-trained", 0.0, 4)) in design.pairs(own.experiment)
+    assert scheme(Cell("a", 0.3, noise="common", trunk_guidance=0.5)) == "shared 30%, 30 steps, trunk guidance 0.5"
+    text = write_paper(own, design, {0.5: [0, 1], 0.9: [1, 2]}, tmp_path)
+    assert "| shared 50%, 4 steps, own noise, unguided trunk | pre-trained |" in text
+    found = json.loads((tmp_path / "results.json").read_text())
+    assert [Cell(**one["cell"]) for one in found["cells"]] == design.cells(own.experiment)
+    assert len(found["similarity"]) == 4
+    schemes = ("independent", "shared 50%", "shared 50%, own noise, unguided trunk")
+    assert [
+        ", ".join([part for part in one[0].split(", ") if "steps" not in part])
+        for one in csv.reader((tmp_path / "curve.csv").open())
+    ][1:] == [one for one in schemes for _ in range(2)]
 
 
 @pytest.mark.slow

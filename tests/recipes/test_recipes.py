@@ -9,10 +9,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 from command import cotrunk
-from experiments import NETWORKS
+from experiments import NETWORKS, experiment
 
+from cotrunk.evaluation.measuring import Measures
 from cotrunk.evaluation.metrics import Change, Figure
 from cotrunk.evaluation.observation import Cell
+from cotrunk.evaluation.tables import scheme
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 
@@ -21,7 +23,7 @@ RECIPES = Path(__file__).parents[2] / "recipes"
 def sage_mini(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """Make the scripts of recipes/sage-mini importable, and return the patch."""
     monkeypatch.syspath_prepend(RECIPES / "sage-mini")
-    for name in ("run", "alignment", "split", "trials", "unchosen"):
+    for name in ("run", "alignment", "split", "trials", "unchosen", "own"):
         monkeypatch.delitem(sys.modules, name, raising=False)
     return monkeypatch
 
@@ -59,6 +61,50 @@ def test_trials_use_existing_options(sage_mini: pytest.MonkeyPatch, tmp_path: Pa
     assert len(asked) == len(trials.TRIALS)
     assert all({part for part in own if part.startswith("--")} <= known for own in asked)
     assert len({own[own.index("--out") + 1] for own in asked}) == len(asked)
+
+
+@pytest.mark.parametrize("model", ["mini", "mini-dit"])
+def test_own_noise_is_trained_with_existing_options(sage_mini: pytest.MonkeyPatch, tmp_path: Path, model: str) -> None:
+    own = importlib.import_module("own")
+    asked: list[list[str]] = []
+
+    def run(words: list[str]) -> SimpleNamespace:
+        asked.append(words[words.index("train") + 1 :])
+        return SimpleNamespace(returncode=0)
+
+    (tmp_path / model / "lora-train-own" / "encoded-1").mkdir(parents=True)
+    sage_mini.setattr(own.subprocess, "run", run)
+    sage_mini.setattr(sys, "argv", ["own.py", "--model", model, "--only", "train", "--out", str(tmp_path)])
+    own.main()
+    known = set(re.findall(r"(--[a-z-]+)", cotrunk("train", "--help").out))
+    assert all({part for part in words if part.startswith("--")} <= known for words in asked)
+    assert ["--noise" in words for words in asked] == [True, False, False]
+    assert all((tmp_path / model / f"lora-train-{name}" / "encoded-1").is_dir() for name in own.OBJECTIVES)
+
+
+def test_tables_are_written_while_cells_are_added(sage_mini: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    own, cells = importlib.import_module("own"), list[Cell]()
+    real = torch.randint(0, 255, (8, 3, 32, 32), generator=torch.Generator().manual_seed(0)).byte()
+    sage_mini.setattr(own, "PAIRS", [("pre-trained", own.OWN), ("pre-trained", {})])
+    measures = Measures(experiment(tmp_path), real, [[0, 1, 2], [3, 4, 5, 0], [6, 7]])
+    for cell in [cell for cell in own.cells(4, [0.5], [0.25]) if cell.model == "pre-trained"]:
+        cells.append(cell)
+        own.write(measures, cells, 1, NETWORKS, tmp_path / "results")
+        table = (tmp_path / "results" / "table1.md").read_text()
+        assert all(f"| {scheme(done)} | pre-trained |" in table for done in cells)
+    assert [(cell.share, *cell.trunk) for cell in cells] == [
+        (0.5, "own", 0.0),
+        (0.5, "common", 1.0),
+        (0.0, "common", 1.0),
+        (0.25, "own", 0.0),
+        (0.25, "common", 1.0),
+    ]
+    differences = (tmp_path / "results" / "differences.md").read_text()
+    one, other = "pre-trained, shared 50%, 4 steps, own noise, unguided trunk", "pre-trained, shared 50%, 4 steps"
+    assert f"| {one} | {other} |" in differences
+    assert f"| {other} | {one} |" not in differences
+    assert "| pre-trained, shared 25%, 4 steps | pre-trained, independent, 4 steps |" in differences
+    assert (tmp_path / "results" / "figure4.png").exists()
 
 
 def test_the_chosen_fine_tune_is_compared_on_other_groups(sage_mini: pytest.MonkeyPatch, tmp_path: Path) -> None:

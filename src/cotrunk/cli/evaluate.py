@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
@@ -21,11 +21,9 @@ from .options import (
     Guidance,
     Height,
     Model,
-    NoiseName,
     OutFolder,
     Scheduler,
     Steps,
-    TrunkGuidance,
     Width,
     option,
 )
@@ -50,12 +48,18 @@ def evaluate(
         str, option(SCHEMES, "X,Y,...", "Fractions of the steps to share; each is compared with independent sampling.")
     ] = "0.2,0.3,0.4",
     more_shares: Annotated[str, option(SCHEMES, "X,Y,...", "Further fractions, which only figure 4 shows.")] = "",
+    trunks: Annotated[
+        str,
+        option(
+            SCHEMES,
+            "X,Y,...",
+            "How to sample trunks: `published`, or noise:guidance, such as own:0 for `--noise own --trunk-guidance 0`.",
+        ),
+    ] = "published",
     fewer: Annotated[
         str, option(SCHEMES, "N,M,...", "Further numbers of steps, usually fewer, for the curves of quality over rows.")
     ] = "",
     seeds: Annotated[int, option(SCHEMES, "N", "Number of runs of each scheme, each from different noise.")] = 1,
-    noise: NoiseName = "common",
-    trunk_guidance: TrunkGuidance = 1.0,
     scheduler: Scheduler = None,
     height: Height = None,
     width: Width = None,
@@ -86,7 +90,7 @@ def evaluate(
     """
     out_dir = out_folder(out_name)
     parts, more = _fractions("--shares", shares), _fractions("--more-shares", more_shares)
-    counts = _numbers("--fewer", fewer, int)
+    counts, kinds = _numbers("--fewer", fewer, int), _trunks(trunks)
     if not all(count > 0 for count in counts):
         raise CotrunkError(f"--fewer {fewer} is out of range: use numbers of steps of 1 or more.")
     check_numbers(steps, guidance, seed=0, images_per_prompt=1)
@@ -96,7 +100,6 @@ def evaluate(
             whole(name, value, 1)
         if name != "--max-groups" and (value or 0) % 8:
             raise CotrunkError(f"{name} {value} is not a valid size of an image: use a multiple of 8.")
-    sharing = Sharing(noise=cast("Noise", noise), trunk_guidance=trunk_guidance)
     loras: dict[str, Path | None] = {"pre-trained": None}
     for entry in lora or ():
         name, _, folder = entry.partition("=")
@@ -112,6 +115,7 @@ def evaluate(
     from ..evaluation.measuring import Measures
     from ..evaluation.observation import Cell
     from ..evaluation.paper import Design, write_paper
+    from ..evaluation.tables import named
     from ..groups.dataset import disjoint, images_of, read_groups, read_similarities
     from ..pipelines.compatibility import check_text_to_image
     from ..pipelines.image_size import image_size
@@ -137,9 +141,7 @@ def evaluate(
         remove_safety_checker(pipe)
         captions = [[pair.caption for pair in group] for group in found]
         sizes = {name: value for name, value in (("height", height), ("width", width)) if value is not None}
-        experiment = Experiment(
-            pipe, captions, loras, networks, out_dir, guidance=guidance, sharing=sharing, arguments=sizes
-        )
+        experiment = Experiment(pipe, captions, loras, networks, out_dir, guidance=guidance, arguments=sizes)
         for name, given in (("--shares", parts), ("--more-shares", more)):
             for share in given:
                 if not experiment.shares(Cell("pre-trained", share, steps)):
@@ -147,15 +149,14 @@ def evaluate(
                     raise CotrunkError(f"{what} rounds down to no shared step: raise {name} or --steps.")
         measures = Measures(experiment, *images_of(found, *image_size(pipe, height, width)))
 
-    design = Design(list(loras), parts, steps, counts, seeds, more)
+    design = Design(list(loras), parts, steps, counts, seeds, more, kinds)
     wanted = [run for cell in design.cells(experiment) for run in design.runs(cell)]
     columns: list[Any] = [TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}")]
     with Progress(*columns, TimeRemainingColumn(), console=err) as progress:
         try:
             task = progress.add_task("Images", total=len(wanted) * len(experiment.prompts))
             for number, cell in enumerate(wanted):
-                kind = f"shared {cell.share:.0%}" if cell.share else "independent"
-                progress.update(task, description=f"{cell.model}, {kind}, {cell.steps} steps")
+                progress.update(task, description=named(cell))
                 experiment.observe(cell, lambda done: progress.advance(task, done))
                 progress.update(task, completed=(number + 1) * len(experiment.prompts))
             task = progress.add_task("Measures", total=None)
@@ -177,6 +178,24 @@ def _bins(similarities: Sequence[float]) -> dict[float, list[int]]:
     bins = max(1, min(4, len(similarity) // 2))  # a bin needs at least two groups for an interval
     parts = np.array_split(similarity.argsort(), bins)
     return {float(np.median(similarity[part])): part.tolist() for part in parts if len(part)}
+
+
+def _trunks(text: str) -> list[tuple[Noise, float]]:
+    """Return the pairs of noise and trunk guidance of a list with commas."""
+    found = dict[tuple[Noise, float], None]()
+    for part in filter(None, map(str.strip, text.split(","))):
+        noise, _, guidance = ("common:1" if part == "published" else part).partition(":")
+        try:
+            scale = float(guidance)
+        except ValueError:
+            raise CotrunkError(
+                f"--trunks {part!r} is not published or noise:guidance: use own:0, for example."
+            ) from None
+        sharing = Sharing(noise=noise, trunk_guidance=scale)  # type: ignore[arg-type]
+        found[sharing.noise, sharing.trunk_guidance] = None
+    if not found:
+        raise CotrunkError("--trunks is empty: use published, or own:0, for example.")
+    return list(found)
 
 
 def _fractions(name: str, text: str) -> list[float]:

@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.markup import escape
@@ -12,6 +12,9 @@ from ..planning.prompts import read_prompts
 from .console import err, out, say
 from .inputs import hold, out_folder
 from .options import MACHINE, OUTPUT, Height, Model, OutFolder, Width, option
+
+if TYPE_CHECKING:
+    from ..training.loss import Loss
 
 OBJECTIVE, TRAINING = "Objective", "Training"
 
@@ -177,7 +180,7 @@ def train(
             if not prompts:
                 return []
             progress.update(task, description="Generating the validation images")
-            return _validate(pipe, prompts, share, sizes, out_dir / "validation" / f"{step:06d}.png")
+            return _validate(pipe, prompts, settings.loss, sizes, out_dir / "validation" / f"{step:06d}.png")
 
         try:
             file = run(pipe, found, settings, out_dir, on_step=show, on_encoded=encoded, on_checkpoint=checkpoint)
@@ -192,14 +195,16 @@ def train(
         out.print(f"The LoRA is {escape(str(file))}", soft_wrap=True)
 
 
-def _validate(pipe: Any, prompts: list[str], share: float, sizes: dict[str, Any], path: Path) -> list[Any]:
+def _validate(pipe: Any, prompts: list[str], loss: "Loss", sizes: dict[str, Any], path: Path) -> list[Any]:
     """Generate images that share their early steps, as users will, and write them to `path` side by side."""
     from PIL import Image
 
     from ..generation import generate
     from ..settings import Sharing
 
-    made = generate(pipe, prompts, sharing=Sharing(share=share, similarity=0.3), num_inference_steps=20, **sizes)
+    guidance = 0.0 if loss.noise == "own" else 1.0
+    sharing = Sharing(loss.share, 0.3, noise=loss.noise, trunk_guidance=guidance)
+    made = generate(pipe, prompts, sharing=sharing, num_inference_steps=20, **sizes)
     width, height = made.images[0].size
     row = Image.new("RGB", (width * len(prompts), height))
     for number, image in enumerate(made.images):

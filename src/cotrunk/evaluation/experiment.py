@@ -6,7 +6,6 @@ import json
 import re
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +20,20 @@ from ..pipelines.identity import model_digest, scheduler_facts
 from ..pipelines.lora import load_lora, remove_lora
 from ..planning.plan import Plan
 from ..planning.tree import flat_tree
-from ..settings import DEFAULT_SHARING, Sharing
+from ..settings import Sharing
 from . import metrics
 from .networks import MetricNetworks, as_bytes
-from .observation import SHOWN, Cell, Observation, are_close, digest_of, observation_of, read_batch, save_arrays
+from .observation import (
+    PUBLISHED,
+    SHOWN,
+    Cell,
+    Observation,
+    are_close,
+    digest_of,
+    observation_of,
+    read_batch,
+    save_arrays,
+)
 
 
 class Experiment:
@@ -37,7 +46,6 @@ class Experiment:
         networks: the metric networks.
         out: a folder; observations are stored in its `cells/` and used again.
         guidance: the guidance scale, the same for every cell.
-        sharing: its noise and trunk_guidance are those of every cell that shares.
         arguments: further arguments of the pipeline.
 
     Raises:
@@ -53,13 +61,12 @@ class Experiment:
         out: Path,
         *,
         guidance: float = 7.5,
-        sharing: Sharing = DEFAULT_SHARING,
         arguments: dict[str, Any] | None = None,
     ) -> None:
         if not groups:
             raise CotrunkError("There are no groups of prompts: give at least one.")
         check_folder(out)
-        self.pipe, self.loras, self.networks, self.out, self.sharing = pipe, loras, networks, out, sharing
+        self.pipe, self.loras, self.networks, self.out = pipe, loras, networks, out
         self.prompts = [prompt for group in groups for prompt in group]
         ends = np.cumsum([len(group) for group in groups])
         self.groups = [list(range(end - len(group), end)) for group, end in zip(groups, ends, strict=True)]
@@ -80,7 +87,7 @@ class Experiment:
 
     def shares(self, cell: Cell) -> bool:
         """Return whether any step is shared; a small share of few steps may round down to zero."""
-        return self.rows(cell) < self.rows(replace(cell, share=0.0))
+        return self.rows(cell) < self.rows(cell.alone)
 
     def equal_cost(self, cell: Cell) -> Cell:
         """Return independent sampling with the most steps that need no more rows than this cell.
@@ -214,7 +221,6 @@ class Experiment:
         steps, timesteps = timesteps_of(self.pipe, own)
         order = getattr(self.pipe.scheduler, "order", 1)
         stop = int(cell.share * timesteps + 1e-9) // order * order
-        sharing = replace(self.sharing, share=cell.share, similarity=-1.0, max_similarity=None, max_group=None)
         seeds = [0] * len(self.prompts)
         trees = []
         for number, group in enumerate(self.groups):
@@ -222,9 +228,10 @@ class Experiment:
             trees += flat_tree(group, stop, timesteps)
             for member, image in enumerate(group):
                 # the first image of a group has the same initial noise whether the group shares or not
-                is_common = stop and sharing.noise == "common"
+                is_common = stop and cell.noise == "common"
                 seeds[image] = group_seed if is_common else _seed(cell.seed, number, member)
         facts = (steps, timesteps, guidance_rows(self.pipe, own))
+        sharing = Sharing(cell.share, -1.0, max_group=None, noise=cell.noise, trunk_guidance=cell.trunk_guidance)
         plan = Plan(tuple(self.prompts), tuple(seeds), tuple(trees), *facts, sharing=sharing, threshold=-1.0)
         return plan if stop else plan.independent()
 
@@ -245,8 +252,8 @@ class Experiment:
     def name(self, cell: Cell) -> str:
         """Return the name of a cell's files, which depends on model, LoRA, prompts and scheme."""
         share = f"share{100 * cell.share:g}" if cell.share else "independent"
-        if cell.share and (self.sharing.noise, self.sharing.trunk_guidance) != ("common", 1.0):
-            share += f"-{self.sharing.noise}-guidance{self.sharing.trunk_guidance:g}"
+        if cell.trunk != PUBLISHED:
+            share += f"-{cell.noise}{100 * cell.trunk_guidance:g}"
         model = re.sub(r"[^A-Za-z0-9]+", "-", cell.model) + self.lora_marks.get(cell.model, "")
         return f"{model}-{share}-{cell.steps}steps-seed{cell.seed}-{self.mark}"
 

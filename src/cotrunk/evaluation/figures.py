@@ -73,7 +73,7 @@ def write_curves(
     label: str,
     measures: Sequence[str] = tuple(MEASURES),
 ) -> None:
-    """Write curves of metrics with their intervals, with one panel per metric and one colour per model.
+    """Write curves of metrics with their intervals: one panel per metric, one colour per model and kind of trunk.
 
     If some lines are of shared sampling, the lines of independent sampling are dashed.
 
@@ -84,7 +84,7 @@ def write_curves(
     """
     figure = new_figure(figsize=(4.4 * len(measures), 3.7), layout="constrained")
     panels = figure.subplots(1, len(measures), squeeze=False)[0]
-    models = list(dict.fromkeys(results[0].cell.model for results in lines.values()))
+    kinds = list(dict.fromkeys(_kind(results) for results in lines.values()))
     shared = {own for own, results in lines.items() if any(result.cell.share for result in results)}
     faint = 0.15 if len(lines) <= 4 else 0.05  # many intervals cover each other
     for panel, measure in zip(panels, measures, strict=True):
@@ -93,7 +93,7 @@ def write_curves(
             places = [getattr(result, x) for result in results] if isinstance(x, str) else list(x)
             ordered = sorted(zip(places, results, strict=True), key=lambda pair: pair[0])
             at, found = [place for place, _ in ordered], [result.figures[measure] for _, result in ordered]
-            colour = f"C{models.index(results[0].cell.model) % 10}"
+            colour = f"C{kinds.index(_kind(results)) % 10}"
             style = "--" if shared and own not in shared else "-"
             panel.plot(at, [f.value for f in found], style, marker="o", markersize=3.5, color=colour, label=own)
             panel.fill_between(at, [f.low for f in found], [f.high for f in found], color=colour, alpha=faint)
@@ -105,3 +105,9 @@ def write_curves(
     figure.legend(*panels[0].get_legend_handles_labels(), fontsize=8, loc="outside right upper")
     for form in ("png", "svg"):
         write_bytes(out / f"{name}.{form}", functools.partial(figure.savefig, format=form, dpi=110))
+
+
+def _kind(results: Sequence[Result]) -> tuple[str, str, float]:
+    """Return what gives a line its colour: the model, and how trunks are sampled."""
+    cell = results[-1].cell
+    return cell.model, *cell.trunk

@@ -10,7 +10,10 @@ from typing import Any, BinaryIO
 import numpy as np
 import torch
 
+from ..settings import Noise
+
 SHOWN = 8  # images per cell that are kept for figures
+PUBLISHED: tuple[Noise, float] = ("common", 1.0)  # noise and trunk guidance of the paper
 
 
 @dataclass(frozen=True)
@@ -22,12 +25,25 @@ class Cell:
         share: beta, the fraction of the steps that a group shares; 0 for independent sampling.
         steps: number of inference steps.
         seed: seed of the initial noise.
+        noise, trunk_guidance: as in `Sharing`; the paper's where nothing is shared.
     """
 
     model: str
     share: float = 0.0
     steps: int = 30
     seed: int = 0
+    noise: Noise = "common"
+    trunk_guidance: float = 1.0
+
+    @property
+    def alone(self) -> "Cell":
+        """Return independent sampling with the same model, steps and seed."""
+        return Cell(self.model, 0.0, self.steps, self.seed)
+
+    @property
+    def trunk(self) -> tuple[Noise, float]:
+        """Return how trunks are sampled: noise and guidance."""
+        return self.noise, self.trunk_guidance
 
 
 @dataclass(frozen=True)

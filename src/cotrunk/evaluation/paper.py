@@ -9,11 +9,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from ..settings import Noise
 from .experiment import Experiment
 from .figures import write_curves, write_grid
 from .measuring import Measures, Result
-from .observation import SHOWN, Cell
-from .tables import Comparison, as_dict, describe_networks, write_comparisons, write_json, write_table
+from .observation import PUBLISHED, SHOWN, Cell
+from .tables import Comparison, as_dict, describe_networks, short, write_comparisons, write_json, write_table
 
 SAVED = 0.2  # fraction of the rows that shared sampling should save at the quality of independent sampling
 
@@ -29,6 +30,7 @@ class Design:
         fewer: other numbers of steps, for the curves over rows.
         seeds: number of runs of every cell, each with other initial noise.
         more_shares: further shares that only Figure 4 shows.
+        trunks: how trunks are sampled: pairs of noise and trunk guidance, as in `Sharing`.
     """
 
     models: Sequence[str]
@@ -37,17 +39,27 @@ class Design:
     fewer: Sequence[int] = ()
     seeds: int = 1
     more_shares: Sequence[float] = ()
+    trunks: Sequence[tuple[Noise, float]] = (PUBLISHED,)
 
     def cells(self, experiment: Experiment) -> list[Cell]:
         """Return all cells, with their first seed, ordered by model, because changing the model takes time."""
         own = [*self.table(), *(experiment.equal_cost(cell) for cell in self.table() if cell.share)]
         own += self.curves(experiment)
-        own += [cell for name in self.models for cell in self.cells_by_share(name)]
+        own += [cell for kind in self.kinds() for cell in self.cells_by_share(*kind)]
         return sorted(dict.fromkeys(own), key=lambda cell: self.models.index(cell.model))
 
     def table(self) -> list[Cell]:
-        """Return the cells of Table 1: every model with independent sampling and with each share."""
-        return [Cell(name, share, self.steps) for share in (0.0, *self.shares) for name in self.models]
+        """Return the cells of Table 1: every model with independent sampling, and with each share and trunk."""
+        alone = [Cell(name, 0.0, self.steps) for name in self.models]
+        return [*alone, *(self._cell(*kind, share) for share in self.shares for kind in self.kinds())]
+
+    def kinds(self) -> list[tuple[str, tuple[Noise, float]]]:
+        """Return every model with every way to sample trunks."""
+        return [(name, trunk) for trunk in self.trunks for name in self.models]
+
+    def _cell(self, model: str, trunk: tuple[Noise, float], share: float, steps: int | None = None) -> Cell:
+        own = Cell(model, share, steps or self.steps)
+        return replace(own, noise=trunk[0], trunk_guidance=trunk[1]) if share else own
 
     @property
     def middle(self) -> float:
@@ -59,18 +71,29 @@ class Design:
         """Return the shares that have a curve over rows; 0 is independent sampling."""
         return list(dict.fromkeys([0.0, self.middle])) if self.fewer else []
 
-    def curve(self, experiment: Experiment, model: str, share: float) -> list[Cell]:
-        """Return the cells of a model and share, one per number of steps, without those where no step is shared."""
-        cells = [Cell(model, share, steps) for steps in sorted({*self.fewer, self.steps})]
+    def curve(
+        self, experiment: Experiment, model: str, share: float, trunk: tuple[Noise, float] = PUBLISHED
+    ) -> list[Cell]:
+        """Return the cells of a line, one per number of steps, without those where no step is shared."""
+        cells = [self._cell(model, trunk, share, steps) for steps in sorted({*self.fewer, self.steps})]
         return [cell for cell in cells if not share or experiment.shares(cell)]
 
-    def curves(self, experiment: Experiment) -> list[Cell]:
-        """Return the cells of all curves: every model, independently and with the middle share."""
-        return [cell for name in self.models for share in self.curved for cell in self.curve(experiment, name, share)]
+    def lines(self) -> list[tuple[str, float, tuple[Noise, float]]]:
+        """Return the lines of the curves: every model, independently and with the middle share of every trunk."""
+        return [
+            (name, share, trunk)
+            for name in self.models
+            for share in self.curved
+            for trunk in (self.trunks if share else self.trunks[:1])
+        ]
 
-    def cells_by_share(self, model: str) -> list[Cell]:
+    def curves(self, experiment: Experiment) -> list[Cell]:
+        """Return the cells of all curves."""
+        return [cell for line in self.lines() for cell in self.curve(experiment, *line)]
+
+    def cells_by_share(self, model: str, trunk: tuple[Noise, float] = PUBLISHED) -> list[Cell]:
         """Return the cells of a model over all shares, for Figure 4."""
-        return [Cell(model, share, self.steps) for share in sorted({0.0, *self.shares, *self.more_shares})]
+        return [self._cell(model, trunk, share) for share in sorted({0.0, *self.shares, *self.more_shares})]
 
     def pairs(self, experiment: Experiment) -> list[tuple[Cell, Cell]]:
         """Return the pairs of cells to compare.
@@ -83,7 +106,7 @@ class Design:
         found = []
         for cell in shared:
             for own in self._baselines(cell):
-                found += [(cell, replace(own, share=0.0)), (cell, experiment.equal_cost(own))]
+                found += [(cell, own.alone), (cell, experiment.equal_cost(own))]
         found += [(two, one) for one, two in itertools.combinations(shared, 2) if one.share == two.share]
         return list(dict.fromkeys(found))
 
@@ -130,7 +153,7 @@ def write_paper(
     experiment = measures.experiment
     cells, pairs, knees = design.cells(experiment), design.pairs(experiment), design.knees(experiment)
     similar = bins if design.shares else {}
-    total = len(cells) + len({*pairs, *knees}) + len(design.models) * len(similar)
+    total = len(cells) + len({*pairs, *knees}) + len(design.kinds()) * len(similar)
     done = itertools.count(1)
 
     def measured(cell: Cell, groups: Sequence[int] | None = None) -> Result:
@@ -144,7 +167,8 @@ def write_paper(
         changes = measures.compare(design.runs(this), design.runs(other))
         compared[this, other] = Comparison(this, other, 1 - results[this].rows / results[other].rows, changes)
         on_measured(next(done), total)
-    under = {name: Cell(name, design.middle, design.steps) for name in design.models}
+    middle = [cell for cell in design.table() if cell.share == design.middle]
+    under = {short(cell): cell for cell in middle}
     by_similarity = {name: [measured(cell, groups) for groups in similar.values()] for name, cell in under.items()}
     equal = [experiment.equal_cost(cell) for cell in design.table() if cell.share]
     networks, rows = experiment.networks, dict.fromkeys([*design.table(), *equal])
@@ -178,19 +202,19 @@ def write_paper(
 
 def _write_shares(design: Design, results: Mapping[Cell, Result], out: Path) -> None:
     """Write Figure 4."""
-    over = {name: [results[cell] for cell in design.cells_by_share(name)] for name in design.models}
-    steps = [int(cell.share * design.steps + 1e-9) for cell in design.cells_by_share(design.models[0])]
+    lines = [design.cells_by_share(*kind) for kind in design.kinds()]
+    over = {short(cells[-1]): [results[cell] for cell in cells] for cells in lines}
+    steps = [int(cell.share * design.steps + 1e-9) for cell in lines[0]]
     write_curves(over, steps, out, "figure4", label=f"shared steps of {design.steps}")
 
 
 def _write_curve(design: Design, experiment: Experiment, results: Mapping[Cell, Result], out: Path) -> str:
     """Write curves over rows, as the figure `rows` and the table `curve`, and return the table."""
-    lines = {
-        f"{name}, {f'shared {share:.0%}' if share else 'independent'}": [
-            results[cell] for cell in design.curve(experiment, name, share)
-        ]
-        for name in design.models
-        for share in design.curved
-    }
+    lines = {}
+    for line in design.lines():
+        cells = design.curve(experiment, *line)
+        kind = f"shared {line[1]:.0%}" if line[1] else "independent"
+        # without any cell, the line is named after its model alone
+        lines[f"{short(cells[-1]) if cells else line[0]}, {kind}"] = [results[cell] for cell in cells]
     write_curves(lines, "rows", out, "rows", label="denoiser rows per image")
     return write_table(list(itertools.chain(*lines.values())), experiment.networks, out, "curve")

@@ -49,7 +49,18 @@ class Comparison:
 
 
 def scheme(cell: Cell) -> str:
-    return f"shared {cell.share:.0%}, {cell.steps} steps" if cell.share else f"independent, {cell.steps} steps"
+    kind = f"shared {cell.share:.0%}" if cell.share else "independent"
+    return ", ".join([kind, f"{cell.steps} steps", *_trunk(*cell.trunk)])
+
+
+def short(cell: Cell) -> str:
+    """Return the model, and how its trunks are sampled if they are not the paper's."""
+    return ", ".join([cell.model, *_trunk(*cell.trunk)])
+
+
+def _trunk(noise: str, guidance: float) -> list[str]:
+    guided = [] if guidance == 1 else [f"trunk guidance {guidance:g}" if guidance else "unguided trunk"]
+    return [*(["own noise"] if noise == "own" else []), *guided]
 
 
 def named(cell: Cell) -> str:

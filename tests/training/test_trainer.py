@@ -412,6 +412,9 @@ def test_the_model_card_describes_the_objective(groups: list[list[Pair]], tmp_pa
         card[name] = (tmp_path / name / "README.md").read_text()
     made = "Trained with cotrunk for 1 steps of 4 groups; rank 2 (attention), learning rate 0.01"
     assert f"{made}.\n" in card["standard"]
+    assert "Sharing" not in card["standard"]
+    assert '`cotrunk.Sharing(share=0.3, noise="common", trunk_guidance=1)`' in card["sage"]
+    assert '`cotrunk.Sharing(share=0.4, noise="own", trunk_guidance=0)`' in card["trunk"]
     assert (
         f"{made}, 30% of the steps shared, lambda_1 0.5, lambda_2 2, common noise, branch noise drawn.\n"
         in card["sage"]

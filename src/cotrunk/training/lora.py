@@ -163,6 +163,10 @@ def _model_card(pipeline: str, settings: TrainSettings, loading: str) -> str:
         )
         if loss.branch_noise == "trunk":
             purpose += ", with branches that start from their trunk"
+    sampling = ""
+    if loss.objective == "sage":
+        options = 'noise="own", trunk_guidance=0' if loss.noise == "own" else 'noise="common", trunk_guidance=1'
+        sampling = f"\nIt is made for `cotrunk.Sharing(share={loss.share:g}, {options})`."
     return f"""---
 library_name: diffusers
 tags: [lora, text-to-image, cotrunk]
@@ -170,7 +174,7 @@ tags: [lora, text-to-image, cotrunk]
 # A LoRA for {pipeline}, trained for {purpose}
 
 Trained with cotrunk for {settings.steps} steps of {settings.batch * settings.accumulation} groups; {how}.
-All settings are in `settings.json`, the losses in `losses.jsonl`.
+All settings are in `settings.json`, the losses in `losses.jsonl`.{sampling}
 
 ```python
 {loading}

@@ -1,0 +1,278 @@
+"""Measure sharing with `cotrunk.generate` over shares and steps, beside independent sampling in any number of steps.
+
+    python benchmarks/sharing.py --out docs/results/sharing --cells build/cells      # two hours on one core
+
+Both embedded models with their own schedulers (mini: DDIM, mini-dit: DPM++ 2M), 256 prompts in groups of four of two
+kinds (see `similar_prompts`), two runs. The denoiser and the decoder run in bfloat16, the rest in float32.
+Independent images come from the loop of `plain_sampling`, as do the reference's (other seeds, 50 steps) and what
+`trunks.py` has measured (20 steps, 30 % shared); claim.md compares one setting by both. Measured cells are kept in
+--cells, and a later call continues. Writes points.jsonl, table.md, claim.md, and per model curves and pictures.
+"""
+
+import argparse
+import functools
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from plain_sampling import BATCH, GUIDANCE, ROWS, Model, Variant
+from sharing_measures import Cells, Gauge, Values, figures, joined
+from similar_prompts import GROUP, KINDS, PROMPTS
+from trunks import FULL, OWN, PUBLISHED, REFERENCE, VARIANTS, measure_all
+
+from cotrunk import Batching, Plan, Sharing, generate
+from cotrunk.evaluation.metrics import Figure
+from cotrunk.files import read_lines, write_bytes, write_text
+from cotrunk.planning.tree import flat_tree
+from cotrunk.plotting import log_axis, new_figure
+
+TRUNKS = {
+    PUBLISHED: {"noise": "common", "trunk_guidance": 1.0},
+    OWN: {"noise": "own", "trunk_guidance": 0.0},
+    "common noise, unguided": {"noise": "common", "trunk_guidance": 0.0},
+}
+CLAIMED = OWN  # the variant whose claim is examined
+TRIED = (20, 0.3)  # the steps and the share of `trunks.py`
+CLAIM = 1.25  # independent sampling may take so many times the rows
+BASE = "20 independent steps"  # differences are drawn against it
+MEASURES = {"alignment": 1, "frechet": -1, "diversity": 1}  # and whether more is better
+PICTURES = (0, 20, 32, 52)  # groups of the strips
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A cell: a trunk by name, or "independent"."""
+
+    trunk: str
+    steps: int = 20
+    share: float = 0.0
+
+    @property
+    def shared(self) -> int:
+        return int(self.share * self.steps + 1e-9)
+
+
+def settings() -> list[Setting]:
+    """Return all cells, most useful first."""
+    main = [trunk for trunk in TRUNKS if trunk != "common noise, unguided"]
+    found = [Setting("independent", steps) for steps in (20, 15)]
+    found += [Setting(trunk, 20, share) for share in (0.3, 0.2, 0.1, 0.4, 0.5) for trunk in main]
+    found += [Setting("independent", steps) for steps in (10, 12, 8)]
+    found += [Setting(trunk, steps, 0.3) for steps in (10, 15) for trunk in main]
+    found += [Setting("independent", steps) for steps in (18, 6, 25, 30)]
+    found += [Setting("common noise, unguided", 20, share) for share in (0.3, 0.4)]
+    found += [Setting(trunk, steps, 0.3) for steps in (30, 6) for trunk in main]
+    found += [Setting("independent", steps) for steps in (40, 50)]
+    return found
+
+
+def plan(setting: Setting, run: int) -> Plan:
+    """Return a plan with the groups of `similar_prompts` and the seeds of `plain_sampling`."""
+    trees, seeds, options = [], [], TRUNKS[setting.trunk]
+    for start in range(0, len(PROMPTS), GROUP):
+        trees += flat_tree(range(start, start + GROUP), setting.shared, setting.steps)
+    for prompt in range(len(PROMPTS)):
+        first = prompt // GROUP * GROUP if options["noise"] == "common" else prompt
+        seeds.append(10_000 * run + first)
+    sharing = Sharing(share=setting.share, **options)
+    return Plan(
+        tuple(PROMPTS), tuple(seeds), tuple(trees), setting.steps, setting.steps, sharing=sharing, threshold=0.0
+    )
+
+
+def draw(model: Model, own: Plan) -> torch.Tensor:
+    """Return images in bytes."""
+    result = generate(
+        model.pipe,
+        plan=own,
+        num_inference_steps=own.steps,
+        guidance_scale=model.guidance,
+        batching=Batching(BATCH, max_rows=ROWS, row_sizes=(ROWS,)),  # one shape, for a compiled denoiser
+        output_type="latent",
+    )
+    latents = result.images if isinstance(result.images, torch.Tensor) else torch.stack(list(result.images))
+    return model.decode(latents.float())
+
+
+def generated(model: Model, setting: Setting, cells: Cells, gauge: Gauge, run: int) -> Values:
+    """Return one run of a setting with `generate`, from its file if there is one."""
+
+    def make() -> dict[str, Any]:
+        own = plan(setting, run)
+        images = draw(model, own)
+        rows = own.cost.used / len(PROMPTS)  # without those that fill a forward
+        return {"rows": rows, "largest": GROUP, "images": images.numpy()} | gauge.measure(images)
+
+    key = {"product": 1, "model": model.name, **TRUNKS[setting.trunk], "steps": setting.steps, "shared": setting.shared}
+    return cells.get(key | {"run": run}, make)
+
+
+def cell_of(model: Model, setting: Setting, cells: Cells, gauge: Gauge, runs: int) -> Values:
+    """Return a setting: by `generate`, or by the loop if `trunks.py` has measured it."""
+    if setting.trunk == "independent":
+        return measure_all(model, Variant(steps=setting.steps), cells, gauge, runs)
+    if (setting.steps, setting.share) == TRIED:
+        return measure_all(model, VARIANTS[setting.trunk], cells, gauge, runs)
+    return joined([generated(model, setting, cells, gauge, run) for run in range(runs)])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--cells", type=Path, required=True, help="folder of the measured cells")
+    parser.add_argument("--models", nargs="+", default=list(GUIDANCE))
+    parser.add_argument("--compile", action="store_true", help="compile the UNet: pays from about ten cells on")
+    parser.add_argument("--runs", type=int, default=2, help="images per prompt")
+    parser.add_argument("--settings", type=int, help="measure only so many of the settings, most useful first")
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    torch.set_flush_denormal(True)
+    cells, gauge = Cells(args.cells), Gauge()
+    models = [Model(name, compiled=args.compile and name == "mini") for name in args.models]
+    file = args.out / "points.jsonl"
+    points = read_lines(file) if file.exists() else []
+    for setting in settings()[: args.settings]:
+        for model in models:
+            head = {"model": model.name, "runs": args.runs, **asdict(setting)}
+            if any(head.items() <= point.items() for point in points):
+                continue
+            cell = cell_of(model, setting, cells, gauge, args.runs)
+            reference, base = (measure_all(model, one, cells, gauge, args.runs) for one in (REFERENCE, FULL))
+            own = [head | {"kind": kind} | figures(cell, reference, kind, {BASE: base}) for kind in KINDS]
+            points += own
+            with file.open("a") as log:
+                log.writelines(json.dumps(point) + "\n" for point in own)
+            print(f"{model.name}, {setting}: {own[0]['rows']:.2f} rows", flush=True)
+    points = [point for point in points if point["runs"] == args.runs]
+    write_text(args.out / "table.md", table(points))
+    lines = []
+    for model in models:
+        get = functools.partial(cell_of, model, cells=cells, gauge=gauge, runs=args.runs)
+        plot([p for p in points if p["model"] == model.name], args.out / f"curves-{model.name}.png")
+        strip(get, args.out / f"pictures-{model.name}.png")
+        reference = measure_all(model, REFERENCE, cells, gauge, args.runs)
+        lines += claim(model.name, get, reference, [p for p in points if p["model"] == model.name])
+        lines += ["", check(model, cells, gauge), ""]
+    write_text(args.out / "claim.md", "\n".join(lines))
+
+
+def table(points: list[dict[str, Any]]) -> str:
+    """Return one line per setting and kind of group: values with intervals."""
+    heads = ["model", "groups", "trunk", "steps", "shared", "rows", *MEASURES, "bleed", "diversity against 20 steps"]
+    lines = ["| " + " | ".join(heads) + " |", "|---" * 3 + "|---:" * (len(heads) - 3) + "|"]
+    for p in sorted(points, key=lambda p: (p["model"], p["kind"], p["trunk"], p["steps"], p["share"])):
+        share = f"{p['share']:.0%}" if p["share"] else "-"
+        cells = [p["model"], p["kind"], p["trunk"], str(p["steps"]), share, f"{p['rows']:.2f}"]
+        cells += [f"{p[name]['value']:.3g} [{p[name]['low']:.3g}, {p[name]['high']:.3g}]" for name in MEASURES]
+        lost = Figure(**p[f"diversity against {BASE}"])
+        cells += [f"{p['bleed']['value']:.0%}", f"{lost.value:+.1%} [{lost.low:+.1%}, {lost.high:+.1%}]"]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def check(model: Model, cells: Cells, gauge: Gauge) -> str:
+    """Compare one run of `generate` with the same one of the loop."""
+    own = generated(model, Setting(CLAIMED, *TRIED), cells, gauge, 0)
+    loop = measure_all(model, VARIANTS[CLAIMED], cells, gauge, runs=1)
+    squared = ((own["images"].astype(np.float32) - loop["images"]) / 255) ** 2
+    psnr = np.sort(-10 * np.log10(np.maximum(squared.mean(axis=(1, 2, 3)), 1e-10)))
+    worst = psnr[: len(psnr) // 20].mean()
+    parts = [
+        f"{name} {own[name].mean():.4f} and {loop[name].mean():.4f}" for name in ("alignment", "diversity", "bleed")
+    ]
+    return (
+        f"{model.name}: the images of `generate` and of the loop (20 steps, 30 % shared): PSNR {np.median(psnr):.1f} "
+        f"dB (median), {worst:.1f} dB (worst twentieth); {'; '.join(parts)}."
+    )
+
+
+def claim(name: str, get: Callable[..., Values], reference: Values, points: list[dict[str, Any]]) -> list[str]:
+    """Compare each shared setting with the best independent one of at most `CLAIM` times its rows, per measure."""
+    heads = ["groups", "steps", "shared", "rows", *MEASURES]
+    lines = [f"{name}: {CLAIMED}", "", "| " + " | ".join(heads) + " |", "|---" + "|---:" * (len(heads) - 1) + "|"]
+    for p in points:
+        rivals = [q for q in points if q["trunk"] == "independent" and q["kind"] == p["kind"]]
+        rivals = [q for q in rivals if q["rows"] <= CLAIM * p["rows"]]
+        if p["trunk"] != CLAIMED or not rivals:
+            continue
+        cells = [p["kind"], str(p["steps"]), f"{p['share']:.0%}", f"{p['rows']:.2f}"]
+        for measure_name, sign in MEASURES.items():
+            best = max(rivals, key=lambda q: sign * q[measure_name]["value"])
+            other = get(setting=Setting("independent", best["steps"]))
+            own = figures(get(setting=Setting(CLAIMED, p["steps"], p["share"])), reference, p["kind"], {"": other})
+            change = Figure(**own[f"{measure_name} against "])
+            worse = sign * (change.high if sign > 0 else change.low) < 0
+            verdict = "worse" if worse else "not clearly worse"
+            shown = f"{change.value:+.1%} [{change.low:+.1%}, {change.high:+.1%}]"
+            cells.append(f"{verdict} than {best['steps']} steps: {shown}")
+        lines.append("| " + " | ".join(cells) + " |")
+    return lines
+
+
+def plot(points: list[dict[str, Any]], path: Path) -> None:
+    """Draw the measures over rows, one line of panels per kind of group. Intervals are of differences from `BASE`."""
+    titles = {
+        "alignment": "alignment, difference from 20 independent steps (higher)",
+        "frechet": "Frechet distance (lower)",
+        "diversity": "diversity in groups (higher)",
+    }
+    figure = new_figure(figsize=(15, 8.4), layout="constrained")
+    panels = figure.subplots(len(KINDS), len(MEASURES), squeeze=False)
+    for line, kind in zip(panels, KINDS, strict=True):
+        for panel, measure_name in zip(line, MEASURES, strict=True):
+            here = [p for p in points if p["kind"] == kind]
+            for number, trunk in enumerate(("independent", *TRUNKS)):
+                for style, own in _curves(trunk, [p for p in here if p["trunk"] == trunk]):
+                    rows = [p["rows"] for p in own]
+                    behind = [p[f"{measure_name} behind {BASE}"] for p in own]
+                    key = f"{measure_name} behind {BASE}" if measure_name == "alignment" else measure_name
+                    values = [p[key]["value"] for p in own]
+                    ends = [[abs(b[end] - b["value"]) for b in behind] for end in ("low", "high")]
+                    label = trunk + {"-": ", 20 steps, 10 to 50 % shared", ":": ", 6 to 30 steps, 30 % shared"}.get(
+                        style, ""
+                    )
+                    weight = 2.4 if trunk == "independent" else 1.3
+                    bars = {"capsize": 2, "elinewidth": 0.8, "color": f"C{number}", "ms": 4, "lw": weight}
+                    panel.errorbar(rows, values, ends, fmt=f"o{style or '-'}", label=label, **bars)
+            log_axis(panel)
+            panel.set_title(f"groups of {kind}: {titles[measure_name]}", fontsize=9)
+            panel.set_xlabel("denoiser rows per image")
+            panel.grid(alpha=0.25)
+    figure.legend(*panels[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=9)
+    write_bytes(path, lambda file: figure.savefig(file, format="png", dpi=100))
+
+
+def _curves(trunk: str, points: list[dict[str, Any]]) -> list[tuple[str, list[dict[str, Any]]]]:
+    """Return the curves of a trunk with their line styles: over the share, and over the steps."""
+    ordered = sorted(points, key=lambda p: p["rows"])
+    if trunk == "independent":
+        return [("", ordered)]
+    found = [("-", [p for p in ordered if p["steps"] == 20]), (":", [p for p in ordered if p["share"] == 0.3])]
+    return [(style, own) for style, own in found if len(own) > 1]
+
+
+def strip(get: Callable[..., Values], path: Path) -> None:
+    """Draw some groups: independent, published, and the claimed variant, 20 steps and 30 % shared."""
+    settings = {"independent": Setting("independent"), "published": Setting(PUBLISHED, *TRIED)}
+    settings[CLAIMED] = Setting(CLAIMED, *TRIED)
+    figure = new_figure(figsize=(18, 4.2), layout="constrained")
+    panels = figure.subplots(len(settings), len(PICTURES))
+    for line, (name, setting) in zip(panels, settings.items(), strict=True):
+        images = get(setting=setting)["images"]
+        for panel, group in zip(line, PICTURES, strict=True):
+            four = images[group * GROUP : (group + 1) * GROUP].transpose(2, 0, 3, 1)
+            panel.imshow(four.reshape(four.shape[0], -1, 3))
+            panel.set_xticks([])
+            panel.set_yticks([])
+            if line is panels[0]:
+                panel.set_title("; ".join(PROMPTS[group * GROUP : (group + 1) * GROUP]), fontsize=7)
+        line[0].set_ylabel(name, fontsize=8)
+    write_bytes(path, lambda file: figure.savefig(file, format="png", dpi=100))
+
+
+if __name__ == "__main__":
+    main()

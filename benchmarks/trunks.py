@@ -1,0 +1,124 @@
+"""Try variants of the trunk once each, in an independent sampling loop: which one keeps most of an image?
+
+    python benchmarks/trunks.py --out docs/results/sharing --cells build/cells      # an hour on one core
+
+The loop (`plain_sampling`) uses nothing of cotrunk's engine: it also checks what `benchmarks/sharing.py` measures with
+`cotrunk.generate`. 20 steps (mini: DDIM, mini-dit: DPM++ 2M), 30 % of them shared, bfloat16 with float32 samples, 256
+prompts in groups of four (see `similar_prompts`), two runs. Frechet distances are to independent images from other
+seeds in 50 steps. Measured cells are kept in --cells; a later call continues.
+"""
+
+import argparse
+import functools
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from plain_sampling import GUIDANCE, Model, Sampling, Variant
+from sharing_measures import Cells, Gauge, Values, figures, joined
+from similar_prompts import KINDS, PROMPTS
+
+from cotrunk.evaluation.metrics import Figure
+from cotrunk.files import read_lines, write_text
+
+FLAT, OFF, RAMP = ((4, 6),), (0.0, 0.0), (0.0, 1.0)
+MEASURES = ("alignment", "diversity", "bleed", "frechet")
+PUBLISHED, OWN = "common noise, guided (SAGE)", "own noise, unguided"
+REFERENCE, FULL, EQUAL = Variant(steps=50, runs=100), Variant(), "independent, equal cost"
+VARIANTS = {
+    "independent": FULL,
+    EQUAL: Variant(steps=15),
+    PUBLISHED: Variant(stops=FLAT, noise="common"),
+    OWN: Variant(stops=FLAT, guidance=OFF),
+    "common noise, unguided": Variant(stops=FLAT, noise="common", guidance=OFF),
+    "own noise, guided": Variant(stops=FLAT),
+    "own noise, guidance ramps up": Variant(stops=FLAT, guidance=RAMP),
+    "own noise, unguided, representative rotates": Variant(stops=FLAT, guidance=OFF, rotate=True),
+    "own noise, unguided, medoid": Variant(stops=FLAT, guidance=OFF, condition="medoid"),
+    "own noise, unguided, branch points from a probe": Variant(stops=((4, 5),), guidance=OFF, probe=True),
+    "own noise, unguided, trees of 16": Variant(stops=((16, 3), (8, 4), (4, 5)), guidance=OFF),
+    "own noise, unguided, trees of 8": Variant(stops=((8, 4), (4, 5)), guidance=OFF),
+    "common noise, guidance ramps up": Variant(stops=FLAT, noise="common", guidance=RAMP),
+    "independent, 5 steps": Variant(steps=5),
+    "independent, 5 steps, mean of 16 unconditional x0 at the first": Variant(steps=5, first=16),
+}
+
+
+def measure(model: Model, variant: Variant, cells: Cells, gauge: Gauge, run: int) -> Values:
+    """Return one run of a variant, from its file if there is one.
+
+    Shared images with their own noise are also compared with the independent ones.
+    """
+
+    def make() -> dict[str, Any]:
+        compare = variant.noise == "own" and bool(variant.stops)
+        own = torch.from_numpy(measure(model, FULL, cells, gauge, run)["images"]) if compare else None
+        sampling = Sampling(model, variant, run)
+        images = sampling.images(range(len(PROMPTS)))
+        largest = max((size for size, _ in variant.stops), default=1)
+        facts = {"rows": sampling.rows / len(images), "largest": largest, "images": images.numpy()}
+        return facts | gauge.measure(images, own)
+
+    return cells.get({"loop": 1, "model": model.name, "run": run, **asdict(variant)}, make)
+
+
+def measure_all(model: Model, variant: Variant, cells: Cells, gauge: Gauge, runs: int) -> Values:
+    """Return the runs of a variant as one."""
+    return joined([measure(model, variant, cells, gauge, run) for run in range(runs)])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--cells", type=Path, required=True, help="folder of the measured cells")
+    parser.add_argument("--models", nargs="+", default=list(GUIDANCE))
+    parser.add_argument("--compile", action="store_true", help="compile the UNet: pays from about ten cells on")
+    parser.add_argument("--runs", type=int, default=2, help="images per prompt")
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    torch.set_flush_denormal(True)
+    cells, gauge = Cells(args.cells), Gauge()
+    models = [Model(name, compiled=args.compile and name == "mini") for name in args.models]
+    file = args.out / "trunks.jsonl"
+    points = read_lines(file) if file.exists() else []
+    for name, variant in VARIANTS.items():
+        for model in models:
+            settings = json.loads(json.dumps(asdict(variant)))
+            head = {"model": model.name, "variant": name, "runs": args.runs, "settings": settings}
+            if not any(head.items() <= point.items() for point in points):
+                get = functools.partial(measure_all, model, cells=cells, gauge=gauge, runs=args.runs)
+                cell = get(variant=variant)
+                others = ["independent, 5 steps"] if variant.steps == 5 else [PUBLISHED, EQUAL]
+                known = {other: get(variant=VARIANTS[other]) for other in others if other != name}
+                own = [head | {"kind": kind} | figures(cell, get(variant=REFERENCE), kind, known) for kind in KINDS]
+                points += own
+                with file.open("a") as log:
+                    log.writelines(json.dumps(point) + "\n" for point in own)
+                print(f"{model.name}, {name}: {own[0]['rows']:.2f} rows", flush=True)
+            write_text(args.out / "trunks.md", table([point for point in points if point["runs"] == args.runs]))
+
+
+def table(points: list[dict[str, Any]]) -> str:
+    """Return one line per variant: value, then the change in per cent from SAGE and from fewer independent steps."""
+    heads = ["model", "groups", "variant", "rows", *MEASURES, "distance to its own image", "PSNR of it"]
+    lines = ["| " + " | ".join(heads) + " |", "|---" * 3 + "|---:" * (len(heads) - 3) + "|"]
+    for p in sorted(points, key=lambda p: (p["model"], p["kind"])):
+        cells = [p["model"], p["kind"], p["variant"], f"{p['rows']:.2f}"]
+        for name in MEASURES:
+            value, how = (
+                (f"{p[name]['value']:.0%}", "behind") if name == "bleed" else (f"{p[name]['value']:.3g}", "against")
+            )
+            changes = [Figure(**p[key]) for key in p if key.startswith(f"{name} {how}")]
+            shown = [f"{100 * c.value:+.1f} [{100 * c.low:+.1f}, {100 * c.high:+.1f}]" for c in changes]
+            cells.append("; ".join([value, *shown]))
+        for name, digits in (("distance", 3), ("psnr", 1)):
+            ends = [f"{p[name][end]:.{digits}f}" for end in ("value", "worst")] if name in p else []
+            cells.append(", worst twentieth ".join(ends))
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()

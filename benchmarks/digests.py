@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,8 @@ def tiny_pipelines() -> None:
         limits: dict[str, Any] = {"num_inference_steps": STEPS, "output_type": "latent"}
         run(f"{name} alone", made.pipe, **inputs, **limits, sharing=None)
         run(f"{name} shared", made.pipe, **inputs, **limits, sharing=EVERYONE, batching=Batching(max_rows=3), seed=1)
+        own = {"sharing": replace(EVERYONE, noise="own", trunk_guidance=0.0 if made.rows_per_step == 2 else 1.0)}
+        run(f"{name} own noise", made.pipe, **inputs, **limits, **own, skipping=skipping)
         run(f"{name} skipped", made.pipe, **inputs, **limits, sharing=EVERYONE, skipping=skipping)
 
 

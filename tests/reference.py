@@ -3,7 +3,7 @@
 Every image runs as one row and its unconditional row, with its own copy of the scheduler. Up to the branch point each
 member of a group is conditioned on the mean of the group. With common noise, members start from the same noise, and
 nothing else is shared: what cotrunk computes once for a group is computed here for each member. With own noise, members
-get the output that predicts the x0 of the first member.
+get the output that predicts the x0 of the member with the smallest seed.
 """
 
 import copy
@@ -85,7 +85,9 @@ def sample(
             scaled = [schedule.scaled(i, image.latents) for image in images]
             x0 = [schedule.x0_of(i, x, output) for x, output in zip(scaled, outputs, strict=True)]
             outputs = [
-                outputs[image] if group == [image] else schedule.output_for(i, scaled[image], x0[min(group)])
+                outputs[image]
+                if group == [image]
+                else schedule.output_for(i, scaled[image], x0[min(group, key=seeds.__getitem__)])
                 for image, group in enumerate(members)
             ]
         for image, output in zip(images, outputs, strict=True):

@@ -175,7 +175,7 @@ class Run:
 
     def _call(self, trees: tuple[Branch, ...], on_step: Callable[[StepEvent], None] | None) -> Batch:
         images = tuple(image for tree in trees for image in tree.images)
-        sources = partition(trees, self.plan.timesteps)
+        sources = partition(trees, self.plan.timesteps, self.plan.seeds)
         rows = self._rows(sources, images, self._trunk(trees))
         call = CallState(rows, self.plan.timesteps, self.batching.max_rows, self.batching.row_sizes, on_step)
         seeds = [self.plan.seeds[image] for image in images]
@@ -209,7 +209,7 @@ class Run:
         sharing = self.plan.sharing
         if sharing is None or all(len(tree.images) == 1 for tree in trees):
             return AS_ALONE
-        return Trunk(sharing.noise == "own", sharing.trunk_guidance if self.plan.guidance_rows == 2 else 1.0)
+        return Trunk(sharing.noise == "own", self.plan.trunk_guidance)
 
     def _rows(self, sources: list[tuple[int, ...]], images: Sequence[int], trunk: Trunk) -> RowPlan:
         """Return where the rows of one call come from, with new policies: their history belongs to these images."""

@@ -101,8 +101,9 @@ def generate(
             and after (Kynkaanniemi et al. 2024). None for all steps.
         batching: how many images and denoiser rows run at once.
         settings: all of the above in one object, and the number of steps, instead of one by one.
-        seed: one for the run or one per prompt. A group starts from the same noise, so an image depends on the prompts
-            of its group. Apart from rounding, it depends neither on their order nor on anything else in the run.
+        seed: one for the run or one per prompt. A group shares steps, and its noise unless `sharing` says otherwise, so
+            an image depends on the prompts of its group. Apart from rounding, it depends neither on their order nor on
+            anything else in the run.
         num_images_per_prompt: images of each prompt, each from a different trunk.
         plan: replay this plan instead of making one; it determines `sharing`, `seed` and `num_images_per_prompt`.
         on_batch: called with each finished `Batch`.

@@ -49,9 +49,11 @@ def test_images_of_a_tree_have_one_seed_unless_they_keep_their_own_noise() -> No
 
 
 def test_partition_is_the_tree_at_every_timestep() -> None:
-    sources = partition(PLAN.trees, 10)  # images 0, 2, 1 in the order of the batch
+    sources = partition(PLAN.trees, 10, PLAN.seeds)  # images 0, 2, 1 in the order of the batch
     assert sources[0] == sources[2] == (0, 0, 2)
     assert sources[3] == sources[9] == (0, 1, 2)
+    # where seeds differ, the smallest one says whose row runs
+    assert partition(PLAN.trees, 10, (2, 3, 1))[0] == (1, 1, 2)
 
 
 @given(sizes=st.lists(st.integers(1, 6), min_size=1, max_size=12), limit=st.integers(1, 8))

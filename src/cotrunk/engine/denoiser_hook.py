@@ -201,8 +201,11 @@ class FoldHook:
         return assemble([self.last.output], [self.last.rows], same, listed=call.listed)
 
     def _weakened(self, plan: StepPlan, call: _Call, output: Any, images: int, *, is_second: bool) -> Any:
-        """Return the output with a part of the guidance in trunks: there, the rows without the prompts lie between the
-        output with the prompts and their own. Pipelines combine the two linearly, so this scales their difference."""
+        """Return the output with a part of the guidance in trunks.
+
+        There the output without the prompts moves towards the one with them. Pipelines combine the two linearly, so
+        this weakens the guidance.
+        """
         part = plan.trunk.guidance
         if part in (0, 1) or not self.chunks.is_counted or not (is_second or call.rows == 2 * images):
             return output

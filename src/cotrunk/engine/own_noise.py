@@ -1,6 +1,6 @@
 """Trunks whose images keep their own noise: they share the x0 that the trunk's row predicts, not their latents.
 
-At a step of a trunk the denoiser computes one row, from the sample of the trunk's first image. Its guided output
+At a step of a trunk the denoiser computes one row, from the sample of one image of the trunk. Its guided output
 predicts an x0. Every other image of the trunk gets the output that predicts this x0 from its own sample. So
 `scheduler.step` is unchanged, the memory of a solver is each image's own, and so is the noise that it draws. An image
 whose prompt would predict the same x0 is exactly the image that it would be alone.
@@ -38,7 +38,7 @@ class OwnNoise:
     def outputs(
         self, plan: StepPlan, steps: SchedulerSteps, output: torch.Tensor, sample: torch.Tensor
     ) -> torch.Tensor:
-        """Return the outputs (N, ...) for `scheduler.step`: in a trunk, they all predict the x0 of its first image.
+        """Return the outputs (N, ...) for `scheduler.step`: in a trunk, they all predict the x0 of the row that ran.
 
         Args:
             plan: of this step. Where it says that an image is not computed, its output is left as it is.
@@ -60,10 +60,10 @@ class OwnNoise:
                 f"The output of {self._kind} has the shape {tuple(output.shape)} for latents of {tuple(sample.shape)}, "
                 'so its x0 is unknown: use noise="common".'
             )
-        first = torch.tensor(plan.sources, device=sample.device)
-        self._check_rest(plan, first, sample)
+        sources = torch.tensor(plan.sources, device=sample.device)
+        self._check_rest(plan, sources, sample)
         own = schedule.scaled(step, sample)
-        x0 = schedule.x0_of(step, own, predicted.to(own.dtype)).index_select(0, first)
+        x0 = schedule.x0_of(step, own, predicted.to(own.dtype)).index_select(0, sources)
         made = schedule.output_for(step, own, x0).to(output.dtype)
         known = plan.known_to(0, images)
         takes = [known[image] and plan.sources[image] != image for image in range(images)]
@@ -71,11 +71,11 @@ class OwnNoise:
         made = torch.where(mask, made, predicted)
         return torch.cat([made, output[:, sample.shape[1] :]], dim=1) if predicted is not output else made
 
-    def _check_rest(self, plan: StepPlan, first: torch.Tensor, latents: torch.Tensor) -> None:
+    def _check_rest(self, plan: StepPlan, sources: torch.Tensor, latents: torch.Tensor) -> None:
         """Check that images of a trunk are equal in what the denoiser's sample holds besides the latents."""
         rest = self._besides(latents)
         if rest is not None:
-            differs = differ(rest, rest.index_select(0, first), ENCODER_NOISE)
+            differs = differ(rest, rest.index_select(0, sources), ENCODER_NOISE)
             self._equality.expect(plan.step, self._kind, {"sample": differs}, at_once=plan.step == 0)
 
     def _besides(self, latents: torch.Tensor) -> torch.Tensor | None:

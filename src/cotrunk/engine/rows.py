@@ -34,7 +34,7 @@ class Folding:
 
     Attributes:
         live: the rows that run.
-        members: for each live row, the rows that it represents.
+        members: for each live row, the rows that it represents, itself first.
         spared: numbers of rows that do not run, by the first reason that applies: sharing, guidance that is off,
             skipping.
         inverse: (R,) for each row the place of its live row; -1 for rows that are not computed.
@@ -62,9 +62,9 @@ class Folding:
         self.spared = Counter(sharing=rows - len(stand_in), skipping=len(kept) - len(self.live))
         self.spared.update(off[row % images] or "" for row in stand_in if row not in kept)
         place = {row: i for i, row in enumerate(self.live)}
-        self.members: list[list[int]] = [[] for _ in self.live]
+        self.members = [[row] for row in self.live]
         for row, source in enumerate(shared):
-            if source in place:
+            if source in place and row != source:
                 self.members[place[source]].append(row)
         if not self.live:
             return
@@ -279,7 +279,7 @@ def assemble(parts: list[Any], sizes: list[int], inverse: torch.Tensor | None, *
 def blended(start: Any, end: Any, part: float) -> Any:
     """Return the output that lies this part of the way from one output to another of the same structure."""
 
-    def between(own: Any, other: Any) -> Any:
-        return torch.lerp(own, other, part) if isinstance(own, torch.Tensor) and own.is_floating_point() else own
+    def between(one: Any, other: Any) -> Any:
+        return torch.lerp(one, other, part) if isinstance(one, torch.Tensor) and one.is_floating_point() else one
 
     return tree_map(between, start, end)

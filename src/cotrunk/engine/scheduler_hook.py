@@ -97,14 +97,13 @@ class SchedulerHook:
 
     def _check_equal(self, plan: StepPlan, sample: Any, images: int) -> None:
         """Check that images which share a row have equal samples, unless they keep their own noise."""
-        if plan.is_shared and not plan.has_own_noise and _has_images(sample, images):
+        if plan.shares_latents and _has_images(sample, images):
             place = torch.tensor(plan.sources, device=sample.device)
             differs = differ(sample, sample.index_select(0, place))
             self._state.equality.expect(plan.step, self._kind, {"sample": differs}, at_once=False)
 
     def _observed(self, plan: StepPlan, named: dict[str, Any], images: int, steps: SchedulerSteps) -> dict[str, Any]:
-        """Give the images of a trunk their outputs, let every policy supply its own, and return the arguments of the
-        step with them."""
+        """Return the arguments of the step with the outputs that the images of trunks and the policies get."""
         if not all(_has_images(named.get(name), images) for name in ("model_output", "sample")):
             without = "without skipping" if self._state.row_plan.policies else 'with noise="common"'
             raise CotrunkError(f"{self._kind}.step gets no tensor with one entry per image: run it {without}.")
@@ -124,7 +123,7 @@ class SchedulerHook:
         if not _has_images(sample, images):
             return taken, sample
         self._state.note_finite(sample.flatten(1).isfinite().all(dim=1))
-        if plan.is_shared and not plan.has_own_noise:
+        if plan.shares_latents:
             # they are equal already, unless the scheduler draws noise from another source
             sample = sample.index_select(0, torch.tensor(plan.sources, device=sample.device))
             if is_tuple:

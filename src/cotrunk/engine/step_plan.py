@@ -57,9 +57,9 @@ class StepPlan:
         return self.sources != tuple(range(len(self.sources)))
 
     @property
-    def has_own_noise(self) -> bool:
-        """Whether any image takes the row of another, which was computed from other latents."""
-        return self.trunk.own_noise and self.is_shared
+    def shares_latents(self) -> bool:
+        """Whether images that share a row have equal latents."""
+        return self.is_shared and not self.trunk.own_noise
 
     @cached_property
     def in_trunk(self) -> tuple[bool, ...]:

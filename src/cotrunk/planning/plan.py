@@ -105,6 +105,11 @@ class Plan:
         return image // self.images_per_prompt
 
     @property
+    def trunk_guidance(self) -> float:
+        """The fraction of the guidance in trunks; 1 where guidance takes no row of its own."""
+        return 1.0 if self.sharing is None or self.guidance_rows != 2 else self.sharing.trunk_guidance
+
+    @property
     def cost(self) -> Cost:
         """The predicted rows of the whole plan, before skipping and guidance_interval save any."""
         return self.cost_of(self.trees)
@@ -117,8 +122,7 @@ class Plan:
 
     def rows_of(self, branch: Branch) -> int:
         """Return the rows of one evaluation on this branch: a trunk without guidance needs no row for it."""
-        is_unguided = self.sharing is not None and self.sharing.trunk_guidance == 0 and len(branch.images) > 1
-        return 1 if is_unguided and self.guidance_rows == 2 else self.guidance_rows
+        return 1 if self.trunk_guidance == 0 and len(branch.images) > 1 else self.guidance_rows
 
     def image_rows(self) -> list[float]:
         """Return the rows of each image; the rows of a trunk are divided equally among the images on it."""

@@ -99,11 +99,12 @@ def packed(trees: Sequence[Branch], size: int) -> Iterator[tuple[Branch, ...]]:
         yield tuple(batch)
 
 
-def partition(trees: Sequence[Branch], timesteps: int) -> list[tuple[int, ...]]:
+def partition(trees: Sequence[Branch], timesteps: int, seeds: Sequence[int]) -> list[tuple[int, ...]]:
     """Return the sources of all rows of a batch: one entry per timestep, with one place per image of the batch.
 
-    An image takes the row of the image at that place, the first of its branch. There is one entry more than timesteps,
-    because some schedulers need another denoiser call at the end.
+    An image takes the row of the image at that place: of the image on its branch with the smallest seed, which does not
+    depend on the order of the prompts. There is one entry more than timesteps, because some schedulers need another
+    denoiser call at the end.
     """
     images = [image for tree in trees for image in tree.images]
     place = {image: i for i, image in enumerate(images)}
@@ -112,7 +113,8 @@ def partition(trees: Sequence[Branch], timesteps: int) -> list[tuple[int, ...]]:
         row = [0] * len(images)
         for tree in trees:
             for branch in tree.at(timestep):
+                source = place[min(branch.images, key=seeds.__getitem__)]
                 for image in branch.images:
-                    row[place[image]] = place[branch.images[0]]
+                    row[place[image]] = source
         sources.append(tuple(row))
     return [*sources, tuple(range(len(images)))]

@@ -4,10 +4,11 @@
     python own.py --model mini --bfloat16
 
 Three fine-tunes with the same images, steps and learning rate: `standard` (equation 2), `sage-trunk` (equation 3 for
-published sampling, as in run.py) and `own` (`--noise own`). Each is sampled as it was trained for, and the pre-trained
-model and `standard` in both ways, on held-out groups that `trials.py` did not use to choose lambda_1. The most
-important cells come first, and the tables are written again after every cell, so that an interrupted evaluation can be
-read.
+published sampling, as in run.py, but with the pre-trained teacher) and `own` (the same with `--noise own`). Each is
+sampled as it was trained for, and the pre-trained model and `standard` in both ways, on held-out groups that
+`trials.py` did not use to choose lambda_1. With `--self-taught`, both are also trained with themselves as teachers. The
+most important cells come first, and the tables are written again after every cell, so that an interrupted evaluation
+can be read.
 """
 
 import argparse
@@ -39,8 +40,10 @@ from cotrunk.groups.dataset import disjoint, images_of, read_groups
 from cotrunk.pipelines.image_size import image_size
 from cotrunk.pipelines.loading import load_pipeline
 
-TRUNK = ("--branch-noise", "trunk", "--shared-weight", "0")
+SELF = ("--branch-noise", "trunk", "--shared-weight", "0")
+TRUNK = (*SELF, "--teacher", "pre-trained")
 OBJECTIVES = {"own": (*TRUNK, "--noise", "own"), "sage-trunk": TRUNK, "standard": ("--objective", "standard")}
+SELF_TAUGHT = {"own-self": (*SELF, "--noise", "own"), "sage-trunk-self": SELF}
 # (steps, guidance) of the evaluation
 SAMPLING = {"mini": (30, 5.0), "mini-dit": (20, 3.0)}
 OWN = {"noise": "own", "trunk_guidance": 0.0}
@@ -55,9 +58,8 @@ PAIRS = (
 )
 
 
-def train(model: str, out: Path, learning_rate: float, bfloat16: bool) -> dict[str, Path]:
-    """Train what is not trained yet, and return the folders of the fine-tunes."""
-    loras = {name: out / model / f"lora-train-{name}" for name in OBJECTIVES}
+def train(model: str, loras: dict[str, Path], groups: Path, learning_rate: float, bfloat16: bool) -> None:
+    """Train what is not trained yet, into these folders."""
     common = ["--model", model, "--steps", "250", "--batch", "8", "--rank", "32", "--layers", "all", "--ema", "0.99"]
     common += ["--learning-rate", f"{learning_rate:g}", "--checkpoint-every", "50"]
     common += ["--mixed-precision", "bf16"] if bfloat16 else []
@@ -66,11 +68,10 @@ def train(model: str, out: Path, learning_rate: float, bfloat16: bool) -> dict[s
         for encoded in folder.parent.glob("*/encoded-*"):  # the same images and captions are encoded only once
             if not (folder / encoded.name).exists():
                 (folder / encoded.name).symlink_to(encoded.resolve())
-        words = ["train", str(out / "train-groups"), "--out", str(folder), *common, *OBJECTIVES[name]]
+        words = ["train", str(groups), "--out", str(folder), *common, *{**OBJECTIVES, **SELF_TAUGHT}[name]]
         print("cotrunk", *words, flush=True)
         if subprocess.run([sys.executable, "-m", "cotrunk", *words]).returncode:
             raise SystemExit(f"The training of {name} failed.")
-    return loras
 
 
 def cells(steps: int, shares: list[float], more_shares: list[float]) -> Iterator[Cell]:
@@ -78,7 +79,8 @@ def cells(steps: int, shares: list[float], more_shares: list[float]) -> Iterator
     for share in shares:
         yield from (Cell(model, share, steps, **trunk) for model, trunk in PAIRS)
         if share == shares[0]:
-            yield from (Cell(model, 0.0, steps) for model in ("pre-trained", "own", "standard"))
+            yield from (Cell(model, 0.0, steps) for model in ("pre-trained", "own"))
+            yield from (Cell("own-self", share, steps, **OWN), Cell("sage-trunk-self", share, steps))
     for share in more_shares:
         yield from (Cell(model, share, steps, **trunk) for model, trunk in PAIRS[:3])
 
@@ -131,6 +133,7 @@ def main() -> None:
     parser.add_argument("--model", choices=list(SAMPLING), default="mini-dit")
     parser.add_argument("--out", type=Path, default=HERE / "build")
     parser.add_argument("--only", choices=["train", "evaluate"])
+    parser.add_argument("--self-taught", action="store_true", help="two more fine-tunes, which are their own teachers")
     parser.add_argument("--bfloat16", action="store_true", help="as in run.py")
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--groups", type=int, default=100, help="number of held-out groups")
@@ -141,9 +144,10 @@ def main() -> None:
     )
     parser.add_argument("--results", type=Path, default=HERE.parent.parent / "docs" / "results")
     args = parser.parse_args()
-    loras = {name: args.out / args.model / f"lora-train-{name}" for name in OBJECTIVES}
+    names = [*OBJECTIVES, *(SELF_TAUGHT if args.self_taught else ())]
+    loras = {name: args.out / args.model / f"lora-train-{name}" for name in names}
     if args.only != "evaluate":
-        loras = train(args.model, args.out, args.learning_rate, args.bfloat16)
+        train(args.model, loras, args.out / "train-groups", args.learning_rate, args.bfloat16)
     if args.only == "train":
         return
     torch.set_grad_enabled(False)

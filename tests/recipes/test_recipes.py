@@ -74,11 +74,14 @@ def test_own_noise_is_trained_with_existing_options(sage_mini: pytest.MonkeyPatc
 
     (tmp_path / model / "lora-train-own" / "encoded-1").mkdir(parents=True)
     sage_mini.setattr(own.subprocess, "run", run)
-    sage_mini.setattr(sys, "argv", ["own.py", "--model", model, "--only", "train", "--out", str(tmp_path)])
+    sage_mini.setattr(
+        sys, "argv", ["own.py", "--model", model, "--only", "train", "--self-taught", "--out", str(tmp_path)]
+    )
     own.main()
     known = set(re.findall(r"(--[a-z-]+)", cotrunk("train", "--help").out))
     assert all({part for part in words if part.startswith("--")} <= known for words in asked)
-    assert ["--noise" in words for words in asked] == [True, False, False]
+    assert ["--noise" in words for words in asked] == [True, False, False, True, False]
+    assert ["--teacher" in words for words in asked] == [True, True, False, False, False]
     assert all((tmp_path / model / f"lora-train-{name}" / "encoded-1").is_dir() for name in own.OBJECTIVES)
 
 

@@ -247,6 +247,27 @@ def test_a_perfect_branch_sees_the_states_it_was_trained_on() -> None:
 
 
 @pytest.mark.parametrize("noise", ["common", "own"])
+def test_the_pre_trained_teacher_predicts_the_soft_target_only(noise: Any) -> None:
+    model, (latents, conditions, groups) = Small(), batch([2, 3, 1])
+    asked: list[int] = []
+
+    def teacher(noisy: Tensor, step: Tensor, named: dict[str, Any]) -> Tensor:
+        assert not torch.is_grad_enabled()
+        asked.append(len(noisy))
+        return torch.zeros_like(noisy)
+
+    def terms(name: Any) -> Terms:
+        generator, loss = torch.Generator().manual_seed(0), Loss(noise=noise, teacher=name)
+        return sage_loss(model, latents, conditions, groups, schedule("sample"), loss, generator, teacher)
+
+    own, frozen = terms("self"), terms("pre-trained")
+    assert asked == [6]
+    assert torch.equal(own.shared, frozen.shared)
+    assert torch.equal(own.branch, frozen.branch)
+    assert not torch.equal(own.target, frozen.target)
+
+
+@pytest.mark.parametrize("noise", ["common", "own"])
 def test_the_order_of_groups_and_members_changes_nothing(noise: Any) -> None:
     model, (latents, conditions, groups) = Small(), batch([2, 3, 1])
     arguments = (schedule("epsilon"), Loss(noise=noise))
@@ -312,6 +333,8 @@ def test_the_standard_objective_is_equation_2() -> None:
         ({"objective": "best"}, "objective 'best' is unknown: use sage or standard"),
         ({"weighting": "snr"}, "weighting 'snr' is unknown: use uniform or min-snr"),
         ({"branch_noise": "own"}, "branch_noise 'own' is unknown: use drawn or trunk"),
+        ({"teacher": "other"}, "teacher 'other' is unknown: use self or pre-trained"),
+        ({"teacher": "pre-trained", "through_target": True}, "through_target needs teacher 'self'"),
         ({"noise": "trunk"}, "noise 'trunk' is unknown: use common or own"),
         ({"share": 0}, "share 0 is out of range"),
         ({"share": 1.0}, r"share 1\.0 is out of range"),

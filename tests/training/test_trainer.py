@@ -78,6 +78,30 @@ def test_training_changes_the_lora_and_nothing_else(groups: list[list[Pair]], tm
     assert {file.name for file in tmp_path.iterdir() if file.is_file()} == kept
 
 
+def test_the_pre_trained_teacher_is_the_model_without_its_lora(groups: list[list[Pair]], tmp_path: Path) -> None:
+    """With a learning rate that ruins the model, its soft target stays where it was."""
+    given, taught = dict[str, list[Tensor]](self=[], fresh=[]), list[Tensor]()
+    fresh = sd_with_text().pipe.unet
+
+    def watched(*arguments: Any) -> Terms:
+        *rest, pre_trained = arguments
+
+        def teacher(noisy: Tensor, steps: Tensor, named: dict[str, Any]) -> Tensor:
+            taught.append(pre_trained(noisy, steps, named))
+            given["fresh"].append(fresh(noisy, steps.float(), **named, return_dict=False)[0])
+            given["self"].append(rest[0](noisy, steps, named))
+            return taught[-1]
+
+        return sage_loss(*rest, teacher)
+
+    settings = TrainSettings(**vars(QUICK) | {"steps": 3, "loss": Loss(teacher="pre-trained", shared_weight=0)})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("cotrunk.training.trainer.sage_loss", watched)
+        trained(groups, tmp_path, settings)
+    assert all(close(mine, theirs) for mine, theirs in zip(taught, given["fresh"], strict=True))
+    assert not close(taught[-1], given["self"][-1], 1e-3)
+
+
 class Interrupted(BaseException):
     pass
 
@@ -406,7 +430,7 @@ def test_the_model_card_describes_the_objective(groups: list[list[Pair]], tmp_pa
     for name, loss in {
         "standard": Loss("standard", share=0.3),
         "sage": Loss(share=0.3, shared_weight=0.5, target_weight=2),
-        "trunk": Loss(shared_weight=0, branch_noise="trunk", noise="own"),
+        "trunk": Loss(shared_weight=0, branch_noise="trunk", noise="own", teacher="pre-trained"),
     }.items():
         trained(groups, tmp_path / name, TrainSettings(**vars(QUICK) | {"steps": 1, "accumulation": 2, "loss": loss}))
         card[name] = (tmp_path / name / "README.md").read_text()
@@ -416,10 +440,11 @@ def test_the_model_card_describes_the_objective(groups: list[list[Pair]], tmp_pa
     assert '`cotrunk.Sharing(share=0.3, noise="common", trunk_guidance=1)`' in card["sage"]
     assert '`cotrunk.Sharing(share=0.4, noise="own", trunk_guidance=0)`' in card["trunk"]
     assert (
-        f"{made}, 30% of the steps shared, lambda_1 0.5, lambda_2 2, common noise, branch noise drawn.\n"
+        f"{made}, 30% of the steps shared, lambda_1 0.5, lambda_2 2, teacher self, common noise, branch noise drawn.\n"
         in card["sage"]
     )
-    assert f"{made}, 40% of the steps shared, lambda_1 0, lambda_2 1, own noise, branch noise trunk.\n" in card["trunk"]
+    how = "lambda_1 0, lambda_2 1, teacher pre-trained, own noise, branch noise trunk"
+    assert f"{made}, 40% of the steps shared, {how}.\n" in card["trunk"]
 
 
 @pytest.mark.parametrize("killed_at", [13])

@@ -55,6 +55,14 @@ def train(
             "`--noise own --trunk-guidance 0`.",
         ),
     ] = "common",
+    teacher: Annotated[
+        Literal["self", "pre-trained"],
+        option(
+            OBJECTIVE,
+            "NAME",
+            "Model that predicts the soft target: self, as published; pre-trained: the model without the LoRA.",
+        ),
+    ] = "self",
     weighting: Annotated[
         Literal["uniform", "min-snr"], option(OBJECTIVE, "NAME", "w_t, the weight of a timestep: uniform or min-snr.")
     ] = "uniform",
@@ -137,6 +145,7 @@ def train(
             weighting,
             branch_noise=branch_noise,
             noise=noise,
+            teacher=teacher,
         ),
         steps=steps,
         batch=batch,

@@ -87,6 +87,15 @@ def with_new_lora(pipe: Any, denoiser: Any, config: Any, device: torch.device, c
         pipe.to(device)
 
 
+@contextmanager
+def without_lora(denoiser: torch.nn.Module) -> Iterator[None]:
+    """Let the denoiser compute what it computes without its LoRA, inside the block."""
+    from peft.helpers import rescale_adapter_scale
+
+    with rescale_adapter_scale(denoiser, 0.0):
+        yield
+
+
 def move_rest_to_cpu(pipe: Any, denoiser: torch.nn.Module) -> None:
     """Move all parts but the denoiser to the CPU: text encoders can be larger than the denoiser."""
     for part in pipe.components.values():
@@ -159,7 +168,8 @@ def _model_card(pipeline: str, settings: TrainSettings, loading: str) -> str:
     if loss.objective == "sage":
         how += (
             f", {loss.share:.0%} of the steps shared, lambda_1 {loss.shared_weight:g}, "
-            f"lambda_2 {loss.target_weight:g}, {loss.noise} noise, branch noise {loss.branch_noise}"
+            f"lambda_2 {loss.target_weight:g}, teacher {loss.teacher}, {loss.noise} noise, "
+            f"branch noise {loss.branch_noise}"
         )
         if loss.branch_noise == "trunk":
             purpose += ", with branches that start from their trunk"

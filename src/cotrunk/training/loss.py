@@ -16,6 +16,7 @@ Weighting = Literal["uniform", "min-snr"]
 Objective = Literal["sage", "standard"]
 BranchNoise = Literal["drawn", "trunk"]
 Noise = Literal["common", "own"]
+Teacher = Literal["self", "pre-trained"]
 # (noisy latents (rows, ...), schedule step of each row (rows,), conditions with one entry per row) -> outputs
 Denoiser = Callable[[torch.Tensor, torch.Tensor, dict[str, Any]], torch.Tensor]
 
@@ -40,9 +41,12 @@ class Loss:
         noise: "common", as published: the images of a group get the same noise and timesteps. "own": every image gets
             its own, for sampling with `Sharing(noise="own", trunk_guidance=0)`. The trunk gets the noise of its
             representative, and learns the mean of the x0 that its members predict.
+        teacher: which model predicts for the members in the soft target: "self", the one that is trained, as published;
+            or "pre-trained", the model without the LoRA, which does not move. With a `shared_weight` of 0 nothing else
+            holds the trunk in place, and a model that is its own teacher may drift away.
 
     Raises:
-        CotrunkError: a value is out of its range.
+        CotrunkError: a value is out of its range, or the gradient should flow through a teacher that is not trained.
     """
 
     objective: Objective = "sage"
@@ -54,14 +58,18 @@ class Loss:
     snr_limit: float = 5.0
     branch_noise: BranchNoise = "drawn"
     noise: Noise = "common"
+    teacher: Teacher = "self"
 
     def __post_init__(self) -> None:
         names = {"objective": Objective, "weighting": Weighting, "branch_noise": BranchNoise, "noise": Noise}
+        names |= {"teacher": Teacher}
         for name, known in names.items():
             one_of(name, getattr(self, name), get_args(known))
         number("share", self.share, above=0, below=1)
         for name in ("shared_weight", "target_weight", "snr_limit"):
             number(name, getattr(self, name))
+        if self.through_target and self.teacher == "pre-trained":
+            raise CotrunkError("through_target needs teacher 'self': the pre-trained teacher is not trained.")
 
 
 @dataclass(frozen=True)
@@ -82,6 +90,7 @@ def sage_loss(
     schedule: NoiseSchedule,
     loss: Loss,
     generator: torch.Generator,
+    pre_trained: Denoiser | None = None,
 ) -> Terms:
     """Return the loss of one batch of groups.
 
@@ -95,6 +104,7 @@ def sage_loss(
         schedule: the noise levels of the model's training timesteps; `levels[0]` is the least noisy.
         loss: the objective.
         generator: on the CPU, so that the random numbers do not depend on the device.
+        pre_trained: the model without the LoRA, which is called for the soft target if it is the teacher.
 
     Raises:
         CotrunkError: the groups do not contain every image exactly once.
@@ -130,11 +140,13 @@ def sage_loss(
     if loss.branch_noise == "trunk":
         branch_noise = trunk_noise(schedule.levels[first_shared], noise, mean_latents[own], latents)
 
-    def predicted(parts: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor, dict[str, Any]]]) -> list[torch.Tensor]:
+    def predicted(
+        parts: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor, dict[str, Any]]], model: Denoiser = denoise
+    ) -> list[torch.Tensor]:
         """Return samples, outputs and weighted squared errors of rows given as (latents, steps, noise, conditions)."""
         clean, at, eps = (torch.cat(tensors) for tensors in zip(*(part[:3] for part in parts), strict=True))
         noisy, target, weight = noised(schedule, at, clean, eps, loss)
-        outputs = denoise(noisy, at, _joined([part[3] for part in parts]))
+        outputs = model(noisy, at, _joined([part[3] for part in parts]))
         return [noisy, outputs, weight * _squared(outputs - target)]
 
     samples, outputs, errors = predicted(
@@ -143,8 +155,9 @@ def sage_loss(
             (latents, branch_step, branch_noise, conditions),
         ]
     )
+    teacher = denoise if loss.teacher == "self" or pre_trained is None else pre_trained
     with torch.set_grad_enabled(loss.through_target and torch.is_grad_enabled()):
-        own_samples, own_outputs, _ = predicted([(latents, shared_step[own], noise, conditions)])
+        own_samples, own_outputs, _ = predicted([(latents, shared_step[own], noise, conditions)], teacher)
         if loss.noise == "own":
             soft = soft_target(schedule, shared_step, samples[:count], own_samples, own_outputs, own)
         else:  # the same, because the trunk's sample is the mean of its members' samples

@@ -24,7 +24,7 @@ from .divergence import are_finite, check_finite, divergence
 from .encoded import EncodedGroups, Progress, encode
 from .latents import check_vae
 from .log import TERMS, Step, write_step
-from .lora import averaged, lora_config, lora_file, move_rest_to_cpu, save_lora, with_new_lora
+from .lora import averaged, lora_config, lora_file, move_rest_to_cpu, save_lora, with_new_lora, without_lora
 from .loss import Terms, sage_loss
 from .schedule import trained_share, training_schedule
 from .settings import TrainSettings
@@ -116,6 +116,10 @@ def train(
             with accelerator.autocast():
                 return conditions.call(noisy.to(denoiser.dtype), timesteps[steps], named).float()
 
+        def pre_trained(*given: Any) -> torch.Tensor:
+            with without_lora(denoiser):
+                return denoise(*given)
+
         def terms_of(number: int, part: int) -> Terms:
             """Return the loss of one pass of this process, which depends only on the numbers of step and pass."""
             place = accelerator.process_index * settings.accumulation + part
@@ -125,7 +129,7 @@ def train(
             latents, named, members = encoded.batch(chosen, is_uncaptioned)
             latents = latents.to(accelerator.device, torch.float32)
             named = moved(moved(named, accelerator.device), denoiser.dtype)
-            return sage_loss(denoise, latents, named, members, schedule, loss, generator)
+            return sage_loss(denoise, latents, named, members, schedule, loss, generator, pre_trained)
 
         last_checkpoint = first
         prepared.train()

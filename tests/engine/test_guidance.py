@@ -16,6 +16,8 @@ from torch import Tensor
 
 from cotrunk import CotrunkError, Sharing
 from cotrunk.execution import Batch
+from cotrunk.pipelines import compatibility
+from cotrunk.planning import request
 
 PAIRS = replace(EVERYONE, max_group=2)
 
@@ -166,6 +168,21 @@ def test_three_rows_of_guidance_are_refused() -> None:
     with pytest.raises(CotrunkError, match="computes 3 rows per image, and trunk_guidance supports two"):
         run(tiny, tiny.inputs(2), **arguments)
     assert run(tiny, tiny.inputs(1), **arguments).cost.used == 3 * STEPS  # nothing is shared
+
+
+@pytest.mark.parametrize(
+    "arguments", [{"sharing": replace(PAIRS, trunk_guidance=0.0)}, {"guidance_interval": (0, 0.5)}]
+)
+def test_guidance_that_takes_more_rows_than_predicted_is_refused(
+    arguments: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny = sd_perturbed()
+    monkeypatch.setattr(request, "guidance_rows", lambda pipe, arguments: 2)
+    monkeypatch.setattr(compatibility, "is_perturbed", lambda pipe: False)
+    with pytest.raises(
+        CotrunkError, match="with 3 rows per image, and guidance_interval and trunk_guidance support two"
+    ):
+        run(tiny, tiny.inputs(2), **arguments)
 
 
 def test_guidance_that_takes_no_row_stays() -> None:

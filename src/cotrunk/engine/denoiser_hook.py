@@ -108,9 +108,10 @@ class FoldHook:
             self.state.own_noise.note_sample(self.checks.kind, call.sample)
         is_second = self._is_second_branch(plan, call, sources)
         folding = self._folding(plan, call, sources, is_second=is_second)
+        copies, is_known = call.rows // len(sources), bool(plan.sources)
         self.checks.check_timestep(call.named)
+        self.checks.check_guidance(copies)
         if folding.live:
-            copies, is_known = call.rows // len(sources), bool(plan.sources)
             self.checks.check_members(folding, call.named, call.sample, sources, copies, is_known=is_known)
         if self.chunks.is_counted:
             self.state.count(call.rows, len(folding.live), **folding.spared)

@@ -58,6 +58,19 @@ class ModuleChecks:
                 "which image each row belongs to: use sharing=None, and neither skipping nor guidance_interval."
             )
 
+    def check_guidance(self, copies: int) -> None:
+        """Raise `CotrunkError` if guidance is changed in some steps, and takes more rows than predicted.
+
+        Args:
+            copies: rows per image.
+        """
+        plan = self.state.row_plan
+        if copies > 2 and self.chunks.is_counted and (plan.interval is not None or plan.trunk.guidance < 1):
+            raise CotrunkError(
+                f"The pipeline calls its {self.kind} with {copies} rows per image, and guidance_interval and "
+                "trunk_guidance support two: leave guidance_interval out, and use trunk_guidance=1."
+            )
+
     def check_timestep(self, named: dict[str, Any]) -> None:
         """Raise `CotrunkError` if the pipeline goes on to another timestep without a call of `scheduler.step`."""
         if self.state.step:

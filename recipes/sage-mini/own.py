@@ -4,11 +4,10 @@
     python own.py --model mini --bfloat16
 
 Three fine-tunes with the same images, steps and learning rate: `standard` (equation 2), `sage-trunk` (equation 3 for
-published sampling, as in run.py, but with the pre-trained teacher) and `own` (the same with `--noise own`). Each is
-sampled as it was trained for, and the pre-trained model and `standard` in both ways, on held-out groups that
-`trials.py` did not use to choose lambda_1. With `--self-taught`, both are also trained with themselves as teachers. The
-most important cells come first, and the tables are written again after every cell, so that an interrupted evaluation
-can be read.
+published sampling, as in run.py) and `own` (the same with `--noise own`). Each is sampled as it was trained for, and
+the pre-trained model and `standard` in both ways, on held-out groups that `trials.py` did not use to choose lambda_1.
+With `--taught`, the last two are also trained with the pre-trained model as teacher. The most important cells come
+first, and the tables are written again after every cell, so that an interrupted evaluation can be read.
 """
 
 import argparse
@@ -16,6 +15,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from run import HERE
@@ -40,22 +40,24 @@ from cotrunk.groups.dataset import disjoint, images_of, read_groups
 from cotrunk.pipelines.image_size import image_size
 from cotrunk.pipelines.loading import load_pipeline
 
-SELF = ("--branch-noise", "trunk", "--shared-weight", "0")
-TRUNK = (*SELF, "--teacher", "pre-trained")
-OBJECTIVES = {"own": (*TRUNK, "--noise", "own"), "sage-trunk": TRUNK, "standard": ("--objective", "standard")}
-SELF_TAUGHT = {"own-self": (*SELF, "--noise", "own"), "sage-trunk-self": SELF}
+TRUNK = ("--branch-noise", "trunk", "--shared-weight", "0")
+OBJECTIVES = {"own": (*TRUNK, "--noise", "own"), "standard": ("--objective", "standard"), "sage-trunk": TRUNK}
+TAUGHT = {f"{name}-taught": (*OBJECTIVES[name], "--teacher", "pre-trained") for name in ("sage-trunk", "own")}
 # (steps, guidance) of the evaluation
 SAMPLING = {"mini": (30, 5.0), "mini-dit": (20, 3.0)}
 OWN = {"noise": "own", "trunk_guidance": 0.0}
 # the models under each way of sampling trunks, the most important first
-PAIRS = (
+PAIRS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("own", OWN),
-    ("standard", {}),
-    ("pre-trained", OWN),
-    ("pre-trained", {}),
+    ("own-taught", OWN),
+    ("sage-trunk-taught", {}),
     ("sage-trunk", {}),
+    ("pre-trained", OWN),
     ("standard", OWN),
+    ("standard", {}),
+    ("pre-trained", {}),
 )
+MAIN = (PAIRS[0], PAIRS[4], PAIRS[6], PAIRS[7])  # those that are sampled at all shares
 
 
 def train(model: str, loras: dict[str, Path], groups: Path, learning_rate: float, bfloat16: bool) -> None:
@@ -68,21 +70,20 @@ def train(model: str, loras: dict[str, Path], groups: Path, learning_rate: float
         for encoded in folder.parent.glob("*/encoded-*"):  # the same images and captions are encoded only once
             if not (folder / encoded.name).exists():
                 (folder / encoded.name).symlink_to(encoded.resolve())
-        words = ["train", str(groups), "--out", str(folder), *common, *{**OBJECTIVES, **SELF_TAUGHT}[name]]
+        words = ["train", str(groups), "--out", str(folder), *common, *{**OBJECTIVES, **TAUGHT}[name]]
         print("cotrunk", *words, flush=True)
         if subprocess.run([sys.executable, "-m", "cotrunk", *words]).returncode:
             raise SystemExit(f"The training of {name} failed.")
 
 
 def cells(steps: int, shares: list[float], more_shares: list[float]) -> Iterator[Cell]:
-    """Yield all cells, the most important first."""
-    for share in shares:
+    """Yield all cells, the most important shares first."""
+    for number, share in enumerate(shares):
         yield from (Cell(model, share, steps, **trunk) for model, trunk in PAIRS)
-        if share == shares[0]:
+        if not number:
             yield from (Cell(model, 0.0, steps) for model in ("pre-trained", "own"))
-            yield from (Cell("own-self", share, steps, **OWN), Cell("sage-trunk-self", share, steps))
     for share in more_shares:
-        yield from (Cell(model, share, steps, **trunk) for model, trunk in PAIRS[:3])
+        yield from (Cell(model, share, steps, **trunk) for model, trunk in MAIN)
 
 
 def write(measures: Measures, done: list[Cell], seeds: int, networks: MetricNetworks, out: Path) -> None:
@@ -133,18 +134,16 @@ def main() -> None:
     parser.add_argument("--model", choices=list(SAMPLING), default="mini-dit")
     parser.add_argument("--out", type=Path, default=HERE / "build")
     parser.add_argument("--only", choices=["train", "evaluate"])
-    parser.add_argument("--self-taught", action="store_true", help="two more fine-tunes, which are their own teachers")
+    parser.add_argument("--taught", action="store_true", help="two more fine-tunes, with a pre-trained teacher")
     parser.add_argument("--bfloat16", action="store_true", help="as in run.py")
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--groups", type=int, default=100, help="number of held-out groups")
     parser.add_argument("--seeds", type=int, default=2, help="runs of every cell")
     parser.add_argument("--shares", type=float, nargs="+", default=[0.4, 0.3], help="the most important first")
-    parser.add_argument(
-        "--more-shares", type=float, nargs="*", default=[0.2, 0.5], help="only for the three main schemes"
-    )
+    parser.add_argument("--more-shares", type=float, nargs="*", default=[0.2, 0.5], help="only for the main schemes")
     parser.add_argument("--results", type=Path, default=HERE.parent.parent / "docs" / "results")
     args = parser.parse_args()
-    names = [*OBJECTIVES, *(SELF_TAUGHT if args.self_taught else ())]
+    names = [*OBJECTIVES, *(TAUGHT if args.taught else ())]
     loras = {name: args.out / args.model / f"lora-train-{name}" for name in names}
     if args.only != "evaluate":
         train(args.model, loras, args.out / "train-groups", args.learning_rate, args.bfloat16)

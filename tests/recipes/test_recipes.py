@@ -74,21 +74,21 @@ def test_own_noise_is_trained_with_existing_options(sage_mini: pytest.MonkeyPatc
 
     (tmp_path / model / "lora-train-own" / "encoded-1").mkdir(parents=True)
     sage_mini.setattr(own.subprocess, "run", run)
-    sage_mini.setattr(
-        sys, "argv", ["own.py", "--model", model, "--only", "train", "--self-taught", "--out", str(tmp_path)]
-    )
+    sage_mini.setattr(sys, "argv", ["own.py", "--model", model, "--only", "train", "--taught", "--out", str(tmp_path)])
     own.main()
     known = set(re.findall(r"(--[a-z-]+)", cotrunk("train", "--help").out))
     assert all({part for part in words if part.startswith("--")} <= known for words in asked)
-    assert ["--noise" in words for words in asked] == [True, False, False, True, False]
-    assert ["--teacher" in words for words in asked] == [True, True, False, False, False]
+    assert ["--noise" in words for words in asked] == [True, False, False, False, True]
+    assert ["--teacher" in words for words in asked] == [False, False, False, True, True]
     assert all((tmp_path / model / f"lora-train-{name}" / "encoded-1").is_dir() for name in own.OBJECTIVES)
 
 
 def test_tables_are_written_while_cells_are_added(sage_mini: pytest.MonkeyPatch, tmp_path: Path) -> None:
     own, cells = importlib.import_module("own"), list[Cell]()
     real = torch.randint(0, 255, (8, 3, 32, 32), generator=torch.Generator().manual_seed(0)).byte()
-    sage_mini.setattr(own, "PAIRS", [("pre-trained", own.OWN), ("pre-trained", {})])
+    both = [("pre-trained", own.OWN), ("pre-trained", {})]
+    sage_mini.setattr(own, "PAIRS", both)
+    sage_mini.setattr(own, "MAIN", both)
     measures = Measures(experiment(tmp_path), real, [[0, 1, 2], [3, 4, 5, 0], [6, 7]])
     for cell in [cell for cell in own.cells(4, [0.5], [0.25]) if cell.model == "pre-trained"]:
         cells.append(cell)

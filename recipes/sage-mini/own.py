@@ -76,12 +76,13 @@ def train(model: str, loras: dict[str, Path], groups: Path, learning_rate: float
             raise SystemExit(f"The training of {name} failed.")
 
 
-def cells(steps: int, shares: list[float], more_shares: list[float]) -> Iterator[Cell]:
-    """Yield all cells, the most important shares first."""
+def cells(experiment: Experiment, steps: int, shares: list[float], more_shares: list[float]) -> Iterator[Cell]:
+    """Yield all cells, the most important shares first, with independent sampling at the cost of the first cell."""
     for number, share in enumerate(shares):
         yield from (Cell(model, share, steps, **trunk) for model, trunk in PAIRS)
         if not number:
             yield from (Cell(model, 0.0, steps) for model in ("pre-trained", "own"))
+            yield experiment.equal_cost(Cell("pre-trained", share, steps, **OWN))
     for share in more_shares:
         yield from (Cell(model, share, steps, **trunk) for model, trunk in MAIN)
 
@@ -96,7 +97,8 @@ def write(measures: Measures, done: list[Cell], seeds: int, networks: MetricNetw
     found = {cell: measures.of(runs(cell)) for cell in sorted(done, key=lambda cell: cell.share)}
     compared = []
     for this in [cell for cell in done if cell.share]:
-        others = [Cell("pre-trained", 0.0, this.steps), this.alone]
+        alone = [other for other in done if not other.share and other.model == "pre-trained"]
+        others = [*alone, this.alone]
         others += [other for other in done[done.index(this) + 1 :] if other.share == this.share]
         for other in dict.fromkeys(other for other in others if other in found):
             saved = 1 - found[this].rows / found[other].rows
@@ -121,10 +123,10 @@ def write(measures: Measures, done: list[Cell], seeds: int, networks: MetricNetw
     # a line needs the same shares as the others
     shares = sorted({cell.share for cell in found if cell.share})
     lines = {name: own for name, own in lines.items() if len(own) == len(shares)}
-    if lines:
+    if len(shares) > 1:
         label = "percent of the steps shared"
         write_curves(lines, [100 * share for share in shares], out, "figure4", label=label)
-    first = [cell for cell in found if cell.share in (0.0, done[0].share)]
+    first = [cell for cell in found if cell.steps == done[0].steps and cell.share in (0.0, done[0].share)]
     shown = {short(cell) if cell.share else f"{cell.model}, alone": experiment.observe(cell).shown for cell in first}
     write_grid(shown, experiment.prompts[:SHOWN], out)
 
@@ -166,7 +168,7 @@ def main() -> None:
     results = args.results / {"mini": "sage-mini/own", "mini-dit": "sage-mini-dit"}[args.model]
     print(f"{len(groups)} groups, {len(experiment.prompts) * args.seeds} images per cell", flush=True)
     done: list[Cell] = []
-    for cell in cells(steps, args.shares, args.more_shares):
+    for cell in cells(experiment, steps, args.shares, args.more_shares):
         if cell.model not in models:
             continue
         for seed in range(args.seeds):

@@ -90,12 +90,13 @@ def test_tables_are_written_while_cells_are_added(sage_mini: pytest.MonkeyPatch,
     sage_mini.setattr(own, "PAIRS", both)
     sage_mini.setattr(own, "MAIN", both)
     measures = Measures(experiment(tmp_path), real, [[0, 1, 2], [3, 4, 5, 0], [6, 7]])
-    for cell in [cell for cell in own.cells(4, [0.5], [0.25]) if cell.model == "pre-trained"]:
+    some = own.cells(measures.experiment, 4, [0.5], [0.25])
+    for cell in [cell for cell in some if cell.model == "pre-trained"]:
         cells.append(cell)
         own.write(measures, cells, 1, NETWORKS, tmp_path / "results")
         table = (tmp_path / "results" / "table1.md").read_text()
         assert all(f"| {scheme(done)} | pre-trained |" in table for done in cells)
-    assert [(cell.share, *cell.trunk) for cell in cells] == [
+    assert [(cell.share, *cell.trunk) for cell in cells if cell.steps == 4] == [
         (0.5, "own", 0.0),
         (0.5, "common", 1.0),
         (0.0, "common", 1.0),
@@ -107,6 +108,9 @@ def test_tables_are_written_while_cells_are_added(sage_mini: pytest.MonkeyPatch,
     assert f"| {one} | {other} |" in differences
     assert f"| {other} | {one} |" not in differences
     assert "| pre-trained, shared 25%, 4 steps | pre-trained, independent, 4 steps |" in differences
+    (equal,) = (cell for cell in cells if cell.steps != 4)
+    assert measures.experiment.rows(equal) <= measures.experiment.rows(cells[0])
+    assert f"| {one} | pre-trained, independent, {equal.steps} steps |" in differences
     assert (tmp_path / "results" / "figure4.png").exists()
 
 

@@ -127,7 +127,10 @@ def write(measures: Measures, done: list[Cell], seeds: int, networks: MetricNetw
         label = "percent of the steps shared"
         write_curves(lines, [100 * share for share in shares], out, "figure4", label=label)
     first = [cell for cell in found if cell.steps == done[0].steps and cell.share in (0.0, done[0].share)]
-    shown = {short(cell) if cell.share else f"{cell.model}, alone": experiment.observe(cell).shown for cell in first}
+    # short titles: a column is as wide as an image
+    kinds = {("common", 1.0): "", ("own", 0.0): " (own)"}
+    titles = {cell: f"{cell.model}{kinds[cell.trunk] if cell.share else ', alone'}" for cell in first}
+    shown = {title: experiment.observe(cell).shown for cell, title in titles.items()}
     write_grid(shown, experiment.prompts[:SHOWN], out)
 
 

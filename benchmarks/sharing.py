@@ -6,12 +6,13 @@ Both embedded models with their own schedulers (mini: DDIM, mini-dit: DPM++ 2M),
 kinds (see `similar_prompts`), two runs. The denoiser and the decoder run in bfloat16, the rest in float32.
 Independent images come from the loop of `plain_sampling`, as do the reference's (other seeds, 50 steps) and what
 `trunks.py` has measured (20 steps, 30 % shared); claim.md compares one setting by both. Measured cells are kept in
---cells, and a later call continues. Writes points.jsonl, table.md, claim.md, and per model curves and pictures.
+--cells, and a later call continues. Writes points.jsonl, table.md, claim.md, and curves and a strip of images.
 """
 
 import argparse
 import functools
 import json
+import textwrap
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -60,12 +61,13 @@ def settings() -> list[Setting]:
     """Return all cells, most useful first."""
     main = [trunk for trunk in TRUNKS if trunk != "common noise, unguided"]
     found = [Setting("independent", steps) for steps in (20, 15)]
-    found += [Setting(trunk, 20, share) for share in (0.3, 0.2, 0.1, 0.4, 0.5) for trunk in main]
+    found += [Setting(trunk, 20, share) for share in (0.3, 0.2, 0.1) for trunk in main]
     found += [Setting("independent", steps) for steps in (10, 12, 8)]
-    found += [Setting(trunk, steps, 0.3) for steps in (10, 15) for trunk in main]
-    found += [Setting("independent", steps) for steps in (18, 6, 25, 30)]
+    found += [Setting(trunk, 20, share) for share in (0.4, 0.5) for trunk in main]
+    found += [Setting(trunk, 10, 0.3) for trunk in main]
+    found += [Setting("independent", steps) for steps in (6, 18, 25, 30)]
+    found += [Setting(trunk, steps, 0.3) for steps in (15, 30, 6) for trunk in main]
     found += [Setting("common noise, unguided", 20, share) for share in (0.3, 0.4)]
-    found += [Setting(trunk, steps, 0.3) for steps in (30, 6) for trunk in main]
     found += [Setting("independent", steps) for steps in (40, 50)]
     return found
 
@@ -128,6 +130,7 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true", help="compile the UNet: pays from about ten cells on")
     parser.add_argument("--runs", type=int, default=2, help="images per prompt")
     parser.add_argument("--settings", type=int, help="measure only so many of the settings, most useful first")
+    parser.add_argument("--claim", action="store_true", help="also compare with the best of independent sampling")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     torch.set_flush_denormal(True)
@@ -152,12 +155,14 @@ def main() -> None:
     lines = []
     for model in models:
         get = functools.partial(cell_of, model, cells=cells, gauge=gauge, runs=args.runs)
-        plot([p for p in points if p["model"] == model.name], args.out / f"curves-{model.name}.png")
-        strip(get, args.out / f"pictures-{model.name}.png")
-        reference = measure_all(model, REFERENCE, cells, gauge, args.runs)
-        lines += claim(model.name, get, reference, [p for p in points if p["model"] == model.name])
-        lines += ["", check(model, cells, gauge), ""]
-    write_text(args.out / "claim.md", "\n".join(lines))
+        own = [p for p in points if p["model"] == model.name]
+        plot(own, args.out / f"curves-{model.name}.png")
+        strip(get, args.out / f"strip-{model.name}.png")
+        if args.claim:
+            reference = measure_all(model, REFERENCE, cells, gauge, args.runs)
+            lines += [*claim(model.name, get, reference, own), "", check(model, cells, gauge), ""]
+    if args.claim:
+        write_text(args.out / "claim.md", "\n".join(lines))
 
 
 def table(points: list[dict[str, Any]]) -> str:
@@ -190,25 +195,24 @@ def check(model: Model, cells: Cells, gauge: Gauge) -> str:
     )
 
 
-def claim(name: str, get: Callable[..., Values], reference: Values, points: list[dict[str, Any]]) -> list[str]:
+def claim(model: str, get: Callable[..., Values], reference: Values, points: list[dict[str, Any]]) -> list[str]:
     """Compare each shared setting with the best independent one of at most `CLAIM` times its rows, per measure."""
     heads = ["groups", "steps", "shared", "rows", *MEASURES]
-    lines = [f"{name}: {CLAIMED}", "", "| " + " | ".join(heads) + " |", "|---" + "|---:" * (len(heads) - 1) + "|"]
-    for p in points:
+    lines = [f"{model}: {CLAIMED}", "", "| " + " | ".join(heads) + " |", "|---" + "|---:" * (len(heads) - 1) + "|"]
+    for p in sorted(points, key=lambda p: (p["kind"], p["steps"], p["share"])):
         rivals = [q for q in points if q["trunk"] == "independent" and q["kind"] == p["kind"]]
         rivals = [q for q in rivals if q["rows"] <= CLAIM * p["rows"]]
         if p["trunk"] != CLAIMED or not rivals:
             continue
+        best = {name: max(rivals, key=lambda q: MEASURES[name] * q[name]["value"])["steps"] for name in MEASURES}
+        others = {str(steps): get(setting=Setting("independent", steps)) for steps in set(best.values())}
+        own = figures(get(setting=Setting(CLAIMED, p["steps"], p["share"])), reference, p["kind"], others)
         cells = [p["kind"], str(p["steps"]), f"{p['share']:.0%}", f"{p['rows']:.2f}"]
-        for measure_name, sign in MEASURES.items():
-            best = max(rivals, key=lambda q: sign * q[measure_name]["value"])
-            other = get(setting=Setting("independent", best["steps"]))
-            own = figures(get(setting=Setting(CLAIMED, p["steps"], p["share"])), reference, p["kind"], {"": other})
-            change = Figure(**own[f"{measure_name} against "])
-            worse = sign * (change.high if sign > 0 else change.low) < 0
-            verdict = "worse" if worse else "not clearly worse"
+        for name, sign in MEASURES.items():
+            change = Figure(**own[f"{name} against {best[name]}"])
+            is_worse = sign * (change.high if sign > 0 else change.low) < 0
             shown = f"{change.value:+.1%} [{change.low:+.1%}, {change.high:+.1%}]"
-            cells.append(f"{verdict} than {best['steps']} steps: {shown}")
+            cells.append(f"{'worse' if is_worse else 'not clearly worse'} than {best[name]} steps: {shown}")
         lines.append("| " + " | ".join(cells) + " |")
     return lines
 
@@ -232,13 +236,15 @@ def plot(points: list[dict[str, Any]], path: Path) -> None:
                     key = f"{measure_name} behind {BASE}" if measure_name == "alignment" else measure_name
                     values = [p[key]["value"] for p in own]
                     ends = [[abs(b[end] - b["value"]) for b in behind] for end in ("low", "high")]
-                    label = trunk + {"-": ", 20 steps, 10 to 50 % shared", ":": ", 6 to 30 steps, 30 % shared"}.get(
-                        style, ""
-                    )
+                    label = trunk + {"-": ", 20 steps, by share", ":": ", 30 % shared, by steps"}.get(style, "")
                     weight = 2.4 if trunk == "independent" else 1.3
                     bars = {"capsize": 2, "elinewidth": 0.8, "color": f"C{number}", "ms": 4, "lw": weight}
                     panel.errorbar(rows, values, ends, fmt=f"o{style or '-'}", label=label, **bars)
+                    for p, value in zip(own, values, strict=True):
+                        text = f"{p['share']:.0%}" if style == "-" else f"{p['steps']} steps"
+                        panel.annotate(text, (p["rows"], value), (4, 4), textcoords="offset points", fontsize=6.5)
             log_axis(panel)
+            panel.margins(x=0.12)
             panel.set_title(f"groups of {kind}: {titles[measure_name]}", fontsize=9)
             panel.set_xlabel("denoiser rows per image")
             panel.grid(alpha=0.25)
@@ -259,7 +265,7 @@ def strip(get: Callable[..., Values], path: Path) -> None:
     """Draw some groups: independent, published, and the claimed variant, 20 steps and 30 % shared."""
     settings = {"independent": Setting("independent"), "published": Setting(PUBLISHED, *TRIED)}
     settings[CLAIMED] = Setting(CLAIMED, *TRIED)
-    figure = new_figure(figsize=(18, 4.2), layout="constrained")
+    figure = new_figure(figsize=(18, 4), layout="constrained")
     panels = figure.subplots(len(settings), len(PICTURES))
     for line, (name, setting) in zip(panels, settings.items(), strict=True):
         images = get(setting=setting)["images"]
@@ -268,9 +274,9 @@ def strip(get: Callable[..., Values], path: Path) -> None:
             panel.imshow(four.reshape(four.shape[0], -1, 3))
             panel.set_xticks([])
             panel.set_yticks([])
-            if line is panels[0]:
-                panel.set_title("; ".join(PROMPTS[group * GROUP : (group + 1) * GROUP]), fontsize=7)
-        line[0].set_ylabel(name, fontsize=8)
+        line[0].set_ylabel(textwrap.fill(name, 14), fontsize=9)
+    for panel, group in zip(panels[0], PICTURES, strict=True):
+        panel.set_title(textwrap.fill("; ".join(PROMPTS[group * GROUP : (group + 1) * GROUP]), 60), fontsize=8)
     write_bytes(path, lambda file: figure.savefig(file, format="png", dpi=100))
 
 

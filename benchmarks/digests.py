@@ -96,8 +96,8 @@ def solvers() -> None:
 def embedded() -> None:
     rules = {
         "error": Skipping(),
-        "reuse": Skipping(prediction="reuse"),
-        "linear": Skipping(prediction="linear", correct=False),
+        "uncorrected": Skipping(correct=False),
+        "reuse": Skipping(rule="fixed", prediction="reuse"),
         "fixed": Skipping(rule="fixed", every=3),
         "paper": Skipping(rule="paper"),
         "released": Skipping(rule="released"),

@@ -26,12 +26,11 @@ sharings = st.builds(
     noise=st.sampled_from(["common", "own"]),
     trunk_guidance=fractions,
 )
-predictions = st.sampled_from(["damped", "reuse", "linear", "quadratic"])
+predictions = st.sampled_from(["reuse", "linear", "quadratic"])
 skippings = (
     st.builds(
         Skipping,
         tolerance=st.floats(0, 1e6),
-        prediction=predictions,
         correct=st.booleans(),
         tokens=st.none() | st.floats(0.01, 1),
     )

@@ -104,7 +104,7 @@ def apply(
 
     It lasts until `remove(pipe)`, or to the end of a `with` block. Copies of the pipeline do not skip.
 
-        with apply(pipe, Skipping(tolerance=0.02)) as applied:
+        with apply(pipe, Skipping(tolerance=0.03)) as applied:
             images = pipe("a red apple").images
         print(applied.rows, "of", applied.rows_asked)
 
@@ -118,7 +118,7 @@ def apply(
         CotrunkError: bad arguments, a pipeline that cotrunk cannot handle, or one that already skips.
     """
     if not isinstance(skipping, Skipping):
-        raise CotrunkError(f"skipping is a {type(skipping).__name__}: use Skipping(tolerance=0.02), for example.")
+        raise CotrunkError(f"skipping is a {type(skipping).__name__}: use Skipping(tolerance=0.03), for example.")
     if applied_to(pipe) is not None:
         raise CotrunkError(
             f"Skipping is applied to this {type(pipe).__name__} already: call cotrunk.remove(pipe) first."

@@ -14,12 +14,17 @@ from .errors import CotrunkError
 Mode = Literal["flat", "adaptive", "tree"]
 Noise = Literal["common", "own"]
 Rule = Literal["error", "fixed", "paper", "released"]
-Prediction = Literal["damped", "reuse", "linear", "quadratic"]
+Prediction = Literal["reuse", "linear", "quadratic"]
+
+Fidelity = Literal["high", "balanced", "fast"]
+
+# names for tolerances of skipping; docs/skipping.md says how close the images are to those of a full run
+FIDELITIES: Mapping[Fidelity, float] = MappingProxyType({"high": 0.012, "balanced": 0.03, "fast": 0.07})
 
 # the options that each rule reads; the published rules fix their prediction and limits themselves
 READ: Mapping[Rule, tuple[str, ...]] = MappingProxyType(
     {
-        "error": ("tolerance", "prediction", "correct", "tokens"),
+        "error": ("tolerance", "correct", "tokens"),
         "fixed": ("every", "prediction", "correct", "tokens"),
         "paper": (),
         "released": (),
@@ -125,8 +130,7 @@ class Skipping:
         rule: "error", an error estimate per image (the default); "fixed", one evaluation in `every`; "paper", the
             criterion of SADA as published (Criterion 3.4, Theorems 3.5 and 3.7); "released", the criterion in its code.
         every: for the rule "fixed": one step in this many is computed.
-        prediction: how a skipped output is predicted. "damped" (the default): the linear trend of the last two computed
-            outputs, weakened if earlier outputs of the image did not follow their trend. "reuse", "linear" or
+        prediction: for the rule "fixed": how a skipped output is predicted. "reuse", "linear" (the default) or
             "quadratic": the polynomial through the last one, two or three computed outputs.
         correct: at each computed step, correct the latents for the predictions since the last computed step, now that
             the outputs on both sides are known.
@@ -139,10 +143,10 @@ class Skipping:
         CotrunkError: a value out of its range, or one that the rule does not read.
     """
 
-    tolerance: float = 0.02
+    tolerance: float = 0.03
     rule: Rule = "error"
     every: int = 3
-    prediction: Prediction = "damped"
+    prediction: Prediction = "linear"
     correct: bool = True
     tokens: float | None = None
 
@@ -165,6 +169,16 @@ class Skipping:
                     f"skipping {option.name} {value!r} has no effect under the rule {self.rule!r}: leave it out, or "
                     f"use the rule {readers}."
                 )
+
+    @classmethod
+    def with_fidelity(cls, name: Fidelity) -> Self:
+        """Return the rule "error" with a named tolerance: "high" (closest to a full run), "balanced" or "fast".
+
+        Raises:
+            CotrunkError: another name.
+        """
+        one_of("fidelity", name, get_args(Fidelity))
+        return cls(tolerance=FIDELITIES[name])
 
 
 @dataclass(frozen=True)
@@ -224,7 +238,7 @@ class Settings:
     def __post_init__(self) -> None:
         for name, value, kind, use in (
             ("sharing", self.sharing, Sharing | None, "Sharing(share=0.3), or None for independent sampling"),
-            ("skipping", self.skipping, Skipping | None, "Skipping(tolerance=0.02), or None to compute everything"),
+            ("skipping", self.skipping, Skipping | None, "Skipping(tolerance=0.03), or None to compute everything"),
             ("batching", self.batching, Batching, "Batching(batch_size=8), for example"),
         ):
             if not isinstance(value, kind):

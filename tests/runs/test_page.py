@@ -182,7 +182,7 @@ def test_a_strip_shows_what_happened_to_an_image(tmp_path: Path) -> None:
         image["steps"] = "ssSSCCPPCppc"
     parsed = page(run, tmp_path)
     assert "18 by sharing, 24 by skipping and 6 by steps without guidance" in parsed.text
-    assert "Skipping tolerance0.02" in parsed.text
+    assert "Skipping tolerance0.03" in parsed.text
     assert "Guided between10 % and 80 % of the steps" in parsed.text
     strips = parsed.all("svg", "strip")
     label = "Of 12 steps: 4 for this image, 4 once for its group, 4 predicted, 5 without guidance"

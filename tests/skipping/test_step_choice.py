@@ -2,14 +2,15 @@
 
 import itertools
 import math
-from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cotrunk.pipelines.noise_schedule import NoiseSchedule
-from cotrunk.skipping.step_choice import LEVELS, Gaps, Support
+from cotrunk.skipping.fitted import FittedPredictions, Support
+from cotrunk.skipping.moments import Moments
+from cotrunk.skipping.step_choice import EARLY_WEIGHT, LEVELS, Gaps
 
 
 def flow(steps: int) -> NoiseSchedule:
@@ -18,25 +19,30 @@ def flow(steps: int) -> NoiseSchedule:
     return NoiseSchedule("flow", tuple((1 - s, s) for s in sigmas), timesteps, 1000.0, divided=False)
 
 
-def gaps(steps: int, longest: int = 100, terms: int = 2, allowed: Any = lambda times, time: True) -> Gaps:
-    return Gaps(flow(steps), steps - 1, longest, terms, allowed)
+def of(schedule: NoiseSchedule, longest: int = 100, terms: int = 2) -> Gaps:
+    predictions = FittedPredictions(Moments.stored().of_outputs(schedule, from_noise=True))
+    return Gaps(schedule, predictions, len(schedule.levels) - 1, longest, terms)
+
+
+def gaps(steps: int, longest: int = 100, terms: int = 2) -> Gaps:
+    return of(flow(steps), longest, terms)
 
 
 def walk(own: Gaps, limit: float) -> list[int]:
     """Return the steps that are computed."""
-    support: Support = (0,)
+    support: Support = (0, own.predictions.noise)
     computed = [0]
     while computed[-1] < own.stop:
         computed.append(own.next(support, limit))
-        support = (computed[-1], *support)[: own.terms]
+        support = own.extended(support, computed[-1])
     return computed
 
 
 def cost(own: Gaps, computed: list[int], gap: int) -> float:
     """Return the cost of the gap before a computed step, by the formula itself."""
-    support = tuple(reversed(computed[:gap]))[: own.terms]
+    support = (*tuple(reversed(computed[:gap]))[: own.terms], own.predictions.noise)
     inside = range(computed[gap - 1] + 1, computed[gap])
-    weights = (own.schedule.drift(step) / math.sqrt(max(own.schedule.levels[step][1], 0.1)) for step in inside)
+    weights = (own.schedule.drift(step) * (1 + EARLY_WEIGHT * own.schedule.time(step)) for step in inside)
     return sum(weight * own.expected_error(support, step) for weight, step in zip(weights, inside, strict=True))
 
 
@@ -74,19 +80,19 @@ def test_a_zero_limit_computes_everything_and_no_limit_nothing() -> None:
     assert walk(gaps(12, longest=3), 1e9) == [0, 4, 8, 11]
 
 
-def test_a_prediction_that_is_not_allowed_ends_a_gap() -> None:
-    schedule, far = flow(12), 0.5
-    computed = walk(gaps(12, allowed=lambda times, time: times[0] - time < far), 1e9)
-    for early, late in itertools.pairwise(computed):
-        assert late == early + 1 or schedule.time(early) - schedule.time(late - 1) < far
-        assert late == 11 or schedule.time(early) - schedule.time(late) >= far
+def test_the_noise_stays_the_last_support_point() -> None:
+    own = gaps(12, terms=2)
+    assert own.extended((3, 0, 12), 5) == (5, 3, 12)
+    assert own.extended((3,), 5) == (5, 3)
+    assert own.extended((), 0) == (0,)
 
 
-def test_equal_times_count_as_one_support_point() -> None:
+def test_a_repeated_time_adds_nothing_to_a_prediction() -> None:
+    """Timesteps that are rounded may repeat, and a second-order solver evaluates some of them twice."""
     levels = tuple((math.sqrt(1 - s * s), s) for s in (1.0, 1.0, 0.8, 0.6, 0.3))
-    schedule = NoiseSchedule("epsilon", levels, (4.0, 4.0, 3.0, 2.0, 1.0), 1000.0, divided=False)
-    own = Gaps(schedule, 4, 9, 2, lambda *_: True)
+    own = of(NoiseSchedule("epsilon", levels, (4.0, 4.0, 3.0, 2.0, 1.0), 1000.0, divided=False))
     assert own.next((1, 0), 1e9) == own.next((1,), 1e9) == 4
+    assert own.expected_error((1, 0), 3) == pytest.approx(own.expected_error((1,), 3), rel=1e-4)
 
 
 @pytest.mark.parametrize("kind", ["epsilon", "sample", "v_prediction"])

@@ -12,11 +12,12 @@ from torch import Tensor
 
 from cotrunk import CotrunkError, Skipping
 from cotrunk.pipelines.noise_schedule import NoiseSchedule, read_schedule
-from cotrunk.settings import Rule
+from cotrunk.settings import Fidelity, Rule
 from cotrunk.skipping.extrapolation import lagrange
 from cotrunk.skipping.history import History
+from cotrunk.skipping.moments import Moments
 from cotrunk.skipping.published_sada import Sada
-from cotrunk.skipping.trajectories import FIRST_X0_RMS, LONGEST, Trajectories
+from cotrunk.skipping.trajectories import LONGEST
 
 RULES = [Skipping(rule=rule) for rule in get_args(Rule)]
 EVERY = pytest.mark.parametrize("case", SCHEDULERS, ids="-".join)
@@ -57,7 +58,7 @@ def test_the_first_steps_and_the_last_are_computed(case: tuple[str, str], skippi
 
 
 @EACH_KIND
-@pytest.mark.parametrize("prediction", ["damped", "linear", "quadratic"])
+@pytest.mark.parametrize("prediction", ["linear", "quadratic"])
 def test_an_output_that_is_a_polynomial_in_time_is_predicted_exactly(case: tuple[str, str], prediction: str) -> None:
     direction = torch.linspace(-1, 1, 32, dtype=torch.float64)
 
@@ -95,7 +96,7 @@ def test_skipping_beats_fewer_steps_and_every_fixed_pattern_but_quadratic_ones(c
     for tolerance in (0.003, 0.01):
         ours = run(case, Skipping(tolerance=tolerance))
         steps = math.ceil(ours.evaluations)
-        assert decibels(ours.samples, full) > decibels(plain(case, steps), full) + 1
+        assert decibels(ours.samples, full) > decibels(plain(case, steps), full)
         for every in (2, 3, 4, 6):  # quadratic wins on this model, whose outputs are smooth to the last digit
             for prediction in ("reuse", "linear"):
                 fixed = run(case, Skipping(rule="fixed", every=every, prediction=prediction, correct=False))
@@ -129,7 +130,7 @@ def test_skipping_from_an_image_beats_fewer_steps(case: tuple[str, str], strengt
 
 @EACH_KIND
 def test_in_the_middle_nothing_is_predicted_before_a_prediction_has_been_tried(case: tuple[str, str]) -> None:
-    """Two outputs make a trend, and the third measures its error; from pure noise the law is used at once."""
+    """Two outputs make a trend, and the third measures its error; from pure noise the expectation is used at once."""
     anything = Skipping(1e9)
     assert all(map(all, from_images(case, 0.5, skipping=anything)[0].computed[:3]))
     assert not any(map(any, from_images(case, 1.0, skipping=anything)[0].computed[1:3]))
@@ -148,37 +149,21 @@ def test_a_schedule_that_begins_with_an_image_begins_in_the_middle() -> None:
     assert [all(step) for step in ran.computed[:4]] == [True, True, True, False]
 
 
-def test_in_the_middle_errors_count_in_full_and_a_large_first_error_is_not_enough() -> None:
+def test_errors_larger_than_expected_count_in_full_and_in_the_middle_a_large_first_one_is_not_enough() -> None:
     def caution(scale: float | None, tried: int, from_noise: bool = False) -> float | None:
         return History(scale=scale, tried=tried, from_noise=from_noise, overshoot=3.0).caution
 
     assert [caution(scale, 2) for scale in (0.25, 1.0, 4.0)] == [0.5, 1.0, 4.0]
     assert [caution(scale, 1) for scale in (0.25, 1.0, 4.0)] == [0.5, 1.0, None]
     assert caution(None, 0) is None
-    assert [caution(scale, 1, from_noise=True) for scale in (None, 0.25, 4.0)] == [3.0, 0.5, 2.0]
+    assert [caution(scale, 1, from_noise=True) for scale in (None, 0.25, 4.0)] == [3.0, 0.5, 4.0]
 
 
-@EACH_KIND
-@pytest.mark.parametrize("prediction", ["damped", "quadratic"])
-def test_a_prediction_cannot_amplify_noise(case: tuple[str, str], prediction: str) -> None:
-    """At any tolerance, the absolute weights add up to at most 7."""
-    sums: list[float] = []
-    original = Trajectories._combined
-
-    def spy(self: Trajectories, weights: list[list[float]]) -> Tensor:
-        sums.extend(sum(map(abs, own)) for own in weights)
-        return original(self, weights)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Trajectories, "_measured", _nothing_measured)
-        patch.setattr(Trajectories, "_combined", spy)
-        ran = run(case, Skipping(1.0, prediction=prediction, correct=False))
-    assert ran.evaluations < 25
-    assert 0 < max(sums) <= 7 + 1e-9
-
-
-def _nothing_measured(self: Trajectories, *_: object) -> tuple[list[float | None], list[float]]:
-    return [None for _ in self.histories], [1.0 for _ in self.histories]
+def test_a_larger_error_scale_counts_at_once_and_a_lower_one_slowly() -> None:
+    history = History(scale=1.0, from_noise=True)
+    assert history.updated_scale(5.0) == 5.0
+    assert 0.6 < history.updated_scale(0.1) < 1.0
+    assert math.isnan(history.updated_scale(math.nan))
 
 
 def test_an_image_with_larger_prediction_errors_is_computed_more_often() -> None:
@@ -254,7 +239,8 @@ def test_weights_of_a_polynomial_sum_to_one_and_reproduce_its_values(support: li
         ({"rule": "paper", "tolerance": 0.1}, "0.1 has no effect under the rule 'paper': .* use the rule 'error'"),
         ({"rule": "paper", "every": 4}, "every 4 has no effect .* use the rule 'fixed'"),
         ({"rule": "paper", "tokens": 0.5}, "tokens 0.5 has no effect .* use the rule 'error' or 'fixed'"),
-        ({"rule": "released", "prediction": "linear"}, "prediction 'linear' has no effect under the rule 'released'"),
+        ({"rule": "released", "prediction": "reuse"}, "prediction 'reuse' has no effect under the rule 'released'"),
+        ({"prediction": "quadratic"}, "prediction 'quadratic' has no effect .*: leave it out, or use the rule 'fixed'"),
         ({"rule": "released", "correct": False}, "correct False has no effect under the rule 'released'"),
     ],
 )
@@ -263,9 +249,17 @@ def test_bad_values_are_reported(arguments: dict, said: str) -> None:
         Skipping(**arguments)
 
 
+def test_a_fidelity_names_a_tolerance() -> None:
+    tolerances = [Skipping.with_fidelity(name).tolerance for name in get_args(Fidelity)]
+    assert tolerances == sorted(tolerances)
+    assert Skipping.with_fidelity("balanced") == Skipping()
+    with pytest.raises(CotrunkError, match="fidelity 'best' is unknown: use high, balanced or fast"):
+        Skipping.with_fidelity("best")
+
+
 @pytest.mark.parametrize("rule", get_args(Rule))
 def test_defaults_may_be_given_under_every_rule(rule: Rule) -> None:
-    given = Skipping(rule=rule, tolerance=0.02, every=3, correct=True, tokens=None)
+    given = Skipping(rule=rule, tolerance=0.03, every=3, correct=True, tokens=None)
     assert given == Skipping(rule=rule)
 
 
@@ -353,4 +347,5 @@ def test_first_predictions_are_trusted_less_the_more_the_first_output_overshoots
         computed = [step[0] for step in run(case, Skipping(tolerance=0.1), model=model).computed]
         return computed.index(True, 1) - 1
 
-    assert first_gap(0.5) == first_gap(1.0) == first_gap(FIRST_X0_RMS - 0.1) > first_gap(2 * FIRST_X0_RMS)
+    expected = math.sqrt(Moments.stored().values[0, 0])
+    assert first_gap(0.5) == first_gap(1.0) == first_gap(expected - 0.1) > first_gap(2 * expected)

@@ -23,6 +23,7 @@ from .options import (
     Device,
     Dtype,
     Encoder,
+    FidelityName,
     Guidance,
     GuidanceInterval,
     Lora,
@@ -51,7 +52,7 @@ if TYPE_CHECKING:
     from ..tuning.settings_file import Basis
 
 SHARING = ("share", "similarity", "max_group", "mode", "encoder", "noise", "trunk_guidance")
-TUNED = ("steps", *SHARING, "skip", "tolerance", "guidance_interval")
+TUNED = ("steps", *SHARING, "skip", "tolerance", "fidelity", "guidance_interval")
 
 
 def generate(
@@ -78,6 +79,7 @@ def generate(
         ),
     ] = False,
     tolerance: Tolerance = None,
+    fidelity: FidelityName = None,
     guidance_interval: GuidanceInterval = None,
     share: Share = 0.3,
     similarity: Similarity = "auto",
@@ -134,7 +136,7 @@ def generate(
         whole("--steps", steps, 1)
         settings = Settings(
             sharing=sharing_of(share, similarity, max_group, mode, encoder, noise, trunk_guidance),
-            skipping=skipping_of(skip, tolerance),
+            skipping=skipping_of(skip, tolerance, fidelity),
             guidance_interval=guidance_interval,
             steps=steps,
         )

@@ -12,7 +12,7 @@ from ..errors import CotrunkError
 from ..files import check_folder
 from ..lock import FolderLock, held
 from ..planning.prompts import checked, read_prompts
-from ..settings import Mode, Noise, Sharing, Skipping
+from ..settings import Fidelity, Mode, Noise, Sharing, Skipping
 from .console import err, say
 
 
@@ -77,12 +77,16 @@ def sharing_of(
     )
 
 
-def skipping_of(skip: bool, tolerance: float | None) -> Skipping | None:
-    """Return the skipping settings from --skip and --tolerance; None without skipping.
+def skipping_of(skip: bool, tolerance: float | None, fidelity: Fidelity | None = None) -> Skipping | None:
+    """Return the skipping settings from --skip, --tolerance and --fidelity; None without skipping.
 
     Raises:
-        CotrunkError: the tolerance is out of range.
+        CotrunkError: the tolerance is out of range, or both it and its name are given.
     """
+    if tolerance is not None and fidelity is not None:
+        raise CotrunkError("--tolerance and --fidelity both choose the tolerance: give one of them.")
+    if fidelity is not None:
+        return Skipping.with_fidelity(fidelity)
     if tolerance is not None:
         return Skipping(tolerance=tolerance)
     return Skipping() if skip else None

@@ -4,6 +4,8 @@ from typing import Annotated, Any
 
 import typer
 
+from ..settings import FIDELITIES, Fidelity
+
 
 def option(panel: str, metavar: str, text: str, *names: str) -> Any:
     """Return an option for a signature; `names` are needed where the option is not named after its parameter."""
@@ -103,8 +105,18 @@ Tolerance = Annotated[
     option(
         SKIPPING,
         "X",
-        "How much skipping may change an image: a larger value skips more. Implies --skip; default 0.02.",
+        "How much skipping may change an image: a larger value skips more. Implies --skip; default 0.03.",
         "--tolerance",
+    ),
+]
+FidelityName = Annotated[
+    Fidelity | None,
+    option(
+        SKIPPING,
+        "NAME",
+        f"A tolerance by name: {', '.join(f'{name} ({tolerance:g})' for name, tolerance in FIDELITIES.items())}. "
+        "Implies --skip.",
+        "--fidelity",
     ),
 ]
 GuidanceInterval = Annotated[

@@ -60,7 +60,7 @@ class NoiseSchedule:
             return alpha * sample - sigma * output
         return output if self.kind == "sample" else sample - sigma * output
 
-    def output_for(self, step: int, sample: torch.Tensor, x0: torch.Tensor) -> torch.Tensor:
+    def output_for(self, step: int, sample: Any, x0: Any) -> Any:
         """Return the output that predicts this x0: the inverse of `x0_of`."""
         alpha, sigma = self.levels[step]
         if self.kind == "epsilon":

@@ -1,6 +1,4 @@
-"""Lagrange extrapolation of denoiser outputs, and the limit on how much it may amplify their noise."""
-
-MOST_AMPLIFICATION = 7.0  # limit on the sum of the absolute weights of a prediction
+"""Interpolation and extrapolation by the polynomial through some points."""
 
 
 def lagrange(support: list[float], time: float) -> list[float]:
@@ -13,11 +11,3 @@ def lagrange(support: list[float], time: float) -> list[float]:
                 weight *= (time - other) / (own - other)
         weights.append(weight)
     return weights
-
-
-def is_bounded(support: list[float], time: float) -> bool:
-    """Return whether a prediction at `time` amplifies the noise of the values at the support points only moderately.
-
-    A damped trend counts as if it were not damped, because its damping is not known yet.
-    """
-    return sum(map(abs, lagrange(support, time))) <= MOST_AMPLIFICATION

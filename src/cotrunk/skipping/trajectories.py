@@ -19,16 +19,17 @@ from ..engine.policy import Discontinuities, no_images
 from ..engine.rewind import SchedulerSteps
 from ..pipelines.noise_schedule import NoiseSchedule, read_schedule
 from ..settings import Skipping
-from .extrapolation import is_bounded, lagrange
+from .extrapolation import lagrange
+from .fitted import FittedPredictions, Support
 from .history import SLOTS, SMALLEST_SCALE, History
-from .step_choice import Gaps, Support, are_equal
+from .moments import Moments
+from .step_choice import Gaps, are_equal
 
-TERMS = {"reuse": 1, "linear": 2, "quadratic": 3, "damped": 2}  # support points of a prediction
+TERMS = {"reuse": 1, "linear": 2, "quadratic": 3}  # support points of the predictions of the rule "fixed"
 LONGEST = 12  # most steps skipped in a row by the rule "error"
 FIRST_STEPS = 3  # computed by the rule "fixed" before it predicts
-# RMS of the x0 that the first output predicted, in the runs in which the law of `step_choice.py` was measured
-FIRST_X0_RMS = 4.0
-FIRST_X0_EXPONENT = 3  # first prediction errors grow with this power of that RMS
+# First prediction errors grow with this power of the RMS of the x0 that the first output predicts.
+FIRST_X0_EXPONENT = 3
 NOISE_ALPHA = 0.2  # a first sample with a smaller alpha counts as pure noise
 
 
@@ -54,7 +55,10 @@ class Trajectories:
         self.histories = [History() for _ in range(images)]
         self.errors: tuple[Sequence[bool], torch.Tensor | None] = ((), None)
         self.schedule: NoiseSchedule | None = None
-        self.gaps: Gaps | None = None
+        self.gaps: Gaps  # made when the schedule is read, at the first step
+        self.predictions: FittedPredictions
+        self.first_x0: float  # expected RMS of the x0 that the first output predicts
+        self.noise: torch.Tensor  # (N, ...) the first sample
         self.outputs: list[torch.Tensor] = []  # slot k holds (N, ...): the k-th latest computed output of each image
         self.used: dict[int, torch.Tensor] = {}  # (N, ...) outputs that the scheduler got, since the first open gap
 
@@ -77,7 +81,7 @@ class Trajectories:
         Raises:
             CotrunkError: a scheduler whose noise schedule cannot be read.
         """
-        schedule = self._schedule(steps)
+        schedule = self._schedule(steps, sample)
         for image in self.discontinuities(step):
             self.histories[image].forget()
         time = schedule.time(step)
@@ -85,7 +89,7 @@ class Trajectories:
         if corrects:
             steps.mark()
         if not all(known):
-            weights = [[] if given else self._weights(h, time) for h, given in zip(self.histories, known, strict=True)]
+            weights = [[] if given else self._weights(h, step) for h, given in zip(self.histories, known, strict=True)]
             guess = self._combined(weights).to(output.dtype)
             output = torch.where(along(known, output), output, guess)
         if corrects:
@@ -97,23 +101,28 @@ class Trajectories:
             self._learn(step, time, known, output)
         return output, sample
 
-    def _schedule(self, steps: SchedulerSteps) -> NoiseSchedule:
-        """Return the noise schedule of the run, read at its first step."""
+    def _schedule(self, steps: SchedulerSteps, sample: torch.Tensor) -> NoiseSchedule:
+        """Return the noise schedule of the run, read at its first step, which begins with this sample (N, ...)."""
         if self.schedule is None:
             self.schedule = read_schedule(steps.scheduler, steps.timesteps()[: self.timesteps].tolist())
-            terms = TERMS[self.skipping.prediction]
-            self.gaps = Gaps(self.schedule, self.stop, LONGEST, terms, is_bounded)
+            from_noise = steps.first_index() == 0 and self.schedule.levels[0][0] < NOISE_ALPHA
+            moments = Moments.stored()
+            self.predictions = FittedPredictions(moments.of_outputs(self.schedule, from_noise=from_noise))
+            self.gaps = Gaps(self.schedule, self.predictions, self.stop, LONGEST, SLOTS)
+            self.first_x0 = math.sqrt(moments.values[0, 0])
+            self.noise = self.schedule.scaled(0, sample)
             for history in self.histories:
-                history.from_noise = steps.first_index() == 0 and self.schedule.levels[0][0] < NOISE_ALPHA
+                history.from_noise = history.keeps_noise = from_noise
         return self.schedule
 
-    def _weights(self, history: History, time: float) -> list[float]:
-        """Return the weights of the slots in the prediction at `time`."""
-        if self.skipping.prediction != "damped" or len(history.times) < 2:
-            return lagrange(history.times[: TERMS[self.skipping.prediction]], time)
-        latest, before = history.times[:2]
-        change = history.damping * (time - latest) / (latest - before)
-        return [1 + change, -change]
+    def _weights(self, history: History, step: int) -> list[float]:
+        """Return the weights of the slots, and after them of the first noise, in the prediction at a step."""
+        if self.skipping.rule == "fixed":
+            assert self.schedule is not None
+            return lagrange(history.times[: TERMS[self.skipping.prediction]], self.schedule.time(step))
+        weights = self.predictions.weights(self._support(history), step, history.errors)
+        slots = len(history.steps)
+        return [*weights[:slots], *[0.0] * (SLOTS - slots), *weights[slots:]]
 
     def _corrected(
         self,
@@ -153,8 +162,7 @@ class Trajectories:
         """Estimate the first prediction errors of an image from its first output alone.
 
         With guidance, the first outputs predict an x0 that is far too large, and later outputs shrink it again. So the
-        larger this x0, the more the first outputs change. If it is smaller than in the runs in which the law was
-        measured, the estimate stays at the law.
+        larger this x0, the more the first outputs change. If it is smaller than expected, the estimate stays.
         """
         assert self.schedule is not None
         starting = [given and h.from_noise and not h.times for h, given in zip(self.histories, known, strict=True)]
@@ -164,74 +172,61 @@ class Trajectories:
         sizes = _mean_square(x0).sqrt().tolist()
         for history, size, starts in zip(self.histories, sizes, starting, strict=True):
             if starts:
-                ratio = (size / FIRST_X0_RMS) ** FIRST_X0_EXPONENT
+                ratio = (size / self.first_x0) ** FIRST_X0_EXPONENT
                 history.overshoot = min(max(ratio, 1.0), 1 / SMALLEST_SCALE)
 
     def _learn(self, step: int, time: float, known: Sequence[bool], output: torch.Tensor) -> None:
         """Measure prediction errors against the computed outputs, store these, and decide which steps to skip next."""
-        scales, dampings = self._measured(step, time, known, output)
-        self._push(step, known, time, output)
-        for history, given, scale, damping in zip(self.histories, known, scales, dampings, strict=True):
+        scales, errors = self._measured(step, time, known, output)
+        self._push(step, time, known, errors, output)
+        for history, given, scale in zip(self.histories, known, scales, strict=True):
             if given:
-                history.last, history.scale, history.damping = step, scale, damping
+                history.last, history.scale = step, scale
                 history.resume = step + 1 + self._number_to_skip(history, step)
 
-    def _measured(
-        self, step: int, time: float, known: Sequence[bool], output: torch.Tensor
-    ) -> tuple[list[float | None], list[float]]:
-        """Return for each image the scale of its prediction errors, and its damping.
-
-        Damping is the fraction of the trend before the last computed output that continued after it, 0 to 1.
-        """
+    def _measured(self, step: int, time: float, known: Sequence[bool], output: torch.Tensor) -> tuple[list[float | None], list[float]]:
+        """Return for each image the scale of its prediction errors, and the latest of them, 0 where there is none."""
         assert self.schedule is not None
-        assert self.gaps is not None
-        needed = TERMS[self.skipping.prediction]
         tried = [
-            given and len(h.times) >= needed and not are_equal(time, h.times[0])
+            given and len(h.times) >= self._needed(h) and not are_equal(time, h.times[0])
             for h, given in zip(self.histories, known, strict=True)
         ]
         if not any(tried):
-            return [h.scale for h in self.histories], [h.damping for h in self.histories]
-        weights = [self._weights(h, time) if tries else [] for h, tries in zip(self.histories, tried, strict=True)]
-        exact = output.to(self.outputs[0].dtype)
-        errors = self._combined(weights) - exact
+            return [h.scale for h in self.histories], [0.0] * len(self.histories)
+        weights = [self._weights(h, step) if tries else [] for h, tries in zip(self.histories, tried, strict=True)]
+        errors = self._combined(weights) - output.to(self.outputs[0].dtype)
         self.errors = (tried, errors)
-        figures = [_mean_square(errors)]
-        if len(self.outputs) > 1:
-            trend = self.outputs[0] - self.outputs[1]
-            went_on = ((exact - self.outputs[0]) * trend).float().flatten(1).mean(dim=1)
-            figures.append(went_on / _mean_square(trend).clamp(min=1e-20))
-        squares, *continued = torch.stack(figures).tolist()  # the only wait for the device in a step
+        sizes = _mean_square(errors).sqrt().tolist()  # the only wait for the device in a step
         scales: list[float | None] = []
-        dampings = []
-        for image, history in enumerate(self.histories):
-            if not tried[image]:
+        for history, tries, size in zip(self.histories, tried, sizes, strict=True):
+            if not tries:
                 scales.append(history.scale)
-                dampings.append(history.damping)
                 continue
             expected = self.gaps.expected_error(self._support(history), step)
-            scale = math.sqrt(squares[image]) * self.schedule.velocity(step) / expected
+            scale = size * self.schedule.velocity(step) / expected
             scale = min(max(scale, SMALLEST_SCALE), 1 / SMALLEST_SCALE)  # in this order NaN stays NaN
             scales.append(history.updated_scale(scale))
             history.tried += 1
-            if continued and len(history.times) > 1:
-                latest, before = history.times[:2]
-                damping = continued[0][image] * (latest - before) / (time - latest)
-                dampings.append(min(1.0, max(0.0, damping)) if math.isfinite(damping) else 1.0)
-            else:
-                dampings.append(1.0)
-        return scales, dampings
+        return scales, [size if tries else 0.0 for size, tries in zip(sizes, tried, strict=True)]
+
+    def _needed(self, history: History) -> int:
+        """Return how many support points a prediction needs whose error says something about the next."""
+        if self.skipping.rule == "fixed":
+            return TERMS[self.skipping.prediction]
+        return 1 if history.from_noise else 2
 
     def _combined(self, weights: list[list[float]]) -> torch.Tensor:
-        """Return (N, ...): for each image the weighted sum of its slots."""
+        """Return (N, ...): for each image the weighted sum of its slots, and of its first noise."""
         total = torch.zeros_like(self.outputs[0])
-        for slot, outputs in enumerate(self.outputs):
+        for slot, outputs in [*enumerate(self.outputs), (SLOTS, self.noise)]:
             column = [own[slot] if slot < len(own) else 0.0 for own in weights]
             if any(column):
-                total += along(column, outputs) * outputs
+                total += along(column, total) * outputs
         return total
 
-    def _push(self, step: int, known: Sequence[bool], time: float, output: torch.Tensor) -> None:
+    def _push(
+        self, step: int, time: float, known: Sequence[bool], errors: Sequence[float], output: torch.Tensor
+    ) -> None:
         """Store computed outputs in slot 0, and move the older outputs of these images on."""
         output = output.to(torch.promote_types(output.dtype, torch.float32))
         # a second evaluation at the same time (Heun, PNDM) replaces the first
@@ -242,9 +237,9 @@ class Trajectories:
         for slot in range(len(self.outputs) - 1, 0, -1):
             self.outputs[slot] = torch.where(along(moves, output), self.outputs[slot - 1], self.outputs[slot])
         self.outputs[0] = torch.where(along(known, output), output, self.outputs[0])
-        for history, given, moved in zip(self.histories, known, moves, strict=True):
+        for history, given, error, moved in zip(self.histories, known, errors, moves, strict=True):
             if given:
-                history.record(step, time, replaces=not moved)
+                history.record(step, time, error, replaces=not moved)
 
     def _number_to_skip(self, history: History, step: int) -> int:
         """Return how many steps the image skips after this one."""
@@ -255,15 +250,14 @@ class Trajectories:
         if skipping.rule == "fixed":
             # nothing is predicted before an error has been measured
             return 0 if step + 1 < FIRST_STEPS or history.scale is None else min(skipping.every - 1, most)
-        assert self.gaps is not None
         caution = history.caution
         if caution is None:
             return 0
         return self.gaps.next(self._support(history), skipping.tolerance / caution) - (step + 1)
 
     def _support(self, history: History) -> Support:
-        """Return the computed steps that a prediction uses."""
-        return tuple(history.steps[: TERMS[self.skipping.prediction]])
+        """Return the support points of a prediction by the rule "error"."""
+        return (*history.steps, self.predictions.noise) if history.keeps_noise else tuple(history.steps)
 
 
 def _mean_square(tensor: torch.Tensor) -> torch.Tensor:

@@ -7,7 +7,7 @@ from typing import Literal
 from ..settings import Settings, Sharing, Skipping
 
 MIN_PROMPTS = 4  # to compare settings on
-SHARES, TOLERANCES, INTERVAL = (0.2, 0.3, 0.4), (0.01, 0.02, 0.05), (0.1, 0.8)
+SHARES, TOLERANCES, INTERVAL = (0.2, 0.3, 0.4), (0.012, 0.03, 0.07), (0.1, 0.8)
 FEWER_STEPS = (0.67, 0.5, 0.34, 0.25, 0.17, 0.12)  # as fractions of the steps of the reference
 
 

@@ -1,0 +1,101 @@
+"""The fitted predictions: their moments, and that no other weights are expected to err less."""
+
+import itertools
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cotrunk.pipelines.noise_schedule import NoiseSchedule
+from cotrunk.skipping.fitted import SUPPORT_ERROR, FittedPredictions
+from cotrunk.skipping.moments import Moments
+
+KINDS = ("epsilon", "v_prediction", "sample", "flow")
+
+
+def schedule_of(kind: str, steps: int = 20, first: float = 0.999) -> NoiseSchedule:
+    sigmas = np.linspace(first, 0.03, steps)
+    alphas = 1 - sigmas if kind == "flow" else np.sqrt(1 - sigmas**2)
+    levels = tuple(zip(alphas.tolist(), sigmas.tolist(), strict=True))
+    return NoiseSchedule(kind, levels, tuple(range(steps)), 1000.0, divided=False)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_moments_of_outputs_are_those_of_a_simulated_run(kind: str) -> None:
+    """A first-order solver follows random x0 predictions; the products of its outputs are averaged."""
+    schedule, generator = schedule_of(kind), torch.Generator().manual_seed(0)
+    times = np.array([schedule.time(step) for step in range(20)])
+    mixing = torch.randn(21, 21, generator=generator, dtype=torch.float64)
+    values = mixing @ torch.randn(21, 400, generator=generator, dtype=torch.float64)  # x0 predictions and, last, noise
+    moments = Moments(times, (values @ values.T / 400).numpy())
+    sample, outputs = values[-1], []
+    for step, ((alpha, sigma), later) in enumerate(itertools.zip_longest(schedule.levels, schedule.levels[1:])):
+        outputs.append(schedule.output_for(step, sample if step else sample * sigma, values[step]))
+        sample = sample if step else sample * sigma
+        if later is not None:
+            noise = (sample - alpha * values[step]) / sigma
+            sample = later[0] * values[step] + later[1] * noise
+    run = torch.stack([*outputs, values[-1]])
+    found = moments.of_outputs(schedule, from_noise=True)
+    np.testing.assert_allclose(found, (run @ run.T / 400).numpy(), rtol=1e-6, atol=1e-6 * np.abs(found).max())
+
+
+def test_a_run_from_an_image_continues_the_trajectory_from_noise() -> None:
+    """Half of a run has the moments of the second half of the whole run."""
+    whole = schedule_of("flow", 200)
+    half = NoiseSchedule("flow", whole.levels[100:], whole.timesteps[100:], 1000.0, divided=False)
+    moments = Moments.stored()
+    late = moments.of_outputs(whole, from_noise=True)[100:200, 100:200]
+    np.testing.assert_allclose(moments.of_outputs(half, from_noise=False)[:-1, :-1], late, rtol=0.05)
+
+
+def test_stored_moments_are_moments_and_survive_json() -> None:
+    moments = Moments.stored()
+    assert (np.diff(moments.times) < 0).all()
+    assert np.linalg.eigvalsh(moments.values).min() > -1e-6 * moments.values.max()
+    assert moments.values[-1, -1] == pytest.approx(1, abs=0.05)  # the noise has unit variance
+    again = Moments.from_json(json.loads(json.dumps(moments.to_json())))
+    np.testing.assert_array_equal(again.values, moments.values)
+    np.testing.assert_array_equal(again.times, moments.times)
+
+
+@settings(max_examples=50, deadline=None)
+@given(seed=st.integers(0, 10**6), size=st.integers(1, 4), change=st.floats(-0.3, 0.3), place=st.integers(0, 3))
+def test_no_other_weights_are_expected_to_err_less(seed: int, size: int, change: float, place: int) -> None:
+    rows = np.random.default_rng(seed).normal(size=(6, 40))
+    moments = rows @ rows.T / 40
+    fitted, support = FittedPredictions(moments), (4, 2, 1, 5)[:size]
+
+    def expected(weights: np.ndarray) -> float:
+        full = np.zeros(6)
+        full[list(support)], full[3] = weights, -1
+        return math.sqrt(full @ moments @ full)
+
+    best = np.array(fitted.weights(support, 3, ()))
+    assert fitted.error(support, 3) == pytest.approx(expected(best), rel=1e-4)
+    other = best.copy()
+    other[place % size] += change
+    assert expected(other) >= expected(best) - 1e-6
+
+
+@settings(max_examples=30, deadline=None)
+@given(latest=st.integers(4, 40), spacing=st.integers(1, 6), gap=st.integers(1, 8), error=st.floats(0, 3))
+def test_predictions_do_not_amplify_errors(latest: int, spacing: int, gap: int, error: float) -> None:
+    """The absolute weights add up to at most 10, and to less if the support points have errors."""
+    fitted = FittedPredictions(Moments.stored().of_outputs(schedule_of("v_prediction", 50), from_noise=True))
+    support = (*(point for point in (latest, latest - spacing, latest - 2 * spacing) if point >= 0), fitted.noise)
+    sums = [
+        sum(map(abs, fitted.weights(support, min(latest + gap, 49), [known] * (len(support) - 1))))
+        for known in (0.0, error)
+    ]
+    assert sums[0] <= 10
+    assert sums[1] <= sums[0] + 1e-6
+
+
+def test_an_error_of_a_support_point_counts_as_noise_of_its_own() -> None:
+    fitted = FittedPredictions(np.array([[1.0, 0.5], [0.5, 1.0]]))
+    assert fitted.weights((0,), 1, [2.0]) == pytest.approx([0.5 / (1 + (2 * SUPPORT_ERROR) ** 2)])

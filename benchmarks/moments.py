@@ -53,12 +53,12 @@ def recorded(model: str, guidance: float, images: int, steps: int) -> tuple[torc
 
 def on_grid(values: torch.Tensor, schedule: NoiseSchedule) -> Moments:
     """Return the moments of recorded predictions at the times of `GRID`."""
-    own = Moments(np.array([schedule.time(at) for at in range(len(schedule.levels))]), np.empty(0))
     raw = (torch.einsum("nsv,ntv->nst", values, values).mean(dim=0) / values.shape[-1]).numpy()
+    times = [-schedule.time(at) for at in range(len(schedule.levels))]
     spread = np.zeros((len(GRID) + 1, len(raw)))
-    for row, time in enumerate(GRID):
-        spread[row] = own.at(time)
     spread[-1, -1] = 1
+    for at, own in enumerate(np.eye(len(times))):
+        spread[:-1, at] = np.interp(-GRID, times, own)
     return Moments(GRID, spread @ raw @ spread.T)
 
 

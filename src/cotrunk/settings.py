@@ -1,6 +1,8 @@
 """The settings of a run: how to share, skip, guide and batch.
 
 They are frozen, checked when they are made, and can be written to JSON and read from it.
+
+One file: everything that a user can ask of a run, and what the parts have in common.
 """
 
 from collections.abc import Mapping, Sequence

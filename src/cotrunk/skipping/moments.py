@@ -8,6 +8,7 @@ interpolated to its noise levels, and turned from x0 into the model's own kind o
 
 import functools
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
@@ -60,44 +61,61 @@ class Moments:
 
         Args:
             schedule: of the run.
-            from_noise: whether its first sample is pure noise. If not, the sample is taken to lie on the trajectory from
+            from_noise: whether its first sample is pure noise. If not, the sample counts as one on the trajectory from
                 pure noise to its noise level.
         """
         ratios = [alpha / max(sigma, SMALLEST_SIGMA) for alpha, sigma in schedule.levels]
-        noise = np.eye(len(self.values))[-1]
+        predictions, deviations = self._interpolated([schedule.time(step) for step in range(len(ratios))])
+        noise = np.eye(predictions.shape[1])[len(self.times)]
         # the first-order solver adds to sample / sigma the change of alpha / sigma times x0
-        scaled = noise if from_noise else noise + self._gained(ratios[0])
+        scaled = noise if from_noise else noise + self._gained(ratios[0], predictions.shape[1])
         rows = []
-        for step, (_, sigma) in enumerate(schedule.levels):
-            x0 = self.at(schedule.time(step))
+        for step, (x0, (_, sigma)) in enumerate(zip(predictions, schedule.levels, strict=True)):
             rows.append(schedule.output_for(step, sigma * scaled, x0))
             scaled = scaled + (ratios[min(step + 1, len(ratios) - 1)] - ratios[step]) * x0
         combined = np.stack([*rows, noise])
-        return combined @ self.values @ combined.T
+        known = len(self.values)
+        return combined[:, :known] @ self.values @ combined[:, :known].T + (
+            combined[:, known:] * deviations @ combined[:, known:].T
+        )
 
-    def _gained(self, ratio: float) -> np.ndarray:
-        """Return what sample / sigma has gained (G + 1,) on its way from pure noise to this alpha / sigma."""
+    def _interpolated(self, times: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
+        """Return x0 at T times as combinations (T, G + 1 + T), and the variances (T,) of their own deviations.
+
+        The first G + 1 weights are those of the known predictions and of the noise. Between two known times, x0
+        deviates from the straight line. Without these deviations, points between the same two times would predict
+        each other perfectly.
+        """
+        steps, size = len(times), len(self.values)
+        combinations, parts, cells = np.zeros((steps, size + steps)), np.zeros(steps), np.zeros(steps, dtype=int)
+        grid = -self.times
+        for step, time in enumerate(times):
+            cells[step] = after = int(np.clip(np.searchsorted(grid, -time), 1, len(grid) - 1))
+            parts[step] = part = float(np.clip((-time - grid[after - 1]) / (grid[after] - grid[after - 1]), 0, 1))
+            combinations[step, after - 1], combinations[step, after] = 1 - part, part
+            combinations[step, size + step] = 1
+        return combinations, self._bends()[cells] * (parts * (1 - parts)) ** 2
+
+    def _bends(self) -> np.ndarray:
+        """Return (G,) the variance of each known prediction around the straight line between its two neighbours.
+
+        A deviation grows with the square of the distance, so at a fraction p between two known times it is p (1 - p)
+        times as large as at a known time between its neighbours.
+        """
+        variances = np.zeros(len(self.times))
+        for middle in range(1, len(self.times) - 1):
+            before, at, after = self.times[middle - 1 : middle + 2]
+            part = (before - at) / (before - after)
+            line = np.zeros(len(self.values))
+            line[middle - 1 : middle + 2] = 1 - part, -1, part
+            # at an even grid, the distance from the line is that at the middle of two cells
+            variances[middle] = line @ self.values @ line / (4 * part * (1 - part)) ** 2
+        variances[[0, -1]] = variances[[1, -2]]
+        return variances
+
+    def _gained(self, ratio: float, size: int) -> np.ndarray:
+        """Return what sample / sigma has gained (size,) on its way from pure noise to this alpha / sigma."""
         inverse = 1 / np.sinh(self.times)  # the root of (alpha / sigma)^2 + SMALLEST_ALPHA^2, see `NoiseSchedule.time`
         known = np.sqrt(np.clip(inverse**2 - SMALLEST_ALPHA**2, 0, None))
         bounds = np.append(known, np.inf).clip(max=ratio)
-        return np.append(np.diff(bounds), 0.0)
-
-    def at(self, time: float) -> np.ndarray:
-        """Return the x0 prediction at a time as a combination (G + 1,) of the known ones."""
-        grid = -self.times
-        after = int(np.clip(np.searchsorted(grid, -time), 1, len(grid) - 1))
-        part = float(np.clip((-time - grid[after - 1]) / (grid[after] - grid[after - 1]), 0, 1))
-        combination = np.zeros(len(grid) + 1)
-        combination[after - 1], combination[after] = 1 - part, part
-        return combination
-
-    def _sample_at(self, alpha: float, sigma: float) -> np.ndarray:
-        """Return the sample (G + 1,) at the level at which a run begins, on the trajectory from pure noise to it."""
-        sample = np.eye(len(self.values))[-1]  # at alpha 0 and sigma 1
-        levels = [level for level in map(_level_at, self.times) if level[0] * sigma < alpha * level[1]]
-        before = (0.0, 1.0)
-        for alpha_next, sigma_next in [*levels, (alpha, sigma)]:
-            kept = sigma_next / before[1]
-            sample = kept * sample + (alpha_next - before[0] * kept) * self.at(_time_of(*before))
-            before = (alpha_next, sigma_next)
-        return sample
+        return np.pad(np.diff(bounds), (0, size - len(self.times)))

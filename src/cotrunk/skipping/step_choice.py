@@ -13,7 +13,7 @@ from .fitted import FittedPredictions, Support
 
 # Errors at noisy steps weigh 1 + EARLY_WEIGHT * time. A change of the sample there moves the final image about as much
 # as one at the end, but for some images up to ten times as much.
-EARLY_WEIGHT = 0.3
+EARLY_WEIGHT = 0.2
 EQUAL_TIMES = 1e-6  # times closer than this are equal
 LEVELS = 20  # limits are rounded down to powers of e ** (1 / LEVELS), so that images can use the same gaps
 UNLIMITED = 1e9  # a limit above the cost of any gap

@@ -184,7 +184,9 @@ class Trajectories:
                 history.last, history.scale = step, scale
                 history.resume = step + 1 + self._number_to_skip(history, step)
 
-    def _measured(self, step: int, time: float, known: Sequence[bool], output: torch.Tensor) -> tuple[list[float | None], list[float]]:
+    def _measured(
+        self, step: int, time: float, known: Sequence[bool], output: torch.Tensor
+    ) -> tuple[list[float | None], list[float]]:
         """Return for each image the scale of its prediction errors, and the latest of them, 0 where there is none."""
         assert self.schedule is not None
         tried = [

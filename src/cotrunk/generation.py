@@ -115,7 +115,8 @@ def generate(
         `Result`: images in prompt order, all images of a prompt one after another; plan; cost; seconds.
 
     Raises:
-        CotrunkError: bad arguments, or a pipeline that cotrunk cannot handle; always before any denoising.
+        CotrunkError: bad arguments, or a pipeline that cotrunk cannot handle; before any denoising,
+            except for what only the first denoiser call shows.
     """
     begin = time.perf_counter()
     settings = settings_of(settings, sharing, skipping, guidance_interval, batching)

@@ -151,12 +151,20 @@ def test_a_schedule_that_begins_with_an_image_begins_in_the_middle() -> None:
 
 def test_errors_larger_than_expected_count_in_full_and_in_the_middle_a_large_first_one_is_not_enough() -> None:
     def caution(scale: float | None, tried: int, from_noise: bool = False) -> float | None:
-        return History(scale=scale, tried=tried, from_noise=from_noise, overshoot=3.0).caution
+        return History(scale=scale, tried=tried, from_noise=from_noise, keeps_noise=from_noise, overshoot=3.0).caution
 
     assert [caution(scale, 2) for scale in (0.25, 1.0, 4.0)] == [0.5, 1.0, 4.0]
     assert [caution(scale, 1) for scale in (0.25, 1.0, 4.0)] == [0.5, 1.0, None]
     assert caution(None, 0) is None
     assert [caution(scale, 1, from_noise=True) for scale in (None, 0.25, 4.0)] == [3.0, 0.5, 4.0]
+
+
+def test_after_a_discontinuity_nothing_is_predicted_before_an_error_has_been_measured() -> None:
+    history = History(scale=0.5, tried=4, from_noise=True, keeps_noise=True)
+    history.forget()
+    assert history.caution is None
+    history.scale, history.tried = 0.5, 1
+    assert history.caution is not None
 
 
 def test_a_larger_error_scale_counts_at_once_and_a_lower_one_slowly() -> None:

@@ -25,7 +25,7 @@ class History:
         last: the step at which it was last computed.
         scale: its prediction errors, divided by their expectation; None before any was measured.
         tried: number of prediction errors measured.
-        overshoot: in a run from noise, replaces the scale until an error has been measured.
+        overshoot: replaces the scale until an error has been measured, at the beginning of a run from noise.
         from_noise: whether its run began with pure noise, for which the expectation was measured.
         keeps_noise: whether it is still on the trajectory of its first sample: no discontinuity so far.
         resume: the step at which the denoiser computes this image again.
@@ -51,14 +51,14 @@ class History:
     def caution(self) -> float | None:
         """The divisor of the tolerance; None while nothing may be predicted.
 
-        An error scale above 1 divides the tolerance. A lower one raises it by its root only, because small errors early
-        in a run say little about later ones.
-        In a run from an image, the first outputs change by up to twenty times what is expected. The expectation is for
-        trajectories from pure noise, and an image with added noise is not on the trajectory of its prompt. So nothing
-        is predicted before an error has been measured (two, if the first is large).
+        An error scale above 1 divides the tolerance. A lower one raises it by its root only, because small errors
+        early in a run say little about later ones.
+        The expectation is for trajectories from pure noise. After a discontinuity, or in a run from an image, the sample
+        is not on the trajectory of its prompt: the first outputs change by up to twenty times what is expected. So
+        nothing is predicted before an error has been measured (in a run from an image two, if the first is large).
         """
         if self.scale is None:
-            return self.overshoot if self.from_noise else None
+            return self.overshoot if self.keeps_noise else None
         if not self.from_noise and self.tried == 1 and self.scale > LARGE_FIRST_SCALE:
             return None
         return max(math.sqrt(self.scale), self.scale)

@@ -165,7 +165,7 @@ class Trajectories:
         larger this x0, the more the first outputs change. If it is smaller than expected, the estimate stays.
         """
         assert self.schedule is not None
-        starting = [given and h.from_noise and not h.times for h, given in zip(self.histories, known, strict=True)]
+        starting = [given and h.keeps_noise and not h.times for h, given in zip(self.histories, known, strict=True)]
         if not any(starting):
             return
         x0 = self.schedule.x0_of(step, self.schedule.scaled(step, sample), output)

@@ -1,9 +1,10 @@
 """Measure skipping where outputs change abruptly: at a branch of a group, and where guidance is switched.
 
-    python benchmarks/discontinuities.py 0.015 0.03 0.06     # tolerances; two minutes
+    python benchmarks/discontinuities.py 0.015 0.03 0.06     # tolerances; a minute
 
-16 prompts of templates in groups of four, 50 steps of DPM++ 2M on `mini`, guidance 5. Groups share 30 % of the steps, or
-each image has guidance from 10 to 80 % of them. Prints rows per image, and PSNR to the same run in all steps.
+16 prompts of templates in groups of four, 50 steps of DPM++ 2M on `mini`, guidance 5. Groups share 30 % of the steps,
+or images have guidance from 10 to 80 % of them. Prints PSNR to the same run in all steps, mean and worst, and rows per
+image.
 """
 
 import argparse

@@ -53,9 +53,9 @@ class History:
 
         An error scale above 1 divides the tolerance. A lower one raises it by its root only, because small errors
         early in a run say little about later ones.
-        The expectation is for trajectories from pure noise. After a discontinuity, or in a run from an image, the sample
-        is not on the trajectory of its prompt: the first outputs change by up to twenty times what is expected. So
-        nothing is predicted before an error has been measured (in a run from an image two, if the first is large).
+        The expectation is for trajectories from pure noise. After a discontinuity, or in a run from an image, the
+        sample is not on the trajectory of its prompt: the first outputs change by up to twenty times what is expected.
+        So nothing is predicted before an error has been measured (in a run from an image two, if the first is large).
         """
         if self.scale is None:
             return self.overshoot if self.keeps_noise else None

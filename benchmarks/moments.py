@@ -72,7 +72,7 @@ def errors(values: torch.Tensor, schedule: NoiseSchedule, moments: Moments | Non
         if fitted is None:
             weights = lagrange([schedule.time(at) for at in points[:2]], schedule.time(step))
         else:
-            weights = fitted.weights((*points, fitted.noise), step)
+            weights = fitted.weights((*points, fitted.noise), step, ())
         known = [*(outputs[at] for at in points), values[:, -1]]
         guess = sum(weight * output for weight, output in zip(weights, known, strict=False))
         found.append(float((guess - outputs[step]).square().mean().sqrt()) * schedule.velocity(step))

@@ -101,3 +101,23 @@ def test_errors_of_support_points_are_amplified_no_more_than_they_are_worth(
 def test_an_error_of_a_support_point_counts_as_noise_of_its_own() -> None:
     fitted = FittedPredictions(np.array([[1.0, 0.5], [0.5, 1.0]]))
     assert fitted.weights((0,), 1, [2.0]) == pytest.approx([0.5 / (1 + (2 * SUPPORT_ERROR) ** 2)])
+
+
+def test_a_trend_is_followed_less_if_its_support_points_have_errors() -> None:
+    fitted = FittedPredictions(Moments.stored().of_outputs(schedule_of("v_prediction", 50), from_noise=True))
+    exact, wrong = (fitted.weights((20, 16), 24, [error] * 2) for error in (0.0, 2.0))
+    assert exact[1] < 0  # the weight of the older point: the trend leads away from it
+    assert exact[1] < wrong[1]
+
+
+def test_points_between_two_known_times_are_not_on_a_straight_line() -> None:
+    schedule = schedule_of("sample", 2000)  # its outputs are the x0 predictions
+    places = [int(np.searchsorted(-Moments.stored().times, -schedule.time(step))) for step in range(2000)]
+    cell = next(place for place in places if place > 2 and places.count(place) >= 9)
+    inside = [step for step, place in enumerate(places) if place == cell]
+    first, middle, last = inside[0], inside[len(inside) // 2], inside[-1]
+    times = [schedule.time(step) for step in (first, middle, last)]
+    part = (times[0] - times[1]) / (times[0] - times[2])
+    line = np.zeros(2001)
+    line[[first, middle, last]] = 1 - part, -1, part
+    assert line @ Moments.stored().of_outputs(schedule, from_noise=True) @ line > 1e-7

@@ -9,7 +9,6 @@ Independent images come from the loop of `plain_sampling`, as do the reference's
 --cells, and a later call continues. Writes points.jsonl, table.md, claim.md, and curves and a strip of images.
 """
 
-import argparse
 import functools
 import json
 import textwrap
@@ -21,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 from plain_sampling import BATCH, GUIDANCE, ROWS, Model, Variant
-from sharing_measures import Cells, Gauge, Values, figures, joined
+from sharing_measures import Cells, Gauge, Values, common_arguments, figures, joined
 from similar_prompts import GROUP, KINDS, PROMPTS
 from trunks import FULL, OWN, PUBLISHED, REFERENCE, VARIANTS, measure_all
 
@@ -123,12 +122,7 @@ def cell_of(model: Model, setting: Setting, cells: Cells, gauge: Gauge, runs: in
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--cells", type=Path, required=True, help="folder of the measured cells")
-    parser.add_argument("--models", nargs="+", default=list(GUIDANCE))
-    parser.add_argument("--compile", action="store_true", help="compile the UNet: pays from about ten cells on")
-    parser.add_argument("--runs", type=int, default=2, help="images per prompt")
+    parser = common_arguments(__doc__, list(GUIDANCE))
     parser.add_argument("--settings", type=int, help="measure only so many of the settings, most useful first")
     parser.add_argument("--claim", action="store_true", help="also compare with the best of independent sampling")
     args = parser.parse_args()

@@ -5,10 +5,11 @@ bootstrap intervals over groups, whose images of all runs are resampled together
 groups for both settings.
 """
 
+import argparse
 import hashlib
 import itertools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,17 @@ from cotrunk.evaluation.emoji import EmojiAlignment
 from cotrunk.evaluation.networks import EfficientNetLite0
 
 Values = dict[str, np.ndarray]
+
+
+def common_arguments(description: str | None, models: Sequence[str]) -> argparse.ArgumentParser:
+    """Return a parser with the options of every benchmark that measures cells."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--cells", type=Path, required=True, help="folder of the measured cells")
+    parser.add_argument("--models", nargs="+", default=list(models))
+    parser.add_argument("--compile", action="store_true", help="compile the UNet: pays from about ten cells on")
+    parser.add_argument("--runs", type=int, default=2, help="images per prompt")
+    return parser
 
 
 class OnePass(EfficientNetLite0):

@@ -8,16 +8,14 @@ prompts in groups of four (see `similar_prompts`), two runs. Frechet distances a
 seeds in 50 steps. Measured cells are kept in --cells; a later call continues.
 """
 
-import argparse
 import functools
 import json
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import torch
 from plain_sampling import GUIDANCE, Model, Sampling, Variant
-from sharing_measures import Cells, Gauge, Values, figures, joined
+from sharing_measures import Cells, Gauge, Values, common_arguments, figures, joined
 from similar_prompts import KINDS, PROMPTS
 
 from cotrunk.evaluation.metrics import Figure
@@ -73,12 +71,7 @@ def measure_all(model: Model, variant: Variant, cells: Cells, gauge: Gauge, runs
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--cells", type=Path, required=True, help="folder of the measured cells")
-    parser.add_argument("--models", nargs="+", default=list(GUIDANCE))
-    parser.add_argument("--compile", action="store_true", help="compile the UNet: pays from about ten cells on")
-    parser.add_argument("--runs", type=int, default=2, help="images per prompt")
+    parser = common_arguments(__doc__, list(GUIDANCE))
     parser.add_argument("--variants", type=int, help="measure only so many of the variants, most important first")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)

@@ -21,6 +21,7 @@ from .batches import data_digest, groups_of_pass, pass_seed
 from .checkpoint import FILE, read_checkpoint, restore_checkpoint, write_tensors
 from .conditions import Conditions, moved
 from .divergence import are_finite, check_finite, divergence
+from .drift import warn_of_drift
 from .encoded import EncodedGroups, Progress, encode
 from .latents import check_vae
 from .log import TERMS, Step, write_step
@@ -164,6 +165,7 @@ def train(
             check_finite(following, accelerator.scaler, last_checkpoint, settings, out)
             last_checkpoint = step.number
             if accelerator.is_main_process:
+                warn_of_drift(loss, out / "losses.jsonl")
                 state = {"step": step.number, "lora": get_peft_model_state_dict(denoiser), "average": average}
                 state |= {"optimiser": optimiser.state_dict(), "run": run}
                 if accelerator.scaler is not None:

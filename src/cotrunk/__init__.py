@@ -15,9 +15,10 @@ if TYPE_CHECKING:
     from .engine.call_state import StepEvent
     from .errors import CotrunkError
     from .execution import Batch
-    from .generation import Result, generate, plan, stream
+    from .generation import generate, plan, stream
     from .planning.plan import Cost, Plan
     from .planning.tree import Branch
+    from .result import Result
     from .settings import Batching, Settings, Sharing, Skipping
 
 _HOME = {
@@ -27,7 +28,7 @@ _HOME = {
     "Cost": "planning.plan",
     "CotrunkError": "errors",
     "Plan": "planning.plan",
-    "Result": "generation",
+    "Result": "result",
     "Settings": "settings",
     "Sharing": "settings",
     "Skipping": "settings",

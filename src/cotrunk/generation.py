@@ -4,11 +4,12 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from .checks import seeds_of, whole
 from .engine.call_state import StepEvent
+from .engine.progress import run_bar
 from .errors import CotrunkError
 from .execution import SPARED, Batch, Run, merged_output
 from .pipelines.arguments import needed_arguments
@@ -18,7 +19,7 @@ from .pipelines.cost import timesteps_of
 from .pipelines.noise_schedule import read_schedule
 from .planning.plan import Cost, Plan
 from .planning.request import Request
-from .planning.tree import counted
+from .result import Result
 from .settings import (
     DEFAULT_BATCHING,
     DEFAULT_SETTINGS,
@@ -31,41 +32,6 @@ from .settings import (
 )
 
 WARM_STEPS = 4  # most steps of `warm_up`
-
-
-@dataclass(frozen=True, repr=False)
-class Result:
-    """Everything that a run made; `result.images` (or `.audios`, `.frames`) are the pipeline's, in prompt order.
-
-    Attributes:
-        output: the pipeline's own output object, over all images.
-        plan: what was shared. `plan.save(path)` keeps it, and `generate(pipe, plan=...)` gives the same images again.
-        cost: the denoiser rows that were counted: `cost.used`, `cost.independent`, `cost.saving`.
-        spared: rows not computed, by reason: "sharing", "guidance", "skipping".
-        made: indices of the images in `output`, in its order: all of them, unless a callback interrupted the run.
-        failed: indices of images whose latents or decoded values held a NaN or an infinity, or that were interrupted
-            before their last step; do not use them.
-        flagged: indices of images that the pipeline's own safety checker replaced by black ones.
-        seconds: "embed", "denoise", "decode", "total".
-    """
-
-    output: Any
-    plan: Plan
-    cost: Cost
-    spared: dict[str, int]
-    made: tuple[int, ...]
-    failed: tuple[int, ...]
-    flagged: tuple[int, ...]
-    seconds: dict[str, float]
-
-    def __repr__(self) -> str:
-        return f"<Result: {counted(len(self.made), 'image')}, {self.cost}, {self.seconds['total']:.3g} s>"
-
-    def __getattr__(self, name: str) -> Any:
-        output = vars(self).get("output", {})  # not there yet while a copy is being made
-        if not name.startswith("_") and name in output:
-            return output[name]
-        raise AttributeError(f"the output of this pipeline has no {name!r}, only {', '.join(output)}")
 
 
 def generate(
@@ -123,10 +89,12 @@ def generate(
     given: dict[str, Any] = {"seed": seed, "num_images_per_prompt": num_images_per_prompt, "plan": plan}
     run = prepare(pipe, prompts, settings, **given, **arguments)
     batches = []
-    for batch in run.batches(on_step=on_step):
-        batches.append(batch)
-        if on_batch is not None:
-            on_batch(batch)
+    with run_bar(pipe, run.plan.cost.used, len(run.plan)) as bar:
+        for batch in run.batches(on_step=bar.also(on_step)):
+            batches.append(batch)
+            bar.batch(batch.cost.used + batch.spared["skipping"] + batch.spared["guidance"], len(batch.images))
+            if on_batch is not None:
+                on_batch(batch)
     made = tuple(sorted(image for batch in batches for image in batch.images))
     if stopped := [batch for batch in batches if batch.is_interrupted]:
         warnings.warn(

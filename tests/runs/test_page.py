@@ -8,7 +8,7 @@ import pytest
 from mutations import places
 from pages import add_compare, flat, leaf, links, make, page
 
-from cotrunk.runs import thumbnails
+from cotrunk.drawing import thumbnails
 from cotrunk.settings import Skipping
 
 

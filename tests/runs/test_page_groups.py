@@ -8,7 +8,8 @@ import pytest
 from pages import STEPS, Parsed, flat, leaf, links, make, node, page
 from PIL import Image
 
-from cotrunk.runs import page_groups, tree_svg
+from cotrunk.drawing import tree_svg
+from cotrunk.runs import page_groups
 
 
 def moves(parsed: Parsed, kind: str) -> list[tuple[float, float, float]]:

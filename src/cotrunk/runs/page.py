@@ -5,13 +5,13 @@ from importlib import resources
 from pathlib import Path
 from string import Template
 
+from ..drawing.thumbnails import SIDE, thumbnail
+from ..drawing.wording import amount, count, duration, listed, percent, safe
 from ..files import write_bytes
 from .page_compare import compare_section
 from .page_groups import ShownGroup, group_sections, shown_groups
 from .page_parts import Page
 from .report import RunReport, Spared
-from .thumbnails import SIDE, thumbnail
-from .wording import amount, count, duration, listed, percent, safe
 
 STRIP_HELP = """<li>The strip next to an image shows its steps from left to right. Green: the denoiser ran once for its
 whole group. Grey: it ran for this image alone. Empty: its output was predicted from earlier outputs. A strip is half as

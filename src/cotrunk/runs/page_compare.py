@@ -1,9 +1,9 @@
 """The section of the page that compares: each image next to the same image sampled independently."""
 
+from ..drawing.thumbnails import fit
+from ..drawing.wording import amount
 from .page_parts import Page, compared_image, linked_image, prompt_text, section
 from .report import RunReport
-from .thumbnails import fit
-from .wording import amount
 
 COMPARED_PROMPTS = 60
 COMPARED_IMAGES = 120  # each is shown three times

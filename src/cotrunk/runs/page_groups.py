@@ -3,12 +3,12 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from ..drawing.thumbnails import fit
+from ..drawing.tree_svg import axis, branch_steps, leaf_order, pruned, tree_svg
+from ..drawing.wording import amount, count, listed
 from ..planning.sharing import how_shared
 from .page_parts import Page, caption, linked_image, section
 from .report import GroupReport
-from .thumbnails import fit
-from .tree_svg import axis, branch_steps, leaf_order, pruned, tree_svg
-from .wording import amount, count, listed
 
 # More images make a page slow to open. The files stay in images/.
 PAGE_IMAGES = 400

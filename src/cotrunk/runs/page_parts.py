@@ -5,10 +5,10 @@ from html import escape
 from pathlib import Path
 from urllib.parse import quote
 
+from ..drawing.thumbnails import fit, thumbnail
+from ..drawing.tree_svg import strip_svg
+from ..drawing.wording import amount, safe
 from .report import ImageReport, RunReport
-from .thumbnails import fit, thumbnail
-from .tree_svg import strip_svg
-from .wording import amount, safe
 
 PROMPT_LENGTH = 5_000  # characters of a prompt on the page; run.json has the rest
 LONG_PROMPT = 90  # characters; a longer prompt is folded to four lines and opens on a click

@@ -1,4 +1,4 @@
-"""Small copies of images, as data URIs inside the page."""
+"""Small copies of images, as data URIs inside a page."""
 
 import base64
 import io
@@ -16,19 +16,25 @@ def thumbnail(path: Path) -> tuple[str, int, int] | None:
         if not path.is_file():  # reading a pipe would never end
             return None
         with Image.open(path) as opened:
-            image = opened.convert("RGBA" if opened.has_transparency_data else "RGB")
+            opened.load()
+            return thumbnail_of(opened)
     except Exception:  # Pillow raises many types for a damaged file
         return None
-    is_large = max(image.size) > SIDE
-    image.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
+
+
+def thumbnail_of(image: Image.Image) -> tuple[str, int, int]:
+    """Return the data URI, width and height of a small copy of an image."""
+    small = image.convert("RGBA" if image.has_transparency_data else "RGB")  # a copy
+    is_large = max(small.size) > SIDE
+    small.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
     # Small images stay exact unless their PNG is large. In a scaled-down image, the losses of JPEG are not visible.
     buffer, kind = io.BytesIO(), "png"
-    image.save(buffer, kind)
-    if image.mode == "RGB" and (is_large or buffer.tell() > PNG_BYTES):
+    small.save(buffer, kind)
+    if small.mode == "RGB" and (is_large or buffer.tell() > PNG_BYTES):
         buffer, kind = io.BytesIO(), "jpeg"
-        image.save(buffer, kind, quality=88)
+        small.save(buffer, kind, quality=88)
     data = base64.b64encode(buffer.getvalue()).decode("ascii")
-    return f"data:image/{kind};base64,{data}", *image.size
+    return f"data:image/{kind};base64,{data}", *small.size
 
 
 def fit(side: int, box: int) -> int:

@@ -194,7 +194,7 @@ def test_brackets_in_a_model_name_are_not_markup(tmp_path: Path) -> None:
 def test_a_negative_prompt_that_is_not_unicode(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     no_model(monkeypatch)
     refusal = cotrunk("generate", "a cat", "--negative", "a \udcff dog", "--out", tmp_path / "run")
-    assert_refused(refusal, "negative_prompt: the prompt contains an invalid surrogate")
+    assert_refused(refusal, "negative_prompt contains an invalid surrogate")
 
 
 def test_closed_streams_and_other_encodings(tmp_path: Path) -> None:

@@ -9,7 +9,9 @@ import pytest
 
 from cotrunk.cli.inputs import prompts_of
 from cotrunk.errors import CotrunkError
-from cotrunk.planning.prompts import PromptFile, read_prompts
+from cotrunk.planning.prompt_columns import parse_columns
+from cotrunk.planning.prompt_row import PromptRow, check_ids
+from cotrunk.planning.prompts import read_prompts
 
 CAT_AND_DOG = ["a cat", "a dog, running"]
 
@@ -31,16 +33,17 @@ def write(tmp_path: Path):
         ("no_suffix", "a cat\r\n\r\na dog, running"),
         ("old_mac.TXT", "a cat\r\ra dog, running\r"),
         ("bom.txt", b"\xef\xbb\xbfa cat\n \na dog, running\n"),
-        ("p.csv", 'id,prompt\n1,a cat\n2,\n3,"a dog, running"\n'),
-        ("bom.csv", b'\xef\xbb\xbfprompt,id\r\na cat,1\r\n"",2\r\n"a dog, running",3\r\n'),
+        ("p.csv", 'note,prompt\n1,a cat\n2,\n3,"a dog, running"\n'),
+        ("bom.csv", b'\xef\xbb\xbfprompt,note\r\na cat,1\r\n"",2\r\n"a dog, running",3\r\n'),
         ("blank_line.csv", 'id,prompt\n1,a cat\n\n3,"a dog, running"\n'),
-        ("p.tsv", "Prompt\tid\na cat\t1\n \t2\na dog, running\t3\n"),
-        ("p.jsonl", '"a cat"\n\n{"prompt": "a dog, running", "id": 2}\n'),
+        ("p.tsv", "Prompt\tnote\na cat\t1\n \t2\na dog, running\t3\n"),
+        ("p.jsonl", '"a cat"\n\n{"prompt": "a dog, running", "note": 2}\n'),
         ("p.json", '[{"prompt": "a cat"}, "", "a dog, running"]'),
     ],
 )
 def test_formats(write, name, content):
-    assert read_prompts(write(name, content)) == PromptFile(CAT_AND_DOG, blank=1)
+    found = read_prompts(write(name, content))
+    assert (found.prompts, found.blank) == (CAT_AND_DOG, 1)
 
 
 def test_parquet(tmp_path):
@@ -48,12 +51,13 @@ def test_parquet(tmp_path):
     from pyarrow import parquet
 
     path = tmp_path / "p.parquet"
-    parquet.write_table(pyarrow.table({"id": [1, 2, 3], "caption": ["a cat", " ", "a dog, running"]}), path)
-    assert read_prompts(path, "caption") == PromptFile(CAT_AND_DOG, blank=1)
-    with pytest.raises(CotrunkError, match=r"no column 'prompt'.*'id', 'caption'"):
+    parquet.write_table(pyarrow.table({"number": [1, 2, 3], "caption": ["a cat", " ", "a dog, running"]}), path)
+    found = read_prompts(path, {"prompt": "caption"})
+    assert (found.prompts, found.blank) == (CAT_AND_DOG, 1)
+    with pytest.raises(CotrunkError, match=r"no column 'prompt'.*'number', 'caption'"):
         read_prompts(path)
     with pytest.raises(CotrunkError, match="row 1: the prompt is of type int"):
-        read_prompts(path, "id")
+        read_prompts(path, {"prompt": "number"})
     path.write_bytes(b"not parquet")
     with pytest.raises(CotrunkError, match="not a readable parquet"):
         read_prompts(path)
@@ -186,7 +190,7 @@ def test_text_that_only_resembles_a_table_is_text(write, content):
 
 def test_text_has_no_columns(write):
     with pytest.raises(CotrunkError, match=r"p\.txt is text, which has no column 'caption'"):
-        read_prompts(write("p.txt", "a cat"), "caption")
+        read_prompts(write("p.txt", "a cat"), {"prompt": "caption"})
 
 
 @pytest.mark.parametrize("suffix", ["txt", "csv", "jsonl", "json", "parquet"])
@@ -203,9 +207,9 @@ def test_a_parquet_file_with_invalid_text(tmp_path):
     broken = pa.StringArray.from_buffers(2, pa.py_buffer(b"\1\0\0\0\2\0\0\0\4\0\0\0"), pa.py_buffer(b"aa\xed\xa0"))
     path = tmp_path / "p.parquet"
     parquet.write_table(pa.table({"prompt": broken, "b.c": ["x", "y"]}), path)
-    with pytest.raises(CotrunkError, match=r"p\.parquet, row 2: the prompt is not UTF-8"):
+    with pytest.raises(CotrunkError, match=r"p\.parquet, row 2: a text is not UTF-8"):
         read_prompts(path)
-    assert read_prompts(path, "b.c").prompts == ["x", "y"]
+    assert read_prompts(path, {"prompt": "b.c"}).prompts == ["x", "y"]
     twice = pa.Table.from_arrays([pa.array(["a"]), pa.array(["b"])], names=["prompt", "prompt"])
     parquet.write_table(twice, path)
     with pytest.raises(CotrunkError, match="several columns 'prompt'"):
@@ -266,13 +270,13 @@ def test_json_lines_round_trip(write):
 @pytest.mark.parametrize("prompt", ["a cat." + "x" * 300, "Кот. " + "и" * 137, "a\0cat.txt"])
 def test_a_prompt_longer_than_any_file_name_is_a_prompt(prompt):
     """File names are limited in bytes, not in characters."""
-    assert prompts_of([prompt], None, "prompt") == [prompt]
+    assert prompts_of([prompt], None, None) == [PromptRow(prompt)]
 
 
 def test_a_file_given_as_a_prompt_is_reported(write):
     path = str(write("p.txt", "a cat"))
     with pytest.raises(CotrunkError, match=r"is a file: give its prompts with --prompts"):
-        prompts_of(["a dog", path], None, "prompt")
+        prompts_of(["a dog", path], None, None)
 
 
 def test_importing_prompts_does_not_import_heavy_packages():
@@ -282,3 +286,150 @@ def test_importing_prompts_does_not_import_heavy_packages():
     heavy = "{'torch', 'diffusers', 'transformers', 'scipy', 'numpy'}"
     code = f"import sys, cotrunk.planning.prompts; sys.exit(bool({heavy} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+ROW = PromptRow(
+    *("a cat", "grey", 7, "first", 2, 64, 32, 12, 4.5),
+)
+TABLE = "prompt,negative_prompt,seed,id,images,width,height,steps,guidance_scale\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("p.csv", TABLE + "a cat,grey,7,first,2,64,32,12,4.5\na dog,,,second,,,,,\n"),
+        ("p.tsv", (TABLE + "a cat,grey, 7 ,first,2.0,64,32,12,4.5\na dog,,,second\n").replace(",", "\t")),
+        ("p.jsonl", json.dumps(ROW.to_json()) + '\n{"prompt": "a dog", "id": "second", "steps": null}\n'),
+        ("p.json", json.dumps([ROW.to_json(), {"prompt": "a dog", "id": "second", "seed": ""}])),
+    ],
+)
+def test_rows_hold_settings(write, name, content):
+    found = read_prompts(write(name, content))
+    assert found.rows == (ROW, PromptRow("a dog", id="second"))
+    assert found.unused == ()
+    assert len(found.places) == 2
+
+
+def test_a_parquet_file_of_pandas_has_nan_and_floats(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    values = {"prompt": ["a cat", "a dog"], "steps": [12.0, float("nan")], "id": [1, 2], "style": ["flat", None]}
+    parquet.write_table(pyarrow.table(values), tmp_path / "p.parquet")
+    found = read_prompts(tmp_path / "p.parquet")
+    assert found.rows == (PromptRow("a cat", steps=12, id="1"), PromptRow("a dog", id="2"))
+    assert found.unused == ("style",)
+
+
+def test_columns_with_other_names(write):
+    path = write("p.csv", "Key,Text,prompt,style\nx,a cat,not this,flat\n")
+    found = read_prompts(path, parse_columns("prompt=Text, id=Key"))
+    assert found.rows == (PromptRow("a cat", id="x"),)
+    assert found.unused == ("prompt", "style")
+    found = read_prompts(write("p.jsonl", '{"Text": "a cat"}\n{"text": "a dog", "K": 2}\n'), {"prompt": "Text"})
+    assert (found.prompts, found.unused) == (["a cat", "a dog"], ("K",))
+
+
+@pytest.mark.parametrize(
+    ("name", "content"), [("p.csv", "prompt,x\na cat,1\n"), ("p.jsonl", '{"prompt": "a cat", "x": 1}\n')]
+)
+def test_a_column_that_is_asked_for_must_exist(write, name, content):
+    with pytest.raises(CotrunkError, match=rf"{name} has no column 'Steps': use one of its columns \(.*'x'"):
+        read_prompts(write(name, content), {"steps": "Steps"})
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("prompt", "write FIELD=COLUMN"),
+        ("prompt=", "write FIELD=COLUMN"),
+        ("", "write FIELD=COLUMN"),
+        ("colour=Text", "unknown field 'colour': use prompt, negative_prompt, seed"),
+        ("prompt=A,prompt=B", "names prompt twice"),
+        ("prompt=A,id=A", "uses the column 'A' twice"),
+    ],
+)
+def test_bad_lists_of_columns(text, message):
+    with pytest.raises(CotrunkError, match=message):
+        parse_columns(text)
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "message"),
+    [
+        ("steps", "0", "steps 0 is out of range: use a whole number of 1 or more"),
+        ("steps", "many", "steps 'many' is not a number"),
+        ("steps", "2.5", "steps 2.5 is out of range"),
+        ("width", "-64", "width -64 is out of range"),
+        ("height", "0", "height 0 is out of range"),
+        ("images", "0", "images 0 is out of range"),
+        ("seed", "-1", "seed -1 is out of range"),
+        ("seed", "9223372036854775808", "seed 9223372036854775808 is out of range"),
+        ("guidance_scale", "-1", "guidance_scale -1 is out of range"),
+        ("guidance_scale", "nan", "guidance_scale nan is out of range"),
+        ("strength", "1.5", "strength 1.5 is out of range: use 0 or more, at most 1"),
+        ("id", " ", "the id is empty"),
+        ("id", "a/b", "id 'a/b' cannot name a file: leave out '/'"),
+        ("id", "..", "id '..' cannot name a file"),
+        ("id", "x" * 151, "use at most 150 bytes"),
+        ("id", "FIRST", "id 'FIRST' is also that of p.csv, line 2 .as 'first', which names the same file"),
+        ("id", "first", "id 'first' is also that of p.csv, line 2; change one of them"),
+        ("image", "none.png", "there is no image 'none.png'; give a path relative to the prompt file"),
+        ("mask_image", "none\0.png", "is binary"),
+        ("control_image", "x" * 5000, "there is no control_image 'xxx"),
+    ],
+)
+def test_bad_values_name_the_line(write, monkeypatch, tmp_path, column, value, message):
+    monkeypatch.chdir(tmp_path)
+    filler = {"id": "first"}.get(column, "")
+    write("p.csv", f"prompt,{column}\na cat,{filler}\na dog,{value}\n")
+    with pytest.raises(CotrunkError, match=message) as caught:
+        read_prompts(Path("p.csv"))
+    assert str(caught.value).startswith("p.csv" if "binary" in message else "p.csv, line 3: ")
+
+
+def test_bad_values_of_json(write):
+    for value, message in ((True, "steps True is out of range"), ([3], r"steps \[3\] is out of range")):
+        with pytest.raises(CotrunkError, match=rf"line 1: {message}"):
+            read_prompts(write("p.jsonl", json.dumps({"prompt": "a cat", "steps": value})))
+    with pytest.raises(CotrunkError, match=r"line 1: id is of type bool"):
+        read_prompts(write("p.jsonl", '{"prompt": "a cat", "id": true}'))
+    with pytest.raises(CotrunkError, match=r"line 2: the row has no id, and .*line 1 has one"):
+        read_prompts(write("p.jsonl", '{"prompt": "a cat", "id": 1}\n{"prompt": "a dog"}'))
+
+
+def test_an_empty_prompt_among_other_values_is_refused(write):
+    with pytest.raises(CotrunkError, match=r"line 3: the prompt is empty; give it some text"):
+        read_prompts(write("p.csv", "prompt,seed\na cat,1\n ,2\n"))
+    assert read_prompts(write("p.csv", "prompt,seed\na cat,1\n ,\n")).blank == 1
+
+
+def test_paths_are_relative_to_the_prompt_file(write, tmp_path):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "cat.png").write_bytes(b"")
+    (tmp_path / "lora").mkdir()
+    row = read_prompts(write("p.csv", "prompt,image,lora\na cat,in/cat.png,lora\n")).rows[0]
+    assert (row.image, row.lora) == (str(tmp_path / "in/cat.png"), str(tmp_path / "lora"))
+    assert read_prompts(write("p.csv", "prompt,lora\na cat,owner/name\n")).rows[0].lora == "owner/name"
+
+
+def test_comments_in_text(write):
+    found = read_prompts(write("p.txt", "# subjects\na cat\n  # more\n\n\\# 1 fan\na # b\n"))
+    assert found.prompts == ["a cat", "# 1 fan", "a # b"]
+    assert (found.comments, found.blank) == (2, 1)
+    assert found.places == ("line 2", "line 5", "line 6")
+    assert read_prompts(write("p.csv", "prompt\n# 1 fan\n")).prompts == ["# 1 fan"]  # a table has none
+
+
+def test_a_row_survives_json():
+    for row in (ROW, PromptRow("a cat"), PromptRow("a cat", strength=0.5, lora="x", image="y")):
+        assert PromptRow.from_json(json.loads(json.dumps(row.to_json()))) == row
+    assert PromptRow("a cat").to_json() == "a cat"
+    with pytest.raises(CotrunkError, match="unknown key 'colour'"):
+        PromptRow.from_json({"prompt": "a cat", "colour": 3})
+
+
+def test_ids_that_differ_only_in_their_unicode_form():
+    rows = [("line 1", PromptRow("a", id="caf\u00e9")), ("line 2", PromptRow("b", id="cafe\u0301"))]
+    with pytest.raises(CotrunkError, match="names the same file"):
+        check_ids(rows)

@@ -18,7 +18,7 @@ from .options import (
     MACHINE,
     OUTPUT,
     SAMPLING,
-    Column,
+    Columns,
     Compile,
     Device,
     Dtype,
@@ -92,7 +92,7 @@ def generate(
     lora: Lora = None,
     scheduler: Scheduler = None,
     images_per_prompt: PerPrompt = 1,
-    column: Column = "prompt",
+    columns: Columns = None,
     settings_file: Annotated[
         Path | None,
         option(
@@ -122,7 +122,7 @@ def generate(
         cotrunk generate "a red apple" "a green apple" --out apples --compare
     """
     begin = time.perf_counter()
-    texts = prompts_of(prompts, prompt_file, column)
+    rows = prompts_of(prompts, prompt_file, columns)
     out = out_folder(out_name)
     if settings_file is not None:
         settings, basis = _tuned(context, settings_file)
@@ -153,7 +153,7 @@ def generate(
     if scheduler is not None and scheduler.lower() in SCHEDULERS:
         scheduler = scheduler.lower()
     job = Job(
-        prompts=tuple(texts),
+        prompts=tuple(rows),
         settings=settings,
         model=model,
         lora=lora,

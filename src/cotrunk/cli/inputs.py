@@ -11,13 +11,18 @@ from ..checks import LARGEST_SEED, number, whole
 from ..errors import CotrunkError
 from ..files import check_folder
 from ..lock import FolderLock, held
-from ..planning.prompts import checked, read_prompts
+from ..planning.prompt_columns import parse_columns
+from ..planning.prompt_row import PromptRow, checked
+from ..planning.prompts import read_prompts
 from ..settings import Fidelity, Mode, Noise, Sharing, Skipping
 from .console import err, say
 
 
-def prompts_of(arguments: Sequence[str] | None, file: str | None, column: str) -> list[str]:
-    """Return the prompts: the arguments, or those of a file.
+def prompts_of(arguments: Sequence[str] | None, file: str | None, columns: str | None) -> list[PromptRow]:
+    """Return the prompts: the arguments, or the rows of a file.
+
+    Args:
+        columns: which columns hold which fields: "prompt=Text,id=Key".
 
     Raises:
         CotrunkError: both or neither are given, or one of them is unusable.
@@ -25,18 +30,25 @@ def prompts_of(arguments: Sequence[str] | None, file: str | None, column: str) -
     if bool(arguments) == (file is not None):
         raise CotrunkError("Give prompts either as arguments or with --prompts FILE.")
     if file is None:
-        texts = [checked(text, f"prompt {i}") for i, text in enumerate(arguments or ())]
+        if columns is not None:
+            raise CotrunkError("--columns is for the file of --prompts: leave it out.")
+        texts = [checked(text, f"prompt {i}: the prompt") for i, text in enumerate(arguments or ())]
         if not all(texts):
             raise CotrunkError("A prompt is empty: give every prompt some text.")
         for text in texts:  # a file name without --prompts would be used as a prompt, which is not what the user wants
             # os.path.isfile returns False where Path.is_file raises: a prompt may be longer than a file name
             if Path(text).suffix and os.path.isfile(text):  # noqa: PTH113
                 raise CotrunkError(f"{text} is a file: give its prompts with --prompts {text}.")
-        return texts
-    found = read_prompts(Path(file), column)
-    if found.blank:
-        err.print(f"{found.blank} blank line{'s' if found.blank > 1 else ''} skipped")
-    return found.prompts
+        return [PromptRow(text) for text in texts]
+    found = read_prompts(Path(file), parse_columns(columns))
+    counts = ((found.comments, "comment"), (found.blank, "blank line"))
+    if skipped := " and ".join(f"{count} {what}{'s' if count > 1 else ''}" for count, what in counts if count):
+        err.print(f"{skipped} skipped")
+    if found.unused:
+        several, named = len(found.unused) > 1, ", ".join(map(repr, found.unused))
+        what = f"the columns {named} are" if several else f"the column {named} is"
+        say("yellow", "warning", f"{what} not used: --columns FIELD=COLUMN says what a column holds")
+    return list(found.rows)
 
 
 def check_numbers(steps: int, guidance: float, seed: int, images_per_prompt: int) -> None:

@@ -36,8 +36,15 @@ PromptFile = Annotated[
         "--prompts",
     ),
 ]
-Column = Annotated[
-    str, option(SAMPLING, "NAME", "Column (or key) with the prompts in a csv, tsv, jsonl, json or parquet file.")
+Columns = Annotated[
+    str | None,
+    option(
+        SAMPLING,
+        "FIELD=COLUMN,...",
+        "Columns (or keys) of the prompt file that have other names than prompt, negative_prompt, seed, id, images, "
+        "width, height, steps, guidance_scale; such as prompt=Text,id=Key.",
+        "--columns",
+    ),
 ]
 Share = Annotated[
     float,

@@ -11,7 +11,7 @@ from .inputs import check_numbers, prompts_of, sharing_of
 from .options import (
     COMMON,
     OUTPUT,
-    Column,
+    Columns,
     Encoder,
     Guidance,
     MaxGroup,
@@ -49,7 +49,7 @@ def plan(
     trunk_guidance: TrunkGuidance = 1.0,
     scheduler: Scheduler = None,
     images_per_prompt: PerPrompt = 1,
-    column: Column = "prompt",
+    columns: Columns = None,
 ) -> None:
     """Print what sharing would save, group by group, without running the denoiser.
 
@@ -59,7 +59,7 @@ def plan(
 
         cotrunk plan --prompts prompts.txt --share 0.4 --mode tree
     """
-    texts = prompts_of(prompts, prompt_file, column)
+    rows = prompts_of(prompts, prompt_file, columns)
     check_numbers(steps, guidance, seed, images_per_prompt)
     whole("--show", show, 0)
     sharing = sharing_of(share, similarity, max_group, mode, encoder, noise, trunk_guidance)
@@ -70,7 +70,7 @@ def plan(
     from .progress import JobProgress
 
     job = Job(
-        prompts=tuple(texts),
+        prompts=tuple(rows),
         settings=Settings(sharing=sharing, steps=steps),
         model=model,
         scheduler=scheduler,

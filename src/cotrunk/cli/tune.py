@@ -13,7 +13,7 @@ from .console import err, out
 from .inputs import check_numbers, hold, out_folder, prompts_of
 from .options import (
     NETWORKS,
-    Column,
+    Columns,
     Compile,
     Device,
     Dtype,
@@ -68,7 +68,7 @@ def tune(
     ] = None,
     lora: Lora = None,
     scheduler: Scheduler = None,
-    column: Column = "prompt",
+    columns: Columns = None,
     features: Annotated[str, option(NETWORKS, "NAME", "For distances: lite0, or inception[:FILE].")] = "lite0",
     alignment: Annotated[
         str | None,
@@ -86,7 +86,7 @@ def tune(
 
         cotrunk tune --prompts prompts.txt --out tuned --budget 20000
     """
-    texts = prompts_of(prompts, prompt_file, column)
+    texts = [row.prompt for row in prompts_of(prompts, prompt_file, columns)]
     out_dir = out_folder(out_name)
     check_numbers(steps, guidance, seed, images_per_prompt=1)
     number("--margin", margin, below=1)
@@ -156,6 +156,6 @@ def tune(
         out.print(f"  {sentence}", soft_wrap=True, markup=False)
     out.print(f"Open {escape(str(out_dir / 'index.html'))}", soft_wrap=True)
     source = list(prompts or ()) if prompt_file is None else ["--prompts", prompt_file]
-    source += [] if column == "prompt" else ["--column", column]
+    source += [] if columns is None else ["--columns", columns]
     use = ["cotrunk", "generate", *source, "--settings", str(out_dir / "same-quality.json"), "--out", "run"]
     out.print(f"Use it: {shlex.join(use)}", soft_wrap=True, markup=False)

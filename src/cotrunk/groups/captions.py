@@ -13,7 +13,7 @@ from typing import Any
 
 from ..errors import CotrunkError, first_line
 from ..files import write_bytes, writing
-from ..planning.prompts import checked
+from ..planning.prompt_row import checked
 from .images import READER_VERSION, as_rgb, unreadable
 
 CAPTIONS = ("text", "caption", "prompt", "captions")  # column names for captions; the first that exists is used

@@ -1,259 +1,134 @@
-"""Prompts from a file: text, CSV, JSON lines, JSON or parquet, checked line by line."""
+"""Prompts from a file: text, CSV, JSON lines, JSON or parquet, checked row by row."""
 
-import csv
-import io
-import json
-import re
-import stat
-import sys
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
+from ..checks import shown
 from ..errors import CotrunkError
-from ..files import LIMIT, read_whole
+from ..files import LIMIT
+from .prompt_columns import Columns
+from .prompt_formats import read_values
+from .prompt_row import FILES, PromptRow, check_ids
 
-COLUMN = "prompt"  # the default column of a table
-
-# the place of a value in its file ("line 3", "item 2", "row 7"), and the value
-_Found = tuple[str, object]
+NO_COLUMNS: Mapping[str, str] = MappingProxyType({})
+_WHOLE = ("seed", "images", "width", "height", "steps")
+_REAL = ("guidance_scale", "strength")
 
 
 @dataclass(frozen=True)
 class PromptFile:
-    """The content of a prompt file."""
+    """The content of a prompt file.
 
-    prompts: list[str]  # stripped, in file order, duplicates kept
-    blank: int  # number of blank lines or empty cells, which were skipped
+    Attributes:
+        rows: in file order, duplicates kept.
+        places: where each row stands: "line 3".
+        blank: number of blank lines and rows, which were skipped.
+        comments: number of comments in a text file.
+        unused: names of columns that nothing uses.
+    """
+
+    rows: tuple[PromptRow, ...]
+    places: tuple[str, ...]
+    blank: int = 0
+    comments: int = 0
+    unused: tuple[str, ...] = ()
+
+    @property
+    def prompts(self) -> list[str]:
+        """The texts alone."""
+        return [row.prompt for row in self.rows]
 
 
-def read_prompts(path: Path, column: str = COLUMN) -> PromptFile:
-    """Read the prompts of one file; its suffix gives the format.
+def read_prompts(path: Path, columns: Mapping[str, str] = NO_COLUMNS) -> PromptFile:
+    """Read the rows of one prompt file; its suffix gives the format.
 
     Args:
         path: `.csv` and `.tsv` with a header line; `.jsonl` (or `.ndjson`) with a string or an object per line;
-            `.json` with a list of strings or objects; `.parquet`; anything else is text with one prompt per line.
+            `.json` with a list of strings or objects; `.parquet`; anything else is text with one prompt per line, in
+            which lines that begin with `#` are comments.
             `-` is text from standard input. Pipes work too, except for parquet.
-        column: the column or key that holds the prompt. Upper and lower case may differ if only one column matches.
+        columns: field of a row -> its column or key in the file, where that has another name.
 
     Raises:
         CotrunkError: the file cannot be read, is a device, or is longer than `LIMIT`; it is not UTF-8 text, or is
-            damaged (the message gives the line); it lacks the column (the message lists the columns), is a table or
-            JSON lines under another suffix, or holds no prompt.
+            damaged (the message gives the line); it lacks a column (the message lists the columns), is a table or
+            JSON lines under another suffix, or holds no prompt; or a value is not usable (the message gives the line).
     """
     name = "standard input" if str(path) == "-" else str(path)
-    suffix = path.suffix.lower()
-    if suffix == ".parquet":
-        found = _from_parquet(path, name, column)
-    else:
-        text = _decode(_read_bytes(path), name)
-        if suffix in (".csv", ".tsv"):
-            found = _from_table(text, name, column, "\t" if suffix == ".tsv" else ",")
-        elif suffix in (".jsonl", ".ndjson"):
-            found = _from_json_lines(text, name, column)
-        elif suffix == ".json":
-            found = _from_json(text, name, column)
+    known = Columns(name, columns)
+    rows, places, blank, comments, length = list[PromptRow](), list[str](), 0, 0, 0
+    for place, values in read_values(path, known):
+        if values is None:
+            comments += 1
+        elif all(isinstance(value, str) and not value.strip() for value in values.values()):
+            blank += 1
         else:
-            found = _from_text(text, name, column)
-
-    prompts, blank, length = [], 0, 0
-    for where, value in found:
-        prompt = checked(value, f"{name}, {where}")
-        if prompt:
-            prompts.append(prompt)
-            length += len(prompt)
+            rows.append(_row(values, f"{name}, {place}", path.parent))
+            places.append(place)
+            length += len(rows[-1].prompt)
             if length > LIMIT:  # a parquet file may unpack to any size
                 raise CotrunkError(f"{name} holds more than {LIMIT:,} characters of prompts: divide it.")
-        else:
-            blank += 1
-    if not prompts:
+    if not rows:
         raise CotrunkError(f"{name} holds no prompt: give a file with at least one.")
-    return PromptFile(prompts, blank)
+    check_ids((f"{name}, {place}", row) for place, row in zip(places, rows, strict=True))
+    return PromptFile(tuple(rows), tuple(places), blank, comments, tuple(known.unused))
 
 
-def _read_bytes(path: Path) -> bytearray:
-    name = "Standard input" if str(path) == "-" else str(path)
+def _row(values: Mapping[str, object], where: str, folder: Path) -> PromptRow:
+    """Return the row with these values; a message of an error begins with `where`."""
+    given: dict[str, Any] = {
+        field: value for field, value in values.items() if field == "prompt" or not _is_empty(value)
+    }
     try:
-        if str(path) == "-":
-            if sys.stdin is None:
-                raise CotrunkError("Standard input is closed: name a file with the prompts.")
-            return read_whole(sys.stdin.buffer)
-        with path.open("rb") as file:
-            return read_whole(file)
-    except CotrunkError:
-        raise
-    except (OSError, ValueError) as error:
-        raise CotrunkError(_why_unreadable(name, error)) from error
+        for field in given.keys() & {*_WHOLE, *_REAL}:
+            given[field] = _number(field, given[field])
+        if isinstance(given.get("id"), int | float) and not isinstance(given["id"], bool):
+            given["id"] = str(_number("id", given["id"]))
+        for field in given.keys() & {*FILES, "lora"}:
+            given[field] = _path(field, given[field], folder)
+        row = PromptRow(**given)
+    except CotrunkError as error:
+        raise CotrunkError(f"{where}: {error}") from None
+    if not row.prompt:
+        raise CotrunkError(f"{where}: the prompt is empty; give it some text, or delete the row.")
+    if "id" in values and row.id is None:
+        raise CotrunkError(f"{where}: the id is empty; give each row an id.")
+    return row
 
 
-def _why_unreadable(name: str, error: Exception) -> str:
-    if isinstance(error, IsADirectoryError):
-        return f"{name} is a folder: name the file with the prompts."
-    if isinstance(error, FileNotFoundError | NotADirectoryError):
-        return f"There is no file {name}: check the path."
-    why = getattr(error, "strerror", None) or error
-    remedy = "check its permissions" if isinstance(error, PermissionError) else "name a file with the prompts"
-    return f"{name} cannot be read ({why}): {remedy}."
+def _is_empty(value: object) -> bool:
+    """Return whether a cell is empty; parquet files that pandas wrote hold NaN for it."""
+    return value is None or (isinstance(value, str) and not value.strip()) or value != value
 
 
-def _decode(data: bytearray, name: str) -> str:
-    # spreadsheets write UTF-16 as "Unicode text"; it begins with a byte order mark
-    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise CotrunkError(f"{name} is UTF-16 text: save it as UTF-8.")
-    if b"\0" in data:
-        raise CotrunkError(f"{name} is binary: give text, CSV, JSON lines, JSON or parquet.")
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise CotrunkError(f"{name} is not UTF-8 (line {line}): save it as UTF-8.") from error
+def _number(field: str, value: object) -> object:
+    """Return the number in a cell, whole where it can be."""
+    if isinstance(value, str):
+        try:
+            value = float(value) if not value.strip().lstrip("+-").isdigit() else int(value)
+        except ValueError:
+            raise CotrunkError(f"{field} {shown(value)} is not a number; correct it.") from None
+    is_whole = isinstance(value, float) and math.isfinite(value) and value.is_integer()
+    return int(value) if is_whole else value  # type: ignore[call-overload]
 
 
-def _lines(text: str) -> list[str]:
-    # not str.splitlines: it also splits at form feeds and U+2028, which a prompt may contain
-    lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
-    return lines[:-1] if lines[-1] == "" else lines
+def _path(field: str, value: object, folder: Path) -> object:
+    """Return the path of a file from a cell, relative to the folder of the prompt file, as an absolute one.
 
-
-def checked(value: object, where: str) -> str:
-    """Return the prompt without surrounding white space.
-
-    Raises:
-        CotrunkError: the value is not a string, or not valid Unicode; the message begins with `where`.
+    A LoRA may also be an id on the hub, which stays as it is.
     """
     if not isinstance(value, str):
-        kind = "empty" if value is None else f"of type {type(value).__name__}"
-        raise CotrunkError(f"{where}: the prompt is {kind}; it must be a string.")
+        return value
     try:
-        value.encode()  # JSON can hold half a surrogate pair, which tokenizers refuse
-    except UnicodeEncodeError as error:
-        raise CotrunkError(f"{where}: the prompt contains an invalid surrogate; remove it.") from error
-    return value.strip()
-
-
-def _column(available: Sequence[str], column: str, where: str) -> str:
-    """Return the column of the file that matches `column`."""
-    if list(available).count(column) == 1:
-        return column
-    if column in available:
-        raise CotrunkError(f"{where} has several columns {column!r}: keep one of them.")
-    alike = [name for name in available if name.strip().casefold() == column.strip().casefold()]
-    if len(alike) == 1:
-        return alike[0]
-    listed = ", ".join(repr(name) for name in available) or "none"
-    raise CotrunkError(f"{where} has no column {column!r}: use one of its columns ({listed}).")
-
-
-def _from_text(text: str, name: str, column: str) -> Iterator[_Found]:
-    if column != COLUMN:
-        raise CotrunkError(f"{name} is text, which has no column {column!r}: omit the column.")
-    lines = _lines(text)
-    first = lines[0].strip() if lines else ""
-    remedy = "save it as" if name == "standard input" else "rename it to"
-    cells = [cell.strip().strip('"').casefold() for cell in re.split("[,;\t]", first)]
-    if column.strip().casefold() in cells:  # otherwise each line, the header included, would become an image
-        raise CotrunkError(f"{name} looks like a table, its first line names {column!r}: {remedy} .csv or .tsv.")
-    if first.startswith("{") and _is_object(first):
-        raise CotrunkError(f"{name} looks like JSON lines: {remedy} .jsonl.")
-    for number, line in enumerate(lines, 1):
-        yield f"line {number}", line
-
-
-def _is_object(line: str) -> bool:
-    try:
-        return isinstance(json.loads(line), dict)
-    except (ValueError, RecursionError):
-        return False
-
-
-def _from_table(text: str, name: str, column: str, delimiter: str) -> Iterator[_Found]:
-    # strict: otherwise an unclosed quote would swallow the lines after it
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-    line = 1  # where the current row begins
-    try:
-        header = next(reader, [])
-        if not header:
-            raise CotrunkError(f"{name} holds no header line: give a table whose first line names the columns.")
-        index = header.index(_column(header, column, name))
-        named = max(i for i, cell in enumerate(header, 1) if cell.strip())  # spreadsheets add unnamed columns
-        line = reader.line_num + 1
-        for row in reader:
-            if row and index >= len(row):
-                have = f"{len(row)} of {len(header)} columns"
-                raise CotrunkError(f"{name}, line {line}: the row has {have} and lacks the prompt; correct that line.")
-            if any(cell.strip() for cell in row[named:]):
-                kind = "tab" if delimiter == "\t" else "comma"
-                raise CotrunkError(
-                    f"{name}, line {line}: the row has more cells than the header ({named}); put cells that "
-                    f"contain a {kind} in double quotes."
-                )
-            yield f"line {line}", row[index] if row else ""
-            line = reader.line_num + 1
-    except csv.Error as error:
-        why = "a quote is never closed" if "unexpected end" in str(error) else error
-        raise CotrunkError(f"{name}, line {line}: damaged table ({why}); correct that line.") from error
-
-
-def _from_record(record: object, name: str, where: str, column: str) -> object:
-    """Return the prompt of one JSON value: the value itself, or its entry under the column's name."""
-    return record[_column(list(record), column, f"{name}, {where},")] if isinstance(record, dict) else record
-
-
-def _parse(text: str, name: str, first_line: int) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        line = first_line + error.lineno - 1
-        raise CotrunkError(f"{name}, line {line}: invalid JSON ({error.msg}); correct that line.") from error
-    except ValueError as error:  # a number with thousands of digits
-        raise CotrunkError(f"{name}, line {first_line}: invalid JSON ({error}); correct that line.") from error
-    except RecursionError as error:
-        raise CotrunkError(
-            f"{name}, line {first_line}: JSON nested too deeply; give strings or flat objects."
-        ) from error
-
-
-def _from_json_lines(text: str, name: str, column: str) -> Iterator[_Found]:
-    for number, line in enumerate(_lines(text), 1):
-        where = f"line {number}"
-        yield where, _from_record(_parse(line, name, number), name, where, column) if line.strip() else ""
-
-
-def _from_json(text: str, name: str, column: str) -> Iterator[_Found]:
-    if not text.strip():
-        return
-    records = _parse(text, name, 1)
-    if not isinstance(records, list):
-        raise CotrunkError(f"{name} is not a JSON list: give a list of strings or of objects.")
-    for number, record in enumerate(records, 1):
-        where = f"item {number}"
-        yield where, _from_record(record, name, where, column)
-
-
-def _from_parquet(path: Path, name: str, column: str) -> Iterator[_Found]:
-    try:
-        from pyarrow import ArrowException, parquet
-    except ImportError as error:
-        raise CotrunkError(f"{name} needs pyarrow: pip install 'cotrunk[parquet]'.") from error
-    try:
-        mode = path.stat().st_mode
-    except (OSError, ValueError) as error:
-        raise CotrunkError(_why_unreadable(name, error)) from error
-    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
-        raise CotrunkError(f"{name} is a pipe or a device: parquet needs a file.")
-    row = 0
-    try:
-        with path.open("rb") as opened:
-            file = parquet.ParquetFile(opened)
-            wanted = _column(file.schema_arrow.names, column, name)
-            for batch in file.iter_batches(columns=[wanted]):
-                for value in batch.column(0):
-                    row += 1
-                    yield f"row {row}", value.as_py()
-    except UnicodeDecodeError as error:
-        raise CotrunkError(f"{name}, row {row}: the prompt is not UTF-8; correct it.") from error
-    except (IsADirectoryError, PermissionError) as error:
-        raise CotrunkError(_why_unreadable(name, error)) from error
-    except (ArrowException, OSError) as error:
-        raise CotrunkError(f"{name} is not a readable parquet file: write it again.") from error
+        path = (folder / value.strip()).resolve()
+        if path.exists():
+            return str(path)
+    except (OSError, ValueError):  # too long for a path, or with a null character
+        pass
+    if field == "lora":
+        return value.strip()
+    raise CotrunkError(f"there is no {field} {shown(value)}; give a path relative to the prompt file.")

@@ -16,7 +16,7 @@ from ..settings import Sharing
 from .embedding import Encoder, from_prompt_embeds, pipeline_encoder, sentence_encoder
 from .grouping import check_size
 from .plan import Findings, Plan
-from .prompts import checked
+from .prompt_row import checked
 from .sharing import Evaluations, Item, make_plan
 from .threshold import auto_threshold
 
@@ -44,7 +44,7 @@ class Request:
         if prompts is not None:
             prompts = [prompts] if isinstance(prompts, str) else list(prompts)
             for i, prompt in enumerate(prompts):
-                checked(prompt, f"prompt {i}")
+                checked(prompt, f"prompt {i}: the prompt")
         if (prompts is None) == (arguments.get("prompt_embeds") is None):
             raise CotrunkError(
                 "Give either prompts, or prompt_embeds and the other embeddings that the pipeline needs."

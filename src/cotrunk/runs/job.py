@@ -1,12 +1,12 @@
 """A job: one run as a user asks for it. Frozen, checked when made, JSON in and out; `runner.run_job` runs it."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from typing import Any, Self
 
 from ..checks import LARGEST_SEED, flag, number, shown, text, whole
 from ..errors import CotrunkError
-from ..planning.prompts import checked
+from ..planning.prompt_row import COLUMNS, PromptRow, check_ids, checked
 from ..settings import DEFAULT_SETTINGS, Settings
 
 # Where and how a run is computed. It may differ when a run resumes: images change only by rounding.
@@ -18,7 +18,7 @@ class Job:
     """A run as a user asks for it. Its JSON is what run.json keeps and what a service takes as a request.
 
     Attributes:
-        prompts: one text per prompt.
+        prompts: the prompts, with the settings that each has alone. A text is a row with nothing else.
         settings: sharing, skipping, guidance interval, steps, batching.
         model: "mini", "mini-dit", a folder that `save_pretrained` wrote, or an id on the hub.
         lora: a LoRA for the model: a folder that `cotrunk train` wrote, a file, or an id on the hub.
@@ -27,6 +27,7 @@ class Job:
         negative_prompt: for all images; None for no negative prompt.
         seed: the same seed gives the same images.
         images_per_prompt: images of one prompt do not share with each other.
+        width, height: of the images, in pixels; None for the model's own.
         compare: also generate the images independently, once with the same number of steps and once at equal cost.
         device: "auto", "cpu", "cuda", "cuda:1", "mps", ...
         dtype: "auto", "float32", "float16" or "bfloat16".
@@ -36,7 +37,7 @@ class Job:
         CotrunkError: a value of another type, or out of its range.
     """
 
-    prompts: tuple[str, ...]
+    prompts: tuple[PromptRow, ...]
     settings: Settings = DEFAULT_SETTINGS
     model: str = "mini"
     lora: str | None = None
@@ -45,6 +46,8 @@ class Job:
     negative_prompt: str | None = None
     seed: int = 0
     images_per_prompt: int = 1
+    width: int | None = None
+    height: int | None = None
     compare: bool = False
     device: str = "auto"
     dtype: str = "auto"
@@ -55,14 +58,17 @@ class Job:
             raise CotrunkError("A job has no prompts: give a list with at least one text.")
         if not isinstance(self.settings, Settings):
             raise CotrunkError(f"settings is a {type(self.settings).__name__}: give Settings(sharing=..., steps=...).")
-        for i, prompt in enumerate(self.prompts):
-            checked(prompt, f"prompt {i}")
-        values = {
-            "prompts": tuple(self.prompts),
+        rows = tuple(_row(i, prompt) for i, prompt in enumerate(self.prompts))
+        check_ids((f"prompt {i}", row) for i, row in enumerate(rows))
+        values: dict[str, Any] = {
+            "prompts": rows,
             "guidance_scale": number("guidance_scale", self.guidance_scale),
             "seed": whole("seed", self.seed, 0, LARGEST_SEED),
             "images_per_prompt": whole("images_per_prompt", self.images_per_prompt),
         }
+        for name in ("width", "height"):
+            if (value := getattr(self, name)) is not None:
+                values[name] = whole(name, value)
         if self.negative_prompt is not None:
             checked(self.negative_prompt, "negative_prompt")
         for name, value in values.items():
@@ -75,9 +81,26 @@ class Job:
             if getattr(self, name) is not None:
                 text(name, getattr(self, name))
 
+    def check_supported(self) -> None:
+        """Check that no row has settings of its own.
+
+        Raises:
+            CotrunkError: one has.
+        """
+        for i, row in enumerate(self.prompts):
+            own = [name for name in COLUMNS if name not in ("prompt", "id") and getattr(row, name) is not None]
+            if own:
+                raise CotrunkError(f"prompt {i} has its own {own[0]}, which a run does not support: leave it out.")
+
+    @property
+    def texts(self) -> list[str]:
+        """The text of each prompt."""
+        return [row.prompt for row in self.prompts]
+
     def to_json(self) -> dict[str, Any]:
         """Return the job as JSON values, which `from_json` reads."""
-        return {**asdict(self), "prompts": list(self.prompts), "settings": self.settings.to_json()}
+        values = {each.name: getattr(self, each.name) for each in fields(self)}
+        return {**values, "prompts": [row.to_json() for row in self.prompts], "settings": self.settings.to_json()}
 
     @classmethod
     def from_json(cls, data: Any) -> Self:
@@ -97,6 +120,14 @@ class Job:
     def differences(self, other: "Job") -> Iterator[tuple[str, Any, Any]]:
         """Yield the name and both values of each setting that differs from another job, except those of `MACHINE`."""
         yield from _differences("", self.to_json(), other.to_json())
+
+
+def _row(number: int, prompt: Any) -> PromptRow:
+    """Return a prompt as a row, from its text or from JSON values."""
+    try:
+        return prompt if isinstance(prompt, PromptRow) else PromptRow.from_json(prompt)
+    except CotrunkError as error:
+        raise CotrunkError(f"prompt {number}: {error}") from None
 
 
 def _differences(prefix: str, one: Any, other: Any) -> Iterator[tuple[str, Any, Any]]:

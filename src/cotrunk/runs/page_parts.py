@@ -29,7 +29,7 @@ class Page:
 
     def prompt(self, index: int) -> str:
         """Return the prompt of an image."""
-        return self.report.job.prompts[self.image(index).prompt]
+        return self.report.job.prompts[self.image(index).prompt].prompt
 
     @property
     def has_strips(self) -> bool:

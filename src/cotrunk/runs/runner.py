@@ -70,6 +70,7 @@ def run_job(
     """
     begin = time.perf_counter() if begin is None else begin
     loading.check_names(job.device, job.dtype, job.scheduler)
+    job.check_supported()
     folder = RunFolder(Path(out))
     with held(folder.path, "images", "compare/*") as lock:
         if not lock.is_kept:
@@ -94,12 +95,13 @@ def plan_job(job: Job, *, on_event: OnEvent = ignore) -> Plan:
         CotrunkError: bad input.
     """
     loading.check_names("auto", "auto", job.scheduler)
+    job.check_supported()
     on_event(Loading(job.model, has_denoiser=False))
     pipe = loading.load_pipeline(job.model, "auto", scheduler=job.scheduler, denoiser=False)
     on_event(Planning(len(job.prompts)))
     plan = plan_prompts(
         pipe,
-        job.prompts,
+        job.texts,
         settings=job.settings,
         seed=job.seed,
         num_images_per_prompt=job.images_per_prompt,
@@ -141,7 +143,7 @@ class _Runner:
         self.on_event(Planning(len(job.prompts)))
         run = prepare(
             self.pipe,
-            job.prompts,
+            job.texts,
             job.settings,
             seed=job.seed,
             num_images_per_prompt=job.images_per_prompt,
@@ -193,7 +195,7 @@ class _Runner:
         has_single_rows = any(plan.rows_of(tree) < plan.guidance_rows for tree in plan.trees)
         half = (0.0, 0.5) if has_single_rows or job.settings.guidance_interval is not None else None
         settings = replace(job.settings, sharing=None, skipping=None, guidance_interval=half)
-        for some, images_each in ((job.prompts, job.images_per_prompt), (job.prompts[:1], 1)):
+        for some, images_each in ((job.texts, job.images_per_prompt), (job.texts[:1], 1)):
             warm_up(self.pipe, some, settings, num_images_per_prompt=images_each, **arguments)
         if not job.compiled:  # compiling was asked for, and counts in the total
             self.begin += time.perf_counter() - start
@@ -213,7 +215,7 @@ class _Runner:
         runs = []
         for arm in (compared_arm("independent", plan.independent()), compared_arm("equal_cost", equal)):
             settings = Settings(steps=arm.plan.steps, batching=self.job.settings.batching)
-            runs.append((arm, prepare(self.pipe, self.job.prompts, settings, plan=arm.plan, **arguments)))
+            runs.append((arm, prepare(self.pipe, self.job.texts, settings, plan=arm.plan, **arguments)))
         return runs
 
     def _denoise(self, runs: Sequence[tuple[Arm, Run]]) -> None:

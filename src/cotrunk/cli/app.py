@@ -10,7 +10,6 @@ from collections import Counter
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperCommand, TyperGroup
 
 from .. import __version__
 from ..errors import CotrunkError
@@ -18,30 +17,14 @@ from .console import out, say
 from .dataset import dataset
 from .evaluate import evaluate
 from .generate import generate
+from .help import HelpCommand, HelpGroup
 from .options import COMMON, option
 from .plan import plan
 from .train import train
 from .tune import tune
 
 
-class _PlainHelp:
-    """Help without the types of Python: `<bool>` for a flag, `<list[str]>` for prompts."""
-
-    def get_params(self, ctx: Any) -> list[Any]:
-        parameters: list[Any] = super().get_params(ctx)  # type: ignore[misc]
-        for parameter in parameters:
-            if parameter.param_type_name == "argument":
-                parameter.display_type_rich = lambda ctx: None
-            elif parameter.name == "help":
-                parameter.metavar, parameter.rich_help_panel = "", COMMON
-        return parameters
-
-
-class _Group(_PlainHelp, TyperGroup):
-    """The commands."""
-
-
-class _Command(_PlainHelp, TyperCommand):
+class _Command(HelpCommand):
     """A command that accepts each option once. Typer would silently keep the last of two values."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
@@ -54,7 +37,7 @@ class _Command(_PlainHelp, TyperCommand):
 
 
 app = typer.Typer(
-    cls=_Group,
+    cls=HelpGroup,
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode="markdown",

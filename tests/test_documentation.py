@@ -19,6 +19,7 @@ import pytest
 import torch
 from command import cotrunk
 from tiny import sd_with_text
+from typer.main import get_command
 
 import cotrunk as package
 from cotrunk.cli.app import app
@@ -147,12 +148,18 @@ def test_files_that_are_named_exist(document: Path) -> None:
 @functools.cache
 def options() -> set[str]:
     """Return the options of every command, and of the scripts of benchmarks and recipes."""
-    helps = [cotrunk(name, "--help").out for name in ("generate", "plan", "tune", "dataset", "train", "evaluate")]
+    commands = get_command(app).commands.values()
+    ours = [
+        name
+        for command in commands
+        for parameter in command.params
+        for name in (*parameter.opts, *parameter.secondary_opts)
+    ]
     scripts = [
         path.read_text(encoding="utf-8") for path in (*ROOT.glob("benchmarks/*.py"), *ROOT.glob("recipes/*/*.py"))
     ]
-    others = {"--multi", "--dist", "--help"}  # of `accelerate launch`, of pytest, of every command
-    return set(re.findall(r"--[a-z][a-z-]*", "\n".join([*helps, *scripts]))) | others
+    others = {"--multi", "--dist", "--help", "--help-all"}  # of `accelerate launch`, of pytest, of every command
+    return set(re.findall(r"--[a-z][a-z-]*", "\n".join([*ours, *scripts]))) | others
 
 
 @EVERY_DOCUMENT

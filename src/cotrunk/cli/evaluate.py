@@ -14,6 +14,7 @@ from ..settings import Noise, Sharing
 from .console import err, out
 from .inputs import check_numbers, hold, out_folder
 from .options import (
+    COMMON,
     NETWORKS,
     Compile,
     Device,
@@ -28,7 +29,7 @@ from .options import (
     option,
 )
 
-MODELS, SCHEMES = "Models", "Schemes"
+SCHEMES = "Schemes"
 
 
 def evaluate(
@@ -42,10 +43,10 @@ def evaluate(
     guidance: Guidance = 7.5,
     lora: Annotated[
         list[str] | None,
-        option(MODELS, "NAME=DIR", "A trained LoRA and its name, for example sage=lora-sage; can be repeated."),
+        option(COMMON, "NAME=DIR", "A trained LoRA and its name, for example sage=lora-sage; can be repeated."),
     ] = None,
     shares: Annotated[
-        str, option(SCHEMES, "X,Y,...", "Fractions of the steps to share; each is compared with independent sampling.")
+        str, option(COMMON, "X,Y,...", "Fractions of the steps to share; each is compared with independent sampling.")
     ] = "0.2,0.3,0.4",
     more_shares: Annotated[str, option(SCHEMES, "X,Y,...", "Further fractions, which only figure 4 shows.")] = "",
     trunks: Annotated[
@@ -59,7 +60,7 @@ def evaluate(
     fewer: Annotated[
         str, option(SCHEMES, "N,M,...", "Further numbers of steps, usually fewer, for the curves of quality over rows.")
     ] = "",
-    seeds: Annotated[int, option(SCHEMES, "N", "Number of runs of each scheme, each from different noise.")] = 1,
+    seeds: Annotated[int, option(COMMON, "N", "Number of runs of each scheme, each from different noise.")] = 1,
     scheduler: Scheduler = None,
     height: Height = None,
     width: Width = None,

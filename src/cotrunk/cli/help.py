@@ -35,17 +35,24 @@ class HelpGroup(PlainHelp, TyperGroup):
 class HelpCommand(PlainHelp, TyperCommand):
     """A command with a short help and one of all options."""
 
+    _shows_all: Any = None
+
     def get_params(self, ctx: Any) -> list[Any]:
         """Return the parameters, with `--help-all` where the command has many options."""
         parameters = super().get_params(ctx)
         if not (rare := _rare(parameters)):
             return parameters
-        shows_all = copy.copy(self.get_help_option(ctx))
+        if self._shows_all is None:  # made once, because the parser compares options by identity
+            self._shows_all = self._all_of(ctx, len(rare))
+        return [*parameters, self._shows_all]
+
+    def _all_of(self, ctx: Any, rare: int) -> Any:
+        shows_all: Any = copy.copy(self.get_help_option(ctx))
         shows_all.name, shows_all.opts, shows_all.secondary_opts = "help_all", [ALL], []
-        shows_all.help = f"Show all options, {len(rare)} more, and exit."
+        shows_all.help = f"Show all options, {rare} more, and exit."
         shows_all.metavar, shows_all.rich_help_panel = "", COMMON
         shows_all.callback = _show_all
-        return [*parameters, shows_all]
+        return shows_all
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """Write the help; the short one unless `--help-all` is given."""

@@ -151,7 +151,7 @@ Guidance = Annotated[
     float, option(COMMON, "X", "Guidance scale; 1 or less turns guidance off.", "--guidance", "--guidance-scale")
 ]
 Negative = Annotated[
-    str | None, option(SAMPLING, "TEXT", "Negative prompt for all images.", "--negative", "--negative-prompt")
+    str | None, option(COMMON, "TEXT", "Negative prompt for all images.", "--negative", "--negative-prompt")
 ]
 Scheduler = Annotated[
     str | None,
@@ -177,7 +177,7 @@ Compile = Annotated[
 ]
 PerPrompt = Annotated[
     int,
-    option(SAMPLING, "N", "Images per prompt; they do not share with each other.", "--images-per-prompt"),
+    option(COMMON, "N", "Images per prompt; they do not share with each other.", "--images-per-prompt"),
 ]
 OutFolder = Annotated[
     str | None, option(COMMON, "DIR", "Folder to write to; required, and created if it does not exist.", "--out")

@@ -11,7 +11,7 @@ from ..files import write_bytes, writing
 from ..planning.prompts import read_prompts
 from .console import err, out, say
 from .inputs import hold, out_folder
-from .options import MACHINE, OUTPUT, Height, Model, OutFolder, Width, option
+from .options import COMMON, MACHINE, OUTPUT, Height, Model, OutFolder, Width, option
 
 if TYPE_CHECKING:
     from ..training.loss import Loss
@@ -32,7 +32,7 @@ def train(
             OBJECTIVE, "NAME", "sage: for shared sampling; standard: the usual loss on the same images, as a baseline."
         ),
     ] = "sage",
-    share: Annotated[float, option(OBJECTIVE, "X", "Fraction of the steps that sampling will share.")] = 0.4,
+    share: Annotated[float, option(COMMON, "X", "Fraction of the steps that sampling will share.")] = 0.4,
     shared_weight: Annotated[float, option(OBJECTIVE, "X", "lambda_1: weight of the loss on the group's mean.")] = 1.0,
     target_weight: Annotated[float, option(OBJECTIVE, "X", "lambda_2: weight of the loss on the soft target.")] = 1.0,
     through_target: Annotated[
@@ -66,11 +66,11 @@ def train(
     weighting: Annotated[
         Literal["uniform", "min-snr"], option(OBJECTIVE, "NAME", "w_t, the weight of a timestep: uniform or min-snr.")
     ] = "uniform",
-    steps: Annotated[int, option(TRAINING, "N", "Optimiser steps.")] = 20_000,
-    batch: Annotated[int, option(TRAINING, "N", "Groups per forward pass.")] = 4,
+    steps: Annotated[int, option(COMMON, "N", "Optimiser steps.")] = 20_000,
+    batch: Annotated[int, option(COMMON, "N", "Groups per forward pass.")] = 4,
     accumulation: Annotated[int, option(TRAINING, "N", "Forward passes per optimiser step.")] = 1,
-    learning_rate: Annotated[float, option(TRAINING, "X", "Constant learning rate.")] = 1e-4,
-    rank: Annotated[int, option(TRAINING, "N", "Rank of the LoRA.")] = 16,
+    learning_rate: Annotated[float, option(COMMON, "X", "Constant learning rate.")] = 1e-4,
+    rank: Annotated[int, option(COMMON, "N", "Rank of the LoRA.")] = 16,
     layers: Annotated[
         Literal["attention", "all"],
         option(TRAINING, "NAME", "Layers of the denoiser that get a LoRA: attention or all."),
@@ -84,7 +84,7 @@ def train(
     height: Height = None,
     width: Width = None,
     checkpoint_every: Annotated[int, option(TRAINING, "N", "Optimiser steps between checkpoints.")] = 500,
-    seed: Annotated[int, option(TRAINING, "N", "Random seed.")] = 0,
+    seed: Annotated[int, option(COMMON, "N", "Random seed.")] = 0,
     tracker: Annotated[
         str | None, option(OUTPUT, "NAME", "Also log to tensorboard, wandb or another tracker of accelerate.")
     ] = None,

@@ -12,6 +12,7 @@ from ..evaluation.metric_networks import default_alignment, load_metric_networks
 from .console import err, out
 from .inputs import check_numbers, hold, out_folder, prompts_of
 from .options import (
+    COMMON,
     NETWORKS,
     Columns,
     Compile,
@@ -43,10 +44,10 @@ def tune(
     guidance: Guidance = 7.5,
     seed: Seed = 0,
     sample: Annotated[
-        int, option(SWEEP, "N", "Number of consecutive prompts to try settings on; --seed chooses where they begin.")
+        int, option(COMMON, "N", "Number of consecutive prompts to try settings on; --seed chooses where they begin.")
     ] = 32,
     budget: Annotated[
-        int | None, option(SWEEP, "ROWS", "Maximum number of denoiser rows to spend; no limit by default.")
+        int | None, option(COMMON, "ROWS", "Maximum number of denoiser rows to spend; no limit by default.")
     ] = None,
     margin: Annotated[
         float,

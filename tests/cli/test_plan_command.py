@@ -158,3 +158,24 @@ def test_more_prompts_than_can_be_grouped_are_refused_before_they_are_embedded(m
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     monkeypatch.setattr(pipeline().text_encoder, "forward", forward)
     assert_refused(cotrunk("plan", "a cat", "a dog", "a cow"), "More than 2 prompts need faiss")
+
+
+@pytest.mark.usefixtures("no_denoiser")
+def test_plan_of_a_template(tmp_path: Path) -> None:
+    (tmp_path / "fruit.txt").write_text("apple\npear\n")
+    how = ("--templates", "--wildcards", tmp_path, *QUICK)
+    outcome = cotrunk("plan", "a {red|green} __fruit__", *how)
+    assert outcome.code == 0, outcome.err
+    assert "4 images" in outcome.out
+    assert "a green pear" in outcome.out
+    outcome = cotrunk("plan", "a {red|green} apple", "a pear", *QUICK)
+    assert "hint: prompt 0 looks like a template: --templates expands it" in outcome.err
+    assert "2 images" in outcome.out
+    assert_refused(cotrunk("plan", "a {red apple", "--templates"), "prompt 0: the brace at '{red apple' is not closed")
+    assert_refused(cotrunk("plan", "a pear", "--wildcards", tmp_path), "--wildcards is for templates: add --templates")
+    (tmp_path / "p.csv").write_text("prompt,style\na cat,flat\na __fish__,flat\n")
+    refusal = cotrunk("plan", "--prompts", tmp_path / "p.csv", *how)
+    assert "warning: the column 'style' is not used" in refusal.err
+    assert "p.csv, line 3: there is no file" in refusal.err
+    assert refusal.code == 2
+    assert_refused(cotrunk("plan", "a pear", "--columns", "prompt=x"), "--columns is for the file of --prompts")

@@ -42,8 +42,10 @@ from .options import (
     Similarity,
     Skip,
     Steps,
+    Templates,
     Tolerance,
     TrunkGuidance,
+    Wildcards,
     option,
 )
 
@@ -93,6 +95,8 @@ def generate(
     scheduler: Scheduler = None,
     images_per_prompt: PerPrompt = 1,
     columns: Columns = None,
+    templates: Templates = False,
+    wildcards: Wildcards = None,
     settings_file: Annotated[
         Path | None,
         option(
@@ -122,7 +126,7 @@ def generate(
         cotrunk generate "a red apple" "a green apple" --out apples --compare
     """
     begin = time.perf_counter()
-    rows = prompts_of(prompts, prompt_file, columns)
+    rows = prompts_of(prompts, prompt_file, columns, templates, wildcards)
     out = out_folder(out_name)
     if settings_file is not None:
         settings, basis = _tuned(context, settings_file)

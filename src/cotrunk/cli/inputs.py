@@ -14,15 +14,24 @@ from ..lock import FolderLock, held
 from ..planning.prompt_columns import parse_columns
 from ..planning.prompt_row import PromptRow, checked
 from ..planning.prompts import read_prompts
+from ..planning.templates import expanded, first_template
 from ..settings import Fidelity, Mode, Noise, Sharing, Skipping
 from .console import err, say
 
 
-def prompts_of(arguments: Sequence[str] | None, file: str | None, columns: str | None) -> list[PromptRow]:
+def prompts_of(
+    arguments: Sequence[str] | None,
+    file: str | None,
+    columns: str | None = None,
+    templates: bool = False,
+    wildcards: Path | None = None,
+) -> list[PromptRow]:
     """Return the prompts: the arguments, or the rows of a file.
 
     Args:
         columns: which columns hold which fields: "prompt=Text,id=Key".
+        templates: whether prompts are templates. If they only look like it, a hint is printed.
+        wildcards: the folder of the files for templates.
 
     Raises:
         CotrunkError: both or neither are given, or one of them is unusable.
@@ -39,7 +48,8 @@ def prompts_of(arguments: Sequence[str] | None, file: str | None, columns: str |
             # os.path.isfile returns False where Path.is_file raises: a prompt may be longer than a file name
             if Path(text).suffix and os.path.isfile(text):  # noqa: PTH113
                 raise CotrunkError(f"{text} is a file: give its prompts with --prompts {text}.")
-        return [PromptRow(text) for text in texts]
+        rows, places = [PromptRow(text) for text in texts], [f"prompt {i}" for i in range(len(texts))]
+        return _expanded(rows, places, templates, wildcards)
     found = read_prompts(Path(file), parse_columns(columns))
     counts = ((found.comments, "comment"), (found.blank, "blank line"))
     if skipped := " and ".join(f"{count} {what}{'s' if count > 1 else ''}" for count, what in counts if count):
@@ -48,7 +58,20 @@ def prompts_of(arguments: Sequence[str] | None, file: str | None, columns: str |
         several, named = len(found.unused) > 1, ", ".join(map(repr, found.unused))
         what = f"the columns {named} are" if several else f"the column {named} is"
         say("yellow", "warning", f"{what} not used: --columns FIELD=COLUMN says what a column holds")
-    return list(found.rows)
+    return _expanded(found.rows, [f"{file}, {place}" for place in found.places], templates, wildcards)
+
+
+def _expanded(
+    rows: Sequence[PromptRow], places: Sequence[str], templates: bool, wildcards: Path | None
+) -> list[PromptRow]:
+    """Return the rows, with those of templates in place of each template."""
+    if templates:
+        return expanded(rows, places, wildcards)
+    if wildcards is not None:
+        raise CotrunkError("--wildcards is for templates: add --templates.")
+    if (index := first_template(rows)) is not None:
+        say("yellow", "hint", f"{places[index]} looks like a template: --templates expands it to all of its prompts")
+    return list(rows)
 
 
 def check_numbers(steps: int, guidance: float, seed: int, images_per_prompt: int) -> None:

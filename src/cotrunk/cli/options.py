@@ -1,5 +1,6 @@
 """The options that commands have in common: their names, panels and help."""
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -35,6 +36,20 @@ PromptFile = Annotated[
         "File of prompts: text with one prompt per line (- for standard input), csv, tsv, jsonl, json or parquet.",
         "--prompts",
     ),
+]
+Templates = Annotated[
+    bool,
+    option(
+        SAMPLING,
+        "",
+        "Expand prompts to all that they describe: {red|green} {fox|owl}, {2$$a|b|c} for two of them, __animals__ for "
+        "the lines of a file.",
+        "--templates",
+    ),
+]
+Wildcards = Annotated[
+    Path | None,
+    option(SAMPLING, "DIR", "Folder with a file NAME.txt for each __NAME__ in templates.", "--wildcards"),
 ]
 Columns = Annotated[
     str | None,

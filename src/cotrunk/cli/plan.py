@@ -26,7 +26,9 @@ from .options import (
     Share,
     Similarity,
     Steps,
+    Templates,
     TrunkGuidance,
+    Wildcards,
     option,
 )
 
@@ -50,6 +52,8 @@ def plan(
     scheduler: Scheduler = None,
     images_per_prompt: PerPrompt = 1,
     columns: Columns = None,
+    templates: Templates = False,
+    wildcards: Wildcards = None,
 ) -> None:
     """Print what sharing would save, group by group, without running the denoiser.
 
@@ -59,7 +63,7 @@ def plan(
 
         cotrunk plan --prompts prompts.txt --share 0.4 --mode tree
     """
-    rows = prompts_of(prompts, prompt_file, columns)
+    rows = prompts_of(prompts, prompt_file, columns, templates, wildcards)
     check_numbers(steps, guidance, seed, images_per_prompt)
     whole("--show", show, 0)
     sharing = sharing_of(share, similarity, max_group, mode, encoder, noise, trunk_guidance)

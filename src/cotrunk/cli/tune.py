@@ -27,6 +27,8 @@ from .options import (
     Scheduler,
     Seed,
     Steps,
+    Templates,
+    Wildcards,
     option,
 )
 
@@ -70,6 +72,8 @@ def tune(
     lora: Lora = None,
     scheduler: Scheduler = None,
     columns: Columns = None,
+    templates: Templates = False,
+    wildcards: Wildcards = None,
     features: Annotated[str, option(NETWORKS, "NAME", "For distances: lite0, or inception[:FILE].")] = "lite0",
     alignment: Annotated[
         str | None,
@@ -87,7 +91,7 @@ def tune(
 
         cotrunk tune --prompts prompts.txt --out tuned --budget 20000
     """
-    texts = [row.prompt for row in prompts_of(prompts, prompt_file, columns)]
+    texts = [row.prompt for row in prompts_of(prompts, prompt_file, columns, templates, wildcards)]
     out_dir = out_folder(out_name)
     check_numbers(steps, guidance, seed, images_per_prompt=1)
     number("--margin", margin, below=1)
@@ -158,5 +162,6 @@ def tune(
     out.print(f"Open {escape(str(out_dir / 'index.html'))}", soft_wrap=True)
     source = list(prompts or ()) if prompt_file is None else ["--prompts", prompt_file]
     source += [] if columns is None else ["--columns", columns]
+    source += (["--templates"] if templates else []) + ([] if wildcards is None else ["--wildcards", str(wildcards)])
     use = ["cotrunk", "generate", *source, "--settings", str(out_dir / "same-quality.json"), "--out", "run"]
     out.print(f"Use it: {shlex.join(use)}", soft_wrap=True, markup=False)

@@ -1,5 +1,9 @@
 # Most targets: one line that makes the virtual environment and installs, one line that does the job.
 
+# what touches diffusers most: the loop, the pipelines, skipping, training, the command line
+OLDEST = tests/engine tests/pipelines tests/skipping/test_skipping.py tests/training/test_trainer.py tests/cli/test_generate.py \
+	tests/test_generation.py
+
 demo:
 	python3 -m venv .venv && .venv/bin/pip install -q -c constraints.txt -e '.[mini]'
 	.venv/bin/cotrunk generate --prompts examples/prompts.txt --out demo --guidance 5 --skip --compare --resume
@@ -7,6 +11,12 @@ demo:
 test:
 	python3 -m venv .venv && .venv/bin/pip install -q -c constraints.txt -e '.[dev]'
 	.venv/bin/python -m pytest -n auto
+
+# some tests with the oldest supported diffusers, which is installed beside the newest
+oldest:
+	python3 -m venv .venv && .venv/bin/pip install -q -c constraints.txt -e '.[dev]'
+	.venv/bin/pip install -q --no-deps --upgrade --target .oldest -r constraints-oldest.txt
+	PYTHONPATH=.oldest .venv/bin/python -m pytest -n auto --dist worksteal $(OLDEST)
 
 docs:
 	python3 -m venv .venv && .venv/bin/pip install -q -c constraints.txt -e '.[docs]'
@@ -16,4 +26,4 @@ docs:
 compatibility:
 	PYTHONPATH=tests .venv/bin/python -m zoo
 
-.PHONY: demo test docs compatibility
+.PHONY: demo test oldest docs compatibility

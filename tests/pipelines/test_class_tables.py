@@ -8,6 +8,7 @@ from pathlib import Path
 
 import diffusers
 import pytest
+from versions import IS_OLD
 
 from cotrunk.pipelines import class_tables as tables
 from cotrunk.pipelines.internals import INTERNALS
@@ -53,6 +54,8 @@ def class_names() -> frozenset[str]:
 
 @pytest.mark.parametrize("name", EXACT)
 def test_a_named_class_exists(name: str) -> None:
+    if IS_OLD and name not in class_names():
+        pytest.skip("newer than this version of diffusers")
     assert name in class_names()
 
 

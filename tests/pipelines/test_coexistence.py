@@ -11,6 +11,7 @@ from diffusers.hooks import FirstBlockCacheConfig, apply_group_offloading
 from running import EVERYONE, STEPS, BrokenError, bare, close, denoise, recorded, run, state
 from tiny import TinyPipeline, flux, sd, sd_controlnet
 from torch import Tensor, nn
+from versions import IS_OLD
 
 from cotrunk import Batching, CotrunkError
 from cotrunk.engine.attach import attached
@@ -20,6 +21,7 @@ from cotrunk.engine.step_plan import RowPlan
 # --- caches of diffusers ------------------------------------------------------------------------------------
 
 
+@pytest.mark.skipif(IS_OLD, reason="diffusers before 0.42 does not find a cache that is enabled after a first call")
 def test_a_first_block_cache_works_across_the_branch_point() -> None:
     tiny = flux()
     inputs = tiny.inputs(5)
@@ -156,6 +158,7 @@ def raise_it(event: StepEvent) -> None:
     raise BrokenError
 
 
+@pytest.mark.skipif(IS_OLD, reason="diffusers before 0.42 cannot offload groups on a machine without an accelerator")
 @pytest.mark.parametrize("kind", ["block_level", "leaf_level"])
 def test_group_offload(kind: str) -> None:
     tiny = flux()

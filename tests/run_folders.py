@@ -8,9 +8,9 @@ from cotrunk.execution import Batch
 from cotrunk.planning.plan import Cost, Plan
 from cotrunk.planning.tree import Branch, leaf
 from cotrunk.runs.arm import main_arm
+from cotrunk.runs.facts import PipelineFacts
 from cotrunk.runs.folder import RunFolder
 from cotrunk.runs.job import Job
-from cotrunk.runs.report import PipelineFacts
 from cotrunk.settings import Settings, Sharing
 
 PLAN = Plan(
@@ -51,4 +51,4 @@ def batch(*images: int, failed: tuple[int, ...] = (), flagged: tuple[int, ...] =
 
 def write(folder: RunFolder, *batches: Batch) -> None:
     for one in batches:
-        folder.write_batch(ARM, one)
+        folder.write_batch(ARM, one, JOB, FACTS)

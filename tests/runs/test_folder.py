@@ -50,7 +50,7 @@ def test_arms_for_comparison_belong_to_the_run(folder: RunFolder) -> None:
     write(folder, batch(0, 1, 2, rows=16))
     assert folder.write_report(JOB, FACTS, arms, {}).status == "running"
     for other in others:
-        folder.write_batch(other, batch(0, 1, 2, rows=18))
+        folder.write_batch(other, batch(0, 1, 2, rows=18), JOB, FACTS)
     report = folder.write_report(JOB, FACTS, arms, {"total": 30.0})
     assert report.status == "done"
     assert report.rows.used == 16
@@ -151,7 +151,7 @@ def test_resuming_a_damaged_folder_works_or_is_refused(folder: RunFolder, name: 
     write(folder, batch(0, 1), batch(2, rows=6))
     others = [compared_arm(name, PLAN.independent()) for name in COMPARED]
     for other in others:
-        folder.write_batch(other, batch(0, 1, 2, rows=18))
+        folder.write_batch(other, batch(0, 1, 2, rows=18), JOB, FACTS)
     folder.write_report(JOB, FACTS, [ARM, *others], {"load": 1.0, "total": 9.0})
     kept = {file: (folder.path / file).read_text() for file in ("run.json", "journal.jsonl", "plan.json")}
     lines = [json.loads(line) for line in kept["journal.jsonl"].splitlines() if line.strip()]

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 from PIL import Image
-from run_folders import ARM, PLAN, batch, write
+from run_folders import ARM, FACTS, JOB, PLAN, batch, write
 
 from cotrunk.errors import CotrunkError
 from cotrunk.execution import Batch
@@ -123,4 +123,4 @@ def test_a_line_that_is_not_an_entry_is_ignored(folder: RunFolder, line: str) ->
 def test_a_pipeline_without_images_is_reported(folder: RunFolder) -> None:
     frames = Batch((0,), SimpleNamespace(frames=[]), (), (), Cost(1, 1), {}, ("C",), (1.0,), {})
     with pytest.raises(CotrunkError, match=r"without images: use cotrunk\.generate"):
-        folder.write_batch(ARM, frames)
+        folder.write_batch(ARM, frames, JOB, FACTS)

@@ -48,6 +48,7 @@ from .options import (
     Wildcards,
     option,
 )
+from .output_options import FormatName, LayoutName, MetadataName, Name, Quality, output_of
 
 if TYPE_CHECKING:
     from ..runs.report import RunReport
@@ -80,6 +81,11 @@ def generate(
             "--compare",
         ),
     ] = False,
+    format: FormatName = "png",
+    quality: Quality = None,
+    name: Name = None,
+    layout: LayoutName = None,
+    metadata: MetadataName = "recipe",
     tolerance: Tolerance = None,
     fidelity: FidelityName = None,
     guidance_interval: GuidanceInterval = None,
@@ -126,8 +132,9 @@ def generate(
         cotrunk generate "a red apple" "a green apple" --out apples --compare
     """
     begin = time.perf_counter()
-    rows = prompts_of(prompts, prompt_file, columns, templates, wildcards)
+    rows = prompts_of(prompts, prompt_file, columns, templates, wildcards, warns=layout != "geneval")
     out = out_folder(out_name)
+    output = output_of(format, quality, name, layout, metadata, [row.prompt for row in rows], prompt_file)
     if settings_file is not None:
         settings, basis = _tuned(context, settings_file)
         guidance = guidance if is_given(context, "guidance") else basis.guidance
@@ -170,6 +177,7 @@ def generate(
         device=device,
         dtype=dtype,
         compiled=compiled,
+        output=output,
     )
     with JobProgress() as progress:
         try:

@@ -25,6 +25,8 @@ def prompts_of(
     columns: str | None = None,
     templates: bool = False,
     wildcards: Path | None = None,
+    *,
+    warns: bool = True,
 ) -> list[PromptRow]:
     """Return the prompts: the arguments, or the rows of a file.
 
@@ -32,6 +34,7 @@ def prompts_of(
         columns: which columns hold which fields: "prompt=Text,id=Key".
         templates: whether prompts are templates. If they only look like it, a hint is printed.
         wildcards: the folder of the files for templates.
+        warns: name the columns that are not used.
 
     Raises:
         CotrunkError: both or neither are given, or one of them is unusable.
@@ -54,7 +57,7 @@ def prompts_of(
     counts = ((found.comments, "comment"), (found.blank, "blank line"))
     if skipped := " and ".join(f"{count} {what}{'s' if count > 1 else ''}" for count, what in counts if count):
         err.print(f"{skipped} skipped")
-    if found.unused:
+    if found.unused and warns:
         several, named = len(found.unused) > 1, ", ".join(map(repr, found.unused))
         what = f"the columns {named} are" if several else f"the column {named} is"
         say("yellow", "warning", f"{what} not used: --columns FIELD=COLUMN says what a column holds")

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 
 from ..planning.plan import Plan
+from .naming import ImageFacts
+from .output import DEFAULT_OUTPUT, Output
 
 SHARED = "shared"  # the main arm
 COMPARED = {"independent": "compare/independent", "equal_cost": "compare/equal-cost"}  # other arms -> their folders
@@ -16,21 +18,33 @@ class Arm:
         name: "shared" for the run itself; "independent" and "equal_cost" for the comparison.
         plan: the plan that its images follow.
         folder: where its images are, relative to the folder of the run.
+        output: their names and their format.
+        ids: of the prompts; empty if they have none.
     """
 
     name: str
     plan: Plan
     folder: str
+    output: Output = DEFAULT_OUTPUT
+    ids: tuple[str, ...] = ()
+
+    def file(self, image: int) -> str:
+        """Return the path of an image, relative to the folder of the run."""
+        index, plan = self.plan.prompt_of(image), self.plan
+        copy = image - index * plan.images_per_prompt
+        name = self.ids[index] if self.ids else None
+        facts = ImageFacts(image, index, copy, plan.prompts[index], name, plan.seeds[image])
+        return f"{self.folder}/{self.output.path(facts)}"
 
 
-def main_arm(plan: Plan) -> Arm:
+def main_arm(plan: Plan, output: Output = DEFAULT_OUTPUT, ids: tuple[str, ...] = ()) -> Arm:
     """Return the arm of the run itself."""
-    return Arm(SHARED, plan, "images")
+    return Arm(SHARED, plan, "images", output, ids)
 
 
-def compared_arm(name: str, plan: Plan) -> Arm:
+def compared_arm(name: str, plan: Plan, output: Output = DEFAULT_OUTPUT, ids: tuple[str, ...] = ()) -> Arm:
     """Return an arm for comparison."""
-    return Arm(name, plan, COMPARED[name])
+    return Arm(name, plan, COMPARED[name], output, ids)
 
 
 def groups_of(plan: Plan) -> dict[int, int]:

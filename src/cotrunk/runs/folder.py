@@ -1,6 +1,6 @@
 """The folder of a run: images as they finish, plan.json, the journal, run.json, index.html.
 
-    DIR/images/00000.png ...   prompt, seed, group and rows are in the text of the PNG
+    DIR/images/00000.png ...   with metadata (see `metadata`); `Job.output` sets names and format
     DIR/compare/ARM/00000.png  for a job with `compare`: the same images, sampled independently
     DIR/plan.json              the plan; a resumed run follows it
     DIR/journal.jsonl          one line per finished batch; what a resumed run reads
@@ -31,11 +31,12 @@ from ..execution import Batch
 from ..files import check_folder, read_json, write_text, writing
 from . import journal
 from .arm import Arm
+from .facts import PipelineFacts
 from .images import ImageFiles
 from .job import Job
 from .journal import Journal, Progress
 from .page import write_page
-from .report import FORMAT, PipelineFacts, RunReport, build_report
+from .report import FORMAT, RunReport, build_report
 
 BATCH_SECONDS = 60.0  # about how long a batch takes: the most that a kill can lose
 CONTENT = ("run.json", "plan.json", journal.NAME, "images", "compare", "index.html")  # what a run writes to its folder
@@ -85,13 +86,17 @@ class RunFolder:
     def progress_of(self, arms: Sequence[Arm]) -> dict[str, Progress]:
         return {arm.name: self.progress(arm) for arm in arms}
 
-    def write_batch(self, arm: Arm, batch: Batch) -> None:
+    def write_batch(self, arm: Arm, batch: Batch, job: Job, pipeline: PipelineFacts) -> None:
         """Write the images of a batch, then its line in the journal.
+
+        Args:
+            job: with the settings of this arm as they were resolved, for the recipes of the images.
+            pipeline: as it was loaded.
 
         Raises:
             CotrunkError: a file cannot be written, or the pipeline returns no images.
         """
-        self._journal.append(arm, batch, self.files.write(arm, batch))
+        self._journal.append(arm, batch, self.files.write(arm, batch, job, pipeline))
 
     def write_report(
         self, job: Job, pipeline: PipelineFacts, arms: Sequence[Arm], seconds: Mapping[str, float]

@@ -1,22 +1,25 @@
 """The image files of a run: written whole, and recognised again by their digests."""
 
 import hashlib
-import io
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from PIL.PngImagePlugin import PngInfo
-
-from .. import __version__
 from ..errors import CotrunkError
 from ..execution import Batch
-from ..files import write_bytes, writing
+from ..files import write_bytes, write_text, writing
 from .arm import Arm, groups_of
+from .facts import PipelineFacts
+from .job import Job
+from .metadata import SAMPLERS, SOFTWARE, encoded, parameters_text
+from .recipe import batch_recipe
+
+LONGEST_RECIPE = 500_000  # characters: Pillow opens no PNG with a text of more than a million
 
 
 class ImageFiles:
-    """Reads and writes the PNG files of a run.
+    """Reads and writes the image files of a run.
 
     A file is read to check its digest at most once per process, unless its size or its time changes.
     """
@@ -27,43 +30,40 @@ class ImageFiles:
 
     def path(self, arm: Arm, image: int) -> Path:
         """Return the path of an image."""
-        return self.folder / arm.folder / f"{image:05d}.png"
+        return self.folder / arm.file(image)
 
-    def write(self, arm: Arm, batch: Batch) -> tuple[str | None, ...]:
+    def write(self, arm: Arm, batch: Batch, job: Job, pipeline: PipelineFacts) -> tuple[str | None, ...]:
         """Write the images of a batch and return the digests of their files, None for images that failed.
+
+        Arguments are as for `RunFolder.write_batch`.
 
         Raises:
             CotrunkError: a file cannot be written, or the pipeline returns no images.
         """
-        with writing(self.folder / arm.folder):
-            (self.folder / arm.folder).mkdir(parents=True, exist_ok=True)
-        images = getattr(batch.output, "images", None)
-        if images is None:
-            raise CotrunkError(
-                f"The pipeline returns a {type(batch.output).__name__} without images: use cotrunk.generate in Python."
-            )
-        groups, digests = groups_of(arm.plan), list[str | None]()
-        for index, rows, image in zip(batch.images, batch.rows, images, strict=True):
-            if index in batch.failed:
-                digests.append(None)
-                continue
-            text = PngInfo()
-            text.add_itxt("prompt", arm.plan.prompts[arm.plan.prompt_of(index)])
-            text.add_text("seed", str(arm.plan.seeds[index]))
-            text.add_text("group", str(groups[index]))
-            text.add_text("rows", f"{rows:g}")
-            text.add_text("software", f"cotrunk {__version__}")
-            digests.append(self._write(self.path(arm, index), image, text))
-        return tuple(digests)
+        for folder in {self.path(arm, index).parent for index in batch.images}:
+            with writing(folder):
+                folder.mkdir(parents=True, exist_ok=True)
+        self._write_records(arm, batch)
+        contents = encoded_images(arm, batch, job, pipeline)
+        return tuple(
+            None if content is None else self._write(self.path(arm, index), content)
+            for index, content in zip(batch.images, contents, strict=True)
+        )
 
-    def _write(self, path: Path, image: Any, text: PngInfo) -> str:
-        """Write one PNG and return the digest of the file."""
-        buffer = io.BytesIO()
-        image.save(buffer, format="PNG", pnginfo=text)
-        write_bytes(path, lambda file: file.write(buffer.getbuffer()))
-        digest, written = _digest(buffer.getbuffer()), path.stat()
+    def _write(self, path: Path, content: bytes) -> str:
+        """Write one file and return its digest."""
+        write_bytes(path, lambda file: file.write(content))
+        digest, written = _digest(content), path.stat()
         self._intact[path] = (written.st_size, written.st_mtime_ns, written.st_ino, digest)
         return digest
+
+    def _write_records(self, arm: Arm, batch: Batch) -> None:
+        """Write the record of each prompt of a batch into the folder above that of its images."""
+        if arm.output.records:
+            for index in batch.images:
+                file = self.path(arm, index).parent.parent / "metadata.jsonl"
+                if not file.exists():
+                    write_text(file, arm.output.records[arm.plan.prompt_of(index)] + "\n")
 
     def is_intact(self, path: Path, digest: str | None) -> bool:
         """Return whether a file is still as it was written."""
@@ -81,5 +81,55 @@ class ImageFiles:
         return True
 
 
-def _digest(content: bytes | memoryview) -> str:
+def encoded_images(arm: Arm, batch: Batch, job: Job, pipeline: PipelineFacts) -> Iterator[bytes | None]:
+    """Iterate over the contents of the files of a batch, None for an image that failed.
+
+    Arguments are as for `RunFolder.write_batch`.
+
+    Raises:
+        CotrunkError: the pipeline returns no images, or the format cannot hold them.
+    """
+    images = getattr(batch.output, "images", None)
+    if images is None:
+        raise CotrunkError(
+            f"The pipeline returns a {type(batch.output).__name__} without images: use cotrunk.generate in Python."
+        )
+    recipe = batch_recipe(job, pipeline, arm.plan, batch.images) if arm.output.metadata == "recipe" else None
+    groups = groups_of(arm.plan)
+    for place, (index, rows, image) in enumerate(zip(batch.images, batch.rows, images, strict=True)):
+        if index in batch.failed:
+            yield None
+            continue
+        own = recipe.of(place, index).to_text() if recipe is not None else ""
+        if len(own) > LONGEST_RECIPE:
+            own = ""
+        if arm.output.metadata == "none":
+            yield encoded(image, arm.output, "", "", {})
+            continue
+        texts = {
+            "prompt": arm.plan.prompts[arm.plan.prompt_of(index)],
+            "seed": str(arm.plan.seeds[index]),
+            "group": str(groups[index]),
+            "rows": f"{rows:g}",
+            "software": SOFTWARE,
+        }
+        yield encoded(image, arm.output, _parameters(arm, index, image, job, pipeline), own, texts)
+
+
+def _parameters(arm: Arm, index: int, image: Any, job: Job, pipeline: PipelineFacts) -> str:
+    """Return the text that web UIs would write into this image."""
+    facts = {
+        "Steps": arm.plan.steps,
+        "Sampler": SAMPLERS.get(pipeline.scheduler, pipeline.scheduler),
+        "CFG scale": f"{job.guidance_scale:g}",
+        "Seed": arm.plan.seeds[index],
+        "Size": f"{image.size[0]}x{image.size[1]}",
+        "Model": Path(job.model).name,
+        "Lora": None if job.lora is None else Path(job.lora).name,
+        "Version": SOFTWARE,
+    }
+    return parameters_text(arm.plan.prompts[arm.plan.prompt_of(index)], job.negative_prompt, facts)
+
+
+def _digest(content: bytes) -> str:
     return hashlib.blake2b(content, digest_size=16).hexdigest()

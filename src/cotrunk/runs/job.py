@@ -1,13 +1,15 @@
 """A job: one run as a user asks for it. Frozen, checked when made, JSON in and out; `runner.run_job` runs it."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from typing import Any, Self
 
 from ..checks import LARGEST_SEED, flag, number, shown, text, whole
 from ..errors import CotrunkError
 from ..planning.prompt_row import COLUMNS, PromptRow, check_ids, checked
 from ..settings import DEFAULT_SETTINGS, Settings
+from .naming import ImageFacts, check_names
+from .output import DEFAULT_OUTPUT, Output
 
 # Where and how a run is computed. It may differ when a run resumes: images change only by rounding.
 MACHINE = ("device", "compiled", "settings.batching")
@@ -32,6 +34,7 @@ class Job:
         device: "auto", "cpu", "cuda", "cuda:1", "mps", ...
         dtype: "auto", "float32", "float16" or "bfloat16".
         compiled: compile the denoiser.
+        output: the format and the names of the image files, and what they hold besides the image.
 
     Raises:
         CotrunkError: a value of another type, or out of its range.
@@ -52,12 +55,15 @@ class Job:
     device: str = "auto"
     dtype: str = "auto"
     compiled: bool = False
+    output: Output = DEFAULT_OUTPUT
 
     def __post_init__(self) -> None:
         if not isinstance(self.prompts, list | tuple) or not self.prompts:
             raise CotrunkError("A job has no prompts: give a list with at least one text.")
         if not isinstance(self.settings, Settings):
             raise CotrunkError(f"settings is a {type(self.settings).__name__}: give Settings(sharing=..., steps=...).")
+        if not isinstance(self.output, Output):
+            raise CotrunkError(f"output is a {type(self.output).__name__}: give Output(format=..., name=...).")
         rows = tuple(_row(i, prompt) for i, prompt in enumerate(self.prompts))
         check_ids((f"prompt {i}", row) for i, row in enumerate(rows))
         values: dict[str, Any] = {
@@ -100,7 +106,9 @@ class Job:
     def to_json(self) -> dict[str, Any]:
         """Return the job as JSON values, which `from_json` reads."""
         values = {each.name: getattr(self, each.name) for each in fields(self)}
-        return {**values, "prompts": [row.to_json() for row in self.prompts], "settings": self.settings.to_json()}
+        output = {**asdict(self.output), "records": list(self.output.records)}
+        prompts = [row.to_json() for row in self.prompts]
+        return {**values, "prompts": prompts, "settings": self.settings.to_json(), "output": output}
 
     @classmethod
     def from_json(cls, data: Any) -> Self:
@@ -115,7 +123,31 @@ class Job:
         if unknown := [key for key in data if key not in known]:
             raise CotrunkError(f"The job has the unknown key {shown(unknown[0])}: use {', '.join(known)}.")
         settings = Settings.from_json(data["settings"]) if "settings" in data else DEFAULT_SETTINGS
-        return cls(**{"prompts": (), **data, "settings": settings})
+        output = Output.from_json(data["output"]) if "output" in data else DEFAULT_OUTPUT
+        return cls(**{"prompts": (), **data, "settings": settings, "output": output})
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """The ids of the prompts, which name their files; empty if they have none."""
+        return tuple(row.id for row in self.prompts if row.id is not None)
+
+    def check_files(self) -> None:
+        """Check the names of all image files of the run.
+
+        Raises:
+            CotrunkError: two images would have one name, or a name leaves the folder, is too long, or is not allowed.
+        """
+        records = self.output.records
+        if records and len(records) != len(self.prompts):
+            raise CotrunkError(f"{len(records)} records for {len(self.prompts)} prompts: give one per prompt, or none.")
+        places = (
+            (i, copy) for i, row in enumerate(self.prompts) for copy in range(row.images or self.images_per_prompt)
+        )
+        images = (
+            ImageFacts(image, index, copy, self.prompts[index].prompt, self.prompts[index].id)
+            for image, (index, copy) in enumerate(places)
+        )
+        check_names(self.output.name, self.output.path, images)
 
     def differences(self, other: "Job") -> Iterator[tuple[str, Any, Any]]:
         """Yield the name and both values of each setting that differs from another job, except those of `MACHINE`."""

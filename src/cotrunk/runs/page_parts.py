@@ -52,7 +52,7 @@ def linked_image(page: Page, index: int, box: int, way: str = "") -> str:
 def compared_image(page: Page, index: int, box: int, arm: str) -> str:
     """Return the linked thumbnail of the same image from another arm."""
     comparison = page.report.compare[arm]  # type: ignore[index]
-    file = f"{comparison.folder}/{Path(page.image(index).file).name}"
+    file = f"{comparison.folder}/{page.image(index).file.removeprefix('images/')}"
     return _linked(page, index, file, box, arm.replace("_", " "), False, index in comparison.flagged)
 
 
@@ -80,7 +80,8 @@ def _linked(page: Page, index: int, file: str, box: int, way: str, failed: bool,
 def caption(page: Page, index: int) -> str:
     """Return the prompt of an image, the strip of its steps, its number and its rows."""
     image = page.image(index)
-    label = f"{safe(Path(image.file).stem)} · {amount(image.rows)} rows"
+    name = image.file.removeprefix("images/").removesuffix(Path(image.file).suffix)
+    label = f"{safe(name)} · {amount(image.rows)} rows"
     strip = strip_svg(image.steps) if page.has_strips and image.steps else ""
     return f'{prompt_text(page, index)}{strip}<p class="number">{label}</p>'
 

@@ -3,38 +3,23 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import PlainValidator, TypeAdapter, ValidationError
 
-from .. import __version__
 from ..errors import CotrunkError
 from ..files import read_json
 from ..planning.plan import Cost, Plan
 from ..planning.sharing import why_nothing_shared
 from ..planning.tree import Amount, Branch, Difference, Real, Steps, Text, Whole
 from .arm import SHARED, Arm, groups_of
+from .facts import PipelineFacts, versions
 from .job import Job
 from .journal import Progress, StepLetters
 
 FORMAT = 1
 Status = Literal["running", "done", "failed images", "flagged images"]
-
-
-@dataclass(frozen=True)
-class PipelineFacts:
-    """The pipeline as it was loaded: what a job leaves to the model and the machine.
-
-    Attributes:
-        scheduler: the class of its scheduler.
-        device, dtype: where and in which precision it ran.
-    """
-
-    scheduler: Text
-    device: Text
-    dtype: Text
 
 
 @dataclass(frozen=True)
@@ -244,7 +229,7 @@ def build_report(
         timesteps=plan.timesteps,
         images=tuple(
             ImageReport(
-                file=f"{main.folder}/{image:05d}.png",
+                file=main.file(image),
                 prompt=plan.prompt_of(image),
                 seed=plan.seeds[image],
                 group=groups[image],
@@ -259,7 +244,7 @@ def build_report(
         why_nothing_shared=why_nothing_shared(plan),
         rows=Rows(own.cost.used, own.cost.independent, round(own.cost.saving, 6), Spared(**own.spared)),
         seconds=_seconds(own, seconds),
-        versions={"cotrunk": __version__, **{name: version(name) for name in ("diffusers", "torch")}},
+        versions=versions(),
         compare={arm.name: _comparison(arm, progress[arm.name]) for arm in arms[1:]},  # type: ignore[misc]
     )
 

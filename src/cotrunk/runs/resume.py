@@ -12,10 +12,11 @@ from ..errors import CotrunkError
 from ..planning.plan import Plan
 from ..planning.tree import Real, Steps, Text
 from .arm import compared_arm, main_arm
+from .facts import PipelineFacts
 from .folder import RunFolder
 from .job import Job
 from .page import write_page
-from .report import PipelineFacts, RunReport, Seconds, build_report
+from .report import RunReport, Seconds, build_report
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ def begin_or_resume(folder: RunFolder, job: Job, *, resume: bool) -> bool:
             then, now = ("off" if value is None else "on" for value in (then, now))
         else:
             then, now = repr(then), repr(now)
-        what = "other prompts" if name == "prompts" else f"{short} {then}, not {now}"
+        what = "other prompts" if name in ("prompts", "output.records") else f"{short} {then}, not {now}"
         raise CotrunkError(
             f"The run in {folder.path} was started with {what}: resume it with the same settings, or choose another "
             "--out."
@@ -96,8 +97,9 @@ def finished_report(folder: RunFolder) -> RunReport | None:
     if head.status == "running" or (job.compare and not head.compare):
         return None
     plan = Plan.load(folder.path / "plan.json")
-    arms = [main_arm(plan)]
-    arms += [compared_arm(name, plan.independent(arm.steps)) for name, arm in head.compare.items()]
+    names = (job.output, job.ids)
+    arms = [main_arm(plan, *names)]
+    arms += [compared_arm(name, plan.independent(arm.steps), *names) for name, arm in head.compare.items()]
     report = build_report(job, head.pipeline, arms, folder.progress_of(arms), {})
     if report.status == "running":
         return None

@@ -35,9 +35,10 @@ from .events import (
     WarmingUp,
     ignore,
 )
+from .facts import PipelineFacts
 from .folder import BATCH_SECONDS, RunFolder
 from .job import Job
-from .report import PipelineFacts, RunReport
+from .report import RunReport
 from .resume import begin_or_resume, check_dtype, finished_report
 
 
@@ -71,8 +72,9 @@ def run_job(
     begin = time.perf_counter() if begin is None else begin
     loading.check_names(job.device, job.dtype, job.scheduler)
     job.check_supported()
+    job.check_files()
     folder = RunFolder(Path(out))
-    with held(folder.path, "images", "compare/*") as lock:
+    with held(folder.path, "images", "images/**/", "compare/**/") as lock:
         if not lock.is_kept:
             on_event(Unlocked(folder.path))
         is_resumed = begin_or_resume(folder, job, resume=resume)
@@ -150,10 +152,10 @@ class _Runner:
             plan=Plan.load(self.folder.path / "plan.json") if is_resumed else None,
             **arguments,
         )
-        plan, main = run.plan, main_arm(run.plan)
+        plan, main = run.plan, main_arm(run.plan, job.output, job.ids)
         self.on_event(Planned(plan))
         seconds["embed"] = run.seconds["embed"]
-        possible = (main, *(compared_arm(name, plan) for name in COMPARED))
+        possible = (main, *(self._compared(name, plan) for name in COMPARED))
         earlier = sum(sum(self.folder.progress(arm).seconds.values()) for arm in possible)
         # The report comes before the plan: without a run.json there is nothing to resume.
         self._write_report([main], seconds)
@@ -213,10 +215,13 @@ class _Runner:
             if equal.cost.used <= cost.used:
                 break
         runs = []
-        for arm in (compared_arm("independent", plan.independent()), compared_arm("equal_cost", equal)):
+        for arm in (self._compared("independent", plan.independent()), self._compared("equal_cost", equal)):
             settings = Settings(steps=arm.plan.steps, batching=self.job.settings.batching)
             runs.append((arm, prepare(self.pipe, self.job.texts, settings, plan=arm.plan, **arguments)))
         return runs
+
+    def _compared(self, name: str, plan: Plan) -> Arm:
+        return compared_arm(name, plan, self.job.output, self.job.ids)
 
     def _denoise(self, runs: Sequence[tuple[Arm, Run]]) -> None:
         """Generate the images that are not in the journal yet."""
@@ -235,9 +240,10 @@ class _Runner:
             ):  # NaN in images, which the report shows
                 for arm, run in runs:
                     is_done = finished[arm.name].images.issuperset
+                    job = replace(self.job, settings=run.settings)
                     for batch in run.batches(skip=is_done, on_step=self._on_step, seconds=BATCH_SECONDS):
                         self.lock.check()
-                        self.folder.write_batch(arm, batch)
+                        self.folder.write_batch(arm, batch, job, self.facts)
                         self.on_event(BatchDone(arm.name, batch.images, _planned_rows(batch.cost.used, batch.spared)))
         finally:
             self.on_event(DenoisingDone())

@@ -89,7 +89,7 @@ def test_options_that_cannot_be_read(options: list[str], tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("arguments", "option"),
     [
-        (("generate", "a cat", "--lora", "one", "--lora", "two"), "--lora"),
+        (("generate", "a cat", "--offload", "model", "--offload", "group"), "--offload"),
         (("generate", "a cat", "--steps", "3", "--seed", "1", "--steps=4"), "--steps"),
         (("generate", "a cat", "--tolerance", "0.2", "--tolerance", "0.1"), "--tolerance"),
         (("generate", "a cat", "--steps", "3", "--num-inference-steps", "4"), "--steps"),

@@ -28,6 +28,7 @@ SIMILAR = ("--similarity-min", 0.3, "--similarity-max", 0.99)
 def tiny_model(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """Load a new tiny pipeline for any model name, and metric networks without weights."""
     monkeypatch.setattr(models, "load_pipeline", lambda *_, **__: sd_with_text().pipe)
+    monkeypatch.setattr(models, "check_model", lambda *_: None)
     for name in ("evaluate", "tune"):
         monkeypatch.setattr(f"cotrunk.cli.{name}.load_metric_networks", lambda *_: NETWORKS)
     return monkeypatch

@@ -155,12 +155,6 @@ def test_a_folder_without_a_pipeline(tmp_path: Path) -> None:
         load_pipeline(str(tmp_path), "cpu")
 
 
-def test_a_single_file(tmp_path: Path) -> None:
-    (tmp_path / "model.safetensors").write_bytes(b"")
-    with pytest.raises(CotrunkError, match="is a file: give the folder that save_pretrained wrote"):
-        load_pipeline(str(tmp_path / "model.safetensors"), "cpu")
-
-
 @pytest.mark.parametrize("name", ["./nowhere/at all", "/nowhere/at/all", "a b c", "a/b/c", "x" * 300])
 def test_an_invalid_hub_name(name: str) -> None:
     with pytest.raises(CotrunkError, match=r"There is no model .*: use mini or mini-dit, a folder, or a hub id"):

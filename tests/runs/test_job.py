@@ -146,7 +146,7 @@ def test_a_job_from_json_takes_defaults() -> None:
         ({"images_per_prompt": 0}, "images_per_prompt 0 is out of range"),
         ({"compare": 1}, "compare 1 is not a truth value"),
         ({"model": ""}, "model '' is not a name"),
-        ({"lora": 3}, "lora 3 is not a name"),
+        ({"lora": 3}, "lora 3 is not a LoRA"),
         ({"settings": {"steps": 0}}, "steps 0 is out of range"),
         ({"settings": {"step": 3}}, "settings has the unknown key 'step'"),
         ({"settings": None}, "settings is a NoneType"),

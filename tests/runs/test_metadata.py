@@ -23,7 +23,7 @@ FORMATS = [Output("png"), Output("webp"), Output("webp", 80), Output("jpeg")]
 
 def written(folder: RunFolder, output: Output) -> Path:
     """Write the images of the batch (0 1) with a negative prompt, and return the file of image 1."""
-    job = replace(JOB, negative_prompt="blürred, ugly", model="some/model: big", lora="/x/style", output=output)
+    job = replace(JOB, negative_prompt="blürred, ugly", model="some/model: big", lora="/x/style:0.5", output=output)
     arm = replace(ARM, output=output)
     folder.write_batch(arm, batch(0, 1), job, FACTS)
     return folder.path / arm.file(1)
@@ -39,7 +39,7 @@ def test_a_reader_of_web_ui_metadata_understands_each_format(folder: RunFolder, 
     assert sampler.name == "DDIM"
     assert sampler.parameters == {"steps": "3", "cfg_scale": f"{JOB.guidance_scale:g}", "seed": "7"}
     assert found.metadata["Size"] == "8x8"
-    assert found.metadata["Lora"] == "style"
+    assert found.metadata["Lora"] == "style (0.5)"
     assert found.metadata["Version"].startswith("cotrunk")
 
 
@@ -51,7 +51,7 @@ def test_the_recipe_survives_in_each_format(folder: RunFolder, output: Output) -
     assert recipe.plan == part_of(PLAN, (0, 1))
     assert recipe.plan.prompts == tuple(recipe.job.texts) == ("a [red] äpple", "a green apple")
     assert recipe.pipeline == FACTS
-    assert (recipe.job.negative_prompt, recipe.job.lora) == ("blürred, ugly", "/x/style")
+    assert (recipe.job.negative_prompt, *map(str, recipe.job.lora)) == ("blürred, ugly", "/x/style:0.5")
     assert set(recipe.versions) == {"cotrunk", "diffusers", "torch"}
 
 

@@ -13,6 +13,7 @@ from ..evaluation.metric_networks import default_alignment, load_metric_networks
 from ..settings import Noise, Sharing
 from .console import err, out
 from .inputs import check_numbers, hold, out_folder
+from .model_options import Config, Revision, Variant
 from .options import (
     COMMON,
     NETWORKS,
@@ -61,6 +62,9 @@ def evaluate(
         str, option(SCHEMES, "N,M,...", "Further numbers of steps, usually fewer, for the curves of quality over rows.")
     ] = "",
     seeds: Annotated[int, option(COMMON, "N", "Number of runs of each scheme, each from different noise.")] = 1,
+    config: Config = None,
+    revision: Revision = None,
+    variant: Variant = None,
     scheduler: Scheduler = None,
     height: Height = None,
     width: Width = None,
@@ -121,6 +125,7 @@ def evaluate(
     from ..pipelines.compatibility import check_text_to_image
     from ..pipelines.image_size import image_size
     from ..pipelines.loading import load_pipeline
+    from ..pipelines.offload import device_of
 
     everything = read_groups(Path(groups))[0]
     similarity = dict(zip(map(tuple, everything), read_similarities(Path(groups)), strict=True))
@@ -134,10 +139,19 @@ def evaluate(
     bins = _bins([similarity[tuple(group)] for group in found])
     hold(context, out_dir, "cells", "cells/*")
     with err.status(f"Loading {escape(model)}"):
-        pipe = load_pipeline(model, device, dtype, scheduler=scheduler, compiled=compiled)
+        pipe = load_pipeline(
+            model,
+            device,
+            dtype,
+            config=config,
+            revision=revision,
+            variant=variant,
+            scheduler=scheduler,
+            compiled=compiled,
+        )
         check_text_to_image(pipe)
         networks = load_metric_networks(
-            features, perceptual, alignment or default_alignment(model), str(pipe.device), compiled
+            features, perceptual, alignment or default_alignment(model), device_of(pipe), compiled
         )
         remove_safety_checker(pipe)
         captions = [[pair.caption for pair in group] for group in found]

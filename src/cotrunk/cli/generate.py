@@ -10,9 +10,11 @@ import typer
 
 from ..checks import whole
 from ..errors import CotrunkError
+from ..pipelines.weighted_lora import loras_of
 from ..settings import Settings
 from .console import print_summary, say
 from .inputs import check_numbers, is_given, out_folder, prompts_of, sharing_of, skipping_of
+from .model_options import Config, Loras, OffloadName, Revision, VaeTiling, Variant
 from .options import (
     COMMON,
     MACHINE,
@@ -26,7 +28,6 @@ from .options import (
     FidelityName,
     Guidance,
     GuidanceInterval,
-    Lora,
     MaxGroup,
     Model,
     ModeName,
@@ -51,6 +52,7 @@ from .options import (
 from .output_options import FormatName, LayoutName, MetadataName, Name, Quality, output_of
 
 if TYPE_CHECKING:
+    from ..pipelines.weighted_lora import WeightedLora
     from ..runs.report import RunReport
     from ..tuning.settings_file import Basis
 
@@ -97,7 +99,10 @@ def generate(
     noise: NoiseName = "common",
     trunk_guidance: TrunkGuidance = 1.0,
     negative: Negative = None,
-    lora: Lora = None,
+    config: Config = None,
+    revision: Revision = None,
+    variant: Variant = None,
+    lora: Loras = None,
     scheduler: Scheduler = None,
     images_per_prompt: PerPrompt = 1,
     columns: Columns = None,
@@ -116,6 +121,8 @@ def generate(
     device: Device = "auto",
     dtype: Dtype = "auto",
     compiled: Compile = False,
+    offload: OffloadName = None,
+    vae_tiling: VaeTiling = False,
     max_rows: Annotated[
         int | None,
         option(MACHINE, "N", "Maximum denoiser rows per forward pass; halved automatically when memory runs out."),
@@ -135,14 +142,17 @@ def generate(
     rows = prompts_of(prompts, prompt_file, columns, templates, wildcards, warns=layout != "geneval")
     out = out_folder(out_name)
     output = output_of(format, quality, name, layout, metadata, [row.prompt for row in rows], prompt_file)
+    loras = loras_of(lora)
     if settings_file is not None:
         settings, basis = _tuned(context, settings_file)
         guidance = guidance if is_given(context, "guidance") else basis.guidance
         scheduler = scheduler if is_given(context, "scheduler") else basis.scheduler
-        model = model if is_given(context, "model") else basis.model
+        if not is_given(context, "model"):
+            model = basis.model
+            config, revision, variant = config or basis.config, revision or basis.revision, variant or basis.variant
         if not is_given(context, "lora") and _is_same(basis.model, model):  # a LoRA belongs to its model
-            lora = basis.lora
-        _warn_if_tuned_for_another(basis, model, lora)
+            loras = basis.lora
+        _warn_if_tuned_for_another(basis, model, loras)
     else:
         whole("--steps", steps, 1)
         settings = Settings(
@@ -167,7 +177,7 @@ def generate(
         prompts=tuple(rows),
         settings=settings,
         model=model,
-        lora=lora,
+        lora=loras,
         scheduler=scheduler,
         guidance_scale=guidance,
         negative_prompt=negative,
@@ -178,6 +188,11 @@ def generate(
         dtype=dtype,
         compiled=compiled,
         output=output,
+        config=config,
+        revision=revision,
+        variant=variant,
+        offload=offload,
+        vae_tiling=vae_tiling,
     )
     with JobProgress() as progress:
         try:
@@ -197,17 +212,25 @@ def _tuned(context: typer.Context, path: Path) -> tuple[Settings, "Basis"]:
     return read_settings(path)
 
 
-def _warn_if_tuned_for_another(basis: "Basis", model: str, lora: str | None) -> None:
+def _warn_if_tuned_for_another(basis: "Basis", model: str, loras: "Sequence[WeightedLora]") -> None:
     """Warn if the settings were tuned for another model or another LoRA, because they may not suit this one."""
-    for what, tuned, used in (("model", basis.model, model), ("LoRA", basis.lora, lora)):
-        if not _is_same(tuned, used):
+    tuned_with, used_with = (" + ".join(str(lora) for lora in some) for some in (basis.lora, loras))
+    is_same_lora = len(basis.lora) == len(loras) and all(
+        one.weight == other.weight and _is_same(one.name, other.name)
+        for one, other in zip(basis.lora, loras, strict=True)
+    )
+    for what, is_same, tuned, used in (
+        ("model", _is_same(basis.model, model), basis.model, model),
+        ("LoRA", is_same_lora, tuned_with, used_with),
+    ):
+        if not is_same:
             text = f"the settings were tuned with another {what} ({tuned or 'none'}, not {used or 'none'})"
             say("yellow", "warning", f"{text}: cotrunk tune finds those that suit this one")
 
 
-def _is_same(one: str | None, other: str | None) -> bool:
+def _is_same(one: str, other: str) -> bool:
     # different paths may name the same folder
-    return one == other or (one is not None and other is not None and Path(one).resolve() == Path(other).resolve())
+    return one == other or Path(one).resolve() == Path(other).resolve()
 
 
 def _conclude(report: "RunReport", folder: Path) -> None:

@@ -154,12 +154,9 @@ Model = Annotated[
     option(
         COMMON,
         "MODEL",
-        "mini or mini-dit (both come with cotrunk), or a diffusers pipeline: an id on the hub or a folder.",
+        "mini or mini-dit (both come with cotrunk), or a diffusers pipeline: an id on the hub, a folder, or a single "
+        ".safetensors file.",
     ),
-]
-Lora = Annotated[
-    str | None,
-    option(SAMPLING, "DIR", "A LoRA for the model: a folder that cotrunk train wrote, a file, or an id on the hub."),
 ]
 Steps = Annotated[int, option(COMMON, "N", "Inference steps.", "--steps", "--num-inference-steps")]
 Guidance = Annotated[

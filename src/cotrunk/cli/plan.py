@@ -8,6 +8,7 @@ from rich.markup import escape
 from ..checks import whole
 from .console import out, print_plan
 from .inputs import check_numbers, prompts_of, sharing_of
+from .model_options import Config, Revision, Variant
 from .options import (
     COMMON,
     OUTPUT,
@@ -49,6 +50,9 @@ def plan(
     encoder: Encoder = "pipeline",
     noise: NoiseName = "common",
     trunk_guidance: TrunkGuidance = 1.0,
+    config: Config = None,
+    revision: Revision = None,
+    variant: Variant = None,
     scheduler: Scheduler = None,
     images_per_prompt: PerPrompt = 1,
     columns: Columns = None,
@@ -77,6 +81,9 @@ def plan(
         prompts=tuple(rows),
         settings=Settings(sharing=sharing, steps=steps),
         model=model,
+        config=config,
+        revision=revision,
+        variant=variant,
         scheduler=scheduler,
         guidance_scale=guidance,
         seed=seed,

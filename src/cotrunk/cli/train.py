@@ -11,6 +11,7 @@ from ..files import write_bytes, writing
 from ..planning.prompts import read_prompts
 from .console import err, out, say
 from .inputs import hold, out_folder
+from .model_options import Config, Revision, Variant
 from .options import COMMON, MACHINE, OUTPUT, Height, Model, OutFolder, Width, option
 
 if TYPE_CHECKING:
@@ -97,6 +98,9 @@ def train(
             "and to --tracker.",
         ),
     ] = None,
+    config: Config = None,
+    revision: Revision = None,
+    variant: Variant = None,
     dtype: Annotated[
         str, option(MACHINE, "NAME", "Precision of the frozen weights: float32, float16 or bfloat16.")
     ] = "float32",
@@ -128,7 +132,8 @@ def train(
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
     from ..groups.dataset import read_groups
-    from ..pipelines.loading import load_pipeline
+    from ..pipelines.loading import check_model, load_pipeline
+    from ..pipelines.source import Source
     from ..training.divergence import DivergenceError
     from ..training.log import Step, plot_losses
     from ..training.loss import Loss
@@ -166,11 +171,13 @@ def train(
     prompts = read_prompts(validation).prompts if validation is not None else []
     sizes: dict[str, Any] = {name: value for name, value in (("height", height), ("width", width)) if value is not None}
     found, _ = read_groups(Path(groups))
+    check_model(Source(model, config, revision, variant))
     is_first = os.environ.get("RANK", "0") == "0"  # of the processes of accelerate launch, only the first prints
     if is_first:
         hold(context, out_dir, "validation", "encoded-*")
     with err.status(f"Loading {escape(model)}"):
-        pipe = load_pipeline(model, "cpu", dtype)  # accelerate moves it to its device
+        # accelerate moves it to its device
+        pipe = load_pipeline(model, "cpu", dtype, config=config, revision=revision, variant=variant)
     columns: list[Any] = [TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}")]
     smooth: dict[str, float] = {}
     with Progress(*columns, TimeRemainingColumn(), console=err, disable=not is_first) as progress:

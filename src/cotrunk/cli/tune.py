@@ -11,6 +11,7 @@ from ..errors import CotrunkError
 from ..evaluation.metric_networks import default_alignment, load_metric_networks, remove_safety_checker
 from .console import err, out
 from .inputs import check_numbers, hold, out_folder, prompts_of
+from .model_options import Config, Loras, OffloadName, Revision, VaeTiling, Variant
 from .options import (
     COMMON,
     NETWORKS,
@@ -19,7 +20,6 @@ from .options import (
     Device,
     Dtype,
     Guidance,
-    Lora,
     Model,
     OutFolder,
     PromptFile,
@@ -69,7 +69,10 @@ def tune(
             "Also find the best settings within this many rows per image; by default half the rows of --steps.",
         ),
     ] = None,
-    lora: Lora = None,
+    config: Config = None,
+    revision: Revision = None,
+    variant: Variant = None,
+    lora: Loras = None,
     scheduler: Scheduler = None,
     columns: Columns = None,
     templates: Templates = False,
@@ -82,6 +85,8 @@ def tune(
     device: Device = "auto",
     dtype: Dtype = "auto",
     compiled: Compile = False,
+    offload: OffloadName = None,
+    vae_tiling: VaeTiling = False,
 ) -> None:
     """Find the settings that suit a model and prompts, before a large run: fewer steps, sharing, skipping, guidance.
 
@@ -109,7 +114,9 @@ def tune(
     from rich.progress import Progress, SpinnerColumn, TextColumn
 
     from ..pipelines.compatibility import check_text_to_image
-    from ..pipelines.loading import load_pipeline
+    from ..pipelines.loading import check_model, check_names, load_pipeline
+    from ..pipelines.offload import device_of
+    from ..pipelines.weighted_lora import loras_of
     from ..tuning.outcome import Point
     from ..tuning.page import advice, claim, write_tuned
     from ..tuning.search import tune as sweep
@@ -118,12 +125,27 @@ def tune(
     if len(texts) > sample:  # neighbours in a file are often similar, and sharing needs similar prompts
         start = int(np.random.default_rng(seed).integers(len(texts) - sample + 1))
         texts = texts[start : start + sample]
+    basis = Basis(model, loras_of(lora), scheduler, guidance, config, revision, variant)
+    check_names(device, dtype, scheduler, offload)
+    check_model(basis.source, basis.lora)
     hold(context, out_dir, "tried")
     with err.status(f"Loading {escape(model)}"):
-        pipe = load_pipeline(model, device, dtype, lora=lora, scheduler=scheduler, compiled=compiled)
+        pipe = load_pipeline(
+            model,
+            device,
+            dtype,
+            config=config,
+            revision=revision,
+            variant=variant,
+            lora=basis.lora,
+            scheduler=scheduler,
+            offload=offload,
+            vae_tiling=vae_tiling,
+            compiled=compiled,
+        )
         check_text_to_image(pipe)
         metrics = load_metric_networks(
-            features, "lite0", alignment or default_alignment(model), str(pipe.device), compiled
+            features, "lite0", alignment or default_alignment(model), device_of(pipe), compiled
         )
         remove_safety_checker(pipe)
         trials = Trials(pipe, texts, {"guidance_scale": guidance}, out_dir)
@@ -155,7 +177,7 @@ def tune(
     shown_in_order = [found.points[0], *sorted(shown, key=lambda p: -p.rows)]
     images = {p: trials.of(p.settings, seed).images.numpy() for p in shown_in_order}
     networks = f"Alignment by {metrics.alignment.name}; kernel distance in the features of {metrics.features.name}."
-    write_tuned(found, images, networks, Basis(model, lora, scheduler, guidance), out_dir)
+    write_tuned(found, images, networks, basis, out_dir)
     out.print(claim(found), soft_wrap=True, markup=False)
     for sentence in advice(found):
         out.print(f"  {sentence}", soft_wrap=True, markup=False)

@@ -4,7 +4,7 @@ import functools
 from typing import Any
 
 from ..errors import CotrunkError
-from ..pipelines.loading import EMBEDDED
+from ..pipelines.source import EMBEDDED
 
 
 def default_alignment(model: str) -> str:

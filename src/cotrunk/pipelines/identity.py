@@ -4,6 +4,7 @@ import hashlib
 from typing import Any
 
 import torch
+from accelerate.utils.modeling import get_state_dict_offloaded_model
 
 from .compatibility import DENOISERS
 
@@ -26,8 +27,10 @@ def scheduler_facts(scheduler: Any) -> list[Any]:
 
 def weights_digest(module: torch.nn.Module) -> str:
     """Return a digest of a module's weights, computed from some values of every tensor."""
-    found = hashlib.sha256()
-    for name, tensor in module.state_dict().items():
+    found, weights = hashlib.sha256(), module.state_dict()
+    if any(tensor.is_meta for tensor in weights.values()):  # offloaded layer by layer
+        weights = get_state_dict_offloaded_model(module)
+    for name, tensor in weights.items():
         flat = tensor.detach().flatten()
         sample = flat[:: max(1, len(flat) // 64)].float().cpu()
         found.update(name.encode() + sample.numpy().tobytes())

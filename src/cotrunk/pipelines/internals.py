@@ -8,7 +8,11 @@ others.
 INTERNALS = {
     "torch.nn.modules.module": ("_compiled_call_impl", "_call_impl"),  # how a module is called: `engine/patch.py`
     "diffusers.hooks.hooks": ("_diffusers_hook", "_is_stateful", "_fn_refs", "_state_cache"),  # caches and their state
-    "diffusers.pipelines.pipeline_utils": ("_progress_bar_config",),  # the user's settings of progress bars
+    "diffusers.pipelines.pipeline_utils": (
+        "_progress_bar_config",  # the user's settings of progress bars
+        "_execution_device",  # where an offloaded pipeline computes
+    ),
+    "diffusers.configuration_utils": ("_class_name",),  # the class that a configuration belongs to
     "diffusers.pipelines.flux.pipeline_flux": ("_interrupt", "_num_timesteps", "_pack_latents", "_unpack_latents"),
     "diffusers.pipelines.pixart_alpha.pipeline_pixart_alpha": (
         "_text_preprocessing",

@@ -1,26 +1,40 @@
 """Load a pipeline by name, and resolve the names of devices and dtypes."""
 
-from pathlib import Path
-from types import SimpleNamespace
+import functools
+from collections.abc import Iterable
 from typing import Any
 
 from ..errors import CotrunkError, first_line
-from .hub import is_here
-from .lora import load_lora
+from .lora import check_lora, load_lora
+from .offload import check_offload, tile_vae
+from .offload import offload as keep_on_cpu
 from .schedulers import scheduler_class, set_scheduler
+from .source import Source
+from .weighted_lora import WeightedLora, loras_of
 
-EMBEDDED = {"mini": "load", "mini-dit": "load_dit"}  # name of a model that comes with cotrunk -> function in `mini`
 
-
-def check_names(device: str, dtype: str, scheduler: str | None = None) -> None:
+def check_names(device: str, dtype: str, scheduler: str | None = None, offload: str | None = None) -> None:
     """Check names that can be checked before a model is loaded.
 
     Raises:
-        CotrunkError: a device, dtype or scheduler is unknown or not usable here.
+        CotrunkError: a device, dtype, scheduler or way of offloading is unknown or not usable here.
     """
-    resolve_dtype(dtype, resolve_device(device))
+    device = resolve_device(device)
+    resolve_dtype(dtype, device)
+    check_offload(offload, device)
     if scheduler is not None:
         scheduler_class(scheduler)
+
+
+def check_model(source: Source, loras: Iterable[WeightedLora] = ()) -> None:
+    """Check that a model and its LoRAs exist, on disk or on the hub, before anything is loaded or written.
+
+    Raises:
+        CotrunkError: one of them does not exist, or an option does not apply to this model.
+    """
+    source.find()
+    for lora in loras:
+        check_lora(lora)
 
 
 def resolve_device(name: str) -> str:
@@ -73,83 +87,65 @@ def load_pipeline(
     device: str = "auto",
     dtype: str = "auto",
     *,
-    lora: Path | str | None = None,
+    config: str | None = None,
+    revision: str | None = None,
+    variant: str | None = None,
+    lora: Any = None,
     scheduler: str | None = None,
+    offload: str | None = None,
+    vae_tiling: bool = False,
     denoiser: bool = True,
     compiled: bool = False,
 ) -> Any:
     """Load a diffusers pipeline.
 
     Args:
-        model: "mini", "mini-dit", a folder that `save_pretrained` wrote, or an id on the hub.
-        lora: as for `load_lora`.
+        model: "mini", "mini-dit", a folder that `save_pretrained` wrote, a `.safetensors` file, or an id on the hub.
+        config: of a single file: the folder or hub id with its configuration, if diffusers' own choice does not fit or
+            is not on this machine.
+        revision: of a model on the hub: a branch, tag or commit.
+        variant: of the weights, such as "fp16".
+        lora: one LoRA or a list of them, as for `load_lora`.
         scheduler: as for `set_scheduler`; None keeps the model's own.
+        offload: as for `offload.offload`; None keeps all weights on the device.
+        vae_tiling: decode and encode large images tile by tile, which takes less memory.
         denoiser: False leaves out the denoiser and the decoder, which planning does not need. The config of the
             denoiser takes its place: it says whether guidance costs a row.
         compiled: compile the denoiser in place, for any number of rows.
 
     Raises:
-        CotrunkError: the model, LoRA, scheduler, device or dtype does not exist, or torch cannot compile here.
+        CotrunkError: the model, LoRA, scheduler, device or dtype does not exist, an option does not fit the model, or
+            torch cannot compile here.
     """
-    device = resolve_device(device)
+    device, source = resolve_device(device), Source(model, config, revision, variant)
+    check_offload(offload, device)
     if compiled:
         _check_compiler(device)
-    if model in EMBEDDED:
+    if source.function is not None:
+        source.find()
         from .. import mini
 
-        pipe = getattr(mini, EMBEDDED[model])(resolve_dtype(dtype, device))
+        pipe = getattr(mini, source.function)(resolve_dtype(dtype, device))
     else:
-        embedded = " or ".join(EMBEDDED)
-        local = is_here(model, "model_index.json", embedded)
-        from diffusers import DiffusionPipeline
-
-        try:
-            config = DiffusionPipeline.load_config(model, local_files_only=local)
-            without = {} if denoiser else {n: None for n in ("unet", "transformer", "vae", "controlnet") if n in config}
-            options: dict[str, Any] = {"torch_dtype": resolve_dtype(dtype, device, config), **without}
-            pipe = DiffusionPipeline.from_pretrained(model, local_files_only=local, **options)
-            if not denoiser:
-                _describe_denoisers(pipe, model, config, local)
-        except CotrunkError:
-            raise
-        except Exception as error:  # the libraries raise many types for a folder with other contents
-            raise CotrunkError(
-                f"{model} cannot be loaded as a diffusers pipeline ({first_line(error)}): use {embedded}, another hub "
-                "id, or a folder that save_pretrained wrote."
-            ) from error
+        pipe = source.load(functools.partial(resolve_dtype, dtype, device), denoiser=denoiser)
     pipe.set_progress_bar_config(disable=True)
-    pipe.to(device)
-    if lora is not None:
-        load_lora(pipe, lora)
+    if offload is None:
+        pipe.to(device)
+    if loras := loras_of(lora):
+        load_lora(pipe, loras)
     if scheduler is not None:
         set_scheduler(pipe, scheduler)
+    if vae_tiling:
+        tile_vae(pipe)
     if compiled:
         from .compatibility import denoisers_of
 
         for name in denoisers_of(pipe):
             # the number of rows changes from step to step: images share, skip and branch
             getattr(pipe, name).compile(dynamic=True)
+    if offload is not None:
+        keep_on_cpu(pipe, offload, device)
     return pipe
-
-
-def _describe_denoisers(pipe: Any, model: str, parts: dict[str, Any], local: bool) -> None:
-    """Put the configs of its denoisers into a pipeline that was loaded without them."""
-    from diffusers import AutoModel
-    from diffusers.configuration_utils import FrozenDict
-
-    from .compatibility import DENOISERS
-
-    for name in DENOISERS:
-        # a denoiser that this model does not have is None in its config too
-        if getattr(pipe, name, pipe) is not None or parts.get(name, [None])[0] is None:
-            continue
-        try:
-            config = AutoModel.load_config(model, subfolder=name, local_files_only=local)
-        except (OSError, ValueError) as error:
-            raise CotrunkError(
-                f"The config of {model}'s {name} cannot be read ({first_line(error)}): download the whole model again."
-            ) from error
-        setattr(pipe, name, SimpleNamespace(config=FrozenDict(config)))
 
 
 def _check_compiler(device: str) -> None:

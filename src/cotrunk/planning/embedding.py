@@ -71,7 +71,7 @@ def sentence_encoder(name: str) -> Encoder:
         raise CotrunkError(
             f"Encoder {name!r} needs sentence-transformers: pip install sentence-transformers, or use 'minilm'."
         ) from error
-    local = is_here(name, "modules.json", "minilm", owner="sentence-transformers")
+    local = is_here(name, "modules.json", embedded="minilm", owner="sentence-transformers")
     try:
         model = SentenceTransformer(name, local_files_only=local)
     except Exception as error:  # the libraries raise many types for a folder with other contents

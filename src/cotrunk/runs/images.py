@@ -125,7 +125,8 @@ def _parameters(arm: Arm, index: int, image: Any, job: Job, pipeline: PipelineFa
         "Seed": arm.plan.seeds[index],
         "Size": f"{image.size[0]}x{image.size[1]}",
         "Model": Path(job.model).name,
-        "Lora": None if job.lora is None else Path(job.lora).name,
+        # without a colon, which readers of this text stumble over
+        "Lora": " + ".join(f"{Path(lora.name).name} ({lora.weight:g})" for lora in job.lora) or None,
         "Version": SOFTWARE,
     }
     return parameters_text(arm.plan.prompts[arm.plan.prompt_of(index)], job.negative_prompt, facts)

@@ -4,15 +4,18 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Self
 
-from ..checks import LARGEST_SEED, flag, number, shown, text, whole
+from ..checks import LARGEST_SEED, flag, number, one_of, shown, text, whole
 from ..errors import CotrunkError
+from ..pipelines.offload import OFFLOADS
+from ..pipelines.source import Source
+from ..pipelines.weighted_lora import WeightedLora, loras_of
 from ..planning.prompt_row import COLUMNS, PromptRow, check_ids, checked
 from ..settings import DEFAULT_SETTINGS, Settings
 from .naming import ImageFacts, check_names
 from .output import DEFAULT_OUTPUT, Output
 
 # Where and how a run is computed. It may differ when a run resumes: images change only by rounding.
-MACHINE = ("device", "compiled", "settings.batching")
+MACHINE = ("device", "compiled", "offload", "settings.batching")
 
 
 @dataclass(frozen=True)
@@ -22,8 +25,9 @@ class Job:
     Attributes:
         prompts: the prompts, with the settings that each has alone. A text is a row with nothing else.
         settings: sharing, skipping, guidance interval, steps, batching.
-        model: "mini", "mini-dit", a folder that `save_pretrained` wrote, or an id on the hub.
-        lora: a LoRA for the model: a folder that `cotrunk train` wrote, a file, or an id on the hub.
+        model: "mini", "mini-dit", a folder that `save_pretrained` wrote, a `.safetensors` file, or an id on the hub.
+        lora: LoRAs for the model, whose weighted sum is used. Given as `loras_of` takes them: a name (a folder that
+            `cotrunk train` wrote, a file, or an id on the hub), a name and a weight ("style:0.8"), or a list.
         scheduler: a short name ("ddim", "dpm++2m", ...) or a class of diffusers; None for the model's own.
         guidance_scale: 1 or less turns guidance off.
         negative_prompt: for all images; None for no negative prompt.
@@ -35,6 +39,11 @@ class Job:
         dtype: "auto", "float32", "float16" or "bfloat16".
         compiled: compile the denoiser.
         output: the format and the names of the image files, and what they hold besides the image.
+        config: of a single file: the folder or hub id that has its configuration; None if diffusers knows it.
+        revision: of a model on the hub: a branch, tag or commit.
+        variant: of the weights, such as "fp16".
+        offload: keep weights on the CPU until they are needed: "model", "sequential" or "group".
+        vae_tiling: decode and encode large images tile by tile.
 
     Raises:
         CotrunkError: a value of another type, or out of its range.
@@ -43,7 +52,7 @@ class Job:
     prompts: tuple[PromptRow, ...]
     settings: Settings = DEFAULT_SETTINGS
     model: str = "mini"
-    lora: str | None = None
+    lora: tuple[WeightedLora, ...] = ()
     scheduler: str | None = None
     guidance_scale: float = 7.5
     negative_prompt: str | None = None
@@ -56,6 +65,11 @@ class Job:
     dtype: str = "auto"
     compiled: bool = False
     output: Output = DEFAULT_OUTPUT
+    config: str | None = None
+    revision: str | None = None
+    variant: str | None = None
+    offload: str | None = None
+    vae_tiling: bool = False
 
     def __post_init__(self) -> None:
         if not isinstance(self.prompts, list | tuple) or not self.prompts:
@@ -71,6 +85,7 @@ class Job:
             "guidance_scale": number("guidance_scale", self.guidance_scale),
             "seed": whole("seed", self.seed, 0, LARGEST_SEED),
             "images_per_prompt": whole("images_per_prompt", self.images_per_prompt),
+            "lora": loras_of(self.lora),
         }
         for name in ("width", "height"):
             if (value := getattr(self, name)) is not None:
@@ -79,13 +94,20 @@ class Job:
             checked(self.negative_prompt, "negative_prompt")
         for name, value in values.items():
             object.__setattr__(self, name, value)
-        for name in ("compare", "compiled"):
+        for name in ("compare", "compiled", "vae_tiling"):
             flag(name, getattr(self, name))
-        for name in ("model", "device", "dtype"):
+        for name in ("device", "dtype"):
             text(name, getattr(self, name))
-        for name in ("lora", "scheduler"):
-            if getattr(self, name) is not None:
-                text(name, getattr(self, name))
+        if self.scheduler is not None:
+            text("scheduler", self.scheduler)
+        if self.offload is not None:
+            one_of("offload", self.offload, OFFLOADS)
+        _ = self.source  # checks its names
+
+    @property
+    def source(self) -> Source:
+        """Where the model comes from."""
+        return Source(self.model, self.config, self.revision, self.variant)
 
     def check_supported(self) -> None:
         """Check that no row has settings of its own.
@@ -106,9 +128,10 @@ class Job:
     def to_json(self) -> dict[str, Any]:
         """Return the job as JSON values, which `from_json` reads."""
         values = {each.name: getattr(self, each.name) for each in fields(self)}
-        output = {**asdict(self.output), "records": list(self.output.records)}
-        prompts = [row.to_json() for row in self.prompts]
-        return {**values, "prompts": prompts, "settings": self.settings.to_json(), "output": output}
+        values["prompts"] = [row.to_json() for row in self.prompts]
+        values["lora"] = [asdict(lora) for lora in self.lora]
+        values["output"] = {**asdict(self.output), "records": list(self.output.records)}
+        return {**values, "settings": self.settings.to_json()}
 
     @classmethod
     def from_json(cls, data: Any) -> Self:
@@ -151,7 +174,8 @@ class Job:
 
     def differences(self, other: "Job") -> Iterator[tuple[str, Any, Any]]:
         """Yield the name and both values of each setting that differs from another job, except those of `MACHINE`."""
-        yield from _differences("", self.to_json(), other.to_json())
+        one, two = ({**job.to_json(), "lora": " + ".join(map(str, job.lora)) or None} for job in (self, other))
+        yield from _differences("", one, two)
 
 
 def _row(number: int, prompt: Any) -> PromptRow:

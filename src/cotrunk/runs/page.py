@@ -57,7 +57,7 @@ def _header(page: Page, groups: Sequence[ShownGroup]) -> dict[str, str]:
         "independent": independent,
         "spared": amount(max(rows.independent - rows.used, 0)),
         "fill": f"{100 * min(rows.used / max(rows.independent, 1), 1):.2f}",
-        "model": job.model if job.lora is None else f"{job.model} with {job.lora}",
+        "model": " with ".join(filter(None, (job.model, listed([*map(str, job.lora)])))),
         "scheduler": report.pipeline.scheduler,
         "steps": steps,
         "guidance_scale": job.guidance_scale,

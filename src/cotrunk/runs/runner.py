@@ -17,6 +17,7 @@ from ..pipelines import loading
 from ..pipelines.arguments import needed_arguments
 from ..pipelines.compatibility import check_text_to_image
 from ..pipelines.cost import timesteps_of
+from ..pipelines.offload import device_of
 from ..planning.plan import Cost, Plan
 from ..settings import Settings
 from .arm import COMPARED, Arm, compared_arm, main_arm
@@ -45,7 +46,17 @@ from .resume import begin_or_resume, check_dtype, finished_report
 def load_pipeline_of(job: Job) -> Any:
     """Load the pipeline of a job."""
     return loading.load_pipeline(
-        job.model, job.device, job.dtype, lora=job.lora, scheduler=job.scheduler, compiled=job.compiled
+        job.model,
+        job.device,
+        job.dtype,
+        config=job.config,
+        revision=job.revision,
+        variant=job.variant,
+        lora=job.lora,
+        scheduler=job.scheduler,
+        offload=job.offload,
+        vae_tiling=job.vae_tiling,
+        compiled=job.compiled,
     )
 
 
@@ -70,9 +81,11 @@ def run_job(
         CotrunkError: bad input, or a folder that holds another run or cannot be written.
     """
     begin = time.perf_counter() if begin is None else begin
-    loading.check_names(job.device, job.dtype, job.scheduler)
     job.check_supported()
     job.check_files()
+    loading.check_names(job.device, job.dtype, job.scheduler, job.offload)
+    if load is load_pipeline_of:
+        loading.check_model(job.source, job.lora)
     folder = RunFolder(Path(out))
     with held(folder.path, "images", "images/**/", "compare/**/") as lock:
         if not lock.is_kept:
@@ -99,7 +112,15 @@ def plan_job(job: Job, *, on_event: OnEvent = ignore) -> Plan:
     loading.check_names("auto", "auto", job.scheduler)
     job.check_supported()
     on_event(Loading(job.model, has_denoiser=False))
-    pipe = loading.load_pipeline(job.model, "auto", scheduler=job.scheduler, denoiser=False)
+    pipe = loading.load_pipeline(
+        job.model,
+        "auto",
+        config=job.config,
+        revision=job.revision,
+        variant=job.variant,
+        scheduler=job.scheduler,
+        denoiser=False,
+    )
     on_event(Planning(len(job.prompts)))
     plan = plan_prompts(
         pipe,
@@ -115,7 +136,7 @@ def plan_job(job: Job, *, on_event: OnEvent = ignore) -> Plan:
 
 def facts_of(pipe: Any) -> PipelineFacts:
     """Return what the report says about a pipeline."""
-    return PipelineFacts(type(pipe.scheduler).__name__, str(pipe.device), str(pipe.dtype).removeprefix("torch."))
+    return PipelineFacts(type(pipe.scheduler).__name__, device_of(pipe), str(pipe.dtype).removeprefix("torch."))
 
 
 def _arguments(job: Job) -> dict[str, Any]:

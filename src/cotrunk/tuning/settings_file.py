@@ -3,11 +3,13 @@
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from ..checks import number, text
 from ..errors import CotrunkError
 from ..files import read_json, write_text
-from ..pipelines.loading import EMBEDDED
+from ..pipelines.source import EMBEDDED, Source
+from ..pipelines.weighted_lora import WeightedLora, loras_of
 from ..settings import Settings
 
 
@@ -16,29 +18,40 @@ class Basis:
     """What settings were tuned on. For another basis, other settings may be better.
 
     Attributes:
-        model, lora, scheduler: as on the command line. None for no LoRA, and for the model's own scheduler.
+        model, scheduler: as on the command line. None for the model's own scheduler.
+        lora: in any form that `loras_of` takes.
         guidance: the guidance scale.
+        config, revision, variant: as in `Source`.
 
     Raises:
         CotrunkError: a value of another type, or out of its range.
     """
 
     model: str
-    lora: str | None
+    lora: tuple[WeightedLora, ...]
     scheduler: str | None
     guidance: float
+    config: str | None = None
+    revision: str | None = None
+    variant: str | None = None
 
     def __post_init__(self) -> None:
-        text("model", self.model)
-        for name, value in (("lora", self.lora), ("scheduler", self.scheduler)):
-            if value is not None:
-                text(name, value)
+        object.__setattr__(self, "lora", loras_of(self.lora))
+        _ = self.source  # checks its names
+        if self.scheduler is not None:
+            text("scheduler", self.scheduler)
         number("guidance", self.guidance)
+
+    @property
+    def source(self) -> Source:
+        """Where the model comes from."""
+        return Source(self.model, self.config, self.revision, self.variant)
 
 
 def write_settings(settings: Settings, basis: Basis, path: Path) -> None:
     """Write settings and their basis. The file can be used from any folder, because paths in it are absolute."""
-    paths = {"model": _absolute(basis.model), "lora": basis.lora and _absolute(basis.lora)}
+    paths: dict[str, Any] = {"model": _absolute(basis.model), "config": basis.config and _absolute(basis.config)}
+    paths["lora"] = [{"name": _absolute(lora.name), "weight": lora.weight} for lora in basis.lora]
     write_text(path, json.dumps({**asdict(basis), **paths, "settings": settings.to_json()}, indent=1) + "\n")
 
 

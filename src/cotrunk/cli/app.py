@@ -20,6 +20,7 @@ from .generate import generate
 from .help import HelpCommand, HelpGroup
 from .options import COMMON, option
 from .plan import plan
+from .redo import redo
 from .train import train
 from .tune import tune
 
@@ -57,7 +58,7 @@ def cotrunk(
         raise typer.Exit
 
 
-for command in (generate, plan, tune, dataset, train, evaluate):
+for command in (generate, redo, plan, tune, dataset, train, evaluate):
     app.command(cls=_Command)(command)
 
 

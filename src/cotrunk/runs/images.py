@@ -2,7 +2,7 @@
 
 import hashlib
 import stat
-from collections.abc import Iterator
+from collections.abc import Container, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,21 +32,33 @@ class ImageFiles:
         """Return the path of an image."""
         return self.folder / arm.file(image)
 
-    def write(self, arm: Arm, batch: Batch, job: Job, pipeline: PipelineFacts) -> tuple[str | None, ...]:
-        """Write the images of a batch and return the digests of their files, None for images that failed.
+    def write(
+        self,
+        arm: Arm,
+        batch: Batch,
+        job: Job,
+        pipeline: PipelineFacts,
+        names: Mapping[int, str] | None = None,
+    ) -> tuple[str | None, ...]:
+        """Write the images of a batch and return the digests of their files, None for images without one.
 
-        Arguments are as for `RunFolder.write_batch`.
+        Args:
+            arm, batch: what was generated.
+            job, pipeline: as for `RunFolder.write_batch`.
+            names: image -> its path; the others are not written. None for all images under the names of the arm.
 
         Raises:
             CotrunkError: a file cannot be written, or the pipeline returns no images.
         """
-        for folder in {self.path(arm, index).parent for index in batch.images}:
+        names = {index: arm.file(index) for index in batch.images} if names is None else names
+        paths = {index: self.folder / name for index, name in names.items() if index in batch.images}
+        for folder in {path.parent for path in paths.values()}:
             with writing(folder):
                 folder.mkdir(parents=True, exist_ok=True)
         self._write_records(arm, batch)
-        contents = encoded_images(arm, batch, job, pipeline)
+        contents = encoded_images(arm, batch, job, pipeline, paths.keys())
         return tuple(
-            None if content is None else self._write(self.path(arm, index), content)
+            None if content is None else self._write(paths[index], content)
             for index, content in zip(batch.images, contents, strict=True)
         )
 
@@ -81,10 +93,12 @@ class ImageFiles:
         return True
 
 
-def encoded_images(arm: Arm, batch: Batch, job: Job, pipeline: PipelineFacts) -> Iterator[bytes | None]:
-    """Iterate over the contents of the files of a batch, None for an image that failed.
+def encoded_images(
+    arm: Arm, batch: Batch, job: Job, pipeline: PipelineFacts, wanted: Container[int]
+) -> Iterator[bytes | None]:
+    """Iterate over the contents of the files of a batch, None for an image that failed or is not wanted.
 
-    Arguments are as for `RunFolder.write_batch`.
+    The other arguments are as for `ImageFiles.write`.
 
     Raises:
         CotrunkError: the pipeline returns no images, or the format cannot hold them.
@@ -97,7 +111,7 @@ def encoded_images(arm: Arm, batch: Batch, job: Job, pipeline: PipelineFacts) ->
     recipe = batch_recipe(job, pipeline, arm.plan, batch.images) if arm.output.metadata == "recipe" else None
     groups = groups_of(arm.plan)
     for place, (index, rows, image) in enumerate(zip(batch.images, batch.rows, images, strict=True)):
-        if index in batch.failed:
+        if index in batch.failed or index not in wanted:
             yield None
             continue
         own = recipe.of(place, index).to_text() if recipe is not None else ""

@@ -139,6 +139,15 @@ class Journal:
                 progress.add(line)
         return progress
 
+    def batches(self, arm: Arm) -> dict[int, tuple[int, ...]]:
+        """Map each finished image of an arm to the images of its batch, in the order of their rows."""
+        found = dict[int, tuple[int, ...]]()
+        for line in self._lines():
+            if line.arm == arm.name:
+                for image in line.images:
+                    found.setdefault(image, line.images)  # the latest line counts
+        return found
+
     def _lines(self) -> Iterator[Line]:
         """Iterate over the valid lines, latest first."""
         for entry in reversed(read_lines(self.path) if self.path.exists() else []):

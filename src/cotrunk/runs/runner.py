@@ -128,7 +128,7 @@ def plan_job(job: Job, *, on_event: OnEvent = ignore) -> Plan:
         settings=job.settings,
         seed=job.seed,
         num_images_per_prompt=job.images_per_prompt,
-        **_arguments(job),
+        **arguments_of(job),
     )
     on_event(Planned(plan))
     return plan
@@ -139,7 +139,7 @@ def facts_of(pipe: Any) -> PipelineFacts:
     return PipelineFacts(type(pipe.scheduler).__name__, device_of(pipe), str(pipe.dtype).removeprefix("torch."))
 
 
-def _arguments(job: Job) -> dict[str, Any]:
+def arguments_of(job: Job) -> dict[str, Any]:
     """Return the job's arguments for the pipeline's call that are not part of its settings."""
     arguments: dict[str, Any] = {"guidance_scale": job.guidance_scale}
     if job.negative_prompt is not None:
@@ -162,7 +162,7 @@ class _Runner:
     def run(self, is_resumed: bool) -> RunReport:
         """Make every image that is not finished yet, and write the report."""
         job, seconds = self.job, {"load": time.perf_counter() - self.begin}
-        arguments = _arguments(job)
+        arguments = arguments_of(job)
         self.on_event(Planning(len(job.prompts)))
         run = prepare(
             self.pipe,

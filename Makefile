@@ -2,7 +2,7 @@
 
 # what touches diffusers most: the loop, the pipelines, skipping, training, the command line
 OLDEST = tests/engine tests/pipelines tests/skipping/test_skipping.py tests/training/test_trainer.py tests/cli/test_generate.py \
-	tests/test_generation.py
+	tests/test_generation.py tests/zoo
 
 demo:
 	python3 -m venv .venv && .venv/bin/pip install -q -c constraints.txt -e '.[mini]'
@@ -22,7 +22,7 @@ docs:
 	python3 -m venv .venv && .venv/bin/pip install -q -c constraints.txt -e '.[docs]'
 	NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --strict
 
-# docs/compatibility.md and the list in the README, from every pipeline class of diffusers on random weights
+# docs/compatibility.md, from every pipeline class of diffusers on random weights
 compatibility:
 	PYTHONPATH=tests .venv/bin/python -m zoo
 

@@ -125,16 +125,22 @@ def make(
     return run | (changed or {})
 
 
-def add_compare(run: dict[str, Any], folder: Path) -> None:
+def add_compare(run: dict[str, Any], folder: Path, *, all_steps: bool = False) -> None:
+    """Add the arms of a comparison: in all steps, too, for a run that shares and skips."""
+    more = (("all_steps", "all-steps", 30),) if all_steps else ()
     seconds = {"load": 0.0, "embed": 0.5, "denoise": 24.25, "decode": 0.75, "total": 25.5}
     run["compare"] = {}
-    for key, name, steps in (("independent", "independent", 30), ("equal_cost", "equal-cost", 25)):
+    for key, name, steps in (("independent", "independent", 30), *more, ("equal_cost", "equal-cost", 25)):
         arm = folder / "compare" / name
         arm.mkdir(parents=True)
         for image in run["images"]:
             (arm / Path(image["file"]).name).write_bytes((folder / image["file"]).read_bytes())
         run["compare"][key] = {"steps": steps, "rows": 1234, "seconds": seconds, "folder": f"compare/{name}"}
         run["compare"][key]["flagged"] = []
+        run["compare"][key]["distance"] = None if key == "independent" else {"mean": 31.46, "worst": 18.2}
+    run["distances"] = {"independent": {"mean": 24.1, "worst": 12.3}}
+    if all_steps:
+        run["distances"]["all_steps"] = {"mean": 48.16, "worst": 33.3}
 
 
 def page(run: dict[str, Any], folder: Path) -> Parsed:

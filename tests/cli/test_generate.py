@@ -117,6 +117,8 @@ def test_compare(run: tuple[Path, Outcome]) -> None:
     assert (independent["steps"], independent["rows"]) == (3, 36)
     assert (equal["steps"], equal["rows"]) == (2, 24)  # 3 steps would be 36 rows, sharing took 30
     assert "equal cost: 2 steps, 24 rows" in outcome.out
+    assert set(report["compare"]) == {"independent", "equal_cost"}  # nothing was skipped: there is no third arm
+    assert report["distances"]["independent"]["mean"] >= report["distances"]["independent"]["worst"] > 0
     for arm in (independent, equal):
         assert len(list((folder / arm["folder"]).glob("*.png"))) == 6
     # A prompt that shares nothing gives the same image in both ways, apart from the rounding of a batch.
@@ -166,6 +168,9 @@ def test_skipping_is_reported_per_image(model: pytest.MonkeyPatch, tmp_path: Pat
     planned = report["rows"]["independent"] - spared["sharing"]
     assert f"{planned}/{planned} rows, 3/3 images" in outcome.err  # skipped rows are done too
     assert report["compare"]["equal_cost"]["rows"] <= report["rows"]["used"]
+    sharing_alone = report["compare"]["all_steps"]
+    assert (sharing_alone["rows"], sharing_alone["steps"]) == (planned, 12)
+    assert set(report["distances"]) == {"independent", "all_steps"}
     assert report["job"]["settings"]["skipping"]["tolerance"] == 1
 
 

@@ -1,6 +1,7 @@
 """Every image pipeline of diffusers, compared with each image run alone. The document shows what these tests find."""
 
 import pytest
+from versions import IS_OLD
 
 from . import document, outcomes
 from .case import Case, Variant
@@ -23,6 +24,7 @@ def test_a_pipeline_is_right_or_refused_by_name(case: Case, variant: Variant) ->
     assert found == outcomes.read()[case.pipeline][variant], "run `make compatibility`"
 
 
+@pytest.mark.skipif(IS_OLD, reason="the cases and the document are those of the newest diffusers")
 def test_every_image_pipeline_is_examined_or_the_reason_is_stated() -> None:
     missing = [name for name in image_classes() if name not in CASES and why_not(name) is None]
     assert missing == [], "new in diffusers: add a case, or a reason to NOT_EXAMINED"
@@ -36,6 +38,7 @@ def test_each_case_is_recorded() -> None:
     assert all(set(found) == set(EXAMINATIONS) for variants in outcomes.read().values() for found in variants.values())
 
 
-def test_the_document_and_the_readme_show_what_is_recorded() -> None:
+@pytest.mark.skipif(IS_OLD, reason="the cases and the document are those of the newest diffusers")
+def test_the_document_shows_what_is_recorded() -> None:
     for path, text in document.files(outcomes.read()):
         assert path.read_text(encoding="utf-8") == text, f"{path.name}: run `make compatibility`"

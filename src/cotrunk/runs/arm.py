@@ -1,13 +1,22 @@
 """An arm of a run: one way of generating its images, with its own plan and folder."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from ..planning.plan import Plan
 from .naming import ImageFacts
 from .output import DEFAULT_OUTPUT, Output
 
 SHARED = "shared"  # the main arm
-COMPARED = {"independent": "compare/independent", "equal_cost": "compare/equal-cost"}  # other arms -> their folders
+Compared = Literal["independent", "all_steps", "equal_cost"]
+INDEPENDENT: Compared = "independent"
+ALL_STEPS: Compared = "all_steps"  # shared as in the run, and nothing skipped
+EQUAL_COST: Compared = "equal_cost"
+COMPARED: dict[Compared, str] = {  # other arms -> their folders
+    INDEPENDENT: "compare/independent",
+    ALL_STEPS: "compare/all-steps",
+    EQUAL_COST: "compare/equal-cost",
+}
 
 
 @dataclass(frozen=True)
@@ -15,7 +24,7 @@ class Arm:
     """One way of generating the images of a run.
 
     Attributes:
-        name: "shared" for the run itself; "independent" and "equal_cost" for the comparison.
+        name: "shared" for the run itself, or one of `COMPARED`.
         plan: the plan that its images follow.
         folder: where its images are, relative to the folder of the run.
         output: their names and their format.
@@ -42,9 +51,14 @@ def main_arm(plan: Plan, output: Output = DEFAULT_OUTPUT, ids: tuple[str, ...] =
     return Arm(SHARED, plan, "images", output, ids)
 
 
-def compared_arm(name: str, plan: Plan, output: Output = DEFAULT_OUTPUT, ids: tuple[str, ...] = ()) -> Arm:
-    """Return an arm for comparison."""
+def compared_arm(name: Compared, plan: Plan, output: Output = DEFAULT_OUTPUT, ids: tuple[str, ...] = ()) -> Arm:
+    """Return an arm for comparison; `compared_plan` gives its plan."""
     return Arm(name, plan, COMPARED[name], output, ids)
+
+
+def compared_plan(name: Compared, plan: Plan, steps: int) -> Plan:
+    """Return the plan of an arm for comparison with a run of `plan`, in so many steps."""
+    return plan if name == ALL_STEPS else plan.independent(steps)
 
 
 def groups_of(plan: Plan) -> dict[int, int]:

@@ -31,6 +31,7 @@ from ..execution import Batch
 from ..files import check_folder, read_json, write_text, writing
 from . import journal
 from .arm import Arm
+from .distances import with_distances
 from .facts import PipelineFacts
 from .images import ImageFiles
 from .job import Job
@@ -106,6 +107,8 @@ class RunFolder:
         Arguments are as for `build_report`.
         """
         report = build_report(job, pipeline, arms, self.progress_of(arms), seconds)
+        if report.status != "running" and report.compare:
+            report = with_distances(report, self.path)
         write_text(self.path / "run.json", report.to_text())
         if report.status != "running":
             write_page(report, self.path)

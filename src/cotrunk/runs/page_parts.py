@@ -8,6 +8,7 @@ from urllib.parse import quote
 from ..drawing.thumbnails import fit, thumbnail
 from ..drawing.tree_svg import strip_svg
 from ..drawing.wording import amount, safe
+from .arm import Compared
 from .report import ImageReport, RunReport
 
 PROMPT_LENGTH = 5_000  # characters of a prompt on the page; run.json has the rest
@@ -49,11 +50,11 @@ def linked_image(page: Page, index: int, box: int, way: str = "") -> str:
     return _linked(page, index, image.file, box, way, image.failed, image.flagged)
 
 
-def compared_image(page: Page, index: int, box: int, arm: str) -> str:
-    """Return the linked thumbnail of the same image from another arm."""
-    comparison = page.report.compare[arm]  # type: ignore[index]
+def compared_image(page: Page, index: int, box: int, arm: Compared, way: str) -> str:
+    """Return the linked thumbnail of the same image from another arm. `way` says how it was made."""
+    comparison = page.report.compare[arm]
     file = f"{comparison.folder}/{page.image(index).file.removeprefix('images/')}"
-    return _linked(page, index, file, box, arm.replace("_", " "), False, index in comparison.flagged)
+    return _linked(page, index, file, box, way, False, index in comparison.flagged)
 
 
 def _linked(page: Page, index: int, file: str, box: int, way: str, failed: bool, flagged: bool) -> str:

@@ -13,7 +13,7 @@ from ..files import read_json
 from ..planning.plan import Cost, Plan
 from ..planning.sharing import why_nothing_shared
 from ..planning.tree import Amount, Branch, Difference, Real, Steps, Text, Whole
-from .arm import SHARED, Arm, groups_of
+from .arm import SHARED, Arm, Compared, groups_of
 from .facts import PipelineFacts, versions
 from .job import Job
 from .journal import Progress, StepLetters
@@ -103,14 +103,23 @@ class Seconds:
 
 
 @dataclass(frozen=True)
+class Distance:
+    """How close images are to those of another arm: PSNR in decibels, of the images on average and of the worst one."""
+
+    mean: Real
+    worst: Real
+
+
+@dataclass(frozen=True)
 class Comparison:
-    """The same images, sampled independently.
+    """The same images, made in another way.
 
     Attributes:
         steps: inference steps.
         rows: denoiser rows.
         folder: of its images, relative to the folder of the run.
         flagged: images that the safety checker replaced.
+        distance: of its images from the independent ones; None for these themselves.
     """
 
     steps: Steps
@@ -118,6 +127,7 @@ class Comparison:
     seconds: Seconds
     folder: Text
     flagged: tuple[Whole, ...]
+    distance: Distance | None = None
 
 
 @dataclass(frozen=True)
@@ -135,6 +145,8 @@ class RunReport:
         rows, seconds: of the run itself, without its comparisons.
         versions: of cotrunk, diffusers and torch.
         compare: name of the arm -> its figures; empty without a comparison.
+        distances: name of an arm -> how far the images of the run are from it. From "all_steps" it is what skipping
+            alone changed.
     """
 
     status: Status
@@ -149,7 +161,8 @@ class RunReport:
     rows: Rows
     seconds: Seconds
     versions: dict[Text, Text]
-    compare: dict[Literal["independent", "equal_cost"], Comparison] = field(default_factory=dict)
+    compare: dict[Compared, Comparison] = field(default_factory=dict)
+    distances: dict[Compared, Distance] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Return the report as JSON values."""

@@ -11,7 +11,8 @@ from pydantic import TypeAdapter, ValidationError
 from ..errors import CotrunkError
 from ..planning.plan import Plan
 from ..planning.tree import Real, Steps, Text
-from .arm import compared_arm, main_arm
+from .arm import Compared, compared_arm, compared_plan, main_arm
+from .distances import with_distances
 from .facts import PipelineFacts
 from .folder import RunFolder
 from .job import Job
@@ -32,7 +33,7 @@ class _Head:
     pipeline: PipelineFacts
     seconds: dict[Literal["load", "embed", "denoise", "decode", "total"], Real]
     versions: dict[Text, Text]
-    compare: dict[Literal["independent", "equal_cost"], _Compared] = field(default_factory=dict)
+    compare: dict[Compared, _Compared] = field(default_factory=dict)
 
 
 _HEAD = TypeAdapter(_Head)
@@ -99,10 +100,11 @@ def finished_report(folder: RunFolder) -> RunReport | None:
     plan = Plan.load(folder.path / "plan.json")
     names = (job.output, job.ids)
     arms = [main_arm(plan, *names)]
-    arms += [compared_arm(name, plan.independent(arm.steps), *names) for name, arm in head.compare.items()]
+    for name, arm in head.compare.items():
+        arms.append(compared_arm(name, compared_plan(name, plan, arm.steps), *names))
     report = build_report(job, head.pipeline, arms, folder.progress_of(arms), {})
     if report.status == "running":
         return None
-    report = replace(report, seconds=Seconds(**head.seconds), versions=head.versions)
+    report = with_distances(replace(report, seconds=Seconds(**head.seconds), versions=head.versions), folder.path)
     write_page(report, folder.path)
     return report

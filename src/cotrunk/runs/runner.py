@@ -20,7 +20,7 @@ from ..pipelines.cost import timesteps_of
 from ..pipelines.offload import device_of
 from ..planning.plan import Cost, Plan
 from ..settings import Settings
-from .arm import COMPARED, Arm, compared_arm, main_arm
+from .arm import ALL_STEPS, COMPARED, EQUAL_COST, INDEPENDENT, Arm, Compared, compared_arm, main_arm
 from .events import (
     AlreadyFinished,
     BatchDone,
@@ -235,13 +235,19 @@ class _Runner:
             equal = plan.independent(*counts)
             if equal.cost.used <= cost.used:
                 break
+        own = self.folder.progress(main_arm(plan, self.job.output, self.job.ids))
+        is_both = any(len(tree.images) > 1 for tree in plan.trees) and (
+            own.spared["skipping"] or own.spared["guidance"]
+        )
+        arms = [(INDEPENDENT, plan.independent()), *([(ALL_STEPS, plan)] if is_both else []), (EQUAL_COST, equal)]
         runs = []
-        for arm in (self._compared("independent", plan.independent()), self._compared("equal_cost", equal)):
+        for name, followed in arms:
+            arm = self._compared(name, followed)
             settings = Settings(steps=arm.plan.steps, batching=self.job.settings.batching)
             runs.append((arm, prepare(self.pipe, self.job.texts, settings, plan=arm.plan, **arguments)))
         return runs
 
-    def _compared(self, name: str, plan: Plan) -> Arm:
+    def _compared(self, name: Compared, plan: Plan) -> Arm:
         return compared_arm(name, plan, self.job.output, self.job.ids)
 
     def _denoise(self, runs: Sequence[tuple[Arm, Run]]) -> None:

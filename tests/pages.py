@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import asdict
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -106,12 +107,20 @@ def make(
     ]
     used, independent = sum(rows(tree) for tree in trees), 2 * STEPS * count
     spared = {"sharing": independent - used, "skipping": 0, "guidance": 0}
-    asked = Job(tuple(prompts), Settings(Sharing(), skipping, guidance_interval, STEPS), **job)
+    asked = Job(tuple(prompts), Settings(Sharing.published(), skipping, guidance_interval, STEPS), **job)
     run = {
         "format": 1,
         "status": "done",
         "job": asked.to_json(),
-        "pipeline": {"scheduler": "DDIMScheduler", "device": "cpu", "dtype": "float32"},
+        "pipeline": {
+            "scheduler": "DDIMScheduler",
+            "device": "cpu",
+            "dtype": "float32",
+            "guidance_scale": 7.5,
+            "skipping": asked.to_json()["settings"]["skipping"],
+        },
+        "sharing": asdict(Sharing.published()),
+        "fallbacks": [],
         "threshold": 0.55,
         "steps": STEPS,
         "timesteps": STEPS,

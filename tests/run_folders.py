@@ -19,7 +19,7 @@ PLAN = Plan(
     trees=(Branch((0, 1), 0, 1, 0.8, (leaf(0, 1, 3), leaf(1, 1, 3))), leaf(2, 0, 3)),
     steps=3,
     timesteps=3,
-    sharing=Sharing(share=0.4),
+    sharing=Sharing.published(share=0.4),
     threshold=0.5,
 )
 
@@ -30,7 +30,7 @@ ARM = main_arm(PLAN)
 FACTS = PipelineFacts("DDIMScheduler", "cpu", "float32")
 
 
-JOB = Job(PLAN.prompts, Settings(steps=3))
+JOB = Job(PLAN.prompts, Settings(steps=3), guidance_scale=7.5)
 
 
 def batch(*images: int, failed: tuple[int, ...] = (), flagged: tuple[int, ...] = (), rows: int = 10) -> Batch:

@@ -11,13 +11,15 @@ from reference import count_calls
 from tiny import TinyPipeline
 from torch import Tensor, nn
 
-from cotrunk import Sharing, generate
+import cotrunk
+from cotrunk import Sharing
 from cotrunk.engine.attach import attached
 from cotrunk.engine.call_state import CallState
 from cotrunk.engine.step_plan import RowPlan
 
 STEPS = 4
-EVERYONE = Sharing(share=0.5, similarity=-1.0)  # all prompts share half of the steps
+EVERYONE = Sharing.published(share=0.5, similarity=-1.0)  # all prompts share half of the steps
+FIXED: dict[str, Any] = {"sharing": Sharing.published(), "skipping": None}  # settings that leave nothing to a pipeline
 
 
 @dataclass
@@ -62,6 +64,12 @@ def bare(tiny: TinyPipeline, inputs: dict[str, Any], seeds: Sequence[int], **cal
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     call = {"num_inference_steps": STEPS, "output_type": "latent"} | call
     return tiny.pipe(**inputs, **call, generator=generators)[tiny.output_field]
+
+
+def generate(pipe: Any, prompts: Any = None, **arguments: Any) -> Any:
+    """Generate with published sharing and without skipping, unless the arguments say otherwise."""
+    fixed = {} if "settings" in arguments else FIXED
+    return cotrunk.generate(pipe, prompts, **fixed | arguments)
 
 
 def run(tiny: TinyPipeline, inputs: dict[str, Any], **arguments: Any) -> Any:

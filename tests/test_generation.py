@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 import torch
-from running import EVERYONE, STEPS, close, denoiser, recorded, run
+from running import EVERYONE, STEPS, close, denoiser, generate, recorded, run
 from tiny import sd, sd_with_text, sdxl
 
 import cotrunk
-from cotrunk import Batching, CotrunkError, Plan, Settings, Sharing, Skipping, StepEvent, generate, plan, stream
+from cotrunk import Batching, CotrunkError, Plan, Settings, Sharing, Skipping, StepEvent, plan, stream
 from cotrunk.generation import prepare
 
 PROMPTS = ["a red apple", "a green apple", "a red apple, drawn", "a dog"]
@@ -67,7 +67,7 @@ def test_stream_refuses_before_the_first_batch_is_asked_for() -> None:
 @pytest.mark.parametrize("skipping", [None, Skipping(tolerance=1.0)])
 def test_parts_of_a_plan_give_the_images_of_the_whole(skipping: Skipping | None) -> None:
     tiny = sd()
-    inputs, sharing = tiny.inputs(6), Sharing(share=0.5, similarity=-1.0, max_group=2)
+    inputs, sharing = tiny.inputs(6), Sharing.published(share=0.5, similarity=-1.0, max_group=2)
     settings = Settings(sharing, skipping, steps=STEPS)
     whole = generate(tiny.pipe, **inputs, settings=settings, seed=3, output_type="latent")
     assert len(whole.plan.trees) > 2

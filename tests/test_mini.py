@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DiffusionPipeline, PixArtSigmaPipeline, StableDiffusionPipeline
+from running import generate
 
-from cotrunk import Skipping, generate, mini
+from cotrunk import Skipping, mini
 from cotrunk.errors import CotrunkError
 from cotrunk.pipelines.arguments import needed_arguments
 from cotrunk.planning.embedding import sentence_encoder

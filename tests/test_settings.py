@@ -23,8 +23,8 @@ sharings = st.builds(
     max_group=st.none() | counts,
     mode=st.sampled_from(["flat", "adaptive", "tree"]),
     encoder=st.sampled_from(["pipeline", "minilm", "some/model"]),
-    noise=st.sampled_from(["common", "own"]),
-    trunk_guidance=fractions,
+    noise=st.sampled_from(["auto", "common", "own"]),
+    trunk_guidance=st.just("auto") | fractions,
 )
 predictions = st.sampled_from(["reuse", "linear", "quadratic"])
 skippings = (
@@ -46,7 +46,7 @@ batchings = st.builds(
 all_settings = st.builds(
     Settings,
     sharing=st.none() | sharings,
-    skipping=st.none() | skippings,
+    skipping=st.just("auto") | st.none() | skippings,
     guidance_interval=st.none() | windows,
     steps=st.none() | counts,
     batching=batchings,
@@ -92,6 +92,10 @@ def test_numpy_numbers_become_json_numbers() -> None:
         ({"sharing": {"similarity": math.nan}}, "similarity nan is out of range"),
         ({"sharing": {"similarity": 1.5}}, "similarity 1.5 is out of range: use -1 or more, at most 1, or 'auto'"),
         ({"sharing": {"similarity": "high"}}, "similarity 'high' is neither 'auto' nor a number"),
+        ({"sharing": {"trunk_guidance": "low"}}, "trunk_guidance 'low' is neither 'auto' nor a number"),
+        ({"sharing": {"trunk_guidance": -1}}, "trunk_guidance -1 is out of range: use 0 or more, at most 1, or 'auto'"),
+        ({"skipping": "all"}, r"skipping 'all' is unknown: give Skipping\(tolerance=0.03\), 'auto', or None"),
+        ({"skipping": 0.3}, "skipping is a float: give an object"),
         ({"sharing": {"similarity": 0.8, "max_similarity": 0.7}}, "max_similarity 0.7 is not above similarity 0.8"),
         ({"sharing": {"max_group": 2.5}}, "max_group 2.5 is out of range"),
         ({"sharing": {"max_group": "5"}}, "max_group '5' is out of range"),
@@ -128,9 +132,14 @@ def test_settings_come_in_one_object_or_one_by_one() -> None:
     assert settings_of(together) is together
     with pytest.raises(CotrunkError, match="settings is given, and sharing and skipping as well"):
         settings_of(together, Sharing(), skipping)
+    with pytest.raises(CotrunkError, match="settings is given, and skipping as well"):
+        settings_of(together, skipping=None)
+    assert settings_of(None) == Settings()
+    assert Settings().skipping == "auto"
 
 
 def test_the_published_sharing_by_name() -> None:
+    assert Sharing.published() == Sharing(share=0.3, noise="common", trunk_guidance=1.0)
     published = Sharing.published(share=0.4, mode="tree")
     assert (published.noise, published.trunk_guidance) == ("common", 1.0)
     assert published == Sharing(share=0.4, mode="tree", noise="common", trunk_guidance=1.0)

@@ -5,6 +5,11 @@ class CotrunkError(ValueError):
     """Bad input: one sentence that names the thing and the remedy. The command line prints it and exits with 2."""
 
 
+def first_clause(error: CotrunkError) -> str:
+    """Return what a `CotrunkError` says is the matter, without the remedy."""
+    return str(error).partition(": ")[0].rstrip(".")
+
+
 def first_line(error: Exception) -> str:
     """Return the first line of an exception's message, or the name of its class, to quote it in a sentence."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip(".")

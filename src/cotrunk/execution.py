@@ -21,9 +21,10 @@ from .pipelines.arguments import PerPrompt
 from .pipelines.class_tables import CONDITIONAL_FIRST
 from .planning.plan import Cost, Plan
 from .planning.tree import Branch, counted, packed, partition
-from .settings import DEFAULT_SETTINGS, Batching, Settings
+from .settings import Batching, Settings, Skipping
 from .skipping.rule import Rule
 
+EXACT = Settings(sharing=None, skipping=None)
 SPARED = ("sharing", "guidance", "skipping")  # the reasons for which rows are not computed
 # fields of a pipeline's output with a verdict per image; DeepFloyd IF also blackens images with watermarks
 CHECKED = ("nsfw_content_detected", "nsfw_detected", "watermark_detected")
@@ -68,26 +69,34 @@ class Run:
     """A pipeline, a plan and the arguments, ready to denoise. `prepare` makes one; iterate over `batches()`.
 
     Attributes:
+        settings: with a value in place of "auto" for skipping.
         seconds: the time of the preparation: "embed".
         companions: a key per prompt; prompts with different keys do not run in one call. None if all may.
         policies: makes the policies of one call from the indices of its images. They come before skipping in the chain:
             the outputs that they supply count as computed there (see `engine.policy`).
+        why_not_skipped: why "auto" skips nothing, as a clause; None if it skips, or was not asked for.
         batching: the limits of `settings`, lowered where the device ran out of memory.
     """
 
     pipe: Any
     plan: Plan
     arguments: PerPrompt
-    settings: Settings = DEFAULT_SETTINGS
+    settings: Settings = EXACT
     seconds: dict[str, float] = field(default_factory=dict)
     companions: Sequence[Hashable] | None = None
     policies: Callable[[Sequence[int]], tuple[Policy, ...]] = lambda images: ()
+    why_not_skipped: str | None = None
     batching: Batching = field(init=False)
     _warned: bool = False
     _interrupted: bool = False
 
     def __post_init__(self) -> None:
         self.batching = self.settings.batching
+
+    @property
+    def skipping(self) -> Skipping | None:
+        """How images skip evaluations."""
+        return None if isinstance(self.settings.skipping, str) else self.settings.skipping
 
     def batches(
         self,
@@ -221,8 +230,8 @@ class Run:
             whole = math.ceil(self.plan.timesteps / order)
             start, stop = (round(fraction * whole) * order for fraction in self.settings.guidance_interval)
             interval = (start, stop)
-        if self.settings.skipping is not None:
-            rule, changing = Rule(self.settings.skipping), discontinuities(sources, interval or ())
+        if self.skipping is not None:
+            rule, changing = Rule(self.skipping), discontinuities(sources, interval or ())
             policies += (rule.policy(len(images), self.plan.timesteps, changing.__getitem__),)
             layers = rule.layers
         first = type(self.pipe).__name__.startswith(CONDITIONAL_FIRST)

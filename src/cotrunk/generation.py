@@ -5,7 +5,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 from .checks import seeds_of, whole
 from .engine.call_state import StepEvent
@@ -13,6 +13,7 @@ from .engine.progress import run_bar
 from .errors import CotrunkError
 from .execution import SPARED, Batch, Run, merged_output
 from .pipelines.arguments import needed_arguments
+from .pipelines.automatic import why_not_skipped
 from .pipelines.batch_compatibility import runs_apart
 from .pipelines.compatibility import check_folds, check_pipeline
 from .pipelines.cost import timesteps_of
@@ -39,7 +40,7 @@ def generate(
     prompts: Sequence[str] | str | None = None,
     *,
     sharing: Sharing | None = DEFAULT_SHARING,
-    skipping: Skipping | None = None,
+    skipping: Skipping | Literal["auto"] | None = "auto",
     guidance_interval: tuple[float, float] | None = None,
     batching: Batching = DEFAULT_BATCHING,
     settings: Settings | None = None,
@@ -57,12 +58,13 @@ def generate(
     Args:
         pipe: any diffusers pipeline with a `unet` or `transformer` and a `scheduler`.
         prompts: the prompts; or omit them and give `prompt_embeds=` (and the other embeddings that the pipeline needs).
-        sharing: how prompts share; None for independent sampling, bit for bit what the pipeline gives when called
-            with one generator per image. (One exception: some pipelines do not pass their generators to a stochastic
-            flow scheduler or an encoder, which then uses the global generator. Here that noise comes from the image's
-            seed. docs/sharing.md lists these pipelines.)
-        skipping: each image skips evaluations where its own trajectory is smooth (SADA), in addition to sharing. None
-            computes all.
+        sharing: how prompts share; None for independent sampling. With `sharing=None, skipping=None` the images are bit
+            for bit what the pipeline gives when called with one generator per image. (One exception: some pipelines do
+            not pass their generators to a stochastic flow scheduler or an encoder, which then uses the global
+            generator. Here that noise comes from the image's seed. docs/sharing.md lists these pipelines.)
+        skipping: each image skips evaluations where its own trajectory is smooth (SADA), in addition to sharing. "auto"
+            is `Skipping()` where pipeline and scheduler allow it; elsewhere nothing is skipped, and a warning says why.
+            None computes all.
         guidance_interval: guidance is on between these fractions of the steps, and off (one row instead of two) before
             and after (Kynkaanniemi et al. 2024). None for all steps.
         batching: how many images and denoiser rows run at once.
@@ -88,6 +90,7 @@ def generate(
     settings = settings_of(settings, sharing, skipping, guidance_interval, batching)
     given: dict[str, Any] = {"seed": seed, "num_images_per_prompt": num_images_per_prompt, "plan": plan}
     run = prepare(pipe, prompts, settings, **given, **arguments)
+    _warn_if_nothing_is_skipped(run)
     batches = []
     with run_bar(pipe, run.plan.cost.used, len(run.plan)) as bar:
         for batch in run.batches(on_step=bar.also(on_step)):
@@ -122,7 +125,7 @@ def stream(
     prompts: Sequence[str] | str | None = None,
     *,
     sharing: Sharing | None = DEFAULT_SHARING,
-    skipping: Skipping | None = None,
+    skipping: Skipping | Literal["auto"] | None = "auto",
     guidance_interval: tuple[float, float] | None = None,
     batching: Batching = DEFAULT_BATCHING,
     settings: Settings | None = None,
@@ -146,7 +149,9 @@ def stream(
     """
     settings = settings_of(settings, sharing, skipping, guidance_interval, batching)
     given: dict[str, Any] = {"seed": seed, "num_images_per_prompt": num_images_per_prompt, "plan": plan}
-    return prepare(pipe, prompts, settings, **given, **arguments).batches(on_step=on_step)
+    run = prepare(pipe, prompts, settings, **given, **arguments)
+    _warn_if_nothing_is_skipped(run)
+    return run.batches(on_step=on_step)
 
 
 def plan(
@@ -185,15 +190,20 @@ def prepare(
 ) -> Run:
     """Do everything before the first denoiser row: check, embed, group, plan. The arguments are those of `generate`."""
     begin = time.perf_counter()
-    batching = settings.batching
-    skips_rows = settings.skipping is not None or settings.guidance_interval is not None
+    batching, why_not = settings.batching, None
+    is_auto = settings.skipping == "auto"
+    skips_rows = not (is_auto or settings.skipping is None) or settings.guidance_interval is not None
     if not isinstance(plan, Plan | None):
         raise CotrunkError(f"plan is a {type(plan).__name__}: give Plan.load(path).")
     if getattr(pipe, "_cotrunk", None) is not None:
         raise CotrunkError(f"Skipping is applied to this {type(pipe).__name__}: call cotrunk.remove(pipe) first.")
     check_pipeline(pipe, max_rows=batching.max_rows, skips_rows=skips_rows)
     arguments = _arguments(pipe, settings, arguments)
+    if is_auto:
+        why_not = why_not_skipped(pipe)
+        settings = replace(settings, skipping=Skipping() if why_not is None else None)
     if settings.skipping is not None:
+        skips_rows = True
         read_schedule(pipe.scheduler, ())
     if plan is not None and arguments.get("prompt_embeds") is None:
         if plan.from_embeddings:  # its prompts are only names for the embeddings
@@ -216,13 +226,13 @@ def prepare(
         if request.arguments.prompts > 1 and settings.sharing is not None:
             warnings.warn(f"{why}: each image runs by itself, and nothing is shared.", stacklevel=3)
     seconds = {"embed": time.perf_counter() - begin}
-    return Run(pipe, plan, request.arguments, settings, seconds, request.companions)
+    return Run(pipe, plan, request.arguments, settings, seconds, request.companions, why_not_skipped=why_not)
 
 
 def warm_up(pipe: Any, prompts: Sequence[str] | None, settings: Settings = DEFAULT_SETTINGS, **arguments: Any) -> None:
     """Run a short, untimed first batch: the first forward passes of a process are slow and would distort timings.
 
-    It shares nothing and takes a few steps. The other `settings` and `arguments` apply as in `prepare`.
+    It shares and skips nothing, and takes a few steps. The other `settings` and `arguments` apply as in `prepare`.
     """
     few = {**arguments, "output_type": "latent"}
     if settings.steps is not None:
@@ -231,7 +241,13 @@ def warm_up(pipe: Any, prompts: Sequence[str] | None, settings: Settings = DEFAU
         steps = min(WARM_STEPS, timesteps_of(pipe, few)[0])
         timesteps_of(pipe, {**few, "num_inference_steps": steps})
         few["num_inference_steps"] = steps
-    next(prepare(pipe, prompts, replace(settings, sharing=None, steps=None), **few).batches())
+    next(prepare(pipe, prompts, replace(settings, sharing=None, skipping=None, steps=None), **few).batches())
+
+
+def _warn_if_nothing_is_skipped(run: Run) -> None:
+    if run.why_not_skipped is not None:
+        text = f"Nothing is skipped: {run.why_not_skipped}. Give skipping=None to say so without this warning."
+        warnings.warn(text, stacklevel=3)
 
 
 def _arguments(pipe: Any, settings: Settings, arguments: dict[str, Any]) -> dict[str, Any]:

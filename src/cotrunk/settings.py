@@ -14,7 +14,8 @@ from .checks import flag, number, one_of, shown, text, whole, wholes, window
 from .errors import CotrunkError
 
 Mode = Literal["flat", "adaptive", "tree"]
-Noise = Literal["common", "own"]
+TrunkNoise = Literal["common", "own"]
+Noise = Literal["auto", "common", "own"]
 Rule = Literal["error", "fixed", "paper", "released"]
 Prediction = Literal["reuse", "linear", "quadratic"]
 
@@ -40,13 +41,30 @@ def _set(instance: Any, **values: Any) -> None:
         object.__setattr__(instance, name, value)
 
 
+def _number_or_auto(name: str, value: Any, least: float, most: float) -> float | Literal["auto"]:
+    """Return a number in a range, or "auto".
+
+    Raises:
+        CotrunkError: it is neither.
+    """
+    if isinstance(value, str):
+        if value != "auto":
+            raise CotrunkError(
+                f"{name} {shown(value)} is neither 'auto' nor a number: use 'auto', or a number from {least:g} to "
+                f"{most:g}."
+            )
+        return "auto"
+    return number(name, value, least, most, remark=", or 'auto'")
+
+
 @dataclass(frozen=True)
 class Sharing:
-    """How prompts share their early steps (SAGE). The defaults are those of the paper.
+    """How prompts share their early steps (SAGE). `published` gives the sharing of the paper.
 
     Attributes:
         share: fraction of the timesteps that a group may share (the paper's beta), 0 to below 1. The saving never
-            exceeds it. 0.2 to 0.3 is mild; beyond 0.4 the images of a group look much alike.
+            exceeds it. 0.2 is mild; each further step costs more than the one before, and beyond 0.4 the images of a
+            group look much alike.
         similarity: prompts share if every pair of their group has at least this cosine. A number belongs to one
             encoder; "auto" finds one for the encoder in use.
         max_similarity: pairs at or above this cosine do not share (the paper's tau_max); None for no limit.
@@ -55,39 +73,34 @@ class Sharing:
             "tree": a group branches in several stages, by a dendrogram.
         encoder: the text encoder that measures similarity: "pipeline" (the pipeline's own), "minilm", or any model
             that sentence-transformers loads.
-        noise: "common": a group starts from one noise and shares the trunk's latents, so its images have one layout.
-            "own": every image keeps its own noise, and shares only the x0 that the trunk predicts at each step. So it
-            approximates the image that its prompt gives alone.
+        noise: "own": every image keeps its own noise, and shares only the x0 that the trunk predicts at each step. So
+            it approximates the image that its prompt gives alone. "common": a group starts from one noise and shares
+            the trunk's latents, so its images have one layout. "auto": own noise where pipeline and scheduler allow it,
+            else common noise. The plan holds which one it is, and why.
         trunk_guidance: the fraction of the pipeline's guidance that is used in trunks. 1 is as in the pipeline. 0 is
-            none: a trunk step takes one row instead of two. It has no effect where guidance takes no row.
+            none: a trunk step takes one row instead of two. It has no effect where guidance takes no row. "auto": 0
+            with own noise where the pipeline allows it, else 1.
 
     Raises:
         CotrunkError: a value out of its range.
     """
 
-    share: float = 0.3
+    share: float = 0.2
     similarity: float | Literal["auto"] = "auto"
     max_similarity: float | None = None
     max_group: int | None = 5
     mode: Mode = "flat"
     encoder: str = "pipeline"
-    noise: Noise = "common"
-    trunk_guidance: float = 1.0
+    noise: Noise = "auto"
+    trunk_guidance: float | Literal["auto"] = "auto"
 
     def __post_init__(self) -> None:
         _set(
             self,
             share=number("share", self.share, 0, below=1),
-            trunk_guidance=number("trunk_guidance", self.trunk_guidance, 0, 1),
+            similarity=_number_or_auto("similarity", self.similarity, -1, 1),
+            trunk_guidance=_number_or_auto("trunk_guidance", self.trunk_guidance, 0, 1),
         )
-        if isinstance(self.similarity, str):
-            if self.similarity != "auto":
-                raise CotrunkError(
-                    f"similarity {shown(self.similarity)} is neither 'auto' nor a number: use 'auto', or a number "
-                    "from -1 to 1."
-                )
-        else:
-            _set(self, similarity=number("similarity", self.similarity, -1, 1, remark=", or 'auto'"))
         if self.max_similarity is not None:
             _set(self, max_similarity=number("max_similarity", self.max_similarity, -1))
             if not isinstance(self.similarity, str) and self.max_similarity <= self.similarity:
@@ -103,12 +116,12 @@ class Sharing:
 
     @classmethod
     def published(cls, **options: Any) -> Self:
-        """Return the sharing of the paper: common noise, and full guidance in trunks.
+        """Return the sharing of the paper: common noise, full guidance in trunks, and 30 % of the steps shared.
 
         Args:
-            **options: the other fields, such as `share`.
+            **options: other values of the other fields, such as `share`.
         """
-        return cls(noise="common", trunk_guidance=1.0, **options)
+        return cls(**{"share": 0.3, "noise": "common", "trunk_guidance": 1.0, **options})
 
     @classmethod
     def from_json(cls, data: Any) -> Self:
@@ -213,6 +226,7 @@ class Batching:
 
 
 DEFAULT_SHARING, DEFAULT_BATCHING = Sharing(), Batching()
+SKIPPING_VALUES = "Skipping(tolerance=0.03), 'auto', or None to compute everything"
 
 
 @dataclass(frozen=True)
@@ -221,7 +235,8 @@ class Settings:
 
     Attributes:
         sharing: how prompts share; None for independent sampling.
-        skipping: how images skip evaluations; None computes all.
+        skipping: how images skip evaluations; None computes all. "auto" is `Skipping()` where pipeline and scheduler
+            allow it, else None.
         guidance_interval: guidance is on between these fractions of the steps, and off (one row instead of two) before
             and after (Kynkaanniemi et al. 2024). None for all steps.
         steps: the pipeline's `num_inference_steps`; None for the number in the call, or the pipeline's default.
@@ -232,19 +247,21 @@ class Settings:
     """
 
     sharing: Sharing | None = DEFAULT_SHARING
-    skipping: Skipping | None = None
+    skipping: Skipping | Literal["auto"] | None = "auto"
     guidance_interval: tuple[float, float] | None = None
     steps: int | None = None
     batching: Batching = DEFAULT_BATCHING
 
     def __post_init__(self) -> None:
         for name, value, kind, use in (
-            ("sharing", self.sharing, Sharing | None, "Sharing(share=0.3), or None for independent sampling"),
-            ("skipping", self.skipping, Skipping | None, "Skipping(tolerance=0.03), or None to compute everything"),
+            ("sharing", self.sharing, Sharing | None, "Sharing(share=0.2), or None for independent sampling"),
+            ("skipping", self.skipping, Skipping | str | None, SKIPPING_VALUES),
             ("batching", self.batching, Batching, "Batching(batch_size=8), for example"),
         ):
             if not isinstance(value, kind):
                 raise CotrunkError(f"{name} is a {type(value).__name__}: give {use}.")
+        if isinstance(self.skipping, str) and self.skipping != "auto":
+            raise CotrunkError(f"skipping {shown(self.skipping)} is unknown: give {SKIPPING_VALUES}.")
         if self.guidance_interval is not None:
             _set(self, guidance_interval=window("guidance_interval", self.guidance_interval))
         if self.steps is not None:
@@ -263,7 +280,7 @@ class Settings:
         """
         values = _known_keys("settings", data, cls)
         for name, kind in (("sharing", Sharing), ("skipping", Skipping), ("batching", Batching)):
-            if values.get(name) is not None:
+            if values.get(name) is not None and not (name == "skipping" and isinstance(values[name], str)):
                 values[name] = kind(**_known_keys(name, values[name], kind))
         return cls(**values)
 
@@ -274,7 +291,7 @@ DEFAULT_SETTINGS = Settings()
 def settings_of(
     settings: Settings | None,
     sharing: Sharing | None = DEFAULT_SHARING,
-    skipping: Skipping | None = None,
+    skipping: Skipping | Literal["auto"] | None = "auto",
     guidance_interval: tuple[float, float] | None = None,
     batching: Batching = DEFAULT_BATCHING,
 ) -> Settings:
@@ -289,7 +306,7 @@ def settings_of(
         raise CotrunkError(f"settings is a {type(settings).__name__}: give Settings(sharing=..., skipping=...).")
     given = {
         "sharing": sharing is not DEFAULT_SHARING,
-        "skipping": skipping is not None,
+        "skipping": skipping != "auto",
         "guidance_interval": guidance_interval is not None,
         "batching": batching is not DEFAULT_BATCHING,
     }

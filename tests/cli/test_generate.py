@@ -1,6 +1,7 @@
 """`cotrunk generate`: a real run, what it prints and what it writes."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +9,9 @@ import numpy as np
 import pytest
 from command import PROMPTS, QUICK, ROUNDING, Outcome, cotrunk, pipeline, pixels, read
 from PIL import Image
+from running import generate
 
 from cotrunk import CotrunkError
-from cotrunk.generation import generate
 from cotrunk.planning.plan import Plan
 from cotrunk.runs.report import RunReport
 from cotrunk.settings import Settings, Sharing, Skipping
@@ -19,30 +20,32 @@ from cotrunk.settings import Settings, Sharing, Skipping
 def test_a_run_says_what_it_did(run: tuple[Path, Outcome]) -> None:
     folder, outcome = run
     assert outcome.code == 0, outcome.err
-    assert "6 images for 30 denoiser rows instead of 36: saved 16.7%" in outcome.out
+    assert "6 images for 28 denoiser rows instead of 36: saved 22.2%" in outcome.out
     assert f"Open {folder / 'index.html'}" in outcome.out
     assert "5 blank lines skipped" in outcome.err
     assert "Traceback" not in outcome.err
 
 
-def test_a_run_with_own_noise_and_without_guidance_in_trunks(
+def test_a_run_with_common_noise_has_full_guidance_in_trunks(
     tmp_path: Path, model: pytest.MonkeyPatch, run: tuple[Path, Outcome]
 ) -> None:
-    how = ("--noise", "own", "--trunk-guidance", 0, "--seed", 5)
+    how = ("--noise", "common", "--seed", 5)
     outcome = cotrunk("generate", *PROMPTS, *QUICK, *how, "--out", tmp_path / "run")
     assert outcome.code == 0, outcome.err
-    assert "6 images for 28 denoiser rows instead of 36" in outcome.out
-    report, common = read(tmp_path / "run"), read(run[0])
-    assert report["rows"]["spared"] == {"sharing": 8, "skipping": 0, "guidance": 0}
-    assert [image["steps"] for image in report["images"]] == ["sCC"] * 5 + ["CCC"]
-    assert len({image["seed"] for image in report["images"]}) == 6
-    assert len({image["seed"] for image in common["images"]}) == 3
-    page = (tmp_path / "run" / "index.html").read_text(encoding="utf-8")
+    assert "6 images for 30 denoiser rows instead of 36" in outcome.out
+    report, own = read(tmp_path / "run"), read(run[0])
+    assert report["rows"]["spared"] == {"sharing": 6, "skipping": 0, "guidance": 0}
+    assert [image["steps"] for image in own["images"]] == ["sCC"] * 5 + ["CCC"]
+    assert [image["steps"] for image in report["images"]] == ["SCC"] * 5 + ["CCC"]
+    assert len({image["seed"] for image in own["images"]}) == 6
+    assert len({image["seed"] for image in report["images"]}) == 3
+    page = (run[0] / "index.html").read_text(encoding="utf-8")
     assert "Every image keeps its own noise, and trunks are sampled without guidance." in page
-    assert "start from one noise, and trunks are sampled with full guidance." in (run[0] / "index.html").read_text()
+    page = (tmp_path / "run" / "index.html").read_text(encoding="utf-8")
+    assert "start from one noise, and trunks are sampled with full guidance." in page
     for options, says in (
-        (("--noise", "common"), "noise 'own', not 'common'"),
-        (("--noise", "own"), "trunk guidance 0.0"),
+        (("--noise", "own"), "noise 'common', not 'own'"),
+        (("--noise", "common", "--trunk-guidance", 0), "trunk guidance 'auto', not 0.0"),
     ):
         refused = cotrunk("generate", *PROMPTS, *QUICK, *options, "--seed", 5, "--out", tmp_path / "run", "--resume")
         assert says in refused.err
@@ -80,15 +83,24 @@ def test_run_json(run: tuple[Path, Outcome]) -> None:
     expected = {"prompts": PROMPTS, "guidance_scale": 3.0, "seed": 5, "model": "mini", "dtype": "auto"}
     assert {name: report["job"][name] for name in expected} == expected
     assert report["job"]["settings"] == Settings(sharing=Sharing(share=0.4), steps=3).to_json()
-    assert report["pipeline"] == {"scheduler": "DDIMScheduler", "device": "cpu", "dtype": "float32"}
+    assert report["pipeline"] == {
+        "scheduler": "DDIMScheduler",
+        "device": "cpu",
+        "dtype": "float32",
+        "guidance_scale": 3.0,
+        "skipping": asdict(Skipping()),
+        "why_not_skipped": None,
+    }
+    assert (report["sharing"]["noise"], report["sharing"]["trunk_guidance"]) == ("own", 0.0)
+    assert report["fallbacks"] == []
     assert len(report["images"]) == 6
     groups = [(group["prompts"], group["branch_step"]) for group in report["groups"]]
     assert groups == [([0, 1, 2], 1), ([3, 4], 1), ([5], 0)]
     assert all(report["threshold"] <= group["similarity"] <= 1 for group in report["groups"])
-    spared = {"sharing": 6, "skipping": 0, "guidance": 0}
-    saving = pytest.approx(1 / 6, abs=1e-5)
-    assert report["rows"] == {"used": 30, "independent": 36, "saving": saving, "spared": spared}
-    assert sum(image["rows"] for image in report["images"]) == pytest.approx(30, abs=1e-2)
+    spared = {"sharing": 8, "skipping": 0, "guidance": 0}
+    saving = pytest.approx(2 / 9, abs=1e-5)
+    assert report["rows"] == {"used": 28, "independent": 36, "saving": saving, "spared": spared}
+    assert sum(image["rows"] for image in report["images"]) == pytest.approx(28, abs=1e-2)
     seconds = report["seconds"]
     assert set(seconds) == {"load", "embed", "denoise", "decode", "total"}
     assert 0 < seconds["denoise"] < seconds["total"]
@@ -115,7 +127,7 @@ def test_compare(run: tuple[Path, Outcome]) -> None:
     report = read(folder)
     independent, equal = report["compare"]["independent"], report["compare"]["equal_cost"]
     assert (independent["steps"], independent["rows"]) == (3, 36)
-    assert (equal["steps"], equal["rows"]) == (2, 24)  # 3 steps would be 36 rows, sharing took 30
+    assert (equal["steps"], equal["rows"]) == (2, 24)  # 3 steps would be 36 rows, sharing took 28
     assert "equal cost: 2 steps, 24 rows" in outcome.out
     assert set(report["compare"]) == {"independent", "equal_cost"}  # nothing was skipped: there is no third arm
     assert report["distances"]["independent"]["mean"] >= report["distances"]["independent"]["worst"] > 0
@@ -129,18 +141,24 @@ def test_compare(run: tuple[Path, Outcome]) -> None:
 @pytest.mark.parametrize(
     ("options", "skipping"),
     [
-        ((), None),
+        ((), "auto"),
+        (("--no-skip",), None),
+        (("--exact",), None),
+        (("--fidelity", "fast"), Skipping(tolerance=0.07)),
         (("--skip",), Skipping()),
         (("--tolerance", 0.3), Skipping(tolerance=0.3)),
         (("--skip", "--tolerance", 0.3), Skipping(tolerance=0.3)),
     ],
 )
 def test_skip_and_tolerance(
-    model: pytest.MonkeyPatch, tmp_path: Path, options: tuple[object, ...], skipping: Skipping | None
+    model: pytest.MonkeyPatch, tmp_path: Path, options: tuple[object, ...], skipping: Skipping | str | None
 ) -> None:
     out = tmp_path / "run"
     assert cotrunk("generate", *options, *PROMPTS[:1], "--out", out, "--steps", 2).code == 0
-    assert RunReport.load(out).job.settings.skipping == skipping
+    report = RunReport.load(out)
+    assert report.job.settings.skipping == skipping
+    assert report.pipeline.skipping == (Skipping() if skipping == "auto" else skipping)
+    assert (report.job.settings.sharing is None) == ("--exact" in options)
 
 
 def test_options_have_the_names_of_diffusers_too(model: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 from command import PROMPTS, QUICK, Outcome, assert_refused, cotrunk, pipeline
+from running import generate
 from tiny import sd_with_text
 
-from cotrunk.generation import generate
 from cotrunk.pipelines.loading import load_pipeline
 from cotrunk.planning.plan import Plan
 
@@ -27,13 +27,13 @@ def test_plan(tmp_path: Path) -> None:
     assert outcome.code == 0, outcome.err
     assert "1 blank line skipped" in outcome.err
     assert "6 images, 2 groups, 1 alone" in outcome.out
-    assert "30 denoiser rows instead of 36, 16.7% saved" in outcome.out
+    assert "28 denoiser rows instead of 36, 22.2% saved" in outcome.out
     assert "a sleeping tiger" in outcome.out
     assert "a violin" not in outcome.out
     assert "1 of 3" in outcome.out
     assert "Not worth it" not in outcome.out
     saved = Plan.load(tmp_path / "plan.json")
-    assert (saved.cost.used, saved.cost.independent) == (30, 36)
+    assert (saved.cost.used, saved.cost.independent) == (28, 36)
 
 
 @pytest.mark.usefixtures("no_denoiser")
@@ -43,16 +43,31 @@ def test_plan_is_the_plan_of_the_run(run: tuple[Path, Outcome], tmp_path: Path) 
 
 
 @pytest.mark.usefixtures("no_denoiser")
-def test_plan_with_own_noise_and_without_guidance_in_trunks(tmp_path: Path) -> None:
-    how = ("--noise", "own", "--trunk-guidance", 0, "--save", tmp_path / "plan.json")
-    outcome = cotrunk("plan", *PROMPTS, *QUICK, *how)
-    assert "Every image keeps its own noise, and trunks are sampled without guidance." in outcome.out
-    assert "28 denoiser rows instead of 36" in outcome.out
+@pytest.mark.parametrize(
+    ("options", "said", "used", "noises", "trunk"),
+    [
+        ((), "Every image keeps its own noise, and trunks are sampled without guidance.", 28, 6, ("own", 0.0)),
+        (("--noise", "own"), "keeps its own noise, and trunks are sampled without guidance.", 28, 6, ("own", 0.0)),
+        (("--trunk-guidance", 1), "keeps its own noise, and trunks are sampled with full", 30, 6, ("own", 1.0)),
+        (("--noise", "common"), "start from one noise, and trunks are sampled with full", 30, 3, ("common", 1.0)),
+        (("--noise", "common", "--trunk-guidance", 0.5), "with 50% of the guidance", 30, 3, ("common", 0.5)),
+    ],
+)
+def test_plan_says_how_trunks_are_sampled(
+    tmp_path: Path, options: tuple[object, ...], said: str, used: int, noises: int, trunk: tuple[str, float]
+) -> None:
+    outcome = cotrunk("plan", *PROMPTS, *QUICK, *options, "--save", tmp_path / "plan.json")
+    assert said in outcome.out
+    assert f"{used} denoiser rows instead of 36" in outcome.out
     saved = Plan.load(tmp_path / "plan.json")
     assert saved.sharing is not None
-    assert (saved.sharing.noise, saved.sharing.trunk_guidance) == ("own", 0.0)
-    assert len(set(saved.seeds)) == len(PROMPTS)
-    assert_refused(cotrunk("plan", *PROMPTS, "--noise", "mine"), "noise 'mine' is unknown: use common or own")
+    assert (saved.sharing.noise, saved.sharing.trunk_guidance) == trunk
+    assert len(set(saved.seeds)) == noises
+
+
+@pytest.mark.usefixtures("no_denoiser")
+def test_plan_refuses_trunks_that_do_not_exist() -> None:
+    assert_refused(cotrunk("plan", *PROMPTS, "--noise", "mine"), "noise 'mine' is unknown: use auto, common or own")
     assert_refused(cotrunk("plan", *PROMPTS, "--trunk-guidance", 1.5), "trunk_guidance", "1.5")
 
 
@@ -91,7 +106,7 @@ def test_plan_is_not_written_to_a_folder(target: str) -> None:
         (["--steps", "3"], "the part to share is less than one step"),
         (["--share", "0"], "the share is 0"),
         (["--similarity", "1"], "no two different prompts are similar enough."),
-        (["--steps", "4", "--mode", "tree"], "similar enough to share a whole step in this mode"),
+        (["--steps", "6", "--mode", "tree"], "similar enough to share a whole step in this mode"),
     ],
 )
 def test_plan_says_why_nothing_is_shared(options: list[str], said: str) -> None:

@@ -278,7 +278,7 @@ def test_out_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPa
             ("evaluate", "nothing", "--out", "results", "--trunks", "mine:0"),
             "noise 'mine' is unknown: use common",
         ),
-        (("evaluate", "nothing", "--out", "results", "--trunks", "own:2"), "trunk_guidance 2.0 is out of range"),
+        (("evaluate", "nothing", "--out", "results", "--trunks", "own:2"), "--trunks guidance 2.0 is out of range"),
         (("evaluate", "nothing", "--out", "results", "--trunks", ","), "--trunks is empty"),
         (("evaluate", "nothing", "--out", "results", "--more-shares", "0"), "--more-shares 0 is out of range"),
         (("evaluate", "nothing", "--out", "results", "--fewer", "x"), "--fewer 'x' is not a list of numbers"),

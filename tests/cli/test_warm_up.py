@@ -14,9 +14,10 @@ from cotrunk.execution import Run
 @pytest.mark.parametrize(
     ("options", "said", "interval"),
     [
-        (("--compile",), "Compiling", None),
+        (("--compile",), "Compiling", (0.0, 0.5)),
+        (("--compile", "--noise", "common"), "Compiling", None),
         (("--compile", "--guidance-interval", 0.1, 0.9), "Compiling", (0.0, 0.5)),
-        (("--compare",), "Warming up", None),
+        (("--compare", "--noise", "common"), "Warming up", None),
     ],
 )
 def test_nothing_is_compiled_while_denoising_is_timed(

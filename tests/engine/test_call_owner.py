@@ -10,11 +10,11 @@ import diffusers
 import pytest
 import torch
 from diffusers.callbacks import PipelineCallback
-from running import EVERYONE, STEPS, recorded
+from running import EVERYONE, STEPS, generate, recorded
 from tiny import TinyPipeline, sd
 from torch import Tensor
 
-from cotrunk import Batching, CotrunkError, Skipping, apply, generate
+from cotrunk import Batching, CotrunkError, Skipping, apply
 
 SKIPPING = Skipping(rule="fixed", every=2, tokens=0.5)
 

@@ -79,7 +79,7 @@ def run(tiny: TinyPipeline, *policies: Policy) -> tuple[Tensor, CallState, list[
 def test_a_run_replays_a_recorded_trunk(rule: Skipping | None) -> None:
     tiny, recorder = sd(), Recorder()
     limits = {"num_inference_steps": STEPS, "output_type": "latent"}
-    settings = Settings(Sharing(share=TRUNK / STEPS, similarity=-1.0), rule)
+    settings = Settings(Sharing.published(share=TRUNK / STEPS, similarity=-1.0), rule)
     recording = prepare(tiny.pipe, None, settings, **tiny.inputs(len(SEEDS)), **limits)
     assert [tree.stop for tree in recording.plan.trees] == [TRUNK]
     recording.policies = lambda images: (recorder,)

@@ -11,14 +11,15 @@ import tiny
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from running import generate
 from schedulers import CALL_KWARGS, DIFFUSION, SCHEDULERS, others_slow
 
-from cotrunk import Batching, Branch, Plan, Sharing, generate, mini
+from cotrunk import Batching, Branch, Plan, Sharing, mini
 from cotrunk.planning.tree import leaf
 
 STEPS = 6
 # every two prompts are similar enough: groups of three by their order of content
-ANYONE = Sharing(similarity=-1.0, share=0.5, max_group=3)
+ANYONE = Sharing.published(similarity=-1.0, share=0.5, max_group=3)
 
 
 def images_of(pipeline: tiny.TinyPipeline, n: int, **arguments: Any) -> Any:

@@ -71,7 +71,7 @@ def test_out_of_memory_with_a_cache_is_raised() -> None:
 def test_out_of_memory_in_the_decoder_halves_the_batch() -> None:
     tiny = sd()
     inputs = tiny.inputs(4)
-    pairs = Sharing(share=0.5, similarity=-1.0, max_group=2)
+    pairs = Sharing.published(share=0.5, similarity=-1.0, max_group=2)
     expected = run(tiny, inputs, sharing=pairs, output_type="pt")
     assert len(expected.plan.trees) == 2
     decoded = limit(tiny.pipe.vae, "decode", 2)
@@ -110,7 +110,7 @@ def test_a_row_limit_found_by_running_out_of_memory_stays(monkeypatch: pytest.Mo
 # --- images that fail ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("sharing", [None, Sharing(share=0.5, similarity=0.9)])
+@pytest.mark.parametrize("sharing", [None, Sharing.published(share=0.5, similarity=0.9)])
 def test_a_nan_in_one_image_does_not_affect_the_others(sharing: Sharing | None) -> None:
     tiny = sd()
     inputs = tiny.inputs(4)

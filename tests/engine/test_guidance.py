@@ -16,7 +16,7 @@ from torch import Tensor
 
 from cotrunk import CotrunkError, Sharing
 from cotrunk.execution import Batch
-from cotrunk.pipelines import compatibility
+from cotrunk.pipelines import automatic, compatibility
 from cotrunk.planning import request
 
 PAIRS = replace(EVERYONE, max_group=2)
@@ -164,7 +164,7 @@ def test_in_a_trunk_without_guidance_the_row_with_the_prompt_is_used(monkeypatch
 
 def test_three_rows_of_guidance_are_refused() -> None:
     tiny = sd_perturbed()
-    arguments = {"sharing": Sharing(share=0.5, similarity=-1.0, trunk_guidance=0.5)}
+    arguments = {"sharing": Sharing.published(share=0.5, similarity=-1.0, trunk_guidance=0.5)}
     with pytest.raises(CotrunkError, match="computes 3 rows per image, and trunk_guidance supports two"):
         run(tiny, tiny.inputs(2), **arguments)
     assert run(tiny, tiny.inputs(1), **arguments).cost.used == 3 * STEPS  # nothing is shared
@@ -178,7 +178,8 @@ def test_guidance_that_takes_more_rows_than_predicted_is_refused(
 ) -> None:
     tiny = sd_perturbed()
     monkeypatch.setattr(request, "guidance_rows", lambda pipe, arguments: 2)
-    monkeypatch.setattr(compatibility, "is_perturbed", lambda pipe: False)
+    for module in (compatibility, automatic):
+        monkeypatch.setattr(module, "is_perturbed", lambda pipe: False)
     with pytest.raises(
         CotrunkError, match="with 3 rows per image, and guidance_interval and trunk_guidance support two"
     ):

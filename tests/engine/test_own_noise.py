@@ -11,12 +11,12 @@ import reference
 import tiny
 import torch
 from building_blocks import certain
-from running import STEPS, bare, close, denoiser, run
+from running import STEPS, bare, close, denoiser, generate, run
 from schedulers import CALL_KWARGS, DIFFUSION, SCHEDULERS, others_slow
 from tiny import TinyPipeline, flux, pixart, sd, sd3, sd_from_image, sdxl
 from torch import Tensor
 
-from cotrunk import Batching, Branch, CotrunkError, Plan, Sharing, Skipping, generate
+from cotrunk import Batching, Branch, CotrunkError, Plan, Sharing, Skipping
 from cotrunk.engine.equality import EqualityChecks
 from cotrunk.engine.own_noise import OwnNoise
 from cotrunk.engine.rewind import SchedulerSteps
@@ -26,7 +26,7 @@ from cotrunk.generation import prepare
 from cotrunk.pipelines.noise_schedule import read_schedule
 from cotrunk.planning.tree import leaf
 
-OWN = Sharing(share=0.5, similarity=-1.0, noise="own")
+OWN = Sharing(share=0.5, similarity=-1.0, noise="own", trunk_guidance=1.0)
 UNGUIDED = replace(OWN, trunk_guidance=0.0)
 SEEDS = [13, 12, 11, 14]
 

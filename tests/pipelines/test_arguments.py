@@ -13,11 +13,11 @@ import pytest
 import torch
 from diffusers.configuration_utils import FrozenDict
 from PIL import Image
-from running import EVERYONE, STEPS, bare, close, denoiser, recorded, run
+from running import EVERYONE, STEPS, bare, close, denoiser, generate, recorded, run
 from tiny import TinyPipeline, sd, sd_controlnet, sd_from_image, sd_with_text, sdxl
 from torch import Tensor, nn
 
-from cotrunk import Batching, CotrunkError, Plan, Settings, Skipping, generate
+from cotrunk import Batching, CotrunkError, Plan, Settings, Skipping
 from cotrunk.generation import warm_up
 from cotrunk.pipelines.arguments import PerPrompt
 from cotrunk.pipelines.compatibility import check_pipeline

@@ -6,10 +6,10 @@ import diffusers
 import numpy as np
 import pytest
 import torch
-from running import EVERYONE, STEPS
+from running import EVERYONE, STEPS, generate
 from tiny import TinyPipeline, flux, sd_from_image, sd_with_text, sdxl
 
-from cotrunk import CotrunkError, generate
+from cotrunk import CotrunkError
 from cotrunk.engine.attach import attached
 from cotrunk.engine.call_state import CallState
 from cotrunk.engine.step_plan import RowPlan

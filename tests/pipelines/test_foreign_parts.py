@@ -9,11 +9,11 @@ import diffusers
 import pytest
 import torch
 from diffusers.models.attention_processor import AttnProcessor
-from running import EVERYONE, STEPS, bare, denoiser, recorded, run
+from running import EVERYONE, STEPS, bare, denoiser, generate, recorded, run
 from tiny import TinyPipeline, flux, sd, sd_controlnet
 from torch import Tensor, nn
 
-from cotrunk import Batching, CotrunkError, Skipping, apply, generate
+from cotrunk import Batching, CotrunkError, Skipping, apply
 from cotrunk.pipelines.compatibility import remembering_part, steps_scheduler
 from cotrunk.pipelines.cost import _cuts_schedule
 

@@ -14,10 +14,10 @@ import torch
 from command import pipeline
 from huggingface_hub import errors
 from peft import LoraConfig, get_peft_model_state_dict
+from running import generate
 from tiny import sd_with_text
 
 from cotrunk.errors import CotrunkError
-from cotrunk.generation import generate
 from cotrunk.pipelines.loading import check_names, load_pipeline, resolve_device, resolve_dtype
 from cotrunk.pipelines.lora import load_lora
 from cotrunk.pipelines.schedulers import SCHEDULERS, set_scheduler

@@ -20,7 +20,7 @@ def plan_of(count: int, images: int, sharing: Sharing, seed: int) -> Plan:
 
 
 SHARINGS = st.builds(
-    lambda mode, noise: Sharing(share=0.8, similarity=0.0, mode=mode, noise=noise, max_group=None),
+    lambda mode, noise: Sharing.published(share=0.8, similarity=0.0, mode=mode, noise=noise, max_group=None),
     st.sampled_from(["flat", "adaptive", "tree"]),
     st.sampled_from(["common", "own"]),
 )
@@ -52,7 +52,7 @@ def shared(plan: Plan, a: int, b: int) -> int:
 
 
 def test_findings_follow_their_prompts():
-    plan = plan_of(3, 2, Sharing(similarity=0.0), 0)
+    plan = plan_of(3, 2, Sharing.published(similarity=0.0), 0)
     plan = replace(plan, findings=Findings(truncated=((2, "end"),), alike=((0, 1),)))
     assert with_copies(plan, [2, 1, 1]).findings == Findings(truncated=((3, "end"),), alike=((0, 2),))
     assert with_copies(plan, [2, 2, 2]) is plan

@@ -29,18 +29,18 @@ def test_cost_counts_a_trunk_once() -> None:
 
 
 def test_a_trunk_without_guidance_takes_one_row() -> None:
-    sharing = Sharing(trunk_guidance=0.0)
+    sharing = Sharing.published(trunk_guidance=0.0)
     plan = replace(PLAN, sharing=sharing, threshold=0.5)
     assert plan.cost.used == 3 + 2 * (7 + 7 + 10)
     assert plan.image_rows() == [1.5 + 14, 20, 1.5 + 14]
     assert replace(plan, guidance_rows=1).cost == replace(PLAN, guidance_rows=1).cost
-    assert replace(plan, sharing=Sharing(trunk_guidance=0.1)).cost == PLAN.cost
+    assert replace(plan, sharing=Sharing.published(trunk_guidance=0.1)).cost == PLAN.cost
     assert plan.independent().cost.used == 2 * 30
 
 
 def test_images_of_a_tree_have_one_seed_unless_they_keep_their_own_noise() -> None:
     for noise in ("common", "own"):
-        plan = replace(PLAN, seeds=(1, 2, 3), sharing=Sharing(noise=noise), threshold=0.5)
+        plan = replace(PLAN, seeds=(1, 2, 3), sharing=Sharing.published(noise=noise), threshold=0.5)
         if noise == "own":
             plan.check()
         else:
@@ -139,7 +139,7 @@ def test_a_plan_that_is_read_can_be_used(seed: int, tmp_path: Path) -> None:
     tree = Branch((0, 2, 3), 0, 2, 0.6, (inner, leaf(3, 2, 10)))
     findings = Findings(truncated=((1, "the end"),), alike=((0, 1),))
     trees = (tree, leaf(1, 0, 10))
-    plan = Plan(("a", "b"), (1, 2, 1, 1), trees, 10, 10, 2, 2, False, Sharing(mode="tree"), 0.6, findings)
+    plan = Plan(("a", "b"), (1, 2, 1, 1), trees, 10, 10, 2, 2, False, Sharing.published(mode="tree"), 0.6, findings)
     plan.save(tmp_path / "plan.json")
     document, read, refused = json.loads((tmp_path / "plan.json").read_text()), 0, list[str]()
     for what, text in mutants(document, 250, seed):

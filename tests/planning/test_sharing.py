@@ -53,7 +53,7 @@ def planned(vectors: np.ndarray, **facts: Any) -> Plan:
     prompts = facts.pop("prompts", [f"prompt {i}" for i in range(len(vectors))])
     reads = facts.pop("reads", prompts)
     items = [Item(prompt, prompt, read) for prompt, read in zip(prompts, reads, strict=True)]
-    return make_plan(items, vectors, Sharing(**settings), 0.6, Evaluations(20, 20), **facts)
+    return make_plan(items, vectors, Sharing.published(**settings), 0.6, Evaluations(20, 20), **facts)
 
 
 @given(vectors=unit_vectors(), mode=st.sampled_from(["flat", "adaptive", "tree"]), images=st.integers(1, 3))

@@ -18,7 +18,7 @@ from cotrunk.runs.report import RunReport
 from cotrunk.runs.runner import plan_job, run_job
 from cotrunk.settings import Batching, Settings, Sharing, Skipping
 
-SETTINGS = Settings(Sharing(share=0.4), steps=3, batching=Batching(batch_size=3))
+SETTINGS = Settings(Sharing.published(share=0.4), steps=3, batching=Batching(batch_size=3))
 JOB = Job(tuple(PROMPTS), SETTINGS, guidance_scale=3.0, seed=5)
 
 

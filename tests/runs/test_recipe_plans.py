@@ -18,6 +18,7 @@ def plans(draw: st.DrawFn):
     vectors = np.asarray(draw(st.lists(st.tuples(st.floats(0.1, 1), st.floats(0.1, 1)), min_size=1, max_size=6)))
     vectors = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
     sharing = Sharing(draw(st.floats(0, 0.9)), -1.0, mode=draw(st.sampled_from(["flat", "tree"])), noise="own")
+    sharing = replace(sharing, trunk_guidance=1.0)
     items = [Item(f"prompt {i}", f"prompt {i}") for i in range(len(vectors))]
     steps = draw(st.integers(1, 12))
     copies = draw(st.integers(1, 2))

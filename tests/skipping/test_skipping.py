@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from running import EVERYONE, BrokenError, bare, close, denoiser, recorded, state
+from running import EVERYONE, BrokenError, bare, close, denoiser, generate, recorded, state
 from schedulers import DIFFUSION, FLOW, REPRESENTATIVE, others_slow
 from skipped import EVERY_THIRD, FIXED, STEPS, pixels, skipped
 from tiny import TinyPipeline, flux, sd, sd3, sd_controlnet, sd_from_image, sd_perturbed, wan
 from torch import Tensor
 
-from cotrunk import Batch, Batching, Cost, CotrunkError, Skipping, apply, generate, mini, remove
+from cotrunk import Batch, Batching, Cost, CotrunkError, Skipping, apply, mini, remove
 from cotrunk.pipelines.noise_schedule import read_schedule
 
 

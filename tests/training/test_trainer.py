@@ -17,13 +17,13 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 from diffusers import AutoencoderTiny, EDMEulerScheduler, LCMScheduler
-from running import close, denoiser
+from running import close, denoiser, generate
 from safetensors.torch import load_file
 from tiny import TinyPipeline, flux, pixart, sana, sd, sd3, sd_with_text, sdxl, wan
 from torch import Tensor
 from trainings import OBJECTIVES, QUICK, SIZE, few, recorders, same_weights, trained
 
-from cotrunk import CotrunkError, generate, mini
+from cotrunk import CotrunkError, mini
 from cotrunk.groups.captions import Pair
 from cotrunk.groups.images import read_scaled
 from cotrunk.pipelines.lora import load_lora

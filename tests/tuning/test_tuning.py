@@ -500,9 +500,9 @@ def test_settings_survive_their_file(tmp_path: Path) -> None:
     one = candidate(12, 0.3, 0.7, 0.02, (0.1, 0.8))
     write_settings(one, BASIS, tmp_path / "a.json")
     assert read_settings(tmp_path / "a.json") == (one, BASIS)
-    assert one.sharing == Sharing(similarity=0.7)
+    assert one.sharing == Sharing(share=0.3, similarity=0.7)
     assert one.skipping == Skipping(tolerance=0.02)
-    assert candidate(4) == Settings(sharing=None, steps=4)
+    assert candidate(4) == Settings(sharing=None, skipping=None, steps=4)
 
 
 def test_settings_files_have_absolute_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

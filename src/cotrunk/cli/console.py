@@ -99,6 +99,8 @@ def print_summary(report: "RunReport", folder: Path) -> None:
             f"{arm.seconds.denoise:.1f} s denoising",
             soft_wrap=True,
         )
+    for sentence in report.fallbacks:
+        out.print(sentence, soft_wrap=True, markup=False)
     if why := report.why_nothing_shared:
         out.print(f"Nothing was shared: {why} (--share, --similarity, --max-group, --mode).", soft_wrap=True)
     out.print(f"Open {escape(str(folder / 'index.html'))}", soft_wrap=True)
@@ -131,6 +133,8 @@ def print_plan(plan: "Plan", show: int) -> None:
         from ..planning.sharing import how_shared
 
         out.print(how_shared(plan.sharing, is_guided=plan.guidance_rows > 1), soft_wrap=True)
+        if plan.findings.fallback is not None:
+            out.print(plan.findings.fallback, soft_wrap=True, markup=False)
     cost, alone = plan.cost, sum(len(tree.images) == 1 for tree in plan.trees)
     out.print(
         f"{_count(len(plan), 'image')}, {_count(len(groups), 'group')}, {alone} alone, "

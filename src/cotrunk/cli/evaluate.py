@@ -2,15 +2,15 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast, get_args
 
 import typer
 from rich.markup import escape
 
-from ..checks import whole
+from ..checks import number, one_of, whole
 from ..errors import CotrunkError
 from ..evaluation.metric_networks import default_alignment, load_metric_networks, remove_safety_checker
-from ..settings import Noise, Sharing
+from ..settings import TrunkNoise
 from .console import err, out
 from .inputs import check_numbers, hold, out_folder
 from .model_options import Config, Revision, Variant
@@ -40,8 +40,8 @@ def evaluate(
     ],
     out_name: OutFolder = None,
     model: Model = "mini",
-    steps: Steps = 30,
-    guidance: Guidance = 7.5,
+    steps: Steps = None,
+    guidance: Guidance = None,
     lora: Annotated[
         list[str] | None,
         option(COMMON, "NAME=DIR", "A trained LoRA and its name, for example sage=lora-sage; can be repeated."),
@@ -126,6 +126,7 @@ def evaluate(
     from ..pipelines.image_size import image_size
     from ..pipelines.loading import load_pipeline
     from ..pipelines.offload import device_of
+    from ..pipelines.own_defaults import own_guidance, own_steps
 
     everything = read_groups(Path(groups))[0]
     similarity = dict(zip(map(tuple, everything), read_similarities(Path(groups)), strict=True))
@@ -150,6 +151,8 @@ def evaluate(
             compiled=compiled,
         )
         check_text_to_image(pipe)
+        steps = own_steps(pipe) if steps is None else steps
+        guidance = own_guidance(pipe) if guidance is None else guidance
         networks = load_metric_networks(
             features, perceptual, alignment or default_alignment(model), device_of(pipe), compiled
         )
@@ -195,9 +198,9 @@ def _bins(similarities: Sequence[float]) -> dict[float, list[int]]:
     return {float(np.median(similarity[part])): part.tolist() for part in parts if len(part)}
 
 
-def _trunks(text: str) -> list[tuple[Noise, float]]:
+def _trunks(text: str) -> list[tuple[TrunkNoise, float]]:
     """Return the pairs of noise and trunk guidance of a list with commas."""
-    found = dict[tuple[Noise, float], None]()
+    found = dict[tuple[TrunkNoise, float], None]()
     for part in filter(None, map(str.strip, text.split(","))):
         noise, _, guidance = ("common:1" if part == "published" else part).partition(":")
         try:
@@ -206,8 +209,8 @@ def _trunks(text: str) -> list[tuple[Noise, float]]:
             raise CotrunkError(
                 f"--trunks {part!r} is not published or noise:guidance: use own:0, for example."
             ) from None
-        sharing = Sharing(noise=noise, trunk_guidance=scale)  # type: ignore[arg-type]
-        found[sharing.noise, sharing.trunk_guidance] = None
+        one_of("--trunks noise", noise, get_args(TrunkNoise))
+        found[cast("TrunkNoise", noise), number("--trunks guidance", scale, 0, 1)] = None
     if not found:
         raise CotrunkError("--trunks is empty: use published, or own:0, for example.")
     return list(found)

@@ -11,7 +11,7 @@ import typer
 from ..checks import whole
 from ..errors import CotrunkError
 from ..pipelines.weighted_lora import loras_of
-from ..settings import Settings
+from ..settings import DEFAULT_SHARING, Settings, Sharing
 from .console import print_summary, say
 from .inputs import check_numbers, is_given, out_folder, prompts_of, sharing_of, skipping_of
 from .model_options import Config, Loras, OffloadName, Revision, VaeTiling, Variant
@@ -25,6 +25,7 @@ from .options import (
     Device,
     Dtype,
     Encoder,
+    Exact,
     FidelityName,
     Guidance,
     GuidanceInterval,
@@ -56,8 +57,8 @@ if TYPE_CHECKING:
     from ..runs.report import RunReport
     from ..tuning.settings_file import Basis
 
-SHARING = ("share", "similarity", "max_group", "mode", "encoder", "noise", "trunk_guidance")
-TUNED = ("steps", *SHARING, "skip", "tolerance", "fidelity", "guidance_interval")
+SHARING_OPTIONS = ("share", "similarity", "max_group", "mode", "encoder", "noise", "trunk_guidance")
+TUNED = ("steps", *SHARING_OPTIONS, "exact", "skip", "tolerance", "fidelity", "guidance_interval")
 
 
 def generate(
@@ -66,10 +67,10 @@ def generate(
     prompt_file: PromptFile = None,
     out_name: OutFolder = None,
     model: Model = "mini",
-    steps: Steps = 30,
-    guidance: Guidance = 7.5,
+    steps: Steps = None,
+    guidance: Guidance = None,
     seed: Seed = 0,
-    skip: Skip = False,
+    exact: Exact = False,
     resume: Annotated[
         bool, option(COMMON, "", "Continue the run in --out where it stopped, with the same settings.", "--resume")
     ] = False,
@@ -88,16 +89,17 @@ def generate(
     name: Name = None,
     layout: LayoutName = None,
     metadata: MetadataName = "recipe",
+    skip: Skip = None,
     tolerance: Tolerance = None,
     fidelity: FidelityName = None,
     guidance_interval: GuidanceInterval = None,
-    share: Share = 0.3,
+    share: Share = DEFAULT_SHARING.share,
     similarity: Similarity = "auto",
     max_group: MaxGroup = 5,
     mode: ModeName = "flat",
     encoder: Encoder = "pipeline",
-    noise: NoiseName = "common",
-    trunk_guidance: TrunkGuidance = 1.0,
+    noise: NoiseName = "auto",
+    trunk_guidance: TrunkGuidance = "auto",
     negative: Negative = None,
     config: Config = None,
     revision: Revision = None,
@@ -128,13 +130,13 @@ def generate(
         option(MACHINE, "N", "Maximum denoiser rows per forward pass; halved automatically when memory runs out."),
     ] = None,
 ) -> None:
-    """Generate an image for each prompt; similar prompts share their early steps.
+    """Generate an image for each prompt; similar prompts share their early steps, and smooth steps are skipped.
 
     Writes images/, plan.json, run.json and index.html (open it in a browser) to --out.
 
     Examples:
 
-        cotrunk generate --prompts prompts.txt --out run --skip
+        cotrunk generate --prompts prompts.txt --out run
 
         cotrunk generate "a red apple" "a green apple" --out apples --compare
     """
@@ -154,14 +156,14 @@ def generate(
             loras = basis.lora
         _warn_if_tuned_for_another(basis, model, loras)
     else:
-        whole("--steps", steps, 1)
-        settings = Settings(
-            sharing=sharing_of(share, similarity, max_group, mode, encoder, noise, trunk_guidance),
-            skipping=skipping_of(skip, tolerance, fidelity),
-            guidance_interval=guidance_interval,
-            steps=steps,
-        )
-    check_numbers(settings.steps or steps, guidance, seed, images_per_prompt)
+        check_numbers(steps, guidance, seed, images_per_prompt)
+        sharing: Sharing | None = sharing_of(share, similarity, max_group, mode, encoder, noise, trunk_guidance)
+        skipping = skipping_of(skip, tolerance, fidelity)
+        if exact:
+            _check_exact(context, skip)
+            sharing = skipping = None
+        settings = Settings(sharing, skipping, guidance_interval, steps)
+    check_numbers(settings.steps, guidance, seed, images_per_prompt)
     if max_rows is not None:
         whole("--max-rows", max_rows, 1)
         settings = replace(settings, batching=replace(settings.batching, max_rows=max_rows))
@@ -200,6 +202,18 @@ def generate(
         except KeyboardInterrupt:
             raise typer.Exit(130) from None
     _conclude(report, out)
+
+
+def _check_exact(context: typer.Context, skip: bool | None) -> None:
+    """Check that no option that shares or skips is given together with --exact.
+
+    Raises:
+        CotrunkError: one is.
+    """
+    for name in (*SHARING_OPTIONS, "tolerance", "fidelity", *(["skip"] if skip else [])):
+        if is_given(context, name):
+            option_name = name.replace("_", "-")
+            raise CotrunkError(f"--exact neither shares nor skips, and --{option_name} does: give one of them.")
 
 
 def _tuned(context: typer.Context, path: Path) -> tuple[Settings, "Basis"]:

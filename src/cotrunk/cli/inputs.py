@@ -3,7 +3,7 @@
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import typer
 
@@ -77,20 +77,22 @@ def _expanded(
     return list(rows)
 
 
-def check_numbers(steps: int, guidance: float, seed: int, images_per_prompt: int) -> None:
-    """Check the numbers that most commands take; errors name the command-line option.
+def check_numbers(steps: int | None, guidance: float | None, seed: int, images_per_prompt: int) -> None:
+    """Check the numbers that most commands take; errors name the command-line option. None is the pipeline's own.
 
     Raises:
         CotrunkError: one of them is out of range.
     """
-    whole("--steps", steps, 1)
-    number("--guidance", guidance)
+    if steps is not None:
+        whole("--steps", steps, 1)
+    if guidance is not None:
+        number("--guidance", guidance)
     whole("--seed", seed, 0, LARGEST_SEED)
     whole("--images-per-prompt", images_per_prompt, 1)
 
 
 def sharing_of(
-    share: float, similarity: str, max_group: int, mode: str, encoder: str, noise: str, trunk_guidance: float
+    share: float, similarity: str, max_group: int, mode: str, encoder: str, noise: str, trunk_guidance: str
 ) -> Sharing:
     """Return the sharing settings from the options of the Sharing panel.
 
@@ -98,36 +100,44 @@ def sharing_of(
         CotrunkError: one of them is out of range.
     """
     whole("--max-group", max_group, 0)
-    value: Any = "auto"
-    if similarity != "auto":
-        try:
-            value = float(similarity)
-        except ValueError:
-            raise CotrunkError(f"--similarity {similarity!r} is neither auto nor a number from -1 to 1.") from None
     return Sharing(
         share=share,
-        similarity=value,
+        similarity=_number_or_auto("--similarity", similarity, -1),
         max_group=max_group or None,
         mode=cast("Mode", mode),
         encoder=encoder,
         noise=cast("Noise", noise),
-        trunk_guidance=trunk_guidance,
+        trunk_guidance=_number_or_auto("--trunk-guidance", trunk_guidance, 0),
     )
 
 
-def skipping_of(skip: bool, tolerance: float | None, fidelity: Fidelity | None = None) -> Skipping | None:
-    """Return the skipping settings from --skip, --tolerance and --fidelity; None without skipping.
+def _number_or_auto(name: str, value: str, least: int) -> Any:
+    if value == "auto":
+        return value
+    try:
+        return float(value)
+    except ValueError:
+        raise CotrunkError(f"{name} {value!r} is neither auto nor a number from {least} to 1.") from None
+
+
+def skipping_of(
+    skip: bool | None, tolerance: float | None, fidelity: Fidelity | None
+) -> Skipping | Literal["auto"] | None:
+    """Return the skipping settings from --skip or --no-skip, --tolerance and --fidelity; None without skipping.
 
     Raises:
-        CotrunkError: the tolerance is out of range, or both it and its name are given.
+        CotrunkError: the tolerance is out of range, or two options contradict each other.
     """
+    for name, value in (("--tolerance", tolerance), ("--fidelity", fidelity)):
+        if skip is False and value is not None:
+            raise CotrunkError(f"--no-skip skips nothing, and {name} says how much to skip: give one of them.")
     if tolerance is not None and fidelity is not None:
         raise CotrunkError("--tolerance and --fidelity both choose the tolerance: give one of them.")
     if fidelity is not None:
         return Skipping.with_fidelity(fidelity)
     if tolerance is not None:
         return Skipping(tolerance=tolerance)
-    return Skipping() if skip else None
+    return "auto" if skip is None else Skipping() if skip else None
 
 
 def is_given(context: typer.Context, name: str) -> bool:

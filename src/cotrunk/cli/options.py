@@ -63,9 +63,7 @@ Columns = Annotated[
 ]
 Share = Annotated[
     float,
-    option(
-        SHARING, "X", "Fraction of the steps that a group shares, 0 to below 1: 0.2 to 0.3 is mild, 0 shares nothing."
-    ),
+    option(SHARING, "X", "Fraction of the steps that a group shares, 0 to below 1: 0.2 is mild, 0 shares nothing."),
 ]
 Similarity = Annotated[
     str,
@@ -91,17 +89,18 @@ NoiseName = Annotated[
     option(
         SHARING,
         "NOISE",
-        "common: a group starts from one noise, and its images have one layout. own: every image keeps its own noise, "
-        "and stays closer to the image that its prompt gives alone.",
+        "own: every image keeps its own noise, and stays closer to the image that its prompt gives alone. common: a "
+        "group starts from one noise, and its images have one layout. auto: own where model and scheduler allow it.",
         "--noise",
     ),
 ]
 TrunkGuidance = Annotated[
-    float,
+    str,
     option(
         SHARING,
         "X",
-        "Fraction of the guidance that is used while a group shares, 0 to 1; 0 also saves the row for guidance.",
+        "Fraction of the guidance that is used while a group shares, 0 to 1; 0 also saves the row for guidance. auto: "
+        "0 with own noise where the model allows it, else 1.",
         "--trunk-guidance",
     ),
 ]
@@ -114,20 +113,25 @@ Encoder = Annotated[
     ),
 ]
 Skip = Annotated[
-    bool,
+    bool | None,
     option(
-        COMMON,
+        SKIPPING,
         "",
-        "Let each image skip the denoiser evaluations that its own trajectory predicts well. See --tolerance.",
-        "--skip",
+        "Let each image skip the denoiser evaluations that its own trajectory predicts well, or let none; by default "
+        "they do where model and scheduler allow it.",
+        "--skip/--no-skip",
     ),
+]
+Exact = Annotated[
+    bool,
+    option(COMMON, "", "Neither share nor skip: what the pipeline gives by itself, image by image.", "--exact"),
 ]
 Tolerance = Annotated[
     float | None,
     option(
         SKIPPING,
         "X",
-        "How much skipping may change an image: a larger value skips more. Implies --skip; default 0.03.",
+        "How much skipping may change an image: a larger value skips more; 0.03 by default. Implies --skip.",
         "--tolerance",
     ),
 ]
@@ -158,9 +162,19 @@ Model = Annotated[
         ".safetensors file.",
     ),
 ]
-Steps = Annotated[int, option(COMMON, "N", "Inference steps.", "--steps", "--num-inference-steps")]
+Steps = Annotated[
+    int | None,
+    option(COMMON, "N", "Inference steps; by default the pipeline's own number.", "--steps", "--num-inference-steps"),
+]
 Guidance = Annotated[
-    float, option(COMMON, "X", "Guidance scale; 1 or less turns guidance off.", "--guidance", "--guidance-scale")
+    float | None,
+    option(
+        COMMON,
+        "X",
+        "Guidance scale; 1 or less turns guidance off. By default the pipeline's own.",
+        "--guidance",
+        "--guidance-scale",
+    ),
 ]
 Negative = Annotated[
     str | None, option(COMMON, "TEXT", "Negative prompt for all images.", "--negative", "--negative-prompt")

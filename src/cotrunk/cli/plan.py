@@ -6,6 +6,7 @@ from typing import Annotated
 from rich.markup import escape
 
 from ..checks import whole
+from ..settings import DEFAULT_SHARING, Settings
 from .console import out, print_plan
 from .inputs import check_numbers, prompts_of, sharing_of
 from .model_options import Config, Revision, Variant
@@ -38,18 +39,18 @@ def plan(
     prompts: Prompts = None,
     prompt_file: PromptFile = None,
     model: Model = "mini",
-    steps: Steps = 30,
-    guidance: Guidance = 7.5,
+    steps: Steps = None,
+    guidance: Guidance = None,
     seed: Seed = 0,
     show: Annotated[int, option(COMMON, "N", "How many groups to print, largest saving first.")] = 30,
     save: Annotated[Path | None, option(OUTPUT, "FILE", "Also write the plan to a JSON file.")] = None,
-    share: Share = 0.3,
+    share: Share = DEFAULT_SHARING.share,
     similarity: Similarity = "auto",
     max_group: MaxGroup = 5,
     mode: ModeName = "flat",
     encoder: Encoder = "pipeline",
-    noise: NoiseName = "common",
-    trunk_guidance: TrunkGuidance = 1.0,
+    noise: NoiseName = "auto",
+    trunk_guidance: TrunkGuidance = "auto",
     config: Config = None,
     revision: Revision = None,
     variant: Variant = None,
@@ -74,7 +75,6 @@ def plan(
 
     from ..runs.job import Job
     from ..runs.runner import plan_job
-    from ..settings import Settings
     from .progress import JobProgress
 
     job = Job(

@@ -220,7 +220,7 @@ def _validate(pipe: Any, prompts: list[str], loss: "Loss", sizes: dict[str, Any]
 
     guidance = 0.0 if loss.noise == "own" else 1.0
     sharing = Sharing(loss.share, 0.3, noise=loss.noise, trunk_guidance=guidance)
-    made = generate(pipe, prompts, sharing=sharing, num_inference_steps=20, **sizes)
+    made = generate(pipe, prompts, sharing=sharing, skipping=None, num_inference_steps=20, **sizes)
     width, height = made.images[0].size
     row = Image.new("RGB", (width * len(prompts), height))
     for number, image in enumerate(made.images):

@@ -42,8 +42,8 @@ def tune(
     prompt_file: PromptFile = None,
     out_name: OutFolder = None,
     model: Model = "mini",
-    steps: Steps = 30,
-    guidance: Guidance = 7.5,
+    steps: Steps = None,
+    guidance: Guidance = None,
     seed: Seed = 0,
     sample: Annotated[
         int, option(COMMON, "N", "Number of consecutive prompts to try settings on; --seed chooses where they begin.")
@@ -116,6 +116,7 @@ def tune(
     from ..pipelines.compatibility import check_text_to_image
     from ..pipelines.loading import check_model, check_names, load_pipeline
     from ..pipelines.offload import device_of
+    from ..pipelines.own_defaults import own_guidance, own_steps
     from ..pipelines.weighted_lora import loras_of
     from ..tuning.outcome import Point
     from ..tuning.page import advice, claim, write_tuned
@@ -148,7 +149,9 @@ def tune(
             features, "lite0", alignment or default_alignment(model), device_of(pipe), compiled
         )
         remove_safety_checker(pipe)
-        trials = Trials(pipe, texts, {"guidance_scale": guidance}, out_dir)
+        steps = own_steps(pipe) if steps is None else steps
+        guidance = own_guidance(pipe) if guidance is None else guidance
+        trials = Trials(pipe, texts, {} if guidance is None else {"guidance_scale": guidance}, out_dir)
     with Progress(SpinnerColumn(), TextColumn("{task.description}"), console=err) as progress:
         task = progress.add_task(f"The reference: {steps} independent steps, twice", total=None)
 

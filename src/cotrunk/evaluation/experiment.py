@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from ..errors import CotrunkError
+from ..execution import EXACT
 from ..files import check_folder, write_bytes, writing
 from ..generation import prepare, warm_up
 from ..pipelines.cost import guidance_rows, timesteps_of
@@ -45,7 +46,7 @@ class Experiment:
         loras: for each model name, the folder of its LoRA; None for the pipeline without a LoRA.
         networks: the metric networks.
         out: a folder; observations are stored in its `cells/` and used again.
-        guidance: the guidance scale, the same for every cell.
+        guidance: the guidance scale, the same for every cell; None for the pipeline's own.
         arguments: further arguments of the pipeline.
 
     Raises:
@@ -60,7 +61,7 @@ class Experiment:
         networks: MetricNetworks,
         out: Path,
         *,
-        guidance: float = 7.5,
+        guidance: float | None = 7.5,
         arguments: dict[str, Any] | None = None,
     ) -> None:
         if not groups:
@@ -70,7 +71,7 @@ class Experiment:
         self.prompts = [prompt for group in groups for prompt in group]
         ends = np.cumsum([len(group) for group in groups])
         self.groups = [list(range(end - len(group), end)) for group, end in zip(groups, ends, strict=True)]
-        self.arguments = {"guidance_scale": guidance, **(arguments or {})}
+        self.arguments = ({} if guidance is None else {"guidance_scale": guidance}) | (arguments or {})
         facts = [self.prompts, self.groups, self.arguments, scheduler_facts(pipe.scheduler), model_digest(pipe)]
         self.mark = hashlib.sha256(json.dumps(facts, default=str, sort_keys=True).encode()).hexdigest()[:12]
         self.lora_marks = {name: "" if path is None else _lora_digest(path) for name, path in loras.items()}
@@ -190,7 +191,7 @@ class Experiment:
                 self._warm = self._loaded
         plan = self._plan(cell)
         own = {**self.arguments, "num_inference_steps": cell.steps, "output_type": "pt"}
-        run = prepare(self.pipe, self.prompts, plan=plan, **own)
+        run = prepare(self.pipe, self.prompts, EXACT, plan=plan, **own)
         # where memory runs out, a batch is split and stored in parts
         for batch in run.batches(skip=done.issuperset):
             arrays = {

@@ -10,10 +10,10 @@ from typing import Any, BinaryIO
 import numpy as np
 import torch
 
-from ..settings import Noise
+from ..settings import TrunkNoise
 
 SHOWN = 8  # images per cell that are kept for figures
-PUBLISHED: tuple[Noise, float] = ("common", 1.0)  # noise and trunk guidance of the paper
+PUBLISHED: tuple[TrunkNoise, float] = ("common", 1.0)  # noise and trunk guidance of the paper
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Cell:
     share: float = 0.0
     steps: int = 30
     seed: int = 0
-    noise: Noise = "common"
+    noise: TrunkNoise = "common"
     trunk_guidance: float = 1.0
 
     @property
@@ -41,7 +41,7 @@ class Cell:
         return Cell(self.model, 0.0, self.steps, self.seed)
 
     @property
-    def trunk(self) -> tuple[Noise, float]:
+    def trunk(self) -> tuple[TrunkNoise, float]:
         """Return how trunks are sampled: noise and guidance."""
         return self.noise, self.trunk_guidance
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ..settings import Noise
+from ..settings import TrunkNoise
 from .experiment import Experiment
 from .figures import write_curves, write_grid
 from .measuring import Measures, Result
@@ -39,7 +39,7 @@ class Design:
     fewer: Sequence[int] = ()
     seeds: int = 1
     more_shares: Sequence[float] = ()
-    trunks: Sequence[tuple[Noise, float]] = (PUBLISHED,)
+    trunks: Sequence[tuple[TrunkNoise, float]] = (PUBLISHED,)
 
     def cells(self, experiment: Experiment) -> list[Cell]:
         """Return all cells, with their first seed, ordered by model, because changing the model takes time."""
@@ -53,11 +53,11 @@ class Design:
         alone = [Cell(name, 0.0, self.steps) for name in self.models]
         return [*alone, *(self._cell(*kind, share) for share in self.shares for kind in self.kinds())]
 
-    def kinds(self) -> list[tuple[str, tuple[Noise, float]]]:
+    def kinds(self) -> list[tuple[str, tuple[TrunkNoise, float]]]:
         """Return every model with every way to sample trunks."""
         return [(name, trunk) for trunk in self.trunks for name in self.models]
 
-    def _cell(self, model: str, trunk: tuple[Noise, float], share: float, steps: int | None = None) -> Cell:
+    def _cell(self, model: str, trunk: tuple[TrunkNoise, float], share: float, steps: int | None = None) -> Cell:
         own = Cell(model, share, steps or self.steps)
         return replace(own, noise=trunk[0], trunk_guidance=trunk[1]) if share else own
 
@@ -72,13 +72,13 @@ class Design:
         return list(dict.fromkeys([0.0, self.middle])) if self.fewer else []
 
     def curve(
-        self, experiment: Experiment, model: str, share: float, trunk: tuple[Noise, float] = PUBLISHED
+        self, experiment: Experiment, model: str, share: float, trunk: tuple[TrunkNoise, float] = PUBLISHED
     ) -> list[Cell]:
         """Return the cells of a line, one per number of steps, without those where no step is shared."""
         cells = [self._cell(model, trunk, share, steps) for steps in sorted({*self.fewer, self.steps})]
         return [cell for cell in cells if not share or experiment.shares(cell)]
 
-    def lines(self) -> list[tuple[str, float, tuple[Noise, float]]]:
+    def lines(self) -> list[tuple[str, float, tuple[TrunkNoise, float]]]:
         """Return the lines of the curves: every model, independently and with the middle share of every trunk."""
         return [
             (name, share, trunk)
@@ -91,7 +91,7 @@ class Design:
         """Return the cells of all curves."""
         return [cell for line in self.lines() for cell in self.curve(experiment, *line)]
 
-    def cells_by_share(self, model: str, trunk: tuple[Noise, float] = PUBLISHED) -> list[Cell]:
+    def cells_by_share(self, model: str, trunk: tuple[TrunkNoise, float] = PUBLISHED) -> list[Cell]:
         """Return the cells of a model over all shares, for Figure 4."""
         return [self._cell(model, trunk, share) for share in sorted({0.0, *self.shares, *self.more_shares})]
 

@@ -64,7 +64,7 @@ def load_dit(dtype: torch.dtype = torch.float32) -> PixArtSigmaPipeline:
 def assemble(vae: Path, unet: Path, scheduler: Path, dtype: torch.dtype = torch.float32) -> StableDiffusionPipeline:
     """Build the pipeline of `load` from the folders of its three trained parts, in diffusers' format."""
     tokenizer, encoder = text_encoder(dtype)
-    return StableDiffusionPipeline(
+    pipe = StableDiffusionPipeline(
         vae=_model(AutoencoderKL, vae, dtype),
         text_encoder=encoder,
         tokenizer=tokenizer,
@@ -75,6 +75,7 @@ def assemble(vae: Path, unet: Path, scheduler: Path, dtype: torch.dtype = torch.
         feature_extractor=None,
         requires_safety_checker=False,
     )
+    return _stating(pipe, num_inference_steps=30, guidance_scale=5.0)
 
 
 def assemble_dit(
@@ -82,13 +83,20 @@ def assemble_dit(
 ) -> PixArtSigmaPipeline:
     """Build the pipeline of `load_dit` from the folders of its three trained parts, in diffusers' format."""
     tokenizer, encoder = text_encoder(dtype)
-    return PixArtSigmaPipeline(
+    pipe = PixArtSigmaPipeline(
         vae=_model(AutoencoderKL, vae, dtype),
         text_encoder=encoder,
         tokenizer=tokenizer,
         transformer=_model(PixArtTransformer2DModel, transformer, dtype),
         scheduler=DPMSolverMultistepScheduler.from_pretrained(scheduler),
     )
+    return _stating(pipe, num_inference_steps=30, guidance_scale=3.0)
+
+
+def _stating(pipe: Any, **defaults: Any) -> Any:
+    """Return the pipeline with defaults that suit it. Those of its class are for larger models."""
+    pipe.cotrunk_defaults = defaults  # read by `pipelines.own_defaults`
+    return pipe
 
 
 def _part(name: str) -> Path:

@@ -44,21 +44,27 @@ class Cost:
 
 @dataclass(frozen=True)
 class Findings:
-    """Facts about the prompts that users should know. They do not change the plan.
+    """Facts about the prompts and the pipeline that users should know. They do not change the plan.
 
     Attributes:
         truncated: prompts that are too long for the pipeline's first tokenizer: (prompt, the text that it cuts off).
         alike: sets of different prompts with the same tokens, whose images differ only by seed.
+        fallback: a sentence about trunks for which "auto" in `Sharing` is a second choice; None if it is the first.
     """
 
     __pydantic_config__ = NO_OTHER_KEYS
 
     truncated: tuple[tuple[Whole, Text], ...] = ()
     alike: tuple[tuple[Whole, ...], ...] = ()
+    fallback: Text | None = None
 
 
-def _sharing_from_json(data: Any) -> Sharing | None:
-    return data if data is None or isinstance(data, Sharing) else Sharing.from_json(data)
+def sharing_from_json(data: Any) -> Sharing | None:
+    """Return the sharing of a plan or a report from JSON values."""
+    if data is None or isinstance(data, Sharing):
+        return data
+    # what files leave out that were written before these options existed, or when their defaults were others
+    return Sharing.from_json({**asdict(Sharing.published()), **data} if isinstance(data, dict) else data)
 
 
 @dataclass(frozen=True, repr=False)
@@ -74,7 +80,8 @@ class Plan:
         guidance_rows: rows of one evaluation of one image: 2 with classifier-free guidance, else 1.
         images_per_prompt: images of each prompt, each in a different tree.
         from_embeddings: whether the plan was made from `prompt_embeds`; `prompts` then holds names for them.
-        sharing: how the prompts share; None for independent sampling.
+        sharing: how the prompts share, with a value in place of each "auto" of its trunks; None for independent
+            sampling.
         threshold: the smallest cosine of a pair in a group: `sharing.similarity`, or the value that "auto" found.
         findings: facts about the prompts that users should know.
     """
@@ -89,7 +96,7 @@ class Plan:
     guidance_rows: Steps = 2
     images_per_prompt: Steps = 1
     from_embeddings: bool = False
-    sharing: Annotated[Sharing | None, PlainValidator(_sharing_from_json)] = None
+    sharing: Annotated[Sharing | None, PlainValidator(sharing_from_json)] = None
     threshold: Real | None = None
     findings: Findings = Findings()
 
@@ -107,7 +114,9 @@ class Plan:
     @property
     def trunk_guidance(self) -> float:
         """The fraction of the guidance in trunks; 1 where guidance takes no row of its own."""
-        return 1.0 if self.sharing is None or self.guidance_rows != 2 else self.sharing.trunk_guidance
+        if self.sharing is None or self.guidance_rows != 2 or isinstance(self.sharing.trunk_guidance, str):
+            return 1.0
+        return self.sharing.trunk_guidance
 
     @property
     def cost(self) -> Cost:
@@ -219,6 +228,8 @@ class Plan:
             raise ValueError(f"{len(self.seeds)} seeds for {len(self.prompts)} prompts")
         if sorted(i for tree in self.trees for i in tree.images) != list(range(len(self))):
             raise ValueError("its trees do not hold every image once")
+        if self.sharing is not None and "auto" in (self.sharing.noise, self.sharing.trunk_guidance):
+            raise ValueError("it does not say how trunks are sampled")
         has_own_noise = self.sharing is not None and self.sharing.noise == "own"
         for tree in self.trees:
             if not has_own_noise and len({self.seeds[i] for i in tree.images}) != 1:

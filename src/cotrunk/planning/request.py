@@ -1,6 +1,7 @@
 """A call of a pipeline, and the plan of that call."""
 
 from collections.abc import Hashable, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -8,6 +9,7 @@ import numpy as np
 
 from ..errors import CotrunkError
 from ..pipelines.arguments import PerPrompt
+from ..pipelines.automatic import why_guided
 from ..pipelines.batch_compatibility import companions
 from ..pipelines.cost import argument, guidance_rows, timesteps_of
 from ..pipelines.noise_schedule import read_schedule
@@ -19,6 +21,7 @@ from .plan import Findings, Plan
 from .prompt_row import checked
 from .sharing import Evaluations, Item, make_plan
 from .threshold import auto_threshold
+from .trunk_choice import chosen
 
 
 class Request:
@@ -90,7 +93,10 @@ class Request:
             check_size(self.arguments.prompts)
         # tokenizing takes time, and matters only if prompts may share
         reads = [None] * self.arguments.prompts if sharing is None else self.reads
-        evaluations = self.evaluations
+        evaluations, fallback = self.evaluations, None
+        if sharing is not None:
+            call = self.arguments.arguments
+            sharing, fallback = chosen(self.pipe, call, evaluations.guidance_rows, sharing)
         vectors, threshold = self._vectors(sharing)
         identities = self.arguments.identities(self.prompts)
         texts = [f"prompt {i}" for i in range(len(identities))] if self.prompts is None else self.prompts
@@ -107,6 +113,8 @@ class Request:
             findings=Findings() if sharing is None else self._findings(),
         )
         self._check_trunks(plan)
+        if any(len(tree.images) > 1 for tree in plan.trees):
+            plan = replace(plan, findings=replace(plan.findings, fallback=fallback))
         return plan
 
     def check_replays(self, plan: Plan) -> None:
@@ -164,11 +172,9 @@ class Request:
             return
         if sharing.noise == "own":
             read_schedule(self.pipe.scheduler, ())
-        if sharing.trunk_guidance < 1 and plan.guidance_rows > 2:
-            raise CotrunkError(
-                f"{type(self.pipe).__name__} computes {plan.guidance_rows} rows per image, and trunk_guidance supports "
-                "two: use trunk_guidance=1."
-            )
+        is_weaker = not isinstance(sharing.trunk_guidance, str) and sharing.trunk_guidance < 1
+        if is_weaker and (why := why_guided(self.pipe, self.arguments.arguments, plan.guidance_rows)):
+            raise CotrunkError(f"{why}, and trunk_guidance supports two rows of guidance: use trunk_guidance=1.")
 
     def _vectors(self, sharing: Sharing | None) -> tuple[np.ndarray, float]:
         """Return unit vectors (n, d) of the prompts, and the threshold on the scale of their encoder."""

@@ -94,7 +94,7 @@ def make_plan(
     Args:
         items: n prompts.
         vectors: (n, d) unit vectors of the prompts; unused when `sharing` is None.
-        sharing: None for independent sampling.
+        sharing: with noise and trunk guidance as `trunk_choice` chose them. None for independent sampling.
         threshold: the smallest cosine of a pair in a group (`sharing.similarity`, resolved).
         evaluations: how one image is denoised on its own.
         seed: one seed for the run, or one per prompt. The seed of an image is derived from the seed of the run and the
@@ -163,7 +163,7 @@ def how_shared(sharing: Sharing, *, is_guided: bool) -> str:
     noise = (
         "Every image keeps its own noise" if sharing.noise == "own" else "The images of a group start from one noise"
     )
-    part = sharing.trunk_guidance
+    part = float(sharing.trunk_guidance)
     guidance = {0.0: "without guidance", 1.0: "with full guidance"}.get(part, f"with {part:.0%} of the guidance")
     return f"{noise}, and trunks are sampled {guidance}." if is_guided else f"{noise}."
 

@@ -1,24 +1,46 @@
-"""What a job leaves to the model and the machine."""
+"""What a run leaves to its pipeline: the pipeline as it was loaded, and what "auto" and None stood for."""
 
 from dataclasses import dataclass
 from importlib.metadata import version
+from typing import Annotated, Any
+
+from pydantic import PlainValidator
 
 from .. import __version__
-from ..planning.tree import Text
+from ..planning.plan import Plan
+from ..planning.tree import Real, Text
+from ..settings import Settings, Skipping
+
+
+def _skipping_from_json(data: Any) -> Skipping | None:
+    return Settings.from_json({"skipping": data}).skipping if isinstance(data, dict) else data  # type: ignore[return-value]
 
 
 @dataclass(frozen=True)
 class PipelineFacts:
-    """The pipeline as it was loaded.
+    """The pipeline as it was loaded: what a job leaves to the model and the machine.
 
     Attributes:
         scheduler: the class of its scheduler.
         device, dtype: where and in which precision it ran.
+        guidance_scale: the scale that was used: the job's, or the pipeline's own. None if it takes none.
+        skipping: how images skipped evaluations, after "auto"; None if they did not.
+        why_not_skipped: why "auto" skipped nothing, as a clause.
     """
 
     scheduler: Text
     device: Text
     dtype: Text
+    guidance_scale: Real | None = None
+    skipping: Annotated[Skipping | None, PlainValidator(_skipping_from_json)] = None
+    why_not_skipped: Text | None = None
+
+
+def fallbacks(plan: Plan, pipeline: PipelineFacts) -> tuple[str, ...]:
+    """Return a sentence about each "auto" that stands for its second choice."""
+    trunks, not_skipped = plan.findings.fallback, pipeline.why_not_skipped
+    sentences = (trunks, None if not_skipped is None else f"Nothing was skipped: {not_skipped}.")
+    return tuple(sentence for sentence in sentences if sentence is not None)
 
 
 def versions() -> dict[str, str]:

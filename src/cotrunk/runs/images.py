@@ -135,7 +135,7 @@ def _parameters(arm: Arm, index: int, image: Any, job: Job, pipeline: PipelineFa
     facts = {
         "Steps": arm.plan.steps,
         "Sampler": SAMPLERS.get(pipeline.scheduler, pipeline.scheduler),
-        "CFG scale": f"{job.guidance_scale:g}",
+        "CFG scale": None if job.guidance_scale is None else f"{job.guidance_scale:g}",
         "Seed": arm.plan.seeds[index],
         "Size": f"{image.size[0]}x{image.size[1]}",
         "Model": Path(job.model).name,

@@ -24,12 +24,12 @@ class Job:
 
     Attributes:
         prompts: the prompts, with the settings that each has alone. A text is a row with nothing else.
-        settings: sharing, skipping, guidance interval, steps, batching.
+        settings: sharing, skipping, guidance interval, steps, batching. None for the steps means the pipeline's own.
         model: "mini", "mini-dit", a folder that `save_pretrained` wrote, a `.safetensors` file, or an id on the hub.
         lora: LoRAs for the model, whose weighted sum is used. Given as `loras_of` takes them: a name (a folder that
             `cotrunk train` wrote, a file, or an id on the hub), a name and a weight ("style:0.8"), or a list.
         scheduler: a short name ("ddim", "dpm++2m", ...) or a class of diffusers; None for the model's own.
-        guidance_scale: 1 or less turns guidance off.
+        guidance_scale: 1 or less turns guidance off; None for the pipeline's own.
         negative_prompt: for all images; None for no negative prompt.
         seed: the same seed gives the same images.
         images_per_prompt: images of one prompt do not share with each other.
@@ -54,7 +54,7 @@ class Job:
     model: str = "mini"
     lora: tuple[WeightedLora, ...] = ()
     scheduler: str | None = None
-    guidance_scale: float = 7.5
+    guidance_scale: float | None = None
     negative_prompt: str | None = None
     seed: int = 0
     images_per_prompt: int = 1
@@ -82,7 +82,6 @@ class Job:
         check_ids((f"prompt {i}", row) for i, row in enumerate(rows))
         values: dict[str, Any] = {
             "prompts": rows,
-            "guidance_scale": number("guidance_scale", self.guidance_scale),
             "seed": whole("seed", self.seed, 0, LARGEST_SEED),
             "images_per_prompt": whole("images_per_prompt", self.images_per_prompt),
             "lora": loras_of(self.lora),
@@ -90,6 +89,8 @@ class Job:
         for name in ("width", "height"):
             if (value := getattr(self, name)) is not None:
                 values[name] = whole(name, value)
+        if self.guidance_scale is not None:
+            values["guidance_scale"] = number("guidance_scale", self.guidance_scale)
         if self.negative_prompt is not None:
             checked(self.negative_prompt, "negative_prompt")
         for name, value in values.items():

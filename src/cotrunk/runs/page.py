@@ -46,7 +46,7 @@ def _header(page: Page, groups: Sequence[ShownGroup]) -> dict[str, str]:
     if report.timesteps != report.steps:
         steps += f" ({report.timesteps} denoiser evaluations)"
     denoise, total = duration(report.seconds.denoise), duration(report.seconds.total)
-    sharing = job.settings.sharing
+    sharing = report.sharing
     values = {
         "title": f"cotrunk: {claim}, {saved}",
         "mood": "" if rows.saving > 0 else " nothing",
@@ -60,7 +60,7 @@ def _header(page: Page, groups: Sequence[ShownGroup]) -> dict[str, str]:
         "model": " with ".join(filter(None, (job.model, listed([*map(str, job.lora)])))),
         "scheduler": report.pipeline.scheduler,
         "steps": steps,
-        "guidance_scale": job.guidance_scale,
+        "guidance_scale": "none" if report.pipeline.guidance_scale is None else report.pipeline.guidance_scale,
         "mode": "independent" if sharing is None else sharing.mode,
         "share": percent(0 if sharing is None else sharing.share),
         "similarity": "not used" if report.threshold is None else report.threshold,
@@ -84,10 +84,9 @@ def _spared(spared: Spared) -> str:
 
 
 def _skipping_facts(report: RunReport) -> str:
-    settings, facts = report.job.settings, {}
-    if settings.skipping is not None:
-        by_error = settings.skipping.rule == "error"
-        name, value = ("tolerance", settings.skipping.tolerance) if by_error else ("rule", settings.skipping.rule)
+    settings, skipping, facts = report.job.settings, report.pipeline.skipping, {}
+    if skipping is not None:
+        name, value = ("tolerance", skipping.tolerance) if skipping.rule == "error" else ("rule", skipping.rule)
         facts[f"Skipping {name}"] = safe(value)
     if settings.guidance_interval is not None:
         start, stop = settings.guidance_interval
@@ -112,6 +111,7 @@ def _notes(report: RunReport, groups: Sequence[ShownGroup]) -> Iterator[str]:
         yield f"Each image was sampled independently: {safe(why)}."
     elif report.rows.saving < LITTLE:
         yield f"Little was shared: {partners} of {images} images had a similar enough prompt to share with."
+    yield from map(safe, report.fallbacks)
     shown = sum(len(group.images) for group in groups)
     if shown < images:
         yield (

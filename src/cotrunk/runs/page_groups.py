@@ -45,7 +45,7 @@ def group_sections(page: Page, groups: Sequence[ShownGroup]) -> Iterator[str]:
     shared = [shown for shown in groups if len(shown.group.images) > 1]
     if shared:
         lead = "Largest saving first. A green line is computed once for all the images it leads to."
-        if (sharing := page.report.job.settings.sharing) is not None:
+        if (sharing := page.report.sharing) is not None:
             group = shared[0].group
             is_guided = group.rows.independent > len(group.images) * page.report.timesteps
             lead += f" {how_shared(sharing, is_guided=is_guided)}"

@@ -35,8 +35,8 @@ class Page:
     @property
     def has_strips(self) -> bool:
         """Return whether images may differ in the steps at which their output was computed."""
-        settings = self.report.job.settings
-        return settings.skipping is not None or settings.guidance_interval is not None
+        report = self.report
+        return report.pipeline.skipping is not None or report.job.settings.guidance_interval is not None
 
 
 def section(title: str, lead: str, body: str) -> str:

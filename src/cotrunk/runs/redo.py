@@ -228,7 +228,7 @@ def _batches(
         plan = part_of(plan, images)
         job = replace(job, prompts=tuple(job.prompts[image] for image in images))
         wanted = {place: wanted[image] for place, image in enumerate(images) if image in wanted}
-    run = prepare(pipe, job.texts, job.settings, plan=plan, **arguments_of(job))
+    run = prepare(pipe, job.texts, job.settings, plan=plan, **arguments_of(job, pipe))
     arm = Arm("redo", plan, ".", job.output)
     on_event(Denoising(plan.cost.used, len(plan), 0, 0))
     try:
@@ -250,7 +250,7 @@ def _run(run: Run, is_whole: bool, on_step: Callable[[StepEvent], None]) -> Iter
 def _changed_plan(pipe: Any, job: Job, plan: Plan) -> Plan:
     """Return the plan of the same images and noise for another number of steps, or without sharing."""
     settings = replace(job.settings, sharing=None)
-    found = plan_prompts(pipe, job.texts, settings=settings, **arguments_of(job))
+    found = plan_prompts(pipe, job.texts, settings=settings, **arguments_of(job, pipe))
     if job.settings.sharing is None:
         return replace(found, seeds=plan.seeds)
     order = getattr(pipe.scheduler, "order", 1)

@@ -10,11 +10,12 @@ from pydantic import PlainValidator, TypeAdapter, ValidationError
 
 from ..errors import CotrunkError
 from ..files import read_json
-from ..planning.plan import Cost, Plan
+from ..planning.plan import Cost, Plan, sharing_from_json
 from ..planning.sharing import why_nothing_shared
 from ..planning.tree import Amount, Branch, Difference, Real, Steps, Text, Whole
+from ..settings import Sharing
 from .arm import SHARED, Arm, Compared, groups_of
-from .facts import PipelineFacts, versions
+from .facts import PipelineFacts, fallbacks, versions
 from .job import Job
 from .journal import Progress, StepLetters
 
@@ -138,6 +139,8 @@ class RunReport:
         status: "running" until every image of every arm is finished.
         job: what was asked for.
         pipeline: the pipeline as it was loaded.
+        sharing: how prompts shared, after "auto"; None for independent sampling.
+        fallbacks: sentences about each "auto" that stands for its second choice.
         threshold: the smallest similarity at which prompts shared; None for independent sampling.
         steps, timesteps: inference steps, and the denoiser evaluations that they take.
         images, groups: in their order.
@@ -152,6 +155,8 @@ class RunReport:
     status: Status
     job: Annotated[Job, PlainValidator(Job.from_json)]
     pipeline: PipelineFacts
+    sharing: Annotated[Sharing | None, PlainValidator(sharing_from_json)]
+    fallbacks: tuple[Text, ...]
     threshold: Real | None
     steps: Steps
     timesteps: Steps
@@ -237,6 +242,8 @@ def build_report(
         status=finished if is_complete else "running",
         job=job,
         pipeline=pipeline,
+        sharing=plan.sharing,
+        fallbacks=fallbacks(plan, pipeline),
         threshold=plan.threshold,
         steps=plan.steps,
         timesteps=plan.timesteps,

@@ -9,7 +9,7 @@ from typing import Any
 
 from ..engine.call_state import StepEvent
 from ..errors import CotrunkError
-from ..execution import Run
+from ..execution import EXACT, Run
 from ..generation import plan as plan_prompts
 from ..generation import prepare, warm_up
 from ..lock import FolderLock, held
@@ -18,8 +18,8 @@ from ..pipelines.arguments import needed_arguments
 from ..pipelines.compatibility import check_text_to_image
 from ..pipelines.cost import timesteps_of
 from ..pipelines.offload import device_of
+from ..pipelines.own_defaults import own_guidance, own_steps
 from ..planning.plan import Cost, Plan
-from ..settings import Settings
 from .arm import ALL_STEPS, COMPARED, EQUAL_COST, INDEPENDENT, Arm, Compared, compared_arm, main_arm
 from .events import (
     AlreadyFinished,
@@ -128,7 +128,7 @@ def plan_job(job: Job, *, on_event: OnEvent = ignore) -> Plan:
         settings=job.settings,
         seed=job.seed,
         num_images_per_prompt=job.images_per_prompt,
-        **arguments_of(job),
+        **arguments_of(job, pipe),
     )
     on_event(Planned(plan))
     return plan
@@ -139,9 +139,17 @@ def facts_of(pipe: Any) -> PipelineFacts:
     return PipelineFacts(type(pipe.scheduler).__name__, device_of(pipe), str(pipe.dtype).removeprefix("torch."))
 
 
-def arguments_of(job: Job) -> dict[str, Any]:
-    """Return the job's arguments for the pipeline's call that are not part of its settings."""
-    arguments: dict[str, Any] = {"guidance_scale": job.guidance_scale}
+def arguments_of(job: Job, pipe: Any) -> dict[str, Any]:
+    """Return the arguments for the pipeline's call that a job gives or leaves to the pipeline.
+
+    Those of its settings are not among them, except for a number of steps that the settings leave to the pipeline.
+    """
+    arguments: dict[str, Any] = {}
+    if job.settings.steps is None:
+        arguments["num_inference_steps"] = own_steps(pipe)
+    scale = own_guidance(pipe) if job.guidance_scale is None else job.guidance_scale
+    if scale is not None:
+        arguments["guidance_scale"] = scale
     if job.negative_prompt is not None:
         arguments["negative_prompt"] = job.negative_prompt
     return arguments
@@ -162,7 +170,7 @@ class _Runner:
     def run(self, is_resumed: bool) -> RunReport:
         """Make every image that is not finished yet, and write the report."""
         job, seconds = self.job, {"load": time.perf_counter() - self.begin}
-        arguments = arguments_of(job)
+        arguments = arguments_of(job, self.pipe)
         self.on_event(Planning(len(job.prompts)))
         run = prepare(
             self.pipe,
@@ -172,6 +180,12 @@ class _Runner:
             num_images_per_prompt=job.images_per_prompt,
             plan=Plan.load(self.folder.path / "plan.json") if is_resumed else None,
             **arguments,
+        )
+        self.facts = replace(
+            self.facts,
+            guidance_scale=arguments.get("guidance_scale"),
+            skipping=run.skipping,
+            why_not_skipped=run.why_not_skipped,
         )
         plan, main = run.plan, main_arm(run.plan, job.output, job.ids)
         self.on_event(Planned(plan))
@@ -225,6 +239,7 @@ class _Runner:
 
     def _comparisons(self, plan: Plan, cost: Cost, arguments: dict[str, Any]) -> list[tuple[Arm, Run]]:
         """Return the arms for comparison with a run of this plan, which had this cost."""
+        arguments = {name: value for name, value in arguments.items() if name != "num_inference_steps"}
         needed = {**needed_arguments(self.pipe), **arguments}
         # the most steps that cost no more rows than the run did
         for steps in range(plan.steps, 0, -1):
@@ -243,7 +258,7 @@ class _Runner:
         runs = []
         for name, followed in arms:
             arm = self._compared(name, followed)
-            settings = Settings(steps=arm.plan.steps, batching=self.job.settings.batching)
+            settings = replace(EXACT, steps=arm.plan.steps, batching=self.job.settings.batching)
             runs.append((arm, prepare(self.pipe, self.job.texts, settings, plan=arm.plan, **arguments)))
         return runs
 
@@ -267,7 +282,8 @@ class _Runner:
             ):  # NaN in images, which the report shows
                 for arm, run in runs:
                     is_done = finished[arm.name].images.issuperset
-                    job = replace(self.job, settings=run.settings)
+                    own = replace(run.settings, sharing=arm.plan.sharing, steps=arm.plan.steps)
+                    job = replace(self.job, settings=own, guidance_scale=self.facts.guidance_scale)
                     for batch in run.batches(skip=is_done, on_step=self._on_step, seconds=BATCH_SECONDS):
                         self.lock.check()
                         self.folder.write_batch(arm, batch, job, self.facts)

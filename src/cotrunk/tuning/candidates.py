@@ -17,6 +17,7 @@ def candidate(
     similarity: float | None = None,
     tolerance: float | None = None,
     guidance_interval: tuple[float, float] | None = None,
+    is_published: bool = False,
 ) -> Settings:
     """Return the settings with these values.
 
@@ -25,10 +26,12 @@ def candidate(
         similarity: minimum cosine in a group; None for the encoder's own threshold.
         tolerance: the tolerance of skipping; None for no skipping.
         guidance_interval: fractions of the steps between which guidance is on; None for all steps.
+        is_published: whether trunks are sampled as in the paper, and not in the default way.
     """
+    kind = Sharing.published if is_published else Sharing
     minimum: float | Literal["auto"] = "auto" if similarity is None else similarity
     return Settings(
-        sharing=Sharing(share=share, similarity=minimum) if share else None,
+        sharing=kind(share=share, similarity=minimum) if share else None,
         skipping=None if tolerance is None else Skipping(tolerance=tolerance),
         guidance_interval=guidance_interval,
         steps=steps,
@@ -51,6 +54,7 @@ def candidates(
     yield from (candidate(few) for few in dict.fromkeys([*fewer, equal_cost]) if 0 < few < steps)
     yield from (candidate(steps, tolerance=tolerance) for tolerance in TOLERANCES)
     yield from (candidate(steps, share, similarity) for share in SHARES)
+    yield candidate(steps, SHARES[1], similarity, is_published=True)
     yield from (candidate(steps, share, similarity, tolerance) for share in SHARES[:2] for tolerance in TOLERANCES)
     yield from (candidate(few, SHARES[1], similarity) for few in fewer[:4])
     yield from (candidate(steps, SHARES[1], other) for other in others)
@@ -66,7 +70,13 @@ def neighbours(threshold: float) -> list[float]:
 
 def family(settings: Settings) -> str:
     """Return the name of settings without steps and tolerance. In the figure, all settings of one name are one line."""
-    parts = [f"shared {settings.sharing.share:.0%}" if settings.sharing else "independent"]
+    sharing = settings.sharing
+    parts = [f"shared {sharing.share:.0%}" if sharing else "independent"]
+    parts += (
+        ["published trunk"]
+        if sharing and sharing == Sharing.published(share=sharing.share, similarity=sharing.similarity)
+        else []
+    )
     if settings.sharing and settings.sharing.similarity != "auto":
         parts.append(f"similarity {settings.sharing.similarity:g}")
     parts += ["skipping"] if settings.skipping else []
@@ -76,5 +86,5 @@ def family(settings: Settings) -> str:
 
 def description(settings: Settings) -> str:
     """Return the name of settings, with steps and tolerance."""
-    skipping = f", tolerance {settings.skipping.tolerance:g}" if settings.skipping else ""
+    skipping = f", tolerance {settings.skipping.tolerance:g}" if isinstance(settings.skipping, Skipping) else ""
     return f"{family(settings)}, {settings.steps} steps{skipping}"

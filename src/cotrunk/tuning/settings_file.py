@@ -20,7 +20,7 @@ class Basis:
     Attributes:
         model, scheduler: as on the command line. None for the model's own scheduler.
         lora: in any form that `loras_of` takes.
-        guidance: the guidance scale.
+        guidance: the guidance scale; None for the pipeline's own.
         config, revision, variant: as in `Source`.
 
     Raises:
@@ -30,7 +30,7 @@ class Basis:
     model: str
     lora: tuple[WeightedLora, ...]
     scheduler: str | None
-    guidance: float
+    guidance: float | None
     config: str | None = None
     revision: str | None = None
     variant: str | None = None
@@ -40,7 +40,8 @@ class Basis:
         _ = self.source  # checks its names
         if self.scheduler is not None:
             text("scheduler", self.scheduler)
-        number("guidance", self.guidance)
+        if self.guidance is not None:
+            number("guidance", self.guidance)
 
     @property
     def source(self) -> Source:

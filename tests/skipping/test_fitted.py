@@ -76,7 +76,7 @@ def test_no_other_weights_are_expected_to_err_less(seed: int, size: int, change:
         return math.sqrt(full @ moments @ full)
 
     best = np.array(fitted.weights(support, 3, ()))
-    assert fitted.error(support, 3) == pytest.approx(expected(best), rel=1e-4)
+    assert fitted.errors(support)[3] == pytest.approx(expected(best), rel=1e-4)
     other = best.copy()
     other[place % size] += change
     assert expected(other) >= expected(best) - 1e-6

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from cotrunk.pipelines.noise_schedule import NoiseSchedule
 from cotrunk.skipping.fitted import FittedPredictions, Support
 from cotrunk.skipping.moments import Moments
-from cotrunk.skipping.step_choice import EARLY_WEIGHT, LEVELS, Gaps
+from cotrunk.skipping.step_choice import EARLY_WEIGHT, LEVELS, LONGEST, SLOTS, Gaps
 
 
 def flow(steps: int) -> NoiseSchedule:
@@ -105,3 +105,11 @@ def test_errors_of_all_kinds_compare_as_velocities(kind: str) -> None:
     sample, data = torch.tensor([0.3]), torch.tensor([0.7])
     outputs = [schedule.output_for(0, sample, data + wrong) for wrong in (0.0, 0.01)]
     assert float((outputs[1] - outputs[0]).abs()) * schedule.velocity(0) == pytest.approx(0.01 / 0.8, rel=1e-2)
+
+
+def test_runs_with_the_same_noise_levels_share_their_layouts() -> None:
+    shared = Gaps.of_run(flow(20), from_noise=True)
+    assert shared is Gaps.of_run(flow(20), from_noise=True)
+    assert shared is not Gaps.of_run(flow(20), from_noise=False)
+    assert shared is not Gaps.of_run(flow(21), from_noise=True)
+    assert walk(shared, 0.05) == walk(gaps(20, LONGEST, SLOTS), 0.05)

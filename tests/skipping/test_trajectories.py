@@ -17,7 +17,7 @@ from cotrunk.skipping.extrapolation import lagrange
 from cotrunk.skipping.history import History
 from cotrunk.skipping.moments import Moments
 from cotrunk.skipping.published_sada import Sada
-from cotrunk.skipping.trajectories import LONGEST
+from cotrunk.skipping.step_choice import LONGEST
 
 RULES = [Skipping(rule=rule) for rule in get_args(Rule)]
 EVERY = pytest.mark.parametrize("case", SCHEDULERS, ids="-".join)

@@ -61,9 +61,11 @@ def remembering_part(module: torch.nn.Module) -> str | None:
     recognised as harmless. A function or a processor with the attribute `rows_are_independent = True` declares that it
     neither keeps nor mixes rows.
     """
+    foreign_of_class: dict[type, Any] = {}
     for name, part in unwrap_module(module).named_modules():
-        where = f"{type(unwrap_module(module)).__name__}{'.' if name else ''}{name}"
-        foreign = _foreign_forward(part)
+        if type(part) not in foreign_of_class:
+            foreign_of_class[type(part)] = _foreign_class_forward(type(part))
+        foreign = foreign_of_class[type(part)] or _foreign_forward(part)
         if foreign is None:
             processor = getattr(part, "processor", None)
             if processor is None or not hasattr(part, "set_processor") or _is_known_processor(processor):
@@ -72,6 +74,7 @@ def remembering_part(module: torch.nn.Module) -> str | None:
         else:
             what = f"has its forward replaced by {_origin(foreign)}"
         if not getattr(foreign, "rows_are_independent", False):
+            where = f"{type(unwrap_module(module)).__name__}{'.' if name else ''}{name}"
             return (
                 f"{where} {what}, and cotrunk does not know whether that keeps rows between calls. Remove it, use "
                 "sharing=None without skipping, guidance_interval, max_rows and row_sizes, or set its attribute "
@@ -80,13 +83,16 @@ def remembering_part(module: torch.nn.Module) -> str | None:
     return None
 
 
-def _foreign_forward(part: torch.nn.Module) -> Any:
-    """Return what replaces the `forward` of this module's class; None if nothing does."""
-    kind = next(kind for kind in type(part).__mro__ if "forward" in vars(kind))
+def _foreign_class_forward(kind: type[torch.nn.Module]) -> Any:
+    """Return the `forward` of a class if it was set on the class from outside; otherwise None."""
+    kind = next(base for base in kind.__mro__ if "forward" in vars(base))
     of_class = vars(kind)["forward"]
     package = str(getattr(of_class, "__module__", "")).partition(".")[0]
-    if package != kind.__module__.partition(".")[0]:  # set on the class from outside
-        return of_class
+    return None if package == kind.__module__.partition(".")[0] else of_class
+
+
+def _foreign_forward(part: torch.nn.Module) -> Any:
+    """Return what replaces the `forward` of this module; None if nothing does."""
     forward = vars(part).get("forward")
     return None if forward is None or _is_trusted(part, forward) else forward
 

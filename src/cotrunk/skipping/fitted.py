@@ -1,8 +1,7 @@
 """Predict the output of a skipped step from computed ones by the weights with the smallest expected error."""
 
-import math
 from collections.abc import Sequence
-from functools import cache
+from functools import lru_cache
 
 import numpy as np
 
@@ -11,6 +10,7 @@ import numpy as np
 SUPPORT_ERROR = 0.25
 RIDGE = 1e-9  # relative; outputs at equal times have equal moments
 SMALLEST_ERROR = 1e-6
+FITS = 1024  # fits kept: images, and layouts of their gaps, need many of them again
 
 Support = tuple[int, ...]  # computed steps, latest first; the number of steps stands for the noise of the first sample
 
@@ -25,7 +25,7 @@ class FittedPredictions:
     def __init__(self, moments: np.ndarray) -> None:
         self._moments = moments
         self.noise = len(moments) - 1  # the noise of the first sample, as a support point
-        self.error = cache(self._error)
+        self._fits = lru_cache(FITS)(self._fitted)
 
     def weights(self, support: Support, step: int, errors: Sequence[float]) -> list[float]:
         """Return the weights of the support points in the prediction at a step.
@@ -35,18 +35,21 @@ class FittedPredictions:
             step: the predicted step.
             errors: the RMS errors of the predictions of each computed support point, before it was computed.
         """
-        return self._fitted(support, step, errors)[0].tolist()
+        weights: list[float] = self._fits(support, tuple(errors))[0][step].tolist()
+        return weights
 
-    def _error(self, support: Support, step: int) -> float:
-        """Return the expected RMS error of the prediction at a step from support points without an error."""
-        return math.sqrt(max(self._fitted(support, step)[1], SMALLEST_ERROR**2))
+    def errors(self, support: Support) -> np.ndarray:
+        """Return (T + 1,) the expected RMS error of each step's prediction, from support points without errors."""
+        return self._fits(support, ())[1]
 
-    def _fitted(self, support: Support, step: int, errors: Sequence[float] = ()) -> tuple[np.ndarray, float]:
-        """Return the weights, and the expected square of the error."""
+    def _fitted(self, support: Support, errors: tuple[float, ...]) -> tuple[np.ndarray, np.ndarray]:
+        """Return the weights for the prediction at each step, and their expected errors (T + 1,)."""
         own = list(support)
-        among, with_step = self._moments[np.ix_(own, own)], self._moments[own, step]
+        among, with_steps = self._moments[np.ix_(own, own)], self._moments[own]
         for place, error in enumerate(errors):
             among[place, place] += (SUPPORT_ERROR * error) ** 2
         scale = 1 / np.sqrt(np.diag(among))
-        weights = np.linalg.solve(among * np.outer(scale, scale) + RIDGE * np.eye(len(own)), with_step * scale) * scale
-        return weights, self._moments[step, step] - 2 * weights @ with_step + weights @ among @ weights
+        scaled = among * np.outer(scale, scale) + RIDGE * np.eye(len(own))
+        weights = np.linalg.solve(scaled, with_steps * scale[:, None]) * scale[:, None]
+        squares = np.diag(self._moments) + (weights * (among @ weights - 2 * with_steps)).sum(axis=0)
+        return weights.T, np.sqrt(np.maximum(squares, SMALLEST_ERROR**2))

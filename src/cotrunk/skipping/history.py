@@ -4,9 +4,8 @@ import math
 from dataclasses import dataclass, field
 
 from .extrapolation import lagrange
-from .step_choice import are_equal
+from .step_choice import SLOTS, are_equal
 
-SLOTS = 3  # computed outputs kept per image: enough for a quadratic
 SMALLEST_SCALE = 1e-3  # the error scale of an image is clamped to [1e-3, 1e3]
 # Weight of the earlier error scale in a lower new one, in a geometric mean: a single small error is mostly chance. A
 # larger scale counts at once, because the images that end worst are those whose errors grow.

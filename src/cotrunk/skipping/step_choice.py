@@ -7,15 +7,23 @@ prediction errors of an image then give its factor, and its remaining gaps are c
 
 import math
 from bisect import bisect_right
+from functools import lru_cache
+from typing import Self
+
+import numpy as np
 
 from ..pipelines.noise_schedule import NoiseSchedule
 from .fitted import FittedPredictions, Support
+from .moments import Moments
 
 # Errors at noisy steps weigh 1 + EARLY_WEIGHT * time. A change of the sample there moves the final image about as much
 # as one at the end, but for some images up to ten times as much.
 EARLY_WEIGHT = 0.2
 EQUAL_TIMES = 1e-6  # times closer than this are equal
 LEVELS = 20  # limits are rounded down to powers of e ** (1 / LEVELS), so that images can use the same gaps
+LONGEST = 12  # most steps skipped in a row
+SLOTS = 3  # computed outputs kept per image: enough for a quadratic
+LAYOUTS = 8192  # layouts of gaps kept
 UNLIMITED = 1e9  # a limit above the cost of any gap
 
 
@@ -35,12 +43,23 @@ class Gaps:
     ) -> None:
         self.schedule, self.predictions, self.stop = schedule, predictions, stop
         self.longest, self.terms = longest, terms
-        self._costs: dict[Support, list[float]] = {}
-        self._found: dict[tuple[Support, int], int] = {}
+        self._drifts = np.array([self._drift(step) for step in range(stop)])
+        self._costs = lru_cache(LAYOUTS)(self._costs_from)
+        self._found = lru_cache(LAYOUTS)(self._next_at)
+
+    @classmethod
+    @lru_cache(8)
+    def of_run(cls, schedule: NoiseSchedule, *, from_noise: bool) -> Self:
+        """Return the gaps of a run with the moments that come with the package: one object for equal runs.
+
+        Images of one run, and further runs, need mostly the same layouts.
+        """
+        moments = Moments.stored().of_outputs(schedule, from_noise=from_noise)
+        return cls(schedule, FittedPredictions(moments), len(schedule.levels) - 1, LONGEST, SLOTS)
 
     def expected_error(self, support: Support, step: int) -> float:
         """Return the expected RMS error of a predicted output at a step, as the error of a velocity."""
-        return self.predictions.error(support, step) * self.schedule.velocity(step)
+        return float(self.predictions.errors(support)[step]) * self.schedule.velocity(step)
 
     def extended(self, support: Support, step: int) -> Support:
         """Return the support of a prediction after this step is computed too."""
@@ -56,9 +75,7 @@ class Gaps:
         if not limit > 0:  # also if it is NaN
             return support[0] + 1
         level = math.floor(LEVELS * math.log(min(limit, UNLIMITED)))
-        if (support, level) not in self._found:
-            self._found[support, level] = self._next_at(support, level)
-        return self._found[support, level]
+        return self._found(support, level)
 
     def _next_at(self, support: Support, level: int) -> int:
         high, low = math.exp(level / LEVELS), 0.0
@@ -78,24 +95,21 @@ class Gaps:
 
     def _furthest(self, support: Support, limit: float) -> int:
         """Return the step that ends the longest gap within the limit."""
-        if support not in self._costs:
-            self._costs[support] = self._costs_from(support)
-        return support[0] + 1 + bisect_right(self._costs[support], limit)
+        return support[0] + 1 + bisect_right(self._costs(support), limit)
 
     def _costs_from(self, support: Support) -> list[float]:
         """Return the costs of skipping one step after these support points, two steps, and so on."""
-        costs, cost = list[float](), 0.0
-        for step in range(support[0] + 1, min(support[0] + 1 + self.longest, self.stop)):
-            cost += self._drift(step) * self.expected_error(support, step)
-            costs.append(cost)
+        inside = slice(support[0] + 1, min(support[0] + 1 + self.longest, self.stop))
+        costs: list[float] = np.cumsum(self._drifts[inside] * self.predictions.errors(support)[inside]).tolist()
         return costs
 
     def _drift(self, step: int) -> float:
-        """Return how much an error of 1 in the velocity at this step changes the image.
+        """Return how much an error of 1 in the output at this step changes the image.
 
         It is the change of the sample by the first-order solver, with more weight at noisy steps.
         """
-        return self.schedule.drift(step) * (1 + EARLY_WEIGHT * self.schedule.time(step))
+        weight = 1 + EARLY_WEIGHT * self.schedule.time(step)
+        return self.schedule.drift(step) * self.schedule.velocity(step) * weight
 
 
 def are_equal(time: float, other: float) -> bool:

@@ -21,12 +21,11 @@ from ..pipelines.noise_schedule import NoiseSchedule, read_schedule
 from ..settings import Skipping
 from .extrapolation import lagrange
 from .fitted import FittedPredictions, Support
-from .history import SLOTS, SMALLEST_SCALE, History
+from .history import SMALLEST_SCALE, History
 from .moments import Moments
-from .step_choice import Gaps, are_equal
+from .step_choice import SLOTS, Gaps, are_equal
 
 TERMS = {"reuse": 1, "linear": 2, "quadratic": 3}  # support points of the predictions of the rule "fixed"
-LONGEST = 12  # most steps skipped in a row by the rule "error"
 FIRST_STEPS = 3  # computed by the rule "fixed" before it predicts
 # First prediction errors grow with this power of the RMS of the x0 that the first output predicts.
 FIRST_X0_EXPONENT = 3
@@ -106,10 +105,9 @@ class Trajectories:
         if self.schedule is None:
             self.schedule = read_schedule(steps.scheduler, steps.timesteps()[: self.timesteps].tolist())
             from_noise = steps.first_index() == 0 and self.schedule.levels[0][0] < NOISE_ALPHA
-            moments = Moments.stored()
-            self.predictions = FittedPredictions(moments.of_outputs(self.schedule, from_noise=from_noise))
-            self.gaps = Gaps(self.schedule, self.predictions, self.stop, LONGEST, SLOTS)
-            self.first_x0 = math.sqrt(moments.values[0, 0])
+            self.gaps = Gaps.of_run(self.schedule, from_noise=from_noise)
+            self.predictions = self.gaps.predictions
+            self.first_x0 = math.sqrt(Moments.stored().values[0, 0])
             self.noise = self.schedule.scaled(0, sample)
             for history in self.histories:
                 history.from_noise = history.keeps_noise = from_noise
@@ -219,11 +217,16 @@ class Trajectories:
 
     def _combined(self, weights: list[list[float]]) -> torch.Tensor:
         """Return (N, ...): for each image the weighted sum of its slots, and of its first noise."""
-        total = torch.zeros_like(self.outputs[0])
-        for slot, outputs in [*enumerate(self.outputs), (SLOTS, self.noise)]:
-            column = [own[slot] if slot < len(own) else 0.0 for own in weights]
-            if any(column):
-                total += along(column, total) * outputs
+        values = [*self.outputs, *[self.noise] * (SLOTS + 1 - len(self.outputs))]
+        columns = [[own[slot] if slot < len(own) else 0.0 for own in weights] for slot in range(SLOTS + 1)]
+        used = [slot for slot, column in enumerate(columns) if any(column)]
+        if not used:
+            return torch.zeros_like(self.outputs[0])
+        # one transfer to the device for all weights
+        factors = along([columns[slot] for slot in used], self.outputs[0])
+        total = factors[0] * values[used[0]]
+        for factor, slot in zip(factors[1:], used[1:], strict=True):
+            total += factor * values[slot]
         return total
 
     def _push(
@@ -267,5 +270,5 @@ def _mean_square(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def along(values: Any, like: torch.Tensor) -> torch.Tensor:
-    """Return (N,) values in a shape that multiplies or selects along the first dimension of a tensor (N, ...)."""
-    return torch.tensor(values).to(like.device, non_blocking=True).reshape(-1, *[1] * (like.ndim - 1))
+    """Return (..., N) values in a shape that multiplies or selects along the first dimension of a tensor (N, ...)."""
+    return torch.tensor(values).to(like.device, non_blocking=True)[(..., *[None] * (like.ndim - 1))]

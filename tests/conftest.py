@@ -10,7 +10,7 @@ import torch
 from command import PROMPTS, QUICK, Outcome, cotrunk, one_model
 from hypothesis import settings
 from PIL import Image
-from run_folders import ARM, FACTS, JOB, PLAN
+from run_folders import ARM, FACTS, JOB, JOB_PLAN, PLAN
 
 from cotrunk.groups.captions import Pair
 from cotrunk.runs.folder import RunFolder
@@ -47,7 +47,7 @@ def folder(tmp_path: Path) -> RunFolder:
     folder = RunFolder(tmp_path / "deep" / "run")
     assert folder.make() is False
     assert list(folder.path.iterdir()) == []
-    folder.write_report(JOB, FACTS, [ARM], {"load": 1.0})
+    folder.write_report(JOB, FACTS, JOB_PLAN, [ARM], {"load": 1.0})
     PLAN.save(folder.path / "plan.json")
     return folder
 

@@ -7,10 +7,11 @@ from PIL import Image
 from cotrunk.execution import Batch
 from cotrunk.planning.plan import Cost, Plan
 from cotrunk.planning.tree import Branch, leaf
-from cotrunk.runs.arm import main_arm
+from cotrunk.runs.arm import main_arms
 from cotrunk.runs.facts import PipelineFacts
 from cotrunk.runs.folder import RunFolder
 from cotrunk.runs.job import Job
+from cotrunk.runs.job_plan import job_plan
 from cotrunk.settings import Settings, Sharing
 
 PLAN = Plan(
@@ -24,13 +25,16 @@ PLAN = Plan(
 )
 
 
-ARM = main_arm(PLAN)
-
-
 FACTS = PipelineFacts("DDIMScheduler", "cpu", "float32")
 
 
 JOB = Job(PLAN.prompts, Settings(steps=3), guidance_scale=7.5)
+
+
+JOB_PLAN = job_plan(JOB, [(range(3), PLAN)])
+
+
+ARM = main_arms(JOB_PLAN)[0]
 
 
 def batch(*images: int, failed: tuple[int, ...] = (), flagged: tuple[int, ...] = (), rows: int = 10) -> Batch:

@@ -246,7 +246,7 @@ def test_compare_with_a_scheduler_that_cannot_take_as_few_steps(model: pytest.Mo
             raise CotrunkError("too few")
         return steps, steps
 
-    model.setattr("cotrunk.runs.runner.timesteps_of", timesteps_of)
+    model.setattr("cotrunk.runs.part_run.timesteps_of", timesteps_of)
     settings = ("--steps", 5, "--share", 0.9, "--similarity", -1, "--max-group", 0)
     outcome = cotrunk("generate", *PROMPTS, *settings, "--out", tmp_path / "run", "--compare")
     assert outcome.code == 0, outcome

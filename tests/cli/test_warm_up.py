@@ -37,7 +37,7 @@ def test_nothing_is_compiled_while_denoising_is_timed(
 
 
 def test_a_run_without_compiling_or_comparing_is_not_warmed_up(model: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    model.setattr("cotrunk.runs.runner.warm_up", lambda *_, **__: pytest.fail("warmed up"))
+    model.setattr("cotrunk.runs.part_run.warm_up", lambda *_, **__: pytest.fail("warmed up"))
     assert cotrunk("generate", *PROMPTS[:2], "--out", tmp_path / "run", *QUICK).code == 0
 
 
@@ -45,7 +45,7 @@ def test_compiling_is_done_before_denoising_is_timed(model: pytest.MonkeyPatch, 
     began, batches = list[int](), Run.batches
     model.setattr("cotrunk.pipelines.loading._check_compiler", lambda device: None)
     model.setattr(torch.nn.Module, "compile", lambda self, **how: None)
-    model.setattr("cotrunk.runs.runner.warm_up", lambda pipe, texts, *_, **__: began.append(len(texts)))
+    model.setattr("cotrunk.runs.part_run.warm_up", lambda pipe, texts, *_, **__: began.append(len(texts)))
     model.setattr(Run, "batches", lambda run, **given: began.append(0) or batches(run, **given))
     outcome = cotrunk("generate", *PROMPTS[:2], "--out", tmp_path / "run", *QUICK, "--compile")
     assert outcome.code == 0, outcome.err

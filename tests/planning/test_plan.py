@@ -15,7 +15,8 @@ from cotrunk import Branch, CotrunkError, Plan, Sharing
 from cotrunk.planning.plan import DEPTH, Findings
 from cotrunk.planning.sharing import why_nothing_shared
 from cotrunk.planning.tree import leaf, partition
-from cotrunk.runs.report import group_report
+from cotrunk.runs.build_report import group_report
+from cotrunk.runs.job_plan import PartPlan
 
 PAIR = Branch((0, 2), 0, 3, 0.7, (leaf(0, 3, 10), leaf(2, 3, 10)))
 PLAN = Plan(("a", "b", "c"), (1, 2, 1), (PAIR, leaf(1, 0, 10)), steps=10, timesteps=10)
@@ -129,7 +130,9 @@ def use(plan: Plan) -> None:
     plan.independent(steps=2, timesteps=2).check()
     why_nothing_shared(plan)
     why_nothing_shared(plan.independent())
-    json.dumps([asdict(group_report(plan, tree, {})) for tree in plan.trees], allow_nan=False)
+    images = tuple(range(len(plan)))
+    part = PartPlan((), plan, tuple(map(plan.prompt_of, images)), images, images)
+    json.dumps([asdict(group_report(part, tree, {})) for tree in plan.trees], allow_nan=False)
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 from mutations import mutants
-from run_folders import ARM, FACTS, JOB, PLAN, batch, write
+from run_folders import ARM, FACTS, JOB, JOB_PLAN, PLAN, batch, write
 
 from cotrunk.cli.console import print_summary
 from cotrunk.errors import CotrunkError
-from cotrunk.runs.arm import COMPARED, compared_arm
+from cotrunk.runs.arm import COMPARED
 from cotrunk.runs.folder import RunFolder
 from cotrunk.runs.report import RunReport, Seconds
 from cotrunk.runs.resume import begin_or_resume, check_dtype, finished_report
@@ -20,12 +20,12 @@ from cotrunk.settings import Batching, Settings
 
 def test_the_report_follows_the_journal(folder: RunFolder) -> None:
     write(folder, batch(0, 1))
-    report = folder.write_report(JOB, FACTS, [ARM], {"load": 1.0})
+    report = folder.write_report(JOB, FACTS, JOB_PLAN, [ARM], {"load": 1.0})
     assert report.status == "running"
     assert report.rows.used == 10
     assert not (folder.path / "index.html").exists()
     write(folder, batch(2, rows=6))
-    report = folder.write_report(JOB, FACTS, [ARM], {"load": 1.0, "embed": 0.5, "total": 20.0})
+    report = folder.write_report(JOB, FACTS, JOB_PLAN, [ARM], {"load": 1.0, "embed": 0.5, "total": 20.0})
     assert report == RunReport.load(folder.path)
     assert report.status == "done"
     assert report.seconds == Seconds(load=1.0, embed=2.5, denoise=4.0, decode=6.0, total=20.0)
@@ -36,7 +36,7 @@ def test_a_run_is_finished_when_all_its_images_are_written(folder: RunFolder) ->
     assert finished_report(folder) is None
     write(folder, batch(0, 1), batch(2, rows=6))
     assert finished_report(folder) is None  # the report is still to be written
-    report = folder.write_report(JOB, FACTS, [ARM], {})
+    report = folder.write_report(JOB, FACTS, JOB_PLAN, [ARM], {})
     (folder.path / "index.html").unlink()
     assert finished_report(folder) == report
     assert (folder.path / "index.html").exists()
@@ -45,13 +45,13 @@ def test_a_run_is_finished_when_all_its_images_are_written(folder: RunFolder) ->
 
 
 def test_arms_for_comparison_belong_to_the_run(folder: RunFolder) -> None:
-    others = [compared_arm(name, PLAN.independent()) for name in COMPARED]
+    others = [ARM.compared(name, PLAN.independent()) for name in COMPARED]
     arms = [ARM, *others]
     write(folder, batch(0, 1, 2, rows=16))
-    assert folder.write_report(JOB, FACTS, arms, {}).status == "running"
+    assert folder.write_report(JOB, FACTS, JOB_PLAN, arms, {}).status == "running"
     for other in others:
         folder.write_batch(other, batch(0, 1, 2, rows=18), JOB, FACTS)
-    report = folder.write_report(JOB, FACTS, arms, {"total": 30.0})
+    report = folder.write_report(JOB, FACTS, JOB_PLAN, arms, {"total": 30.0})
     assert report.status == "done"
     assert report.rows.used == 16
     assert report.seconds.total == 30.0 - 6 * len(others)  # without the 6 seconds of each arm for comparison
@@ -122,7 +122,7 @@ def test_resuming_in_another_precision_is_refused(folder: RunFolder) -> None:
 def test_flagged_images_are_marked(folder: RunFolder) -> None:
     write(folder, batch(0, 1, flagged=(1,)), batch(2, rows=6))
     assert RunFolder(folder.path).progress(ARM).flagged == {1}
-    report = folder.write_report(JOB, FACTS, [ARM], {})
+    report = folder.write_report(JOB, FACTS, JOB_PLAN, [ARM], {})
     assert report.status == "flagged images"
     assert [image.flagged for image in report.images] == [False, True, False]
     assert [image.failed for image in report.images] == [False] * 3
@@ -140,7 +140,7 @@ def use(folder: RunFolder) -> None:
         json.dumps([done.cost.used, done.spared, sorted(done.failed), done.rows, done.seconds], allow_nan=False)
         trees = [tree for tree in PLAN.trees if not done.images.issuperset(tree.images)]
         write(folder, *(batch(*tree.images, rows=PLAN.cost_of([tree]).used) for tree in trees))
-        folder.write_report(JOB, FACTS, [ARM], {"load": 1.0, "total": 9.0})
+        folder.write_report(JOB, FACTS, JOB_PLAN, [ARM], {"load": 1.0, "total": 9.0})
     report = finished_report(folder)
     assert report is not None
     print_summary(report, folder.path)
@@ -149,10 +149,10 @@ def use(folder: RunFolder) -> None:
 @pytest.mark.parametrize("name", ["run.json", "journal.jsonl", "plan.json"])
 def test_resuming_a_damaged_folder_works_or_is_refused(folder: RunFolder, name: str) -> None:
     write(folder, batch(0, 1), batch(2, rows=6))
-    others = [compared_arm(name, PLAN.independent()) for name in COMPARED]
+    others = [ARM.compared(name, PLAN.independent()) for name in COMPARED]
     for other in others:
         folder.write_batch(other, batch(0, 1, 2, rows=18), JOB, FACTS)
-    folder.write_report(JOB, FACTS, [ARM, *others], {"load": 1.0, "total": 9.0})
+    folder.write_report(JOB, FACTS, JOB_PLAN, [ARM, *others], {"load": 1.0, "total": 9.0})
     kept = {file: (folder.path / file).read_text() for file in ("run.json", "journal.jsonl", "plan.json")}
     lines = [json.loads(line) for line in kept["journal.jsonl"].splitlines() if line.strip()]
     document = {"lines": lines} if name == "journal.jsonl" else json.loads(kept[name])
@@ -178,7 +178,7 @@ def test_resuming_a_damaged_folder_works_or_is_refused(folder: RunFolder, name: 
 
 def test_a_report_that_was_changed_is_written_again(folder: RunFolder) -> None:
     write(folder, batch(0, 1), batch(2, rows=6))
-    report = folder.write_report(JOB, FACTS, [ARM], {})
+    report = folder.write_report(JOB, FACTS, JOB_PLAN, [ARM], {})
     changed = json.loads(report.to_text())
     changed["rows"]["saving"], changed["images"][0]["steps"], changed["groups"] = "x", "<script>", None
     (folder.path / "run.json").write_text(json.dumps(changed))
@@ -191,5 +191,5 @@ def test_a_report_that_was_changed_is_written_again(folder: RunFolder) -> None:
 
 def test_names_that_are_not_unicode_are_kept_in_the_report(folder: RunFolder) -> None:
     write(folder, batch(0, 1), batch(2, rows=6))
-    report = folder.write_report(replace(JOB, model="fol\udcffder"), FACTS, [ARM], {})
+    report = folder.write_report(replace(JOB, model="fol\udcffder"), FACTS, JOB_PLAN, [ARM], {})
     assert RunReport.load(folder.path) == report

@@ -11,7 +11,6 @@ import pytest
 from command import PROMPTS, ROUNDING, no_model, pipeline, pixels
 
 from cotrunk import CotrunkError
-from cotrunk.planning.plan import Plan
 from cotrunk.runs import events
 from cotrunk.runs.job import Job
 from cotrunk.runs.report import RunReport
@@ -102,7 +101,7 @@ def test_a_plan_needs_no_denoiser(model: pytest.MonkeyPatch) -> None:
     model.setattr(pipeline().unet, "forward", lambda *_, **__: pytest.fail("denoised"))
     found = list[events.Event]()
     plan = plan_job(JOB, on_event=found.append)
-    assert isinstance(plan, Plan)
+    assert [part.rows for part in plan.parts] == [tuple(range(6))]
     assert (plan.cost.used, plan.cost.independent) == (30, 36)
     assert events.Loading("mini", has_denoiser=False) in found
 

@@ -12,7 +12,6 @@ from run_folders import ARM, FACTS, JOB, PLAN, batch, write
 from cotrunk.errors import CotrunkError
 from cotrunk.execution import Batch
 from cotrunk.planning.plan import Cost
-from cotrunk.runs.arm import compared_arm
 from cotrunk.runs.folder import RunFolder
 
 
@@ -23,7 +22,7 @@ def test_the_journal_adds_up(folder: RunFolder) -> None:
     assert (done.images, done.failed, done.cost) == ({0, 1, 2}, {2}, Cost(16, 18))
     assert done.seconds == {"embed": 2.0, "denoise": 4.0, "decode": 6.0}
     assert not (folder.path / "images/00002.png").exists()
-    assert folder.progress(compared_arm("independent", PLAN)).images == set()
+    assert folder.progress(ARM.compared("independent", PLAN)).images == set()
 
 
 @pytest.mark.parametrize("tail", [b'\n{"arm": "shared", "im', b"\n\xff\xfe", b"\n\0\0\0\0", b"\n"])

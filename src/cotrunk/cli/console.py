@@ -5,7 +5,7 @@ control the terminal: `_Console` makes them visible wherever they are printed.
 """
 
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,8 @@ from rich.text import Text
 
 if TYPE_CHECKING:
     from ..planning.plan import Findings, Plan
+    from ..planning.tree import Branch
+    from ..runs.job_plan import JobPlan, PartPlan
     from ..runs.report import RunReport
 
 WORTH_IT = 0.05  # below this saving, `cotrunk plan` advises against sharing
@@ -95,7 +97,7 @@ def print_summary(report: "RunReport", folder: Path) -> None:
         out.print(f"  rows saved by {', by '.join(parts)}", soft_wrap=True)
     for name, arm in report.compare.items():
         out.print(
-            f"  {name.replace('_', ' ')}: {_count(arm.steps, 'step')}, {arm.rows:,} rows, "
+            f"  {name.replace('_', ' ')}: {_steps(report.steps_of_arm(name))}, {arm.rows:,} rows, "
             f"{arm.seconds.denoise:.1f} s denoising",
             soft_wrap=True,
         )
@@ -106,22 +108,22 @@ def print_summary(report: "RunReport", folder: Path) -> None:
     out.print(f"Open {escape(str(folder / 'index.html'))}", soft_wrap=True)
 
 
-def print_plan(plan: "Plan", show: int) -> None:
+def print_plan(plan: "JobPlan", show: int) -> None:
     """Print the groups of a plan, largest saving first, and what it saves."""
-    groups = [tree for tree in plan.trees if len(tree.images) > 1]
-    groups.sort(key=lambda tree: (plan.cost_of([tree]).used - plan.cost_of([tree]).independent, tree.images))
+    from ..planning.sharing import how_shared
+
+    groups = [(part, tree) for part in plan.parts for tree in part.plan.trees if len(tree.images) > 1]
+    groups.sort(key=lambda group: (-_saved(*group), group[0].images[group[1].images[0]]))
     if groups and show:
         table = Table("group", "prompts", "similarity", "branches at", "rows", "saved", box=None, pad_edge=False)
-        for number, tree in enumerate(groups[:show], 1):
-            cost = plan.cost_of([tree])
+        for number, (part, tree) in enumerate(groups[:show], 1):
+            cost = part.plan.cost_of([tree])
             branches = ", ".join(str(stop) for stop in sorted({n.stop for n in tree.nodes() if n.children}))
-            prompts = (plan.prompts[plan.prompt_of(image)] for image in tree.images)
-            texts = "\n".join(escape(_short(prompt, 200)) for prompt in prompts)
             table.add_row(
                 str(number),
-                texts,
+                "\n".join(escape(line) for line in _tree_lines(part.plan, tree, "")),
                 f"{tree.similarity:.2f}",
-                f"{branches} of {plan.timesteps}",
+                f"{branches} of {part.plan.timesteps}",
                 f"{cost.used:,} of {cost.independent:,}",
                 f"{cost.saving:.1%}",
             )
@@ -129,29 +131,56 @@ def print_plan(plan: "Plan", show: int) -> None:
     if len(groups) > show:
         more = _count(len(groups) - show, "more group")
         out.print(f"... and {more} (--show {len(groups)} prints them all)", soft_wrap=True)
-    if groups and plan.sharing is not None:
-        from ..planning.sharing import how_shared
-
-        out.print(how_shared(plan.sharing, is_guided=plan.guidance_rows > 1), soft_wrap=True)
+    first = plan.parts[0].plan
+    if groups and first.sharing is not None:
+        out.print(how_shared(first.sharing, is_guided=first.guidance_rows > 1), soft_wrap=True)
         if plan.findings.fallback is not None:
             out.print(plan.findings.fallback, soft_wrap=True, markup=False)
-    cost, alone = plan.cost, sum(len(tree.images) == 1 for tree in plan.trees)
+    if len(plan.parts) > 1:
+        named = (f"{_count(len(part.rows), 'prompt')} with {_count(part.plan.steps, 'step')}" for part in plan.parts)
+        out.print(
+            f"{len(plan.parts)} parts run one after another, because prompts differ in size, steps or guidance: "
+            f"{', '.join(named)}.",
+            soft_wrap=True,
+        )
+    cost = plan.cost
+    alone = sum(len(tree.images) == 1 for part in plan.parts for tree in part.plan.trees)
     out.print(
         f"{_count(len(plan), 'image')}, {_count(len(groups), 'group')}, {alone} alone, "
-        f"similarity {plan.threshold or 0:g} or more: "
+        f"similarity {first.threshold or 0:g} or more: "
         f"{cost.used:,} denoiser rows instead of {cost.independent:,}, {cost.saving:.1%} saved.",
         soft_wrap=True,
     )
     if cost.saving < WORTH_IT:
-        from ..planning.sharing import why_nothing_shared
-
-        share = 0.0 if plan.sharing is None else plan.sharing.share
+        share = 0.0 if first.sharing is None else first.sharing.share
         little = f"--share {share:g} limits the saving" if share < 2 * WORTH_IT else "these prompts differ too much"
         out.print(
             f"Not worth it: sharing would save less than {WORTH_IT:.0%}. It pays off for variations of the same "
-            f"subjects; {why_nothing_shared(plan) or little}.",
+            f"subjects; {plan.why_nothing_shared() or little}.",
             soft_wrap=True,
         )
+
+
+def _saved(part: "PartPlan", tree: "Branch") -> int:
+    """Return the number of rows that sharing saves in a group."""
+    cost = part.plan.cost_of([tree])
+    return cost.independent - cost.used
+
+
+def _tree_lines(plan: "Plan", branch: "Branch", indent: str) -> Iterator[str]:
+    """Yield the prompts of a group, those that stay together longer indented below the step where they part."""
+    if all(len(child.images) == 1 for child in branch.children):
+        for image in branch.images:
+            yield indent + _short(plan.prompts[plan.prompt_of(image)], 200)
+        return
+    for child in branch.children:
+        if len(child.images) > 1:
+            yield f"{indent}until {child.stop}:"
+        yield from _tree_lines(plan, child, indent + ("  " if len(child.images) > 1 else ""))
+
+
+def _steps(words: str) -> str:
+    return f"{words} step{'' if words == '1' else 's'}"
 
 
 def _short(text: str, width: int) -> str:

@@ -13,7 +13,7 @@ from ..errors import CotrunkError
 from ..pipelines.weighted_lora import loras_of
 from ..settings import DEFAULT_SHARING, Settings, Sharing
 from .console import print_summary, say
-from .inputs import check_numbers, is_given, out_folder, prompts_of, sharing_of, skipping_of
+from .inputs import check_numbers, check_size, is_given, out_folder, prompts_of, sharing_of, skipping_of
 from .model_options import Config, Loras, OffloadName, Revision, VaeTiling, Variant
 from .options import (
     COMMON,
@@ -29,6 +29,7 @@ from .options import (
     FidelityName,
     Guidance,
     GuidanceInterval,
+    Height,
     MaxGroup,
     Model,
     ModeName,
@@ -47,6 +48,7 @@ from .options import (
     Templates,
     Tolerance,
     TrunkGuidance,
+    Width,
     Wildcards,
     option,
 )
@@ -107,6 +109,8 @@ def generate(
     lora: Loras = None,
     scheduler: Scheduler = None,
     images_per_prompt: PerPrompt = 1,
+    width: Width = None,
+    height: Height = None,
     columns: Columns = None,
     templates: Templates = False,
     wildcards: Wildcards = None,
@@ -164,6 +168,7 @@ def generate(
             sharing = skipping = None
         settings = Settings(sharing, skipping, guidance_interval, steps)
     check_numbers(settings.steps, guidance, seed, images_per_prompt)
+    check_size(width, height)
     if max_rows is not None:
         whole("--max-rows", max_rows, 1)
         settings = replace(settings, batching=replace(settings.batching, max_rows=max_rows))
@@ -185,6 +190,8 @@ def generate(
         negative_prompt=negative,
         seed=seed,
         images_per_prompt=images_per_prompt,
+        width=width,
+        height=height,
         compare=compare,
         device=device,
         dtype=dtype,

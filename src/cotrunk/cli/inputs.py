@@ -91,6 +91,17 @@ def check_numbers(steps: int | None, guidance: float | None, seed: int, images_p
     whole("--images-per-prompt", images_per_prompt, 1)
 
 
+def check_size(width: int | None, height: int | None) -> None:
+    """Check the size of images; errors name the command-line option.
+
+    Raises:
+        CotrunkError: it is out of range.
+    """
+    for name, value in (("--width", width), ("--height", height)):
+        if value is not None:
+            whole(name, value, 1)
+
+
 def sharing_of(
     share: float, similarity: str, max_group: int, mode: str, encoder: str, noise: str, trunk_guidance: str
 ) -> Sharing:

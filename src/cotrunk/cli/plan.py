@@ -8,7 +8,7 @@ from rich.markup import escape
 from ..checks import whole
 from ..settings import DEFAULT_SHARING, Settings
 from .console import out, print_plan
-from .inputs import check_numbers, prompts_of, sharing_of
+from .inputs import check_numbers, check_size, prompts_of, sharing_of
 from .model_options import Config, Revision, Variant
 from .options import (
     COMMON,
@@ -16,6 +16,7 @@ from .options import (
     Columns,
     Encoder,
     Guidance,
+    Height,
     MaxGroup,
     Model,
     ModeName,
@@ -30,6 +31,7 @@ from .options import (
     Steps,
     Templates,
     TrunkGuidance,
+    Width,
     Wildcards,
     option,
 )
@@ -56,6 +58,8 @@ def plan(
     variant: Variant = None,
     scheduler: Scheduler = None,
     images_per_prompt: PerPrompt = 1,
+    width: Width = None,
+    height: Height = None,
     columns: Columns = None,
     templates: Templates = False,
     wildcards: Wildcards = None,
@@ -70,6 +74,7 @@ def plan(
     """
     rows = prompts_of(prompts, prompt_file, columns, templates, wildcards)
     check_numbers(steps, guidance, seed, images_per_prompt)
+    check_size(width, height)
     whole("--show", show, 0)
     sharing = sharing_of(share, similarity, max_group, mode, encoder, noise, trunk_guidance)
 
@@ -88,6 +93,8 @@ def plan(
         guidance_scale=guidance,
         seed=seed,
         images_per_prompt=images_per_prompt,
+        width=width,
+        height=height,
     )
     with JobProgress() as progress:
         made = plan_job(job, on_event=progress)

@@ -181,18 +181,26 @@ class Plan:
         steps = self.steps if steps is None else steps
         return replace(self, trees=trees, steps=steps, timesteps=timesteps, sharing=None, threshold=None)
 
-    def save(self, path: str | Path) -> None:
-        """Write the plan as JSON, whole or not at all.
+    def to_json(self) -> dict[str, Any]:
+        """Return the plan as JSON values, which `from_json` reads.
 
         Raises:
-            CotrunkError: the file cannot be written, or the plan branches more often in a row than `load` could read.
+            CotrunkError: it branches more often in a row than `load` could read.
         """
         if any(tree.depth > DEPTH for tree in self.trees):
             raise CotrunkError(
                 f"A plan that branches more than {DEPTH} times in a row cannot be saved: limit max_group, or use "
                 "another mode than tree."
             )
-        write_text(Path(path), json.dumps({"format": FORMAT, **asdict(self)}, indent=1) + "\n")
+        return {"format": FORMAT, **asdict(self)}
+
+    def save(self, path: str | Path) -> None:
+        """Write the plan as JSON, whole or not at all.
+
+        Raises:
+            CotrunkError: the file cannot be written, or the plan branches more often in a row than `load` could read.
+        """
+        write_text(Path(path), json.dumps(self.to_json(), indent=1) + "\n")
 
     @classmethod
     def load(cls, path: str | Path) -> "Plan":
@@ -207,10 +215,24 @@ class Plan:
             raise CotrunkError(f"Cannot read the plan {path}: {error.strerror or error}.") from None
         except ValueError as error:
             raise CotrunkError(f"{path} is not a plan: it is not JSON ({error}). Make a new one.") from None
+        return cls.from_json(data, path)
+
+    @classmethod
+    def from_json(cls, data: Any, path: str | Path) -> "Plan":
+        """Return a plan from JSON values.
+
+        Args:
+            path: the file that they come from, for messages.
+
+        Raises:
+            CotrunkError: they are not those of a plan, or contradict each other.
+        """
         try:
-            if not isinstance(data, dict) or data.pop("format", None) != FORMAT:
+            if isinstance(data, dict) and "parts" in data:
+                raise ValueError("it holds the plans of several parts, which only a resumed run reads")
+            if not isinstance(data, dict) or data.get("format") != FORMAT:
                 raise ValueError("its format is of another version")
-            plan = _PLAN.validate_python(data)
+            plan = _PLAN.validate_python({name: value for name, value in data.items() if name != "format"})
             plan.check()
         except ValidationError as error:
             found = error.errors(include_url=False, include_context=False, include_input=False)[0]

@@ -1,9 +1,10 @@
-"""An arm of a run: one way of generating its images, with its own plan and folder."""
+"""An arm of a run: one way of generating the images of one part, with its own plan and folder."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from ..planning.plan import Plan
+from .job_plan import JobPlan, PartPlan
 from .naming import ImageFacts
 from .output import DEFAULT_OUTPUT, Output
 
@@ -21,46 +22,54 @@ COMPARED: dict[Compared, str] = {  # other arms -> their folders
 
 @dataclass(frozen=True)
 class Arm:
-    """One way of generating the images of a run.
+    """One way of generating the images of a part.
 
     Attributes:
-        name: "shared" for the run itself, or one of `COMPARED`.
-        plan: the plan that its images follow.
+        kind: "shared" for the run itself, or one of `COMPARED`.
+        plan: the plan that its images follow; it counts them from 0.
         folder: where its images are, relative to the folder of the run.
-        output: their names and their format.
-        ids: of the prompts; empty if they have none.
+        part: the part, with the run's numbers of its images.
+        number: that of the part.
+        output: the names and the format of the images.
+        ids: of the prompts of the run; empty if they have none.
     """
 
-    name: str
+    kind: str
     plan: Plan
     folder: str
+    part: PartPlan
+    number: int = 0
     output: Output = DEFAULT_OUTPUT
     ids: tuple[str, ...] = ()
 
+    @property
+    def name(self) -> str:
+        """Its name in the journal."""
+        return self.kind if self.number == 0 else f"{self.kind} {self.number + 1}"
+
     def file(self, image: int) -> str:
         """Return the path of an image, relative to the folder of the run."""
-        index, plan = self.plan.prompt_of(image), self.plan
-        copy = image - index * plan.images_per_prompt
+        part, index = self.part, self.part.prompts[image]
+        text = self.plan.prompts[self.plan.prompt_of(image)]
         name = self.ids[index] if self.ids else None
-        facts = ImageFacts(image, index, copy, plan.prompts[index], name, plan.seeds[image])
+        facts = ImageFacts(part.images[image], index, part.copies[image], text, name, self.plan.seeds[image])
         return f"{self.folder}/{self.output.path(facts)}"
 
+    def compared(self, kind: Compared, plan: Plan) -> "Arm":
+        """Return an arm for comparison with this one; `compared_plan` gives its plan."""
+        return replace(self, kind=kind, plan=plan, folder=COMPARED[kind])
 
-def main_arm(plan: Plan, output: Output = DEFAULT_OUTPUT, ids: tuple[str, ...] = ()) -> Arm:
-    """Return the arm of the run itself."""
-    return Arm(SHARED, plan, "images", output, ids)
+    def groups(self) -> dict[int, int]:
+        """Map each image of the plan to the number of its group in the run."""
+        first = self.part.first_group
+        return {image: first + number for number, tree in enumerate(self.part.plan.trees) for image in tree.images}
 
 
-def compared_arm(name: Compared, plan: Plan, output: Output = DEFAULT_OUTPUT, ids: tuple[str, ...] = ()) -> Arm:
-    """Return an arm for comparison; `compared_plan` gives its plan."""
-    return Arm(name, plan, COMPARED[name], output, ids)
+def main_arms(plan: JobPlan, output: Output = DEFAULT_OUTPUT, ids: tuple[str, ...] = ()) -> list[Arm]:
+    """Return the arms of the run itself, one per part."""
+    return [Arm(SHARED, part.plan, "images", part, number, output, ids) for number, part in enumerate(plan.parts)]
 
 
-def compared_plan(name: Compared, plan: Plan, steps: int) -> Plan:
+def compared_plan(kind: Compared, plan: Plan, steps: int) -> Plan:
     """Return the plan of an arm for comparison with a run of `plan`, in so many steps."""
-    return plan if name == ALL_STEPS else plan.independent(steps)
-
-
-def groups_of(plan: Plan) -> dict[int, int]:
-    """Map each image to the number of its group."""
-    return {image: number for number, tree in enumerate(plan.trees) for image in tree.images}
+    return plan if kind == ALL_STEPS else plan.independent(steps)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ..planning.plan import Plan
+    from .job_plan import JobPlan
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Planning:
 class Planned:
     """The plan is complete, with its findings about the prompts. Nothing is denoised yet."""
 
-    plan: "Plan"
+    plan: "JobPlan"
 
 
 @dataclass(frozen=True)

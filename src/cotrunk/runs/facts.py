@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from pydantic import PlainValidator
 
 from .. import __version__
-from ..planning.plan import Plan
+from ..planning.plan import Findings
 from ..planning.tree import Real, Text
 from ..settings import Settings, Skipping
 
@@ -36,9 +36,9 @@ class PipelineFacts:
     why_not_skipped: Text | None = None
 
 
-def fallbacks(plan: Plan, pipeline: PipelineFacts) -> tuple[str, ...]:
+def fallbacks(findings: Findings, pipeline: PipelineFacts) -> tuple[str, ...]:
     """Return a sentence about each "auto" that stands for its second choice."""
-    trunks, not_skipped = plan.findings.fallback, pipeline.why_not_skipped
+    trunks, not_skipped = findings.fallback, pipeline.why_not_skipped
     sentences = (trunks, None if not_skipped is None else f"Nothing was skipped: {not_skipped}.")
     return tuple(sentence for sentence in sentences if sentence is not None)
 

@@ -31,13 +31,15 @@ from ..execution import Batch
 from ..files import check_folder, read_json, write_text, writing
 from . import journal
 from .arm import Arm
+from .build_report import build_report
 from .distances import with_distances
 from .facts import PipelineFacts
 from .images import ImageFiles
 from .job import Job
+from .job_plan import JobPlan
 from .journal import Journal, Progress
 from .page import write_page
-from .report import FORMAT, RunReport, build_report
+from .report import FORMAT, RunReport
 
 BATCH_SECONDS = 60.0  # about how long a batch takes: the most that a kill can lose
 CONTENT = ("run.json", "plan.json", journal.NAME, "images", "compare", "index.html")  # what a run writes to its folder
@@ -100,13 +102,13 @@ class RunFolder:
         self._journal.append(arm, batch, self.files.write(arm, batch, job, pipeline))
 
     def write_report(
-        self, job: Job, pipeline: PipelineFacts, arms: Sequence[Arm], seconds: Mapping[str, float]
+        self, job: Job, pipeline: PipelineFacts, plan: JobPlan, arms: Sequence[Arm], seconds: Mapping[str, float]
     ) -> RunReport:
         """Write run.json from the journal, and index.html once the run is finished.
 
         Arguments are as for `build_report`.
         """
-        report = build_report(job, pipeline, arms, self.progress_of(arms), seconds)
+        report = build_report(job, pipeline, plan, arms, self.progress_of(arms), seconds)
         if report.status != "running" and report.compare:
             report = with_distances(report, self.path)
         write_text(self.path / "run.json", report.to_text())

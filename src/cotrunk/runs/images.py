@@ -9,7 +9,7 @@ from typing import Any
 from ..errors import CotrunkError
 from ..execution import Batch
 from ..files import write_bytes, write_text, writing
-from .arm import Arm, groups_of
+from .arm import Arm
 from .facts import PipelineFacts
 from .job import Job
 from .metadata import SAMPLERS, SOFTWARE, encoded, parameters_text
@@ -75,7 +75,7 @@ class ImageFiles:
             for index in batch.images:
                 file = self.path(arm, index).parent.parent / "metadata.jsonl"
                 if not file.exists():
-                    write_text(file, arm.output.records[arm.plan.prompt_of(index)] + "\n")
+                    write_text(file, arm.output.records[arm.part.prompts[index]] + "\n")
 
     def is_intact(self, path: Path, digest: str | None) -> bool:
         """Return whether a file is still as it was written."""
@@ -109,12 +109,12 @@ def encoded_images(
             f"The pipeline returns a {type(batch.output).__name__} without images: use cotrunk.generate in Python."
         )
     recipe = batch_recipe(job, pipeline, arm.plan, batch.images) if arm.output.metadata == "recipe" else None
-    groups = groups_of(arm.plan)
+    groups = arm.groups()
     for place, (index, rows, image) in enumerate(zip(batch.images, batch.rows, images, strict=True)):
         if index in batch.failed or index not in wanted:
             yield None
             continue
-        own = recipe.of(place, index).to_text() if recipe is not None else ""
+        own = recipe.of(place, arm.part.images[index]).to_text() if recipe is not None else ""
         if len(own) > LONGEST_RECIPE:
             own = ""
         if arm.output.metadata == "none":
@@ -143,7 +143,8 @@ def _parameters(arm: Arm, index: int, image: Any, job: Job, pipeline: PipelineFa
         "Lora": " + ".join(f"{Path(lora.name).name} ({lora.weight:g})" for lora in job.lora) or None,
         "Version": SOFTWARE,
     }
-    return parameters_text(arm.plan.prompts[arm.plan.prompt_of(index)], job.negative_prompt, facts)
+    row = job.prompts[arm.plan.prompt_of(index)]
+    return parameters_text(row.prompt, row.negative_prompt or job.negative_prompt, facts)
 
 
 def _digest(content: bytes) -> str:

@@ -1,7 +1,7 @@
 """A job: one run as a user asks for it. Frozen, checked when made, JSON in and out; `runner.run_job` runs it."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Self
 
 from ..checks import LARGEST_SEED, flag, number, one_of, shown, text, whole
@@ -9,9 +9,9 @@ from ..errors import CotrunkError
 from ..pipelines.offload import OFFLOADS
 from ..pipelines.source import Source
 from ..pipelines.weighted_lora import WeightedLora, loras_of
-from ..planning.prompt_row import COLUMNS, PromptRow, check_ids, checked
+from ..planning.prompt_row import PromptRow, check_ids, checked
 from ..settings import DEFAULT_SETTINGS, Settings
-from .naming import ImageFacts, check_names
+from .naming import NUMBERED, ImageFacts, check_names
 from .output import DEFAULT_OUTPUT, Output
 
 # Where and how a run is computed. It may differ when a run resumes: images change only by rounding.
@@ -110,17 +110,6 @@ class Job:
         """Where the model comes from."""
         return Source(self.model, self.config, self.revision, self.variant)
 
-    def check_supported(self) -> None:
-        """Check that no row has settings of its own.
-
-        Raises:
-            CotrunkError: one has.
-        """
-        for i, row in enumerate(self.prompts):
-            own = [name for name in COLUMNS if name not in ("prompt", "id") and getattr(row, name) is not None]
-            if own:
-                raise CotrunkError(f"prompt {i} has its own {own[0]}, which a run does not support: leave it out.")
-
     @property
     def texts(self) -> list[str]:
         """The text of each prompt."""
@@ -155,6 +144,14 @@ class Job:
         """The ids of the prompts, which name their files; empty if they have none."""
         return tuple(row.id for row in self.prompts if row.id is not None)
 
+    @property
+    def naming(self) -> Output:
+        """The output, with the names that ids give unless it has another name."""
+        if self.output.name != NUMBERED or not self.ids:
+            return self.output
+        is_one = all((row.images or self.images_per_prompt) == 1 for row in self.prompts)
+        return replace(self.output, name="{id}" if is_one else "{id}_{copy}")
+
     def check_files(self) -> None:
         """Check the names of all image files of the run.
 
@@ -171,7 +168,7 @@ class Job:
             ImageFacts(image, index, copy, self.prompts[index].prompt, self.prompts[index].id)
             for image, (index, copy) in enumerate(places)
         )
-        check_names(self.output.name, self.output.path, images)
+        check_names(self.naming.name, self.naming.path, images)
 
     def differences(self, other: "Job") -> Iterator[tuple[str, Any, Any]]:
         """Yield the name and both values of each setting that differs from another job, except those of `MACHINE`."""

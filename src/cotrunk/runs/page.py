@@ -21,9 +21,7 @@ LITTLE = 0.05  # below this saving, the page says that little was shared
 
 def write_page(report: RunReport, folder: Path) -> Path:
     """Write `folder/index.html` from a report and the images in the folder."""
-    thumbnails = (thumbnail(folder / image.file) for image in report.images)
-    # All images of a run have one size: take it from the first that opens.
-    page = Page(report, folder, next((max(found[1:]) for found in thumbnails if found), SIDE))
+    page = Page(report, folder, _longest_side(report, folder))
     groups = shown_groups(report.groups)
     sections = [*group_sections(page, groups), *([compare_section(page)] if report.compare else [])]
     template = resources.files("cotrunk.runs").joinpath("page.html").read_text(encoding="utf-8")
@@ -32,6 +30,16 @@ def write_page(report: RunReport, folder: Path) -> Path:
     # A name may hold half a surrogate pair: file names allow it and UTF-8 does not. The page shows a question mark.
     write_bytes(path, lambda file: file.write(text.encode("utf-8", "replace")))
     return path
+
+
+def _longest_side(report: RunReport, folder: Path) -> int:
+    """Return the longest side of the thumbnails. All images of a part have one size: that of the first that opens."""
+    prompts = [set(part.prompts) for part in report.parts] or [{image.prompt for image in report.images}]
+    found = []
+    for own in prompts:
+        thumbnails = (thumbnail(folder / image.file) for image in report.images if image.prompt in own)
+        found.append(next((max(size[1:]) for size in thumbnails if size), SIDE))
+    return max(found)
 
 
 def _header(page: Page, groups: Sequence[ShownGroup]) -> dict[str, str]:
@@ -43,7 +51,9 @@ def _header(page: Page, groups: Sequence[ShownGroup]) -> dict[str, str]:
         claim += f" instead of {independent}"
         saved = f"saved {percent(rows.saving)}"
     steps = str(report.steps)
-    if report.timesteps != report.steps:
+    if len(report.parts) > 1:
+        steps = report.values_of_parts("steps")
+    elif report.timesteps != report.steps:
         steps += f" ({report.timesteps} denoiser evaluations)"
     denoise, total = duration(report.seconds.denoise), duration(report.seconds.total)
     sharing = report.sharing
@@ -60,7 +70,7 @@ def _header(page: Page, groups: Sequence[ShownGroup]) -> dict[str, str]:
         "model": " with ".join(filter(None, (job.model, listed([*map(str, job.lora)])))),
         "scheduler": report.pipeline.scheduler,
         "steps": steps,
-        "guidance_scale": "none" if report.pipeline.guidance_scale is None else report.pipeline.guidance_scale,
+        "guidance_scale": _guidance(report),
         "mode": "independent" if sharing is None else sharing.mode,
         "share": percent(0 if sharing is None else sharing.share),
         "similarity": "not used" if report.threshold is None else report.threshold,
@@ -73,6 +83,11 @@ def _header(page: Page, groups: Sequence[ShownGroup]) -> dict[str, str]:
         "notes": "".join(f'<p class="note">{note}</p>' for note in _notes(report, groups)),
     }
     return {name: safe(value) for name, value in values.items()} | fragments
+
+
+def _guidance(report: RunReport) -> str:
+    scale = report.pipeline.guidance_scale
+    return report.values_of_parts("guidance_scale") if report.parts else "none" if scale is None else f"{scale}"
 
 
 def _spared(spared: Spared) -> str:
@@ -106,6 +121,11 @@ def _notes(report: RunReport, groups: Sequence[ShownGroup]) -> Iterator[str]:
         )
     if failed := sum(image.failed for image in report.images):
         yield f"{count(failed, 'image')} failed and {'is' if failed == 1 else 'are'} marked below."
+    if len(report.parts) > 1:
+        yield (
+            f"The prompts differ in size, steps or guidance, so they ran in {len(report.parts)} parts; prompts of "
+            "different parts do not share."
+        )
     partners = sum(len(group.images) for group in report.groups if len(group.images) > 1)
     if why := report.why_nothing_shared:
         yield f"Each image was sampled independently: {safe(why)}."

@@ -3,7 +3,7 @@
 from typing import cast
 
 from ..drawing.thumbnails import fit
-from ..drawing.wording import amount, count, percent
+from ..drawing.wording import amount, percent
 from .arm import ALL_STEPS, EQUAL_COST, INDEPENDENT, SHARED, Compared
 from .page_parts import Page, compared_image, linked_image, prompt_text, section
 from .report import Distance, RunReport
@@ -44,14 +44,15 @@ def _table(report: RunReport) -> str:
     for name in _arms(report):
         if name == SHARED:
             steps, rows, seconds, found = (
-                report.steps,
+                report.values_of_parts("steps") if report.parts else str(report.steps),
                 report.rows.used,
                 report.seconds.denoise,
                 report.distances.get(INDEPENDENT),
             )
         else:
             arm = report.compare[cast("Compared", name)]
-            steps, rows, seconds, found = arm.steps, arm.rows, arm.seconds.denoise, arm.distance
+            steps = report.steps_of_arm(cast("Compared", name))
+            rows, seconds, found = arm.rows, arm.seconds.denoise, arm.distance
         near = "the reference" if name == INDEPENDENT else "-" if found is None else _decibels(found)
         own = ' class="own"' if name == SHARED else ""
         lines += (
@@ -94,7 +95,7 @@ def _label(report: RunReport, name: str) -> str:
     if name == INDEPENDENT:
         return "independent"
     if name == EQUAL_COST:
-        return count(report.compare[EQUAL_COST].steps, "step")
+        return f"{report.steps_of_arm(EQUAL_COST)} steps".replace("1 steps", "1 step")
     skips = report.rows.spared.skipping > 0 or report.rows.spared.guidance > 0
     shares = report.why_nothing_shared is None
     return "shared" if name == ALL_STEPS or not skips else "shared and skipped" if shares else "skipped"

@@ -47,7 +47,7 @@ def group_sections(page: Page, groups: Sequence[ShownGroup]) -> Iterator[str]:
         lead = "Largest saving first. A green line is computed once for all the images it leads to."
         if (sharing := page.report.sharing) is not None:
             group = shared[0].group
-            is_guided = group.rows.independent > len(group.images) * page.report.timesteps
+            is_guided = group.rows.independent > len(group.images) * page.report.steps_of(group)[1]
             lead += f" {how_shared(sharing, is_guided=is_guided)}"
         cards = [_card(page, shown, number) for number, shown in enumerate(shared, start=1)]
         yield section("Groups", lead, f'<div class="cards">{"".join(cards)}</div>')
@@ -60,7 +60,8 @@ def group_sections(page: Page, groups: Sequence[ShownGroup]) -> Iterator[str]:
 
 
 def _card(page: Page, shown: ShownGroup, number: int) -> str:
-    group, order, timesteps = shown.group, shown.images, page.report.timesteps
+    group, order = shown.group, shown.images
+    steps, timesteps = page.report.steps_of(group)
     branches, images = sorted(branch_steps(group.tree)), len(group.images)
     # Larger groups get smaller thumbnails, so that a tree still fits a screen or two.
     box = fit(page.side, 96 if len(order) <= 8 else 72 if len(order) <= 16 else 48)
@@ -69,7 +70,7 @@ def _card(page: Page, shown: ShownGroup, number: int) -> str:
         f'<div class="words">{caption(page, index)}</div></li>'
         for index in order
     ]
-    unit = "step" if timesteps == page.report.steps else "denoiser evaluation"
+    unit = "step" if timesteps == steps else "denoiser evaluation"
     named = [str(step) for step in branches[:NAMED_BRANCHES]]
     if len(branches) > len(named):
         named.append(f"{len(branches) - len(named)} more")

@@ -31,9 +31,11 @@ from .arm import Arm
 from .events import BatchDone, Denoising, DenoisingDone, Loading, OnEvent, StepDone, Unlocked, ignore
 from .images import ImageFiles
 from .job import Job
+from .job_plan import job_plan
 from .output import SUFFIXES, Format, Output
+from .part_run import arguments_of
 from .recipe import Recipe, part_of
-from .runner import arguments_of, facts_of, load_pipeline_of
+from .runner import facts_of, load_pipeline_of
 
 
 @dataclass(frozen=True)
@@ -228,8 +230,8 @@ def _batches(
         plan = part_of(plan, images)
         job = replace(job, prompts=tuple(job.prompts[image] for image in images))
         wanted = {place: wanted[image] for place, image in enumerate(images) if image in wanted}
-    run = prepare(pipe, job.texts, job.settings, plan=plan, **arguments_of(job, pipe))
-    arm = Arm("redo", plan, ".", job.output)
+    run = prepare(pipe, job.texts, job.settings, plan=plan, **arguments_of(job, job.prompts, pipe))
+    arm = Arm("redo", plan, ".", job_plan(job, [(range(len(job.prompts)), plan)]).parts[0], output=job.output)
     on_event(Denoising(plan.cost.used, len(plan), 0, 0))
     try:
         with warnings.catch_warnings(action="ignore", category=RuntimeWarning):  # NaN in images, which is reported
@@ -250,7 +252,7 @@ def _run(run: Run, is_whole: bool, on_step: Callable[[StepEvent], None]) -> Iter
 def _changed_plan(pipe: Any, job: Job, plan: Plan) -> Plan:
     """Return the plan of the same images and noise for another number of steps, or without sharing."""
     settings = replace(job.settings, sharing=None)
-    found = plan_prompts(pipe, job.texts, settings=settings, **arguments_of(job, pipe))
+    found = plan_prompts(pipe, job.texts, settings=settings, **arguments_of(job, job.prompts, pipe))
     if job.settings.sharing is None:
         return replace(found, seeds=plan.seeds)
     order = getattr(pipe.scheduler, "order", 1)

@@ -1,7 +1,7 @@
 """The report of a run: what run.json holds, and what the page, the console and a service read."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -10,12 +10,11 @@ from pydantic import PlainValidator, TypeAdapter, ValidationError
 
 from ..errors import CotrunkError
 from ..files import read_json
-from ..planning.plan import Cost, Plan, sharing_from_json
-from ..planning.sharing import why_nothing_shared
+from ..planning.plan import Cost, sharing_from_json
 from ..planning.tree import Amount, Branch, Difference, Real, Steps, Text, Whole
 from ..settings import Sharing
-from .arm import SHARED, Arm, Compared, groups_of
-from .facts import PipelineFacts, fallbacks, versions
+from .arm import Compared
+from .facts import PipelineFacts
 from .job import Job
 from .journal import Progress, StepLetters
 
@@ -57,6 +56,7 @@ class GroupReport:
         similarity: smallest cosine between two of its prompts.
         rows: those of its images, used and with independent sampling.
         tree: its trunk and branches.
+        part: the index of its part in `RunReport.parts`.
     """
 
     prompts: tuple[Whole, ...]
@@ -65,6 +65,25 @@ class GroupReport:
     similarity: Real
     rows: Cost
     tree: Branch
+    part: Whole = 0
+
+
+@dataclass(frozen=True)
+class PartReport:
+    """Prompts with the same size, steps and guidance.
+
+    Attributes:
+        prompts: their indices.
+        compare: inference steps of each arm for comparison.
+    """
+
+    prompts: tuple[Whole, ...]
+    steps: Steps
+    timesteps: Steps
+    guidance_scale: Real | None
+    width: Whole | None
+    height: Whole | None
+    compare: dict[Compared, Steps]
 
 
 @dataclass(frozen=True)
@@ -116,7 +135,7 @@ class Comparison:
     """The same images, made in another way.
 
     Attributes:
-        steps: inference steps.
+        steps: inference steps; of the first part if there are several.
         rows: denoiser rows.
         folder: of its images, relative to the folder of the run.
         flagged: images that the safety checker replaced.
@@ -142,7 +161,8 @@ class RunReport:
         sharing: how prompts shared, after "auto"; None for independent sampling.
         fallbacks: sentences about each "auto" that stands for its second choice.
         threshold: the smallest similarity at which prompts shared; None for independent sampling.
-        steps, timesteps: inference steps, and the denoiser evaluations that they take.
+        steps, timesteps: inference steps, and the denoiser evaluations that they take; of the first part if there are
+            several.
         images, groups: in their order.
         why_nothing_shared: the reason, as a clause for the page; None if something was shared.
         rows, seconds: of the run itself, without its comparisons.
@@ -150,6 +170,7 @@ class RunReport:
         compare: name of the arm -> its figures; empty without a comparison.
         distances: name of an arm -> how far the images of the run are from it. From "all_steps" it is what skipping
             alone changed.
+        parts: the parts of a run whose prompts differ in size, steps or guidance; otherwise empty.
     """
 
     status: Status
@@ -168,6 +189,22 @@ class RunReport:
     versions: dict[Text, Text]
     compare: dict[Compared, Comparison] = field(default_factory=dict)
     distances: dict[Compared, Distance] = field(default_factory=dict)
+    parts: tuple[PartReport, ...] = ()
+
+    def values_of_parts(self, name: str) -> str:
+        """Return the values of a field of the parts as words: "4, 8 and 20"."""
+        words = [str(value) for value in dict.fromkeys(getattr(part, name) for part in self.parts)]
+        return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
+
+    def steps_of_arm(self, name: Compared) -> str:
+        """Return the steps of an arm for comparison as words, fewest to most if its parts differ."""
+        found = sorted({part.compare[name] for part in self.parts} or {self.compare[name].steps})
+        return str(found[0]) if len(found) == 1 else f"{found[0]} to {found[-1]}"
+
+    def steps_of(self, group: GroupReport) -> tuple[int, int]:
+        """Return the inference steps of a group, and the denoiser evaluations that they take."""
+        part = self.parts[group.part] if self.parts else self
+        return part.steps, part.timesteps
 
     def to_json(self) -> dict[str, Any]:
         """Return the report as JSON values."""
@@ -216,79 +253,8 @@ class RunReport:
 _REPORT = TypeAdapter(RunReport)
 
 
-def build_report(
-    job: Job,
-    pipeline: PipelineFacts,
-    arms: Sequence[Arm],
-    progress: Mapping[str, Progress],
-    seconds: Mapping[str, float],
-) -> RunReport:
-    """Return the report of a run from its plans and its journal.
-
-    Args:
-        arms: the main arm first, then those for comparison.
-        progress: the name of each arm -> what is finished of it.
-        seconds: times outside the batches: "load", "embed", and the "total" of all arms. The batches of the
-            comparisons are subtracted from that total.
-    """
-    main, plan = arms[0], arms[0].plan
-    own, groups, planned = progress[SHARED], groups_of(plan), plan.image_rows()
-    is_complete = all(len(progress[arm.name].images) == len(arm.plan) for arm in arms)
-    finished: Status = "failed images" if own.failed else "flagged images" if own.flagged else "done"
-    if "total" in seconds:
-        others = sum(sum(progress[arm.name].seconds.values()) for arm in arms[1:])
-        seconds = {**seconds, "total": seconds["total"] - others}
-    return RunReport(
-        status=finished if is_complete else "running",
-        job=job,
-        pipeline=pipeline,
-        sharing=plan.sharing,
-        fallbacks=fallbacks(plan, pipeline),
-        threshold=plan.threshold,
-        steps=plan.steps,
-        timesteps=plan.timesteps,
-        images=tuple(
-            ImageReport(
-                file=main.file(image),
-                prompt=plan.prompt_of(image),
-                seed=plan.seeds[image],
-                group=groups[image],
-                rows=own.rows.get(image, round(planned[image], 4)),
-                steps=own.steps.get(image, ""),
-                failed=image in own.failed,
-                flagged=image in own.flagged,
-            )
-            for image in range(len(plan))
-        ),
-        groups=tuple(group_report(plan, tree, own.rows) for tree in plan.trees),
-        why_nothing_shared=why_nothing_shared(plan),
-        rows=Rows(own.cost.used, own.cost.independent, round(own.cost.saving, 6), Spared(**own.spared)),
-        seconds=_seconds(own, seconds),
-        versions=versions(),
-        compare={arm.name: _comparison(arm, progress[arm.name]) for arm in arms[1:]},  # type: ignore[misc]
-    )
-
-
-def group_report(plan: Plan, tree: Branch, rows: Mapping[int, float]) -> GroupReport:
-    """Return the report of one group; `rows` are those of the images that are finished."""
-    cost = plan.cost_of([tree])
-    used = round(sum(rows[image] for image in tree.images)) if rows.keys() >= set(tree.images) else cost.used
-    return GroupReport(
-        prompts=tuple(plan.prompt_of(image) for image in tree.images),
-        images=tree.images,
-        branch_step=tree.stop if tree.children else 0,
-        similarity=round(tree.similarity, 6),
-        rows=Cost(used, cost.independent),
-        tree=tree,
-    )
-
-
-def _comparison(arm: Arm, progress: Progress) -> Comparison:
-    seconds, flagged = _seconds(progress, {}), tuple(sorted(progress.flagged))
-    return Comparison(arm.plan.steps, progress.cost.used, seconds, arm.folder, flagged)
-
-
-def _seconds(progress: Progress, other: Mapping[str, float]) -> Seconds:
+def seconds_of(progress: Progress, other: Mapping[str, float]) -> Seconds:
+    """Return the times of finished batches and other times."""
     seconds = {"load": 0.0, **progress.seconds}
     for name, value in other.items():
         seconds[name] = seconds.get(name, 0.0) + value

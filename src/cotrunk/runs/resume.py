@@ -9,20 +9,26 @@ from typing import Literal
 from pydantic import TypeAdapter, ValidationError
 
 from ..errors import CotrunkError
-from ..planning.plan import Plan
 from ..planning.tree import Real, Steps, Text
-from .arm import Compared, compared_arm, compared_plan, main_arm
+from .arm import Compared, compared_plan, main_arms
+from .build_report import build_report
 from .distances import with_distances
 from .facts import PipelineFacts
 from .folder import RunFolder
 from .job import Job
+from .job_plan import load_job_plan
 from .page import write_page
-from .report import RunReport, Seconds, build_report
+from .report import RunReport, Seconds
 
 
 @dataclass(frozen=True)
 class _Compared:
     steps: Steps
+
+
+@dataclass(frozen=True)
+class _Part:
+    compare: dict[Compared, Steps]
 
 
 @dataclass(frozen=True)
@@ -34,6 +40,7 @@ class _Head:
     seconds: dict[Literal["load", "embed", "denoise", "decode", "total"], Real]
     versions: dict[Text, Text]
     compare: dict[Compared, _Compared] = field(default_factory=dict)
+    parts: tuple[_Part, ...] = ()
 
 
 _HEAD = TypeAdapter(_Head)
@@ -97,12 +104,15 @@ def finished_report(folder: RunFolder) -> RunReport | None:
         return None
     if head.status == "running" or (job.compare and not head.compare):
         return None
-    plan = Plan.load(folder.path / "plan.json")
-    names = (job.output, job.ids)
-    arms = [main_arm(plan, *names)]
-    for name, arm in head.compare.items():
-        arms.append(compared_arm(name, compared_plan(name, plan, arm.steps), *names))
-    report = build_report(job, head.pipeline, arms, folder.progress_of(arms), {})
+    plan = load_job_plan(folder.path / "plan.json", job)
+    if len(plan.parts) != max(len(head.parts), 1):
+        return None
+    mains = main_arms(plan, job.naming, job.ids)
+    arms = list(mains)
+    for main in mains:
+        steps = head.parts[main.number].compare if head.parts else {n: arm.steps for n, arm in head.compare.items()}
+        arms += [main.compared(name, compared_plan(name, main.plan, count)) for name, count in steps.items()]
+    report = build_report(job, head.pipeline, plan, arms, folder.progress_of(arms), {})
     if report.status == "running":
         return None
     report = with_distances(replace(report, seconds=Seconds(**head.seconds), versions=head.versions), folder.path)

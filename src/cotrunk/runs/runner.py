@@ -2,25 +2,21 @@
 
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ..engine.call_state import StepEvent
 from ..errors import CotrunkError
-from ..execution import EXACT, Run
-from ..generation import plan as plan_prompts
-from ..generation import prepare, warm_up
+from ..execution import Run
 from ..lock import FolderLock, held
 from ..pipelines import loading
-from ..pipelines.arguments import needed_arguments
 from ..pipelines.compatibility import check_text_to_image
-from ..pipelines.cost import timesteps_of
 from ..pipelines.offload import device_of
 from ..pipelines.own_defaults import own_guidance, own_steps
-from ..planning.plan import Cost, Plan
-from .arm import ALL_STEPS, COMPARED, EQUAL_COST, INDEPENDENT, Arm, Compared, compared_arm, main_arm
+from ..planning.plan import Plan
+from .arm import COMPARED, Arm, main_arms
 from .events import (
     AlreadyFinished,
     BatchDone,
@@ -39,6 +35,9 @@ from .events import (
 from .facts import PipelineFacts
 from .folder import BATCH_SECONDS, RunFolder
 from .job import Job
+from .job_plan import JobPlan, job_plan, load_job_plan
+from .part_run import compared_runs, plan_part, prepare_part, warm_up_part
+from .parts import Part, check_rows, parts_of
 from .report import RunReport
 from .resume import begin_or_resume, check_dtype, finished_report
 
@@ -81,7 +80,7 @@ def run_job(
         CotrunkError: bad input, or a folder that holds another run or cannot be written.
     """
     begin = time.perf_counter() if begin is None else begin
-    job.check_supported()
+    check_rows(job)
     job.check_files()
     loading.check_names(job.device, job.dtype, job.scheduler, job.offload)
     if load is load_pipeline_of:
@@ -103,14 +102,14 @@ def run_job(
         return _Runner(job, folder, lock, pipe, facts, on_event, begin).run(is_resumed)
 
 
-def plan_job(job: Job, *, on_event: OnEvent = ignore) -> Plan:
+def plan_job(job: Job, *, on_event: OnEvent = ignore) -> JobPlan:
     """Return the plan of a job: what it would share and save. Nothing is denoised and nothing is written.
 
     Raises:
         CotrunkError: bad input.
     """
     loading.check_names("auto", "auto", job.scheduler)
-    job.check_supported()
+    check_rows(job)
     on_event(Loading(job.model, has_denoiser=False))
     pipe = loading.load_pipeline(
         job.model,
@@ -122,14 +121,7 @@ def plan_job(job: Job, *, on_event: OnEvent = ignore) -> Plan:
         denoiser=False,
     )
     on_event(Planning(len(job.prompts)))
-    plan = plan_prompts(
-        pipe,
-        job.texts,
-        settings=job.settings,
-        seed=job.seed,
-        num_images_per_prompt=job.images_per_prompt,
-        **arguments_of(job, pipe),
-    )
+    plan = job_plan(job, [(part.rows, plan_part(pipe, part)) for part in _parts(job, pipe)])
     on_event(Planned(plan))
     return plan
 
@@ -139,20 +131,18 @@ def facts_of(pipe: Any) -> PipelineFacts:
     return PipelineFacts(type(pipe.scheduler).__name__, device_of(pipe), str(pipe.dtype).removeprefix("torch."))
 
 
-def arguments_of(job: Job, pipe: Any) -> dict[str, Any]:
-    """Return the arguments for the pipeline's call that a job gives or leaves to the pipeline.
+def _parts(job: Job, pipe: Any) -> list[Part]:
+    """Return the parts of a job for a pipeline, whose own numbers stand for those that are not given."""
+    return parts_of(job, own_steps(pipe), own_guidance(pipe))
 
-    Those of its settings are not among them, except for a number of steps that the settings leave to the pipeline.
-    """
-    arguments: dict[str, Any] = {}
-    if job.settings.steps is None:
-        arguments["num_inference_steps"] = own_steps(pipe)
-    scale = own_guidance(pipe) if job.guidance_scale is None else job.guidance_scale
-    if scale is not None:
-        arguments["guidance_scale"] = scale
-    if job.negative_prompt is not None:
-        arguments["negative_prompt"] = job.negative_prompt
-    return arguments
+
+@dataclass(frozen=True)
+class _PartRun:
+    """A part that is ready to denoise, with its main arm."""
+
+    part: Part
+    arm: Arm
+    run: Run
 
 
 @dataclass
@@ -170,47 +160,40 @@ class _Runner:
     def run(self, is_resumed: bool) -> RunReport:
         """Make every image that is not finished yet, and write the report."""
         job, seconds = self.job, {"load": time.perf_counter() - self.begin}
-        arguments = arguments_of(job, self.pipe)
         self.on_event(Planning(len(job.prompts)))
-        run = prepare(
-            self.pipe,
-            job.texts,
-            job.settings,
-            seed=job.seed,
-            num_images_per_prompt=job.images_per_prompt,
-            plan=Plan.load(self.folder.path / "plan.json") if is_resumed else None,
-            **arguments,
-        )
+        plan, parts = self._prepared(is_resumed)
         self.facts = replace(
             self.facts,
-            guidance_scale=arguments.get("guidance_scale"),
-            skipping=run.skipping,
-            why_not_skipped=run.why_not_skipped,
+            guidance_scale=own_guidance(self.pipe) if job.guidance_scale is None else job.guidance_scale,
+            skipping=parts[0].run.skipping,
+            why_not_skipped=parts[0].run.why_not_skipped,
         )
-        plan, main = run.plan, main_arm(run.plan, job.output, job.ids)
         self.on_event(Planned(plan))
-        seconds["embed"] = run.seconds["embed"]
-        possible = (main, *(self._compared(name, plan) for name in COMPARED))
+        seconds["embed"] = sum(each.run.seconds["embed"] for each in parts)
+        mains = [each.arm for each in parts]
+        possible = [*mains, *(main.compared(name, main.plan) for main in mains for name in COMPARED)]
         earlier = sum(sum(self.folder.progress(arm).seconds.values()) for arm in possible)
         # The report comes before the plan: without a run.json there is nothing to resume.
-        self._write_report([main], seconds)
+        self._write_report(plan, mains, seconds)
         if not is_resumed:
             plan.save(self.folder.path / "plan.json")
-        runs = [(main, run)]
+        runs = [(each.arm, each.part, each.run) for each in parts]
         try:
             if job.compare or job.compiled:
-                self._warm_up(arguments, plan)
+                self._warm_up(parts)
             self._denoise(runs)
             if job.compare:  # what skipping saved, and so the rows of equal cost, are known only now
-                runs += self._comparisons(plan, self.folder.progress(main).cost, arguments)
-                self._write_report([arm for arm, _ in runs], seconds)
-                self._denoise(runs[1:])
+                others = list(self._comparisons(parts))
+                runs += others
+                self._write_report(plan, [arm for arm, _, _ in runs], seconds)
+                self._denoise(others)
         except KeyboardInterrupt:
-            self.on_event(Interrupted(len(self.folder.progress(main).images), len(plan)))
+            done = sum(len(self.folder.progress(arm).images) for arm in mains)
+            self.on_event(Interrupted(done, len(plan)))
             raise
         seconds["total"] = earlier + time.perf_counter() - self.begin
         self.lock.check()
-        report = self._write_report([arm for arm, _ in runs], seconds)
+        report = self._write_report(plan, [arm for arm, _, _ in runs], seconds)
         if report.status == "running":
             raise CotrunkError(
                 f"Images in {self.folder.path} were removed or changed during the run: use --resume to generate "
@@ -218,60 +201,48 @@ class _Runner:
             )
         return report
 
-    def _write_report(self, arms: Sequence[Arm], seconds: dict[str, float]) -> RunReport:
-        return self.folder.write_report(self.job, self.facts, arms, seconds)
+    def _prepared(self, is_resumed: bool) -> tuple[JobPlan, list[_PartRun]]:
+        """Return the plan of the job, and its parts ready to denoise."""
+        parts, path = _parts(self.job, self.pipe), self.folder.path / "plan.json"
+        plans: list[Plan | None] = [None] * len(parts)
+        if is_resumed:
+            saved = load_job_plan(path, self.job)
+            if [own.rows for own in saved.parts] != [part.rows for part in parts]:
+                raise CotrunkError(f"{path} divides the prompts in another way: choose another --out.")
+            plans = [own.plan for own in saved.parts]
+        runs = [prepare_part(self.pipe, part, own) for part, own in zip(parts, plans, strict=True)]
+        plan = job_plan(self.job, [(part.rows, run.plan) for part, run in zip(parts, runs, strict=True)])
+        mains = main_arms(plan, self.job.naming, self.job.ids)
+        return plan, [_PartRun(*each) for each in zip(parts, mains, runs, strict=True)]
 
-    def _warm_up(self, arguments: dict[str, Any], plan: Plan) -> None:
-        """Warm up with all prompts and with a single one.
+    def _write_report(self, plan: JobPlan, arms: Sequence[Arm], seconds: dict[str, float]) -> RunReport:
+        return self.folder.write_report(self.job, self.facts, plan, arms, seconds)
 
-        Without it, the first arm of a comparison would seem slower, and compiling would count as denoising.
-        """
-        job, start = self.job, time.perf_counter()
-        self.on_event(WarmingUp(job.compiled))
-        # A compiled denoiser compiles once more for a single row, which an image or a trunk without guidance has.
-        has_single_rows = any(plan.rows_of(tree) < plan.guidance_rows for tree in plan.trees)
-        half = (0.0, 0.5) if has_single_rows or job.settings.guidance_interval is not None else None
-        settings = replace(job.settings, sharing=None, skipping=None, guidance_interval=half)
-        for some, images_each in ((job.texts, job.images_per_prompt), (job.texts[:1], 1)):
-            warm_up(self.pipe, some, settings, num_images_per_prompt=images_each, **arguments)
-        if not job.compiled:  # compiling was asked for, and counts in the total
+    def _warm_up(self, parts: Sequence[_PartRun]) -> None:
+        start = time.perf_counter()
+        self.on_event(WarmingUp(self.job.compiled))
+        for each in parts:
+            warm_up_part(self.pipe, each.part, each.arm.plan)
+        if not self.job.compiled:  # compiling was asked for, and counts in the total
             self.begin += time.perf_counter() - start
 
-    def _comparisons(self, plan: Plan, cost: Cost, arguments: dict[str, Any]) -> list[tuple[Arm, Run]]:
-        """Return the arms for comparison with a run of this plan, which had this cost."""
-        arguments = {name: value for name, value in arguments.items() if name != "num_inference_steps"}
-        needed = {**needed_arguments(self.pipe), **arguments}
-        # the most steps that cost no more rows than the run did
-        for steps in range(plan.steps, 0, -1):
-            try:
-                counts = timesteps_of(self.pipe, {**needed, "num_inference_steps": steps})
-            except CotrunkError:  # too few for this scheduler
-                break
-            equal = plan.independent(*counts)
-            if equal.cost.used <= cost.used:
-                break
-        own = self.folder.progress(main_arm(plan, self.job.output, self.job.ids))
-        is_both = any(len(tree.images) > 1 for tree in plan.trees) and (
-            own.spared["skipping"] or own.spared["guidance"]
-        )
-        arms = [(INDEPENDENT, plan.independent()), *([(ALL_STEPS, plan)] if is_both else []), (EQUAL_COST, equal)]
-        runs = []
-        for name, followed in arms:
-            arm = self._compared(name, followed)
-            settings = replace(EXACT, steps=arm.plan.steps, batching=self.job.settings.batching)
-            runs.append((arm, prepare(self.pipe, self.job.texts, settings, plan=arm.plan, **arguments)))
-        return runs
+    def _comparisons(self, parts: Sequence[_PartRun]) -> Iterator[tuple[Arm, Part, Run]]:
+        """Yield the arms for comparison with parts that are finished."""
+        done = [self.folder.progress(each.arm) for each in parts]
+        spared = any(own.spared["skipping"] or own.spared["guidance"] for own in done)
+        # without this, what sharing and what skipping changed cannot be told apart
+        is_both = spared and any(len(tree.images) > 1 for each in parts for tree in each.arm.plan.trees)
+        for each, own in zip(parts, done, strict=True):
+            for kind, run in compared_runs(self.pipe, each.part, each.arm.plan, own.cost, all_steps=is_both).items():
+                yield each.arm.compared(kind, run.plan), each.part, run
 
-    def _compared(self, name: Compared, plan: Plan) -> Arm:
-        return compared_arm(name, plan, self.job.output, self.job.ids)
-
-    def _denoise(self, runs: Sequence[tuple[Arm, Run]]) -> None:
+    def _denoise(self, runs: Sequence[tuple[Arm, Part, Run]]) -> None:
         """Generate the images that are not in the journal yet."""
-        finished = {arm.name: self.folder.progress(arm) for arm, _ in runs}
+        finished = {arm.name: self.folder.progress(arm) for arm, _, _ in runs}
         self.on_event(
             Denoising(
-                rows=sum(arm.plan.cost.used for arm, _ in runs),
-                images=sum(len(arm.plan) for arm, _ in runs),
+                rows=sum(arm.plan.cost.used for arm, _, _ in runs),
+                images=sum(len(arm.plan) for arm, _, _ in runs),
                 rows_done=sum(_planned_rows(done.cost.used, done.spared) for done in finished.values()),
                 images_done=sum(len(done.images) for done in finished.values()),
             )
@@ -280,14 +251,18 @@ class _Runner:
             with warnings.catch_warnings(
                 action="ignore", category=RuntimeWarning
             ):  # NaN in images, which the report shows
-                for arm, run in runs:
+                for arm, part, run in runs:
                     is_done = finished[arm.name].images.issuperset
+                    job = part.aligned()
                     own = replace(run.settings, sharing=arm.plan.sharing, steps=arm.plan.steps)
-                    job = replace(self.job, settings=own, guidance_scale=self.facts.guidance_scale)
+                    scale = self.facts.guidance_scale if job.guidance_scale is None else job.guidance_scale
+                    job = replace(job, settings=own, guidance_scale=scale)
+                    facts = replace(self.facts, guidance_scale=scale)
                     for batch in run.batches(skip=is_done, on_step=self._on_step, seconds=BATCH_SECONDS):
                         self.lock.check()
-                        self.folder.write_batch(arm, batch, job, self.facts)
-                        self.on_event(BatchDone(arm.name, batch.images, _planned_rows(batch.cost.used, batch.spared)))
+                        self.folder.write_batch(arm, batch, job, facts)
+                        images = tuple(arm.part.images[image] for image in batch.images)
+                        self.on_event(BatchDone(arm.kind, images, _planned_rows(batch.cost.used, batch.spared)))
         finally:
             self.on_event(DenoisingDone())
 

@@ -5,11 +5,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..errors import CotrunkError
-from ..planning.plan import Plan
-from .arm import main_arm
+from .arm import main_arms
 from .images import ImageFiles
+from .job_plan import load_job_plan
 from .journal import Journal
 from .metadata import read_recipe
+from .parts import part_of_rows
 from .recipe import Recipe, batch_recipe
 from .redo import Source
 from .report import RunReport
@@ -35,23 +36,26 @@ def sources_of_run(folder: Path, images: Sequence[int]) -> list[Source]:
         CotrunkError: it is not the folder of a run, or an image is not in it or not finished.
     """
     report = RunReport.load(folder)
-    plan = Plan.load(folder / "plan.json")
+    job, plan = report.job, load_job_plan(folder / "plan.json", report.job)
     if unknown := [image for image in images if image >= len(plan)]:
         raise CotrunkError(f"{folder} has the images 0 to {len(plan) - 1}, and not {unknown[0]}: correct --images.")
-    arm = main_arm(plan, report.job.output, report.job.ids)
-    batches = Journal(folder, ImageFiles(folder)).batches(arm)
-    sources, recipes = [], dict[tuple[int, ...], Recipe]()
+    arms, journal = main_arms(plan, job.naming, job.ids), Journal(folder, ImageFiles(folder))
+    places = {number: (arm, own) for arm in arms for own, number in enumerate(arm.part.images)}
+    batches = {arm.name: journal.batches(arm) for arm in arms}
+    jobs = {arm.name: part_of_rows(job, arm.part.rows).aligned() for arm in arms}
+    sources, recipes = [], dict[tuple[str, tuple[int, ...]], Recipe]()
     for image in dict.fromkeys(images):
-        if image not in batches:
+        arm, own = places[image]
+        if own not in batches[arm.name]:
             raise CotrunkError(f"Image {image} of {folder} is not finished: continue the run with --resume first.")
-        batch = batches[image]
-        if batch not in recipes:
-            made = batch_recipe(report.job, report.pipeline, plan, batch)
-            recipes[batch] = replace(made, versions=report.versions)
+        batch = batches[arm.name][own]
+        if (arm.name, batch) not in recipes:
+            made = batch_recipe(jobs[arm.name], report.pipeline, arm.plan, batch)
+            recipes[arm.name, batch] = replace(made, versions=report.versions)
         name = report.images[image].file.removeprefix("images/")
         sources.append(
             Source(
-                recipe=recipes[batch].of(batch.index(image), image),
+                recipe=recipes[arm.name, batch].of(batch.index(own), image),
                 name=name.removesuffix(Path(name).suffix),
                 file=folder / report.images[image].file,
             )

@@ -1,0 +1,148 @@
+"""The plan of a job: one plan per part, with the numbers that its prompts and images have in the run; and its file."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from ..errors import CotrunkError
+from ..files import read_json, write_text
+from ..planning.plan import FORMAT, Cost, Findings, Plan
+from ..planning.sharing import why_nothing_shared
+from ..planning.tree import Branch, counted
+from .job import Job
+from .parts import copies_of, first_images
+
+
+@dataclass(frozen=True)
+class PartPlan:
+    """The plan of one part.
+
+    Attributes:
+        rows: indices of its prompts in the job, each once.
+        plan: counts its own prompts and images from 0.
+        prompts, copies, images: per image of `plan`, the index of its prompt in the job, its place among the images of
+            that prompt, and its number in the run.
+        first_group: the number of its first group in the run.
+    """
+
+    rows: tuple[int, ...]
+    plan: Plan
+    prompts: tuple[int, ...]
+    copies: tuple[int, ...]
+    images: tuple[int, ...]
+    first_group: int = 0
+
+    def numbered(self, tree: Branch) -> Branch:
+        """Return a tree of the plan with the run's numbers of its images."""
+        images = tuple(self.images[image] for image in tree.images)
+        children = tuple(self.numbered(child) for child in tree.children)
+        return Branch(images, tree.start, tree.stop, tree.similarity, children)
+
+
+@dataclass(frozen=True)
+class JobPlan:
+    """The plans of all parts of a job.
+
+    Attributes:
+        prompts: the texts of the whole job.
+        parts: in order.
+    """
+
+    prompts: tuple[str, ...]
+    parts: tuple[PartPlan, ...]
+
+    def __repr__(self) -> str:
+        return f"<JobPlan: {counted(len(self), 'image')} in {counted(len(self.parts), 'part')}, {self.cost}>"
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return sum(len(part.plan) for part in self.parts)
+
+    @cached_property
+    def places(self) -> list[tuple[PartPlan, int]]:
+        """The part of each image of the run, and its number there."""
+        found = [(part, image) for part in self.parts for image in range(len(part.plan))]
+        return sorted(found, key=lambda place: place[0].images[place[1]])
+
+    @property
+    def cost(self) -> Cost:
+        """The predicted rows of all parts."""
+        return sum((part.plan.cost for part in self.parts), Cost(0, 0))
+
+    @cached_property
+    def findings(self) -> Findings:
+        """Facts about the prompts, with their indices in the job."""
+        truncated, alike = [], []
+        for part in self.parts:
+            first = [part.prompts[i * part.plan.images_per_prompt] for i in range(len(part.plan.prompts))]
+            truncated += [(first[prompt], text) for prompt, text in part.plan.findings.truncated]
+            alike += [tuple(first[prompt] for prompt in prompts) for prompts in part.plan.findings.alike]
+        fallbacks = (part.plan.findings.fallback for part in self.parts)
+        return Findings(tuple(truncated), tuple(alike), next(filter(None, fallbacks), None))
+
+    def why_nothing_shared(self) -> str | None:
+        """Return why the plans save nothing, for reports; None if one of them saves rows."""
+        if self.cost.used < self.cost.independent:
+            return None
+        if len(self.parts) > 1 and all(len(part.rows) == 1 for part in self.parts):
+            return "no two prompts have the same size, steps and guidance"
+        return why_nothing_shared(max(self.parts, key=lambda part: len(part.rows)).plan)
+
+    def save(self, path: str | Path) -> None:
+        """Write the plan as JSON, whole or not at all.
+
+        The plan of a job with one part is a file for `Plan.load`.
+
+        Raises:
+            CotrunkError: the file cannot be written, or a plan branches more often in a row than could be read.
+        """
+        if len(self.parts) == 1:
+            self.parts[0].plan.save(path)
+            return
+        parts = [{"rows": part.rows, "plan": part.plan.to_json()} for part in self.parts]
+        write_text(Path(path), json.dumps({"format": FORMAT, "parts": parts}, indent=1) + "\n")
+
+
+def job_plan(job: Job, parts: Sequence[tuple[Sequence[int], Plan]]) -> JobPlan:
+    """Return the plan of a job from the rows and the plan of each part.
+
+    Raises:
+        ValueError: a plan has another number of images than its rows.
+    """
+    copies, first = copies_of(job), first_images(job)
+    found, groups = list[PartPlan](), 0
+    for rows, plan in parts:
+        places = [(row, copy) for row in rows for copy in range(copies[row])]
+        if len(places) != len(plan):
+            raise ValueError(f"it has {len(plan)} images for {len(places)}")
+        own, nth = tuple(row for row, _ in places), tuple(copy for _, copy in places)
+        images = tuple(first[row] + copy for row, copy in places)
+        found.append(PartPlan(tuple(rows), plan, own, nth, images, groups))
+        groups += len(plan.trees)
+    return JobPlan(tuple(job.texts), tuple(found))
+
+
+def load_job_plan(path: Path, job: Job) -> JobPlan:
+    """Return the plan of a job from a file that `JobPlan.save` wrote.
+
+    Raises:
+        CotrunkError: the file cannot be read, is not a plan, or is for another job.
+    """
+    try:
+        data: Any = read_json(path)
+    except (OSError, ValueError):
+        data = None  # `Plan.load` says what is wrong
+    try:
+        if not isinstance(data, dict) or "parts" not in data:
+            return job_plan(job, [(range(len(job.prompts)), Plan.load(path))])
+        parts = [(list(map(int, part["rows"])), Plan.from_json(part["plan"], path)) for part in data["parts"]]
+        if sorted(row for rows, _ in parts for row in rows) != list(range(len(job.prompts))):
+            raise ValueError("its parts do not hold each prompt once")
+        return job_plan(job, parts)
+    except CotrunkError:
+        raise
+    except (KeyError, TypeError, ValueError, IndexError) as error:
+        raise CotrunkError(f"{path} is not a usable plan of this run: {error}. Make a new one.") from None

@@ -1,0 +1,112 @@
+"""Plan and prepare one part of a job, and its comparisons."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from ..errors import CotrunkError
+from ..execution import EXACT, Run
+from ..generation import plan as plan_prompts
+from ..generation import prepare, warm_up
+from ..pipelines.arguments import needed_arguments
+from ..pipelines.cost import timesteps_of
+from ..pipelines.own_defaults import own_guidance, own_steps
+from ..planning.own_rows import with_copies, with_seeds
+from ..planning.plan import Cost, Plan
+from ..planning.prompt_row import PromptRow
+from .arm import ALL_STEPS, EQUAL_COST, INDEPENDENT, Compared
+from .job import Job
+from .parts import Part
+
+
+def arguments_of(job: Job, rows: Sequence[PromptRow], pipe: Any) -> dict[str, Any]:
+    """Return the arguments for the pipeline's call that a job gives or leaves to the pipeline, for these prompts of it.
+
+    Those of its settings are not among them, except for a number of steps that the settings leave to the pipeline.
+    """
+    arguments: dict[str, Any] = {}
+    if job.settings.steps is None:
+        arguments["num_inference_steps"] = own_steps(pipe)
+    scale = own_guidance(pipe) if job.guidance_scale is None else job.guidance_scale
+    if scale is not None:
+        arguments["guidance_scale"] = scale
+    for name in ("width", "height"):
+        if getattr(job, name) is not None:
+            arguments[name] = getattr(job, name)
+    negatives = [job.negative_prompt if row.negative_prompt is None else row.negative_prompt for row in rows]
+    if negatives[0] is not None:  # then every prompt of a part has one
+        arguments["negative_prompt"] = negatives[0] if len(set(negatives)) == 1 else negatives
+    return arguments
+
+
+def plan_part(pipe: Any, part: Part) -> Plan:
+    """Return the plan of a part."""
+    job, rows = part.job, part.job.prompts
+    plan = plan_prompts(
+        pipe,
+        job.texts,
+        settings=job.settings,
+        seed=job.seed,
+        num_images_per_prompt=job.images_per_prompt,
+        **arguments_of(job, rows, pipe),
+    )
+    return with_copies(with_seeds(plan, [row.seed for row in rows]), part.copies)
+
+
+def prepare_part(pipe: Any, part: Part, plan: Plan | None) -> Run:
+    """Return a part ready to denoise.
+
+    Args:
+        plan: of an earlier part of the run; None to make one.
+    """
+    begin = time.perf_counter()
+    if plan is None:
+        plan = plan_part(pipe, part)
+    seconds = {"embed": time.perf_counter() - begin}
+    texts = [row.prompt for row in part.planned]
+    run = prepare(pipe, texts, part.job.settings, plan=plan, **arguments_of(part.job, part.planned, pipe))
+    run.seconds["embed"] += seconds["embed"]
+    return run
+
+
+def warm_up_part(pipe: Any, part: Part, plan: Plan) -> None:
+    """Warm up with all prompts and with a single one.
+
+    Without it, the first arm of a comparison would seem slower, and compiling would count as denoising.
+    """
+    job = part.job
+    # A compiled denoiser compiles once more for a single row, which an image or a trunk without guidance has.
+    has_single_rows = any(plan.rows_of(tree) < plan.guidance_rows for tree in plan.trees)
+    half = (0.0, 0.5) if has_single_rows or job.settings.guidance_interval is not None else None
+    settings = replace(job.settings, sharing=None, skipping=None, guidance_interval=half)
+    for rows, images_each in ((job.prompts, job.images_per_prompt), (job.prompts[:1], 1)):
+        texts = [row.prompt for row in rows]
+        warm_up(pipe, texts, settings, num_images_per_prompt=images_each, **arguments_of(job, rows, pipe))
+
+
+def compared_runs(pipe: Any, part: Part, plan: Plan, cost: Cost, *, all_steps: bool) -> dict[Compared, Run]:
+    """Return the runs for comparison with a run of this plan.
+
+    Args:
+        cost: of that run.
+        all_steps: whether one of them shares as that run did, and skips nothing.
+    """
+    arguments = arguments_of(part.job, part.planned, pipe)
+    arguments.pop("num_inference_steps", None)
+    needed = {**needed_arguments(pipe), **arguments}
+    # the most steps that cost no more rows than the run did
+    for steps in range(plan.steps, 0, -1):
+        try:
+            counts = timesteps_of(pipe, {**needed, "num_inference_steps": steps})
+        except CotrunkError:  # too few for this scheduler
+            break
+        equal = plan.independent(*counts)
+        if equal.cost.used <= cost.used:
+            break
+    arms = [(INDEPENDENT, plan.independent()), *([(ALL_STEPS, plan)] if all_steps else []), (EQUAL_COST, equal)]
+    runs, texts = dict[Compared, Run](), [row.prompt for row in part.planned]
+    for kind, own in arms:
+        settings = replace(EXACT, steps=own.steps, batching=part.job.settings.batching)
+        runs[kind] = prepare(pipe, texts, settings, plan=own, **arguments)
+    return runs

@@ -45,6 +45,7 @@ def recorded(model: str, guidance: float, images: int, steps: int) -> tuple[torc
 
     prompts = random.Random(1).sample(PROMPTS, images)
     options: dict[str, Any] = {"guidance_scale": guidance, "output_type": "latent", "num_inference_steps": steps}
+    options["skipping"] = None
     generate(pipe, prompts, sharing=None, seed=[5000 + i for i in range(images)], on_step=note, **options)
     schedule = read_schedule(pipe.scheduler, pipe.scheduler.timesteps.tolist()[:steps])
     x0 = [schedule.x0_of(at, schedule.scaled(at, sample), output) for at, (sample, output) in enumerate(events)]

@@ -39,6 +39,7 @@ def denoising(pipe: Any, plan: Plan, **arguments: Any) -> float:
         pipe,
         plan=plan,
         num_inference_steps=plan.steps,
+        skipping=None,
         batching=Batching(len(plan)),
         output_type="latent",
         **arguments,
@@ -92,6 +93,7 @@ def main() -> None:
         generate(
             pipe,
             sharing=None,
+            skipping=None,
             num_inference_steps=many,
             batching=Batching(len(prompts)),
             output_type="latent",

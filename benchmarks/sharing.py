@@ -92,6 +92,7 @@ def draw(model: Model, own: Plan) -> torch.Tensor:
         plan=own,
         num_inference_steps=own.steps,
         guidance_scale=model.guidance,
+        skipping=None,
         batching=Batching(BATCH, max_rows=ROWS, row_sizes=(ROWS,)),  # one shape, for a compiled denoiser
         output_type="latent",
     )

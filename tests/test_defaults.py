@@ -146,8 +146,10 @@ def test_one_choice_by_name_leaves_the_other_to_the_pipeline() -> None:
     ("name", "noise", "guidance"),
     [
         ("FluxControlNetPipeline", "common", 1.0),
+        ("FluxFillPipeline", "common", 1.0),
         ("QwenImageControlNetPipeline", "common", 1.0),
-        ("IFImg2ImgSuperResolutionPipeline", "common", 1.0),
+        ("StableDiffusionUpscalePipeline", "common", 1.0),
+        ("IFSuperResolutionPipeline", "common", 1.0),
         ("StableDiffusionPipelineSafe", "own", 1.0),
     ],
 )

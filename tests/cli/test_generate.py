@@ -90,6 +90,7 @@ def test_run_json(run: tuple[Path, Outcome]) -> None:
         "guidance_scale": 3.0,
         "skipping": asdict(Skipping()),
         "why_not_skipped": None,
+        "other_trunk": None,
     }
     assert (report["sharing"]["noise"], report["sharing"]["trunk_guidance"]) == ("own", 0.0)
     assert report["fallbacks"] == []

@@ -24,6 +24,7 @@ EXACT = {
             tables.REFERENCES,
             tables.ONE_IMAGE_PER_PROMPT,
             tables.REPEATS_ITSELF,
+            tables.MORE_GUIDANCE,
         )
         for name in table
     },
@@ -36,6 +37,8 @@ PREFIXES = [
     *tables.OPTIONAL_IMAGE,
     *tables.UNMASKED,
     *tables.APART,
+    *tables.READS_ENCODED,
+    *tables.NOT_SKIPPED,
     *tables.FLOW_SCHEDULERS,
 ]
 

@@ -12,6 +12,7 @@ from .outcomes import Outcomes
 
 ROOT = Path(__file__).parents[2]
 DOCUMENT = ROOT / "docs" / "compatibility.md"
+DEFAULTS = "defaults"
 EXAMINED = {"sharing": "sharing", "independent": "`sharing=None`", "skipping": "skipping"}
 SHORT = {"embeds": "embeddings", "texts": "texts", "one": "one image", "own": "own images"}
 NOTHING = "nothing shared"  # and so what sharing=None gives
@@ -40,6 +41,8 @@ prompts ("one image") and with one per prompt ("own images"). "Right" means:
 - **skipping** (`Skipping(rule="fixed", every=3)`): evaluations are skipped, and an image is the same in a batch
   as alone (up to 2e-4). How close it is to the image without skipping is [measured
   elsewhere](skipping-design.md).
+- **defaults**: what `noise`, `trunk_guidance` and `skipping` of "auto" stand for. It is decided before the denoiser
+  runs, and the images are finite.
 
 "Refused" means that cotrunk refuses the class in one sentence before the denoiser runs; the notes quote it.
 
@@ -62,11 +65,11 @@ def document(outcomes: Outcomes) -> str:
         lines += [
             f"## {family}",
             "",
-            "| pipeline | " + " | ".join(EXAMINED.values()) + " | notes |",
-            "|---|---|---|---|---|",
+            "| pipeline | " + " | ".join([*EXAMINED.values(), DEFAULTS]) + " | notes |",
+            "|---|---|---|---|---|---|",
         ]
         for name in sorted(classes):
-            cells = [cell(name, outcomes[name], examination) for examination in EXAMINED]
+            cells = [cell(name, outcomes[name], examination) for examination in (*EXAMINED, DEFAULTS)]
             lines.append(f"| `{name}` | {' | '.join(cells)} | {notes(name, outcomes[name])} |")
         lines.append("")
     lines += ["## Not tested", "", "| pipeline | reason |", "|---|---|"]
@@ -85,7 +88,8 @@ def cell(name: str, variants: dict[str, dict[str, str]], examination: str) -> st
 def word(name: str, examination: str, outcome: str) -> str:
     if outcome == "right" and examination == "sharing" and CASES[name].together == "none":
         return NOTHING
-    return FAULTS.get(outcome, outcome.partition(":")[0])
+    kind, _, said = outcome.partition(": ")
+    return said if examination == DEFAULTS and kind == "right" else FAULTS.get(outcome, kind)
 
 
 def notes(name: str, variants: dict[str, dict[str, str]]) -> str:

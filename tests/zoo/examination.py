@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from cotrunk import CotrunkError, Sharing, Skipping, generate
+from cotrunk.pipelines.automatic import why_not_skipped
 
 from .case import OWN_IMAGE, PROMPTS, Case, Variant
 from .loop import NoMeanError, alone, as_tensor, record, shared
@@ -34,7 +35,7 @@ class Verdict:
         word: "right", "refused" (before any forward), or the kind of fault: "wrong", "late" (refused after rows ran),
             "crash", "nameless" (a refusal that names neither the class nor an argument), "blind" (the case proves
             nothing).
-        why: the refusal's sentence, or the fault.
+        why: the refusal's sentence, or the fault; what the defaults stand for.
     """
 
     word: str
@@ -49,7 +50,7 @@ RIGHT = Verdict("right")
 
 
 def examine(case: Case, pipe: Any, variant: Variant) -> dict[str, Verdict]:
-    """Return the verdicts on sharing, on independent sampling and on skipping."""
+    """Return the verdicts on published sharing, on independent sampling, on skipping and on the defaults."""
     return {name: examination(case, pipe, variant) for name, examination in EXAMINATIONS.items()}
 
 
@@ -66,7 +67,7 @@ def sharing(case: Case, pipe: Any, variant: Variant) -> Verdict:
             theirs |= shared(case, pipe, group, variant, seeds[group[0]], [recorded[i] for i in group], branch)
     except NoMeanError as reason:
         theirs, no_mean = None, reason
-    settings = {"sharing": Sharing(**EVERYONE, encoder="minilm" if case.speaks(variant) else "pipeline")}
+    settings = {"sharing": Sharing.published(**EVERYONE, encoder=encoder_of(case, variant))}
     for prompts in (PROMPTS, PROMPTS[::-1]):
         verdict, result = run(case, pipe, prompts, variant, seed=[seeds[i] for i in prompts], **settings)
         if result is None:
@@ -128,10 +129,29 @@ def skipping(case: Case, pipe: Any, variant: Variant) -> Verdict:
     return compared(images_of(case, result, PROMPTS), theirs, SKIPPING_TOLERANCE)
 
 
+def defaults(case: Case, pipe: Any, variant: Variant) -> Verdict:
+    """Check that what is left to the pipeline is decided before any forward, and that the images are finite."""
+    settings = {"sharing": Sharing(**EVERYONE, encoder=encoder_of(case, variant)), "skipping": "auto"}
+    verdict, result = run(case, pipe, PROMPTS, variant, **settings)
+    if result is None:
+        return verdict
+    if result.failed:
+        return Verdict("wrong", "images with NaN")
+    shared = result.plan.sharing
+    guidance = {0.0: "unguided", 1.0: "guided"}[shared.trunk_guidance]
+    skips = ", skipping" if why_not_skipped(pipe) is None else ""
+    return Verdict("right", f"{shared.noise} noise, {guidance}{skips}")
+
+
+def encoder_of(case: Case, variant: Variant) -> str:
+    return "minilm" if case.speaks(variant) else "pipeline"
+
+
 EXAMINATIONS: dict[str, Callable[[Case, Any, Variant], Verdict]] = {
     "sharing": sharing,
     "independent": independent,
     "skipping": skipping,
+    "defaults": defaults,
 }
 
 
@@ -150,6 +170,7 @@ def groups_of(case: Case, variant: Variant) -> list[list[int]]:
 def run(case: Case, pipe: Any, prompts: Sequence[int], variant: Variant, **settings: Any) -> tuple[Verdict, Any]:
     """Call `generate`. Return the verdict and its result; None if it raises."""
     given = {"num_inference_steps": case.steps, "output_type": case.output_type} | case.inputs(prompts, variant)
+    given["skipping"] = None
     try:
         with forwards(pipe, case.denoisers) as ran, warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -12,13 +12,15 @@ from .examination import Verdict, examine
 
 FILE = Path(__file__).with_name("outcomes.json")
 
-# class -> variant -> what was examined -> "right", "refused: SENTENCE", or a fault's word
+# class -> variant -> what was examined -> "right", "right: WHAT THE DEFAULTS STAND FOR", "refused: SENTENCE", or a
+# fault's word
 Outcomes = dict[str, dict[str, dict[str, str]]]
 
 
 def outcome_of(verdict: Verdict) -> str:
     """Return what is recorded of a verdict: of a fault only its kind, because its numbers differ between machines."""
-    return f"refused: {verdict.why}" if verdict.word == "refused" else verdict.word
+    says = verdict.why and not verdict.is_fault
+    return f"{verdict.word}: {verdict.why}" if says else verdict.word
 
 
 def found(name: str) -> dict[str, dict[str, Verdict]]:

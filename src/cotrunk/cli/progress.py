@@ -9,7 +9,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ..runs import events
-from .console import err, out, warn_of
+from .console import err, out, say, warn_of
 from .inputs import warn_unlocked
 
 
@@ -35,9 +35,11 @@ class JobProgress:
                 self._spin(f"Loading {'' if has_denoiser else 'the text encoder of '}{escape(model)}")
             case events.Planning(prompts):
                 self._spin(f"Comparing {prompts:,} prompts")
-            case events.Planned(plan):
+            case events.Planned(plan, warning):
                 self._shown.close()
                 warn_of(plan.findings, plan.prompts)
+                if warning is not None:
+                    say("yellow", "warning", warning.rstrip("."))
             case events.WarmingUp(compiles):
                 self._spin("Compiling" if compiles else "Warming up")
             case events.Denoising(rows, images, rows_done, images_done):

@@ -38,7 +38,7 @@ def why_guided(pipe: Any, arguments: Mapping[str, Any], rows: int) -> str | None
         return f"{kind} computes {rows} rows per image"
     if is_perturbed(pipe) and (argument(pipe, arguments, "pag_scale") or 0) > 0:
         return f"{kind} computes a row with perturbed attention"
-    return f"{kind} computes more than two rows per image" if kind.startswith(MORE_GUIDANCE) else None
+    return f"{kind} computes more than two rows per image" if kind in MORE_GUIDANCE else None
 
 
 def why_not_skipped(pipe: Any) -> str | None:

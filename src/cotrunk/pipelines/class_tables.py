@@ -78,8 +78,17 @@ APART = {
 }
 
 # prefixes: their denoisers or ControlNets read an input image that each image encodes, or blurs, with its own noise
-READS_ENCODED = ("FluxControl", "QwenImageControlNet", "IFImg2ImgSuperResolution", "IFInpaintingSuperResolution")
-# prefixes: their guidance takes more rows than `guidance_rows` predicts
+READS_ENCODED = (
+    "FluxControl",
+    "FluxFill",
+    "IFImg2ImgSuperResolution",
+    "IFInpaintingSuperResolution",
+    "IFSuperResolution",
+    "QwenImageControlNet",
+    "QwenImageEditInpaint",
+    "StableDiffusionUpscale",
+)
+# their guidance takes more rows than `guidance_rows` predicts
 MORE_GUIDANCE = ("StableDiffusionPipelineSafe",)
 # prefixes: no row of their denoisers can be skipped
 NOT_SKIPPED = {"Flux2KleinKV": "keeps rows of its denoiser for the next call"}

@@ -33,9 +33,14 @@ class Planning:
 
 @dataclass(frozen=True)
 class Planned:
-    """The plan is complete, with its findings about the prompts. Nothing is denoised yet."""
+    """The plan is complete, with its findings about the prompts. Nothing is denoised yet.
+
+    Attributes:
+        warning: a sentence that users should read before the run begins.
+    """
 
     plan: "JobPlan"
+    warning: str | None = None
 
 
 @dataclass(frozen=True)

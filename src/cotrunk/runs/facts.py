@@ -26,6 +26,7 @@ class PipelineFacts:
         guidance_scale: the scale that was used: the job's, or the pipeline's own. None if it takes none.
         skipping: how images skipped evaluations, after "auto"; None if they did not.
         why_not_skipped: why "auto" skipped nothing, as a clause.
+        other_trunk: a sentence about a LoRA that was trained for other trunks than those of the run.
     """
 
     scheduler: Text
@@ -34,12 +35,14 @@ class PipelineFacts:
     guidance_scale: Real | None = None
     skipping: Annotated[Skipping | None, PlainValidator(_skipping_from_json)] = None
     why_not_skipped: Text | None = None
+    other_trunk: Text | None = None
 
 
 def fallbacks(findings: Findings, pipeline: PipelineFacts) -> tuple[str, ...]:
-    """Return a sentence about each "auto" that stands for its second choice."""
+    """Return a sentence about each "auto" that stands for its second choice, and about a LoRA for other trunks."""
     trunks, not_skipped = findings.fallback, pipeline.why_not_skipped
-    sentences = (trunks, None if not_skipped is None else f"Nothing was skipped: {not_skipped}.")
+    skipping = None if not_skipped is None else f"Nothing was skipped: {not_skipped}."
+    sentences = (trunks, skipping, pipeline.other_trunk)
     return tuple(sentence for sentence in sentences if sentence is not None)
 
 

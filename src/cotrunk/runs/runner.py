@@ -40,6 +40,7 @@ from .part_run import compared_runs, plan_part, prepare_part, warm_up_part
 from .parts import Part, check_rows, parts_of
 from .report import RunReport
 from .resume import begin_or_resume, check_dtype, finished_report
+from .trained_trunk import other_trunk
 
 
 def load_pipeline_of(job: Job) -> Any:
@@ -167,8 +168,9 @@ class _Runner:
             guidance_scale=own_guidance(self.pipe) if job.guidance_scale is None else job.guidance_scale,
             skipping=parts[0].run.skipping,
             why_not_skipped=parts[0].run.why_not_skipped,
+            other_trunk=next(filter(None, (other_trunk(job.lora, each.run.plan) for each in parts)), None),
         )
-        self.on_event(Planned(plan))
+        self.on_event(Planned(plan, self.facts.other_trunk))
         seconds["embed"] = sum(each.run.seconds["embed"] for each in parts)
         mains = [each.arm for each in parts]
         possible = [*mains, *(main.compared(name, main.plan) for main in mains for name in COMPARED)]

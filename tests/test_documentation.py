@@ -18,7 +18,8 @@ import diffusers
 import pytest
 import torch
 from command import cotrunk
-from tiny import sd_with_text
+from documented import pipeline_for
+from PIL import Image
 from typer.main import get_command
 
 import cotrunk as package
@@ -83,10 +84,16 @@ def test_blocks_are_python_or_commands_or_give_a_reason(document: Path) -> None:
 @EVERY_DOCUMENT
 def test_python_blocks_run(document: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The blocks of a document run in order and in one namespace, as a reader would type them."""
-    tiny = sd_with_text().pipe
-    monkeypatch.setattr(diffusers.DiffusionPipeline, "from_pretrained", lambda *_, **__: tiny)
-    monkeypatch.setattr(type(tiny), "to", lambda self, *_: self)
+    load = classmethod(lambda kind, *_, **__: pipeline_for(kind))
+    monkeypatch.setattr(diffusers.DiffusionPipeline, "from_pretrained", load)
+    monkeypatch.setattr(diffusers.ControlNetModel, "from_pretrained", lambda *_, **__: None)
+    for name in ("to", "enable_model_cpu_offload"):
+        monkeypatch.setattr(diffusers.DiffusionPipeline, name, lambda self, *_: self)
     monkeypatch.chdir(tmp_path)
+    for name in ("arms-up", "sitting"):
+        Path("poses").mkdir(exist_ok=True)
+        Image.new("RGB", (32, 32)).save(f"poses/{name}.png")
+    tiny = pipeline_for(diffusers.StableDiffusionPipeline)
     namespace: dict[str, Any] = {"pipe": tiny, "prompts": ["a red apple", "a green apple"], "torch": torch}
     for block in blocks(document):
         if block.language == "python" and block.reason is None:

@@ -80,6 +80,21 @@ def test_the_short_help_shows_the_common_options_and_the_other_one_all(command: 
     assert f"{len(options) - len(common)} more" in cotrunk(command, "-h").out
 
 
+def test_the_short_help_of_generate_has_the_ten_most_needed_options() -> None:
+    assert shown(cotrunk("generate", "-h").out) == {
+        "--prompts",
+        "--out",
+        "--model",
+        "--steps",
+        "--guidance",
+        "--negative",
+        "--seed",
+        "--images-per-prompt",
+        "--exact",
+        "--resume",
+    }
+
+
 @EVERY_COMMAND
 def test_every_option_states_its_panel(command: str) -> None:
     assert all(options_of(command).values())

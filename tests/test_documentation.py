@@ -1,6 +1,7 @@
 """The code of README, docs and recipes: Python blocks run, and the command line runs or parses the commands.
 
-A block that cannot be checked stands under a comment `<!-- not run: reason -->`. Pipelines from the hub are replaced by
+A block that cannot be checked stands under a comment `<!-- not run: reason -->`, and the content of a file that the
+others read under `<!-- file: name -->`. Pipelines from the hub are replaced by
 a tiny one. `plan` and `generate` run where they use the embedded model. The other commands are parsed with all of their
 options; tests of their own run them.
 """
@@ -33,7 +34,10 @@ DOCUMENTS = [
     *sorted((ROOT / "recipes").glob("*/README.md")),
 ]
 EVERY_DOCUMENT = pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
-BLOCK = re.compile(r"(?:<!-- not run: (?P<reason>[^\n]+) -->\n)?^```(?P<language>\w*)\n(?P<code>.*?)^```", re.M | re.S)
+BLOCK = re.compile(
+    r"(?:<!-- (?:not run: (?P<reason>[^\n]+)|file: (?P<file>[^\n]+)) -->\n)?^```(?P<language>\w*)\n(?P<code>.*?)^```",
+    re.M | re.S,
+)
 EMBEDDED = ("plan", "generate")  # commands that run here if they name no other model
 # shell commands that a recipe or a contributor needs, with nothing of ours to check
 FOREIGN = ("npm", "wget", "unzip", "done", "python3", "sh")
@@ -44,11 +48,12 @@ class Block:
     language: str
     code: str
     reason: str | None
+    file: str | None = None
 
 
 def blocks(document: Path) -> list[Block]:
     return [
-        Block(match["language"], match["code"], match["reason"])
+        Block(match["language"], match["code"], match["reason"] or (match["file"] and "a file"), match["file"])
         for match in BLOCK.finditer(document.read_text(encoding="utf-8"))
     ]
 
@@ -81,6 +86,14 @@ def test_blocks_are_python_or_commands_or_give_a_reason(document: Path) -> None:
         assert block.language in ("python", "") or block.reason, block
 
 
+def write_files(document: Path) -> None:
+    """Write the files of a document into the current folder."""
+    for block in blocks(document):
+        if block.file is not None:
+            Path(block.file).parent.mkdir(parents=True, exist_ok=True)
+            Path(block.file).write_text(block.code, encoding="utf-8")
+
+
 @EVERY_DOCUMENT
 def test_python_blocks_run(document: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The blocks of a document run in order and in one namespace, as a reader would type them."""
@@ -95,6 +108,7 @@ def test_python_blocks_run(document: Path, tmp_path: Path, monkeypatch: pytest.M
         Image.new("RGB", (32, 32)).save(f"poses/{name}.png")
     tiny = pipeline_for(diffusers.StableDiffusionPipeline)
     namespace: dict[str, Any] = {"pipe": tiny, "prompts": ["a red apple", "a green apple"], "torch": torch}
+    write_files(document)
     for block in blocks(document):
         if block.language == "python" and block.reason is None:
             exec(compile(block.code, str(document), "exec"), namespace)
@@ -106,6 +120,7 @@ def test_commands_run_or_are_parsed(document: Path, tmp_path: Path, model: pytes
     model.chdir(tmp_path)
     for name in ("prompts.txt", "captions_val2017.json"):
         Path(name).write_text("a red apple\na green apple\n", encoding="utf-8")
+    write_files(document)
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
     targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M)
     for block in blocks(document):

@@ -58,6 +58,7 @@ def generate(
     Args:
         pipe: any diffusers pipeline with a `unet` or `transformer` and a `scheduler`.
         prompts: the prompts; or omit them and give `prompt_embeds=` (and the other embeddings that the pipeline needs).
+            With both, the embeddings make the images, and the texts tell which prompts are similar.
         sharing: how prompts share; None for independent sampling. With `sharing=None, skipping=None` the images are bit
             for bit what the pipeline gives when called with one generator per image. (One exception: some pipelines do
             not pass their generators to a stochastic flow scheduler or an encoder, which then uses the global

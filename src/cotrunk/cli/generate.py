@@ -48,6 +48,7 @@ from .options import (
     Templates,
     Tolerance,
     TrunkGuidance,
+    Weights,
     Width,
     Wildcards,
     option,
@@ -114,6 +115,7 @@ def generate(
     columns: Columns = None,
     templates: Templates = False,
     wildcards: Wildcards = None,
+    weights: Weights = False,
     settings_file: Annotated[
         Path | None,
         option(
@@ -145,7 +147,7 @@ def generate(
         cotrunk generate "a red apple" "a green apple" --out apples --compare
     """
     begin = time.perf_counter()
-    rows = prompts_of(prompts, prompt_file, columns, templates, wildcards, warns=layout != "geneval")
+    rows = prompts_of(prompts, prompt_file, columns, templates, wildcards, weights, warns=layout != "geneval")
     out = out_folder(out_name)
     output = output_of(format, quality, name, layout, metadata, [row.prompt for row in rows], prompt_file)
     loras = loras_of(lora)
@@ -190,6 +192,7 @@ def generate(
         negative_prompt=negative,
         seed=seed,
         images_per_prompt=images_per_prompt,
+        weights=weights,
         width=width,
         height=height,
         compare=compare,

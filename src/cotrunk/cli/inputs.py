@@ -15,6 +15,7 @@ from ..planning.prompt_columns import parse_columns
 from ..planning.prompt_row import PromptRow, checked
 from ..planning.prompts import read_prompts
 from ..planning.templates import expanded, first_template
+from ..planning.weighted_rows import check_weights, first_weighted
 from ..settings import Fidelity, Mode, Noise, Sharing, Skipping
 from .console import err, say
 
@@ -25,6 +26,7 @@ def prompts_of(
     columns: str | None = None,
     templates: bool = False,
     wildcards: Path | None = None,
+    weights: bool | None = None,
     *,
     warns: bool = True,
 ) -> list[PromptRow]:
@@ -34,6 +36,7 @@ def prompts_of(
         columns: which columns hold which fields: "prompt=Text,id=Key".
         templates: whether prompts are templates. If they only look like it, a hint is printed.
         wildcards: the folder of the files for templates.
+        weights: whether prompts have weights. If they only look like it, a hint is printed; None for no hint.
         warns: name the columns that are not used.
 
     Raises:
@@ -52,7 +55,7 @@ def prompts_of(
             if Path(text).suffix and os.path.isfile(text):  # noqa: PTH113
                 raise CotrunkError(f"{text} is a file: give its prompts with --prompts {text}.")
         rows, places = [PromptRow(text) for text in texts], [f"prompt {i}" for i in range(len(texts))]
-        return _expanded(rows, places, templates, wildcards)
+        return _expanded(rows, places, templates, wildcards, weights)
     found = read_prompts(Path(file), parse_columns(columns))
     counts = ((found.comments, "comment"), (found.blank, "blank line"))
     if skipped := " and ".join(f"{count} {what}{'s' if count > 1 else ''}" for count, what in counts if count):
@@ -61,13 +64,17 @@ def prompts_of(
         several, named = len(found.unused) > 1, ", ".join(map(repr, found.unused))
         what = f"the columns {named} are" if several else f"the column {named} is"
         say("yellow", "warning", f"{what} not used: --columns FIELD=COLUMN says what a column holds")
-    return _expanded(found.rows, [f"{file}, {place}" for place in found.places], templates, wildcards)
+    return _expanded(found.rows, [f"{file}, {place}" for place in found.places], templates, wildcards, weights)
 
 
 def _expanded(
-    rows: Sequence[PromptRow], places: Sequence[str], templates: bool, wildcards: Path | None
+    rows: Sequence[PromptRow], places: Sequence[str], templates: bool, wildcards: Path | None, weights: bool | None
 ) -> list[PromptRow]:
     """Return the rows, with those of templates in place of each template."""
+    if weights:
+        check_weights(zip(places, rows, strict=True))
+    elif weights is not None and (weighted := first_weighted(rows)) is not None:
+        say("yellow", "hint", f"{places[weighted]} looks like a weighted prompt: --weights reads (word:1.3) and BREAK")
     if templates:
         return expanded(rows, places, wildcards)
     if wildcards is not None:

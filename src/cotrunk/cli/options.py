@@ -51,6 +51,15 @@ Wildcards = Annotated[
     Path | None,
     option(SAMPLING, "DIR", "Folder with a file NAME.txt for each __NAME__ in templates.", "--wildcards"),
 ]
+Weights = Annotated[
+    bool,
+    option(
+        SAMPLING,
+        "",
+        "Read weights in prompts, as in (word:1.3), and BREAK; prompts may also be longer than 77 tokens.",
+        "--weights",
+    ),
+]
 Columns = Annotated[
     str | None,
     option(

@@ -31,6 +31,7 @@ from .options import (
     Steps,
     Templates,
     TrunkGuidance,
+    Weights,
     Width,
     Wildcards,
     option,
@@ -63,6 +64,7 @@ def plan(
     columns: Columns = None,
     templates: Templates = False,
     wildcards: Wildcards = None,
+    weights: Weights = False,
 ) -> None:
     """Print what sharing would save, group by group, without running the denoiser.
 
@@ -72,7 +74,7 @@ def plan(
 
         cotrunk plan --prompts prompts.txt --share 0.4 --mode tree
     """
-    rows = prompts_of(prompts, prompt_file, columns, templates, wildcards)
+    rows = prompts_of(prompts, prompt_file, columns, templates, wildcards, weights)
     check_numbers(steps, guidance, seed, images_per_prompt)
     check_size(width, height)
     whole("--show", show, 0)
@@ -93,6 +95,7 @@ def plan(
         guidance_scale=guidance,
         seed=seed,
         images_per_prompt=images_per_prompt,
+        weights=weights,
         width=width,
         height=height,
     )

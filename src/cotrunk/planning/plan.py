@@ -79,7 +79,7 @@ class Plan:
         timesteps: denoiser evaluations of an image on its own (see `planning.tree`).
         guidance_rows: rows of one evaluation of one image: 2 with classifier-free guidance, else 1.
         images_per_prompt: images of each prompt, each in a different tree.
-        from_embeddings: whether the plan was made from `prompt_embeds`; `prompts` then holds names for them.
+        from_embeddings: whether the plan was made from `prompt_embeds`; `prompts` then holds names or texts for them.
         sharing: how the prompts share, with a value in place of each "auto" of its trunks; None for independent
             sampling.
         threshold: the smallest cosine of a pair in a group: `sharing.similarity`, or the value that "auto" found.

@@ -1,5 +1,6 @@
 """A call of a pipeline, and the plan of that call."""
 
+import re
 from collections.abc import Hashable, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -13,6 +14,7 @@ from ..pipelines.automatic import why_guided
 from ..pipelines.batch_compatibility import companions
 from ..pipelines.cost import argument, guidance_rows, timesteps_of
 from ..pipelines.noise_schedule import read_schedule
+from ..pipelines.prompt_weights import plain_text
 from ..pipelines.tokenizers import condition_keys, truncated
 from ..settings import Sharing
 from .embedding import Encoder, from_prompt_embeds, pipeline_encoder, sentence_encoder
@@ -23,6 +25,8 @@ from .sharing import Evaluations, Item, make_plan
 from .threshold import auto_threshold
 from .trunk_choice import chosen
 
+_NEGATIVE = re.compile(r"negative_(pooled_)?prompt_(embeds|attention_mask)(_\d)?|negative_pooled_prompt_embeds")
+
 
 class Request:
     """Prompts and arguments for a pipeline, checked. Each property is computed once, when it is first needed.
@@ -30,12 +34,13 @@ class Request:
     It reads the pipeline's text encoders, its scheduler, and only the config of its denoiser.
 
     Attributes:
-        prompts: the texts; None if `prompt_embeds` are given instead.
+        prompts: the texts; None if only `prompt_embeds` are given. If both are given, the images are those of the
+            embeddings. The texts, and those of `negative_prompt`, tell which prompts may share and which seeds they get.
         arguments: all arguments of the call, divided into those with one entry per prompt and those of the whole call.
+        named: the same with texts instead of embeddings, where both are given.
 
     Raises:
-        CotrunkError: there are no prompts, or both texts and embeddings; a prompt is not a valid text; or an argument
-            is wrong.
+        CotrunkError: there are no prompts; one is not a valid text; or an argument is wrong.
     """
 
     def __init__(self, pipe: Any, prompts: Sequence[str] | str | None, arguments: dict[str, Any]) -> None:
@@ -48,15 +53,21 @@ class Request:
             prompts = [prompts] if isinstance(prompts, str) else list(prompts)
             for i, prompt in enumerate(prompts):
                 checked(prompt, f"prompt {i}: the prompt")
-        if (prompts is None) == (arguments.get("prompt_embeds") is None):
-            raise CotrunkError(
-                "Give either prompts, or prompt_embeds and the other embeddings that the pipeline needs."
-            )
+        self.has_embeddings = arguments.get("prompt_embeds") is not None
+        if prompts is None and not self.has_embeddings:
+            raise CotrunkError("Give prompts, or prompt_embeds and the other embeddings that the pipeline needs.")
         count = len(prompts if prompts is not None else arguments["prompt_embeds"])
         if count == 0:
             raise CotrunkError("There are no prompts: give at least one.")
         self.pipe, self.prompts = pipe, prompts
-        self.arguments = PerPrompt(pipe, count, arguments if prompts is None else {"prompt": prompts, **arguments})
+        texts = arguments if prompts is None else {"prompt": prompts, **arguments}
+        if prompts is not None and self.has_embeddings:
+            has_negative = arguments.get("negative_prompt_embeds") is not None and "negative_prompt" in arguments
+            call = {name: each for name, each in arguments.items() if name != "negative_prompt" or not has_negative}
+            texts = {name: each for name, each in texts.items() if not (has_negative and _NEGATIVE.fullmatch(name))}
+            self.arguments, self.named = PerPrompt(pipe, count, call), PerPrompt(pipe, count, texts)
+        else:
+            self.arguments = self.named = PerPrompt(pipe, count, texts)
 
     @cached_property
     def evaluations(self) -> Evaluations:
@@ -68,7 +79,7 @@ class Request:
     @cached_property
     def keys(self) -> list[str]:
         """A digest of the other arguments of each prompt."""
-        return self.arguments.keys()
+        return self.named.keys()
 
     @cached_property
     def companions(self) -> list[Hashable]:
@@ -77,9 +88,11 @@ class Request:
 
     @cached_property
     def reads(self) -> list[Hashable]:
-        """The tokens of each prompt that the pipeline reads; None for embeddings."""
+        """The tokens of each prompt that the pipeline reads, or a digest of its embeddings; None without a text."""
         if self.prompts is None:
             return [None] * self.arguments.prompts
+        if self.has_embeddings:
+            return list(self.arguments.identities(None))
         return condition_keys(self.pipe, self.prompts, self.arguments.arguments)
 
     def plan(self, sharing: Sharing | None, *, seed: int | Sequence[int] = 0, images_per_prompt: int = 1) -> Plan:
@@ -109,7 +122,7 @@ class Request:
             evaluations,
             seed=seed,
             images_per_prompt=images_per_prompt,
-            from_embeddings=self.prompts is None,
+            from_embeddings=self.has_embeddings,
             findings=Findings() if sharing is None else self._findings(),
         )
         self._check_trunks(plan)
@@ -183,14 +196,18 @@ class Request:
         if self.prompts is not None:
             encoder = encoder_of(self.pipe, sharing.encoder)
             threshold = auto_threshold(encoder) if sharing.similarity == "auto" else sharing.similarity
-            return encoder.encode(self.prompts), float(threshold)
+            texts = [plain_text(prompt) for prompt in self.prompts] if self.has_embeddings else self.prompts
+            return encoder.encode(texts), float(threshold)
         if sharing.similarity == "auto":
-            raise CotrunkError("similarity='auto' is measured on texts: give a number with prompt_embeds.")
+            raise CotrunkError("similarity='auto' is measured on texts: give prompts with prompt_embeds, or a number.")
         call = self.arguments.arguments
         masks = [call.get(name) for name in ("prompt_attention_mask", "prompt_embeds_mask", "attention_mask")]
         mask = next((value for value in masks if value is not None), None)
         pooled = call.get("pooled_prompt_embeds")
         return from_prompt_embeds(call["prompt_embeds"], pooled, mask), float(sharing.similarity)
+
+    def _truncated(self) -> tuple[tuple[int, str], ...]:
+        return tuple(truncated(self.pipe, self.prompts or (), self.arguments.arguments).items())
 
     def _findings(self) -> Findings:
         if self.prompts is None:
@@ -199,7 +216,7 @@ class Request:
         for i, (read, text) in enumerate(zip(self.reads, self.prompts, strict=True)):
             texts_of.setdefault(read, {}).setdefault(text, i)
         return Findings(
-            truncated=tuple(truncated(self.pipe, self.prompts, self.arguments.arguments).items()),
+            truncated=() if self.has_embeddings else self._truncated(),
             alike=tuple(tuple(found.values()) for found in texts_of.values() if len(found) > 1),
         )
 

@@ -34,6 +34,7 @@ class Job:
         seed: the same seed gives the same images.
         images_per_prompt: images of one prompt do not share with each other.
         width, height: of the images, in pixels; None for the model's own.
+        weights: read weights such as (word:1.3) and BREAK in the prompts, and prompts of any length, by compel.
         compare: also generate the images independently, once with the same number of steps and once at equal cost.
         device: "auto", "cpu", "cuda", "cuda:1", "mps", ...
         dtype: "auto", "float32", "float16" or "bfloat16".
@@ -60,6 +61,7 @@ class Job:
     images_per_prompt: int = 1
     width: int | None = None
     height: int | None = None
+    weights: bool = False
     compare: bool = False
     device: str = "auto"
     dtype: str = "auto"
@@ -95,7 +97,7 @@ class Job:
             checked(self.negative_prompt, "negative_prompt")
         for name, value in values.items():
             object.__setattr__(self, name, value)
-        for name in ("compare", "compiled", "vae_tiling"):
+        for name in ("weights", "compare", "compiled", "vae_tiling"):
             flag(name, getattr(self, name))
         for name in ("device", "dtype"):
             text(name, getattr(self, name))

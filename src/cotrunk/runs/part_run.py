@@ -12,12 +12,13 @@ from ..generation import prepare, warm_up
 from ..pipelines.arguments import needed_arguments
 from ..pipelines.cost import timesteps_of
 from ..pipelines.own_defaults import own_guidance, own_steps
+from ..pipelines.weighted_prompts import weighted_encoder
 from ..planning.own_rows import with_copies, with_seeds
 from ..planning.plan import Cost, Plan
 from ..planning.prompt_row import PromptRow
 from .arm import ALL_STEPS, EQUAL_COST, INDEPENDENT, Compared
 from .job import Job
-from .parts import Part
+from .parts import Part, parts_of
 
 
 def arguments_of(job: Job, rows: Sequence[PromptRow], pipe: Any) -> dict[str, Any]:
@@ -35,9 +36,20 @@ def arguments_of(job: Job, rows: Sequence[PromptRow], pipe: Any) -> dict[str, An
         if getattr(job, name) is not None:
             arguments[name] = getattr(job, name)
     negatives = [job.negative_prompt if row.negative_prompt is None else row.negative_prompt for row in rows]
+    if job.weights:
+        arguments |= weighted_encoder(pipe).arguments([row.prompt for row in rows], negatives)
     if negatives[0] is not None:  # then every prompt of a part has one
         arguments["negative_prompt"] = negatives[0] if len(set(negatives)) == 1 else negatives
     return arguments
+
+
+def divided(job: Job, pipe: Any) -> list[Part]:
+    """Return the parts of a job for a pipeline, whose own numbers stand for those that are not given."""
+    lengths = None
+    if job.weights:
+        encoder = weighted_encoder(pipe)
+        lengths = [encoder.length(row.prompt, row.negative_prompt or job.negative_prompt) for row in job.prompts]
+    return parts_of(job, own_steps(pipe), own_guidance(pipe), lengths)
 
 
 def plan_part(pipe: Any, part: Part) -> Plan:

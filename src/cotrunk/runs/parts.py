@@ -11,7 +11,9 @@ from itertools import accumulate
 from typing import Any
 
 from ..errors import CotrunkError
+from ..pipelines.prompt_weights import parse_weights
 from ..planning.prompt_row import PromptRow
+from ..planning.weighted_rows import check_weights
 from .job import Job
 
 _UNSUPPORTED = ("image", "mask_image", "control_image", "strength", "lora")
@@ -57,13 +59,20 @@ def check_rows(job: Job) -> None:
         for name in _UNSUPPORTED:
             if getattr(row, name) is not None:
                 raise CotrunkError(f"prompt {i} has its own {name}, which runs do not support: leave it out.")
+    if job.weights:
+        check_weights((f"prompt {i}", row) for i, row in enumerate(job.prompts))
+        if job.negative_prompt is not None:
+            parse_weights(job.negative_prompt)
 
 
-def parts_of(job: Job, steps: int | None = None, guidance_scale: float | None = None) -> list[Part]:
+def parts_of(
+    job: Job, steps: int | None = None, guidance_scale: float | None = None, lengths: Sequence[int] | None = None
+) -> list[Part]:
     """Divide a job into its parts, in the order of their first prompts.
 
     Args:
         steps, guidance_scale: the pipeline's own, which a job without a number means.
+        lengths: tokens of the embeddings of each prompt, if they are encoded before the call. Padding changes images.
     """
     found: dict[Hashable, list[int]] = {}
     for i, row in enumerate(job.prompts):
@@ -74,6 +83,7 @@ def parts_of(job: Job, steps: int | None = None, guidance_scale: float | None = 
             _first(row.height, job.height),
             # a pipeline may treat "no negative prompt" in another way than an empty one
             row.negative_prompt is None and job.negative_prompt is None,
+            None if lengths is None else lengths[i],
         )
         found.setdefault(key, []).append(i)
     return [part_of_rows(job, rows) for rows in found.values()]

@@ -14,7 +14,7 @@ from ..lock import FolderLock, held
 from ..pipelines import loading
 from ..pipelines.compatibility import check_text_to_image
 from ..pipelines.offload import device_of
-from ..pipelines.own_defaults import own_guidance, own_steps
+from ..pipelines.own_defaults import own_guidance
 from ..planning.plan import Plan
 from .arm import COMPARED, Arm, main_arms
 from .events import (
@@ -36,8 +36,8 @@ from .facts import PipelineFacts
 from .folder import BATCH_SECONDS, RunFolder
 from .job import Job
 from .job_plan import JobPlan, job_plan, load_job_plan
-from .part_run import compared_runs, plan_part, prepare_part, warm_up_part
-from .parts import Part, check_rows, parts_of
+from .part_run import compared_runs, divided, plan_part, prepare_part, warm_up_part
+from .parts import Part, check_rows
 from .report import RunReport
 from .resume import begin_or_resume, check_dtype, finished_report
 from .trained_trunk import other_trunk
@@ -122,7 +122,7 @@ def plan_job(job: Job, *, on_event: OnEvent = ignore) -> JobPlan:
         denoiser=False,
     )
     on_event(Planning(len(job.prompts)))
-    plan = job_plan(job, [(part.rows, plan_part(pipe, part)) for part in _parts(job, pipe)])
+    plan = job_plan(job, [(part.rows, plan_part(pipe, part)) for part in divided(job, pipe)])
     on_event(Planned(plan))
     return plan
 
@@ -130,11 +130,6 @@ def plan_job(job: Job, *, on_event: OnEvent = ignore) -> JobPlan:
 def facts_of(pipe: Any) -> PipelineFacts:
     """Return what the report says about a pipeline."""
     return PipelineFacts(type(pipe.scheduler).__name__, device_of(pipe), str(pipe.dtype).removeprefix("torch."))
-
-
-def _parts(job: Job, pipe: Any) -> list[Part]:
-    """Return the parts of a job for a pipeline, whose own numbers stand for those that are not given."""
-    return parts_of(job, own_steps(pipe), own_guidance(pipe))
 
 
 @dataclass(frozen=True)
@@ -205,7 +200,7 @@ class _Runner:
 
     def _prepared(self, is_resumed: bool) -> tuple[JobPlan, list[_PartRun]]:
         """Return the plan of the job, and its parts ready to denoise."""
-        parts, path = _parts(self.job, self.pipe), self.folder.path / "plan.json"
+        parts, path = divided(self.job, self.pipe), self.folder.path / "plan.json"
         plans: list[Plan | None] = [None] * len(parts)
         if is_resumed:
             saved = load_job_plan(path, self.job)

@@ -75,7 +75,23 @@ def generate(
     seed: Seed = 0,
     exact: Exact = False,
     resume: Annotated[
-        bool, option(COMMON, "", "Continue the run in --out where it stopped, with the same settings.", "--resume")
+        bool,
+        option(
+            COMMON,
+            "",
+            "Continue the run in --out where it stopped, with the same settings; new prompts may follow the old ones.",
+            "--resume",
+        ),
+    ] = False,
+    retry_failed: Annotated[
+        bool,
+        option(
+            OUTPUT,
+            "",
+            "Generate images that contain NaN, or that a safety checker blackened, again with new seeds; with --resume "
+            "those of an earlier run.",
+            "--retry-failed",
+        ),
     ] = False,
     compare: Annotated[
         bool,
@@ -208,7 +224,7 @@ def generate(
     )
     with JobProgress() as progress:
         try:
-            report = run_job(job, out, resume=resume, on_event=progress, begin=begin)
+            report = run_job(job, out, resume=resume, retry_failed=retry_failed, on_event=progress, begin=begin)
         except KeyboardInterrupt:
             raise typer.Exit(130) from None
     _conclude(report, out)

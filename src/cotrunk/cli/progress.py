@@ -54,6 +54,13 @@ class JobProgress:
             case events.Interrupted(done, images):
                 self._shown.close()
                 err.print(f"Stopped: {done} of {images} images are finished. Continue with --resume.")
+            case events.Extended(prompts):
+                self._shown.close()
+                few = "1 prompt was" if prompts == 1 else f"{prompts:,} prompts were"
+                err.print(f"{few} appended: they share among themselves, so that finished images stay as they are.")
+            case events.Retrying(images):
+                self._shown.close()
+                err.print(f"Generating {images:,} image{'' if images == 1 else 's'} again with new seeds.")
             case events.AlreadyFinished():
                 out.print("This run is finished: there is nothing to resume. Its page was written again.")
 

@@ -78,7 +78,7 @@ def redo(
         raise CotrunkError("--exact skips nothing, and --tolerance is for skipping: give one of them.")
     found = _sources(sources, images)
 
-    from ..runs.redo import Changes
+    from ..runs.changes import Changes
     from ..runs.redo import redo as run
     from .progress import JobProgress
 

@@ -1,6 +1,6 @@
 """Give prompts of a plan their own seeds and their own numbers of images."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import replace
 
 from .plan import Findings, Plan
@@ -33,6 +33,22 @@ def with_seeds(plan: Plan, seeds: Sequence[int | None]) -> Plan:
                 for image in tree.images:
                     own[image] = own[first]
     return replace(plan, seeds=tuple(own))
+
+
+def with_other_seeds(plan: Plan, taken: Container[tuple[str, int]], fixed: Container[str] = ()) -> Plan:
+    """Return the plan with other seeds in the trees of images that would repeat earlier ones.
+
+    Args:
+        taken: prompts of earlier images with their seeds.
+        fixed: prompts whose seeds were asked for.
+    """
+    seeds = list(plan.seeds)
+    for tree in plan.trees:
+        prompts = [plan.prompts[plan.prompt_of(image)] for image in tree.images]
+        while any((p, seeds[i]) in taken and p not in fixed for p, i in zip(prompts, tree.images, strict=True)):
+            for image in tree.images:
+                seeds[image] = _digest(seeds[image], "again")
+    return replace(plan, seeds=tuple(seeds))
 
 
 def with_copies(plan: Plan, copies: Sequence[int]) -> Plan:

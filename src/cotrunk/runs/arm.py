@@ -32,6 +32,7 @@ class Arm:
         number: that of the part.
         output: the names and the format of the images.
         ids: of the prompts of the run; empty if they have none.
+        replaced: images of the plan that a later part generates again; their files are that part's.
     """
 
     kind: str
@@ -41,6 +42,7 @@ class Arm:
     number: int = 0
     output: Output = DEFAULT_OUTPUT
     ids: tuple[str, ...] = ()
+    replaced: frozenset[int] = frozenset()
 
     @property
     def name(self) -> str:
@@ -67,7 +69,12 @@ class Arm:
 
 def main_arms(plan: JobPlan, output: Output = DEFAULT_OUTPUT, ids: tuple[str, ...] = ()) -> list[Arm]:
     """Return the arms of the run itself, one per part."""
-    return [Arm(SHARED, part.plan, "images", part, number, output, ids) for number, part in enumerate(plan.parts)]
+    arms = list[Arm]()
+    for number, part in enumerate(plan.parts):
+        later = {image for other in plan.parts[number + 1 :] if other.is_retry for image in other.images}
+        replaced = frozenset(i for i, image in enumerate(part.images) if image in later)
+        arms.append(Arm(SHARED, part.plan, "images", part, number, output, ids, replaced))
+    return arms
 
 
 def compared_plan(kind: Compared, plan: Plan, steps: int) -> Plan:

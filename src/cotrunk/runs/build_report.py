@@ -1,6 +1,6 @@
 """Build the report of a run from its plan and its journal."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 
 from ..planning.plan import Cost
 from ..planning.tree import Branch
@@ -58,7 +58,10 @@ def build_report(
         timesteps=first.timesteps,
         images=_images(mains, own),
         groups=tuple(
-            group_report(arm.part, tree, own.rows, arm.number) for arm in mains for tree in arm.part.plan.trees
+            group_report(arm.part, tree, rows, arm.number, arm.replaced)
+            for arm in mains
+            for rows in [_together([arm], progress).rows]
+            for tree in arm.part.plan.trees
         ),
         why_nothing_shared=plan.why_nothing_shared(),
         rows=Rows(own.cost.used, own.cost.independent, round(own.cost.saving, 6), Spared(**own.spared)),
@@ -71,7 +74,7 @@ def build_report(
 
 def _images(arms: Sequence[Arm], own: Progress) -> tuple[ImageReport, ...]:
     """Return the reports of all images, in the order of the run."""
-    found = {}
+    found = dict[int, ImageReport]()
     for arm in arms:
         groups, planned = arm.groups(), arm.plan.image_rows()
         for image, number in enumerate(arm.part.images):
@@ -84,16 +87,20 @@ def _images(arms: Sequence[Arm], own: Progress) -> tuple[ImageReport, ...]:
                 steps=own.steps.get(number, ""),
                 failed=number in own.failed,
                 flagged=number in own.flagged,
+                retries=found[number].retries + 1 if number in found else 0,
             )
     return tuple(found[number] for number in range(len(found)))
 
 
-def group_report(part: PartPlan, tree: Branch, rows: Mapping[int, float], number: int = 0) -> GroupReport:
+def group_report(
+    part: PartPlan, tree: Branch, rows: Mapping[int, float], number: int = 0, replaced: Container[int] = ()
+) -> GroupReport:
     """Return the report of one group.
 
     Args:
         part: its part, whose number is `number`.
         rows: those of the images of the run that are finished.
+        replaced: images of the plan that another part generates again.
     """
     cost = part.plan.cost_of([tree])
     images = tuple(part.images[image] for image in tree.images)
@@ -106,6 +113,7 @@ def group_report(part: PartPlan, tree: Branch, rows: Mapping[int, float], number
         rows=Cost(used, cost.independent),
         tree=part.numbered(tree),
         part=number,
+        replaced=tuple(part.images[image] for image in tree.images if image in replaced),
     )
 
 
@@ -120,6 +128,7 @@ def _part(job: Job, own_guidance: float | None, arm: Arm, compared: Sequence[Arm
         width=row.width or job.width,
         height=row.height or job.height,
         compare={other.kind: other.plan.steps for other in compared if other.number == arm.number},  # type: ignore[misc]
+        is_retry=arm.part.is_retry,
     )
 
 
@@ -128,7 +137,10 @@ def _together(arms: Sequence[Arm], progress: Mapping[str, Progress]) -> Progress
     found = Progress()
     for arm in arms:
         own, number = progress[arm.name], arm.part.images.__getitem__
-        found.images |= set(map(number, own.images))
+        done = set(map(number, own.images))  # if it generates them again, its verdict counts
+        found.failed -= done
+        found.flagged -= done
+        found.images |= done
         found.failed |= set(map(number, own.failed))
         found.flagged |= set(map(number, own.flagged))
         found.cost += own.cost

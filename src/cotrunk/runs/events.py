@@ -105,6 +105,20 @@ class Interrupted:
 
 
 @dataclass(frozen=True)
+class Extended:
+    """A resumed run has new prompts at the end. They share only among themselves, because finished images stay."""
+
+    prompts: int
+
+
+@dataclass(frozen=True)
+class Retrying:
+    """Images that failed, or that a safety checker replaced, are about to be generated again with new seeds."""
+
+    images: int
+
+
+@dataclass(frozen=True)
 class AlreadyFinished:
     """The run was finished before: nothing is left to resume."""
 
@@ -120,6 +134,8 @@ Event = (
     | BatchDone
     | DenoisingDone
     | Interrupted
+    | Extended
+    | Retrying
     | AlreadyFinished
 )
 OnEvent = Callable[[Event], None]

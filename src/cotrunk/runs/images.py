@@ -132,10 +132,13 @@ def encoded_images(
 
 def _parameters(arm: Arm, index: int, image: Any, job: Job, pipeline: PipelineFacts) -> str:
     """Return the text that web UIs would write into this image."""
+    scale = pipeline.guidance_scale if job.guidance_scale is None else job.guidance_scale
+    row = job.prompts[arm.plan.prompt_of(index)]
+    negative = job.negative_prompt if row.negative_prompt is None else row.negative_prompt
     facts = {
         "Steps": arm.plan.steps,
         "Sampler": SAMPLERS.get(pipeline.scheduler, pipeline.scheduler),
-        "CFG scale": None if job.guidance_scale is None else f"{job.guidance_scale:g}",
+        "CFG scale": None if scale is None else f"{scale:g}",
         "Seed": arm.plan.seeds[index],
         "Size": f"{image.size[0]}x{image.size[1]}",
         "Model": Path(job.model).name,
@@ -143,8 +146,7 @@ def _parameters(arm: Arm, index: int, image: Any, job: Job, pipeline: PipelineFa
         "Lora": " + ".join(f"{Path(lora.name).name} ({lora.weight:g})" for lora in job.lora) or None,
         "Version": SOFTWARE,
     }
-    row = job.prompts[arm.plan.prompt_of(index)]
-    return parameters_text(row.prompt, row.negative_prompt or job.negative_prompt, facts)
+    return parameters_text(row.prompt, negative, facts)
 
 
 def _digest(content: bytes) -> str:

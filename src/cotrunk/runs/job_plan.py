@@ -1,10 +1,13 @@
 """The plan of a job: one plan per part, with the numbers that its prompts and images have in the run; and its file."""
 
 import json
-from collections.abc import Sequence
+from bisect import bisect_left
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from ..errors import CotrunkError
@@ -13,7 +16,9 @@ from ..planning.plan import FORMAT, Cost, Findings, Plan
 from ..planning.sharing import why_nothing_shared
 from ..planning.tree import Branch, counted
 from .job import Job
-from .parts import copies_of, first_images
+from .parts import Part, again, copies_of, first_images, part_of_rows
+
+NOTHING: Mapping[int, Sequence[int]] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -21,11 +26,12 @@ class PartPlan:
     """The plan of one part.
 
     Attributes:
-        rows: indices of its prompts in the job, each once.
+        rows: indices of its prompts in the job, each once; of a retry, one per image.
         plan: counts its own prompts and images from 0.
         prompts, copies, images: per image of `plan`, the index of its prompt in the job, its place among the images of
             that prompt, and its number in the run.
         first_group: the number of its first group in the run.
+        is_retry: whether it generates images of earlier parts again, which had failed.
     """
 
     rows: tuple[int, ...]
@@ -34,6 +40,13 @@ class PartPlan:
     copies: tuple[int, ...]
     images: tuple[int, ...]
     first_group: int = 0
+    is_retry: bool = False
+
+    def part(self, job: Job) -> Part:
+        """Return the part of the job that this is the plan of."""
+        if self.is_retry:
+            return part_of_rows(again(job, self.rows), range(len(self.rows)))
+        return part_of_rows(job, self.rows)
 
     def numbered(self, tree: Branch) -> Branch:
         """Return a tree of the plan with the run's numbers of its images."""
@@ -48,7 +61,8 @@ class JobPlan:
 
     Attributes:
         prompts: the texts of the whole job.
-        parts: in order.
+        parts: in the order in which they were planned: those of the first prompts, of prompts that were appended
+            later, and of images that were generated again.
     """
 
     prompts: tuple[str, ...]
@@ -59,13 +73,13 @@ class JobPlan:
 
     def __len__(self) -> int:
         """Return the number of images."""
-        return sum(len(part.plan) for part in self.parts)
+        return sum(len(part.plan) for part in self.parts if not part.is_retry)
 
     @cached_property
     def places(self) -> list[tuple[PartPlan, int]]:
         """The part of each image of the run, and its number there."""
-        found = [(part, image) for part in self.parts for image in range(len(part.plan))]
-        return sorted(found, key=lambda place: place[0].images[place[1]])
+        found = {part.images[image]: (part, image) for part in self.parts for image in range(len(part.plan))}
+        return [found[number] for number in range(len(found))]
 
     @property
     def cost(self) -> Cost:
@@ -76,7 +90,7 @@ class JobPlan:
     def findings(self) -> Findings:
         """Facts about the prompts, with their indices in the job."""
         truncated, alike = [], []
-        for part in self.parts:
+        for part in (part for part in self.parts if not part.is_retry):
             first = [part.prompts[i * part.plan.images_per_prompt] for i in range(len(part.plan.prompts))]
             truncated += [(first[prompt], text) for prompt, text in part.plan.findings.truncated]
             alike += [tuple(first[prompt] for prompt in prompts) for prompts in part.plan.findings.alike]
@@ -102,25 +116,39 @@ class JobPlan:
         if len(self.parts) == 1:
             self.parts[0].plan.save(path)
             return
-        parts = [{"rows": part.rows, "plan": part.plan.to_json()} for part in self.parts]
+        parts = [
+            {"rows": part.rows, "plan": part.plan.to_json(), **({"retried": part.images} if part.is_retry else {})}
+            for part in self.parts
+        ]
         write_text(Path(path), json.dumps({"format": FORMAT, "parts": parts}, indent=1) + "\n")
 
 
-def job_plan(job: Job, parts: Sequence[tuple[Sequence[int], Plan]]) -> JobPlan:
+def job_plan(
+    job: Job, parts: Sequence[tuple[Sequence[int], Plan]], retried: Mapping[int, Sequence[int]] = NOTHING
+) -> JobPlan:
     """Return the plan of a job from the rows and the plan of each part.
+
+    Args:
+        retried: of the parts that are retries, by their place in `parts`: the run's numbers of their images.
 
     Raises:
         ValueError: a plan has another number of images than its rows.
+        IndexError: there is no such row or image.
     """
     copies, first = copies_of(job), first_images(job)
+    every = [(row, copy) for row, count in enumerate(copies) for copy in range(count)]
     found, groups = list[PartPlan](), 0
-    for rows, plan in parts:
-        places = [(row, copy) for row in rows for copy in range(copies[row])]
+    for number, (rows, plan) in enumerate(parts):
+        is_retry = number in retried
+        if is_retry:
+            places = [every[image] for image in retried[number]]
+        else:
+            places = [(row, copy) for row in rows for copy in range(copies[row])]
         if len(places) != len(plan):
             raise ValueError(f"it has {len(plan)} images for {len(places)}")
         own, nth = tuple(row for row, _ in places), tuple(copy for _, copy in places)
         images = tuple(first[row] + copy for row, copy in places)
-        found.append(PartPlan(tuple(rows), plan, own, nth, images, groups))
+        found.append(PartPlan(own if is_retry else tuple(rows), plan, own, nth, images, groups, is_retry))
         groups += len(plan.trees)
     return JobPlan(tuple(job.texts), tuple(found))
 
@@ -129,7 +157,8 @@ def load_job_plan(path: Path, job: Job) -> JobPlan:
     """Return the plan of a job from a file that `JobPlan.save` wrote.
 
     Raises:
-        CotrunkError: the file cannot be read, is not a plan, or is for another job.
+        CotrunkError: the file cannot be read, is not a plan, or is for another job. It may be for the first prompts of
+            the job only.
     """
     try:
         data: Any = read_json(path)
@@ -137,11 +166,16 @@ def load_job_plan(path: Path, job: Job) -> JobPlan:
         data = None  # `Plan.load` says what is wrong
     try:
         if not isinstance(data, dict) or "parts" not in data:
-            return job_plan(job, [(range(len(job.prompts)), Plan.load(path))])
+            plan = Plan.load(path)
+            images = list(accumulate(copies_of(job)))
+            rows = bisect_left(images, len(plan)) + 1
+            return job_plan(job, [(range(rows), plan)])
         parts = [(list(map(int, part["rows"])), Plan.from_json(part["plan"], path)) for part in data["parts"]]
-        if sorted(row for rows, _ in parts for row in rows) != list(range(len(job.prompts))):
+        retried = {i: list(map(int, part["retried"])) for i, part in enumerate(data["parts"]) if "retried" in part}
+        held = sorted(row for i, (rows, _) in enumerate(parts) for row in rows if i not in retried)
+        if held != list(range(len(held))) or any(image < 0 for images in retried.values() for image in images):
             raise ValueError("its parts do not hold each prompt once")
-        return job_plan(job, parts)
+        return job_plan(job, parts, retried)
     except CotrunkError:
         raise
     except (KeyError, TypeError, ValueError, IndexError) as error:

@@ -135,7 +135,8 @@ class Journal:
             is_new = line.arm == arm.name and not progress.images.intersection(line.images)
             if not is_new or not everything.issuperset(line.images):
                 continue
-            if all(self._files.is_intact(self._files.path(arm, image), digest) for image, digest in line.files()):
+            files = ((image, digest) for image, digest in line.files() if image not in arm.replaced)
+            if all(self._files.is_intact(self._files.path(arm, image), digest) for image, digest in files):
                 progress.add(line)
         return progress
 

@@ -109,6 +109,19 @@ def _skipping_facts(report: RunReport) -> str:
     return "".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in facts.items())
 
 
+def _later_parts(report: RunReport) -> Iterator[str]:
+    """Yield notes about prompts that were appended, and images that were generated again."""
+    seen, appended = set[object](), 0
+    for part in (part for part in report.parts if not part.is_retry):
+        kind = (part.steps, part.guidance_scale, part.width, part.height)
+        appended += len(part.prompts) if kind in seen else 0
+        seen.add(kind)
+    if appended:
+        yield f"Prompts appended to an earlier run: {appended:,}. They share only among themselves."
+    if retried := sum(image.retries > 0 for image in report.images):
+        yield f"Images generated again with a new seed, after they had failed or had been flagged: {retried:,}."
+
+
 def _notes(report: RunReport, groups: Sequence[ShownGroup]) -> Iterator[str]:
     """Yield the notes that a reader must see first."""
     images = len(report.images)
@@ -117,15 +130,17 @@ def _notes(report: RunReport, groups: Sequence[ShownGroup]) -> Iterator[str]:
     if flagged := sum(image.flagged for image in report.images):
         yield (
             f"The model's safety checker put a black image in place of {count(flagged, 'image')}, marked as flagged "
-            "below. Another prompt or seed may pass it."
+            "below. Another prompt or seed may pass it: --resume --retry-failed tries another seed."
         )
     if failed := sum(image.failed for image in report.images):
         yield f"{count(failed, 'image')} failed and {'is' if failed == 1 else 'are'} marked below."
-    if len(report.parts) > 1:
+    kinds = {(part.steps, part.guidance_scale, part.width, part.height) for part in report.parts}
+    if len(kinds) > 1:
         yield (
-            f"The prompts differ in size, steps or guidance, so they ran in {len(report.parts)} parts; prompts of "
+            f"The prompts differ in size, steps or guidance, so they ran in {len(kinds)} parts; prompts of "
             "different parts do not share."
         )
+    yield from _later_parts(report)
     partners = sum(len(group.images) for group in report.groups if len(group.images) > 1)
     if why := report.why_nothing_shared:
         yield f"Each image was sampled independently: {safe(why)}."

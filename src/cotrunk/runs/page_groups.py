@@ -29,6 +29,7 @@ def shown_groups(groups: Sequence[GroupReport]) -> list[ShownGroup]:
     """Return the groups that the page has room for, largest saving first."""
     shown: list[ShownGroup] = []
     room = PAGE_IMAGES
+    groups = [group for group in groups if set(group.replaced) != set(group.images)]
     for group in sorted(groups, key=lambda group: group.rows.used - group.rows.independent):
         order = leaf_order(group.tree)
         number = min(len(order), GROUP_IMAGES)
@@ -59,6 +60,11 @@ def group_sections(page: Page, groups: Sequence[ShownGroup]) -> Iterator[str]:
         yield section("Alone", lead, f'<ol class="gallery" style="--box:{box}px">{"".join(tiles)}</ol>')
 
 
+def _image(page: Page, group: GroupReport, index: int, box: int) -> str:
+    """Return the linked thumbnail of an image, or the word for one that is in another group now."""
+    return '<div class="lost">replaced</div>' if index in group.replaced else linked_image(page, index, box)
+
+
 def _card(page: Page, shown: ShownGroup, number: int) -> str:
     group, order = shown.group, shown.images
     steps, timesteps = page.report.steps_of(group)
@@ -66,7 +72,7 @@ def _card(page: Page, shown: ShownGroup, number: int) -> str:
     # Larger groups get smaller thumbnails, so that a tree still fits a screen or two.
     box = fit(page.side, 96 if len(order) <= 8 else 72 if len(order) <= 16 else 48)
     leaves = [
-        f'<li><div class="image">{linked_image(page, index, box)}</div>'
+        f'<li><div class="image">{_image(page, group, index, box)}</div>'
         f'<div class="words">{caption(page, index)}</div></li>'
         for index in order
     ]

@@ -83,6 +83,7 @@ def caption(page: Page, index: int) -> str:
     image = page.image(index)
     name = image.file.removeprefix("images/").removesuffix(Path(image.file).suffix)
     label = f"{safe(name)} · {amount(image.rows)} rows"
+    label += " · generated again" if image.retries else ""
     strip = strip_svg(image.steps) if page.has_strips and image.steps else ""
     return f'{prompt_text(page, index)}{strip}<p class="number">{label}</p>'
 

@@ -1,7 +1,7 @@
 """Plan and prepare one part of a job, and its comparisons."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,7 +13,7 @@ from ..pipelines.arguments import needed_arguments
 from ..pipelines.cost import timesteps_of
 from ..pipelines.own_defaults import own_guidance, own_steps
 from ..pipelines.weighted_prompts import weighted_encoder
-from ..planning.own_rows import with_copies, with_seeds
+from ..planning.own_rows import with_copies, with_other_seeds, with_seeds
 from ..planning.plan import Cost, Plan
 from ..planning.prompt_row import PromptRow
 from .arm import ALL_STEPS, EQUAL_COST, INDEPENDENT, Compared
@@ -43,13 +43,17 @@ def arguments_of(job: Job, rows: Sequence[PromptRow], pipe: Any) -> dict[str, An
     return arguments
 
 
-def divided(job: Job, pipe: Any) -> list[Part]:
-    """Return the parts of a job for a pipeline, whose own numbers stand for those that are not given."""
+def divided(job: Job, pipe: Any, first: int = 0) -> list[Part]:
+    """Return the parts of a job for a pipeline, whose own numbers stand for those that are not given.
+
+    Args:
+        first: leave out the prompts before this one.
+    """
     lengths = None
     if job.weights:
         encoder = weighted_encoder(pipe)
         lengths = [encoder.length(row.prompt, row.negative_prompt or job.negative_prompt) for row in job.prompts]
-    return parts_of(job, own_steps(pipe), own_guidance(pipe), lengths)
+    return parts_of(job, own_steps(pipe), own_guidance(pipe), lengths, first=first)
 
 
 def plan_part(pipe: Any, part: Part) -> Plan:
@@ -66,15 +70,17 @@ def plan_part(pipe: Any, part: Part) -> Plan:
     return with_copies(with_seeds(plan, [row.seed for row in rows]), part.copies)
 
 
-def prepare_part(pipe: Any, part: Part, plan: Plan | None) -> Run:
+def prepare_part(pipe: Any, part: Part, plan: Plan | None, taken: Container[tuple[str, int]] = ()) -> Run:
     """Return a part ready to denoise.
 
     Args:
         plan: of an earlier part of the run; None to make one.
+        taken: prompts of earlier parts with their seeds: an equal prompt gets another one.
     """
     begin = time.perf_counter()
     if plan is None:
-        plan = plan_part(pipe, part)
+        given = frozenset(row.prompt for row in part.job.prompts if row.seed is not None)
+        plan = with_other_seeds(plan_part(pipe, part), taken, given)
     seconds = {"embed": time.perf_counter() - begin}
     texts = [row.prompt for row in part.planned]
     run = prepare(pipe, texts, part.job.settings, plan=plan, **arguments_of(part.job, part.planned, pipe))

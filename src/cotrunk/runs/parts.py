@@ -13,6 +13,7 @@ from typing import Any
 from ..errors import CotrunkError
 from ..pipelines.prompt_weights import parse_weights
 from ..planning.prompt_row import PromptRow
+from ..planning.sharing import _digest
 from ..planning.weighted_rows import check_weights
 from .job import Job
 
@@ -66,13 +67,19 @@ def check_rows(job: Job) -> None:
 
 
 def parts_of(
-    job: Job, steps: int | None = None, guidance_scale: float | None = None, lengths: Sequence[int] | None = None
+    job: Job,
+    steps: int | None = None,
+    guidance_scale: float | None = None,
+    lengths: Sequence[int] | None = None,
+    *,
+    first: int = 0,
 ) -> list[Part]:
     """Divide a job into its parts, in the order of their first prompts.
 
     Args:
         steps, guidance_scale: the pipeline's own, which a job without a number means.
         lengths: tokens of the embeddings of each prompt, if they are encoded before the call. Padding changes images.
+        first: leave out the prompts before this one.
     """
     found: dict[Hashable, list[int]] = {}
     for i, row in enumerate(job.prompts):
@@ -85,8 +92,20 @@ def parts_of(
             row.negative_prompt is None and job.negative_prompt is None,
             None if lengths is None else lengths[i],
         )
-        found.setdefault(key, []).append(i)
+        if i >= first:
+            found.setdefault(key, []).append(i)
     return [part_of_rows(job, rows) for rows in found.values()]
+
+
+def again(job: Job, rows: Sequence[int]) -> Job:
+    """Return the job of images that are generated again, one image per row. The rows have no seeds."""
+    prompts = tuple(replace(job.prompts[i], images=1, id=None, seed=None) for i in rows)
+    return replace(job, prompts=prompts, images_per_prompt=1, output=replace(job.output, records=()))
+
+
+def retry_seed(seed: int, attempts: int) -> int:
+    """Return the seed of images that are generated again, after a number of earlier attempts."""
+    return _digest("retry", seed, attempts)
 
 
 def part_of_rows(job: Job, rows: Sequence[int]) -> Part:

@@ -83,14 +83,25 @@ def batch_recipe(job: Job, pipeline: PipelineFacts, plan: Plan, images: Sequence
     """Return the recipe of the first image of a batch; `Recipe.of` gives those of the others.
 
     Args:
-        job: the job, with its settings as they were resolved.
+        job: the job; what it leaves to the pipeline is taken from `pipeline` and `plan`.
         images: the images of the batch, in the order of its rows.
     """
     part = part_of(plan, images)
+    skipping = pipeline.skipping if job.settings.skipping == "auto" else job.settings.skipping
+    settings = replace(job.settings, steps=plan.steps, sharing=plan.sharing, skipping=skipping)
+    scale = pipeline.guidance_scale if job.guidance_scale is None else job.guidance_scale
     output = replace(job.output, records=())
     # the plan numbers and seeds the images; an id would be there once per image
     rows = tuple(replace(job.prompts[plan.prompt_of(image)], id=None, images=None, seed=None) for image in images)
-    own = replace(job, prompts=rows, images_per_prompt=1, compare=False, output=output)
+    own = replace(
+        job,
+        prompts=rows,
+        settings=settings,
+        guidance_scale=scale,
+        images_per_prompt=1,
+        compare=False,
+        output=output,
+    )
     return Recipe(0, images[0], own, pipeline, part, versions())
 
 

@@ -34,6 +34,7 @@ class ImageReport:
         steps: one letter per timestep, as in `execution.Batch`; empty before the image is finished.
         failed: whether it contains NaN and has no file.
         flagged: whether the model's safety checker replaced it by a black image.
+        retries: how often it was generated again with a new seed; the other values are those of the last time.
     """
 
     file: Text
@@ -44,6 +45,7 @@ class ImageReport:
     steps: StepLetters
     failed: bool
     flagged: bool
+    retries: Whole = 0
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,7 @@ class GroupReport:
         rows: those of its images, used and with independent sampling.
         tree: its trunk and branches.
         part: the index of its part in `RunReport.parts`.
+        replaced: those of its images that had failed and were generated again, in another group.
     """
 
     prompts: tuple[Whole, ...]
@@ -66,15 +69,17 @@ class GroupReport:
     rows: Cost
     tree: Branch
     part: Whole = 0
+    replaced: tuple[Whole, ...] = ()
 
 
 @dataclass(frozen=True)
 class PartReport:
-    """Prompts with the same size, steps and guidance.
+    """Prompts with the same size, steps and guidance that were planned together.
 
     Attributes:
         prompts: their indices.
         compare: inference steps of each arm for comparison.
+        is_retry: whether its images had failed and were generated again; `prompts` then has one entry per image.
     """
 
     prompts: tuple[Whole, ...]
@@ -84,6 +89,7 @@ class PartReport:
     width: Whole | None
     height: Whole | None
     compare: dict[Compared, Steps]
+    is_retry: bool = False
 
 
 @dataclass(frozen=True)
@@ -170,7 +176,8 @@ class RunReport:
         compare: name of the arm -> its figures; empty without a comparison.
         distances: name of an arm -> how far the images of the run are from it. From "all_steps" it is what skipping
             alone changed.
-        parts: the parts of a run whose prompts differ in size, steps or guidance; otherwise empty.
+        parts: the parts of a run whose prompts differ in size, steps or guidance, were appended later, or were
+            generated again; empty if there is one.
     """
 
     status: Status

@@ -61,7 +61,19 @@ def begin_or_resume(folder: RunFolder, job: Job, *, resume: bool) -> bool:
             "that run with --resume."
         )
     _, before = folder.read()
+    if _changed_prompts(before, job):
+        raise CotrunkError(
+            f"The run in {folder.path} was started with other prompts: keep its prompts as they are, append new ones "
+            "after them, or choose another --out."
+        )
+    if before.output.name == job.output.name and before.naming.name != job.naming.name:
+        raise CotrunkError(
+            f"The run in {folder.path} was started with files named {before.naming.name}, and would continue with "
+            f"{job.naming.name}: give each new prompt one image, or choose another --out."
+        )
     for name, then, now in before.differences(job):
+        if name in ("prompts", "output.records"):  # some were appended
+            continue
         short = name.rpartition(".")[2].replace("_", " ")
         if isinstance(then, dict) or isinstance(
             now, dict
@@ -69,12 +81,18 @@ def begin_or_resume(folder: RunFolder, job: Job, *, resume: bool) -> bool:
             then, now = ("off" if value is None else "on" for value in (then, now))
         else:
             then, now = repr(then), repr(now)
-        what = "other prompts" if name in ("prompts", "output.records") else f"{short} {then}, not {now}"
         raise CotrunkError(
-            f"The run in {folder.path} was started with {what}: resume it with the same settings, or choose another "
-            "--out."
+            f"The run in {folder.path} was started with {short} {then}, not {now}: resume it with the same settings, "
+            "or choose another --out."
         )
     return (folder.path / "plan.json").exists()
+
+
+def _changed_prompts(before: Job, job: Job) -> bool:
+    """Return whether a prompt of the earlier job is missing or different; new ones may follow."""
+    count = len(before.prompts)
+    same = before.prompts == job.prompts[:count]
+    return not same or before.output.records != job.output.records[: len(before.output.records)]
 
 
 def check_dtype(folder: RunFolder, dtype: str) -> None:
@@ -92,8 +110,12 @@ def check_dtype(folder: RunFolder, dtype: str) -> None:
         )
 
 
-def finished_report(folder: RunFolder) -> RunReport | None:
+def finished_report(folder: RunFolder, prompts: int | None = None) -> RunReport | None:
     """Return the report of a run that is finished, after writing its page again.
+
+    Args:
+        folder: of the run.
+        prompts: number of prompts of the job that resumes it; None for those of the run.
 
     Returns None if anything is left to do. This includes a run.json that is damaged: resuming writes it again.
     """
@@ -102,7 +124,7 @@ def finished_report(folder: RunFolder) -> RunReport | None:
         head = _HEAD.validate_python(content)
     except ValidationError:
         return None
-    if head.status == "running" or (job.compare and not head.compare):
+    if prompts not in (None, len(job.prompts)) or head.status == "running" or (job.compare and not head.compare):
         return None
     plan = load_job_plan(folder.path / "plan.json", job)
     if len(plan.parts) != max(len(head.parts), 1):

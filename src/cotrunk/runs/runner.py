@@ -15,18 +15,19 @@ from ..pipelines import loading
 from ..pipelines.compatibility import check_text_to_image
 from ..pipelines.offload import device_of
 from ..pipelines.own_defaults import own_guidance
-from ..planning.plan import Plan
-from .arm import COMPARED, Arm, main_arms
+from .arm import COMPARED, Arm
 from .events import (
     AlreadyFinished,
     BatchDone,
     Denoising,
     DenoisingDone,
+    Extended,
     Interrupted,
     Loading,
     OnEvent,
     Planned,
     Planning,
+    Retrying,
     StepDone,
     Unlocked,
     WarmingUp,
@@ -36,10 +37,11 @@ from .facts import PipelineFacts
 from .folder import BATCH_SECONDS, RunFolder
 from .job import Job
 from .job_plan import JobPlan, job_plan, load_job_plan
-from .part_run import compared_runs, divided, plan_part, prepare_part, warm_up_part
+from .part_run import compared_runs, divided, plan_part, warm_up_part
 from .parts import Part, check_rows
 from .report import RunReport
 from .resume import begin_or_resume, check_dtype, finished_report
+from .run_parts import PartRun, prepared, prompts_of, with_retries
 from .trained_trunk import other_trunk
 
 
@@ -65,6 +67,7 @@ def run_job(
     out: str | Path,
     *,
     resume: bool = False,
+    retry_failed: bool = False,
     on_event: OnEvent = ignore,
     load: Callable[[Job], Any] = load_pipeline_of,
     begin: float | None = None,
@@ -72,7 +75,9 @@ def run_job(
     """Run a job and return its report. Its images and everything else that it writes go to the folder `out`.
 
     Args:
-        resume: continue an earlier part of the same job in `out`. Only the fields in `job.MACHINE` may differ.
+        resume: continue an earlier part of the same job in `out`. Only the fields in `job.MACHINE` may differ, and
+            prompts may be appended. These share only among themselves, so that finished images stay as they are.
+        retry_failed: generate images that contain NaN, or that a safety checker replaced, once more with new seeds.
         on_event: called with each event (see `events`). An exception that it raises stops the job.
         load: returns the pipeline of a job. A service that keeps its pipelines in memory passes its own.
         begin: `time.perf_counter()` when the job came in; the time from then on counts as loading.
@@ -91,7 +96,8 @@ def run_job(
         if not lock.is_kept:
             on_event(Unlocked(folder.path))
         is_resumed = begin_or_resume(folder, job, resume=resume)
-        if is_resumed and (report := finished_report(folder)) is not None:
+        report = finished_report(folder, len(job.prompts)) if is_resumed else None
+        if report is not None and (report.status == "done" or not retry_failed):
             on_event(AlreadyFinished())
             return report
         on_event(Loading(job.model))
@@ -100,7 +106,7 @@ def run_job(
         facts = facts_of(pipe)
         if is_resumed:
             check_dtype(folder, facts.dtype)
-        return _Runner(job, folder, lock, pipe, facts, on_event, begin).run(is_resumed)
+        return _Runner(job, folder, lock, pipe, facts, on_event, begin).run(is_resumed, retry_failed)
 
 
 def plan_job(job: Job, *, on_event: OnEvent = ignore) -> JobPlan:
@@ -132,15 +138,6 @@ def facts_of(pipe: Any) -> PipelineFacts:
     return PipelineFacts(type(pipe.scheduler).__name__, device_of(pipe), str(pipe.dtype).removeprefix("torch."))
 
 
-@dataclass(frozen=True)
-class _PartRun:
-    """A part that is ready to denoise, with its main arm."""
-
-    part: Part
-    arm: Arm
-    run: Run
-
-
 @dataclass
 class _Runner:
     """A job with its folder locked and its pipeline loaded."""
@@ -153,7 +150,7 @@ class _Runner:
     on_event: OnEvent
     begin: float
 
-    def run(self, is_resumed: bool) -> RunReport:
+    def run(self, is_resumed: bool, retry_failed: bool) -> RunReport:
         """Make every image that is not finished yet, and write the report."""
         job, seconds = self.job, {"load": time.perf_counter() - self.begin}
         self.on_event(Planning(len(job.prompts)))
@@ -170,7 +167,10 @@ class _Runner:
         mains = [each.arm for each in parts]
         possible = [*mains, *(main.compared(name, main.plan) for main in mains for name in COMPARED)]
         earlier = sum(sum(self.folder.progress(arm).seconds.values()) for arm in possible)
-        # The report comes before the plan: without a run.json there is nothing to resume.
+        # The report of a new run comes before its plan: without a run.json there is nothing to resume. A plan of more
+        # prompts comes before the report: a run of fewer prompts than its plan can be resumed.
+        if is_resumed:
+            plan.save(self.folder.path / "plan.json")
         self._write_report(plan, mains, seconds)
         if not is_resumed:
             plan.save(self.folder.path / "plan.json")
@@ -179,6 +179,15 @@ class _Runner:
             if job.compare or job.compiled:
                 self._warm_up(parts)
             self._denoise(runs)
+            failed = self._failed(plan, mains, seconds) if retry_failed else []
+            if failed:
+                self.on_event(Retrying(len(failed)))
+                first = len(parts)
+                plan, parts = with_retries(self.pipe, job, plan, parts, failed)
+                plan.save(self.folder.path / "plan.json")
+                mains = [each.arm for each in parts]
+                runs = [(each.arm, each.part, each.run) for each in parts]
+                self._denoise(runs[first:])
             if job.compare:  # what skipping saved, and so the rows of equal cost, are known only now
                 others = list(self._comparisons(parts))
                 runs += others
@@ -198,24 +207,22 @@ class _Runner:
             )
         return report
 
-    def _prepared(self, is_resumed: bool) -> tuple[JobPlan, list[_PartRun]]:
+    def _prepared(self, is_resumed: bool) -> tuple[JobPlan, list[PartRun]]:
         """Return the plan of the job, and its parts ready to denoise."""
-        parts, path = divided(self.job, self.pipe), self.folder.path / "plan.json"
-        plans: list[Plan | None] = [None] * len(parts)
-        if is_resumed:
-            saved = load_job_plan(path, self.job)
-            if [own.rows for own in saved.parts] != [part.rows for part in parts]:
-                raise CotrunkError(f"{path} divides the prompts in another way: choose another --out.")
-            plans = [own.plan for own in saved.parts]
-        runs = [prepare_part(self.pipe, part, own) for part, own in zip(parts, plans, strict=True)]
-        plan = job_plan(self.job, [(part.rows, run.plan) for part, run in zip(parts, runs, strict=True)])
-        mains = main_arms(plan, self.job.naming, self.job.ids)
-        return plan, [_PartRun(*each) for each in zip(parts, mains, runs, strict=True)]
+        saved = load_job_plan(self.folder.path / "plan.json", self.job).parts if is_resumed else ()
+        if saved and (appended := len(self.job.prompts) - prompts_of(saved)):
+            self.on_event(Extended(appended))
+        return prepared(self.pipe, self.job, saved)
+
+    def _failed(self, plan: JobPlan, arms: Sequence[Arm], seconds: dict[str, float]) -> list[int]:
+        """Return the images that contain NaN, or that a safety checker replaced."""
+        images = self._write_report(plan, arms, seconds).images
+        return [number for number, image in enumerate(images) if image.failed or image.flagged]
 
     def _write_report(self, plan: JobPlan, arms: Sequence[Arm], seconds: dict[str, float]) -> RunReport:
         return self.folder.write_report(self.job, self.facts, plan, arms, seconds)
 
-    def _warm_up(self, parts: Sequence[_PartRun]) -> None:
+    def _warm_up(self, parts: Sequence[PartRun]) -> None:
         start = time.perf_counter()
         self.on_event(WarmingUp(self.job.compiled))
         for each in parts:
@@ -223,7 +230,7 @@ class _Runner:
         if not self.job.compiled:  # compiling was asked for, and counts in the total
             self.begin += time.perf_counter() - start
 
-    def _comparisons(self, parts: Sequence[_PartRun]) -> Iterator[tuple[Arm, Part, Run]]:
+    def _comparisons(self, parts: Sequence[PartRun]) -> Iterator[tuple[Arm, Part, Run]]:
         """Yield the arms for comparison with parts that are finished."""
         done = [self.folder.progress(each.arm) for each in parts]
         spared = any(own.spared["skipping"] or own.spared["guidance"] for own in done)

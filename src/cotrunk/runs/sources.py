@@ -10,7 +10,6 @@ from .images import ImageFiles
 from .job_plan import load_job_plan
 from .journal import Journal
 from .metadata import read_recipe
-from .parts import part_of_rows
 from .recipe import Recipe, batch_recipe
 from .redo import Source
 from .report import RunReport
@@ -42,7 +41,7 @@ def sources_of_run(folder: Path, images: Sequence[int]) -> list[Source]:
     arms, journal = main_arms(plan, job.naming, job.ids), Journal(folder, ImageFiles(folder))
     places = {number: (arm, own) for arm in arms for own, number in enumerate(arm.part.images)}
     batches = {arm.name: journal.batches(arm) for arm in arms}
-    jobs = {arm.name: part_of_rows(job, arm.part.rows).aligned() for arm in arms}
+    jobs = {arm.name: arm.part.part(job).aligned() for arm in arms}
     sources, recipes = [], dict[tuple[str, tuple[int, ...]], Recipe]()
     for image in dict.fromkeys(images):
         arm, own = places[image]

@@ -1,0 +1,79 @@
+"""The parts of a run, ready to denoise: those of an earlier run, of prompts that were appended, and retries."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ..execution import Run
+from .arm import Arm, main_arms
+from .job import Job
+from .job_plan import JobPlan, PartPlan, job_plan
+from .part_run import divided, prepare_part
+from .parts import Part, again, retry_seed
+
+
+@dataclass(frozen=True)
+class PartRun:
+    """A part that is ready to denoise, with its main arm."""
+
+    part: Part
+    arm: Arm
+    run: Run
+
+
+def prepared(pipe: Any, job: Job, saved: Sequence[PartPlan]) -> tuple[JobPlan, list[PartRun]]:
+    """Return the plan of a job, and its parts ready to denoise.
+
+    Args:
+        pipe: the pipeline.
+        job: the job.
+        saved: the parts of an earlier run with the same first prompts. The other prompts become parts of their own.
+    """
+    new = divided(job, pipe, first=prompts_of(saved))
+    plans = [own.plan for own in saved]
+    taken = {(plan.prompts[plan.prompt_of(image)], seed) for plan in plans for image, seed in enumerate(plan.seeds)}
+    runs = [prepare_part(pipe, own.part(job), own.plan) for own in saved]
+    runs += [prepare_part(pipe, part, None, taken) for part in new]
+    return _together(job, saved, [part.rows for part in new], runs, {})
+
+
+def with_retries(
+    pipe: Any, job: Job, plan: JobPlan, parts: Sequence[PartRun], failed: Sequence[int]
+) -> tuple[JobPlan, list[PartRun]]:
+    """Return the plan of a job and its parts, with more parts that generate failed images again.
+
+    Args:
+        pipe, job, plan, parts: of the run.
+        failed: the run's numbers of the images.
+    """
+    prompts = [part.prompts[image] for part, image in (plan.places[number] for number in failed)]
+    attempts = sum(part.is_retry for part in plan.parts)
+    again_job = replace(again(job, prompts), seed=retry_seed(job.seed, attempts))
+    retries = divided(again_job, pipe)
+    retried = {len(parts) + i: tuple(failed[row] for row in part.rows) for i, part in enumerate(retries)}
+    runs = [*(each.run for each in parts), *(prepare_part(pipe, part, None) for part in retries)]
+    return _together(job, plan.parts, [part.rows for part in retries], runs, retried)
+
+
+def prompts_of(saved: Sequence[PartPlan]) -> int:
+    """Return the number of prompts in these parts."""
+    return len({row for own in saved for row in own.rows})
+
+
+def _together(
+    job: Job,
+    saved: Sequence[PartPlan],
+    new: Sequence[Sequence[int]],
+    runs: Sequence[Run],
+    retried: Mapping[int, tuple[int, ...]],
+) -> tuple[JobPlan, list[PartRun]]:
+    """Return the plan of a job and its parts, from earlier parts, the rows of new ones, and what is ready to denoise.
+
+    Args:
+        retried: as for `job_plan`, of the new parts.
+    """
+    rows = [*(own.rows for own in saved), *new]
+    earlier = {number: own.images for number, own in enumerate(saved) if own.is_retry}
+    plan = job_plan(job, [(own, run.plan) for own, run in zip(rows, runs, strict=True)], {**earlier, **retried})
+    arms = main_arms(plan, job.naming, job.ids)
+    return plan, [PartRun(arm.part.part(job), arm, run) for arm, run in zip(arms, runs, strict=True)]

@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import curves
 import numpy as np
 import torch
 from plain_sampling import BATCH, GUIDANCE, ROWS, Model, Variant
@@ -28,7 +29,7 @@ from cotrunk import Batching, Plan, Sharing, generate
 from cotrunk.evaluation.metrics import Figure
 from cotrunk.files import read_lines, write_bytes, write_text
 from cotrunk.planning.tree import flat_tree
-from cotrunk.plotting import log_axis, new_figure
+from cotrunk.plotting import new_figure
 
 TRUNKS = {
     PUBLISHED: {"noise": "common", "trunk_guidance": 1.0},
@@ -226,25 +227,17 @@ def plot(points: list[dict[str, Any]], path: Path) -> None:
             here = [p for p in points if p["kind"] == kind]
             for number, trunk in enumerate(("independent", *TRUNKS)):
                 for style, own in _curves(trunk, [p for p in here if p["trunk"] == trunk]):
-                    rows = [p["rows"] for p in own]
-                    behind = [p[f"{measure_name} behind {BASE}"] for p in own]
-                    key = f"{measure_name} behind {BASE}" if measure_name == "alignment" else measure_name
-                    values = [p[key]["value"] for p in own]
-                    ends = [[abs(b[end] - b["value"]) for b in behind] for end in ("low", "high")]
+                    behind = f"{measure_name} behind {BASE}"
+                    key = behind if measure_name == "alignment" else measure_name
                     label = trunk + {"-": ", 20 steps, by share", ":": ", 30 % shared, by steps"}.get(style, "")
-                    weight = 2.4 if trunk == "independent" else 1.3
-                    bars = {"capsize": 2, "elinewidth": 0.8, "color": f"C{number}", "ms": 4, "lw": weight}
-                    panel.errorbar(rows, values, ends, fmt=f"o{style or '-'}", label=label, **bars)
-                    for p, value in zip(own, values, strict=True):
+                    look = {"label": label, "color": f"C{number}", "lw": 2.4 if trunk == "independent" else 1.3}
+                    curves.draw(panel, own, key, behind, f"o{style or '-'}", **look)
+                    for p in own:
                         text = f"{p['share']:.0%}" if style == "-" else f"{p['steps']} steps"
-                        panel.annotate(text, (p["rows"], value), (4, 4), textcoords="offset points", fontsize=6.5)
-            log_axis(panel)
-            panel.margins(x=0.12)
-            panel.set_title(f"groups of {kind}: {titles[measure_name]}", fontsize=9)
-            panel.set_xlabel("denoiser rows per image")
-            panel.grid(alpha=0.25)
-    figure.legend(*panels[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=9)
-    write_bytes(path, lambda file: figure.savefig(file, format="png", dpi=100))
+                        at = (p["rows"], p[key]["value"])
+                        panel.annotate(text, at, (4, 4), textcoords="offset points", fontsize=6.5)
+            curves.finish(panel, f"groups of {kind}: {titles[measure_name]}")
+    curves.write(figure, panels[0][0], path)
 
 
 def _curves(trunk: str, points: list[dict[str, Any]]) -> list[tuple[str, list[dict[str, Any]]]]:

@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import curves
 import numpy as np
 import torch
 
@@ -23,7 +24,7 @@ from cotrunk import Batching, Plan, Sharing, Skipping, generate, mini
 from cotrunk.evaluation import metrics
 from cotrunk.evaluation.emoji import EmojiAlignment
 from cotrunk.evaluation.networks import EfficientNetLite0
-from cotrunk.files import read_lines, write_bytes, write_text
+from cotrunk.files import read_lines, write_text
 from cotrunk.pipelines.identity import weights_digest
 from cotrunk.pipelines.schedulers import set_scheduler
 from cotrunk.planning.tree import flat_tree
@@ -214,18 +215,11 @@ def plot(points: list[dict[str, Any]], path: Path) -> None:
     for panel, (measure, title) in zip(figure.subplots(1, 3), titles.items(), strict=True):
         for number, family in enumerate(families):
             own = sorted((p for p in points if p["family"] == family), key=lambda p: p["rows"])
-            rows, values = [p["rows"] for p in own], [p[measure]["value"] for p in own]
-            weight = 2.6 if family == "independent" else 1.3
-            panel.plot(rows, values, "o-", ms=4, lw=weight, color=f"C{number}", label=family)
-            if measure == "behind" and family != "independent":
-                ends = [[abs(p[measure][end] - p[measure]["value"]) for p in own] for end in ("low", "high")]
-                panel.errorbar(rows, values, ends, fmt="none", color=f"C{number}", alpha=0.35, lw=1)
-        panel.set_xscale("log")
-        panel.set_xlabel("denoiser rows per image")
-        panel.set_title(title, fontsize=10)
-        panel.grid(alpha=0.25)
-    figure.legend(*panel.get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=9)
-    write_bytes(path, lambda file: figure.savefig(file, format="png", dpi=100))
+            intervals = "behind" if measure == "behind" and family != "independent" else None
+            look = {"label": family, "color": f"C{number}", "lw": 2.4 if family == "independent" else 1.3}
+            curves.draw(panel, own, measure, intervals, "o-", **look)
+        curves.finish(panel, title)
+    curves.write(figure, panel, path)
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from .patch import call_of
 from .policy import LayerCalls
 from .rows import Folding, assemble, blended, pick
 from .step_plan import StepPlan
+from .transfer import sent
 
 
 @dataclass(frozen=True)
@@ -172,7 +173,7 @@ class FoldHook:
             outputs, sizes, order = outputs + made, sizes + counts, order + part
         inverse = None if folding.is_identity else folding.inverse
         if order != sorted(order):
-            place = torch.tensor(order, device=call.device).argsort()
+            place = sent(order, call.device).argsort()
             inverse = place if inverse is None else torch.where(inverse < 0, inverse, place[inverse])
         if not folding.is_complete:
             # A row that is not computed gets its last output. In a second branch without guidance, that is the output
@@ -219,7 +220,7 @@ class FoldHook:
         if is_second:
             assert self.last is not None
             outputs, sizes = [output, self.last.output], [call.rows, call.rows]
-        with_prompts = assemble(outputs, sizes, torch.tensor(rows, device=call.device), listed=call.listed)
+        with_prompts = assemble(outputs, sizes, sent(rows, call.device), listed=call.listed)
         return blended(with_prompts, output, part)
 
 

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from ..errors import CotrunkError
+from .transfer import read
 
 # Largest difference between members that counts as rounding, relative to the largest value.
 ROUNDING = 1e-5
@@ -41,11 +42,13 @@ class EqualityChecks:
         self._read(step)
 
     def _read(self, last: int) -> None:
-        found, self._pending = self._pending, []
-        for step, where, name, flag in found:
-            if step > last and flag.device.type != "cpu":  # the device may not have computed it yet
-                self._pending.append((step, where, name, flag))
-            elif flag:
+        def is_due(one: tuple[int, str, str, torch.Tensor]) -> bool:
+            return one[0] <= last or one[3].device.type == "cpu"  # another device may not have computed it yet
+
+        due = [one for one in self._pending if is_due(one)]
+        self._pending = [one for one in self._pending if not is_due(one)]
+        for (step, where, name, _), differs in zip(due, read([flag for *_, flag in due]), strict=True):
+            if differs:
                 since = f" from step {step} on (changed by a callback, or by the pipeline itself)" if step else ""
                 raise CotrunkError(
                     f"Prompts cannot share steps in a {where}: its argument {name} differs among them{since}, and "

@@ -15,6 +15,7 @@ from ..pipelines.noise_schedule import NoiseSchedule, read_schedule
 from .equality import ENCODER_NOISE, EqualityChecks, differ
 from .rewind import SchedulerSteps
 from .step_plan import StepPlan
+from .transfer import sent
 
 
 class OwnNoise:
@@ -60,14 +61,14 @@ class OwnNoise:
                 f"The output of {self._kind} has the shape {tuple(output.shape)} for latents of {tuple(sample.shape)}, "
                 'so its x0 is unknown: use noise="common".'
             )
-        sources = torch.tensor(plan.sources, device=sample.device)
+        sources = sent(plan.sources, sample.device)
         self._check_rest(plan, sources, sample)
         own = schedule.scaled(step, sample)
         x0 = schedule.x0_of(step, own, predicted.to(own.dtype)).index_select(0, sources)
         made = schedule.output_for(step, own, x0).to(output.dtype)
         known = plan.known_to(0, images)
         takes = [known[image] and plan.sources[image] != image for image in range(images)]
-        mask = torch.tensor(takes).to(sample.device, non_blocking=True).reshape(-1, *[1] * (sample.ndim - 1))
+        mask = sent(takes, sample.device).reshape(-1, *[1] * (sample.ndim - 1))
         made = torch.where(mask, made, predicted)
         return torch.cat([made, output[:, sample.shape[1] :]], dim=1) if predicted is not output else made
 

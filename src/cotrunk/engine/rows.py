@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 
 from ..pipelines.denoiser_arguments import CONDITIONS, LENGTHS, MASKS, ROW_LISTS, ROWS_SECOND, SHARED, STATE
 from .equality import ROUNDING, any_of, differ
+from .transfer import sent
 
 # The types that other arguments may consist of. An object of another type may keep a state.
 VALUES = (torch.Tensor, int, float, str, NoneType, torch.dtype, torch.device, np.generic, np.ndarray)
@@ -71,15 +72,15 @@ class Folding:
         largest = max(map(len, self.members))
         # padded with the representative, whose difference from itself adds nothing to a mean
         padded = [own + [own[0]] * (largest - len(own)) for own in self.members]
-        self._live = torch.tensor(self.live, device=device)
-        self._padded = torch.tensor(padded, device=device)
-        self._counts = torch.tensor([len(own) for own in self.members], device=device)
+        self._live = sent(self.live, device)
+        self._padded = sent(padded, device)
+        self._counts = sent([len(own) for own in self.members], device)
         # each member with its representative
         self._others = [(row, own[0]) for own in self.members for row in own[1:]]
-        self._pairs = torch.tensor(self._others, device=device).reshape(-1, 2).unbind(1)
+        self._pairs = sent(self._others, device).reshape(-1, 2).unbind(1)
         places = [place.get(stand_in[row], -1) for row in shared]
         self.is_complete = -1 not in places
-        self.inverse = torch.tensor(places, device=device)
+        self.inverse = sent(places, device)
 
     @property
     def is_identity(self) -> bool:
@@ -244,7 +245,9 @@ def pick(named: dict[str, Any], rows: int, which: list[int]) -> dict[str, Any]:
             return pick(value, rows, which)
         if name in ROW_LISTS and isinstance(value, list) and len(value) == rows:
             return [value[row] for row in which]
-        return tree_map_only(torch.Tensor, lambda x: x[which] if _has_rows(x, rows) else x, value)
+        return tree_map_only(
+            torch.Tensor, lambda x: x.index_select(0, sent(which, x.device)) if _has_rows(x, rows) else x, value
+        )
 
     return {name: _rows_first(name, part(name, _rows_first(name, value))) for name, value in named.items()}
 

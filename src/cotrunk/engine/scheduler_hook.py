@@ -17,6 +17,7 @@ from .patch import replaced
 from .policy import SampleListener
 from .rewind import SchedulerSteps
 from .step_plan import StepPlan
+from .transfer import sent
 
 
 @contextmanager
@@ -98,7 +99,7 @@ class SchedulerHook:
     def _check_equal(self, plan: StepPlan, sample: Any, images: int) -> None:
         """Check that images which share a row have equal samples, unless they keep their own noise."""
         if plan.shares_latents and _has_images(sample, images):
-            place = torch.tensor(plan.sources, device=sample.device)
+            place = sent(plan.sources, sample.device)
             differs = differ(sample, sample.index_select(0, place))
             self._state.equality.expect(plan.step, self._kind, {"sample": differs}, at_once=False)
 
@@ -125,7 +126,7 @@ class SchedulerHook:
         self._state.note_finite(sample.flatten(1).isfinite().all(dim=1))
         if plan.shares_latents:
             # they are equal already, unless the scheduler draws noise from another source
-            sample = sample.index_select(0, torch.tensor(plan.sources, device=sample.device))
+            sample = sample.index_select(0, sent(plan.sources, sample.device))
             if is_tuple:
                 taken = (sample, *taken[1:])
             else:

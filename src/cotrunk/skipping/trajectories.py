@@ -17,6 +17,7 @@ import torch
 
 from ..engine.policy import Discontinuities, no_images
 from ..engine.rewind import SchedulerSteps
+from ..engine.transfer import sent
 from ..pipelines.noise_schedule import NoiseSchedule, read_schedule
 from ..settings import Skipping
 from .extrapolation import lagrange
@@ -271,4 +272,4 @@ def _mean_square(tensor: torch.Tensor) -> torch.Tensor:
 
 def along(values: Any, like: torch.Tensor) -> torch.Tensor:
     """Return (..., N) values in a shape that multiplies or selects along the first dimension of a tensor (N, ...)."""
-    return torch.tensor(values).to(like.device, non_blocking=True)[(..., *[None] * (like.ndim - 1))]
+    return sent(values, like.device)[(..., *[None] * (like.ndim - 1))]

@@ -183,7 +183,7 @@ def test_a_pipeline_that_needs_an_image_is_refused_before_denoising(model: pytes
     from diffusers import StableDiffusionImg2ImgPipeline
 
     model.setattr(type(pipeline()), "__call__", StableDiffusionImg2ImgPipeline.__call__)
-    said = "needs an input image (image): use cotrunk.generate"
+    said = "needs an input image (image): give --image"
     assert_refused(cotrunk("generate", "a cat", "--out", tmp_path / "run"), said)
 
 

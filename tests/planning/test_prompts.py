@@ -433,3 +433,14 @@ def test_ids_that_differ_only_in_their_unicode_form():
     rows = [("line 1", PromptRow("a", id="caf\u00e9")), ("line 2", PromptRow("b", id="cafe\u0301"))]
     with pytest.raises(CotrunkError, match="names the same file"):
         check_ids(rows)
+
+
+def test_a_lora_with_a_weight_is_relative_to_its_file(tmp_path: Path) -> None:
+    (tmp_path / "style").mkdir()
+    rows = "prompt,lora\na,style\nb,style:0.5\nc,owner/name:2\n"
+    (tmp_path / "p.csv").write_text(rows, encoding="utf-8")
+    style = tmp_path / "style"
+    assert [row.lora for row in read_prompts(tmp_path / "p.csv").rows] == [str(style), f"{style}:0.5", "owner/name:2"]
+    (tmp_path / "p.csv").write_text(rows.replace(":0.5", ":50"), encoding="utf-8")
+    with pytest.raises(CotrunkError, match=r"p\.csv, line 3: The weight of the LoRA .*style, 50.0 is out of range"):
+        read_prompts(tmp_path / "p.csv")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from command import ROUNDING, assert_refused, cotrunk, no_model, pipeline, pixels
+from command import ROUNDING, assert_refused, cotrunk, pipeline, pixels
 from PIL import Image
 
 from cotrunk import CotrunkError
@@ -51,17 +51,6 @@ def test_the_parts_of_a_job() -> None:
     assert len(parts_of(Job(rows, guidance_scale=5.0), steps=30)) == 1
     # without a negative prompt for all, some have none at all
     assert [part.rows for part in parts_of(replace(JOB, negative_prompt=None))] == [(0, 2), (1, 3), (4,), (5,)]
-
-
-@pytest.mark.parametrize("name", ["image", "mask_image", "control_image", "lora"])
-def test_settings_that_are_not_supported_are_refused(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str
-) -> None:
-    no_model(monkeypatch)
-    job = Job((PromptRow("a cat", **{name: "x"}),))
-    with pytest.raises(CotrunkError, match=f"prompt 0 has its own {name}, which runs do not support: leave it out"):
-        run_job(job, tmp_path / "run")
-    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.slow

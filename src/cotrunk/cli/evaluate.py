@@ -122,7 +122,7 @@ def evaluate(
     from ..evaluation.paper import Design, write_paper
     from ..evaluation.tables import named
     from ..groups.dataset import disjoint, images_of, read_groups, read_similarities
-    from ..pipelines.compatibility import check_text_to_image
+    from ..pipelines.image_inputs import check_text_to_image
     from ..pipelines.image_size import image_size
     from ..pipelines.loading import load_pipeline
     from ..pipelines.offload import device_of

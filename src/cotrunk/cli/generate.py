@@ -13,6 +13,7 @@ from ..errors import CotrunkError
 from ..pipelines.weighted_lora import loras_of
 from ..settings import DEFAULT_SHARING, Settings, Sharing
 from .console import print_summary, say
+from .image_options import ControlImage, ControlNetName, InputImage, MaskImage, Strength, with_images
 from .inputs import check_numbers, check_size, is_given, out_folder, prompts_of, sharing_of, skipping_of
 from .model_options import Config, Loras, OffloadName, Revision, VaeTiling, Variant
 from .options import (
@@ -119,6 +120,11 @@ def generate(
     encoder: Encoder = "pipeline",
     noise: NoiseName = "auto",
     trunk_guidance: TrunkGuidance = "auto",
+    image: InputImage = None,
+    mask_image: MaskImage = None,
+    control_image: ControlImage = None,
+    controlnet: ControlNetName = None,
+    strength: Strength = None,
     negative: Negative = None,
     config: Config = None,
     revision: Revision = None,
@@ -164,6 +170,7 @@ def generate(
     """
     begin = time.perf_counter()
     rows = prompts_of(prompts, prompt_file, columns, templates, wildcards, weights, warns=layout != "geneval")
+    rows, images = with_images(rows, image, mask_image, control_image, controlnet, strength)
     out = out_folder(out_name)
     output = output_of(format, quality, name, layout, metadata, [row.prompt for row in rows], prompt_file)
     loras = loras_of(lora)
@@ -221,6 +228,7 @@ def generate(
         variant=variant,
         offload=offload,
         vae_tiling=vae_tiling,
+        **images,
     )
     with JobProgress() as progress:
         try:

@@ -8,6 +8,7 @@ from rich.markup import escape
 from ..checks import whole
 from ..settings import DEFAULT_SHARING, Settings
 from .console import out, print_plan
+from .image_options import ControlImage, ControlNetName, InputImage, MaskImage, Strength, with_images
 from .inputs import check_numbers, check_size, prompts_of, sharing_of
 from .model_options import Config, Revision, Variant
 from .options import (
@@ -54,6 +55,11 @@ def plan(
     encoder: Encoder = "pipeline",
     noise: NoiseName = "auto",
     trunk_guidance: TrunkGuidance = "auto",
+    image: InputImage = None,
+    mask_image: MaskImage = None,
+    control_image: ControlImage = None,
+    controlnet: ControlNetName = None,
+    strength: Strength = None,
     config: Config = None,
     revision: Revision = None,
     variant: Variant = None,
@@ -75,6 +81,7 @@ def plan(
         cotrunk plan --prompts prompts.txt --share 0.4 --mode tree
     """
     rows = prompts_of(prompts, prompt_file, columns, templates, wildcards, weights)
+    rows, images = with_images(rows, image, mask_image, control_image, controlnet, strength)
     check_numbers(steps, guidance, seed, images_per_prompt)
     check_size(width, height)
     whole("--show", show, 0)
@@ -98,6 +105,7 @@ def plan(
         weights=weights,
         width=width,
         height=height,
+        **images,
     )
     with JobProgress() as progress:
         made = plan_job(job, on_event=progress)

@@ -113,7 +113,7 @@ def tune(
     import numpy as np
     from rich.progress import Progress, SpinnerColumn, TextColumn
 
-    from ..pipelines.compatibility import check_text_to_image
+    from ..pipelines.image_inputs import check_text_to_image
     from ..pipelines.loading import check_model, check_names, load_pipeline
     from ..pipelines.offload import device_of
     from ..pipelines.own_defaults import own_guidance, own_steps

@@ -35,6 +35,7 @@ __all__ = ["TOKENS", "assemble", "assemble_dit", "load", "load_dit", "text_encod
 
 TOKENS = 24  # enough for the captions of the recipe; fewer tokens make cross-attention cheaper
 WEIGHTS = Path(__file__).parent / "weights"
+CLASSES: dict[str, type] = {"load": StableDiffusionPipeline, "load_dit": PixArtSigmaPipeline}  # what they return
 
 
 def load(dtype: torch.dtype = torch.float32) -> StableDiffusionPipeline:

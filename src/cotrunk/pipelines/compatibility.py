@@ -12,7 +12,7 @@ from diffusers.hooks.hooks import ModelHook, StateManager
 from diffusers.utils.torch_utils import unwrap_module
 
 from ..errors import CotrunkError
-from .class_tables import OPTIONAL_IMAGE, OWN_LOOPS, SINGLE_GENERATOR, TWO_IMAGES_PER_SCHEDULER
+from .class_tables import OWN_LOOPS, SINGLE_GENERATOR, TWO_IMAGES_PER_SCHEDULER
 
 DENOISERS = ("unet", "transformer", "transformer_2")  # attributes that hold denoisers in pipelines
 # packages whose attention processors handle each row by itself
@@ -268,17 +268,12 @@ def check_pipeline(pipe: Any, *, max_rows: int | None, skips_rows: bool = False)
             )
 
 
-def check_text_to_image(pipe: Any) -> None:
-    """Check that a pipeline makes images from text alone, because jobs and commands pass nothing else.
+def check_makes_images(pipe: Any) -> None:
+    """Check that a pipeline makes images, because jobs and commands write nothing else.
 
     Raises:
-        CotrunkError: it makes something else, or needs an input image.
+        CotrunkError: it makes something else.
     """
-    kind = type(pipe).__name__
     for part, product in (("vocoder", "sound"), ("video_processor", "video")):
         if hasattr(pipe, part):
-            raise CotrunkError(f"{kind} makes {product}: use cotrunk.generate in Python.")
-    parameters = inspect.signature(pipe.__call__).parameters
-    for name in ("image", "control_image", "mask_image"):
-        if name in parameters and not kind.startswith(OPTIONAL_IMAGE):
-            raise CotrunkError(f"{kind} needs an input image ({name}): use cotrunk.generate in Python.")
+            raise CotrunkError(f"{type(pipe).__name__} makes {product}: use cotrunk.generate in Python.")

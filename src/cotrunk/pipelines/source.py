@@ -61,6 +61,44 @@ class Source:
             self.model, "model_index.json", embedded=" or ".join(EMBEDDED), revision=self.revision
         )
 
+    def pipeline_class(self) -> type | None:
+        """Return the class of the model's pipeline, from its configuration alone; None if diffusers has no such class.
+
+        Raises:
+            CotrunkError: there is no such model.
+        """
+        import diffusers
+
+        if self.function is not None:
+            from .. import mini
+
+            return mini.CLASSES[self.function]
+        where, local = self.find()
+        revision = {} if self.revision is None else {"revision": self.revision}
+        try:
+            name = diffusers.DiffusionPipeline.load_config(where, local_files_only=local, **revision)["_class_name"]
+        except Exception:  # loading says what is wrong
+            return None
+        found = getattr(diffusers, str(name), None)
+        return found if isinstance(found, type) else None
+
+    def unet_channels(self) -> int | None:
+        """Return the input channels of the model's UNet, from its configuration alone; None if it has no UNet."""
+        from diffusers import UNet2DConditionModel
+
+        try:
+            if self.function is not None:
+                from ..mini import WEIGHTS
+
+                config = UNet2DConditionModel.load_config(WEIGHTS / "unet") if self.model == "mini" else {}
+            else:
+                where, local = self.find()
+                revision = {} if self.revision is None else {"revision": self.revision}
+                config = UNet2DConditionModel.load_config(where, subfolder="unet", local_files_only=local, **revision)
+        except (OSError, ValueError):
+            return None
+        return config.get("in_channels")
+
     def _refuse(self, why: str, *names: str) -> None:
         for name in names:
             if (value := getattr(self, name)) is not None:

@@ -10,6 +10,8 @@ from typing import Any
 from ..checks import shown
 from ..errors import CotrunkError
 from ..files import LIMIT
+from ..pipelines.hub import is_file, is_folder
+from ..pipelines.weighted_lora import loras_of
 from .prompt_columns import Columns
 from .prompt_formats import read_values
 from .prompt_row import FILES, PromptRow, check_ids
@@ -90,6 +92,7 @@ def _row(values: Mapping[str, object], where: str, folder: Path) -> PromptRow:
             given["id"] = str(_number("id", given["id"]))
         for field in given.keys() & {*FILES, "lora"}:
             given[field] = _path(field, given[field], folder)
+        loras_of(given.get("lora"))
         row = PromptRow(**given)
     except CotrunkError as error:
         raise CotrunkError(f"{where}: {error}") from None
@@ -130,5 +133,8 @@ def _path(field: str, value: object, folder: Path) -> object:
     except (OSError, ValueError):  # too long for a path, or with a null character
         pass
     if field == "lora":
+        name, colon, weight = value.strip().rpartition(":")
+        if colon and (is_folder(str(folder / name)) or is_file(str(folder / name))):
+            return f"{(folder / name).resolve()}:{weight}"
         return value.strip()
     raise CotrunkError(f"there is no {field} {shown(value)}; give a path relative to the prompt file.")

@@ -1,7 +1,7 @@
 """A job: one run as a user asks for it. Frozen, checked when made, JSON in and out; `runner.run_job` runs it."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Self
 
 from ..checks import LARGEST_SEED, flag, number, one_of, shown, text, whole
@@ -45,6 +45,11 @@ class Job:
         variant: of the weights, such as "fp16".
         offload: keep weights on the CPU until they are needed: "model", "sequential" or "group".
         vae_tiling: decode and encode large images tile by tile.
+        image, mask_image: files of input images for all prompts.
+        control_image: a file per ControlNet, for all prompts.
+        controlnet: ControlNets for the model: folders, or ids on the hub.
+        strength: how far an input image is changed, 0 to 1; None for the pipeline's default.
+        digests: of the input images, by file: filled in by a run, which refuses other files.
 
     Raises:
         CotrunkError: a value of another type, or out of its range.
@@ -72,6 +77,12 @@ class Job:
     variant: str | None = None
     offload: str | None = None
     vae_tiling: bool = False
+    image: str | None = None
+    mask_image: str | None = None
+    control_image: tuple[str, ...] = ()
+    controlnet: tuple[str, ...] = ()
+    strength: float | None = None
+    digests: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not isinstance(self.prompts, list | tuple) or not self.prompts:
@@ -88,6 +99,15 @@ class Job:
             "images_per_prompt": whole("images_per_prompt", self.images_per_prompt),
             "lora": loras_of(self.lora),
         }
+        for name in ("control_image", "controlnet"):
+            values[name] = _texts(name, getattr(self, name))
+        if self.strength is not None:
+            values["strength"] = number("strength", self.strength, 0, 1)
+        for name in ("image", "mask_image"):
+            if getattr(self, name) is not None:
+                text(name, getattr(self, name))
+        if not isinstance(self.digests, Mapping) or not all(isinstance(each, str) for each in self.digests.values()):
+            raise CotrunkError("digests is not an object with a text per file: leave it out.")
         for name in ("width", "height"):
             if (value := getattr(self, name)) is not None:
                 values[name] = whole(name, value)
@@ -122,6 +142,8 @@ class Job:
         values = {each.name: getattr(self, each.name) for each in fields(self)}
         values["prompts"] = [row.to_json() for row in self.prompts]
         values["lora"] = [asdict(lora) for lora in self.lora]
+        values |= {name: list(getattr(self, name)) for name in ("control_image", "controlnet")}
+        values["digests"] = dict(self.digests)
         values["output"] = {**asdict(self.output), "records": list(self.output.records)}
         return {**values, "settings": self.settings.to_json()}
 
@@ -175,7 +197,16 @@ class Job:
     def differences(self, other: "Job") -> Iterator[tuple[str, Any, Any]]:
         """Yield the name and both values of each setting that differs from another job, except those of `MACHINE`."""
         one, two = ({**job.to_json(), "lora": " + ".join(map(str, job.lora)) or None} for job in (self, other))
+        del one["digests"], two["digests"]  # appended prompts may have further images
         yield from _differences("", one, two)
+
+
+def _texts(name: str, value: Any) -> tuple[str, ...]:
+    """Return one text, or a list of them, as a tuple."""
+    values = (value,) if isinstance(value, str) else value
+    if not isinstance(values, list | tuple):
+        raise CotrunkError(f"{name} {shown(value)} is not a list: give one text, or a list of them.")
+    return tuple(text(name, each) for each in values)
 
 
 def _row(number: int, prompt: Any) -> PromptRow:

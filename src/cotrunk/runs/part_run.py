@@ -1,5 +1,6 @@
 """Plan and prepare one part of a job, and its comparisons."""
 
+import inspect
 import time
 from collections.abc import Container, Sequence
 from dataclasses import replace
@@ -11,6 +12,7 @@ from ..generation import plan as plan_prompts
 from ..generation import prepare, warm_up
 from ..pipelines.arguments import needed_arguments
 from ..pipelines.cost import timesteps_of
+from ..pipelines.image_inputs import needs_call_per_image
 from ..pipelines.own_defaults import own_guidance, own_steps
 from ..pipelines.weighted_prompts import weighted_encoder
 from ..planning.own_rows import with_copies, with_other_seeds, with_seeds
@@ -19,6 +21,7 @@ from ..planning.prompt_row import PromptRow
 from .arm import ALL_STEPS, EQUAL_COST, INDEPENDENT, Compared
 from .job import Job
 from .parts import Part, parts_of
+from .row_inputs import image_arguments, inputs_of
 
 
 def arguments_of(job: Job, rows: Sequence[PromptRow], pipe: Any) -> dict[str, Any]:
@@ -26,6 +29,8 @@ def arguments_of(job: Job, rows: Sequence[PromptRow], pipe: Any) -> dict[str, An
 
     Those of its settings are not among them, except for a number of steps that the settings leave to the pipeline.
     """
+    inputs = [inputs_of(job, row) for row in rows]
+    takes = inspect.signature(pipe.__call__).parameters
     arguments: dict[str, Any] = {}
     if job.settings.steps is None:
         arguments["num_inference_steps"] = own_steps(pipe)
@@ -33,8 +38,11 @@ def arguments_of(job: Job, rows: Sequence[PromptRow], pipe: Any) -> dict[str, An
     if scale is not None:
         arguments["guidance_scale"] = scale
     for name in ("width", "height"):
-        if getattr(job, name) is not None:
+        # a class without these arguments gives its images the size of the input images, which are scaled
+        if getattr(job, name) is not None and (name in takes or not inputs[0].files):
             arguments[name] = getattr(job, name)
+    size = None if job.width is None or job.height is None else (job.width, job.height)
+    arguments |= image_arguments(type(pipe), inputs, size)
     negatives = [job.negative_prompt if row.negative_prompt is None else row.negative_prompt for row in rows]
     if job.weights:
         arguments |= weighted_encoder(pipe).arguments([row.prompt for row in rows], negatives)
@@ -53,7 +61,7 @@ def divided(job: Job, pipe: Any, first: int = 0) -> list[Part]:
     if job.weights:
         encoder = weighted_encoder(pipe)
         lengths = [encoder.length(row.prompt, row.negative_prompt or job.negative_prompt) for row in job.prompts]
-    return parts_of(job, own_steps(pipe), own_guidance(pipe), lengths, first=first)
+    return parts_of(job, own_steps(pipe), own_guidance(pipe), lengths, apart=needs_call_per_image(pipe), first=first)
 
 
 def plan_part(pipe: Any, part: Part) -> Plan:

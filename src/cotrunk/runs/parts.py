@@ -1,8 +1,8 @@
 """The parts of a job: prompts that may run in one call of the pipeline, each part as a job of its own.
 
-A call of a pipeline has one size, one number of steps and one guidance scale. So prompts that differ in one of them run
-in different parts, and never share. Prompts of one part may have their own negative prompts, seeds and numbers of
-images.
+A call of a pipeline has one size, one number of steps and one guidance scale, one strength, one set of LoRAs, and its
+class takes certain input images. So prompts that differ in one of them run in different parts, and never share. Prompts
+of one part may have their own negative prompts, input images, seeds and numbers of images.
 """
 
 from collections.abc import Hashable, Sequence
@@ -10,14 +10,16 @@ from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Any
 
-from ..errors import CotrunkError
 from ..pipelines.prompt_weights import parse_weights
+from ..pipelines.weighted_lora import loras_of
 from ..planning.prompt_row import PromptRow
 from ..planning.sharing import _digest
 from ..planning.weighted_rows import check_weights
 from .job import Job
+from .row_inputs import inputs_of
 
-_UNSUPPORTED = ("image", "mask_image", "control_image", "strength", "lora")
+# what the prompts of a part have in common
+_COMMON = ("images", "steps", "guidance_scale", "width", "height", "strength", "lora")
 
 
 @dataclass(frozen=True)
@@ -51,15 +53,11 @@ class Part:
 
 
 def check_rows(job: Job) -> None:
-    """Check that runs support the settings of each prompt.
+    """Check that the weights in prompts can be read.
 
     Raises:
-        CotrunkError: they do not support one.
+        CotrunkError: they cannot.
     """
-    for i, row in enumerate(job.prompts):
-        for name in _UNSUPPORTED:
-            if getattr(row, name) is not None:
-                raise CotrunkError(f"prompt {i} has its own {name}, which runs do not support: leave it out.")
     if job.weights:
         check_weights((f"prompt {i}", row) for i, row in enumerate(job.prompts))
         if job.negative_prompt is not None:
@@ -73,6 +71,7 @@ def parts_of(
     lengths: Sequence[int] | None = None,
     *,
     first: int = 0,
+    apart: bool = False,
 ) -> list[Part]:
     """Divide a job into its parts, in the order of their first prompts.
 
@@ -80,14 +79,18 @@ def parts_of(
         steps, guidance_scale: the pipeline's own, which a job without a number means.
         lengths: tokens of the embeddings of each prompt, if they are encoded before the call. Padding changes images.
         first: leave out the prompts before this one.
+        apart: whether prompts with different input images need calls of their own.
     """
     found: dict[Hashable, list[int]] = {}
     for i, row in enumerate(job.prompts):
         key = (
             _first(row.steps, job.settings.steps, steps),
             _first(row.guidance_scale, job.guidance_scale, guidance_scale),
-            _first(row.width, job.width),
-            _first(row.height, job.height),
+            *size_of_row(job, row),
+            inputs_of(job, row).kinds,
+            inputs_of(job, row).strength,
+            inputs_of(job, row).files if apart else (),
+            job.lora if row.lora is None else loras_of(row.lora),
             # a pipeline may treat "no negative prompt" in another way than an empty one
             row.negative_prompt is None and job.negative_prompt is None,
             None if lengths is None else lengths[i],
@@ -108,26 +111,39 @@ def retry_seed(seed: int, attempts: int) -> int:
     return _digest("retry", seed, attempts)
 
 
+def size_of_row(job: Job, row: PromptRow) -> tuple[int | None, int | None]:
+    """Return width and height of the images of a prompt; None for the pipeline's own.
+
+    They are the ones that are asked for, or those of its input image.
+    """
+    own = inputs_of(job, row).size or (None, None)
+    return _first(row.width, job.width, own[0]), _first(row.height, job.height, own[1])
+
+
 def part_of_rows(job: Job, rows: Sequence[int]) -> Part:
     """Return the part with these prompts, which may run in one call."""
     first = job.prompts[rows[0]]
     every = copies_of(job)
     copies = tuple(every[i] for i in rows)
     prompts = tuple(_shared_fields_removed(job.prompts[i]) for i in rows)
+    width, height = size_of_row(job, first)
     own = replace(
         job,
         prompts=prompts,
         settings=replace(job.settings, steps=_first(first.steps, job.settings.steps)),
         guidance_scale=_first(first.guidance_scale, job.guidance_scale),
-        width=_first(first.width, job.width),
-        height=_first(first.height, job.height),
+        width=width,
+        height=height,
+        strength=_first(first.strength, job.strength),
+        lora=job.lora if first.lora is None else loras_of(first.lora),
         images_per_prompt=max(copies),
     )
     return Part(tuple(rows), own, copies)
 
 
 def _shared_fields_removed(row: PromptRow) -> PromptRow:
-    return replace(row, images=None, steps=None, guidance_scale=None, width=None, height=None)
+    none: dict[str, Any] = dict.fromkeys(_COMMON)
+    return replace(row, **none)
 
 
 def copies_of(job: Job) -> list[int]:

@@ -16,6 +16,7 @@ from ..planning.plan import Findings, Plan
 from ..planning.tree import Branch, Text, Whole
 from .facts import PipelineFacts, versions
 from .job import Job
+from .row_inputs import inputs_of
 
 FORMAT = 1
 
@@ -93,6 +94,7 @@ def batch_recipe(job: Job, pipeline: PipelineFacts, plan: Plan, images: Sequence
     output = replace(job.output, records=())
     # the plan numbers and seeds the images; an id would be there once per image
     rows = tuple(replace(job.prompts[plan.prompt_of(image)], id=None, images=None, seed=None) for image in images)
+    used = {path for row in rows for path in inputs_of(job, row).files}
     own = replace(
         job,
         prompts=rows,
@@ -101,6 +103,7 @@ def batch_recipe(job: Job, pipeline: PipelineFacts, plan: Plan, images: Sequence
         images_per_prompt=1,
         compare=False,
         output=output,
+        digests={path: digest for path, digest in job.digests.items() if path in used},
     )
     return Recipe(0, images[0], own, pipeline, part, versions())
 

@@ -31,8 +31,10 @@ from .images import ImageFiles
 from .job import Job
 from .job_plan import job_plan
 from .output import SUFFIXES
+from .part_pipelines import PartPipelines, check_parts
 from .part_run import arguments_of
 from .recipe import Recipe, part_of
+from .row_inputs import checked_inputs
 from .runner import facts_of, load_pipeline_of
 
 
@@ -117,11 +119,12 @@ def redo(
             if pipe is None or loaded != _model_of(task.job):
                 pipe = None  # frees its memory before the next one is loaded
                 on_event(Loading(task.job.model))
-                pipe, loaded = load(task.job), _model_of(task.job)
-            for arm, batch, wanted in _batches(pipe, task, changes, on_event):
+                pipe, loaded = PartPipelines(load(task.job), task.job), _model_of(task.job)
+            own = pipe.of(task.job)
+            for arm, batch, wanted in _batches(own, task, changes, on_event):
                 cost += batch.cost
                 lock.check()
-                redone += _written(out, arm, batch, task.job, wanted, pipe, changes)
+                redone += _written(out, arm, batch, task.job, wanted, own, changes)
     return redone, cost
 
 
@@ -132,10 +135,12 @@ def _check_model(job: Job) -> None:
     except CotrunkError as error:
         why = str(error).rstrip(".")
         raise CotrunkError(f"{why}. The recipe names it: say where it is now with --model or --lora.") from None
+    check_parts(job)
 
 
 def _model_of(job: Job) -> tuple[object, ...]:
-    return job.source, job.lora, job.scheduler, job.device, job.dtype, job.offload, job.vae_tiling, job.compiled
+    kept = (job.device, job.dtype, job.offload, job.vae_tiling, job.compiled)
+    return job.source, job.lora, job.scheduler, job.controlnet, *kept
 
 
 def _tasks(sources: Sequence[Source], changes: Changes) -> list[_Task]:
@@ -143,7 +148,7 @@ def _tasks(sources: Sequence[Source], changes: Changes) -> list[_Task]:
     for source in sources:
         recipe = source.recipe
         key = recipe.of(0, 0).to_text()  # equal for the images of one batch
-        job = changes.applied(recipe.job, recipe.pipeline.dtype)
+        job = checked_inputs(changes.applied(recipe.job, recipe.pipeline.dtype))
         tasks.setdefault(key, _Task(job, recipe, {})).wanted[recipe.image] = source
     return list(tasks.values())
 

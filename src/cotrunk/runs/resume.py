@@ -71,6 +71,12 @@ def begin_or_resume(folder: RunFolder, job: Job, *, resume: bool) -> bool:
             f"The run in {folder.path} was started with files named {before.naming.name}, and would continue with "
             f"{job.naming.name}: give each new prompt one image, or choose another --out."
         )
+    for path, digest in before.digests.items():
+        if job.digests.get(path, digest) != digest:
+            raise CotrunkError(
+                f"The run in {folder.path} was started with another input image {path}: bring back the earlier file, "
+                "or choose another --out."
+            )
     for name, then, now in before.differences(job):
         if name in ("prompts", "output.records"):  # some were appended
             continue

@@ -2,12 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from ..execution import Run
 from .arm import Arm, main_arms
 from .job import Job
 from .job_plan import JobPlan, PartPlan, job_plan
+from .part_pipelines import PartPipelines
 from .part_run import divided, prepare_part
 from .parts import Part, again, retry_seed
 
@@ -21,37 +21,38 @@ class PartRun:
     run: Run
 
 
-def prepared(pipe: Any, job: Job, saved: Sequence[PartPlan]) -> tuple[JobPlan, list[PartRun]]:
+def prepared(pipes: PartPipelines, job: Job, saved: Sequence[PartPlan]) -> tuple[JobPlan, list[PartRun]]:
     """Return the plan of a job, and its parts ready to denoise.
 
     Args:
-        pipe: the pipeline.
+        pipes: of the job.
         job: the job.
         saved: the parts of an earlier run with the same first prompts. The other prompts become parts of their own.
     """
-    new = divided(job, pipe, first=prompts_of(saved))
+    new = divided(job, pipes.base, first=prompts_of(saved))
     plans = [own.plan for own in saved]
     taken = {(plan.prompts[plan.prompt_of(image)], seed) for plan in plans for image, seed in enumerate(plan.seeds)}
-    runs = [prepare_part(pipe, own.part(job), own.plan) for own in saved]
-    runs += [prepare_part(pipe, part, None, taken) for part in new]
+    earlier = [(own.part(job), own.plan) for own in saved]
+    runs = [prepare_part(pipes.of(part.job), part, plan) for part, plan in earlier]
+    runs += [prepare_part(pipes.of(part.job), part, None, taken) for part in new]
     return _together(job, saved, [part.rows for part in new], runs, {})
 
 
 def with_retries(
-    pipe: Any, job: Job, plan: JobPlan, parts: Sequence[PartRun], failed: Sequence[int]
+    pipes: PartPipelines, job: Job, plan: JobPlan, parts: Sequence[PartRun], failed: Sequence[int]
 ) -> tuple[JobPlan, list[PartRun]]:
     """Return the plan of a job and its parts, with more parts that generate failed images again.
 
     Args:
-        pipe, job, plan, parts: of the run.
+        pipes, job, plan, parts: of the run.
         failed: the run's numbers of the images.
     """
     prompts = [part.prompts[image] for part, image in (plan.places[number] for number in failed)]
     attempts = sum(part.is_retry for part in plan.parts)
     again_job = replace(again(job, prompts), seed=retry_seed(job.seed, attempts))
-    retries = divided(again_job, pipe)
+    retries = divided(again_job, pipes.base)
     retried = {len(parts) + i: tuple(failed[row] for row in part.rows) for i, part in enumerate(retries)}
-    runs = [*(each.run for each in parts), *(prepare_part(pipe, part, None) for part in retries)]
+    runs = [*(each.run for each in parts), *(prepare_part(pipes.of(part.job), part, None) for part in retries)]
     return _together(job, plan.parts, [part.rows for part in retries], runs, retried)
 
 

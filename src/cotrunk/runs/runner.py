@@ -12,7 +12,6 @@ from ..errors import CotrunkError
 from ..execution import Run
 from ..lock import FolderLock, held
 from ..pipelines import loading
-from ..pipelines.compatibility import check_text_to_image
 from ..pipelines.offload import device_of
 from ..pipelines.own_defaults import own_guidance
 from .arm import COMPARED, Arm
@@ -37,10 +36,12 @@ from .facts import PipelineFacts
 from .folder import BATCH_SECONDS, RunFolder
 from .job import Job
 from .job_plan import JobPlan, job_plan, load_job_plan
+from .part_pipelines import PartPipelines, check_parts, has_own_loras
 from .part_run import compared_runs, divided, plan_part, warm_up_part
 from .parts import Part, check_rows
 from .report import RunReport
 from .resume import begin_or_resume, check_dtype, finished_report
+from .row_inputs import checked_inputs
 from .run_parts import PartRun, prepared, prompts_of, with_retries
 from .trained_trunk import other_trunk
 
@@ -89,8 +90,9 @@ def run_job(
     check_rows(job)
     job.check_files()
     loading.check_names(job.device, job.dtype, job.scheduler, job.offload)
+    job = checked_inputs(job)
     if load is load_pipeline_of:
-        loading.check_model(job.source, job.lora)
+        check_parts(job)
     folder = RunFolder(Path(out))
     with held(folder.path, "images", "images/**/", "compare/**/") as lock:
         if not lock.is_kept:
@@ -101,12 +103,11 @@ def run_job(
             on_event(AlreadyFinished())
             return report
         on_event(Loading(job.model))
-        pipe = load(job)
-        check_text_to_image(pipe)
-        facts = facts_of(pipe)
+        pipe = load(replace(job, lora=()) if has_own_loras(job) else job)
+        pipelines, facts = PartPipelines(pipe, job), facts_of(pipe)
         if is_resumed:
             check_dtype(folder, facts.dtype)
-        return _Runner(job, folder, lock, pipe, facts, on_event, begin).run(is_resumed, retry_failed)
+        return _Runner(job, folder, lock, pipelines, facts, on_event, begin).run(is_resumed, retry_failed)
 
 
 def plan_job(job: Job, *, on_event: OnEvent = ignore) -> JobPlan:
@@ -117,6 +118,8 @@ def plan_job(job: Job, *, on_event: OnEvent = ignore) -> JobPlan:
     """
     loading.check_names("auto", "auto", job.scheduler)
     check_rows(job)
+    job = checked_inputs(job)
+    check_parts(job)
     on_event(Loading(job.model, has_denoiser=False))
     pipe = loading.load_pipeline(
         job.model,
@@ -128,7 +131,8 @@ def plan_job(job: Job, *, on_event: OnEvent = ignore) -> JobPlan:
         denoiser=False,
     )
     on_event(Planning(len(job.prompts)))
-    plan = job_plan(job, [(part.rows, plan_part(pipe, part)) for part in divided(job, pipe)])
+    pipelines, parts = PartPipelines(pipe, job, denoiser=False), divided(job, pipe)
+    plan = job_plan(job, [(part.rows, plan_part(pipelines.of(part.job), part)) for part in parts])
     on_event(Planned(plan))
     return plan
 
@@ -145,7 +149,7 @@ class _Runner:
     job: Job
     folder: RunFolder
     lock: FolderLock
-    pipe: Any
+    pipelines: PartPipelines
     facts: PipelineFacts
     on_event: OnEvent
     begin: float
@@ -157,10 +161,10 @@ class _Runner:
         plan, parts = self._prepared(is_resumed)
         self.facts = replace(
             self.facts,
-            guidance_scale=own_guidance(self.pipe) if job.guidance_scale is None else job.guidance_scale,
+            guidance_scale=own_guidance(self.pipelines.base) if job.guidance_scale is None else job.guidance_scale,
             skipping=parts[0].run.skipping,
             why_not_skipped=parts[0].run.why_not_skipped,
-            other_trunk=next(filter(None, (other_trunk(job.lora, each.run.plan) for each in parts)), None),
+            other_trunk=next(filter(None, (other_trunk(each.part.job.lora, each.run.plan) for each in parts)), None),
         )
         self.on_event(Planned(plan, self.facts.other_trunk))
         seconds["embed"] = sum(each.run.seconds["embed"] for each in parts)
@@ -183,7 +187,7 @@ class _Runner:
             if failed:
                 self.on_event(Retrying(len(failed)))
                 first = len(parts)
-                plan, parts = with_retries(self.pipe, job, plan, parts, failed)
+                plan, parts = with_retries(self.pipelines, job, plan, parts, failed)
                 plan.save(self.folder.path / "plan.json")
                 mains = [each.arm for each in parts]
                 runs = [(each.arm, each.part, each.run) for each in parts]
@@ -212,7 +216,7 @@ class _Runner:
         saved = load_job_plan(self.folder.path / "plan.json", self.job).parts if is_resumed else ()
         if saved and (appended := len(self.job.prompts) - prompts_of(saved)):
             self.on_event(Extended(appended))
-        return prepared(self.pipe, self.job, saved)
+        return prepared(self.pipelines, self.job, saved)
 
     def _failed(self, plan: JobPlan, arms: Sequence[Arm], seconds: dict[str, float]) -> list[int]:
         """Return the images that contain NaN, or that a safety checker replaced."""
@@ -226,7 +230,7 @@ class _Runner:
         start = time.perf_counter()
         self.on_event(WarmingUp(self.job.compiled))
         for each in parts:
-            warm_up_part(self.pipe, each.part, each.arm.plan)
+            warm_up_part(self.pipelines.of(each.part.job), each.part, each.arm.plan)
         if not self.job.compiled:  # compiling was asked for, and counts in the total
             self.begin += time.perf_counter() - start
 
@@ -237,7 +241,8 @@ class _Runner:
         # without this, what sharing and what skipping changed cannot be told apart
         is_both = spared and any(len(tree.images) > 1 for each in parts for tree in each.arm.plan.trees)
         for each, own in zip(parts, done, strict=True):
-            for kind, run in compared_runs(self.pipe, each.part, each.arm.plan, own.cost, all_steps=is_both).items():
+            pipe = self.pipelines.of(each.part.job)
+            for kind, run in compared_runs(pipe, each.part, each.arm.plan, own.cost, all_steps=is_both).items():
                 yield each.arm.compared(kind, run.plan), each.part, run
 
     def _denoise(self, runs: Sequence[tuple[Arm, Part, Run]]) -> None:
@@ -257,6 +262,7 @@ class _Runner:
             ):  # NaN in images, which the report shows
                 for arm, part, run in runs:
                     is_done = finished[arm.name].images.issuperset
+                    self.pipelines.of(part.job)  # exchanges LoRAs
                     job = part.aligned()
                     own = replace(run.settings, sharing=arm.plan.sharing, steps=arm.plan.steps)
                     scale = self.facts.guidance_scale if job.guidance_scale is None else job.guidance_scale

@@ -14,6 +14,19 @@ from command import PROMPTS, Outcome, assert_refused, cotrunk, no_model, pipelin
     [
         (("--tolerance", "-0.1"), "tolerance -0.1 is out of range"),
         (("--guidance-interval", "0.2", "1.5"), "guidance_interval (0.2, 1.5) is out of range"),
+        (
+            ("--no-skip", "--tolerance", "0.1"),
+            "--no-skip skips nothing, and --tolerance says how much to skip: give one",
+        ),
+        (
+            ("--no-skip", "--fidelity", "high"),
+            "--no-skip skips nothing, and --fidelity says how much to skip: give one",
+        ),
+        (("--exact", "--skip"), "--exact neither shares nor skips, and --skip does: give one of them"),
+        (("--exact", "--tolerance", "0.1"), "--exact neither shares nor skips, and --tolerance does"),
+        (("--exact", "--share", "0.2"), "--exact neither shares nor skips, and --share does"),
+        (("--exact", "--trunk-guidance", "0"), "--exact neither shares nor skips, and --trunk-guidance does"),
+        (("--trunk-guidance", "low"), "--trunk-guidance 'low' is neither auto nor a number from 0 to 1"),
     ],
 )
 def test_bad_skipping_is_refused(model: pytest.MonkeyPatch, tmp_path: Path, option: tuple[str, ...], said: str) -> None:

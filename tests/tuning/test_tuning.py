@@ -21,7 +21,7 @@ from cotrunk import CotrunkError, Settings, Sharing, Skipping
 from cotrunk.evaluation.metrics import mean
 from cotrunk.execution import Batch, Run
 from cotrunk.generation import WARM_STEPS
-from cotrunk.tuning.candidates import candidate, candidates, neighbours
+from cotrunk.tuning.candidates import candidate, candidates, family, neighbours
 from cotrunk.tuning.equivalence import Estimate, distance_excess, estimate, spread
 from cotrunk.tuning.outcome import Point, Tuned, recommend
 from cotrunk.tuning.page import advice, claim, write_tuned
@@ -382,6 +382,14 @@ def test_the_row_limit_can_be_set() -> None:
     nothing = recommend(points, MARGINS, rows=10)
     assert nothing.best_in_rows is None
     assert "No setting that was tried needs at most 10 rows per image." in advice(nothing)
+
+
+def test_the_defaults_and_the_published_trunk_are_tried() -> None:
+    assert candidate(6, 0.2, tolerance=0.03) == Settings(skipping=Skipping(), steps=6)  # the defaults of a run
+    assert candidate(6, 0.2, tolerance=0.03) in candidates(6)
+    assert candidate(6, 0.3, is_published=True).sharing == Sharing.published()
+    assert candidate(6, 0.3, is_published=True) in candidates(6)
+    assert family(candidate(6, 0.3, is_published=True)) == "shared 30%, published trunk"
 
 
 def test_independent_steps_at_the_row_limit_are_tried(tmp_path: Path) -> None:

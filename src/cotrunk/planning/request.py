@@ -35,7 +35,7 @@ class Request:
 
     Attributes:
         prompts: the texts; None if only `prompt_embeds` are given. If both are given, the images are those of the
-            embeddings. The texts, and those of `negative_prompt`, tell which prompts may share and which seeds they get.
+            embeddings. The texts, and those of `negative_prompt`, tell which prompts may share, and their seeds.
         arguments: all arguments of the call, divided into those with one entry per prompt and those of the whole call.
         named: the same with texts instead of embeddings, where both are given.
 

@@ -141,3 +141,38 @@ def test_a_job_that_cannot_be_read_in_a_run(made: Path, tmp_path: Path) -> None:
     outcome: Outcome = cotrunk("redo", tmp_path / "run", "--out", tmp_path / "new")
     assert outcome.code == 2
     assert "not the report of a run" in outcome.err
+
+
+ROWS = """id,prompt,negative_prompt,seed,images,steps,width,height
+red,a red apple,,,2,,,
+green,a green apple,,7,1,,,
+fox,a fox,a cat,,1,4,,
+owl,an owl,,,1,3,96,96
+"""
+
+
+@pytest.mark.slow
+def test_rows_with_settings_of_their_own(model: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Each image is the same again from its file alone, with the settings that its row had."""
+    (tmp_path / "rows.csv").write_text(ROWS, encoding="utf-8")
+    out = tmp_path / "run"
+    outcome = cotrunk("generate", "--prompts", tmp_path / "rows.csv", "--out", out, "--steps", 3, "--compare")
+    assert outcome.code == 0, outcome.err
+    assert len(read(out)["parts"]) == 3
+    for folder in ("images", "compare/independent"):
+        names = files(out / folder)
+        assert names == ["fox_0.png", "green_0.png", "owl_0.png", "red_0.png", "red_1.png"]
+        again = tmp_path / "again" / folder
+        outcome = cotrunk("redo", *(out / folder / name for name in names), "--out", again)
+        assert outcome.code == 0, outcome.err
+        assert "5 images" in outcome.out
+        assert "; identical to the originals." in outcome.out
+        assert files(again) == names
+    recipe = read_recipe(out / "images/fox_0.png")
+    assert recipe["plan"]["steps"] == recipe["job"]["settings"]["steps"] == 4
+    assert recipe["job"]["guidance_scale"] == 5.0  # the pipeline's own
+    with Image.open(out / "images/fox_0.png") as image:
+        assert "\nNegative prompt: a cat\nSteps: 4, Sampler: DDIM, CFG scale: 5, Seed: " in image.text["parameters"]
+    assert cotrunk("redo", out, "--out", tmp_path / "run-again").code == 0
+    for name in files(out / "images"):
+        assert np.array_equal(pixels(tmp_path / "run-again" / name), pixels(out / "images" / name)), name

@@ -57,6 +57,7 @@ def test_the_recipe_survives_in_each_format(folder: RunFolder, output: Output) -
 
 def test_lossless_formats_keep_every_bit() -> None:
     noise = np.random.default_rng(0).integers(0, 255, (9, 7, 4), dtype=np.uint8)
+    noise[:3, :, 3] = 0  # transparent pixels keep their colours
     for mode, output in (("RGB", Output("png")), ("RGB", Output("webp")), ("RGBA", Output("webp"))):
         image = Image.fromarray(noise[..., : len(mode)])
         found = Image.open(io.BytesIO(encoded(image, output, "", "", {})))

@@ -2,7 +2,8 @@
 
     DIR/images/00000.png ...   with metadata (see `metadata`); `Job.output` sets names and format
     DIR/compare/ARM/00000.png  for a job with `compare`: the same images, sampled independently
-    DIR/plan.json              the plan; a resumed run follows it
+    DIR/plan.json              the plan; a resumed run follows it. Prompts that are appended, and images that are
+                               generated again, add parts to it
     DIR/journal.jsonl          one line per finished batch; what a resumed run reads
     DIR/run.json               the report; DIR/index.html shows it to people
     DIR/.cotrunk.lock          present while a command writes to the folder (see `lock`)

@@ -256,3 +256,15 @@ def test_offloading_and_loras_of_prompts(tmp_path: Path, monkeypatch: pytest.Mon
     (tmp_path / "p.jsonl").write_text(json.dumps({"prompt": "a cat", "lora": str(tmp_path)}))
     words = ("generate", "--prompts", tmp_path / "p.jsonl", "--out", tmp_path / "run")
     assert_refused(cotrunk(*words, "--offload", "group"), "cannot be exchanged with --offload group")
+
+
+@pytest.mark.usefixtures("model")
+def test_appended_prompts_may_have_further_images(images: Path) -> None:
+    rows = [{"prompt": "a red apple", "image": "one.png"}, {"prompt": "a green apple", "image": "two.png"}]
+    for count in (1, 2):
+        words = ("--prompts", table(images / "p.csv", *rows[:count]), *QUICK, "--out", "run")
+        made = cotrunk("generate", *words, *(("--resume",) if count == 2 else ()))
+        assert made.code == 0, made.err
+    report = read(images / "run")
+    assert [image["prompt"] for image in report["images"]] == [0, 1]
+    assert set(report["job"]["digests"]) == {str(images / name) for name in ("one.png", "two.png")}

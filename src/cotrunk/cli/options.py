@@ -66,7 +66,8 @@ Columns = Annotated[
         SAMPLING,
         "FIELD=COLUMN,...",
         "Columns (or keys) of the prompt file that have other names than prompt, negative_prompt, seed, id, images, "
-        "width, height, steps, guidance_scale; such as prompt=Text,id=Key.",
+        "width, height, steps, guidance_scale, image, mask_image, control_image, strength, lora; such as "
+        "prompt=Text,id=Key.",
         "--columns",
     ),
 ]

@@ -6,7 +6,7 @@ OLDEST = tests/engine tests/pipelines tests/skipping/test_skipping.py tests/trai
 
 demo:
 	python3 -m venv .venv && .venv/bin/pip install -q -c constraints.txt -e '.[mini]'
-	.venv/bin/cotrunk generate --prompts examples/prompts.txt --out demo --compare --resume
+	.venv/bin/cotrunk generate --prompts examples/prompts.txt --out demo --tolerance 0.04 --compare --resume
 
 test:
 	python3 -m venv .venv && .venv/bin/pip install -q -c constraints.txt -e '.[dev]'

@@ -146,10 +146,10 @@ def add_compare(run: dict[str, Any], folder: Path, *, all_steps: bool = False) -
             (arm / Path(image["file"]).name).write_bytes((folder / image["file"]).read_bytes())
         run["compare"][key] = {"steps": steps, "rows": 1234, "seconds": seconds, "folder": f"compare/{name}"}
         run["compare"][key]["flagged"] = []
-        run["compare"][key]["distance"] = None if key == "independent" else {"mean": 31.46, "worst": 18.2}
-    run["distances"] = {"independent": {"mean": 24.1, "worst": 12.3}}
+        run["compare"][key]["distance"] = None if key == "independent" else {"median": 31.46, "worst": 18.2}
+    run["distances"] = {"independent": {"median": 24.1, "worst": 12.3}}
     if all_steps:
-        run["distances"]["all_steps"] = {"mean": 48.16, "worst": 33.3}
+        run["distances"]["all_steps"] = {"median": 48.16, "worst": 33.3}
 
 
 def page(run: dict[str, Any], folder: Path) -> Parsed:

@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
+from statistics import median
 
 import numpy as np
 from PIL import Image
@@ -30,9 +31,9 @@ def with_distances(report: RunReport, folder: Path) -> RunReport:
 
 
 def distance(pairs: Iterable[tuple[Path, Path]]) -> Distance | None:
-    """Return the mean and the smallest PSNR of pairs of files; None if no pair can be read."""
+    """Return the median and the smallest PSNR of pairs of files; None if no pair can be read."""
     found = [psnr(*pair) for pair in pairs if all(path.is_file() for path in pair)]
-    return Distance(round(sum(found) / len(found), 2), round(min(found), 2)) if found else None
+    return Distance(round(median(found), 2), round(min(found), 2)) if found else None
 
 
 def psnr(one: Path, other: Path) -> float:

@@ -25,7 +25,7 @@ def compare_section(page: Page) -> str:
     lead = (
         "The same images, made in different ways from the same noise. At equal cost, independent images take fewer "
         "steps, so that they use about as many rows as this run. PSNR says how close images are to the independent "
-        "ones: their mean and the worst image. Above 40 dB, differences are hard to see."
+        "ones: the median of the images, and the worst one. Above 40 dB, differences are hard to see."
     )
     if (alone := report.distances.get(ALL_STEPS)) is not None:
         lead += f" <b>Skipping alone: {_decibels(alone)}</b>, between this run and the same run in all steps."
@@ -95,11 +95,12 @@ def _label(report: RunReport, name: str) -> str:
     if name == INDEPENDENT:
         return "independent"
     if name == EQUAL_COST:
-        return f"{report.steps_of_arm(EQUAL_COST)} steps".replace("1 steps", "1 step")
+        steps = str(report.steps_of_arm(EQUAL_COST))
+        return f"{steps} step{'' if steps == '1' else 's'}"
     skips = report.rows.spared.skipping > 0 or report.rows.spared.guidance > 0
     shares = report.why_nothing_shared is None
     return "shared" if name == ALL_STEPS or not skips else "shared and skipped" if shares else "skipped"
 
 
 def _decibels(distance: Distance) -> str:
-    return f"{distance.mean:.1f}\u202fdB ({distance.worst:.1f})"
+    return f"{distance.median:.1f}\u202fdB ({distance.worst:.1f})"

@@ -130,9 +130,9 @@ class Seconds:
 
 @dataclass(frozen=True)
 class Distance:
-    """How close images are to those of another arm: PSNR in decibels, of the images on average and of the worst one."""
+    """How close images are to those of another arm: PSNR in decibels: the median of the images, and the worst one."""
 
-    mean: Real
+    median: Real
     worst: Real
 
 

@@ -11,8 +11,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from cotrunk.runs.report import RunReport
 
-SHOWN = (0, 2, 4, 6, 8, 10, 12, 13, 17, 19, 22, 24, 26)  # images of examples/prompts.txt: some of each group, and alone
-SIDE, GAP, LABEL, INK, QUIET = 96, 4, 236, "#1b2320", "#5a6661"
+SHOWN = (0, 2, 4, 6, 8, 12, 17, 22, 24)  # images of examples/prompts.txt: of each group, and one that shares nothing
+SIDE, GAP, LABEL, INK, QUIET = 148, 6, 46, "#1b2320", "#5a6661"
 
 
 def main() -> None:
@@ -27,21 +27,21 @@ def main() -> None:
     ways.append(("shared", sharing.folder, sharing.rows, f"{sharing.distance.median:.0f} dB to the reference"))
     alone = report.distances["all_steps"]
     ways.append(("shared and skipped", "images", report.rows.used, f"{alone.median:.0f} dB to shared"))
-    width = LABEL + len(SHOWN) * (SIDE + GAP)
-    strip = Image.new("RGB", (width, len(ways) * (SIDE + GAP) + GAP), "white")
+    height = LABEL + SIDE + GAP
+    strip = Image.new("RGB", (len(SHOWN) * (SIDE + GAP) + GAP, len(ways) * height + GAP), "white")
     draw = ImageDraw.Draw(strip)
-    bold, plain = (ImageFont.load_default(size) for size in (17, 14))
+    font = ImageFont.load_default(28)
     for line, (name, folder, rows, near) in enumerate(ways):
-        top = GAP + line * (SIDE + GAP)
-        draw.text((12, top + 14), name, INK, bold)
-        saved = f", {1 - rows / full:.1%} saved" if rows < full else ""
-        draw.text((12, top + 40), f"{rows:,} rows{saved}", QUIET, plain)
-        draw.text((12, top + 60), near, QUIET, plain)
+        top = line * height
+        saved = f", {1 - rows / full:.0%} saved" if rows < full else ""
+        draw.text((GAP, top + 8), name, INK, font)
+        start = 2 * GAP + draw.textlength(name, font)
+        draw.text((start + 10, top + 8), f"{rows:,} rows{saved}; {near}", QUIET, font)
         for place, index in enumerate(SHOWN):
             file = Path(report.images[index].file).relative_to("images")
             with Image.open(arguments.run / folder / file) as image:
                 small = image.convert("RGB").resize((SIDE, SIDE), Image.Resampling.LANCZOS)
-            strip.paste(small, (LABEL + place * (SIDE + GAP), top))
+            strip.paste(small, (GAP + place * (SIDE + GAP), top + LABEL))
     strip.save(arguments.out, optimize=True)
     print(f"Wrote {arguments.out}")
 

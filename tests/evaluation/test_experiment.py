@@ -1,9 +1,9 @@
 """Models under schemes: images are generated and observed once; killed runs continue; damage is named."""
 
-import functools
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -218,7 +218,8 @@ def killed_after(batches: int) -> Any:
     return on_batch, counts
 
 
-prepare_threes = functools.partial(prepare, settings=Settings(batching=Batching(batch_size=3)))
+def prepare_threes(pipe: Any, prompts: Any, settings: Settings, **more: Any) -> Any:
+    return prepare(pipe, prompts, replace(settings, batching=Batching(batch_size=3)), **more)
 
 
 def test_a_killed_cell_continues_with_the_next_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -207,7 +207,11 @@ def test_texts_beside_embeddings() -> None:
 
 
 def test_embeddings_decide_which_prompts_look_identical() -> None:
-    own, negative = sd().encode_prompt(["a cat"] * 2, "cpu", 1, True)
-    made = plan(sd(), ["a cat", "a tom cat"], prompt_embeds=own, negative_prompt_embeds=negative, num_inference_steps=2)
+    texts = ["a cat", "a tom cat", "a dog"]
+    own, negative = sd().encode_prompt(["a cat", "a cat", "a dog"], "cpu", 1, True)
+    everyone = Sharing(share=0.5, similarity=-1.0)
+    given = {"prompt_embeds": own, "negative_prompt_embeds": negative, "num_inference_steps": 2}
+    made = plan(sd(), texts, sharing=everyone, **given)
     assert made.findings.alike == ((0, 1),)
-    assert all(len(tree.images) == 1 for tree in made.trees)
+    assert not any({0, 1} <= {*tree.images} for tree in made.trees)
+    assert any(len(tree.images) == 2 for tree in made.trees)

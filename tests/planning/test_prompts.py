@@ -241,6 +241,13 @@ def test_endless_input_is_read_to_a_limit(monkeypatch, write):
         read_prompts(write("p.txt", b"a" * (2**22 + 1)))
 
 
+def test_the_length_of_all_prompts_is_limited(monkeypatch, write):
+    monkeypatch.setattr("cotrunk.planning.prompts.LIMIT", 10)
+    assert len(read_prompts(write("p.csv", "prompt\n" + "a cat\n" * 2)).rows) == 2
+    with pytest.raises(CotrunkError, match=r"p\.csv holds more than 10 characters of prompts: divide it"):
+        read_prompts(write("p.csv", "prompt\n" + "a cat\n" * 3))
+
+
 def test_a_pipe_is_read(tmp_path):
     import os
     import threading

@@ -16,6 +16,7 @@ from cotrunk.planning.prompt_row import PromptRow
 from cotrunk.runs import events
 from cotrunk.runs.job import Job
 from cotrunk.runs.job_plan import load_job_plan
+from cotrunk.runs.output import Output
 from cotrunk.runs.parts import parts_of
 from cotrunk.runs.report import RunReport
 from cotrunk.runs.runner import plan_job, run_job
@@ -49,8 +50,19 @@ def test_the_parts_of_a_job() -> None:
     # what a prompt gives may be what the pipeline does without it
     rows = (PromptRow("a cat"), PromptRow("a dog", steps=30, guidance_scale=5.0))
     assert len(parts_of(Job(rows, guidance_scale=5.0), steps=30)) == 1
+    for name, value in (("width", 48), ("height", 48), ("steps", 2), ("guidance_scale", 2.0)):
+        rows = (PromptRow("a cat"), PromptRow("a dog", **{name: value}))
+        assert len(parts_of(Job(rows))) == 2, name
     # without a negative prompt for all, some have none at all
     assert [part.rows for part in parts_of(replace(JOB, negative_prompt=None))] == [(0, 2), (1, 3), (4,), (5,)]
+
+
+def test_ids_name_the_files() -> None:
+    rows = (PromptRow("a cat", id="cat"), PromptRow("a dog", id="dog"))
+    assert Job(rows).naming.name == "{id}"
+    assert Job((rows[0], replace(rows[1], images=2))).naming.name == "{id}_{copy}"
+    assert Job(rows, output=Output(name="{index}")).naming.name == "{index}"
+    assert Job(("a cat",)).naming.name == "{image:05}"
 
 
 @pytest.mark.slow
@@ -83,7 +95,7 @@ def test_a_run_in_parts(tmp_path: Path) -> None:
         assert (image.info["seed"], image.info["group"], image.info["prompt"]) == ("11", "3", "a sleeping tiger")
     page = (tmp_path / "run" / "index.html").read_text()
     assert "so they ran in 3 parts" in page
-    assert "3 and 5" in page
+    assert "3 to 5" in page
     # each part is what its prompts give alone
     alone = generate(
         pipeline(),
@@ -100,6 +112,7 @@ def test_a_run_in_parts(tmp_path: Path) -> None:
 
 def test_copies_of_a_prompt_are_those_of_images_per_prompt(model: pytest.MonkeyPatch) -> None:
     few, many = plan_job(JOB).parts[0].plan, plan_job(replace(JOB, images_per_prompt=2)).parts[0].plan
+    assert plan_job(JOB).parts[1].plan.seeds[1] == 11
     assert few.seeds == (many.seeds[0], many.seeds[2], many.seeds[3], many.seeds[4])
 
 
@@ -148,7 +161,7 @@ def test_a_run_in_parts_compares(tmp_path: Path) -> None:
         twin = pixels(tmp_path / "compare/independent" / f"{number:05d}.png")
         assert np.abs(pixels(tmp_path / "images" / f"{number:05d}.png").astype(int) - twin).max() <= ROUNDING
     assert pixels(tmp_path / "compare/equal-cost/00005.png").shape == (32, 48, 3)
-    assert "<td>3 and 5</td>" in (tmp_path / "index.html").read_text()
+    assert "<td>3 to 5</td>" in (tmp_path / "index.html").read_text()
     assert run_job(job, tmp_path, resume=True) == report
 
 

@@ -111,6 +111,7 @@ def print_summary(report: "RunReport", folder: Path) -> None:
 def print_plan(plan: "JobPlan", show: int) -> None:
     """Print the groups of a plan, largest saving first, and what it saves."""
     from ..planning.sharing import how_shared
+    from ..runs.parts import DIFFERENCES
 
     groups = [(part, tree) for part in plan.parts for tree in part.plan.trees if len(tree.images) > 1]
     groups.sort(key=lambda group: (-_saved(*group), group[0].images[group[1].images[0]]))
@@ -139,7 +140,7 @@ def print_plan(plan: "JobPlan", show: int) -> None:
     if len(plan.parts) > 1:
         named = (f"{_count(len(part.rows), 'prompt')} with {_count(part.plan.steps, 'step')}" for part in plan.parts)
         out.print(
-            f"{len(plan.parts)} parts run one after another, because prompts differ in size, steps or guidance: "
+            f"{len(plan.parts)} parts run one after another, because prompts differ in {DIFFERENCES}: "
             f"{', '.join(named)}.",
             soft_wrap=True,
         )

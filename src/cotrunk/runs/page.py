@@ -50,10 +50,8 @@ def _header(page: Page, groups: Sequence[ShownGroup]) -> dict[str, str]:
     if rows.saving > 0:
         claim += f" instead of {independent}"
         saved = f"saved {percent(rows.saving)}"
-    steps = str(report.steps)
-    if len(report.parts) > 1:
-        steps = report.values_of_parts("steps")
-    elif report.timesteps != report.steps:
+    steps = report.steps_of_run()
+    if report.timesteps != report.steps and not report.parts:
         steps += f" ({report.timesteps} denoiser evaluations)"
     denoise, total = duration(report.seconds.denoise), duration(report.seconds.total)
     sharing = report.sharing
@@ -70,7 +68,7 @@ def _header(page: Page, groups: Sequence[ShownGroup]) -> dict[str, str]:
         "model": " with ".join(filter(None, (job.model, listed([*map(str, job.lora)])))),
         "scheduler": report.pipeline.scheduler,
         "steps": steps,
-        "guidance_scale": _guidance(report),
+        "guidance_scale": report.guidance_of_run(),
         "mode": "independent" if sharing is None else sharing.mode,
         "share": percent(0 if sharing is None else sharing.share),
         "similarity": "not used" if report.threshold is None else report.threshold,
@@ -83,11 +81,6 @@ def _header(page: Page, groups: Sequence[ShownGroup]) -> dict[str, str]:
         "notes": "".join(f'<p class="note">{note}</p>' for note in _notes(report, groups)),
     }
     return {name: safe(value) for name, value in values.items()} | fragments
-
-
-def _guidance(report: RunReport) -> str:
-    scale = report.pipeline.guidance_scale
-    return report.values_of_parts("guidance_scale") if report.parts else "none" if scale is None else f"{scale}"
 
 
 def _spared(spared: Spared) -> str:

@@ -44,7 +44,7 @@ def _table(report: RunReport) -> str:
     for name in _arms(report):
         if name == SHARED:
             steps, rows, seconds, found = (
-                report.values_of_parts("steps") if report.parts else str(report.steps),
+                report.steps_of_run(),
                 report.rows.used,
                 report.seconds.denoise,
                 report.distances.get(INDEPENDENT),

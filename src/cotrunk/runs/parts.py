@@ -18,6 +18,8 @@ from ..planning.weighted_rows import check_weights
 from .job import Job
 from .row_inputs import inputs_of
 
+# what divides prompts, for reports
+DIFFERENCES = "settings of a whole call, such as size, steps, guidance or LoRAs"
 # what the prompts of a part have in common
 _COMMON = ("images", "steps", "guidance_scale", "width", "height", "strength", "lora")
 

@@ -1,7 +1,7 @@
 """The report of a run: what run.json holds, and what the page, the console and a service read."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -198,15 +198,18 @@ class RunReport:
     distances: dict[Compared, Distance] = field(default_factory=dict)
     parts: tuple[PartReport, ...] = ()
 
-    def values_of_parts(self, name: str) -> str:
-        """Return the values of a field of the parts as words: "4, 8 and 20"."""
-        words = [str(value) for value in dict.fromkeys(getattr(part, name) for part in self.parts)]
-        return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
+    def steps_of_run(self) -> str:
+        """Return the steps as words, from fewest to most if its parts differ."""
+        return _range([part.steps for part in self.parts] or [self.steps])
 
     def steps_of_arm(self, name: Compared) -> str:
-        """Return the steps of an arm for comparison as words, fewest to most if its parts differ."""
-        found = sorted({part.compare[name] for part in self.parts} or {self.compare[name].steps})
-        return str(found[0]) if len(found) == 1 else f"{found[0]} to {found[-1]}"
+        """Return the steps of an arm for comparison as words, from fewest to most if its parts differ."""
+        return _range([part.compare[name] for part in self.parts] or [self.compare[name].steps])
+
+    def guidance_of_run(self) -> str:
+        """Return the guidance scale as words, from smallest to largest if its parts differ."""
+        own = [part.guidance_scale for part in self.parts] or [self.pipeline.guidance_scale]
+        return _range([scale for scale in own if scale is not None])
 
     def steps_of(self, group: GroupReport) -> tuple[int, int]:
         """Return the inference steps of a group, and the denoiser evaluations that they take."""
@@ -255,6 +258,13 @@ class RunReport:
             raise
         except (OSError, ValueError) as error:
             raise CotrunkError(f"{folder} holds no readable run.json ({error}): name the folder of a run.") from None
+
+
+def _range(values: Sequence[float]) -> str:
+    """Return one value, or the smallest and the largest of several; "none" if there is none."""
+    if not values:
+        return "none"
+    return f"{values[0]}" if len(set(values)) == 1 else f"{min(values)} to {max(values)}"
 
 
 _REPORT = TypeAdapter(RunReport)

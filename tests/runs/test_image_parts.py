@@ -34,6 +34,7 @@ def test_prompts_that_one_call_cannot_mix_run_in_parts(files: list[str]) -> None
     a, b, c = files
     assert rows_of({"image": a}, {}, {"image": b}, {"image": a}) == [(0, 2, 3), (1,)]
     assert rows_of({"image": a}, {"image": a, "strength": 0.4}, {"image": b, "strength": 0.4}) == [(0,), (1, 2)]
+    assert rows_of({"strength": 0.4}, {"strength": 0.6}, {"strength": 0.4}, image=a) == [(0, 2), (1,)]
     assert rows_of({"image": a}, {"image": a, "mask_image": b}, {"control_image": a}) == [(0,), (1,), (2,)]
     assert rows_of({"image": a}, {"image": c}, {"image": b}) == [(0, 2), (1,)]  # sizes
     assert rows_of({"image": a}, {"image": c}, width=64, height=64) == [(0, 1)]

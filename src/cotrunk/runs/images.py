@@ -9,10 +9,11 @@ from typing import Any
 from ..errors import CotrunkError
 from ..execution import Batch
 from ..files import write_bytes, write_text, writing
+from ..pipelines.schedulers import SAMPLERS
 from .arm import Arm
 from .facts import PipelineFacts
 from .job import Job
-from .metadata import SAMPLERS, SOFTWARE, encoded, parameters_text
+from .metadata import SOFTWARE, encoded, parameters_text
 from .recipe import batch_recipe
 
 LONGEST_RECIPE = 500_000  # characters: Pillow opens no PNG with a text of more than a million

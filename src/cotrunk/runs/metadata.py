@@ -23,23 +23,6 @@ UNICODE = b"UNICODE\0"  # how a UserComment says that UTF-16 follows
 JPEG_EXIF = 65_000  # bytes: a JPEG file has room for 65,533
 LARGEST_TEXT = 2**26  # bytes of the metadata of one image that are read
 
-# class of diffusers -> the name that web UIs have for it, where they have one
-SAMPLERS = {
-    "DDIMScheduler": "DDIM",
-    "DPMSolverMultistepScheduler": "DPM++ 2M",
-    "DPMSolverSDEScheduler": "DPM++ SDE",
-    "EulerAncestralDiscreteScheduler": "Euler a",
-    "EulerDiscreteScheduler": "Euler",
-    "FlowMatchEulerDiscreteScheduler": "Euler",
-    "HeunDiscreteScheduler": "Heun",
-    "KDPM2AncestralDiscreteScheduler": "DPM2 a",
-    "KDPM2DiscreteScheduler": "DPM2",
-    "LCMScheduler": "LCM",
-    "LMSDiscreteScheduler": "LMS",
-    "PNDMScheduler": "PLMS",
-    "UniPCMultistepScheduler": "UniPC",
-}
-
 
 def parameters_text(prompt: str, negative: str | None, facts: Mapping[str, object]) -> str:
     """Return the text that web UIs write into their images: the prompts, then one line of facts.

@@ -33,9 +33,9 @@ class ImageFacts:
     id: str | None = None
     seed: int = ANY_SEED
 
-    def fields(self) -> dict[str, Any]:
-        """Return the values of the fields of a name."""
-        return {**vars(self), "slug": slug(self.prompt)}
+    def __getitem__(self, field: str) -> Any:
+        """Return the value of a field of a name, for `str.format_map`."""
+        return slug(self.prompt) if field == "slug" else getattr(self, field)
 
 
 def slug(prompt: str) -> str:
@@ -64,7 +64,7 @@ def check_template(template: str) -> None:
             if field not in FIELDS or conversion or "{" in form or re.search(r"\d{4}", form):
                 written = field + (f"!{conversion}" if conversion else "") + (f":{form}" if form else "")
                 raise CotrunkError(f"name {shown(template)} has the unknown field {{{written}}}: {remedy}.")
-        template.format(**ImageFacts(0, 0, 0, "a prompt", "id", 0).fields())
+        template.format_map(ImageFacts(0, 0, 0, "a prompt", "id", 0))
     except ValueError as error:
         raise CotrunkError(f"name {shown(template)} is not a template ({error}): {remedy}.") from None
 

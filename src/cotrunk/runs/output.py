@@ -74,7 +74,7 @@ class Output:
 
     def path(self, facts: ImageFacts) -> str:
         """Return the path of an image below the folder of its images, with its suffix."""
-        return f"{self.name.format(**facts.fields())}.{SUFFIXES[self.format]}"
+        return f"{self.name.format_map(facts)}.{SUFFIXES[self.format]}"
 
 
 DEFAULT_OUTPUT = Output()

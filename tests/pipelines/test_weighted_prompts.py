@@ -1,6 +1,7 @@
 """Weights in prompts: their syntax, and the embeddings and images that they give."""
 
 import functools
+import logging
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -85,8 +86,9 @@ def test_without_weights_the_embeddings_are_those_of_the_pipeline() -> None:
     assert torch.equal(found["negative_prompt_embeds"], negative[:1])
 
 
-def test_weights_and_long_prompts() -> None:
-    encoder = weighted_encoder(sd())
+def test_weights_and_long_prompts(caplog: pytest.LogCaptureFixture) -> None:
+    logging.getLogger("transformers").addHandler(caplog.handler)
+    encoder = weighted_encoder(sd_with_text().pipe)
     plain, heavy = (encoder.arguments([text], [None])["prompt_embeds"] for text in ("a red cat", "a (red:1.5) cat"))
     changed = (plain != heavy).any(dim=2)[0]
     assert changed.any()
@@ -97,6 +99,8 @@ def test_weights_and_long_prompts() -> None:
     assert encoder.length("a BREAK cat", None) == 154
     both = encoder.arguments(["a " * 60, "a cat"], [None, "grey"])
     assert both["prompt_embeds"].shape == both["negative_prompt_embeds"].shape == (2, 154, plain.shape[2])
+    logging.getLogger("transformers").removeHandler(caplog.handler)
+    assert "longer than the specified maximum" not in caplog.text  # nothing is cut off
     assert torch.equal(both["prompt_embeds"][1, :77], encoder.arguments(["a cat"], [None])["prompt_embeds"][0])
 
 

@@ -1,6 +1,8 @@
 """Encode prompts with weights, and prompts longer than the text encoder reads at once, by the package compel."""
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -28,6 +30,18 @@ class Encoded:
 
     tokens: Tensor
     pooled: Tensor | None
+
+
+@contextmanager
+def _without_length_warnings() -> Iterator[None]:
+    """Silence the tokenizer's warning that a text is too long: compel divides it."""
+    logger = logging.getLogger("transformers.tokenization_utils_base")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 _ENCODERS: WeakKeyDictionary[Any, "WeightedEncoder"] = WeakKeyDictionary()
@@ -118,6 +132,7 @@ class WeightedEncoder:
         return torch.zeros_like(found) if text is None and self._needs_zeros else found
 
     @torch.no_grad()
+    @_without_length_warnings()
     def _encoded(self, text: str) -> Encoded:
         from compel.prompt_parser import Conjunction, FlattenedPrompt
 

@@ -104,6 +104,17 @@ def test_weights_and_long_prompts(caplog: pytest.LogCaptureFixture) -> None:
     assert torch.equal(both["prompt_embeds"][1, :77], encoder.arguments(["a cat"], [None])["prompt_embeds"][0])
 
 
+def test_embeddings_of_other_loras_are_forgotten() -> None:
+    pipe = sd_with_text().pipe
+    before = weighted_encoder(pipe).arguments(["a cat"], [None])["prompt_embeds"]
+    with torch.no_grad():  # as a LoRA of the text encoder would
+        for weights in pipe.text_encoder.parameters():
+            weights.mul_(1.1)
+    after = weighted_encoder(pipe, ("style",)).arguments(["a cat"], [None])["prompt_embeds"]
+    assert not torch.equal(before, after)
+    assert weighted_encoder(pipe, ("style",)) is weighted_encoder(pipe, ("style",))
+
+
 def sdxl() -> Any:
     parts = {name: part for name, part in sd_parts().items() if name in ("vae", "scheduler")}
     return quiet(

@@ -44,18 +44,22 @@ def _without_length_warnings() -> Iterator[None]:
         logger.setLevel(level)
 
 
-_ENCODERS: WeakKeyDictionary[Any, "WeightedEncoder"] = WeakKeyDictionary()
+_ENCODERS: WeakKeyDictionary[Any, tuple[object, "WeightedEncoder"]] = WeakKeyDictionary()
 
 
-def weighted_encoder(pipe: Any) -> "WeightedEncoder":
-    """Return the encoder of a pipeline, which is made once.
+def weighted_encoder(pipe: Any, loras: object = ()) -> "WeightedEncoder":
+    """Return the encoder of a pipeline, which is made once, and again for other LoRAs.
+
+    Args:
+        loras: those of the pipeline now. They may change its text encoders, so embeddings of others are forgotten.
 
     Raises:
         CotrunkError: as `WeightedEncoder`.
     """
-    if pipe not in _ENCODERS:
-        _ENCODERS[pipe] = WeightedEncoder(pipe)
-    return _ENCODERS[pipe]
+    found = _ENCODERS.get(pipe)
+    if found is None or found[0] != loras:
+        found = _ENCODERS[pipe] = (loras, WeightedEncoder(pipe))
+    return found[1]
 
 
 class WeightedEncoder:

@@ -45,7 +45,7 @@ def arguments_of(job: Job, rows: Sequence[PromptRow], pipe: Any) -> dict[str, An
     arguments |= image_arguments(type(pipe), inputs, size)
     negatives = [job.negative_prompt if row.negative_prompt is None else row.negative_prompt for row in rows]
     if job.weights:
-        arguments |= weighted_encoder(pipe).arguments([row.prompt for row in rows], negatives)
+        arguments |= weighted_encoder(pipe, job.lora).arguments([row.prompt for row in rows], negatives)
     if negatives[0] is not None:  # then every prompt of a part has one
         arguments["negative_prompt"] = negatives[0] if len(set(negatives)) == 1 else negatives
     return arguments
@@ -59,8 +59,13 @@ def divided(job: Job, pipe: Any, first: int = 0) -> list[Part]:
     """
     lengths = None
     if job.weights:
-        encoder = weighted_encoder(pipe)
-        lengths = [encoder.length(row.prompt, row.negative_prompt or job.negative_prompt) for row in job.prompts]
+        # the pipeline has no LoRA yet if prompts have their own
+        has_own = any(row.lora is not None for row in job.prompts)
+        encoder = weighted_encoder(pipe, () if has_own else job.lora)
+        lengths = [
+            encoder.length(row.prompt, job.negative_prompt if row.negative_prompt is None else row.negative_prompt)
+            for row in job.prompts
+        ]
     return parts_of(job, own_steps(pipe), own_guidance(pipe), lengths, apart=needs_call_per_image(pipe), first=first)
 
 

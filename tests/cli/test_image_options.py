@@ -119,6 +119,9 @@ def test_columns_come_before_options_and_rows_without_images_start_from_noise(im
     # prompts with one image share; those with another image, and those without one, do not
     assert [tuple(group["images"]) for group in report["groups"]] == [(0, 1), (2,), (3,)]
     assert [len(image["steps"]) for image in report["images"]] == [2, 2, 2, 4]
+    page = (images / "run" / "index.html").read_text(encoding="utf-8")
+    assert "The prompts differ in size, steps, guidance, input images or LoRAs, so they ran in 2 parts" in page
+    assert "appended" not in page
     redone = cotrunk("redo", "run", "--images", "0,2", "--out", "again")
     assert redone.code == 0, redone.err
     assert "identical to the original" in redone.out or "identical to the originals" in redone.out

@@ -9,6 +9,7 @@ from .facts import PipelineFacts, fallbacks, versions
 from .job import Job
 from .job_plan import JobPlan, PartPlan
 from .journal import Progress
+from .parts import size_of_row
 from .report import (
     Comparison,
     GroupReport,
@@ -119,14 +120,15 @@ def group_report(
 
 def _part(job: Job, own_guidance: float | None, arm: Arm, compared: Sequence[Arm]) -> PartReport:
     row, plan = job.prompts[arm.part.rows[0]], arm.plan
+    width, height = size_of_row(job, row)
     scales = (row.guidance_scale, job.guidance_scale, own_guidance)
     return PartReport(
         prompts=arm.part.rows,
         steps=plan.steps,
         timesteps=plan.timesteps,
         guidance_scale=next((scale for scale in scales if scale is not None), None),
-        width=row.width or job.width,
-        height=row.height or job.height,
+        width=width,
+        height=height,
         compare={other.kind: other.plan.steps for other in compared if other.number == arm.number},  # type: ignore[misc]
         is_retry=arm.part.is_retry,
     )

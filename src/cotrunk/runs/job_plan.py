@@ -16,7 +16,7 @@ from ..planning.plan import FORMAT, Cost, Findings, Plan
 from ..planning.sharing import why_nothing_shared
 from ..planning.tree import Branch, counted
 from .job import Job
-from .parts import Part, again, copies_of, first_images, part_of_rows
+from .parts import DIFFERENCES, Part, again, copies_of, first_images, part_of_rows
 
 NOTHING: Mapping[int, Sequence[int]] = MappingProxyType({})
 
@@ -102,7 +102,7 @@ class JobPlan:
         if self.cost.used < self.cost.independent:
             return None
         if len(self.parts) > 1 and all(len(part.rows) == 1 for part in self.parts):
-            return "no two prompts have the same size, steps and guidance"
+            return f"no two prompts have the same {DIFFERENCES}"
         return why_nothing_shared(max(self.parts, key=lambda part: len(part.rows)).plan)
 
     def save(self, path: str | Path) -> None:

@@ -1,6 +1,6 @@
 """The page of a run: one HTML file made from its report and its images, without scripts and without a network."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from importlib import resources
 from pathlib import Path
 from string import Template
@@ -11,7 +11,8 @@ from ..files import write_bytes
 from .page_compare import compare_section
 from .page_groups import ShownGroup, group_sections, shown_groups
 from .page_parts import Page
-from .report import RunReport, Spared
+from .parts import DIFFERENCES, class_and_weights
+from .report import PartReport, RunReport, Spared
 
 STRIP_HELP = """<li>The strip next to an image shows its steps from left to right. Green: the denoiser ran once for its
 whole group. Grey: it ran for this image alone. Empty: its output was predicted from earlier outputs. A strip is half as
@@ -102,11 +103,17 @@ def _skipping_facts(report: RunReport) -> str:
     return "".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in facts.items())
 
 
+def _kind(report: RunReport, part: PartReport) -> Hashable:
+    """Return what prompts of one part have in common. Only prompts that were appended have it in common with others."""
+    own = class_and_weights(report.job, report.job.prompts[part.prompts[0]])
+    return part.steps, part.guidance_scale, part.width, part.height, own
+
+
 def _later_parts(report: RunReport) -> Iterator[str]:
     """Yield notes about prompts that were appended, and images that were generated again."""
     seen, appended = set[object](), 0
     for part in (part for part in report.parts if not part.is_retry):
-        kind = (part.steps, part.guidance_scale, part.width, part.height)
+        kind = _kind(report, part)
         appended += len(part.prompts) if kind in seen else 0
         seen.add(kind)
     if appended:
@@ -127,11 +134,11 @@ def _notes(report: RunReport, groups: Sequence[ShownGroup]) -> Iterator[str]:
         )
     if failed := sum(image.failed for image in report.images):
         yield f"{count(failed, 'image')} failed and {'is' if failed == 1 else 'are'} marked below."
-    kinds = {(part.steps, part.guidance_scale, part.width, part.height) for part in report.parts}
+    kinds = {_kind(report, part) for part in report.parts}
     if len(kinds) > 1:
         yield (
-            f"The prompts differ in size, steps or guidance, so they ran in {len(kinds)} parts; prompts of "
-            "different parts do not share."
+            f"The prompts differ in {DIFFERENCES}, so they ran in {len(kinds)} parts; prompts of different parts do "
+            "not share."
         )
     yield from _later_parts(report)
     partners = sum(len(group.images) for group in report.groups if len(group.images) > 1)

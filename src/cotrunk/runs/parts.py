@@ -19,7 +19,7 @@ from .job import Job
 from .row_inputs import inputs_of
 
 # what divides prompts, for reports
-DIFFERENCES = "settings of a whole call, such as size, steps, guidance or LoRAs"
+DIFFERENCES = "size, steps, guidance, input images or LoRAs"
 # what the prompts of a part have in common
 _COMMON = ("images", "steps", "guidance_scale", "width", "height", "strength", "lora")
 
@@ -89,12 +89,8 @@ def parts_of(
             _first(row.steps, job.settings.steps, steps),
             _first(row.guidance_scale, job.guidance_scale, guidance_scale),
             *size_of_row(job, row),
-            inputs_of(job, row).kinds,
-            inputs_of(job, row).strength,
             inputs_of(job, row).files if apart else (),
-            job.lora if row.lora is None else loras_of(row.lora),
-            # a pipeline may treat "no negative prompt" in another way than an empty one
-            row.negative_prompt is None and job.negative_prompt is None,
+            class_and_weights(job, row),
             None if lengths is None else lengths[i],
         )
         if i >= first:
@@ -111,6 +107,14 @@ def again(job: Job, rows: Sequence[int]) -> Job:
 def retry_seed(seed: int, attempts: int) -> int:
     """Return the seed of images that are generated again, after a number of earlier attempts."""
     return _digest("retry", seed, attempts)
+
+
+def class_and_weights(job: Job, row: PromptRow) -> Hashable:
+    """Return what a prompt needs of a pipeline apart from size, steps and guidance: its class, LoRAs and strength."""
+    inputs = inputs_of(job, row)
+    # a pipeline may treat "no negative prompt" in another way than an empty one
+    has_no_negative = row.negative_prompt is None and job.negative_prompt is None
+    return inputs.kinds, inputs.strength, job.lora if row.lora is None else loras_of(row.lora), has_no_negative
 
 
 def size_of_row(job: Job, row: PromptRow) -> tuple[int | None, int | None]:

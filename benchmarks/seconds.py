@@ -18,6 +18,8 @@ from typing import Any
 import torch
 
 from cotrunk import Batching, Plan, Sharing, Skipping, generate
+from cotrunk.engine.denoiser_hook import parameters_of
+from cotrunk.engine.rows import pick
 from cotrunk.files import read_lines, write_text
 from cotrunk.pipelines.loading import load_pipeline
 from cotrunk.pipelines.schedulers import set_scheduler
@@ -31,6 +33,7 @@ STYLES = ("noto", "twemoji", "flat", "glossy")
 PROMPTS = [f"{subject}, {style} style" for subject in SUBJECTS for style in STYLES]
 STEPS = 50
 MODELS = {"mini": ("mini", None, 5.0), "mini, DPM++ 2M": ("mini", "dpm++2m", 5.0), "mini-dit": ("mini-dit", None, 3.0)}
+SIZES = (1, 2, 4, 8, 16, 32, 64, 128)  # rows of a forward
 PAIRS = {1: 7, 4: 5, 16: 3, 64: 2}  # prompts -> runs of each kind
 OWN = Sharing(share=0.2, noise="own", trunk_guidance=0.0)
 COMMON = Sharing.published(share=0.3)
@@ -94,6 +97,25 @@ def run(pipe: Any, prompts: int, guidance: float, way: str | None, batching: Bat
     }
 
 
+def row_times(pipe: Any, runs: int = 7) -> dict[int, float]:
+    """Return the milliseconds of CPU time per row of forwards with so many rows: the median of some runs."""
+    module, calls = getattr(pipe, "unet", None) or pipe.transformer, list[dict[str, Any]]()
+
+    def note(_: torch.nn.Module, args: Any, kwargs: Any) -> None:
+        calls.append(dict(zip(parameters_of(module), args, strict=False)) | kwargs)
+
+    hook = module.register_forward_pre_hook(note, with_kwargs=True)
+    generate(pipe, PROMPTS[:1], sharing=None, skipping=None, num_inference_steps=2, output_type="latent")
+    hook.remove()
+    inputs, times = {rows: pick(calls[0], 2, [0] * rows) for rows in SIZES}, dict[int, list[float]]()
+    for _ in range(runs):
+        for rows, named in inputs.items():
+            begin = time.process_time()
+            module(**named)
+            times.setdefault(rows, []).append(1000 * (time.process_time() - begin) / rows)
+    return {rows: statistics.median(own) for rows, own in times.items()}
+
+
 def table(points: list[dict[str, Any]]) -> str:
     """Return one line per model, number of prompts and way to save: medians, with the range of the ratios."""
     heads = ["model", "prompts", "images in a call", "saving by", "rows saved", "time saved", "time / rows"]
@@ -118,6 +140,7 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", default=list(MODELS), choices=list(MODELS))
     parser.add_argument("--prompts", nargs="+", type=int, default=list(PAIRS), choices=list(PAIRS))
     parser.add_argument("--ways", nargs="+", default=["skipping"], choices=list(WAYS))
+    parser.add_argument("--forwards", action="store_true", help="only print the time of a row by the rows of a forward")
     parser.add_argument("--batch-size", type=int, default=Batching().batch_size, help="images in one call")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
@@ -134,6 +157,9 @@ def main() -> None:
         if scheduler is not None:
             set_scheduler(pipe, scheduler)
         run(pipe, 1, guidance, args.ways[0], batching)  # warm-up
+        if args.forwards:
+            print(f"{model}, ms per row:", ", ".join(f"{ms:.1f} ({n} rows)" for n, ms in row_times(pipe).items()))
+            continue
         for prompts in args.prompts:
             keys = [
                 {"model": model, "prompts": prompts, "batch_size": args.batch_size, "way": way} for way in args.ways

@@ -31,7 +31,8 @@ def test_plan(tmp_path: Path) -> None:
     assert "a sleeping tiger" in outcome.out
     assert "a violin" not in outcome.out
     assert "1 of 3" in outcome.out
-    assert "Not worth it" not in outcome.out
+    assert "Sharing is not worth it" not in outcome.out
+    assert "Skipping saves more in a run; how much depends on the images.\n" in outcome.out
     saved = Plan.load(tmp_path / "plan.json")
     assert (saved.cost.used, saved.cost.independent) == (28, 36)
 
@@ -76,7 +77,7 @@ def test_plan_that_is_not_worth_it() -> None:
     outcome = cotrunk("plan", "a tiger", "a violin", "a fire engine")
     assert outcome.code == 0
     assert "0 groups, 3 alone" in outcome.out
-    assert "Not worth it" in outcome.out
+    assert "Sharing is not worth it" in outcome.out
 
 
 @pytest.mark.usefixtures("no_denoiser")

@@ -156,10 +156,11 @@ def print_plan(plan: "JobPlan", show: int) -> None:
         share = 0.0 if first.sharing is None else first.sharing.share
         little = f"--share {share:g} limits the saving" if share < 2 * WORTH_IT else "these prompts differ too much"
         out.print(
-            f"Not worth it: sharing would save less than {WORTH_IT:.0%}. It pays off for variations of the same "
+            f"Sharing is not worth it: it would save less than {WORTH_IT:.0%}. It pays off for variations of the same "
             f"subjects; {plan.why_nothing_shared() or little}.",
             soft_wrap=True,
         )
+    out.print("Skipping saves more in a run; how much depends on the images.", soft_wrap=True)
 
 
 def _saved(part: "PartPlan", tree: "Branch") -> int:

@@ -10,7 +10,8 @@ from cotrunk import CotrunkError
 from cotrunk.engine import patch
 
 SOURCE = Path(patch.__file__).parents[1]
-OWN = {"pipelines/loading.py"}  # sets attributes of a pipeline that it has just made
+# they set attributes of a pipeline that they have just made
+OWN = {"pipelines/source.py", "pipelines/image_inputs.py"}
 
 
 def test_an_intercepted_module_runs_the_replacement_and_is_restored() -> None:
@@ -53,4 +54,4 @@ def test_no_other_module_sets_attributes_of_foreign_objects() -> None:
             changes = isinstance(node, ast.Call) and text.startswith("vars(") and ").update(" in text.split("=")[0]
             if called or (changes and not text.startswith("vars(self)")) or ".__class__ = " in text:
                 found.append(str(path.relative_to(SOURCE)))
-    assert set(found) - OWN == {"engine/patch.py"}
+    assert set(found) == OWN | {"engine/patch.py"}

@@ -28,6 +28,12 @@ def sage_mini(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     return monkeypatch
 
 
+def options_of(command: str) -> set[str]:
+    """Return all options of a command, from its full help."""
+    full = "--help" if command == "dataset" else "--help-all"  # it has few options, and one help
+    return set(re.findall(r"(--[a-z-]+)", cotrunk(command, full).out))
+
+
 @pytest.mark.parametrize("seen", [[], ["--seen"]])
 def test_sage_mini_uses_existing_options(sage_mini: pytest.MonkeyPatch, tmp_path: Path, seen: list[str]) -> None:
     run = importlib.import_module("run")
@@ -43,8 +49,7 @@ def test_sage_mini_uses_existing_options(sage_mini: pytest.MonkeyPatch, tmp_path
     run.main()
     assert [name for name, *_ in asked] == ["dataset"] * 2 + ["train"] * 3 + ["evaluate"] * 2
     for name, *arguments in asked:
-        known = re.findall(r"(--[a-z-]+)", cotrunk(name, "--help").out)
-        assert {part for part in arguments if part.startswith("--")} <= set(known)
+        assert {part for part in arguments if part.startswith("--")} <= options_of(name)
     groups = tmp_path / "build" / ("seen-groups" if seen else "train-groups")
     assert [arguments[1] for arguments in asked if arguments[0] == "train"] == [str(groups)] * 3
     assert [file.name for file in (docs / ("seen" if seen else "") / "table").iterdir()] == ["results.json"]
@@ -57,7 +62,7 @@ def test_trials_use_existing_options(sage_mini: pytest.MonkeyPatch, tmp_path: Pa
     sage_mini.setattr(trials, "command", lambda: asked.append(sys.argv[1:]))
     sage_mini.setattr(sys, "argv", ["trials.py", "--part", "train", "--out", str(tmp_path)])
     trials.main()
-    known = set(re.findall(r"(--[a-z-]+)", cotrunk("train", "--help").out))
+    known = options_of("train")
     assert len(asked) == len(trials.TRIALS)
     assert all({part for part in own if part.startswith("--")} <= known for own in asked)
     assert len({own[own.index("--out") + 1] for own in asked}) == len(asked)
@@ -76,7 +81,7 @@ def test_own_noise_is_trained_with_existing_options(sage_mini: pytest.MonkeyPatc
     sage_mini.setattr(own.subprocess, "run", run)
     sage_mini.setattr(sys, "argv", ["own.py", "--model", model, "--only", "train", "--taught", "--out", str(tmp_path)])
     own.main()
-    known = set(re.findall(r"(--[a-z-]+)", cotrunk("train", "--help").out))
+    known = options_of("train")
     assert all({part for part in words if part.startswith("--")} <= known for words in asked)
     assert ["--noise" in words for words in asked] == [True, False, False, False, True]
     assert ["--teacher" in words for words in asked] == [False, False, False, True, True]

@@ -100,7 +100,8 @@ def generate(
             OUTPUT,
             "",
             "Also generate the images independently from the same noise: once with the same number of steps, and once "
-            "with fewer steps, for about as many rows as this run. Takes about three times as long.",
+            "with fewer steps, for about as many rows as this run. A run that shares and skips is also repeated with all "
+            "steps. Takes three to five times as long.",
             "--compare",
         ),
     ] = False,

@@ -18,7 +18,6 @@ from .inputs import check_numbers, check_size, is_given, out_folder, prompts_of,
 from .model_options import Config, Loras, OffloadName, Revision, VaeTiling, Variant
 from .options import (
     COMMON,
-    MACHINE,
     OUTPUT,
     SAMPLING,
     Columns,
@@ -32,6 +31,7 @@ from .options import (
     GuidanceInterval,
     Height,
     MaxGroup,
+    MaxRows,
     Model,
     ModeName,
     Negative,
@@ -99,9 +99,8 @@ def generate(
         option(
             OUTPUT,
             "",
-            "Also generate the images independently from the same noise: once with the same number of steps, and once "
-            "with fewer steps, for about as many rows as this run. A run that shares and skips is also repeated with all "
-            "steps. Takes three to five times as long.",
+            "Also generate the images independently, with as many steps and with fewer for about as many rows, and a "
+            "run that shares and skips with all steps. Takes three to five times as long.",
             "--compare",
         ),
     ] = False,
@@ -154,10 +153,7 @@ def generate(
     compiled: Compile = False,
     offload: OffloadName = None,
     vae_tiling: VaeTiling = False,
-    max_rows: Annotated[
-        int | None,
-        option(MACHINE, "N", "Maximum denoiser rows per forward pass; halved automatically when memory runs out."),
-    ] = None,
+    max_rows: MaxRows = None,
 ) -> None:
     """Generate an image for each prompt; similar prompts share their early steps, and smooth steps are skipped.
 

@@ -211,6 +211,10 @@ Compile = Annotated[
         "--compile",
     ),
 ]
+MaxRows = Annotated[
+    int | None,
+    option(MACHINE, "N", "Maximum denoiser rows per forward pass; halved automatically when memory runs out."),
+]
 PerPrompt = Annotated[
     int,
     option(COMMON, "N", "Images per prompt; they do not share with each other.", "--images-per-prompt"),

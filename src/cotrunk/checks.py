@@ -1,8 +1,9 @@
-"""Checks of single values that users give. Each returns a plain Python value, or raises one clear sentence."""
+"""Checks of values that users give. Each returns a plain Python value, or raises one clear sentence."""
 
 import math
 import operator
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from numbers import Real
 from typing import Any
 
@@ -125,6 +126,20 @@ def text(name: str, value: Any) -> str:
     if not isinstance(value, str) or not value:
         raise CotrunkError(f"{name} {shown(value)} is not a name: use a text that is not empty.")
     return value
+
+
+def entries_of(name: str, data: Any, kind: type) -> dict[str, Any]:
+    """Return the entries of a JSON object whose keys are fields of a dataclass.
+
+    Raises:
+        CotrunkError: it is not an object, or has an unknown key.
+    """
+    known = [each.name for each in fields(kind)]
+    if not isinstance(data, Mapping):
+        raise CotrunkError(f"{name} is a {type(data).__name__}: give an object with {', '.join(known)}.")
+    if unknown := [key for key in data if key not in known]:
+        raise CotrunkError(f"{name} has the unknown key {shown(unknown[0])}: use {', '.join(known)}.")
+    return dict(data)
 
 
 def shown(value: Any) -> str:

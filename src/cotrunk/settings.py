@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, fields
 from types import MappingProxyType
 from typing import Any, Literal, Self, get_args
 
-from .checks import flag, number, one_of, shown, text, whole, wholes, window
+from .checks import entries_of, flag, number, one_of, shown, text, whole, wholes, window
 from .errors import CotrunkError
 
 Mode = Literal["flat", "adaptive", "tree"]
@@ -130,7 +130,7 @@ class Sharing:
         Raises:
             CotrunkError: an unknown key, a value of another type, or one out of its range.
         """
-        return cls(**_known_keys("sharing", data, cls))
+        return cls(**entries_of("sharing", data, cls))
 
 
 @dataclass(frozen=True)
@@ -278,10 +278,10 @@ class Settings:
         Raises:
             CotrunkError: an unknown key, a value of another type, or one out of its range.
         """
-        values = _known_keys("settings", data, cls)
+        values = entries_of("settings", data, cls)
         for name, kind in (("sharing", Sharing), ("skipping", Skipping), ("batching", Batching)):
             if values.get(name) is not None and not (name == "skipping" and isinstance(values[name], str)):
-                values[name] = kind(**_known_keys(name, values[name], kind))
+                values[name] = kind(**entries_of(name, values[name], kind))
         return cls(**values)
 
 
@@ -319,12 +319,3 @@ def _json_value(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: _json_value(each) for name, each in value.items()}
     return list(value) if isinstance(value, tuple) else value
-
-
-def _known_keys(name: str, data: Any, kind: type) -> dict[str, Any]:
-    known = [each.name for each in fields(kind)]
-    if not isinstance(data, Mapping):
-        raise CotrunkError(f"{name} is a {type(data).__name__}: give an object with {', '.join(known)}.")
-    if unknown := [key for key in data if key not in known]:
-        raise CotrunkError(f"{name} has the unknown key {shown(unknown[0])}: use {', '.join(known)}.")
-    return dict(data)

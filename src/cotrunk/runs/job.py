@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Self
 
-from ..checks import LARGEST_SEED, flag, number, one_of, shown, text, whole
+from ..checks import LARGEST_SEED, entries_of, flag, number, one_of, shown, text, whole
 from ..errors import CotrunkError
 from ..pipelines.offload import OFFLOADS
 from ..pipelines.source import Source
@@ -154,14 +154,10 @@ class Job:
         Raises:
             CotrunkError: an unknown key, a value of another type, or one out of its range.
         """
-        known = [field.name for field in fields(cls)]
-        if not isinstance(data, Mapping):
-            raise CotrunkError(f"The job is a {type(data).__name__}: give an object with prompts, settings, model, ...")
-        if unknown := [key for key in data if key not in known]:
-            raise CotrunkError(f"The job has the unknown key {shown(unknown[0])}: use {', '.join(known)}.")
-        settings = Settings.from_json(data["settings"]) if "settings" in data else DEFAULT_SETTINGS
-        output = Output.from_json(data["output"]) if "output" in data else DEFAULT_OUTPUT
-        return cls(**{"prompts": (), **data, "settings": settings, "output": output})
+        entries = entries_of("The job", data, cls)
+        settings = Settings.from_json(entries["settings"]) if "settings" in entries else DEFAULT_SETTINGS
+        output = Output.from_json(entries["output"]) if "output" in entries else DEFAULT_OUTPUT
+        return cls(**{"prompts": (), **entries, "settings": settings, "output": output})
 
     @property
     def ids(self) -> tuple[str, ...]:

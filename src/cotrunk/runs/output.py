@@ -1,10 +1,9 @@
 """How a run writes its images: their format, their names, and what else the files hold."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, Literal, Self, get_args
 
-from ..checks import one_of, shown, text, whole
+from ..checks import entries_of, one_of, shown, text, whole
 from ..errors import CotrunkError
 from .naming import NUMBERED, ImageFacts, check_template
 
@@ -60,12 +59,7 @@ class Output:
         Raises:
             CotrunkError: an unknown key, a value of another type, or one out of its range.
         """
-        known = [field.name for field in fields(cls)]
-        if not isinstance(data, Mapping):
-            raise CotrunkError(f"output is a {type(data).__name__}: give an object with {', '.join(known)}.")
-        if unknown := [key for key in data if key not in known]:
-            raise CotrunkError(f"output has the unknown key {shown(unknown[0])}: use {', '.join(known)}.")
-        return cls(**data)
+        return cls(**entries_of("output", data, cls))
 
     @property
     def is_lossless(self) -> bool:

@@ -19,6 +19,7 @@ from trainings import recorders
 
 from cotrunk.evaluation.experiment import Experiment
 from cotrunk.pipelines import loading as models
+from cotrunk.runs import runner
 from cotrunk.training.log import read_losses
 
 SIMILAR = ("--similarity-min", 0.3, "--similarity-max", 0.99)
@@ -29,6 +30,7 @@ def tiny_model(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """Load a new tiny pipeline for any model name, and metric networks without weights."""
     monkeypatch.setattr(models, "load_pipeline", lambda *_, **__: sd_with_text().pipe)
     monkeypatch.setattr(models, "check_model", lambda *_: None)
+    monkeypatch.setattr(runner, "check_parts", lambda *_: None)
     for name in ("evaluate", "tune"):
         monkeypatch.setattr(f"cotrunk.cli.{name}.load_metric_networks", lambda *_: NETWORKS)
     return monkeypatch
@@ -218,18 +220,18 @@ def test_tuning_then_generating(tmp_path: Path, tiny_model: pytest.MonkeyPatch) 
     assert outcome.code == 0, outcome.err
     assert "tuned with another" not in outcome.err
     made = json.loads((tmp_path / "theirs" / "run.json").read_text())["job"]
-    assert (made["model"], made["lora"]) == ("their-model", "their-lora")
+    assert (made["model"], [lora["name"] for lora in made["lora"]]) == ("their-model", ["their-lora"])
     for given, model, lora in (
-        (("--lora", "mine"), "their-model", "mine"),
-        (("--model", "./their-model"), "./their-model", "their-lora"),
-        (("--model", "mine"), "mine", None),  # a LoRA belongs to its model
+        (("--lora", "mine"), "their-model", ["mine"]),
+        (("--model", "./their-model"), "./their-model", ["their-lora"]),
+        (("--model", "mine"), "mine", []),  # a LoRA belongs to its model
     ):
-        folder = tmp_path / f"{model}-{lora}".replace("/", "-")
+        folder = tmp_path / "-".join([model, *lora]).replace("/", "-")
         outcome = cotrunk("generate", *CAPTIONS[:2], "--settings", file, "--out", folder, *given)
         assert outcome.code == 0, outcome.err
         assert ("tuned with another" in outcome.err) == ("mine" in given)
         made = json.loads((folder / "run.json").read_text())["job"]
-        assert (made["model"], made["lora"]) == (model, lora)
+        assert (made["model"], [each["name"] for each in made["lora"]]) == (model, lora)
     file.write_text(json.dumps(found))
     another = ("--model", "other", "--guidance", 2, "--lora", "lora")
     outcome = cotrunk("generate", *CAPTIONS[:2], "--settings", file, "--out", tmp_path / "another", *another)

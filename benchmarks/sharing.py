@@ -26,6 +26,7 @@ from similar_prompts import GROUP, KINDS, PROMPTS
 from trunks import FULL, OWN, PUBLISHED, REFERENCE, VARIANTS, measure_all
 
 from cotrunk import Batching, Plan, Sharing, generate
+from cotrunk import plan as plan_prompts
 from cotrunk.evaluation.metrics import Figure
 from cotrunk.files import read_lines, write_bytes, write_text
 from cotrunk.planning.tree import flat_tree
@@ -46,11 +47,19 @@ PICTURES = (0, 20, 32, 52)  # groups of the strips
 
 @dataclass(frozen=True)
 class Setting:
-    """A cell: a trunk by name, or "independent"."""
+    """A cell.
+
+    Attributes:
+        trunk: by name, or "independent".
+        mode: how `cotrunk.plan` groups the prompts and lets groups branch; None for the groups of four.
+        group: largest group.
+    """
 
     trunk: str
     steps: int = 20
     share: float = 0.0
+    mode: str | None = None
+    group: int = GROUP
 
     @property
     def shared(self) -> int:
@@ -69,12 +78,20 @@ def settings() -> list[Setting]:
     found += [Setting(trunk, steps, 0.3) for steps in (15, 30, 6) for trunk in main]
     found += [Setting("common noise, unguided", 20, share) for share in (0.3, 0.4)]
     found += [Setting("independent", steps) for steps in (40, 50)]
+    found += [Setting(CLAIMED, 20, share, "flat", group) for share in (0.2, 0.3) for group in (GROUP, 8)]
+    found += [Setting(CLAIMED, 20, share, "tree", group) for share in (0.4, 0.6) for group in (8, 16)]
+    found += [Setting(CLAIMED, 20, share, "adaptive", 8) for share in (0.3, 0.4)]
     return found
 
 
-def plan(setting: Setting, run: int) -> Plan:
-    """Return a plan with the groups of `similar_prompts` and the seeds of `plain_sampling`."""
-    trees, seeds, options = [], [], TRUNKS[setting.trunk]
+def plan(model: Model, setting: Setting, run: int) -> Plan:
+    """Return a plan with the seeds of `plain_sampling`, in the groups of `similar_prompts` unless a mode is given."""
+    trees, seeds, options = [], list[int](), TRUNKS[setting.trunk]
+    if setting.mode is not None:
+        sharing = Sharing(share=setting.share, mode=setting.mode, max_group=setting.group, **options)
+        seeds = [10_000 * run + prompt for prompt in range(len(PROMPTS))]
+        how = {"num_inference_steps": setting.steps, "guidance_scale": model.guidance}
+        return plan_prompts(model.pipe, PROMPTS, sharing=sharing, seed=seeds, **how)
     for start in range(0, len(PROMPTS), GROUP):
         trees += flat_tree(range(start, start + GROUP), setting.shared, setting.steps)
     for prompt in range(len(PROMPTS)):
@@ -105,12 +122,14 @@ def generated(model: Model, setting: Setting, cells: Cells, gauge: Gauge, run: i
     """Return one run of a setting with `generate`, from its file if there is one."""
 
     def make() -> dict[str, Any]:
-        own = plan(setting, run)
+        own = plan(model, setting, run)
         images = draw(model, own)
         rows = own.cost.used / len(PROMPTS)  # without those that fill a forward
-        return {"rows": rows, "largest": GROUP, "images": images.numpy()} | gauge.measure(images)
+        return {"rows": rows, "largest": setting.group, "images": images.numpy()} | gauge.measure(images)
 
     key = {"product": 1, "model": model.name, **TRUNKS[setting.trunk], "steps": setting.steps, "shared": setting.shared}
+    if setting.mode is not None:
+        key |= {"share": setting.share, "mode": setting.mode, "group": setting.group}
     return cells.get(key | {"run": run}, make)
 
 
@@ -118,7 +137,7 @@ def cell_of(model: Model, setting: Setting, cells: Cells, gauge: Gauge, runs: in
     """Return a setting: by `generate`, or by the loop if `trunks.py` has measured it."""
     if setting.trunk == "independent":
         return measure_all(model, Variant(steps=setting.steps), cells, gauge, runs)
-    if (setting.steps, setting.share) == TRIED:
+    if (setting.steps, setting.share, setting.mode) == (*TRIED, None):
         return measure_all(model, VARIANTS[setting.trunk], cells, gauge, runs)
     return joined([generated(model, setting, cells, gauge, run) for run in range(runs)])
 
@@ -136,7 +155,9 @@ def main() -> None:
     points = read_lines(file) if file.exists() else []
     for setting in settings()[: args.settings]:
         for model in models:
-            head = {"model": model.name, "runs": args.runs, **asdict(setting)}
+            head = {"model": model.name, "runs": args.runs} | asdict(setting)
+            if setting.mode is None:
+                del head["mode"], head["group"]
             if any(head.items() <= point.items() for point in points):
                 continue
             cell = cell_of(model, setting, cells, gauge, args.runs)
@@ -149,9 +170,10 @@ def main() -> None:
     points = [point for point in points if point["runs"] == args.runs]
     write_text(args.out / "table.md", table(points))
     lines = []
+    by_hand = [point for point in points if not point.get("mode")]
     for model in models:
         get = functools.partial(cell_of, model, cells=cells, gauge=gauge, runs=args.runs)
-        own = [p for p in points if p["model"] == model.name]
+        own = [p for p in by_hand if p["model"] == model.name]
         plot(own, args.out / f"curves-{model.name}.png")
         strip(get, args.out / f"strip-{model.name}.png")
         if args.claim:
@@ -163,16 +185,22 @@ def main() -> None:
 
 def table(points: list[dict[str, Any]]) -> str:
     """Return one line per setting and kind of group: values with intervals."""
-    heads = ["model", "groups", "trunk", "steps", "shared", "rows", *MEASURES, "bleed", "diversity against 20 steps"]
-    lines = ["| " + " | ".join(heads) + " |", "|---" * 3 + "|---:" * (len(heads) - 3) + "|"]
-    for p in sorted(points, key=lambda p: (p["model"], p["kind"], p["trunk"], p["steps"], p["share"])):
+    heads = ["model", "groups", "trunk", "mode", "steps", "shared", "rows", *MEASURES, "bleed"]
+    heads.append("diversity against 20 steps")
+    lines = ["| " + " | ".join(heads) + " |", "|---" * 4 + "|---:" * (len(heads) - 4) + "|"]
+    for p in sorted(points, key=lambda p: (p["model"], p["kind"], p["trunk"], _mode(p), p["steps"], p["share"])):
         share = f"{p['share']:.0%}" if p["share"] else "-"
-        cells = [p["model"], p["kind"], p["trunk"], str(p["steps"]), share, f"{p['rows']:.2f}"]
+        cells = [p["model"], p["kind"], p["trunk"], _mode(p), str(p["steps"]), share, f"{p['rows']:.2f}"]
         cells += [f"{p[name]['value']:.3g} [{p[name]['low']:.3g}, {p[name]['high']:.3g}]" for name in MEASURES]
         lost = Figure(**p[f"diversity against {BASE}"])
         cells += [f"{p['bleed']['value']:.0%}", f"{lost.value:+.1%} [{lost.low:+.1%}, {lost.high:+.1%}]"]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
+
+
+def _mode(point: dict[str, Any]) -> str:
+    """Return how the prompts of a point were grouped: empty for the groups of four."""
+    return f"{point['mode']}, groups of at most {point['group']}" if point.get("mode") else ""
 
 
 def check(model: Model, cells: Cells, gauge: Gauge) -> str:

@@ -285,7 +285,12 @@ def main() -> None:
     parser.add_argument("--model", default="mini")
     parser.add_argument("--guidance", type=float, default=5.0, help="3 suits mini-dit")
     parser.add_argument("--no-clock", action="store_true", help="do not report times")
-    parser.add_argument("--families", nargs="+", default=["*"], help="their names; * stands for any text")
+    parser.add_argument(
+        "--families",
+        nargs="+",
+        default=["*"],
+        help="names, or names and points as in 'error, tolerance 0.03'; * stands for any text",
+    )
     args = parser.parse_args()
     points = Points(args.out)
     torch.set_grad_enabled(False)
@@ -301,7 +306,8 @@ def main() -> None:
         for arm in arms(steps, args.guidance, denoiser == "unet"):
             if args.no_clock and arm.is_partial:
                 continue
-            if not any(fnmatchcase(arm.family, name) for name in args.families):
+            names = (arm.family, f"{arm.family}, {arm.label}")
+            if not any(fnmatchcase(name, wanted) for name in names for wanted in args.families):
                 continue
             key = run | {
                 "images": len(prompts),

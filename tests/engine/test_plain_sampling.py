@@ -22,7 +22,8 @@ def test_generate_gives_the_images_of_the_loop(monkeypatch: pytest.MonkeyPatch, 
     options = sharing.TRUNKS[trunk]
     guidance = (options["trunk_guidance"],) * 2
     loop = Sampling(Model(model_name, "float32"), Variant(5, ((4, 2),), options["noise"], guidance), run=0)
-    own = sharing.plan(sharing.Setting(trunk, 5, 0.4), run=0)
-    images, expected = sharing.draw(Model(model_name, "float32"), own), loop.images(range(4))
+    model = Model(model_name, "float32")
+    own = sharing.plan(model, sharing.Setting(trunk, 5, 0.4), run=0)
+    images, expected = sharing.draw(model, own), loop.images(range(4))
     assert own.cost.used == loop.rows
     assert (images.int() - expected.int()).abs().max() <= 2

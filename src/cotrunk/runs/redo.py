@@ -148,8 +148,10 @@ def _tasks(sources: Sequence[Source], changes: Changes) -> list[_Task]:
     for source in sources:
         recipe = source.recipe
         key = recipe.of(0, 0).to_text()  # equal for the images of one batch
-        job = checked_inputs(changes.applied(recipe.job, recipe.pipeline.dtype))
-        tasks.setdefault(key, _Task(job, recipe, {})).wanted[recipe.image] = source
+        if key not in tasks:  # reads its input images
+            job = checked_inputs(changes.applied(recipe.job, recipe.pipeline.dtype))
+            tasks[key] = _Task(job, recipe, {})
+        tasks[key].wanted[recipe.image] = source
     return list(tasks.values())
 
 

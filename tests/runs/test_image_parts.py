@@ -10,7 +10,7 @@ from tiny import sd_with_text
 from cotrunk.pipelines.image_inputs import ImageInputs, pipeline_for
 from cotrunk.pipelines.weighted_lora import WeightedLora
 from cotrunk.planning.prompt_row import PromptRow
-from cotrunk.runs.input_images import ImageFiles
+from cotrunk.runs.input_images import LazyImages
 from cotrunk.runs.job import Job
 from cotrunk.runs.part_run import arguments_of, divided
 from cotrunk.runs.parts import parts_of
@@ -68,7 +68,7 @@ def test_the_arguments_of_a_call(files: list[str]) -> None:
     )
     (part,) = parts_of(job)
     inpaint = arguments_of(part.job, part.planned, pipeline_for(pipe, ImageInputs(image=True, mask=True)))
-    assert isinstance(inpaint["image"], ImageFiles)
+    assert isinstance(inpaint["image"], LazyImages)
     assert [image.size for image in inpaint["image"]] == [(16, 16)] * 2
     assert inpaint["mask_image"].mode == "L"  # one for all
     assert (inpaint["width"], inpaint["height"]) == (16, 16)

@@ -10,7 +10,7 @@ from PIL import ExifTags, Image
 
 from cotrunk import CotrunkError
 from cotrunk.runs import input_images
-from cotrunk.runs.input_images import ImageFiles, digests_of, load_image, match_folder, size_of
+from cotrunk.runs.input_images import LazyImages, digests_of, load_image, match_folder, size_of
 from cotrunk.runs.job import Job
 from cotrunk.runs.row_inputs import checked_inputs, inputs_of
 
@@ -112,7 +112,7 @@ def test_images_are_scaled_and_masks_stay_black_and_white(tmp_path: Path) -> Non
 def test_images_are_read_when_they_are_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     paths, read = [save(tmp_path / f"{i}.png", i) for i in range(3)], list[str]()
     monkeypatch.setattr(input_images, "load_image", lambda path, *_: read.append(path) or path)
-    files = ImageFiles(paths, None, is_mask=False)
+    files = LazyImages(paths, None, is_mask=False)
     assert read == []
     assert (files[1], files[0:2][1], list(files)) == (paths[1], paths[1], paths)
     assert read == [paths[1], paths[1], *paths]

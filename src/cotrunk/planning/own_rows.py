@@ -4,7 +4,7 @@ from collections.abc import Container, Mapping, Sequence
 from dataclasses import replace
 
 from .plan import Findings, Plan
-from .sharing import _digest
+from .sharing import derived_seed
 from .tree import Branch, leaf
 
 
@@ -23,7 +23,7 @@ def with_seeds(plan: Plan, seeds: Sequence[int | None]) -> Plan:
     given = [seeds[plan.prompt_of(image)] for image in range(len(plan))]
     for image, seed in enumerate(given):
         if seed is not None:
-            own[image] = _digest(seed, image % images) if image % images else seed
+            own[image] = derived_seed(seed, image % images) if image % images else seed
     if plan.sharing is not None and plan.sharing.noise == "common":
         for tree in plan.trees:
             having = [image for image in tree.images if given[image] is not None]
@@ -47,7 +47,7 @@ def with_other_seeds(plan: Plan, taken: Container[tuple[str, int]], fixed: Conta
         prompts = [plan.prompts[plan.prompt_of(image)] for image in tree.images]
         while any((p, seeds[i]) in taken and p not in fixed for p, i in zip(prompts, tree.images, strict=True)):
             for image in tree.images:
-                seeds[image] = _digest(seeds[image], "again")
+                seeds[image] = derived_seed(seeds[image], "again")
     return replace(plan, seeds=tuple(seeds))
 
 

@@ -196,13 +196,13 @@ def _image_seeds(contents: Sequence[str], seed: int | Sequence[int], images_per_
         seen[content] = occurrence + 1
         for copy in range(images_per_prompt):
             if isinstance(seed, int):
-                seeds.append(_digest(seed, content, occurrence, copy))
+                seeds.append(derived_seed(seed, content, occurrence, copy))
             else:
-                seeds.append(seed[i] if copy == 0 else _digest(seed[i], copy))
+                seeds.append(seed[i] if copy == 0 else derived_seed(seed[i], copy))
     return seeds
 
 
-def _digest(*parts: object) -> int:
+def derived_seed(*parts: object) -> int:
     """Return a seed of 48 bits, which every JSON reader keeps exact."""
     return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=6).digest(), "big")
 

@@ -135,7 +135,7 @@ def _parameters(arm: Arm, index: int, image: Any, job: Job, pipeline: PipelineFa
     """Return the text that web UIs would write into this image."""
     scale = pipeline.guidance_scale if job.guidance_scale is None else job.guidance_scale
     row = job.prompts[arm.plan.prompt_of(index)]
-    negative = job.negative_prompt if row.negative_prompt is None else row.negative_prompt
+    negative = job.negative_of(row)
     facts = {
         "Steps": arm.plan.steps,
         "Sampler": SAMPLERS.get(pipeline.scheduler, pipeline.scheduler),

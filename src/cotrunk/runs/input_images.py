@@ -107,7 +107,7 @@ def load_image(path: str, size: tuple[int, int] | None, is_mask: bool) -> Image.
     return image.convert("L") if is_mask else image
 
 
-class ImageFiles(list[Any]):
+class LazyImages(list[Any]):
     """A list of images that are read from their files when they are asked for, because all may not fit into memory."""
 
     def __init__(self, paths: Sequence[str], size: tuple[int, int] | None, *, is_mask: bool) -> None:
@@ -116,7 +116,7 @@ class ImageFiles(list[Any]):
 
     def __getitem__(self, index: SupportsIndex | slice) -> Any:
         if isinstance(index, slice):
-            return ImageFiles(super().__getitem__(index), self.size, is_mask=self.is_mask)
+            return LazyImages(super().__getitem__(index), self.size, is_mask=self.is_mask)
         return self._load(super().__getitem__(index))
 
     def __iter__(self) -> Iterator[Any]:

@@ -137,6 +137,10 @@ class Job:
         """The text of each prompt."""
         return [row.prompt for row in self.prompts]
 
+    def negative_of(self, row: PromptRow) -> str | None:
+        """Return the negative prompt of one of the prompts: its own, or the one for all images."""
+        return self.negative_prompt if row.negative_prompt is None else row.negative_prompt
+
     def to_json(self) -> dict[str, Any]:
         """Return the job as JSON values, which `from_json` reads."""
         values = {each.name: getattr(self, each.name) for each in fields(self)}

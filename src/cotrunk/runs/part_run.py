@@ -43,7 +43,7 @@ def arguments_of(job: Job, rows: Sequence[PromptRow], pipe: Any) -> dict[str, An
             arguments[name] = getattr(job, name)
     size = None if job.width is None or job.height is None else (job.width, job.height)
     arguments |= image_arguments(type(pipe), inputs, size)
-    negatives = [job.negative_prompt if row.negative_prompt is None else row.negative_prompt for row in rows]
+    negatives = [job.negative_of(row) for row in rows]
     if job.weights:
         arguments |= weighted_encoder(pipe, job.lora).arguments([row.prompt for row in rows], negatives)
     if negatives[0] is not None:  # then every prompt of a part has one
@@ -62,10 +62,7 @@ def divided(job: Job, pipe: Any, first: int = 0) -> list[Part]:
         # the pipeline has no LoRA yet if prompts have their own
         has_own = any(row.lora is not None for row in job.prompts)
         encoder = weighted_encoder(pipe, () if has_own else job.lora)
-        lengths = [
-            encoder.length(row.prompt, job.negative_prompt if row.negative_prompt is None else row.negative_prompt)
-            for row in job.prompts
-        ]
+        lengths = [encoder.length(row.prompt, job.negative_of(row)) for row in job.prompts]
     return parts_of(job, own_steps(pipe), own_guidance(pipe), lengths, apart=needs_call_per_image(pipe), first=first)
 
 

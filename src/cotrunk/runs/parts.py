@@ -13,7 +13,7 @@ from typing import Any
 from ..pipelines.prompt_weights import parse_weights
 from ..pipelines.weighted_lora import loras_of
 from ..planning.prompt_row import PromptRow
-from ..planning.sharing import _digest
+from ..planning.sharing import derived_seed
 from ..planning.weighted_rows import check_weights
 from .job import Job
 from .row_inputs import inputs_of
@@ -106,7 +106,7 @@ def again(job: Job, rows: Sequence[int]) -> Job:
 
 def retry_seed(seed: int, attempts: int) -> int:
     """Return the seed of images that are generated again, after a number of earlier attempts."""
-    return _digest("retry", seed, attempts)
+    return derived_seed("retry", seed, attempts)
 
 
 def class_and_weights(job: Job, row: PromptRow) -> Hashable:

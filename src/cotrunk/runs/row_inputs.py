@@ -7,7 +7,7 @@ from ..errors import CotrunkError
 from ..pipelines.image_inputs import ImageInputs, control_argument
 from ..planning.prompt_row import PromptRow
 from ..planning.tree import counted
-from .input_images import ImageFiles, digests_of, size_of
+from .input_images import LazyImages, digests_of, size_of
 from .job import Job
 
 MULTIPLE = 16  # of the sizes of images: transformers take patches of 2 latents, each of 8 pixels
@@ -109,5 +109,5 @@ def image_arguments(kind: type, rows: list[RowInputs], size: tuple[int, int] | N
 
 
 def _images(paths: list[str], size: tuple[int, int] | None, name: str) -> Any:
-    files = ImageFiles(paths, size, is_mask=name == "mask_image")
+    files = LazyImages(paths, size, is_mask=name == "mask_image")
     return files[0] if len(set(paths)) == 1 else files

@@ -61,7 +61,7 @@ def redo(
 ) -> None:
     """Generate images again from the recipe in their files or in their run, unchanged or with other settings.
 
-    Unchanged images are the same to the bit on the same machine and versions.
+    Unchanged images are the same to the bit on the same machine, with the same versions and number of threads.
 
     Examples:
 

@@ -17,7 +17,7 @@ from .options import COMMON, MACHINE, OUTPUT, SAMPLING, SKIPPING, OutFolder, opt
 
 if TYPE_CHECKING:
     from ..planning.plan import Cost
-    from ..runs.redo import Redone, Source
+    from ..runs.redo import Original, Redone
 
 LARGEST_LIST = 1_000_000  # images that --images may name
 
@@ -76,7 +76,7 @@ def redo(
         number("--guidance", guidance)
     if exact and tolerance is not None:
         raise CotrunkError("--exact skips nothing, and --tolerance is for skipping: give one of them.")
-    found = _sources(sources, images)
+    found = _originals(sources, images)
 
     from ..runs.changes import Changes
     from ..runs.redo import redo as run
@@ -106,14 +106,14 @@ def redo(
     _conclude(redone, cost, folder)
 
 
-def _sources(names: Sequence[str], images: str | None) -> list["Source"]:
+def _originals(names: Sequence[str], images: str | None) -> list["Original"]:
     """Return what the arguments name.
 
     Raises:
         CotrunkError: a file or a folder cannot be used, or they do not go together.
     """
+    from ..runs.originals import original_of_image, originals_of_run
     from ..runs.report import RunReport
-    from ..runs.sources import source_of_image, sources_of_run
 
     folders = [name for name in names if Path(name).is_dir()]
     if folders and len(names) > 1:
@@ -121,10 +121,10 @@ def _sources(names: Sequence[str], images: str | None) -> list["Source"]:
     if images is not None and not folders:
         raise CotrunkError("--images is for the folder of a run: leave it out, or name the folder.")
     if not folders:
-        return [source_of_image(Path(name)) for name in dict.fromkeys(names)]
+        return [original_of_image(Path(name)) for name in dict.fromkeys(names)]
     folder = Path(folders[0])
     count = len(RunReport.load(folder).images)
-    return sources_of_run(folder, range(count) if images is None else _numbers(images))
+    return originals_of_run(folder, range(count) if images is None else _numbers(images))
 
 
 def _numbers(text: str) -> list[int]:
@@ -141,7 +141,7 @@ def _numbers(text: str) -> list[int]:
     return found
 
 
-def _warn_of_other_versions(found: Sequence["Source"]) -> None:
+def _warn_of_other_versions(found: Sequence["Original"]) -> None:
     """Warn if the images were made with other versions, because they may differ then."""
     from ..runs.facts import versions
 

@@ -39,7 +39,7 @@ from .runner import facts_of, load_pipeline_of
 
 
 @dataclass(frozen=True)
-class Source:
+class Original:
     """An image to generate again.
 
     Attributes:
@@ -70,15 +70,15 @@ class Redone:
 
 @dataclass(frozen=True)
 class _Task:
-    """A batch, with those of its images that are wanted: index in its plan -> source."""
+    """A batch, with those of its images that are wanted: index in its plan -> original."""
 
     job: Job
     recipe: Recipe
-    wanted: dict[int, Source]
+    wanted: dict[int, Original]
 
 
 def redo(
-    sources: Sequence[Source],
+    originals: Sequence[Original],
     changes: Changes,
     out: Path,
     *,
@@ -88,7 +88,7 @@ def redo(
     """Generate images again into the folder `out`. Return them in the order of the batches, and the rows that it took.
 
     Args:
-        sources: the images.
+        originals: the images.
         changes: what differs from their recipes.
         out: a folder that holds no files with these names.
         on_event: called with each event (see `events`).
@@ -97,19 +97,21 @@ def redo(
     Raises:
         CotrunkError: bad input, or a folder that cannot be written.
     """
-    tasks = _tasks(sources, changes)
+    tasks = _tasks(originals, changes)
     check_folder(out)
     paths = dict[Path, Path]()
     for task in tasks:
         loading.check_names(task.job.device, task.job.dtype, task.job.scheduler, task.job.offload)
         if load is load_pipeline_of:
             _check_model(task.job)
-        for source in task.wanted.values():
-            path = out / f"{source.name}.{SUFFIXES[task.job.output.format]}"
+        for original in task.wanted.values():
+            path = out / f"{original.name}.{SUFFIXES[task.job.output.format]}"
             if path.exists():
                 raise CotrunkError(f"{path} exists already: choose another --out.")
-            if (other := paths.setdefault(path, source.file)) != source.file:
-                raise CotrunkError(f"{other} and {source.file} would both be {path}: redo them into different folders.")
+            if (other := paths.setdefault(path, original.file)) != original.file:
+                raise CotrunkError(
+                    f"{other} and {original.file} would both be {path}: redo them into different folders."
+                )
     redone, cost = list[Redone](), Cost(0, 0)
     with held(out, "**/") as lock:
         if not lock.is_kept:
@@ -143,21 +145,21 @@ def _model_of(job: Job) -> tuple[object, ...]:
     return job.source, job.lora, job.scheduler, job.controlnet, *kept
 
 
-def _tasks(sources: Sequence[Source], changes: Changes) -> list[_Task]:
+def _tasks(originals: Sequence[Original], changes: Changes) -> list[_Task]:
     tasks = dict[str, _Task]()
-    for source in sources:
-        recipe = source.recipe
+    for original in originals:
+        recipe = original.recipe
         key = recipe.of(0, 0).to_text()  # equal for the images of one batch
         if key not in tasks:  # reads its input images
             job = checked_inputs(changes.applied(recipe.job, recipe.pipeline.dtype))
             tasks[key] = _Task(job, recipe, {})
-        tasks[key].wanted[recipe.image] = source
+        tasks[key].wanted[recipe.image] = original
     return list(tasks.values())
 
 
 def _batches(
     pipe: Any, task: _Task, changes: Changes, on_event: OnEvent
-) -> Iterator[tuple[Arm, Batch, dict[int, Source]]]:
+) -> Iterator[tuple[Arm, Batch, dict[int, Original]]]:
     """Run the batch of a task, or the groups of its wanted images. Yield the batches with their wanted images."""
     job, plan, wanted = task.job, task.recipe.plan, task.wanted
     is_whole = changes.keeps_images and not changes.alone
@@ -222,11 +224,11 @@ def _rescaled(tree: Branch, before: int, timesteps: int, order: int, start: int 
 
 
 def _written(
-    out: Path, arm: Arm, batch: Batch, job: Job, wanted: dict[int, Source], pipe: Any, changes: Changes
+    out: Path, arm: Arm, batch: Batch, job: Job, wanted: dict[int, Original], pipe: Any, changes: Changes
 ) -> Iterator[Redone]:
     """Write the wanted images of a batch."""
     files, suffix = ImageFiles(out), SUFFIXES[job.output.format]
-    names = {image: f"{source.name}.{suffix}" for image, source in wanted.items()}
+    names = {image: f"{original.name}.{suffix}" for image, original in wanted.items()}
     digests = files.write(arm, batch, job, facts_of(pipe), names)
     for image, digest in zip(batch.images, digests, strict=True):
         if image not in wanted:

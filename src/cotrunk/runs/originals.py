@@ -11,21 +11,21 @@ from .job_plan import load_job_plan
 from .journal import Journal
 from .metadata import read_recipe
 from .recipe import Recipe, batch_recipe
-from .redo import Source
+from .redo import Original
 from .report import RunReport
 
 
-def source_of_image(file: Path) -> Source:
-    """Return an image file as a source.
+def original_of_image(file: Path) -> Original:
+    """Return an image file as an original.
 
     Raises:
         CotrunkError: it is not an image, or holds no usable recipe.
     """
-    return Source(Recipe.from_json(read_recipe(file), file), file.stem, file)
+    return Original(Recipe.from_json(read_recipe(file), file), file.stem, file)
 
 
-def sources_of_run(folder: Path, images: Sequence[int]) -> list[Source]:
-    """Return images of a run as sources, from its plan and its journal.
+def originals_of_run(folder: Path, images: Sequence[int]) -> list[Original]:
+    """Return images of a run as originals, from its plan and its journal.
 
     Args:
         folder: of the run.
@@ -42,7 +42,7 @@ def sources_of_run(folder: Path, images: Sequence[int]) -> list[Source]:
     places = {number: (arm, own) for arm in arms for own, number in enumerate(arm.part.images)}
     batches = {arm.name: journal.batches(arm) for arm in arms}
     jobs = {arm.name: arm.part.part(job).aligned() for arm in arms}
-    sources, recipes = [], dict[tuple[str, tuple[int, ...]], Recipe]()
+    originals, recipes = [], dict[tuple[str, tuple[int, ...]], Recipe]()
     for image in dict.fromkeys(images):
         arm, own = places[image]
         if own not in batches[arm.name]:
@@ -52,11 +52,11 @@ def sources_of_run(folder: Path, images: Sequence[int]) -> list[Source]:
             made = batch_recipe(jobs[arm.name], report.pipeline, arm.plan, batch)
             recipes[arm.name, batch] = replace(made, versions=report.versions)
         name = report.images[image].file.removeprefix("images/")
-        sources.append(
-            Source(
+        originals.append(
+            Original(
                 recipe=recipes[arm.name, batch].of(batch.index(own), image),
                 name=name.removesuffix(Path(name).suffix),
                 file=folder / report.images[image].file,
             )
         )
-    return sources
+    return originals

@@ -5,6 +5,7 @@ import importlib
 import inspect
 import pkgutil
 import re
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -59,7 +60,13 @@ def pipeline_classes() -> dict[str, type]:
             yield from below(sub)
 
     found = set(below(diffusers.DiffusionPipeline))
-    return {kind.__name__: kind for kind in found if kind.__module__.startswith("diffusers.")}
+    return {kind.__name__: kind for kind in found if is_of_diffusers(kind)}
+
+
+def is_of_diffusers(kind: type) -> bool:
+    """Return whether a class is the one that diffusers defines, and not a subclass with its name, as of `apply`."""
+    module = sys.modules.get(kind.__module__)
+    return kind.__module__.startswith("diffusers.") and getattr(module, kind.__name__, None) is kind
 
 
 def pipeline_class(name: str) -> Any:

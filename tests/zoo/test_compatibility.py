@@ -6,7 +6,7 @@ from versions import IS_OLD
 from . import document, outcomes
 from .case import Case, Variant
 from .cases import CASES
-from .classes import image_classes, why_not
+from .classes import image_classes, is_of_diffusers, pipeline_class, why_not
 from .examination import EXAMINATIONS, examine
 
 EVERY = [
@@ -42,3 +42,9 @@ def test_each_case_is_recorded() -> None:
 def test_the_document_shows_what_is_recorded() -> None:
     for path, text in document.files(outcomes.read()):
         assert path.read_text(encoding="utf-8") == text, f"{path.name}: run `make compatibility`"
+
+
+def test_a_subclass_with_the_name_of_a_pipeline_is_not_examined() -> None:
+    kind = pipeline_class("StableDiffusionPipeline")
+    assert is_of_diffusers(kind)
+    assert not is_of_diffusers(type(kind.__name__, (kind,), {"__module__": kind.__module__}))

@@ -171,6 +171,8 @@ def generate(
     out = out_folder(out_name)
     output = output_of(format, quality, name, layout, metadata, [row.prompt for row in rows], prompt_file)
     loras = loras_of(lora)
+    check_numbers(steps, guidance, seed, images_per_prompt)
+    check_size(width, height)
     if settings_file is not None:
         settings, basis = _tuned(context, settings_file)
         guidance = guidance if is_given(context, "guidance") else basis.guidance
@@ -182,15 +184,12 @@ def generate(
             loras = basis.lora
         _warn_if_tuned_for_another(basis, model, loras)
     else:
-        check_numbers(steps, guidance, seed, images_per_prompt)
         sharing: Sharing | None = sharing_of(share, similarity, max_group, mode, encoder, noise, trunk_guidance)
         skipping = skipping_of(skip, tolerance, fidelity)
         if exact:
             _check_exact(context, skip)
             sharing = skipping = None
         settings = Settings(sharing, skipping, guidance_interval, steps)
-    check_numbers(settings.steps, guidance, seed, images_per_prompt)
-    check_size(width, height)
     if max_rows is not None:
         whole("--max-rows", max_rows, 1)
         settings = replace(settings, batching=replace(settings.batching, max_rows=max_rows))

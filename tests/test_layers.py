@@ -23,6 +23,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("evaluation",),
     ("training",),
     ("tuning", "runs"),
+    ("service",),
     ("cli",),
     ("__main__",),
 )

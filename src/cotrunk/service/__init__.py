@@ -1,0 +1,7 @@
+"""An HTTP service that groups similar prompts while they wait.
+
+Two processes: the API process (`api/`) accepts, records and answers, and imports no torch. The worker process
+(`worker/`) owns the device. They share the database (`store/`), and wake each other through a `channel`.
+`shapes.py` describes the JSON that they leave for each other in the database, and `launch.py` what the worker is
+started with.
+"""

@@ -46,6 +46,15 @@ def test_formats(write, name, content):
     assert (found.prompts, found.blank) == (CAT_AND_DOG, 1)
 
 
+def test_quotes_in_a_tab_separated_table_are_text_unless_a_spreadsheet_wrote_them(write):
+    plain = write("plain.tsv", 'prompt\tnote\n"STOP" on a sign\t1\na "red" cat\t2\n')
+    assert list(read_prompts(plain).prompts) == ['"STOP" on a sign', 'a "red" cat']
+    quoted = write("quoted.tsv", 'prompt\tnote\n"a cat\tand a dog"\t1\n"a ""red"" cat"\t2\n')
+    assert list(read_prompts(quoted).prompts) == ["a cat\tand a dog", 'a "red" cat']
+    with pytest.raises(CotrunkError, match=r"line 2: damaged table"):
+        read_prompts(write("damaged.tsv", 'prompt\tnote\n"a cat\t1\t2\na dog\t3\n'))
+
+
 def test_parquet(tmp_path):
     pyarrow = pytest.importorskip("pyarrow")
     from pyarrow import parquet

@@ -109,7 +109,8 @@ def _is_object(line: str) -> bool:
 
 def _from_table(text: str, columns: Columns, delimiter: str) -> Iterator[Found]:
     # strict: otherwise an unclosed quote would swallow the lines after it
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    quoting = csv.QUOTE_NONE if delimiter == "\t" and _has_plain_quotes(text) else csv.QUOTE_MINIMAL
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, quoting=quoting, strict=True)
     name, line = columns.file, 1  # where the current row begins
     try:
         header = next(reader, [])
@@ -133,6 +134,19 @@ def _from_table(text: str, columns: Columns, delimiter: str) -> Iterator[Found]:
     except csv.Error as error:
         why = "a quote is never closed" if "unexpected end" in str(error) else error
         raise CotrunkError(f"{name}, line {line}: damaged table ({why}); correct that line.") from error
+
+
+def _has_plain_quotes(text: str) -> bool:
+    """Return whether the quotes of a tab-separated table are text: read as quoting, they would damage it.
+
+    Spreadsheets quote cells of such tables, and other programs (that of PartiPrompts.tsv, for example) do not.
+    """
+    try:
+        for _ in csv.reader(io.StringIO(text, newline=""), delimiter="\t", strict=True):
+            pass
+    except csv.Error:
+        return len({line.count("\t") for line in text.splitlines() if line}) == 1
+    return False
 
 
 def _from_record(record: object, columns: Columns, where: str) -> dict[str, object]:

@@ -109,8 +109,13 @@ def _is_object(line: str) -> bool:
 
 def _from_table(text: str, columns: Columns, delimiter: str) -> Iterator[Found]:
     # strict: otherwise an unclosed quote would swallow the lines after it
-    quoting = csv.QUOTE_NONE if delimiter == "\t" and _has_plain_quotes(text) else csv.QUOTE_MINIMAL
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, quoting=quoting, strict=True)
+    is_plain = delimiter == "\t" and _has_plain_quotes(text)
+    reader = csv.reader(
+        io.StringIO(text, newline=""),
+        delimiter=delimiter,
+        quoting=csv.QUOTE_NONE if is_plain else csv.QUOTE_MINIMAL,
+        strict=True,
+    )
     name, line = columns.file, 1  # where the current row begins
     try:
         header = next(reader, [])

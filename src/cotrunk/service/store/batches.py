@@ -1,0 +1,196 @@
+"""Batches, in the states that OpenAI's API names.
+
+The API validates the file of a batch (`start` or `fail`) and writes its outputs (`finish`). Both are found again after
+a crash: a batch stays "validating" or "finalizing" until the transaction that ends that state.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import Connection, RowMapping, case, func, insert, select, update
+
+from . import files, jobs
+from .ids import new_id
+from .records import Batch, ImageRequest
+from .tables import batches, images
+from .tables import jobs as job_table
+
+OPEN = ("validating", "in_progress")
+WINDOW_SECONDS = {"24h": 86_400}  # the only window that OpenAI's API knows
+
+
+def add(
+    connection: Connection,
+    now: float,
+    owner: str,
+    input_file: str,
+    endpoint: str,
+    window: str,
+    metadata: dict[str, Any],
+) -> Batch:
+    identifier = new_id("batch")
+    made = insert(batches).values(
+        id=identifier,
+        owner=owner,
+        state="validating",
+        ending="completed",
+        endpoint=endpoint,
+        window=window,
+        expires=now + WINDOW_SECONDS[window],
+        input_file=input_file,
+        errors=[],
+        metadata=metadata,
+        times={"created": now},
+    )
+    connection.execute(made)
+    return _one(connection, identifier)
+
+
+def find(connection: Connection, owner: str, identifier: str) -> Batch | None:
+    query = select(batches).where(batches.c.id == identifier, batches.c.owner == owner)
+    row = connection.execute(query).mappings().one_or_none()
+    return None if row is None else _to_batch(connection, row)
+
+
+def listed(connection: Connection, owner: str, limit: int, after: str | None) -> list[Batch]:
+    """Return batches, newest first, from the one that follows `after`."""
+    query = select(batches).where(batches.c.owner == owner)
+    if after is not None:
+        query = query.where(batches.c.number < select(batches.c.number).where(batches.c.id == after).scalar_subquery())
+    found = connection.execute(query.order_by(batches.c.number.desc()).limit(limit)).mappings().all()
+    return [_to_batch(connection, row) for row in found]
+
+
+def validating(connection: Connection) -> list[Batch]:
+    query = select(batches).where(batches.c.state == "validating").order_by(batches.c.number)
+    return [_to_batch(connection, row) for row in connection.execute(query).mappings().all()]
+
+
+def finalizing(connection: Connection) -> list[Batch]:
+    """Return batches whose images have all ended, but whose output is not written."""
+    over = job_table.c.finished.is_not(None)
+    query = select(batches).join(job_table, batches.c.job == job_table.c.id)
+    query = query.where(batches.c.state.in_(("finalizing", "cancelling")), over).order_by(batches.c.number)
+    return [_to_batch(connection, row) for row in connection.execute(query).mappings().all()]
+
+
+def start(
+    connection: Connection,
+    now: float,
+    identifier: str,
+    requests: Sequence[ImageRequest],
+    max_waiting_rows: int | None,
+) -> Batch:
+    """Accept the requests of a validated batch as a job; a batch that was cancelled meanwhile stays as it is."""
+    row = _hold(connection, identifier)
+    if row["state"] == "validating":
+        job, _ = jobs.accept(
+            connection,
+            now,
+            row["owner"],
+            "batch",
+            requests,
+            body={"batch": identifier},
+            metadata=row["metadata"],
+            max_waiting_rows=max_waiting_rows,
+        )
+        _change(connection, now, row, "in_progress", job=job.id)
+    return _one(connection, identifier)
+
+
+def fail(connection: Connection, now: float, identifier: str, errors: Sequence[dict[str, Any]]) -> Batch:
+    """Refuse a batch whose file is wrong."""
+    row = _hold(connection, identifier)
+    if row["state"] == "validating":
+        _change(connection, now, row, "failed", errors=[*errors], counts={"total": 0, "completed": 0, "failed": 0})
+    return _one(connection, identifier)
+
+
+def stop(connection: Connection, now: float, identifier: str, ending: str) -> None:
+    """Cancel a batch, or let it expire. What is done already still goes to its output file."""
+    job = connection.scalar(select(batches.c.job).where(batches.c.id == identifier))
+    jobs.hold(connection, [job] if job else [])  # before the batch, as every transaction that ends a job does
+    row = _hold(connection, identifier)
+    if row["state"] not in OPEN:
+        return
+    if row["job"] is None:  # still validating
+        _change(connection, now, row, ending, counts={"total": 0, "completed": 0, "failed": 0})
+        return
+    _change(connection, now, row, "cancelling" if ending == "cancelled" else "finalizing", ending=ending)
+    jobs.cancel(connection, now, row["job"], ending)
+
+
+def overdue(connection: Connection, now: float) -> list[str]:
+    query = select(batches.c.id).where(batches.c.state.in_(OPEN), batches.c.expires <= now)
+    return list(connection.scalars(query.order_by(batches.c.number)))
+
+
+def finish(connection: Connection, now: float, identifier: str, output: bytes, errors: bytes) -> Batch:
+    """Record the output files of a batch; an empty one is not made. Does nothing if it was done before."""
+    row = _hold(connection, identifier)
+    if row["state"] not in ("finalizing", "cancelling"):
+        return _one(connection, identifier)
+    made = {}
+    for name, content in (("output", output), ("error", errors)):
+        if content:
+            file = f"{identifier}_{name}.jsonl"
+            made[f"{name}_file"] = files.add(connection, now, row["owner"], file, "batch_output", content).id
+    counts = _counts(connection, row["job"])
+    _change(connection, now, row, row["ending"], counts=counts, **made)
+    return _one(connection, identifier)
+
+
+def _hold(connection: Connection, identifier: str) -> RowMapping:
+    query = select(batches).where(batches.c.id == identifier).with_for_update()
+    return connection.execute(query).mappings().one()
+
+
+def _change(connection: Connection, now: float, row: RowMapping, state: str, **values: Any) -> None:
+    times = row["times"] | {state: now}
+    connection.execute(update(batches).where(batches.c.id == row["id"]).values(state=state, times=times, **values))
+
+
+def _one(connection: Connection, identifier: str) -> Batch:
+    return _to_batch(connection, connection.execute(select(batches).where(batches.c.id == identifier)).mappings().one())
+
+
+def _to_batch(connection: Connection, row: RowMapping) -> Batch:
+    return Batch(
+        id=row["id"],
+        owner=row["owner"],
+        job=row["job"],
+        state=row["state"],
+        endpoint=row["endpoint"],
+        window=row["window"],
+        input_file=row["input_file"],
+        output_file=row["output_file"],
+        error_file=row["error_file"],
+        errors=row["errors"],
+        metadata=row["metadata"],
+        counts=row["counts"] or _counts(connection, row["job"]),
+        times=row["times"] | {"expires": row["expires"]},
+    )
+
+
+def _counts(connection: Connection, job: str | None) -> dict[str, int]:
+    """Count requests: one is completed when all of its images are done, and failed when any of them failed."""
+    per_request = (
+        select(
+            func.count().label("images"),
+            func.sum(case((images.c.state == "done", 1), else_=0)).label("done"),
+            func.sum(case((images.c.state.in_(("failed", "cancelled")), 1), else_=0)).label("failed"),
+        )
+        .where(images.c.job == job)
+        .group_by(images.c.custom_id)
+        .subquery()
+    )
+    row = connection.execute(
+        select(
+            func.count().label("total"),
+            func.coalesce(func.sum(case((per_request.c.done == per_request.c.images, 1), else_=0)), 0).label(
+                "completed"
+            ),
+            func.coalesce(func.sum(case((per_request.c.failed > 0, 1), else_=0)), 0).label("failed"),
+        )
+    ).one()
+    return {"total": int(row.total), "completed": int(row.completed), "failed": int(row.failed)}

@@ -1,0 +1,190 @@
+"""Which worker generates which image. Functions on a transaction that `Store` opens.
+
+A lease is the name of a worker in the row of the image. All leases of a worker end together: when its heartbeat stops.
+The name is new for each process, so a process that was given up cannot finish images that another has now.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import Connection, delete, insert, select, update
+
+from . import events, jobs
+from .ids import is_id, new_id
+from .records import Group, ImageRow
+from .tables import groups, images, workers
+
+TOGETHER = 2  # attempts with the whole group; the next is for each image alone
+ATTEMPTS = 3  # attempts in all; after the last an image is set aside
+
+
+def waiting(connection: Connection, limit: int) -> list[ImageRow]:
+    query = select(images).where(images.c.state == "waiting").order_by(images.c.order).limit(limit)
+    return jobs.image_rows(connection, query)
+
+
+def extend(connection: Connection, now: float, worker: str, seconds: float) -> None:
+    """Keep a worker's leases for some more seconds."""
+    extended = update(workers).where(workers.c.id == worker).values(expires=now + seconds)
+    if not connection.execute(extended).rowcount:
+        connection.execute(insert(workers).values(id=worker, expires=now + seconds))
+
+
+def stopped(connection: Connection, worker: str) -> tuple[str, ...]:
+    """Return the images of a worker that were cancelled since the last time."""
+    stopped = update(images).where(images.c.worker == worker, images.c.state == "cancelled").values(worker=None)
+    return tuple(connection.scalars(stopped.returning(images.c.id)))
+
+
+def lease(connection: Connection, now: float, worker: str, wanted: Sequence[tuple[Sequence[str], Any]]) -> list[Group]:
+    """Record groups with their plans, and give those of their images that still wait to the worker."""
+    held = _hold(connection, [image for ids, _ in wanted for image in ids])
+    made = []
+    for ids, plan in wanted:
+        group = new_id("grp")
+        connection.execute(insert(groups).values(id=group, images=[*ids], plan=plan, attempt=1, created=now))
+        by_job: dict[str, list[str]] = {}
+        for image in ids:
+            if image in held:
+                by_job.setdefault(held[image], []).append(image)
+        taken = set[str]()
+        for job, of_job in sorted(by_job.items()):
+            values = {"worker": worker, "group": group, "attempts": images.c.attempts + 1}
+            moved = jobs.move(connection, now, job, of_job, ("waiting",), "running", **values)
+            taken.update(moved)
+        if not taken:
+            connection.execute(delete(groups).where(groups.c.id == group))
+            continue
+        granted = tuple(image for image in ids if image in taken)
+        for job, of_job in sorted(by_job.items()):
+            if own := [image for image in of_job if image in taken]:
+                data = {"group": group, "images": own, "shared_with": [*granted]}
+                events.add(connection, now, job, "grouped", data)
+        made.append(Group(group, granted, plan, 1))
+    return made
+
+
+def _hold(connection: Connection, identifiers: Sequence[str]) -> dict[str, str]:
+    """Hold the jobs of images, and return the job of each image that exists."""
+    known = [image for image in identifiers if is_id(image)]
+    found: dict[str, str] = {}
+    for start in range(0, len(known), jobs.CHUNK):
+        query = select(images.c.id, images.c.job).where(images.c.id.in_(known[start : start + jobs.CHUNK]))
+        found.update({row.id: row.job for row in connection.execute(query)})
+    jobs.hold(connection, found.values())
+    return found
+
+
+def end(
+    connection: Connection,
+    now: float,
+    worker: str,
+    image: str,
+    state: str,
+    result: Any = None,
+    reason: str | None = None,
+) -> bool:
+    """Record that an image is done or failed; return False if it is not this worker's any more."""
+    held = _hold(connection, [image])
+    own = select(images.c.number).where(images.c.id == image, images.c.worker == worker, images.c.state == "running")
+    number = connection.scalar(own)
+    if number is None:
+        return False
+    job = held[image]
+    jobs.move(connection, now, job, [image], ("running",), state, worker=None, result=result, reason=reason)
+    data = {"image": image, "number": number, "state": jobs.state_of(connection, job)}
+    events.add(connection, now, job, state, data | ({"reason": reason} if reason else {"result": result}))
+    return True
+
+
+def give_up(connection: Connection, worker: str) -> None:
+    """Let the leases of a worker end now: its process has ended."""
+    connection.execute(update(workers).where(workers.c.id == worker).values(expires=0.0))
+
+
+def release(connection: Connection, worker: str) -> None:
+    """Give back the images of a worker that stops in good order: this start does not count as an attempt."""
+    give_up(connection, worker)
+    own = (images.c.worker == worker) & (images.c.state == "running")
+    started = select(images.c.group).where(own)
+    connection.execute(update(groups).where(groups.c.id.in_(started)).values(attempt=groups.c.attempt - 1))
+    connection.execute(update(images).where(own).values(attempts=images.c.attempts - 1))
+
+
+def reclaim(connection: Connection, now: float, worker: str) -> list[Group]:
+    """Give groups of workers that died to this one, with their recorded plans.
+
+    After the first death the groups run again as they were. After the second, each image runs alone, and only one is
+    given at a time, so that the next death shows which one it was. After the third the image is set aside.
+    """
+    ended = select(workers.c.id).where(workers.c.expires <= now, workers.c.id != worker)
+    dead = list(connection.scalars(ended.order_by(workers.c.id).with_for_update(skip_locked=True)))
+    if not dead:
+        return []
+    lost = (images.c.worker.in_(dead)) & (images.c.state == "running")
+    jobs.hold(connection, connection.scalars(select(images.c.job).where(lost)))
+    found = connection.execute(
+        select(images.c.id, images.c.job, images.c.number, images.c.worker, images.c.attempts, images.c.group)
+        .where(lost)
+        .order_by(images.c.order)
+    ).all()
+    for row in found:
+        if row.attempts >= ATTEMPTS:
+            reason = f"set aside: the worker died {row.attempts} times while it generated this image"
+            end(connection, now, row.worker, row.id, "failed", reason=reason)
+    again: dict[str, list[str]] = {}
+    for row in found:
+        if row.attempts < TOGETHER:
+            again.setdefault(row.group, []).append(row.id)
+    given = [_start_again(connection, worker, group, ids) for group, ids in again.items()]
+    alone = [row for row in found if TOGETHER <= row.attempts < ATTEMPTS]
+    if alone and not given:
+        given = [_start_alone(connection, now, worker, alone[0])]
+        alone = alone[1:]
+    if not alone:
+        connection.execute(delete(workers).where(workers.c.id.in_(dead)))
+    return given
+
+
+def _start_again(connection: Connection, worker: str, group: str, ids: Sequence[str]) -> Group:
+    """Start the remaining images of a recorded group once more."""
+    _take(connection, worker, ids)
+    started = update(groups).where(groups.c.id == group).values(attempt=groups.c.attempt + 1)
+    row = connection.execute(started.returning(groups.c.plan, groups.c.attempt)).one()
+    return Group(group, tuple(ids), row.plan, row.attempt)
+
+
+def _start_alone(connection: Connection, now: float, worker: str, row: Any) -> Group:
+    """Start one image with the plan of its group, as a group of its own if it had others."""
+    before = connection.execute(select(groups).where(groups.c.id == row.group)).mappings().one()
+    if before["images"] == [row.id]:
+        return _start_again(connection, worker, row.group, [row.id])
+    group = new_id("grp")
+    values = {"images": [row.id], "plan": before["plan"], "attempt": row.attempts + 1, "created": now}
+    connection.execute(insert(groups).values(id=group, **values))
+    _take(connection, worker, [row.id], group=group)
+    events.add(connection, now, row.job, "grouped", {"group": group, "images": [row.id], "shared_with": [row.id]})
+    return Group(group, (row.id,), before["plan"], row.attempts + 1)
+
+
+def _take(connection: Connection, worker: str, ids: Sequence[str], **values: Any) -> None:
+    for start in range(0, len(ids), jobs.CHUNK):
+        part = update(images).where(images.c.id.in_(ids[start : start + jobs.CHUNK]))
+        connection.execute(part.values(worker=worker, attempts=images.c.attempts + 1, **values))
+
+
+def split(connection: Connection, now: float, worker: str, group: str) -> list[Group]:
+    """Make a group of its own of each image of a group that cannot run together; not an attempt."""
+    own = (images.c.group == group) & (images.c.worker == worker) & (images.c.state == "running")
+    jobs.hold(connection, connection.scalars(select(images.c.job).where(own)))
+    query = select(images.c.id, images.c.job, images.c.attempts).where(own).order_by(images.c.order)
+    found = connection.execute(query).all()
+    plan = connection.scalar(select(groups.c.plan).where(groups.c.id == group))
+    made = []
+    for row in found:
+        alone = new_id("grp")
+        values = {"images": [row.id], "plan": plan, "attempt": row.attempts, "created": now}
+        connection.execute(insert(groups).values(id=alone, **values))
+        connection.execute(update(images).where(images.c.id == row.id).values(group=alone))
+        made.append(Group(alone, (row.id,), plan, row.attempts))
+    return made

@@ -1,0 +1,45 @@
+"""Jobs that ask for a plan only: they have prompts, but no images."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from sqlalchemy import Connection, select, update
+
+from . import events, jobs
+from .records import ENDED, ImageRequest, PlanJob
+from .tables import jobs as table
+
+ATTEMPTS = 3  # a plan during which the worker died so often is set aside
+
+
+def waiting(connection: Connection, limit: int) -> list[PlanJob]:
+    query = select(table).where(table.c.kind == "plan", table.c.state.in_(("waiting", "running")))
+    return [
+        PlanJob(jobs.to_job(row), tuple(ImageRequest(**request) for request in row["requests"]))
+        for row in connection.execute(query.order_by(table.c.number).limit(limit)).mappings()
+    ]
+
+
+def start(connection: Connection, now: float, job: str) -> bool:
+    """Count an attempt; return False if the plan is not wanted any more, or was tried too often and has failed now."""
+    jobs.hold(connection, [job])
+    row = connection.execute(select(table.c.state, table.c.attempts).where(table.c.id == job)).one_or_none()
+    if row is None or row.state in ENDED:
+        return False
+    if row.attempts >= ATTEMPTS:
+        reason = f"set aside: the worker died {row.attempts} times while it made this plan"
+        end(connection, now, job, "failed", reason=reason)
+        return False
+    connection.execute(update(table).where(table.c.id == job).values(state="running", attempts=row.attempts + 1))
+    return True
+
+
+def end(connection: Connection, now: float, job: str, state: str, **values: Any) -> bool:
+    """Record a plan, or the reason why there is none; return False if the job has ended already."""
+    jobs.hold(connection, [job])
+    ended = update(table).where(table.c.id == job, table.c.kind == "plan", table.c.state.not_in(ENDED))
+    if not connection.execute(ended.values(state=state, finished=now, **values)).rowcount:
+        return False
+    data: Mapping[str, Any] = {name: value for name, value in values.items() if name == "reason"}
+    events.add(connection, now, job, state, {"state": state, **data})
+    return True

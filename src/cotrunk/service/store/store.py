@@ -1,0 +1,349 @@
+"""`Store`: every call is one transaction on the database. An id of another owner, or of nothing, gives None.
+
+One file: the list of all that the service asks its database. The work is in the modules next to it.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from sqlalchemy import select
+
+from . import batches, events, files, jobs, keys, leases, plans, retention
+from .database import Database
+from .ids import is_id
+from .records import Batch, Event, File, Group, ImageRequest, ImageRow, Job, JobKind, Key, Owner, PlanJob, Queue
+from .tables import groups as group_table
+from .tables import images as image_table
+
+
+class Store:
+    """The durable record of the service. One object may be used by many threads; two processes use the same URL.
+
+    Args:
+        url: `sqlite:///FILE`, or `postgresql://USER@HOST/NAME`.
+        clock: what gives the time, in seconds since 1970.
+
+    Raises:
+        CotrunkError: the database cannot be used.
+    """
+
+    def __init__(self, url: str, clock: Callable[[], float] = time.time) -> None:
+        self._database = Database(url)
+        self._now = clock
+
+    def close(self) -> None:
+        self._database.close()
+
+    # jobs, for the API
+
+    def accept(
+        self,
+        owner: str,
+        kind: JobKind,
+        requests: Sequence[ImageRequest],
+        *,
+        body: Any,
+        metadata: dict[str, Any] | None = None,
+        idempotency_key: str | None = None,
+        max_waiting_rows: int | None = None,
+    ) -> tuple[Job, bool]:
+        """Record a job and its images; return the job, and False if it came with the same key before.
+
+        Raises:
+            QueueFull: more rows would wait than `max_waiting_rows`.
+            IdempotencyConflict: the key came with another body before.
+        """
+        with self._database.write() as connection:
+            return jobs.accept(
+                connection,
+                self._now(),
+                owner,
+                kind,
+                requests,
+                body=body,
+                metadata=metadata,
+                idempotency_key=idempotency_key,
+                max_waiting_rows=max_waiting_rows,
+            )
+
+    def job(self, owner: str, identifier: str) -> Job | None:
+        if not is_id(identifier):
+            return None
+        with self._database.read() as connection:
+            return jobs.find(connection, owner, identifier)
+
+    def jobs(self, owner: str, limit: int = 20, after: str | None = None, kind: JobKind | None = None) -> list[Job]:
+        """Return jobs, newest first, from the one that follows `after`."""
+        if after is not None and not is_id(after):
+            return []
+        with self._database.read() as connection:
+            return jobs.listed(connection, owner, limit, after, kind)
+
+    def images(self, owner: str, job: str) -> list[ImageRow]:
+        """Return the images of a job in their order; none if it is not the owner's."""
+        if not is_id(job):
+            return []
+        query = select(image_table).where(image_table.c.job == job, image_table.c.owner == owner)
+        with self._database.read() as connection:
+            return jobs.image_rows(connection, query.order_by(image_table.c.order))
+
+    def image(self, owner: str, identifier: str) -> ImageRow | None:
+        if not is_id(identifier):
+            return None
+        query = select(image_table).where(image_table.c.id == identifier, image_table.c.owner == owner)
+        with self._database.read() as connection:
+            return next(iter(jobs.image_rows(connection, query)), None)
+
+    def cancel(self, owner: str, job: str) -> Job | None:
+        """Cancel what a job has not finished, and return the job. Running images stop at their next step."""
+        if not is_id(job):
+            return None
+        with self._database.write() as connection:
+            if jobs.find(connection, owner, job) is None:
+                return None
+            jobs.cancel(connection, self._now(), job)
+            return jobs.find(connection, owner, job)
+
+    def events(self, owner: str, job: str, after: int = 0) -> list[Event] | None:
+        """Return the events of a job with a number above `after`, oldest first; at most 500, so ask again."""
+        if not is_id(job):
+            return None
+        with self._database.read() as connection:
+            return events.after(connection, job, after) if jobs.find(connection, owner, job) else None
+
+    def queue(self) -> Queue:
+        with self._database.read() as connection:
+            return jobs.queue(connection, self._now())
+
+    # images, for the worker
+
+    def waiting(self, limit: int = 1000) -> list[ImageRow]:
+        """Return the images that wait, oldest first."""
+        with self._database.read() as connection:
+            return leases.waiting(connection, limit)
+
+    def lease(self, worker: str, groups: Sequence[tuple[Sequence[str], Any]], seconds: float) -> list[Group]:
+        """Record groups, each as (ids of its images, plan), and give their images to a worker.
+
+        Images that do not wait any more are left out of their group, and a group without images is not returned.
+        """
+        with self._database.write() as connection:
+            now = self._now()
+            leases.extend(connection, now, worker, seconds)
+            return leases.lease(connection, now, worker, groups)
+
+    def heartbeat(self, worker: str, seconds: float) -> tuple[str, ...]:
+        """Keep a worker's leases for some more seconds; return the ids of images cancelled since the last time."""
+        with self._database.write() as connection:
+            leases.extend(connection, self._now(), worker, seconds)
+            return leases.stopped(connection, worker)
+
+    def reclaim(self, worker: str, seconds: float) -> list[Group]:
+        """Give groups of workers that died to this one; call it again when they have ended, until nothing comes.
+
+        After the first death the groups run again as recorded; after the second one image at a time runs alone, with
+        the plan of its group; after the third the image is set aside.
+        """
+        with self._database.write() as connection:
+            now = self._now()
+            leases.extend(connection, now, worker, seconds)
+            return leases.reclaim(connection, now, worker)
+
+    def finish(self, worker: str, image: str, result: dict[str, Any]) -> bool:
+        """Record that an image is done; return False if it was cancelled or given to another worker."""
+        with self._database.write() as connection:
+            return leases.end(connection, self._now(), worker, image, "done", result=result)
+
+    def fail(self, worker: str, image: str, reason: str) -> bool:
+        """Record that an image cannot be generated, and why; return False if it is not this worker's any more."""
+        with self._database.write() as connection:
+            return leases.end(connection, self._now(), worker, image, "failed", reason=reason)
+
+    def split(self, worker: str, group: str) -> list[Group]:
+        """Make a group of its own, with the same plan, of each image of a group that failed together."""
+        with self._database.write() as connection:
+            return leases.split(connection, self._now(), worker, group)
+
+    def release(self, worker: str) -> None:
+        """Give back the images of a worker that stops in good order; this start does not count as an attempt."""
+        with self._database.write() as connection:
+            leases.release(connection, worker)
+
+    def give_up(self, worker: str) -> None:
+        """Let the leases of a worker end now, because its process has ended."""
+        with self._database.write() as connection:
+            leases.give_up(connection, worker)
+
+    def group(self, identifier: str) -> Group | None:
+        """Return a recorded group, with all the images that it was first started with."""
+        with self._database.read() as connection:
+            query = select(group_table).where(group_table.c.id == identifier)
+            row = connection.execute(query).mappings().one_or_none()
+        return None if row is None else Group(row["id"], tuple(row["images"]), row["plan"], row["attempt"])
+
+    def event(self, job: str, kind: str, data: dict[str, Any]) -> None:
+        """Record that something happened to a job; does nothing if the job is removed."""
+        with self._database.write() as connection:
+            if jobs.hold(connection, [job]):
+                events.add(connection, self._now(), job, kind, data)
+
+    def waiting_plans(self, limit: int = 10) -> list[PlanJob]:
+        """Return the jobs that ask for a plan only, oldest first."""
+        with self._database.read() as connection:
+            return plans.waiting(connection, limit)
+
+    def start_plan(self, job: str) -> bool:
+        """Count an attempt at a plan; return False if it is not wanted any more, or was tried too often."""
+        with self._database.write() as connection:
+            return plans.start(connection, self._now(), job)
+
+    def finish_plan(self, job: str, result: Any) -> bool:
+        """Record a plan; return False if its job has ended already."""
+        with self._database.write() as connection:
+            return plans.end(connection, self._now(), job, "done", result=result)
+
+    def fail_plan(self, job: str, reason: str) -> bool:
+        """Record why there is no plan; return False if its job has ended already."""
+        with self._database.write() as connection:
+            return plans.end(connection, self._now(), job, "failed", reason=reason)
+
+    # files and batches
+
+    def add_file(self, owner: str, name: str, purpose: str, content: bytes) -> File:
+        with self._database.write() as connection:
+            return files.add(connection, self._now(), owner, name, purpose, content)
+
+    def file(self, owner: str, identifier: str) -> File | None:
+        if not is_id(identifier):
+            return None
+        with self._database.read() as connection:
+            return files.find(connection, owner, identifier)
+
+    def file_content(self, owner: str, identifier: str) -> bytes | None:
+        if not is_id(identifier):
+            return None
+        with self._database.read() as connection:
+            return files.content(connection, owner, identifier)
+
+    def files(self, owner: str, limit: int = 20, after: str | None = None, purpose: str | None = None) -> list[File]:
+        """Return files, newest first, from the one that follows `after`."""
+        if after is not None and not is_id(after):
+            return []
+        with self._database.read() as connection:
+            return files.listed(connection, owner, limit, after, purpose)
+
+    def remove_file(self, owner: str, identifier: str) -> bool:
+        if not is_id(identifier):
+            return False
+        with self._database.write() as connection:
+            return files.remove(connection, owner, identifier)
+
+    def add_batch(
+        self, owner: str, input_file: str, endpoint: str, window: str = "24h", metadata: dict[str, Any] | None = None
+    ) -> Batch:
+        """Record a batch that is still to be validated."""
+        with self._database.write() as connection:
+            return batches.add(connection, self._now(), owner, input_file, endpoint, window, metadata or {})
+
+    def batch(self, owner: str, identifier: str) -> Batch | None:
+        if not is_id(identifier):
+            return None
+        with self._database.read() as connection:
+            return batches.find(connection, owner, identifier)
+
+    def batches(self, owner: str, limit: int = 20, after: str | None = None) -> list[Batch]:
+        """Return batches, newest first, from the one that follows `after`."""
+        if after is not None and not is_id(after):
+            return []
+        with self._database.read() as connection:
+            return batches.listed(connection, owner, limit, after)
+
+    def cancel_batch(self, owner: str, identifier: str) -> Batch | None:
+        """Cancel a batch; what is done already still goes to its output file."""
+        if not is_id(identifier):
+            return None
+        with self._database.write() as connection:
+            if batches.find(connection, owner, identifier) is not None:
+                batches.stop(connection, self._now(), identifier, "cancelled")
+            return batches.find(connection, owner, identifier)
+
+    def validating_batches(self) -> list[Batch]:
+        """Return batches whose files are still to be validated: by `start_batch` or `fail_batch`."""
+        with self._database.read() as connection:
+            return batches.validating(connection)
+
+    def start_batch(
+        self, identifier: str, requests: Sequence[ImageRequest], max_waiting_rows: int | None = None
+    ) -> Batch:
+        """Accept the requests of a validated batch; one that was cancelled meanwhile stays as it is.
+
+        Raises:
+            QueueFull: more rows would wait than `max_waiting_rows`.
+        """
+        with self._database.write() as connection:
+            return batches.start(connection, self._now(), identifier, requests, max_waiting_rows)
+
+    def fail_batch(self, identifier: str, errors: Sequence[dict[str, Any]]) -> Batch:
+        """Refuse a batch whose file is wrong."""
+        with self._database.write() as connection:
+            return batches.fail(connection, self._now(), identifier, errors)
+
+    def finalizing_batches(self) -> list[Batch]:
+        """Return batches whose images have all ended and whose output files are still to be written."""
+        with self._database.read() as connection:
+            return batches.finalizing(connection)
+
+    def finish_batch(self, identifier: str, output: bytes, errors: bytes) -> Batch:
+        """Record the output files of a batch (empty ones are not made); does nothing if it was done before."""
+        with self._database.write() as connection:
+            return batches.finish(connection, self._now(), identifier, output, errors)
+
+    def expire_batches(self) -> int:
+        """Let batches end whose time is over; return how many."""
+        with self._database.write() as connection:
+            late = batches.overdue(connection, self._now())
+            for identifier in late:
+                batches.stop(connection, self._now(), identifier, "expired")
+            return len(late)
+
+    # keys
+
+    def add_key(self, name: str, limits: dict[str, Any] | None = None) -> str:
+        """Make a key and return it: this is the only time that it can be seen.
+
+        Raises:
+            CotrunkError: the name is not a name, or is in use.
+        """
+        with self._database.write() as connection:
+            return keys.add(connection, self._now(), name, limits or {})
+
+    def keys(self) -> list[Key]:
+        with self._database.read() as connection:
+            return keys.listed(connection)
+
+    def remove_key(self, name: str) -> bool:
+        with self._database.write() as connection:
+            return keys.remove(connection, name)
+
+    def owner_of(self, plain: str) -> Owner | None:
+        """Return the holder of a key, or None."""
+        with self._database.read() as connection:
+            return keys.owner_of(connection, plain)
+
+    # retention
+
+    def ended(self, before: float) -> list[tuple[str, list[str]]]:
+        """Return some jobs that ended before a time, each with the ids of its images."""
+        with self._database.read() as connection:
+            return retention.ended(connection, before)
+
+    def remove_jobs(self, identifiers: Sequence[str]) -> None:
+        """Remove ended jobs with their images and events. Remove the files of the images first."""
+        with self._database.write() as connection:
+            retention.remove(connection, identifiers)
+
+    def remove_rest(self, before: float) -> None:
+        """Remove groups without images, ended batches, and files without a batch that are older than a time."""
+        with self._database.write() as connection:
+            retention.remove_rest(connection, before)

@@ -15,7 +15,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("mini",),
     ("pipelines",),
     ("engine", "planning"),
-    ("skipping", "drawing"),
+    ("skipping", "drawing", "trunks"),
     ("groups", "result"),
     ("execution",),
     ("generation",),

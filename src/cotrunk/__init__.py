@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .planning.tree import Branch
     from .result import Result
     from .settings import Batching, Settings, Sharing, Skipping
+    from .trunks.access import Trunks
 
 _HOME = {
     "Batch": "execution",
@@ -33,6 +34,7 @@ _HOME = {
     "Sharing": "settings",
     "Skipping": "settings",
     "StepEvent": "engine.call_state",
+    "Trunks": "trunks.access",
     "apply": "apply_skipping",
     "generate": "generation",
     "plan": "generation",
@@ -51,6 +53,7 @@ __all__ = [
     "Sharing",
     "Skipping",
     "StepEvent",
+    "Trunks",
     "apply",
     "generate",
     "plan",

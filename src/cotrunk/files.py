@@ -97,8 +97,11 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     return lines
 
 
-def write_bytes(path: Path, write: Callable[[BinaryIO], object]) -> None:
+def write_bytes(path: Path, write: Callable[[BinaryIO], object], mode: int = 0o666) -> None:
     """Let `write` fill a temporary file next to `path`, then rename it: a killed run leaves no half file.
+
+    Args:
+        mode: the permissions of the file, from which the process's umask is taken away.
 
     Raises:
         CotrunkError: the file cannot be written, or is a folder.
@@ -108,7 +111,7 @@ def write_bytes(path: Path, write: Callable[[BinaryIO], object]) -> None:
     part = path.with_name(f".{path.name}.{os.getpid()}{PART}")
     with writing(path):
         try:
-            with part.open("wb") as file:
+            with open(part, "wb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
                 write(file)
                 file.flush()
                 os.fsync(file.fileno())  # otherwise a power cut may leave the new name on old or empty blocks

@@ -91,6 +91,11 @@ def cosine_similarities(vectors: NDArray[np.floating]) -> NDArray[np.float64]:
     return _grid_cosines(unit_rows(vectors)) / _GRID
 
 
+def similarities_between(vectors: NDArray[np.floating], others: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Return cosines between rows, (n, d), (m, d) -> (n, m), rounded as `group_prompts` compares them."""
+    return _grid_cosines(unit_rows(vectors), unit_rows(others)) / _GRID
+
+
 def smallest_similarity(vectors: NDArray[np.floating]) -> float:
     """Return the smallest cosine between two rows of one group's vectors (n, d); 1.0 for a single row."""
     if len(vectors) < 2:

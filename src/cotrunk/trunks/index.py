@@ -1,0 +1,294 @@
+"""The index of a trunk cache in SQLite: which trunks there are, for whom, their members, and their use."""
+
+import json
+import os
+import sqlite3
+import threading
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import CotrunkError
+from ..planning.trunk_recipe import TrunkRecipe
+from ..planning.trunk_store import Vectors
+from .tensor_files import PRIVATE_FILE
+
+NAME = "index.sqlite"
+FORMAT = 1  # of the tables; also part of every key, because it tells what a tensor means
+HALF_LIFE = 86_400.0  # seconds in which a hit loses half of its weight, so that an old favourite is evicted in the end
+WAIT = 60.0  # seconds to wait while another process writes
+TABLES = """
+CREATE TABLE IF NOT EXISTS trunks (
+    number INTEGER PRIMARY KEY AUTOINCREMENT, digest TEXT NOT NULL UNIQUE, space TEXT NOT NULL, key TEXT NOT NULL,
+    members TEXT NOT NULL, owners TEXT NOT NULL, seed INTEGER NOT NULL, steps INTEGER NOT NULL,
+    precision TEXT NOT NULL, vectors BLOB NOT NULL, bytes INTEGER NOT NULL, sha256 TEXT NOT NULL,
+    rows_saved REAL NOT NULL, hits REAL NOT NULL, hit_at REAL NOT NULL, uses INTEGER NOT NULL, created REAL NOT NULL);
+CREATE INDEX IF NOT EXISTS trunks_of_key ON trunks (space, key);
+CREATE TABLE IF NOT EXISTS ghosts (
+    number INTEGER PRIMARY KEY AUTOINCREMENT, space TEXT NOT NULL, key TEXT NOT NULL, text TEXT NOT NULL,
+    owner TEXT NOT NULL, vectors BLOB NOT NULL, created REAL NOT NULL, UNIQUE (space, key, text));
+"""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A stored trunk.
+
+    Attributes:
+        number: in the order in which trunks were stored.
+        digest: of space, key and recipe; it names the file.
+        space: who may use it (see `access.Trunks`).
+        key: of everything apart from the recipe that can change a row (see `key.py`).
+        recipe: of the trunk.
+        owners: who wrote each member.
+        size: of the file, in bytes.
+        sha256: of the file.
+        rows_saved: denoiser rows that one use saves.
+        hits: uses, each of which loses half of its weight in a day.
+        hit_at: the time of the last use.
+        uses: all uses since it was stored.
+        created: the time at which it was stored.
+    """
+
+    number: int
+    digest: str
+    space: str
+    key: str
+    recipe: TrunkRecipe
+    owners: tuple[str, ...]
+    size: int
+    sha256: str
+    rows_saved: float
+    hits: float
+    hit_at: float
+    uses: int
+    created: float
+
+    def worth(self, now: float) -> float:
+        """Return the rows per byte that it is expected to save: the entries of least worth are evicted first."""
+        return self.rows_saved * decayed(self.hits, now - self.hit_at) / max(1, self.size)
+
+
+@dataclass(frozen=True, eq=False)
+class RememberedPrompt:
+    """A prompt that had no similar one: its text, its vector (d,), and when it was remembered."""
+
+    text: str
+    vector: Vectors
+    created: float
+
+
+def decayed(hits: float, seconds: float) -> float:
+    """Return what hits still weigh after some seconds."""
+    return hits * 2.0 ** (-max(0.0, seconds) / HALF_LIFE)
+
+
+class Index:
+    """The tables. All methods may be called from several threads, and by several processes on one file.
+
+    Args:
+        folder: of the file; None for an index in memory.
+
+    Raises:
+        CotrunkError: the file cannot be opened, is damaged, or was written by another version.
+    """
+
+    def __init__(self, folder: Path | None) -> None:
+        self.path = None if folder is None else folder / NAME
+        self._lock, self._own_changes = threading.RLock(), 0
+        try:
+            if (
+                self.path is not None
+            ):  # SQLite would make it readable for others; its log has the permissions of the file
+                os.close(os.open(self.path, os.O_RDWR | os.O_CREAT, PRIVATE_FILE))
+            self._db = sqlite3.connect(
+                ":memory:" if self.path is None else self.path, WAIT, isolation_level=None, check_same_thread=False
+            )
+            self._db.row_factory = sqlite3.Row
+            self._db.execute("PRAGMA journal_mode = WAL")
+            self._db.execute("PRAGMA synchronous = NORMAL")
+            self._db.execute("PRAGMA secure_delete = ON")  # overwrites the prompts of removed rows
+            with self.writing():
+                version = self._db.execute("PRAGMA user_version").fetchone()[0]
+                if version not in (0, FORMAT):
+                    raise CotrunkError(
+                        f"The trunk cache {folder} was written by another version of cotrunk: delete the folder, or "
+                        "choose another."
+                    )
+                for statement in TABLES.split(";"):
+                    self._db.execute(statement)
+                self._db.execute(f"PRAGMA user_version = {FORMAT}")
+        except OSError as error:
+            why = error.strerror or error
+            raise CotrunkError(f"Cannot open the trunk cache {folder}: {why}. Choose another folder.") from None
+        except sqlite3.Error as error:
+            raise CotrunkError(
+                f"The index {self.path} cannot be used ({error}): delete the folder, which loses only time."
+            ) from None
+
+    def close(self) -> None:
+        """Close the file."""
+        with self._lock:
+            self._db.close()
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Keep other processes and threads from writing until the block ends; undo its changes if it raises.
+
+        Files are written and swept inside such a block, so a sweep never meets a file whose row is still to come.
+        """
+        with self._lock:
+            if self._db.in_transaction:
+                yield
+                return
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+            except BaseException:
+                self._db.execute("ROLLBACK")
+                raise
+            self._db.execute("COMMIT")
+            self._own_changes += 1
+
+    def changes(self) -> tuple[int, int]:
+        """Return a value that differs after any process has changed the file."""
+        with self._lock:
+            return self._own_changes, self._db.execute("PRAGMA data_version").fetchone()[0]
+
+    def add(self, entry: Mapping[str, Any], recipe: TrunkRecipe, owners: Sequence[str], vectors: Vectors) -> None:
+        """Insert a trunk, as used once now.
+
+        Args:
+            entry: the columns apart from the recipe, owners and vectors.
+        """
+        row = {
+            **entry,
+            "members": json.dumps(recipe.members),
+            "owners": json.dumps(list(owners)),
+            "seed": recipe.seed,
+            "steps": recipe.steps,
+            "precision": recipe.precision,
+            "vectors": _packed(vectors),
+        }
+        names, marks = ", ".join(row), ", ".join("?" * len(row))
+        with self.writing():
+            self._db.execute(f"INSERT OR IGNORE INTO trunks ({names}) VALUES ({marks})", tuple(row.values()))
+
+    def entry(self, digest: str) -> Entry | None:
+        """Return the trunk of this digest, if there is one."""
+        return next(iter(self._entries("digest = ?", (digest,))), None)
+
+    def entry_of(self, number: int) -> Entry | None:
+        """Return the trunk of this number, if there is one."""
+        return next(iter(self._entries("number = ?", (number,))), None)
+
+    def entries(self) -> list[Entry]:
+        """Return all trunks in the order in which they were stored."""
+        return self._entries("TRUE", ())
+
+    def remove(self, digests: Collection[str]) -> None:
+        """Remove trunks."""
+        with self.writing():
+            self._db.executemany("DELETE FROM trunks WHERE digest = ?", [(digest,) for digest in digests])
+
+    def count_hit(self, digest: str, now: float) -> None:
+        """Count a use of a trunk."""
+        with self.writing():
+            found = self._db.execute("SELECT hits, hit_at FROM trunks WHERE digest = ?", (digest,)).fetchone()
+            if found is not None:
+                hits = decayed(found["hits"], now - found["hit_at"]) + 1
+                self._db.execute(
+                    "UPDATE trunks SET hits = ?, hit_at = ?, uses = uses + 1 WHERE digest = ?", (hits, now, digest)
+                )
+
+    def size(self) -> int:
+        """Return the bytes of all trunks."""
+        with self._lock:
+            return self._db.execute("SELECT COALESCE(SUM(bytes), 0) FROM trunks").fetchone()[0]
+
+    def add_ghost(self, space: str, key: str, text: str, owner: str, vector: Vectors, now: float, most: int) -> None:
+        """Remember a prompt that had no similar one. Beyond `most` of a space and key, the oldest are forgotten."""
+        with self.writing():
+            self._db.execute(
+                "INSERT OR REPLACE INTO ghosts (space, key, text, owner, vectors, created) VALUES (?, ?, ?, ?, ?, ?)",
+                (space, key, text, owner, _packed(vector), now),
+            )
+            self._db.execute(
+                "DELETE FROM ghosts WHERE space = ? AND key = ? AND number NOT IN "
+                "(SELECT number FROM ghosts WHERE space = ? AND key = ? ORDER BY number DESC LIMIT ?)",
+                (space, key, space, key, most),
+            )
+
+    def ghost(self, number: int) -> RememberedPrompt | None:
+        """Return a remembered prompt, if it is there."""
+        with self._lock:
+            row = self._db.execute("SELECT text, vectors, created FROM ghosts WHERE number = ?", (number,)).fetchone()
+        return None if row is None else RememberedPrompt(row["text"], _unpacked(row["vectors"])[0], row["created"])
+
+    def ghost_owners(self, space: str, key: str, text: str) -> set[str]:
+        """Return who wrote a remembered prompt."""
+        with self._lock:
+            rows = self._db.execute("SELECT owner FROM ghosts WHERE space=? AND key=? AND text=?", (space, key, text))
+            return {row["owner"] for row in rows}
+
+    def remove_older(self, created: float) -> list[str]:
+        """Remove what was stored before a time, and return the digests of the trunks."""
+        with self.writing():
+            rows = self._db.execute("SELECT digest FROM trunks WHERE created < ?", (created,)).fetchall()
+            self._db.execute("DELETE FROM ghosts WHERE created < ?", (created,))
+            self.remove([row["digest"] for row in rows])
+        return [row["digest"] for row in rows]
+
+    def remove_ghosts(self, space: str | None = None) -> int:
+        """Forget the prompts of a space, or of all, and return their number."""
+        with self.writing():
+            return self._db.execute("DELETE FROM ghosts WHERE space = ? OR ? IS NULL", (space, space)).rowcount
+
+    def count_ghosts(self) -> int:
+        """Return the number of remembered prompts."""
+        with self._lock:
+            return self._db.execute("SELECT COUNT(*) FROM ghosts").fetchone()[0]
+
+    def numbers(self, table: str, space: str, key: str) -> set[int]:
+        """Return the numbers of the trunks or ghosts of a space and key."""
+        with self._lock:
+            rows = self._db.execute(f"SELECT number FROM {table} WHERE space = ? AND key = ?", (space, key))
+            return {row["number"] for row in rows}
+
+    def vectors(self, table: str, numbers: Collection[int]) -> dict[int, Vectors]:
+        """Return the members' vectors of some trunks or ghosts."""
+        found = {}
+        with self._lock:
+            for number in numbers:
+                row = self._db.execute(f"SELECT vectors FROM {table} WHERE number = ?", (number,)).fetchone()
+                if row is not None:
+                    found[number] = _unpacked(row["vectors"])
+        return found
+
+    def _entries(self, where: str, values: Sequence[Any]) -> list[Entry]:
+        with self._lock:
+            rows = self._db.execute(f"SELECT * FROM trunks WHERE {where} ORDER BY number", values).fetchall()
+        return [_entry(row) for row in rows]
+
+
+def _entry(row: sqlite3.Row) -> Entry:
+    recipe = TrunkRecipe(tuple(json.loads(row["members"])), row["seed"], row["steps"], row["precision"])
+    same = ("number", "digest", "space", "key", "sha256", "rows_saved", "hits", "hit_at", "uses", "created")
+    return Entry(
+        recipe=recipe, owners=tuple(json.loads(row["owners"])), size=row["bytes"], **{name: row[name] for name in same}
+    )
+
+
+def _packed(vectors: Vectors) -> bytes:
+    """Return (m, d) vectors as bytes: m, then the rows."""
+    rows = np.atleast_2d(np.asarray(vectors, "<f4"))
+    return np.uint32(len(rows)).tobytes() + rows.tobytes()
+
+
+def _unpacked(content: bytes) -> Vectors:
+    count = int(np.frombuffer(content[:4], "<u4")[0])
+    return np.frombuffer(content[4:], "<f4").reshape(count, -1)

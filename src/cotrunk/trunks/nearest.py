@@ -1,0 +1,101 @@
+"""Find the stored trunk, or the earlier prompt, that is similar to all given prompts: the clique rule over time.
+
+Every given prompt must have at least the threshold's cosine to *every* stored member. The first members narrow the
+search: by one matrix product, or by faiss beyond `MATRIX_LIMIT` entries. What is left is compared in float64 and
+rounded as `planning.grouping` does, so both ways give equal results.
+"""
+
+import importlib.util
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..planning.grouping import similarities_between, unit_rows
+from ..planning.trunk_store import Vectors
+
+MATRIX_LIMIT = 20_000  # entries; a matrix product of this size takes about 10 ms
+MARGIN = 1e-4  # far above the rounding of a cosine in float32
+
+
+class Nearest:
+    """Unit vectors of entries, by the number of the entry. An entry has one vector per member."""
+
+    def __init__(self) -> None:
+        self._vectors: dict[int, Vectors] = {}
+        # the width of vectors; numbers; first members as a matrix or in faiss
+        self._narrowing: tuple[int, NDArray[np.int64], Any] | None = None
+
+    def __len__(self) -> int:
+        return len(self._vectors)
+
+    @property
+    def numbers(self) -> set[int]:
+        """The numbers of all entries."""
+        return set(self._vectors)
+
+    def update(self, added: Mapping[int, Vectors], removed: Iterable[int]) -> None:
+        """Add and remove entries."""
+        self._vectors |= {number: unit_rows(vectors) for number, vectors in added.items()}
+        for number in removed:
+            self._vectors.pop(number, None)
+        self._narrowing = None
+
+    def best(
+        self, vectors: Vectors, threshold: float, below: float | None = None, without: Collection[int] = ()
+    ) -> tuple[int, float] | None:
+        """Return the entry with the largest smallest cosine to the prompts, and that cosine; None if all are below.
+
+        Among equals it is the entry with the smallest number, which is the oldest.
+
+        Args:
+            vectors: (k, d) of the prompts.
+            threshold: smallest cosine of any prompt to any member.
+            below: every cosine is smaller than this; None for no limit.
+            without: entries that do not count.
+        """
+        unit = unit_rows(np.atleast_2d(vectors))
+        if not unit.any(axis=1).all():  # a prompt without a usable vector is similar to nothing
+            return None
+        found = sorted(self._narrowed(unit[0], threshold))
+        if not found:
+            return None
+        members = [self._vectors[number] for number in found]
+        starts = np.cumsum([0, *map(len, members[:-1])])
+        cosines = similarities_between(np.concatenate(members), unit)
+        smallest = np.minimum.reduceat(cosines.min(axis=1), starts)
+        usable = (smallest >= threshold) & ~np.isin(found, list(without))
+        if below is not None:
+            usable &= np.maximum.reduceat(cosines.max(axis=1), starts) < below
+        if not usable.any():
+            return None
+        place = int(np.where(usable, smallest, -np.inf).argmax())
+        return found[place], float(smallest[place])
+
+    def _narrowed(self, vector: Vectors, threshold: float) -> Iterable[int]:
+        """Return the entries whose first member may be similar enough to one prompt."""
+        if self._narrowing is None or self._narrowing[0] != len(vector):
+            usable = ((number, own) for number, own in self._vectors.items() if own.any(axis=1).all())
+            firsts_of = {number: own[0] for number, own in usable if own.shape[1] == len(vector)}
+            rows = np.array([*firsts_of.values()], np.float32).reshape(-1, len(vector))
+            self._narrowing = len(vector), np.array([*firsts_of], np.int64), _indexed(rows)
+        _, numbers, firsts = self._narrowing
+        if not len(numbers):
+            return []
+        if isinstance(firsts, np.ndarray):
+            places = np.flatnonzero(firsts @ vector >= threshold - MARGIN)
+        else:
+            places = firsts.range_search(vector[None], threshold - MARGIN)[2]
+        return [int(number) for number in numbers[places]]
+
+
+def _indexed(firsts: Vectors) -> Any:
+    """Return the rows as they are, or in faiss if there are many and faiss is installed."""
+    if len(firsts) <= MATRIX_LIMIT or importlib.util.find_spec("faiss") is None:
+        return firsts
+    import faiss
+
+    index = faiss.IndexFlatIP(firsts.shape[1])
+    index.add(firsts)
+    return index

@@ -1,0 +1,250 @@
+"""The trunks themselves: in memory, in files, and in the index, with limits on bytes and age.
+
+A file is written first, and its row is inserted after it, both in one transaction of the index. So whatever moment a
+process is killed at, a row has its file, and a file without a row is swept when the folder is opened next.
+"""
+
+import hashlib
+import time
+import warnings
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import CotrunkError
+from ..files import writing
+from ..planning.trunk_recipe import TrunkRecipe
+from ..planning.trunk_store import Found, Ghost, Vectors
+from .index import Entry, Index
+from .memory import Memory, Tensors, size_of
+from .nearest import Nearest
+from .tensor_files import PRIVATE_FOLDER, TensorFiles, packed, sha256_of
+
+GHOSTS = 4096  # earlier prompts without a similar one that are remembered per space and key
+TABLES_KEPT = 64  # spaces and keys whose vectors are kept in memory
+GIB = 2**30
+DAY = 86_400.0
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How much is kept.
+
+    Attributes:
+        memory: bytes of tensors in memory.
+        disk: bytes of files; without a folder, `memory` takes its place.
+        days: trunks and prompts are removed this long after they were stored; None for no limit.
+    """
+
+    memory: int = GIB
+    disk: int = 10 * GIB
+    days: float | None = None
+
+
+class Store:
+    """All trunks of a folder, of all owners. Several processes may use one folder.
+
+    Args:
+        folder: created if it does not exist; None keeps everything in the memory of this process.
+        limits: how much is kept.
+        now: returns the time in seconds.
+
+    Raises:
+        CotrunkError: the folder cannot be used.
+    """
+
+    def __init__(
+        self, folder: Path | None = None, limits: Limits = Limits(), now: Callable[[], float] = time.time
+    ) -> None:
+        self.folder, self.limits, self.now = folder, limits, now
+        if folder is not None:
+            with writing(folder):
+                folder.mkdir(mode=PRIVATE_FOLDER, parents=True, exist_ok=True)
+        self.index = Index(folder)
+        self.files = None if folder is None else TensorFiles(folder)
+        self.memory = Memory(limits.memory)
+        self._tables: dict[tuple[str, str, str], tuple[tuple[int, int], Nearest]] = {}
+        self._has_warned = False
+        self.sweep()
+
+    def digest(self, space: str, key: str, recipe: TrunkRecipe) -> str:
+        """Return the digest that names a trunk."""
+        return hashlib.sha256(f"{space}\0{recipe.digest(key)}".encode()).hexdigest()
+
+    def nearest(
+        self,
+        space: str,
+        key: str,
+        vectors: Vectors,
+        threshold: float,
+        below: float | None = None,
+        without: Collection[TrunkRecipe] = (),
+    ) -> Found | None:
+        """Return the trunk that is most similar to all prompts, as `access.Trunks.find` does."""
+        table, passed = self._table("trunks", space, key), set[int]()
+        while (found := table.best(vectors, threshold, below, passed)) is not None:
+            entry = self.index.entry_of(found[0])
+            if entry is not None and entry.created >= self._oldest() and entry.recipe not in without:
+                return Found(entry.recipe, found[1])
+            passed.add(found[0])  # the index has changed meanwhile, or it is too old
+        return None
+
+    def nearest_ghost(
+        self, space: str, key: str, vectors: Vectors, threshold: float, below: float | None = None
+    ) -> Ghost | None:
+        """Return the earlier lone prompt that is most similar to all prompts; None if none is near enough."""
+        table, passed = self._table("ghosts", space, key), set[int]()
+        while (found := table.best(vectors, threshold, below, passed)) is not None:
+            ghost = self.index.ghost(found[0])
+            if ghost is not None and ghost.created >= self._oldest():
+                return Ghost(ghost.text, ghost.vector, found[1])
+            passed.add(found[0])
+        return None
+
+    def remember(self, space: str, key: str, text: str, owner: str, vector: Vectors) -> None:
+        """Remember a prompt that had no similar one."""
+        self.index.add_ghost(space, key, text, owner, vector, self.now(), GHOSTS)
+
+    def has(self, digest: str) -> bool:
+        """Return whether a trunk is in the index."""
+        return self.index.entry(digest) is not None
+
+    def load(self, digest: str) -> Tensors | None:
+        """Return the tensors of a trunk, and count the use; None if it is not stored, too old, or its file is damaged.
+
+        A trunk whose file is missing or damaged is removed.
+        """
+        entry = self.index.entry(digest)
+        if entry is None or entry.created < self._oldest():
+            self.memory.drop(digest)
+            return None
+        tensors = self.memory.get(digest)
+        if tensors is None:
+            tensors = self.files.read(digest, entry.sha256) if self.files is not None else None
+            if tensors is None:
+                self.remove([digest])
+                return None
+            self.memory.put(digest, tensors)
+        self.index.count_hit(digest, self.now())
+        return tensors
+
+    def store(
+        self,
+        space: str,
+        key: str,
+        recipe: TrunkRecipe,
+        owners: Sequence[str],
+        tensors: Tensors,
+        vectors: Vectors,
+        rows_saved: float,
+    ) -> bool:
+        """Keep a trunk, and evict others if there are too many bytes. Return whether it was written.
+
+        A failure to write is a warning: a run does not depend on the cache.
+
+        Args:
+            owners: who wrote each member.
+            tensors: the outputs, by name.
+            vectors: (m, d) of the members.
+            rows_saved: denoiser rows that one use saves.
+        """
+        digest, now = self.digest(space, key, recipe), self.now()
+        content = packed(tensors) if self.files is not None else b""
+        row: dict[str, Any] = {
+            "digest": digest,
+            "space": space,
+            "key": key,
+            "bytes": len(content) or size_of(tensors),
+            "sha256": sha256_of(content),
+            "rows_saved": rows_saved,
+            "hits": 1.0,
+            "hit_at": now,
+            "uses": 0,
+            "created": now,
+        }
+        if row["bytes"] > self._limit or self.has(digest):
+            return False
+        try:
+            with self.index.writing():
+                if self.files is not None:
+                    self.files.write(digest, content)
+                self.index.add(row, recipe, owners, vectors)
+                evicted = self._evicted(now)
+                self.index.remove(evicted)
+        except (CotrunkError, OSError) as error:
+            if not self._has_warned:
+                warnings.warn(f"A trunk was not stored: {error}")
+            self._has_warned = True
+            return False
+        self.memory.put(digest, {name: tensor.detach().cpu() for name, tensor in tensors.items()})
+        self._forget(evicted)
+        self._remove_old()
+        return digest not in evicted
+
+    def remove(self, digests: Collection[str]) -> None:
+        """Remove trunks from everywhere."""
+        self.index.remove(digests)
+        self._forget(digests)
+
+    def is_whole(self, entry: Entry) -> bool:
+        """Return whether the file of a trunk can be read and has the content that was written."""
+        return self.files is None or self.files.read(entry.digest, entry.sha256) is not None
+
+    def sweep(self) -> tuple[int, int]:
+        """Remove what killed processes left: files without a row, and rows without a file. Return how many of each."""
+        self._remove_old()
+        if self.files is None:
+            return 0, 0
+        with self.index.writing():  # so that no process is between a file and its row
+            self.files.remove_parts()
+            on_disk, listed = set(self.files.digests()), {entry.digest for entry in self.index.entries()}
+            for digest in on_disk - listed:
+                self.files.remove(digest)
+            self.index.remove(listed - on_disk)
+        return len(on_disk - listed), len(listed - on_disk)
+
+    @property
+    def _limit(self) -> int:
+        return self.limits.memory if self.files is None else self.limits.disk
+
+    def _oldest(self) -> float:
+        """Return the time before which what was stored is too old."""
+        return -1.0 if self.limits.days is None else self.now() - self.limits.days * DAY
+
+    def _remove_old(self) -> None:
+        if self.limits.days is not None:
+            self._forget(self.index.remove_older(self._oldest()))
+
+    def _evicted(self, now: float) -> list[str]:
+        """Return the trunks of least worth, as many as are needed to keep the limit."""
+        excess, evicted = self.index.size() - self._limit, list[str]()
+        if excess > 0:
+            for entry in sorted(self.index.entries(), key=lambda entry: (entry.worth(now), entry.number)):
+                if excess <= 0:
+                    break
+                evicted.append(entry.digest)
+                excess -= entry.size
+        return evicted
+
+    def _forget(self, digests: Collection[str]) -> None:
+        """Remove the tensors of trunks that are no longer in the index."""
+        for digest in digests:
+            self.memory.drop(digest)
+            if self.files is not None:
+                self.files.remove(digest)
+
+    def _table(self, kind: str, space: str, key: str) -> Nearest:
+        """Return the vectors of a space and key, as the index has them now."""
+        place = (kind, space, key)
+        seen, table = self._tables.pop(place, (None, Nearest()))
+        changes = self.index.changes()
+        if seen != changes:
+            numbers = self.index.numbers(kind, space, key)
+            added, removed = numbers - table.numbers, table.numbers - numbers
+            if added or removed:
+                table.update(self.index.vectors(kind, added), removed)
+        self._tables[place] = changes, table
+        while len(self._tables) > TABLES_KEPT:
+            del self._tables[next(iter(self._tables))]
+        return table

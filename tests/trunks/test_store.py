@@ -1,0 +1,237 @@
+"""What is kept: memory, files, index; limits on bytes and age; damaged files and the leftovers of killed processes."""
+
+import stat
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from trunk_caches import KEY, Clock, cosine, directions, outputs, put
+
+from cotrunk.errors import CotrunkError
+from cotrunk.planning.trunk_recipe import TrunkRecipe
+from cotrunk.trunks import store as store_module
+from cotrunk.trunks.access import Trunks
+from cotrunk.trunks.index import HALF_LIFE
+from cotrunk.trunks.memory import Memory
+
+NEAR = cosine(10)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "trunks"
+
+
+def only_file(folder: Path) -> Path:
+    [path] = folder.glob("*/*.safetensors")
+    return path
+
+
+def size_of_one(folder: Path) -> int:
+    put(Trunks(folder), "a", "b", at=(0, 5))
+    return only_file(folder).stat().st_size
+
+
+def limited(folder: Path | None, *, count: float, size: int, clock: Clock | None = None) -> Trunks:
+    trunks = Trunks(folder, disk_gib=count * size / 2**30, memory_gib=count * size / 2**30)
+    if clock is not None:
+        trunks.backing.now = clock
+    return trunks
+
+
+@pytest.mark.parametrize("on_disk", [False, True])
+def test_a_trunk_comes_back_as_it_was(folder: Path, on_disk: bool) -> None:
+    trunks = Trunks(folder if on_disk else None)
+    recipe = put(trunks, "a", "b", at=(0, 5))
+    assert trunks.has(KEY, recipe)
+    for again in (trunks, *([Trunks(folder)] if on_disk else [])):
+        found = again.find(KEY, directions(2), NEAR)
+        assert found is not None
+        assert (found.recipe, found.similarity) == (recipe, pytest.approx(cosine(3), abs=1e-6))
+        loaded = again.load(KEY, found.recipe)
+        assert loaded is not None
+        assert torch.equal(loaded["output"], outputs()["output"])
+        assert loaded["output"].dtype == torch.float16
+
+
+def test_another_key_or_recipe_is_not_found(folder: Path) -> None:
+    trunks = Trunks(folder)
+    recipe = put(trunks, "a", "b", at=(0, 5))
+    assert trunks.find("another", directions(2), NEAR) is None
+    assert trunks.load("another", recipe) is None
+    for other in (TrunkRecipe(("b", "a"), 0, 4), TrunkRecipe(("a", "b"), 1, 4), TrunkRecipe(("a", "b"), 0, 5)):
+        assert trunks.load(KEY, other) is None
+    assert trunks.load(KEY, TrunkRecipe(("a", "b"), 0, 4, "float32")) is None
+
+
+def test_files_and_folders_are_private(folder: Path) -> None:
+    put(Trunks(folder), "a", "b", at=(0, 5))
+    for path in (folder, *folder.rglob("*")):
+        wanted = 0o700 if path.is_dir() else 0o600
+        assert stat.S_IMODE(path.stat().st_mode) == wanted, path
+
+
+@pytest.mark.parametrize("damage", ["changed", "cut", "gone", "another"])
+def test_a_damaged_file_is_a_miss_and_is_removed(folder: Path, damage: str) -> None:
+    recipe = put(Trunks(folder), "a", "b", at=(0, 5))
+    path = only_file(folder)
+    content = bytearray(path.read_bytes())
+    if damage == "changed":
+        content[-1] ^= 1
+    if damage == "another":
+        content = bytearray(b"not a tensor")
+    path.write_bytes(content[:-3] if damage == "cut" else content)
+    trunks = Trunks(folder)
+    if damage == "gone":
+        path.unlink()
+    assert trunks.load(KEY, recipe) is None
+    assert trunks.find(KEY, directions(2), NEAR) is None
+    assert not path.exists()
+    assert put(trunks, "a", "b", at=(0, 5)) == recipe  # it can be stored again
+    assert trunks.load(KEY, recipe) is not None
+
+
+def test_start_up_removes_what_killed_processes_left(folder: Path) -> None:
+    kept = put(Trunks(folder), "a", "b", at=(0, 5))
+    lost = put(Trunks(folder), "c", "d", at=(0, 5), seed=1)
+    with_file = Trunks(folder)
+    with_file.backing.files.path(with_file.backing.digest("own:local", KEY, lost)).unlink()
+    strays = [folder / "ab" / f"{'ab' * 32}.safetensors", folder / "ab" / ".x.safetensors.1.cotrunk-part"]
+    strays[0].parent.mkdir(exist_ok=True)
+    for stray in strays:
+        stray.write_bytes(b"x")
+    trunks = Trunks(folder)
+    assert not any(stray.exists() for stray in strays)
+    assert not trunks.has(KEY, lost)
+    assert trunks.load(KEY, kept) is not None
+
+
+def test_another_folder_of_the_user_is_left_alone(folder: Path) -> None:
+    notes = folder / "notes" / "list.safetensors"
+    notes.parent.mkdir(parents=True)
+    notes.write_bytes(b"mine")
+    Trunks(folder)
+    assert notes.read_bytes() == b"mine"
+
+
+@pytest.mark.parametrize("on_disk", [False, True])
+def test_the_trunk_of_least_worth_is_evicted(folder: Path, tmp_path: Path, on_disk: bool) -> None:
+    size = size_of_one(tmp_path / "one") if on_disk else 800
+    trunks = limited(folder if on_disk else None, count=2.5, size=size)
+    small = put(trunks, "a", "b", at=(0, 5), rows=1.0)
+    large = put(trunks, "c", "d", at=(0, 5), seed=1, rows=9.0)
+    last = put(trunks, "e", "f", at=(0, 5), seed=2, rows=5.0)
+    assert [trunks.has(KEY, each) for each in (small, large, last)] == [False, True, True]
+    assert len([*folder.glob("*/*.safetensors")]) == (2 if on_disk else 0)
+
+
+def test_hits_protect_a_trunk_but_not_for_ever(folder: Path, tmp_path: Path) -> None:
+    clock, size = Clock(), size_of_one(tmp_path / "one")
+    trunks = limited(folder, count=1.5, size=size, clock=clock)
+    favourite = put(trunks, "a", "b", at=(0, 5))
+    for _ in range(20):
+        assert trunks.load(KEY, favourite) is not None
+    second = put(trunks, "c", "d", at=(0, 5), seed=1)
+    assert trunks.has(KEY, favourite)
+    assert not trunks.has(KEY, second)
+    clock.seconds += 5 * HALF_LIFE  # 21 hits weigh less than one now
+    third = put(trunks, "e", "f", at=(0, 5), seed=2)
+    assert not trunks.has(KEY, favourite)
+    assert trunks.has(KEY, third)
+
+
+def test_a_trunk_larger_than_the_limit_is_not_stored(folder: Path) -> None:
+    trunks = Trunks(folder, disk_gib=100 / 2**30)
+    assert not trunks.store(KEY, TrunkRecipe(("a", "b"), 0, 4), outputs(), directions(0, 5), 8.0)
+    assert not [*folder.glob("*/*")]
+
+
+def test_what_is_old_is_removed(folder: Path) -> None:
+    clock = Clock()
+    trunks = Trunks(folder, days=2)
+    trunks.backing.now = clock
+    old = put(trunks, "a", "b", at=(0, 5))
+    trunks.remember(KEY, "c", directions(30)[0])
+    clock.seconds += 86_400
+    new = put(trunks, "d", "e", at=(0, 5), seed=1)
+    assert trunks.find(KEY, directions(2), NEAR).recipe == old
+    clock.seconds += 86_401
+    assert trunks.find(KEY, directions(2), NEAR).recipe == new
+    assert trunks.load(KEY, old) is None
+    assert trunks.ghosts(KEY, directions(31), NEAR) is None
+    put(trunks, "f", "g", at=(60, 65), seed=2)
+    assert {entry.recipe.members for entry in trunks.backing.index.entries()} == {("d", "e"), ("f", "g")}
+    assert len([*folder.glob("*/*.safetensors")]) == 2
+    assert trunks.backing.index.count_ghosts() == 0
+
+
+def test_an_earlier_prompt_is_found_but_not_the_same_again(folder: Path) -> None:
+    trunks = Trunks(folder)
+    trunks.remember(KEY, "a", directions(0)[0])
+    trunks.remember(KEY, "b", directions(20)[0])
+    for each in (trunks, Trunks(folder)):
+        ghost = each.ghosts(KEY, directions(4), NEAR)
+        assert (ghost.text, ghost.similarity) == ("a", pytest.approx(cosine(4), abs=1e-6))
+        assert ghost.vector.tolist() == directions(0)[0].tolist()
+        assert each.ghosts(KEY, directions(0), NEAR) is None
+        assert each.ghosts(KEY, directions(8, 12), cosine(9)) is None
+        assert each.ghosts("another", directions(4), NEAR) is None
+
+
+def test_the_list_of_earlier_prompts_is_bounded(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store_module, "GHOSTS", 3)
+    trunks = Trunks(folder)
+    for number in range(5):
+        trunks.remember(KEY, str(number), directions(20 * number)[0])
+    trunks.remember("another", "x", directions(0)[0])
+    assert trunks.backing.index.count_ghosts() == 4
+    assert trunks.ghosts(KEY, directions(1), NEAR) is None
+    assert trunks.ghosts(KEY, directions(81), NEAR).text == "4"
+
+
+def test_a_folder_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x", encoding="utf-8")
+    with pytest.raises(CotrunkError, match=r"[Cc]hoose another"):
+        Trunks(tmp_path / "file" / "trunks")
+
+
+@pytest.mark.parametrize("content", [b"not a database, although it is long enough to be one" * 40, None])
+def test_an_index_that_cannot_be_used_is_one_sentence(folder: Path, content: bytes | None) -> None:
+    trunks = Trunks(folder)
+    if content is None:
+        trunks.backing.index._db.execute("PRAGMA user_version = 99")
+    trunks.backing.index.close()
+    if content is not None:
+        (folder / "index.sqlite").write_bytes(content)
+    with pytest.raises(CotrunkError, match="delete the folder"):
+        Trunks(folder)
+
+
+def test_a_failure_to_write_is_one_warning(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trunks = Trunks(folder)
+
+    def fail(*_: object) -> None:
+        raise CotrunkError("Cannot write: no space left.")
+
+    monkeypatch.setattr(trunks.backing.files, "write", fail)
+    with warnings.catch_warnings(record=True) as caught:
+        recipe = put(trunks, "a", "b", at=(0, 5))
+        put(trunks, "c", "d", at=(0, 5))
+    assert [str(each.message) for each in caught] == ["A trunk was not stored: Cannot write: no space left."]
+    assert not trunks.has(KEY, recipe)
+    assert trunks.find(KEY, directions(2), NEAR) is None
+
+
+def test_memory_drops_what_was_not_used_for_longest() -> None:
+    memory = Memory(2000)  # 800 bytes each
+    for digest in "ab":
+        memory.put(digest, outputs())
+    assert memory.get("a") is not None
+    memory.put("c", outputs())
+    assert [digest for digest in "abc" if memory.get(digest) is not None] == ["a", "c"]
+    memory.put("c", outputs())
+    assert memory.size == 1600
+    memory.put("d", {"x": torch.zeros(5000)})
+    assert memory.get("d") is None
+    assert memory.size == 1600

@@ -127,12 +127,12 @@ def test_each_fact_of_a_call_is_computed_once(sharing: Sharing | None, monkeypat
 
         monkeypatch.setattr(f"{home}.{name}", counting)
 
-    for name in ("condition_keys", "truncated", "companions", "timesteps_of", "guidance_rows"):
+    for name in ("readings", "companions", "timesteps_of", "guidance_rows"):
         counted("cotrunk.planning.request", name)
     counted("cotrunk.generation", "needed_arguments")
     prepare(sd_with_text().pipe, PROMPTS, Settings(sharing, Skipping(), (0.1, 0.8), STEPS), guidance_scale=3.0)
     assert set(calls.values()) == {1}
-    assert len(calls) == (6 if sharing else 4)  # without sharing, it does not matter which prompts read alike
+    assert len(calls) == (5 if sharing else 4)  # without sharing, it does not matter which prompts read alike
 
 
 def test_settings_load_without_torch_and_numpy() -> None:

@@ -23,9 +23,11 @@ from transformers import (
 )
 
 from cotrunk.errors import CotrunkError
-from cotrunk.pipelines.tokenizers import condition_keys, truncated
+from cotrunk.pipelines import tokenizers
+from cotrunk.pipelines.tokenizers import readings
+from cotrunk.planning.cosines import unit_rows
 from cotrunk.planning.embedding import Encoder, from_prompt_embeds, pipeline_encoder, sentence_encoder
-from cotrunk.planning.grouping import group_prompts, unit_rows
+from cotrunk.planning.grouping import group_prompts
 from cotrunk.planning.threshold import RELATED, auto_threshold
 
 WORDS = ["a", "cat", "dog", "red", "blue", "sleeping", "running", "in", "the", "rain", "house", "small"]
@@ -173,11 +175,11 @@ def test_text_encoders_of_unknown_kinds_are_refused():
 
 def test_truncated():
     long = " ".join(["a"] * 10 + ["small red dog"])
-    assert truncated(pipe_with(t5()), ["a dog", long, "the house"]) == {1: "small red dog"}
-    assert truncated(pipe_with(None), [long]) == {0: "small red dog"}  # the tokenizer is enough
-    assert truncated(Pipe(), [long]) == {}
-    assert truncated(pipe_with(t5()), []) == {}
-    assert truncated(Pipe(tokenizer=tokenizer(int(1e30)), text_encoder=None), [long]) == {}
+    assert readings(pipe_with(t5()), ["a dog", long, "the house"]).truncated == {1: "small red dog"}
+    assert readings(pipe_with(None), [long]).truncated == {0: "small red dog"}  # the tokenizer is enough
+    assert readings(Pipe(), [long]).truncated == {}
+    assert readings(pipe_with(t5()), []).truncated == {}
+    assert readings(Pipe(tokenizer=tokenizer(int(1e30)), text_encoder=None), [long]).truncated == {}
 
 
 def test_truncated_at_the_limit_of_the_pipeline():
@@ -186,17 +188,26 @@ def test_truncated_at_the_limit_of_the_pipeline():
             raise NotImplementedError
 
     pipe, prompts = Limited(tokenizer=tokenizer(int(1e30))), ["a dog", "a small red dog running"]
-    assert truncated(pipe, prompts) == {1: "dog running"}
-    assert truncated(pipe, prompts, {"max_sequence_length": 3}) == {0: "dog", 1: "small red dog running"}
-    assert truncated(pipe, prompts, {"max_sequence_length": 1}) == {0: "a dog", 1: "a small red dog running"}
-    alike = condition_keys(pipe, prompts, {"max_sequence_length": 3})
+    assert readings(pipe, prompts).truncated == {1: "dog running"}
+    assert readings(pipe, prompts, {"max_sequence_length": 3}).truncated == {0: "dog", 1: "small red dog running"}
+    assert readings(pipe, prompts, {"max_sequence_length": 1}).truncated == {0: "a dog", 1: "a small red dog running"}
+    alike = readings(pipe, prompts, {"max_sequence_length": 3}).keys
     assert alike[0] == alike[1]
-    assert len(set(condition_keys(pipe, ["a dog", "a cat"]))) == 2
+    assert len(set(readings(pipe, ["a dog", "a cat"]).keys)) == 2
 
 
-def test_prompts_that_read_alike_have_equal_condition_keys():
+def test_many_prompts_are_tokenized_block_by_block(monkeypatch):
+    long = " ".join(["a"] * 10 + ["small red dog"])
+    prompts = ["a cat", long, "the house", long, "a dog"]
+    whole = readings(pipe_with(t5()), prompts)
+    monkeypatch.setattr(tokenizers, "BLOCK", 2)
+    assert readings(pipe_with(t5()), prompts) == whole
+    assert sorted(whole.truncated) == [1, 3]
+
+
+def test_prompts_that_read_alike_have_equal_keys():
     def alike(first, second, **pipe):
-        one, other = condition_keys(Pipe(**pipe), [first, second])
+        one, other = readings(Pipe(**pipe), [first, second]).keys
         return one == other
 
     short, long = tokenizer(6), tokenizer(int(1e30))  # 6 leave room for 4 words
@@ -205,7 +216,7 @@ def test_prompts_that_read_alike_have_equal_condition_keys():
     assert alike("a cat in the rain", "a cat in the house", tokenizer=short)
     assert not alike("a cat in the rain", "a cat in the house", tokenizer=short, tokenizer_3=long)
     assert not alike("a zebra", "a lion")  # no tokenizer: the texts
-    assert condition_keys(Pipe(tokenizer=short), []) == []
+    assert readings(Pipe(tokenizer=short), []).keys == []
 
 
 @pytest.mark.parametrize("pipeline", ["PixArtAlpha", "PixArtSigma", "Sana", "Latte", "Lumina"])
@@ -214,7 +225,7 @@ def test_prompts_that_the_pipeline_rewrites_to_equal_texts(pipeline):
     pipe = kind.__new__(kind)
     vars(pipe).update(tokenizer=tokenizer(), text_encoder=None)
     arguments = {"clean_caption": False}  # cleaning needs other packages
-    one, other, third = condition_keys(pipe, ["A Red Dog", " a red dog", "a red cat"], arguments)
+    one, other, third = readings(pipe, ["A Red Dog", " a red dog", "a red cat"], arguments).keys
     assert one == other != third
 
 

@@ -8,19 +8,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cotrunk.errors import CotrunkError
-from cotrunk.planning import grouping
+from cotrunk.planning import greedy_cliques, grouping, neighbours
+from cotrunk.planning.cosines import unit_rows
 from cotrunk.planning.grouping import cosine_similarities, dendrogram, group_prompts, smallest_similarity
 
-PATHS = {"dense": 10**9, "sparse": 0}
+PATHS = {"dense": (10**9, 10**9), "sparse": (0, 10**9), "approximate": (0, 0)}
 
 
 @pytest.fixture(params=PATHS)
 def either_path(request):
-    """Run a test through the dense and the sparse path."""
-    limit = grouping.DENSE_LIMIT
-    grouping.DENSE_LIMIT = PATHS[request.param]
-    yield request.param
-    grouping.DENSE_LIMIT = limit
+    """Run a test through the dense path, the sparse path, and the sparse path with an approximate search."""
+    with pytest.MonkeyPatch.context() as patch:
+        dense, exact = PATHS[request.param]
+        patch.setattr(grouping, "DENSE_LIMIT", dense)
+        patch.setattr(neighbours, "EXACT_LIMIT", exact)
+        patch.setattr(neighbours, "PER_CELL", 4)  # several cells, although tests have few prompts
+        patch.setattr(neighbours, "BLOCK", 7)
+        yield request.param
 
 
 @st.composite
@@ -150,7 +154,7 @@ def test_many_duplicates_do_not_crowd_out_the_neighbours(monkeypatch):
 
 def test_sparse_searches_again_where_neighbours_ran_out(monkeypatch):
     monkeypatch.setattr(grouping, "DENSE_LIMIT", 0)
-    monkeypatch.setattr(grouping, "NEIGHBOURS", 4)
+    monkeypatch.setattr(greedy_cliques, "NEIGHBOURS", 4)
     rng = np.random.default_rng(0)
     vectors = (np.ones(16) + 0.05 * rng.standard_normal((400, 16))).astype(np.float32)  # all alike
     assert len(group_prompts(vectors, 0.9)) <= 84  # 80 is optimal; a single round leaves far more
@@ -163,6 +167,30 @@ def test_sparse_saves_as_much_as_dense(monkeypatch):
     sparse = group_prompts(vectors, 0.6)
     assert 3 * len(dense) < 2 * len(vectors)  # otherwise the comparison would prove nothing
     assert len(sparse) <= 1.03 * len(dense)
+
+
+def test_the_approximate_search_loses_little_of_the_saving(monkeypatch):
+    monkeypatch.setattr(grouping, "DENSE_LIMIT", 0)
+    vectors = clustered(3000, spread=0.6)
+    exact = group_prompts(vectors, 0.6)
+    monkeypatch.setattr(neighbours, "EXACT_LIMIT", 0)
+    monkeypatch.setattr(neighbours, "PROBES", 3)  # of 11 cells
+    approximate = group_prompts(vectors, 0.6)
+    assert approximate != exact  # otherwise the search was exact
+    assert len(approximate) <= 1.03 * len(exact)
+
+
+def test_the_approximate_search_finds_a_vector_itself_and_pads_what_it_does_not_find(monkeypatch):
+    monkeypatch.setattr(neighbours, "EXACT_LIMIT", 0)
+    monkeypatch.setattr(neighbours, "PER_CELL", 2)
+    monkeypatch.setattr(neighbours, "PROBES", 1)
+    rows = unit_rows(np.random.default_rng(0).standard_normal((40, 8)))
+    [(start, cosines, found)] = neighbours.neighbours(rows, 30)
+    assert start == 0
+    assert (found[:, 0] == np.arange(40)).all()
+    assert ((found == -1) == np.isneginf(cosines)).all()
+    assert (found == -1).any()
+    assert (cosines[:, 1:] <= cosines[:, :-1]).all()
 
 
 def smallest_cover(related):

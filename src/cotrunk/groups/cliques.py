@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import CotrunkError
-from ..planning.grouping import unit_rows
+from ..planning.cosines import unit_rows
 
 BLOCK = 512  # captions compared with all others at once
 ENUMERATED = 16  # a caption with more than this multiple of the wanted cliques gets them by random growth

@@ -1,6 +1,7 @@
 """Find out which part of a text a pipeline's tokenizers read, and which they truncate."""
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 from .cost import argument
 
 LONGEST = 512  # most tokens of a prompt that an encoder for grouping reads
+BLOCK = 4096  # texts that are tokenized at once
 SUFFIXES = ("", "_2", "_3", "_4")  # of a pipeline's tokenizers and text encoders
 NONE: Mapping[str, Any] = MappingProxyType({})  # a call without arguments, so with the pipeline's defaults
 
@@ -22,36 +24,38 @@ def first_pair(pipe: Any) -> tuple[Any, Any]:
     return _tokenizer(tokenizer), text_encoder
 
 
-def truncated(pipe: Any, prompts: Sequence[str], arguments: Mapping[str, Any] = NONE) -> dict[int, str]:
-    """Return the prompts that the pipeline's first tokenizer truncates: index -> the text that is cut off.
+@dataclass(frozen=True)
+class Readings:
+    """What the tokenizers of a pipeline read of some prompts.
 
-    The limit is the tokenizer's, or the `max_sequence_length` of a call with these arguments if that is smaller. A
-    second text encoder may read further (T5 in SD 3 and Flux). The result is empty
-    if there is no tokenizer, or if it has no limit.
+    Attributes:
+        keys: per prompt, its tokens up to the limits of the tokenizers. Prompts with equal keys have equal conditions,
+            so their images differ only by noise. (A tokenizer may give all unknown words the same token, for example.)
+            Without a tokenizer, the prompts themselves.
+        truncated: index of a prompt -> the text that the first tokenizer cuts off. The limit is the tokenizer's, or the
+            `max_sequence_length` of the call if that is smaller. A second text encoder may read further (T5 in SD 3 and
+            Flux).
     """
-    tokenizer, _ = first_pair(pipe)
-    if tokenizer is None:
-        return {}
-    tokens, room = _tokens(pipe, tokenizer, _rewritten(pipe, prompts, arguments), arguments)
-    if room is None:
-        return {}
-    return {i: tokenizer.decode(ids[room:]).strip() for i, ids in enumerate(tokens) if len(ids) > room}
+
+    keys: list[Hashable]
+    truncated: dict[int, str]
 
 
-def condition_keys(pipe: Any, prompts: Sequence[str], arguments: Mapping[str, Any] = NONE) -> list[Hashable]:
-    """Return the tokens of each prompt in a call with these arguments, up to the limits of the tokenizers.
-
-    Prompts with equal keys have equal conditions, so their images differ only by noise. (A tokenizer may give all
-    unknown words the same token, for example.) Without a tokenizer, return the prompts themselves.
-    """
+def readings(pipe: Any, prompts: Sequence[str], arguments: Mapping[str, Any] = NONE) -> Readings:
+    """Return what the tokenizers of a pipeline read of the prompts in a call with these arguments."""
     texts = _rewritten(pipe, prompts, arguments)
-    readings: list[list[bytes]] = []
-    for suffix in SUFFIXES:
-        tokenizer = _tokenizer(getattr(pipe, f"tokenizer{suffix}", None))
-        if tokenizer is not None:
-            tokens, room = _tokens(pipe, tokenizer, texts, arguments)
-            readings.append([np.asarray(ids[:room], np.int32).tobytes() for ids in tokens])
-    return list(zip(*readings, strict=True)) if readings else list(texts)
+    tokenizers = [_tokenizer(getattr(pipe, f"tokenizer{suffix}", None)) for suffix in SUFFIXES]
+    first, _ = first_pair(pipe)
+    truncated: dict[int, str] = {}
+    read: list[list[bytes]] = []
+    for tokenizer in (tokenizer for tokenizer in tokenizers if tokenizer is not None):
+        own = list[bytes]()
+        for i, (ids, room) in enumerate(_tokens(pipe, tokenizer, texts, arguments)):
+            own.append(np.asarray(ids[:room], np.int32).tobytes())
+            if tokenizer is first and room is not None and len(ids) > room:
+                truncated[i] = tokenizer.decode(ids[room:]).strip()
+        read.append(own)
+    return Readings(list(zip(*read, strict=True)) if read else list(texts), truncated)
 
 
 def token_counts(pipe: Any, texts: Sequence[str], arguments: Mapping[str, Any] = NONE) -> list[int]:
@@ -59,8 +63,7 @@ def token_counts(pipe: Any, texts: Sequence[str], arguments: Mapping[str, Any] =
     tokenizer, _ = first_pair(pipe)
     if tokenizer is None:
         return [0] * len(texts)
-    tokens, room = _tokens(pipe, tokenizer, _rewritten(pipe, texts, arguments), arguments)
-    return [len(ids[:room]) for ids in tokens]
+    return [len(ids[:room]) for ids, room in _tokens(pipe, tokenizer, _rewritten(pipe, texts, arguments), arguments)]
 
 
 def _tokenizer(component: Any) -> Any:
@@ -77,13 +80,13 @@ def _rewritten(pipe: Any, prompts: Sequence[str], arguments: Mapping[str, Any]) 
 
 def _tokens(
     pipe: Any, tokenizer: Any, texts: list[str], arguments: Mapping[str, Any]
-) -> tuple[list[list[int]], int | None]:
-    """Return the tokens of each text without special ones, and how many of them are read; None for all."""
+) -> Iterator[tuple[list[int], int | None]]:
+    """Yield the tokens of each text without special ones, and how many of them are read; None for all."""
     limit = _token_limit(pipe, tokenizer, arguments)
     room = None if limit is None else max(0, limit - tokenizer.num_special_tokens_to_add())
-    if not texts:
-        return [], room
-    return tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"], room
+    for start in range(0, len(texts), BLOCK):  # what a tokenizer returns takes kilobytes per text
+        for ids in tokenizer(texts[start : start + BLOCK], add_special_tokens=False, verbose=False)["input_ids"]:
+            yield ids, room
 
 
 def _token_limit(pipe: Any, tokenizer: Any, arguments: Mapping[str, Any]) -> int | None:

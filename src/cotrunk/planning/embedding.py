@@ -13,7 +13,7 @@ from torch import Tensor
 from ..errors import CotrunkError, first_line
 from ..pipelines.hub import is_here
 from ..pipelines.tokenizers import LONGEST, _token_limit, first_pair
-from .grouping import unit_rows
+from .cosines import unit_rows
 
 BATCH = 64  # prompts per forward of a text encoder
 Vectors = NDArray[np.float32]

@@ -18,13 +18,11 @@ from scipy.cluster.hierarchy import fcluster, leaves_list, linkage
 from scipy.spatial.distance import squareform
 
 from ..errors import CotrunkError
+from .cosines import GRID, Unit, grid_cosines, unit_rows
+from .greedy_cliques import greedy_cliques
 
 DENSE_LIMIT = 4096  # prompts; for more, all cosines (8 bytes per pair) and their O(n^2) linkage cost too much
-NEIGHBOURS = 32  # candidates per prompt in the sparse path; several times the usual group size
-_GRID = 1_000_000  # cosines are compared as integers, after multiplication by this
-_APART = 3.0 * _GRID  # for pairs that must not share; real distances are at most 2
-
-Unit = NDArray[np.float32]
+_APART = 3.0 * GRID  # for pairs that must not share; real distances are at most 2
 
 
 def group_prompts(
@@ -72,7 +70,7 @@ def group_prompts(
 
     unit = unit_rows(vectors)
     low = _grid_ceil(threshold)
-    high = 2 * _GRID if upper is None else _grid_ceil(upper)
+    high = 2 * GRID if upper is None else _grid_ceil(upper)
     limit = len(unit) if max_group is None else max_group
 
     groups: list[list[int]] = []
@@ -88,7 +86,7 @@ def group_prompts(
 
 def cosine_similarities(vectors: NDArray[np.floating]) -> NDArray[np.float64]:
     """Return the cosines of all pairs of rows, (n, d) -> (n, n), rounded as `group_prompts` compares them."""
-    return _grid_cosines(unit_rows(vectors)) / _GRID
+    return grid_cosines(unit_rows(vectors)) / GRID
 
 
 def similarities_between(vectors: NDArray[np.floating], others: NDArray[np.floating]) -> NDArray[np.float64]:
@@ -122,35 +120,18 @@ def dendrogram(vectors: NDArray[np.floating]) -> list[tuple[int, int, float]]:
     order = np.array(sorted(range(n), key=lambda i: (unit[i].tobytes(), i)))
     node = [int(i) for i in order] + list(range(n, 2 * n - 1))  # canonical numbering -> the caller's
     merges = []
-    for a, b, height, _ in _complete_linkage(_GRID - _grid_cosines(unit[order])):
+    for a, b, height, _ in _complete_linkage(GRID - grid_cosines(unit[order])):
         first, second = sorted((node[int(a)], node[int(b)]))
-        merges.append((first, second, (_GRID - height) / _GRID))
+        merges.append((first, second, (GRID - height) / GRID))
     return merges
-
-
-def unit_rows(vectors: NDArray[np.floating]) -> Unit:
-    """Return rows of unit length, float32; a row that is zero or holds a value that is not finite becomes zero."""
-    unit = np.empty(vectors.shape, np.float32)
-    for start in range(0, len(vectors), 4096):  # in blocks: float64 copies of 100,000 rows are large
-        block = np.asarray(vectors[start : start + 4096], np.float64)
-        block = np.where(np.isfinite(block).all(axis=1, keepdims=True), block, 0.0)
-        length = np.linalg.norm(block, axis=1, keepdims=True)
-        unit[start : start + 4096] = np.divide(block, length, out=np.zeros_like(block), where=length > 0)
-    return unit + np.float32(0)  # turns -0.0 into 0.0: equal rows have equal bytes
-
-
-def _grid_cosines(unit: Unit, other: Unit | None = None) -> NDArray[np.float64]:
-    """Return cosines times 1e6 as whole numbers: (n, d), (m, d) -> (n, m)."""
-    right = unit if other is None else other
-    return np.rint((unit.astype(np.float64) @ right.astype(np.float64).T).clip(-1, 1) * _GRID)
 
 
 def _grid_ceil(cosine: float) -> int:
     """Return the smallest k with k / 1e6 >= cosine, compared as floats: in floats, 0.29 * 1e6 is above 290000."""
-    k = math.ceil(cosine * _GRID)
-    while (k - 1) / _GRID >= cosine:
+    k = math.ceil(cosine * GRID)
+    while (k - 1) / GRID >= cosine:
         k -= 1
-    while k / _GRID < cosine:
+    while k / GRID < cosine:
         k += 1
     return k
 
@@ -189,11 +170,11 @@ def _dense(unit: Unit, codes: NDArray[np.intp], low: int, high: int, limit: int)
     n = len(unit)
     if n < 2:
         return [[i] for i in range(n)]
-    cosines = _grid_cosines(unit)
-    distances = _GRID - cosines
+    cosines = grid_cosines(unit)
+    distances = GRID - cosines
     distances[(cosines >= high) | (codes[:, None] == codes[None, :])] = _APART
     merges = _complete_linkage(distances)
-    labels = fcluster(merges, _GRID - low + 0.5, "distance")
+    labels = fcluster(merges, GRID - low + 0.5, "distance")
     clusters: dict[int, list[int]] = {}
     for leaf in leaves_list(merges):
         clusters.setdefault(int(labels[leaf]), []).append(int(leaf))
@@ -222,72 +203,6 @@ def _sparse(unit: Unit, codes: NDArray[np.intp], low: int, high: int, limit: int
         kept = layer[count[layer] > occurrence]
         if occurrence == 0 or len(kept) < len(layer):
             layer = kept
-            partition = _greedy_cliques(unit[first[layer]], codes[first[layer]], low, high, limit)
+            partition = greedy_cliques(unit[first[layer]], codes[first[layer]], low, high, limit)
         groups += [[int(first[layer[i]]) + occurrence for i in clique] for clique in partition]
     return groups
-
-
-def _greedy_cliques(unit: Unit, codes: NDArray[np.intp], low: int, high: int, limit: int) -> list[list[int]]:
-    """Merge along candidate edges, most similar first, wherever the union is still a clique of at most `limit`."""
-    members = [[i] for i in range(len(unit))]  # of the cluster that i leads; empty once it has been merged into another
-    leader = list(range(len(unit)))
-    refused: dict[int, set[int]] = {}  # pairs of leaders whose clusters cannot merge, even after they grow
-    active = np.arange(len(unit))
-    while len(active) > 1:
-        pairs, saturated = _candidate_pairs(unit, codes, active, low, high)
-        merged = False
-        for i, j in pairs.tolist():
-            a, b = leader[i], leader[j]
-            if a == b or len(members[a]) + len(members[b]) > limit or b in refused.get(a, ()):
-                continue
-            if len(members[a]) + len(members[b]) > 2:  # for two single prompts their edge is enough
-                cosines = _grid_cosines(unit[members[a]], unit[members[b]])
-                same = codes[members[a]][:, None] == codes[members[b]][None, :]
-                if cosines.min() < low or cosines.max() >= high or same.any():
-                    refused.setdefault(a, set()).add(b)
-                    refused.setdefault(b, set()).add(a)
-                    continue
-            a, b = sorted((a, b), key=lambda c: (-len(members[c]), c))
-            for member in members[b]:
-                leader[member] = a
-            members[a] += members[b]
-            members[b] = []
-            for other in refused.pop(b, ()):
-                refused[other].discard(b)
-                refused[other].add(a)
-                refused.setdefault(a, set()).add(other)
-            merged = True
-        # A prompt that has seen all its qualifying neighbours is finished. The others search again among
-        # themselves, if their cluster has room.
-        active = saturated[[len(members[leader[i]]) < limit for i in saturated]] if merged else saturated[:0]
-    return [clique for clique in members if clique]
-
-
-def _candidate_pairs(
-    unit: Unit, codes: NDArray[np.intp], active: NDArray[np.intp], low: int, high: int
-) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """Return the qualifying pairs (e, 2) among neighbours of the active rows, and the rows that may have more."""
-    import faiss
-
-    rows = unit[active]
-    # with an upper limit, neighbours that are too similar come first: search further
-    k = min(len(active), 1 + NEIGHBOURS * (4 if high <= _GRID else 1))
-    similar, neighbour = faiss.knn(rows, rows, k, metric=faiss.METRIC_INNER_PRODUCT)
-    saturated = active[similar[:, -1] * _GRID >= low - 1] if k < len(active) else active[:0]
-
-    near = similar * _GRID >= low - 1  # a preliminary selection in float32; the exact one is below
-    left, right = active[np.nonzero(near)[0]], active[neighbour[near]]
-    left, right = np.minimum(left, right), np.maximum(left, right)
-    # each pair once (the search finds it from both ends), in canonical order, without pairs of one prompt
-    pair = np.unique((left * len(unit) + right)[codes[left] != codes[right]])
-    left, right = pair // len(unit), pair % len(unit)
-
-    cosines = np.empty(len(pair))
-    for start in range(0, len(pair), 16_384):
-        some = slice(start, start + 16_384)
-        product = np.einsum("ed,ed->e", unit[left[some]], unit[right[some]], dtype=np.float64)
-        cosines[some] = np.rint(product.clip(-1, 1) * _GRID)
-    keep = (cosines >= low) & (cosines < high)
-    left, right, cosines = left[keep], right[keep], cosines[keep]
-    order = np.argsort(-cosines, kind="stable")
-    return np.stack([left[order], right[order]], axis=1), saturated

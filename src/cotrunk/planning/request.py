@@ -15,7 +15,7 @@ from ..pipelines.batch_compatibility import companions
 from ..pipelines.cost import argument, guidance_rows, timesteps_of
 from ..pipelines.noise_schedule import read_schedule
 from ..pipelines.prompt_weights import plain_text
-from ..pipelines.tokenizers import condition_keys, truncated
+from ..pipelines.tokenizers import Readings, readings
 from ..settings import Sharing
 from .embedding import Encoder, from_prompt_embeds, pipeline_encoder, sentence_encoder
 from .grouping import check_size
@@ -93,7 +93,11 @@ class Request:
             return [None] * self.arguments.prompts
         if self.has_embeddings:
             return list(self.arguments.identities(None))
-        return condition_keys(self.pipe, self.prompts, self.arguments.arguments)
+        return self._readings.keys
+
+    @cached_property
+    def _readings(self) -> Readings:
+        return readings(self.pipe, self.prompts or (), self.arguments.arguments)
 
     def plan(self, sharing: Sharing | None, *, seed: int | Sequence[int] = 0, images_per_prompt: int = 1) -> Plan:
         """Decide what the prompts share.
@@ -206,9 +210,6 @@ class Request:
         pooled = call.get("pooled_prompt_embeds")
         return from_prompt_embeds(call["prompt_embeds"], pooled, mask), float(sharing.similarity)
 
-    def _truncated(self) -> tuple[tuple[int, str], ...]:
-        return tuple(truncated(self.pipe, self.prompts or (), self.arguments.arguments).items())
-
     def _findings(self) -> Findings:
         if self.prompts is None:
             return Findings()
@@ -216,7 +217,7 @@ class Request:
         for i, (read, text) in enumerate(zip(self.reads, self.prompts, strict=True)):
             texts_of.setdefault(read, {}).setdefault(text, i)
         return Findings(
-            truncated=() if self.has_embeddings else self._truncated(),
+            truncated=() if self.has_embeddings else tuple(self._readings.truncated.items()),
             alike=tuple(tuple(found.values()) for found in texts_of.values() if len(found) > 1),
         )
 

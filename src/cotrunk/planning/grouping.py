@@ -91,7 +91,7 @@ def cosine_similarities(vectors: NDArray[np.floating]) -> NDArray[np.float64]:
 
 def similarities_between(vectors: NDArray[np.floating], others: NDArray[np.floating]) -> NDArray[np.float64]:
     """Return cosines between rows, (n, d), (m, d) -> (n, m), rounded as `group_prompts` compares them."""
-    return _grid_cosines(unit_rows(vectors), unit_rows(others)) / _GRID
+    return grid_cosines(unit_rows(vectors), unit_rows(others)) / GRID
 
 
 def smallest_similarity(vectors: NDArray[np.floating]) -> float:

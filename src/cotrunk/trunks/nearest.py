@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..planning.grouping import similarities_between, unit_rows
+from ..planning.cosines import unit_rows
+from ..planning.grouping import similarities_between
 from ..planning.trunk_store import Vectors
 
 MATRIX_LIMIT = 20_000  # entries; a matrix product of this size takes about 10 ms

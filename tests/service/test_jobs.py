@@ -58,7 +58,8 @@ def test_what_is_not_an_id_is_not_found(store: Store, name: str) -> None:
 
 def test_images_share_a_bucket_if_owner_settings_and_group_are_the_same() -> None:
     one = ImageRequest("a", {"x": 1, "y": 2})
-    assert one.bucket("ann") == ImageRequest("b", {"y": 2, "x": 1}, seed=3, wait_ms=1, rows=9).bucket("ann")
+    same = {"y": 2, "x": 1, "output": {"format": "webp"}}
+    assert one.bucket("ann") == ImageRequest("b", same, seed=3, wait_ms=1, rows=9).bucket("ann")
     others = [
         one.bucket("bob"),
         ImageRequest("a", {"x": 1}).bucket("ann"),
@@ -87,6 +88,21 @@ def test_a_full_queue_refuses_a_job_and_keeps_nothing_of_it(store: Store) -> Non
     assert len(store.jobs("ann")) == 1
     run(store)
     accept(store, "c", max_waiting_rows=100, idempotency_key="k")
+
+
+def test_an_empty_queue_takes_a_job_of_any_size(store: Store) -> None:
+    accept(store, *"abc", max_waiting_rows=100)
+    with pytest.raises(QueueFull):
+        accept(store, "d", max_waiting_rows=100)
+
+
+def test_the_events_of_all_jobs_are_read_together(store: Store) -> None:
+    assert store.last_event() == 0
+    one = accept(store, "a")
+    before = store.last_event()
+    other = accept(store, "b", owner="bob")
+    assert [event.job for event in store.all_events(0)] == [one, other]
+    assert [event.id for event in store.all_events(before)] == [store.last_event()]
 
 
 def test_the_queue_tells_what_waits_and_since_when(store: Store, clock) -> None:

@@ -6,11 +6,12 @@ number. Therefore every transaction that adds an event holds the row of its job 
 
 from typing import Any
 
-from sqlalchemy import Connection, insert, select
+from sqlalchemy import Connection, Select, func, insert, select
 
 from .records import Event
 from .tables import events
 
+COLUMNS = (events.c.id, events.c.job, events.c.kind, events.c.data, events.c.created)
 LIMIT = 500  # events per reading; the reader asks again after the last
 
 
@@ -20,11 +21,23 @@ def add(connection: Connection, now: float, job: str, kind: str, data: dict[str,
 
 def after(connection: Connection, job: str, last: int) -> list[Event]:
     """Return the events of a job with a number above `last`, oldest first, at most `LIMIT`."""
+    return _read(connection, select(*COLUMNS).where(events.c.job == job), last)
+
+
+def of_all_jobs(connection: Connection, last: int) -> list[Event]:
+    """Return the events of all jobs with a number above `last`, at most `LIMIT`.
+
+    A reader may miss some, because those of different jobs may get their numbers in another order than they appear.
+    """
+    return _read(connection, select(*COLUMNS), last)
+
+
+def newest(connection: Connection) -> int:
+    """Return the highest number of an event, 0 if there are none."""
+    return connection.scalar(select(func.max(events.c.id))) or 0
+
+
+def _read(connection: Connection, query: Select[Any], last: int) -> list[Event]:
     last = max(-1, min(last, 2**62))
-    found = (
-        select(events.c.id, events.c.job, events.c.kind, events.c.data, events.c.created)
-        .where(events.c.job == job, events.c.id > last)
-        .order_by(events.c.id)
-        .limit(LIMIT)
-    )
+    found = query.where(events.c.id > last).order_by(events.c.id).limit(LIMIT)
     return [Event(*row) for row in connection.execute(found)]

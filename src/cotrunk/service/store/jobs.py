@@ -39,7 +39,7 @@ def accept(
 
     Raises:
         ValueError: there are no requests.
-        QueueFull: more rows would wait than `max_waiting_rows`.
+        QueueFull: images wait, and with this job more rows than `max_waiting_rows` would.
         IdempotencyConflict: the key came with another body before.
     """
     if not requests:
@@ -73,7 +73,7 @@ def accept(
     if max_waiting_rows is not None and rows:
         lock_queue(connection)
         waiting = waiting_rows(connection)
-        if waiting + rows > max_waiting_rows:
+        if waiting and waiting + rows > max_waiting_rows:  # an empty queue takes a job of any size
             raise QueueFull(waiting, max_waiting_rows)
     add_images(connection, now, owner, identifier, requests if count else ())
     events.add(connection, now, identifier, "accepted", {"images": count})

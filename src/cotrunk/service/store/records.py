@@ -60,7 +60,9 @@ class ImageRequest:
 
     def bucket(self, owner: str) -> str:
         """Return the digest that only images have in common that may share."""
-        return digest([owner, self.settings, self.group])
+        # how an image is delivered (`shapes.Output`) does not change it
+        same = {name: value for name, value in self.settings.items() if name != "output"}
+        return digest([owner, same, self.group])
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

@@ -51,7 +51,7 @@ class Store:
         """Record a job and its images; return the job, and False if it came with the same key before.
 
         Raises:
-            QueueFull: more rows would wait than `max_waiting_rows`.
+            QueueFull: images wait, and with this job more rows than `max_waiting_rows` would.
             IdempotencyConflict: the key came with another body before.
         """
         with self._database.write() as connection:
@@ -111,6 +111,19 @@ class Store:
             return None
         with self._database.read() as connection:
             return events.after(connection, job, after) if jobs.find(connection, owner, job) else None
+
+    def all_events(self, after: int) -> list[Event]:
+        """Return the events of all jobs of all owners with a number above `after`, at most 500.
+
+        Read the last ones again: an event may appear after one with a higher number.
+        """
+        with self._database.read() as connection:
+            return events.of_all_jobs(connection, after)
+
+    def last_event(self) -> int:
+        """Return the highest number of an event, 0 if there are none."""
+        with self._database.read() as connection:
+            return events.newest(connection)
 
     def queue(self) -> Queue:
         with self._database.read() as connection:
@@ -279,7 +292,7 @@ class Store:
         """Accept the requests of a validated batch; one that was cancelled meanwhile stays as it is.
 
         Raises:
-            QueueFull: more rows would wait than `max_waiting_rows`.
+            QueueFull: images wait, and with this job more rows than `max_waiting_rows` would.
         """
         with self._database.write() as connection:
             return batches.start(connection, self._now(), identifier, requests, max_waiting_rows)

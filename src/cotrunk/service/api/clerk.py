@@ -1,0 +1,74 @@
+"""Takes batches from state to state: it validates files, and writes outputs.
+
+Each step is one transaction, and what is to be done is found in the database. So a batch goes on after a crash.
+"""
+
+import asyncio
+import logging
+from contextlib import suppress
+
+from sqlalchemy.exc import SQLAlchemyError
+
+from ..store import Batch, QueueFull
+from .batch_lines import WrongBatchError, outputs_of, requests_of
+from .state import Service, in_thread
+
+SECONDS = 1.0  # between two looks
+log = logging.getLogger("cotrunk.service")
+
+
+class Clerk:
+    """Works on the batches of all owners.
+
+    Args:
+        service: the state of the process.
+    """
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self._new = asyncio.Event()
+
+    def look(self) -> None:
+        """Look at once: there is a new batch."""
+        self._new.set()
+
+    async def run(self) -> None:
+        """Work until the task is cancelled. A database that does not answer is asked again."""
+        while True:
+            with suppress(SQLAlchemyError):
+                await in_thread(self._work)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._new.wait(), SECONDS)
+            self._new.clear()
+
+    def _work(self) -> None:
+        store = self._service.store
+        store.expire_batches()
+        for batch in store.validating_batches():
+            if not self._validate(batch):
+                break  # the next one waits behind it
+        for batch in store.finalizing_batches():
+            job = None if batch.job is None else store.job(batch.owner, batch.job)
+            if job is not None:
+                store.finish_batch(batch.id, *outputs_of(job, store.images(batch.owner, job.id)))
+
+    def _validate(self, batch: Batch) -> bool:
+        """Start a batch, or refuse it. Return False if the queue has no room for it yet."""
+        service, store = self._service, self._service.store
+        content = store.file_content(batch.owner, batch.input_file)
+        try:
+            if content is None:
+                sentence = f"The file {batch.input_file} was deleted before the batch began."
+                raise WrongBatchError([{"code": "file_deleted", "line": None, "message": sentence, "param": None}])
+            images = requests_of(content, service.reader)
+        except WrongBatchError as wrong:
+            store.fail_batch(batch.id, wrong.problems)
+            return True
+        try:
+            store.start_batch(batch.id, images, service.limits.queued_rows)
+        except QueueFull:
+            return False
+        service.link.send("work")
+        if service.logs_prompts:
+            log.info("%s of %s: %s", batch.id, batch.owner, [image.prompt for image in images])
+        return True

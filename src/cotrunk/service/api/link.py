@@ -1,0 +1,52 @@
+"""What the API process knows about its worker."""
+
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, Literal
+
+from ..channel import Channel, Message
+from ..shapes import ModelFacts
+
+State = Literal["starting", "ready", "restarting", "stopped"]
+
+
+class WorkerLink:
+    """The state of the worker and the way to wake it. Any thread may use it.
+
+    Attributes:
+        state: whether it is ready.
+        facts: what it says about its model; None until it has been ready once.
+        rows_per_second: its measured speed; None until it has measured it.
+        restarts: how often it was started again.
+        woken: called when the worker has written something.
+    """
+
+    def __init__(self) -> None:
+        self.state: State = "starting"
+        self.facts: ModelFacts | None = None
+        self.rows_per_second: float | None = None
+        self.restarts = 0
+        self.woken: Callable[[], None] = lambda: None
+        self._channel: Channel | None = None
+        self._lock = threading.Lock()
+
+    def connect(self, channel: Channel | None) -> None:
+        """Use this channel from now on; None while there is no worker."""
+        with self._lock:
+            self._channel = channel
+
+    def send(self, kind: str, **data: Any) -> None:
+        """Wake the worker, if there is one. What it must know is in the database."""
+        with self._lock, suppress(ValueError):  # a socket that was closed meanwhile
+            if self._channel is not None:
+                self._channel.send(kind, **data)
+
+    def take(self, message: Message) -> None:
+        """Take note of a message of the worker."""
+        if message.kind == "ready":
+            facts: Any = message.data
+            self.facts, self.state = facts, "ready"
+        elif message.kind == "speed":
+            self.rows_per_second = float(message.data["rows_per_second"])
+        self.woken()

@@ -1,0 +1,69 @@
+"""Addresses that work without a key for an hour.
+
+A browser cannot send a key when it shows an image or reads events. So an answer to a request with a key contains signed
+addresses: they name the owner and the time at which they end, and nothing but this path.
+"""
+
+import base64
+import binascii
+import hashlib
+import hmac
+import os
+import secrets
+import time
+from pathlib import Path
+
+from ...files import writing
+
+NAME = "signing.key"  # in the data folder
+SECONDS = 3600
+
+
+class Signer:
+    """Signs paths.
+
+    Args:
+        secret: the key of the signatures.
+    """
+
+    def __init__(self, secret: bytes) -> None:
+        self._secret = secret
+
+    def signed(self, path: str, owner: str) -> str:
+        """Return the path with a token that gives access to it in the name of an owner."""
+        # whole hours, so that browsers find an image in their cache
+        until = (int(time.time()) // SECONDS + 2) * SECONDS
+        text = f"{until}:{owner}"
+        token = base64.urlsafe_b64encode(f"{text}:{self._mark(path, text)}".encode()).decode()
+        return f"{path}?token={token.rstrip('=')}"
+
+    def owner_of(self, path: str, token: str) -> str | None:
+        """Return the owner in whose name a token gives access to a path; None if it is not valid now."""
+        try:
+            text, _, mark = base64.urlsafe_b64decode(token + "=" * (-len(token) % 4)).decode("ascii").rpartition(":")
+            until, _, owner = text.partition(":")
+            is_valid = hmac.compare_digest(mark, self._mark(path, text)) and int(until) > time.time()
+        except (binascii.Error, ValueError):
+            return None
+        return owner if is_valid else None
+
+    def _mark(self, path: str, text: str) -> str:
+        return hmac.new(self._secret, f"{path}\n{text}".encode(), hashlib.sha256).hexdigest()
+
+
+def signer_in(folder: Path) -> Signer:
+    """Return the signer whose secret is kept in a folder; make the secret if there is none.
+
+    Raises:
+        CotrunkError: the folder cannot be written.
+    """
+    path = folder / NAME
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        except FileExistsError:
+            return Signer(path.read_bytes())
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(secrets.token_bytes(32))
+        return Signer(path.read_bytes())

@@ -5,18 +5,9 @@ from pathlib import Path
 
 import pytest
 from databases import new_database, server
+from stored import Clock
 
 from cotrunk.service.store import Store
-
-
-class Clock:
-    """A clock that stands still until it is moved."""
-
-    def __init__(self) -> None:
-        self.time = 1_000_000.0
-
-    def __call__(self) -> float:
-        return self.time
 
 
 @pytest.fixture

@@ -1,24 +1,9 @@
 """Jobs: accepted once, bounded, cancelled in every state, seen by their owner only."""
 
 import pytest
+from stored import accept, requests, run
 
 from cotrunk.service.store import IdempotencyConflict, ImageRequest, QueueFull, Store
-
-SETTINGS = {"model": "mini", "steps": 20}
-
-
-def requests(*prompts: str, rows: int = 40, **more: object) -> list[ImageRequest]:
-    return [ImageRequest(prompt, SETTINGS, rows=rows, **more) for prompt in prompts]  # type: ignore[arg-type]
-
-
-def accept(store: Store, *prompts: str, owner: str = "ann", **more: object) -> str:
-    return store.accept(owner, "images", requests(*prompts), body={"prompts": prompts}, **more)[0].id  # type: ignore[arg-type]
-
-
-def run(store: Store, worker: str = "w1") -> list[str]:
-    """Start everything that waits as one group, and return the ids of the images."""
-    ids = [image.id for image in store.waiting()]
-    return [image for group in store.lease(worker, [(ids, {"seed": 1})], 10) for image in group.images]
 
 
 def test_a_job_is_found_with_all_that_was_asked(store: Store) -> None:

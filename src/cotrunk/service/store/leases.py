@@ -4,16 +4,18 @@ A lease is the name of a worker in the row of the image. All leases of a worker 
 The name is new for each process, so a process that was given up cannot finish images that another has now.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from sqlalchemy import Connection, delete, insert, select, update
 
 from . import events, jobs
 from .ids import is_id, new_id
+from .process import identity, is_gone
 from .records import Group, ImageRow
 from .tables import groups, images, workers
 
+Tell = Callable[[Group, list[str]], dict[str, Any]]
 TOGETHER = 2  # attempts with the whole group; the next is for each image alone
 ATTEMPTS = 3  # attempts in all; after the last an image is set aside
 
@@ -27,7 +29,7 @@ def extend(connection: Connection, now: float, worker: str, seconds: float) -> N
     """Keep a worker's leases for some more seconds."""
     extended = update(workers).where(workers.c.id == worker).values(expires=now + seconds)
     if not connection.execute(extended).rowcount:
-        connection.execute(insert(workers).values(id=worker, expires=now + seconds))
+        connection.execute(insert(workers).values(id=worker, expires=now + seconds, process=identity()))
 
 
 def stopped(connection: Connection, worker: str) -> tuple[str, ...]:
@@ -36,7 +38,9 @@ def stopped(connection: Connection, worker: str) -> tuple[str, ...]:
     return tuple(connection.scalars(stopped.returning(images.c.id)))
 
 
-def lease(connection: Connection, now: float, worker: str, wanted: Sequence[tuple[Sequence[str], Any]]) -> list[Group]:
+def lease(
+    connection: Connection, now: float, worker: str, wanted: Sequence[tuple[Sequence[str], Any]], tell: Tell | None
+) -> list[Group]:
     """Record groups with their plans, and give those of their images that still wait to the worker."""
     held = _hold(connection, [image for ids, _ in wanted for image in ids])
     made = []
@@ -56,12 +60,17 @@ def lease(connection: Connection, now: float, worker: str, wanted: Sequence[tupl
             connection.execute(delete(groups).where(groups.c.id == group))
             continue
         granted = tuple(image for image in ids if image in taken)
+        made.append(Group(group, granted, plan, 1))
         for job, of_job in sorted(by_job.items()):
             if own := [image for image in of_job if image in taken]:
-                data = {"group": group, "images": own, "shared_with": [*granted]}
-                events.add(connection, now, job, "grouped", data)
-        made.append(Group(group, granted, plan, 1))
+                _announce(connection, now, job, made[-1], own, tell)
     return made
+
+
+def _announce(connection: Connection, now: float, job: str, group: Group, own: list[str], tell: Tell | None) -> None:
+    """Tell a job which of its images are generated together, and with which others."""
+    data = {"group": group.id, "images": own, "shared_with": [*group.images]}
+    events.add(connection, now, job, "grouped", data | (tell(group, own) if tell else {}))
 
 
 def _hold(connection: Connection, identifiers: Sequence[str]) -> dict[str, str]:
@@ -111,14 +120,14 @@ def release(connection: Connection, worker: str) -> None:
     connection.execute(update(images).where(own).values(attempts=images.c.attempts - 1))
 
 
-def reclaim(connection: Connection, now: float, worker: str) -> list[Group]:
+def reclaim(connection: Connection, now: float, worker: str, tell: Tell | None) -> list[Group]:
     """Give groups of workers that died to this one, with their recorded plans.
 
     After the first death the groups run again as they were. After the second, each image runs alone, and only one is
     given at a time, so that the next death shows which one it was. After the third the image is set aside.
     """
-    ended = select(workers.c.id).where(workers.c.expires <= now, workers.c.id != worker)
-    dead = list(connection.scalars(ended.order_by(workers.c.id).with_for_update(skip_locked=True)))
+    others = select(workers).where(workers.c.id != worker).order_by(workers.c.id).with_for_update(skip_locked=True)
+    dead = [row.id for row in connection.execute(others) if row.expires <= now or is_gone(row.process)]
     if not dead:
         return []
     lost = (images.c.worker.in_(dead)) & (images.c.state == "running")
@@ -139,7 +148,7 @@ def reclaim(connection: Connection, now: float, worker: str) -> list[Group]:
     given = [_start_again(connection, worker, group, ids) for group, ids in again.items()]
     alone = [row for row in found if TOGETHER <= row.attempts < ATTEMPTS]
     if alone and not given:
-        given = [_start_alone(connection, now, worker, alone[0])]
+        given = [_start_alone(connection, now, worker, alone[0], tell)]
         alone = alone[1:]
     if not alone:
         connection.execute(delete(workers).where(workers.c.id.in_(dead)))
@@ -154,37 +163,37 @@ def _start_again(connection: Connection, worker: str, group: str, ids: Sequence[
     return Group(group, tuple(ids), row.plan, row.attempt)
 
 
-def _start_alone(connection: Connection, now: float, worker: str, row: Any) -> Group:
+def _start_alone(connection: Connection, now: float, worker: str, row: Any, tell: Tell | None) -> Group:
     """Start one image with the plan of its group, as a group of its own if it had others."""
     before = connection.execute(select(groups).where(groups.c.id == row.group)).mappings().one()
     if before["images"] == [row.id]:
         return _start_again(connection, worker, row.group, [row.id])
-    group = new_id("grp")
-    values = {"images": [row.id], "plan": before["plan"], "attempt": row.attempts + 1, "created": now}
-    connection.execute(insert(groups).values(id=group, **values))
-    _take(connection, worker, [row.id], group=group)
-    events.add(connection, now, row.job, "grouped", {"group": group, "images": [row.id], "shared_with": [row.id]})
-    return Group(group, (row.id,), before["plan"], row.attempts + 1)
+    group = _single(connection, now, row, before["plan"], row.attempts + 1, tell)
+    _take(connection, worker, [row.id])
+    return group
 
 
-def _take(connection: Connection, worker: str, ids: Sequence[str], **values: Any) -> None:
+def _single(connection: Connection, now: float, row: Any, plan: Any, attempt: int, tell: Tell | None) -> Group:
+    """Make one image a group of its own."""
+    group = Group(new_id("grp"), (row.id,), plan, attempt)
+    values = {"images": [row.id], "plan": plan, "attempt": attempt, "created": now}
+    connection.execute(insert(groups).values(id=group.id, **values))
+    connection.execute(update(images).where(images.c.id == row.id).values(group=group.id))
+    _announce(connection, now, row.job, group, [row.id], tell)
+    return group
+
+
+def _take(connection: Connection, worker: str, ids: Sequence[str]) -> None:
     for start in range(0, len(ids), jobs.CHUNK):
         part = update(images).where(images.c.id.in_(ids[start : start + jobs.CHUNK]))
-        connection.execute(part.values(worker=worker, attempts=images.c.attempts + 1, **values))
+        connection.execute(part.values(worker=worker, attempts=images.c.attempts + 1))
 
 
-def split(connection: Connection, now: float, worker: str, group: str) -> list[Group]:
+def split(connection: Connection, now: float, worker: str, group: str, tell: Tell | None) -> list[Group]:
     """Make a group of its own of each image of a group that cannot run together; not an attempt."""
     own = (images.c.group == group) & (images.c.worker == worker) & (images.c.state == "running")
     jobs.hold(connection, connection.scalars(select(images.c.job).where(own)))
     query = select(images.c.id, images.c.job, images.c.attempts).where(own).order_by(images.c.order)
     found = connection.execute(query).all()
     plan = connection.scalar(select(groups.c.plan).where(groups.c.id == group))
-    made = []
-    for row in found:
-        alone = new_id("grp")
-        values = {"images": [row.id], "plan": plan, "attempt": row.attempts, "created": now}
-        connection.execute(insert(groups).values(id=alone, **values))
-        connection.execute(update(images).where(images.c.id == row.id).values(group=alone))
-        made.append(Group(alone, (row.id,), plan, row.attempts))
-    return made
+    return [_single(connection, now, row, plan, row.attempts, tell) for row in found]

@@ -42,7 +42,8 @@ class ImageRequest:
 
     Attributes:
         prompt: its prompt.
-        settings: everything else that the image depends on, as JSON: model, steps, size, negative prompt, guidance.
+        settings: everything else that the image depends on, as JSON: model, steps, size, negative prompt, guidance;
+            and `output`, how its file is written, which changes no image.
         seed: the seed of its noise, or None: its group's plan chooses.
         group: only images with the same group name share; "alone" shares with none.
         wait_ms: how long it may wait for similar prompts, in milliseconds, or None: the service's default.

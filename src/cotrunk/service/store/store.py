@@ -12,6 +12,7 @@ from sqlalchemy import select
 from . import batches, events, files, jobs, keys, leases, plans, retention
 from .database import Database
 from .ids import is_id
+from .leases import Tell
 from .records import Batch, Event, File, Group, ImageRequest, ImageRow, Job, JobKind, Key, Owner, PlanJob, Queue
 from .tables import groups as group_table
 from .tables import images as image_table
@@ -136,15 +137,27 @@ class Store:
         with self._database.read() as connection:
             return leases.waiting(connection, limit)
 
-    def lease(self, worker: str, groups: Sequence[tuple[Sequence[str], Any]], seconds: float) -> list[Group]:
+    def lease(
+        self,
+        worker: str,
+        groups: Sequence[tuple[Sequence[str], Any]],
+        seconds: float,
+        tell: Tell | None = None,
+    ) -> list[Group]:
         """Record groups, each as (ids of its images, plan), and give their images to a worker.
 
         Images that do not wait any more are left out of their group, and a group without images is not returned.
+
+        Args:
+            worker: the name of the worker, new for each process.
+            groups: what it will generate.
+            seconds: how long it keeps the images without a heartbeat.
+            tell: returns more data for the event `grouped` of a job, from the group and the ids of the job's images.
         """
         with self._database.write() as connection:
             now = self._now()
             leases.extend(connection, now, worker, seconds)
-            return leases.lease(connection, now, worker, groups)
+            return leases.lease(connection, now, worker, groups, tell)
 
     def heartbeat(self, worker: str, seconds: float) -> tuple[str, ...]:
         """Keep a worker's leases for some more seconds; return the ids of images cancelled since the last time."""
@@ -152,7 +165,7 @@ class Store:
             leases.extend(connection, self._now(), worker, seconds)
             return leases.stopped(connection, worker)
 
-    def reclaim(self, worker: str, seconds: float) -> list[Group]:
+    def reclaim(self, worker: str, seconds: float, tell: Tell | None = None) -> list[Group]:
         """Give groups of workers that died to this one; call it again when they have ended, until nothing comes.
 
         After the first death the groups run again as recorded; after the second one image at a time runs alone, with
@@ -161,7 +174,7 @@ class Store:
         with self._database.write() as connection:
             now = self._now()
             leases.extend(connection, now, worker, seconds)
-            return leases.reclaim(connection, now, worker)
+            return leases.reclaim(connection, now, worker, tell)
 
     def finish(self, worker: str, image: str, result: dict[str, Any]) -> bool:
         """Record that an image is done; return False if it was cancelled or given to another worker."""
@@ -173,10 +186,10 @@ class Store:
         with self._database.write() as connection:
             return leases.end(connection, self._now(), worker, image, "failed", reason=reason)
 
-    def split(self, worker: str, group: str) -> list[Group]:
+    def split(self, worker: str, group: str, tell: Tell | None = None) -> list[Group]:
         """Make a group of its own, with the same plan, of each image of a group that failed together."""
         with self._database.write() as connection:
-            return leases.split(connection, self._now(), worker, group)
+            return leases.split(connection, self._now(), worker, group, tell)
 
     def release(self, worker: str) -> None:
         """Give back the images of a worker that stops in good order; this start does not count as an attempt."""

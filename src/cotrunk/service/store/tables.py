@@ -80,6 +80,7 @@ workers = Table(
     tables,
     Column("id", String, primary_key=True),
     Column("expires", Float, nullable=False),  # its images are free after this time
+    Column("process", String),  # `process.identity`
 )
 
 groups = Table(

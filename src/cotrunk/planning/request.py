@@ -36,6 +36,7 @@ class Request:
     Attributes:
         prompts: the texts; None if only `prompt_embeds` are given. If both are given, the images are those of the
             embeddings. The texts, and those of `negative_prompt`, tell which prompts may share, and their seeds.
+        encoder: measures the similarity of texts; None for the one that the sharing names.
         arguments: all arguments of the call, divided into those with one entry per prompt and those of the whole call.
         named: the same with texts instead of embeddings, where both are given.
 
@@ -43,7 +44,13 @@ class Request:
         CotrunkError: there are no prompts; one is not a valid text; or an argument is wrong.
     """
 
-    def __init__(self, pipe: Any, prompts: Sequence[str] | str | None, arguments: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        pipe: Any,
+        prompts: Sequence[str] | str | None,
+        arguments: dict[str, Any],
+        encoder: Encoder | None = None,
+    ) -> None:
         if "prompt" in arguments:  # the name that pipelines use
             if prompts is not None:
                 raise CotrunkError("prompts and prompt are both given: give one of them.")
@@ -59,7 +66,7 @@ class Request:
         count = len(prompts if prompts is not None else arguments["prompt_embeds"])
         if count == 0:
             raise CotrunkError("There are no prompts: give at least one.")
-        self.pipe, self.prompts = pipe, prompts
+        self.pipe, self.prompts, self.encoder = pipe, prompts, encoder
         texts = arguments if prompts is None else {"prompt": prompts, **arguments}
         if prompts is not None and self.has_embeddings:
             has_negative = arguments.get("negative_prompt_embeds") is not None and "negative_prompt" in arguments
@@ -198,7 +205,7 @@ class Request:
         if sharing is None:
             return np.zeros((0, 0), dtype=np.float32), 1.0
         if self.prompts is not None:
-            encoder = encoder_of(self.pipe, sharing.encoder)
+            encoder = encoder_of(self.pipe, sharing.encoder) if self.encoder is None else self.encoder
             threshold = auto_threshold(encoder) if sharing.similarity == "auto" else sharing.similarity
             texts = [plain_text(prompt) for prompt in self.prompts] if self.has_embeddings else self.prompts
             return encoder.encode(texts), float(threshold)

@@ -63,6 +63,7 @@ class ImageResult(TypedDict):
     trunk: TrunkUse | None
     waited: float  # seconds from acceptance until the group was formed
     seconds: float  # from then until the image was written
+    flagged: NotRequired[bool]  # whether the pipeline's safety checker replaced the image by a black one
 
 
 class PartialEvent(TypedDict):
@@ -83,11 +84,13 @@ class StepEvent(TypedDict):
 
 
 class GroupedEvent(TypedDict):
-    """Data of the event `grouped`: one group of the job's images. Images of other jobs are named by their ids."""
+    """Data of the event `grouped`. Images of other jobs of the same owner are named by their ids."""
 
     group: str
-    images: list[str]
-    tree: dict[str, Any]  # `Branch` as JSON, over indices into `images`
+    images: list[str]  # those of this job
+    shared_with: list[str]  # all that are generated now
+    members: list[str]  # all of the group's plan
+    tree: dict[str, Any]  # `Branch` as JSON, over indices into `members`
     trunk: TrunkUse | None
 
 

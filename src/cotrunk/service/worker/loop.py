@@ -1,0 +1,191 @@
+"""The main loop of the worker: take waiting images, form groups, generate, deliver."""
+
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from ...engine.call_state import StepEvent
+from ...errors import CotrunkError
+from ...settings import Settings
+from ..channel import Channel
+from ..images import ImageFiles
+from ..launch import WorkerSettings
+from ..store import Store
+from .admission import wave
+from .delivery import Delivery
+from .formed import Formed, Member, told, told_alone
+from .plan_jobs import plan_result
+from .planning import Planner
+from .progress import Progress
+from .queue import Queue
+from .speed import Speed
+from .watch import Watch
+from .wave import Call, Finished, Generator, StoppedError, check_device, reason_of
+
+log = logging.getLogger("cotrunk.worker")
+
+
+class Worker:
+    """Generates images until it is stopped.
+
+    Attributes:
+        stopping: when the process has to end: None, or the time (`time.monotonic()`) at which it stops a running call.
+
+    Args:
+        name: of this worker; new for each process.
+        launch: what it was started with.
+        pipe: the loaded pipeline.
+        store: the database.
+        channel: to the API process; None if there is none.
+    """
+
+    def __init__(self, name: str, launch: WorkerSettings, pipe: Any, store: Store, channel: Channel | None) -> None:
+        settings = Settings.from_json(launch.settings)
+        self.name = name
+        self.stopping: float | None = None
+        self._launch, self._store, self._channel = launch, store, channel
+        files = ImageFiles(launch.images)
+        self._planner = Planner(pipe, settings, launch.model)
+        self._generator = Generator(pipe, launch.model, settings.batching)
+        self._delivery = Delivery(store, files, name, pipe, launch.model)
+        self._progress = Progress(store, channel, files, pipe)
+        self._speed = Speed()
+        self._queue = Queue(self._planner, self._speed, launch)
+        self._watch = Watch(store, name, channel, launch.lease_seconds)
+        self._reclaim_at = 0.0
+
+    def run(self) -> None:
+        """Work until the process has to end."""
+        self._watch.start()
+        try:
+            while not self._is_ending():
+                if not self.turn():
+                    self._watch.wait(self._queue.seconds_left())
+        finally:
+            self._watch.end()
+            self._store.release(self.name)
+
+    def stop(self, seconds: float) -> None:
+        """Stop: after the running call if it ends in time, else at its next step after that many seconds."""
+        self.stopping = time.monotonic() + seconds
+        self._watch.wake()
+
+    def _is_ending(self) -> bool:
+        return self.stopping is not None or self._watch.is_orphaned
+
+    def turn(self) -> bool:
+        """Do the next piece of work; return False if there is none now."""
+        self._answer_plans()
+        if time.monotonic() >= self._reclaim_at:
+            again = self._store.reclaim(self.name, self._launch.lease_seconds, told)
+            for group in again:  # each in a call of its own: one of them may be why the worker died
+                self._generate([Formed.leased(group)])
+            if again:
+                return True
+            self._reclaim_at = time.monotonic() + self._launch.lease_seconds / 2
+        groups = self.next_wave()
+        if groups:
+            self._generate(groups)
+        return bool(groups)
+
+    def next_wave(self) -> list[Formed]:
+        """Return the groups to run next, recorded and leased; empty if no image leaves now."""
+        size = self._generator.batching.batch_size
+        buckets = self._queue.leaving(self._store.waiting(self._queue.look), size)
+        groups = list[Formed]()
+        for members in buckets:
+            try:
+                groups += self._planner.form(members)
+            except CotrunkError:
+                groups += self._apart(members)
+        if not groups:
+            return []
+        now = time.time()
+        chosen = [replace(group, formed=now) for group in wave(groups, size)]
+        wanted = [(group.images, group.record()) for group in chosen]
+        leased = self._store.lease(self.name, wanted, self._launch.lease_seconds, told)
+        self._progress.notify()
+        return [Formed.leased(group) for group in leased]
+
+    def _generate(self, groups: Sequence[Formed]) -> None:
+        """Generate groups in one call; if that fails, in smaller calls until the image at fault is found."""
+        self._progress.begin()
+        begin = time.perf_counter()
+        try:
+            for finished in self._generator.batches(groups, self._on_step):
+                self._deliver(finished, time.perf_counter() - begin)
+                groups = [group for group in groups if group not in finished.groups]
+                begin = time.perf_counter()
+            return
+        except StoppedError:
+            return  # cancelled images have ended, and the others go back to the queue when the worker ends
+        except Exception as error:
+            check_device(error)
+            log.warning("A call of %d groups failed: %s", len(groups), reason_of(error))
+            reason = reason_of(error)
+        finally:
+            self._progress.notify()
+            self._watch.forget()
+        # not inside `except`: the exception refers to the tensors that must be freed
+        self._generate_apart(groups, reason)
+
+    def _generate_apart(self, groups: Sequence[Formed], reason: str) -> None:
+        if len(groups) > 1:
+            for group in groups:
+                self._generate([group])
+        elif len(groups[0].members) > 1:
+            for alone in self._store.split(self.name, groups[0].id, told_alone):
+                self._generate([Formed.leased(alone, alone=True)])
+        else:
+            self._store.fail(self.name, groups[0].members[0].id, reason)
+
+    def _deliver(self, finished: Finished, seconds: float) -> None:
+        begin = time.perf_counter()
+        self._delivery.deliver(finished, self._watch.cancelled)
+        seconds += time.perf_counter() - begin
+        cost = finished.batch.cost
+        self._speed.note(cost.used, cost.independent, seconds)
+        if self._channel is not None:
+            self._channel.send("speed", rows_per_second=self._speed.served)
+        self._progress.notify()
+
+    def _on_step(self, call: Call, event: StepEvent) -> None:
+        """Do what is due between two steps of a call.
+
+        Raises:
+            StoppedError: no image of the call is wanted any more, or the process has to end.
+        """
+        if self._watch.is_orphaned or (self.stopping is not None and time.monotonic() >= self.stopping):
+            raise StoppedError
+        cancelled = self._watch.cancelled
+        if all(member.id in cancelled or not member.is_wanted for member in call.members):
+            raise StoppedError
+        self._progress.step(call, event)
+        if self._watch.take_news():
+            self._answer_plans()
+
+    def _answer_plans(self) -> None:
+        """Answer jobs that ask for a plan only."""
+        for job in self._store.waiting_plans():
+            if not self._store.start_plan(job.job.id):
+                continue
+            try:
+                self._store.finish_plan(job.job.id, plan_result(self._planner, job, self._speed.computed))
+            except CotrunkError as error:
+                self._store.fail_plan(job.job.id, str(error))
+            self._progress.notify()
+
+    def _apart(self, members: Sequence[Member]) -> list[Formed]:
+        """Return each image of a bucket as a group of its own. Those that the pipeline cannot generate fail."""
+        found = list[Formed]()
+        for member in members:
+            try:
+                found.append(self._planner.single(member))
+            except CotrunkError as error:
+                # only a worker that holds an image may end it
+                self._store.lease(self.name, [([member.id], None)], self._launch.lease_seconds)
+                self._store.fail(self.name, member.id, str(error))
+        self._progress.notify()
+        return found

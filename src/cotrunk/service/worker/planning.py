@@ -1,0 +1,132 @@
+"""Who shares with whom: plans of the images of one bucket, group by group."""
+
+import copy
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from ...pipelines.arguments import needed_arguments
+from ...planning.embedding import Encoder
+from ...planning.plan import Plan
+from ...planning.request import Request, encoder_of
+from ...planning.sharing import Evaluations, branch_point
+from ...planning.threshold import auto_threshold
+from ...runs.part_run import arguments_of
+from ...runs.recipe import part_of
+from ...settings import Settings
+from ..store.records import ImageRequest
+from .asked import is_alone, job_of, seed_of, settings_for
+from .formed import Formed, Member
+from .memory import remembering
+
+PLANNED_AGAIN = 256  # a bucket of at most so many images is planned again when another one comes
+MOST_PLANNED = 20_000  # images whose groups are remembered
+
+
+class Planner:
+    """Plans groups for one loaded pipeline, also while it runs.
+
+    Attributes:
+        shares: whether images share at all.
+        threshold: the smallest cosine of two images that share.
+
+    Args:
+        pipe: the pipeline.
+        settings: of the service.
+        model: the name of the model.
+    """
+
+    def __init__(self, pipe: Any, settings: Settings, model: str) -> None:
+        # planning counts steps with a copy of the scheduler, which must not be the one of a running call
+        self.pipe = copy.copy(pipe)
+        vars(self.pipe)["scheduler"] = copy.deepcopy(pipe.scheduler)
+        self.settings, self.model = settings, model
+        sharing = settings.sharing
+        self.shares = sharing is not None and sharing.max_group != 1 and sharing.share > 0
+        self.threshold = 1.0
+        self._planned: dict[str, Formed] = {}  # image -> the group that it was planned in
+        self._encoder: Encoder | None = None
+        if self.shares and sharing is not None:
+            self._encoder = remembering(encoder_of(pipe, sharing.encoder))
+            # measured once: the prompts that "auto" measures are the same each time
+            self.threshold = (
+                auto_threshold(self._encoder) if isinstance(sharing.similarity, str) else float(sharing.similarity)
+            )
+            self.settings = replace(settings, sharing=replace(sharing, similarity=self.threshold))
+
+    def vectors(self, prompts: Sequence[str]) -> np.ndarray:
+        """Return the unit vectors of prompts, (n, d). Each prompt is embedded once."""
+        assert self._encoder is not None
+        return self._encoder.encode(prompts)
+
+    def plan(self, requests: Sequence[ImageRequest], seeds: Sequence[int]) -> Plan:
+        """Return the plan of images that may run in one call, with one image per prompt.
+
+        Raises:
+            CotrunkError: the pipeline cannot generate such images.
+        """
+        settings = settings_for(requests[0], self.settings)
+        job = job_of(requests, settings, self.model)
+        arguments = needed_arguments(self.pipe) | arguments_of(job, job.prompts, self.pipe)
+        if settings.steps is not None:
+            arguments["num_inference_steps"] = settings.steps
+        request = Request(self.pipe, job.texts, arguments, encoder=self._encoder)
+        return request.plan(settings.sharing, seed=seeds)
+
+    def form(self, members: Sequence[Member]) -> list[Formed]:
+        """Return the groups of the images of one bucket.
+
+        They are those of the latest plan as long as no other image has come: its groups leave whole, which does not
+        change the others. A large bucket keeps its plan, and new images are planned by themselves.
+
+        Raises:
+            CotrunkError: the pipeline cannot generate such images.
+        """
+        ids = {member.id for member in members}
+        kept = {group.images: group for i in ids if (group := self._planned.get(i)) and ids.issuperset(group.images)}
+        planned = {image for images in kept for image in images}
+        new = [member for member in members if member.id not in planned]
+        if new and len(members) <= PLANNED_AGAIN:
+            kept, new = {}, list(members)
+        groups = [*kept.values(), *(self._form(new) if new else [])]
+        if len(self._planned) > MOST_PLANNED:
+            self._planned.clear()
+        self._planned.update((image, group) for group in groups for image in group.images)
+        return groups
+
+    def _form(self, members: Sequence[Member]) -> list[Formed]:
+        requests = [member.request for member in members]
+        plan = self.plan(requests, [seed_of(member.request, member.id) for member in members])
+        settings, now = settings_for(requests[0], self.settings), time.time()
+        return [
+            Formed(tuple(members[image] for image in tree.images), part_of(plan, tree.images), settings, now)
+            for tree in plan.trees
+        ]
+
+    def single(self, member: Member) -> Formed:
+        """Return an image as a group of its own.
+
+        Raises:
+            CotrunkError: the pipeline cannot generate such an image.
+        """
+        return self._form([member])[0]
+
+    def saved_rows(self, request: ImageRequest) -> float:
+        """Return the rows that a second, similar image would save.
+
+        Raises:
+            CotrunkError: the pipeline cannot generate such images.
+        """
+        if not self.shares or is_alone(request):
+            return 0.0
+        plan = self.plan([request], [0])
+        sharing = plan.sharing
+        if sharing is None:
+            return 0.0
+        evaluations = Evaluations(plan.steps, plan.timesteps, plan.guidance_rows)
+        steps = branch_point(sharing, self.threshold, 1.0, evaluations)
+        in_trunk = 1 if plan.trunk_guidance == 0 else plan.guidance_rows
+        return float(steps * (2 * plan.guidance_rows - in_trunk))

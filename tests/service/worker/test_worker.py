@@ -1,0 +1,352 @@
+"""The worker on a tiny pipeline: groups, files, results, failures, cancellation and what a crash leaves."""
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import waiting
+from PIL import Image
+from waiting import SIMILAR, STEPS, Service, request
+
+import cotrunk
+from cotrunk.engine.call_state import StepEvent
+from cotrunk.service.worker.formed import Formed
+from cotrunk.service.worker.wave import Call
+from cotrunk.settings import Settings
+
+
+@pytest.fixture
+def service(tmp_path: Path) -> Service:
+    return Service(tmp_path)
+
+
+def pixels(service: Service, file: str) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO((service.folder / file).read_bytes())))
+
+
+def recorded(service: Service, group: str) -> Formed:
+    found = service.store.group(group)
+    assert found is not None
+    return Formed.leased(found)
+
+
+def test_similar_images_share_and_are_those_of_their_recorded_plan(service: Service) -> None:
+    job = service.ask(*(request(prompt) for prompt in [*SIMILAR, "7 UP!"]))
+    service.work()
+    *alike, other = service.images(job)
+    assert [image.state for image in (*alike, other)] == ["done"] * 4
+    assert len({image.group for image in alike}) == 1
+    assert other.group != alike[0].group
+    for image in alike:
+        assert image.result is not None
+        assert {image.id, *image.result["shared_with"]} == {each.id for each in alike}
+        assert image.result["rows"]["sharing"] > 0
+    assert other.result is not None
+    assert other.result["shared_with"] == []
+    formed = recorded(service, alike[0].group or "")
+    settings = Settings.from_json(waiting.SETTINGS)
+    result = cotrunk.generate(
+        waiting.pipeline(), plan=formed.plan, settings=settings, num_inference_steps=STEPS, width=32, height=32
+    )
+    for member, expected in zip(formed.members, result.images, strict=True):
+        found = next(image.result for image in alike if image.id == member.id)
+        assert found is not None
+        assert np.abs(pixels(service, found["file"]).astype(int) - np.asarray(expected).astype(int)).max() <= 1
+
+
+def test_an_image_alone_is_the_bare_pipelines_to_the_bit(service: Service) -> None:
+    job = service.ask(request(SIMILAR[0], group="alone", seed=7), request(SIMILAR[1]), request(SIMILAR[2]))
+    service.work()
+    alone = service.images(job)[0].result
+    assert alone is not None
+    assert alone["shared_with"] == []
+    assert alone["rows"]["computed"] == 2 * STEPS
+    generator = torch.Generator().manual_seed(7)
+    bare = waiting.pipeline()(SIMILAR[0], num_inference_steps=STEPS, width=32, height=32, generator=generator).images[0]
+    assert np.array_equal(pixels(service, alone["file"]), np.asarray(bare))
+
+
+def test_only_images_of_one_owner_group_name_and_settings_share(service: Service) -> None:
+    one = service.ask(
+        request(SIMILAR[0]), request(SIMILAR[1], negative_prompt="blurred"), request(SIMILAR[2], group="x")
+    )
+    two = service.ask(request(SIMILAR[1]), owner="you")
+    service.work()
+    images = [*service.images(one), *service.images(two, "you")]
+    assert all(image.result is not None and image.result["shared_with"] == [] for image in images)
+
+
+def test_images_of_different_jobs_and_outputs_share(service: Service) -> None:
+    one = service.ask(request(SIMILAR[0]))
+    two = service.ask(request(SIMILAR[1], output={"format": "jpeg"}))
+    service.work()
+    (first,), (second,) = service.images(one), service.images(two)
+    assert first.group == second.group
+    assert second.result is not None
+    assert second.result["file"].endswith(".jpg")
+    (event,) = [event for event in service.store.events("me", two) or () if event.kind == "grouped"]
+    assert event.data["members"] == event.data["shared_with"] == [first.id, second.id]
+    assert event.data["tree"]["stop"] == 2
+    assert SIMILAR[0] not in (service.folder / second.result["file"]).read_bytes().decode("latin1")
+
+
+def test_a_file_holds_its_own_words_and_ids(service: Service) -> None:
+    job = service.ask(request(SIMILAR[0], seed=3), request(SIMILAR[1]))
+    service.work()
+    first, _ = service.images(job)
+    assert first.result is not None
+    text = Image.open(service.folder / first.result["file"]).text  # type: ignore[attr-defined]
+    assert text["prompt"] == SIMILAR[0]
+    assert text["image"] == first.id
+    assert text["group"] == first.group
+    assert text["seed"] == "3" == str(first.result["seed"])
+    assert SIMILAR[1] not in str(text)
+
+
+def test_seeds_differ_unless_they_are_given(service: Service) -> None:
+    job = service.ask(request("a cat"), request("a cat"), request("a cat", seed=1), request("a cat", seed=1))
+    service.work()
+    seeds = [image.result["seed"] for image in service.images(job) if image.result is not None]
+    assert len(set(seeds)) == 3
+    assert seeds[2:] == [1, 1]
+
+
+def test_previews_and_steps_become_events(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cotrunk.service.worker.progress.EVERY", 0.0)
+    job = service.ask(request(SIMILAR[0], output={"partials": 2}), request(SIMILAR[1]))
+    service.work()
+    first, _ = service.images(job)
+    events = service.store.events("me", job) or []
+    partials = [event.data for event in events if event.kind == "partial"]
+    assert [(data["index"], data["step"], data["image"]) for data in partials] == [(0, 2, first.id), (1, 4, first.id)]
+    assert first.result is not None
+    final = pixels(service, first.result["file"]).astype(float)
+    errors = [np.abs(pixels(service, data["file"]) - final).mean() for data in partials]
+    assert errors[1] < errors[0]  # the previews approach the image
+    steps = [event.data["step"] for event in events if event.kind == "step"]
+    assert steps == [1, 2, 3, 4]
+
+
+def test_a_preview_changes_no_image(tmp_path: Path) -> None:
+    found = []
+    for partials in (0, 3):
+        service = Service(tmp_path / str(partials))
+        job = service.ask(request(SIMILAR[0], seed=1, output={"partials": partials}), request(SIMILAR[1], seed=2))
+        service.work()
+        found.append([pixels(service, image.result["file"]) for image in service.images(job) if image.result])
+    assert len(found[0]) == 2
+    assert all(np.array_equal(one, other) for one, other in zip(*found, strict=True))
+
+
+def test_a_plan_preview_is_answered_while_a_call_runs(service: Service) -> None:
+    service.ask(request("a cat"))
+    asked = ""
+    progress = service.worker._progress
+    step = progress.step
+
+    def ask_once(call: Call, event: StepEvent) -> None:
+        nonlocal asked
+        step(call, event)
+        if event.step == 1:
+            asked = service.ask(*(request(prompt) for prompt in [*SIMILAR, "7 UP!"]), kind="plan")
+            service.worker._watch.wake()
+        if event.step == 2:
+            job = service.store.job("me", asked)
+            assert job is not None
+            assert job.state == "done"
+
+    progress.step = ask_once  # type: ignore[method-assign]
+    service.work()
+    job = service.store.job("me", asked)
+    assert job is not None
+    assert job.state == "done"
+    (group,) = job.result["groups"]
+    assert group["images"] == [0, 1, 2]
+    assert group["steps_shared"] == 2
+    rows = job.result["rows"]
+    assert rows["independent"] == 4 * 2 * STEPS
+    assert rows["computed"] == rows["independent"] - group["rows"]["sharing"]
+
+
+def test_cancelled_images_stop_the_call(service: Service) -> None:
+    job = service.ask(request(SIMILAR[0]), request(SIMILAR[1]))
+    later = service.ask(request("7 UP!"))
+    service.worker._queue.look = 2
+    steps = []
+
+    def cancel(call: Call, event: StepEvent) -> None:
+        steps.append(event.step)
+        if len(steps) == 2:
+            service.store.cancel("me", job)
+            service.worker._watch._beat()
+
+    service.worker._progress.step = cancel  # type: ignore[method-assign]
+    service.work()
+    assert [image.state for image in service.images(job)] == ["cancelled"] * 2
+    assert steps[:3] == [0, 1, 0]  # the next step of that call was its last
+    assert service.images(later)[0].state == "done"
+    assert len(list(service.folder.iterdir())) == 1
+
+
+def test_a_part_of_a_group_may_be_cancelled(service: Service) -> None:
+    job, other = service.ask(request(SIMILAR[0])), service.ask(request(SIMILAR[1]))
+
+    def cancel(call: Call, event: StepEvent) -> None:
+        if event.step == 1:
+            service.store.cancel("me", other)
+            service.worker._watch._beat()
+
+    service.worker._progress.step = cancel  # type: ignore[method-assign]
+    service.work()
+    assert [service.images(each)[0].state for each in (job, other)] == ["done", "cancelled"]
+
+
+def test_a_group_of_a_dead_worker_runs_again_from_its_record(tmp_path: Path) -> None:
+    first = Service(tmp_path, name="first", lease_seconds=30.0)
+    job = first.ask(*(request(prompt) for prompt in SIMILAR))
+    groups = first.worker.next_wave()
+    first.store.give_up("first")  # it died
+    second = Service(tmp_path, name="second")
+    second.work()
+    images = second.images(job)
+    assert [image.state for image in images] == ["done"] * 3
+    assert {image.group for image in images} == {groups[0].id}
+    assert [image.attempts for image in images] == [2] * 3
+    assert [image.result["seed"] for image in images if image.result] == list(groups[0].plan.seeds)
+
+
+def test_after_two_deaths_images_run_alone(tmp_path: Path) -> None:
+    first = Service(tmp_path, name="first")
+    job = first.ask(*(request(prompt) for prompt in SIMILAR))
+    seeds = first.worker.next_wave()[0].plan.seeds
+    first.store.give_up("first")
+    second = Service(tmp_path, name="second")
+    second.store.reclaim("second", 30)
+    second.store.give_up("second")
+    third = Service(tmp_path, name="third")
+    third.work()
+    images = third.images(job)
+    assert [image.state for image in images] == ["done"] * 3
+    assert all(image.result and image.result["shared_with"] == [] for image in images)
+    assert [image.result["seed"] for image in images if image.result] == list(seeds)
+
+
+def test_a_worker_that_stops_gives_its_images_back(service: Service) -> None:
+    job = service.ask(request("a cat"))
+
+    def stop(call: Call, event: StepEvent) -> None:
+        service.worker.stop(0)
+
+    service.worker._progress.step = stop  # type: ignore[method-assign]
+    service.worker.run()
+    second = Service(service.folder.parent, name="second")
+    second.work()
+    (image,) = second.images(job)
+    assert image.state == "done"
+    assert image.attempts == 1
+
+
+class Poisoned:
+    """Makes the text encoder of a pipeline refuse calls with a certain prompt."""
+
+    def __init__(self, pipe: Any, word: str, error: Exception) -> None:
+        self.word, self.error, self.calls = word, error, list[int]()
+        self._pipe, self._encode = pipe, pipe.encode_prompt
+
+    def __call__(self, prompt: list[str], *args: Any, **kwargs: Any) -> Any:
+        self.calls.append(len(prompt))
+        if any(self.word in each for each in prompt):
+            raise self.error
+        return self._encode(prompt, *args, **kwargs)
+
+
+@pytest.mark.parametrize("error", [ValueError("bad word"), torch.OutOfMemoryError("no memory")])
+def test_one_image_that_fails_does_not_take_others_with_it(
+    service: Service, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    poisoned = Poisoned(waiting.pipeline(), SIMILAR[1], error)
+    monkeypatch.setattr(waiting.pipeline(), "encode_prompt", poisoned, raising=False)
+    job = service.ask(*(request(prompt) for prompt in [*SIMILAR, "7 UP!"]))
+    service.work()
+    images = service.images(job)
+    assert [image.state for image in images] == ["done", "failed", "done", "done"]
+    wrong = "bad word" if isinstance(error, ValueError) else "too little memory"
+    assert wrong in (images[1].reason or "")
+
+
+def test_a_full_device_gets_smaller_calls(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    pipe, most = waiting.pipeline(), 2
+    encode, calls = pipe.encode_prompt, []
+
+    def limited(prompt: list[str], *args: Any, **kwargs: Any) -> Any:
+        calls.append(len(prompt))
+        if len(prompt) > most:
+            raise torch.OutOfMemoryError
+        return encode(prompt, *args, **kwargs)
+
+    monkeypatch.setattr(pipe, "encode_prompt", limited, raising=False)
+    job = service.ask(*(request(prompt) for prompt in ("a cat", "7 UP!", "zebra (wild)", "QQQ", "1/2")))
+    service.work()
+    assert [image.state for image in service.images(job)] == ["done"] * 5
+    assert service.worker._generator.batching.batch_size == 2
+    service.ask(*(request(prompt) for prompt in ("a cat", "7 UP!", "zebra (wild)")))
+    calls.clear()
+    service.work()
+    assert max(calls) == 2  # what was learnt stays
+
+
+def test_an_image_with_nan_fails_with_its_reason(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    pipe = waiting.pipeline()
+    decode = pipe.vae.decode
+
+    def broken(latents: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        found = decode(latents, *args, **kwargs)
+        found[0][1] = float("nan")
+        return found
+
+    monkeypatch.setattr(pipe.vae, "decode", broken)
+    job = service.ask(request("a cat"), request("7 UP!"))
+    service.work()
+    one, two = service.images(job)
+    assert one.state == "done"
+    assert two.state == "failed"
+    assert "NaN" in (two.reason or "")
+    assert len(list(service.folder.iterdir())) == 1
+
+
+def test_an_image_that_the_pipeline_refuses_fails_by_itself(service: Service) -> None:
+    job = service.ask(request("a cat"), request("7 UP!", model="other"), request("zebra", width=33))
+    service.work()
+    good, other, odd = service.images(job)
+    assert good.state == "done"
+    assert (other.state, odd.state) == ("failed", "failed")
+    assert "other" in (other.reason or "")
+    assert "divisible by 8" in (odd.reason or "")
+
+
+def test_a_large_bucket_is_planned_once_and_generated_call_by_call(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sharing = {**waiting.SETTINGS["sharing"], "max_group": 2}
+    service = Service(tmp_path, settings={"sharing": sharing, "batching": {"batch_size": 2}})
+    planner, planned = service.worker._planner, []
+    plan = planner._form
+    monkeypatch.setattr(planner, "_form", lambda members: planned.append(len(members)) or plan(members))
+    job = service.ask(*(request(prompt) for prompt in [*SIMILAR, "7 UP!"]))
+    service.work()
+    images = service.images(job)
+    assert [image.state for image in images] == ["done"] * 4
+    assert len({image.group for image in images}) == 3
+    assert planned == [4]
+
+
+def test_waiting_images_are_grouped_with_those_that_come_in_time(service: Service) -> None:
+    waits = Service(service.folder.parent, wait_ms=60_000)
+    first = waits.ask(request(SIMILAR[0]))
+    assert not waits.worker.turn()
+    second = waits.ask(request(SIMILAR[1], wait_ms=0))
+    waits.work()
+    assert waits.images(first)[0].group == waits.images(second)[0].group is not None

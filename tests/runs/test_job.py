@@ -13,8 +13,9 @@ from command import PROMPTS, ROUNDING, no_model, pipeline, pixels
 from cotrunk import CotrunkError
 from cotrunk.runs import events
 from cotrunk.runs.job import Job
+from cotrunk.runs.plan_job import plan_job
 from cotrunk.runs.report import RunReport
-from cotrunk.runs.runner import plan_job, run_job
+from cotrunk.runs.runner import run_job
 from cotrunk.settings import Batching, Settings, Sharing, Skipping
 
 SETTINGS = Settings(Sharing.published(share=0.4), steps=3, batching=Batching(batch_size=3))

@@ -18,8 +18,9 @@ from cotrunk.runs.job import Job
 from cotrunk.runs.job_plan import load_job_plan
 from cotrunk.runs.output import Output
 from cotrunk.runs.parts import parts_of
+from cotrunk.runs.plan_job import plan_job
 from cotrunk.runs.report import RunReport
-from cotrunk.runs.runner import plan_job, run_job
+from cotrunk.runs.runner import run_job
 from cotrunk.settings import Settings, Sharing
 
 SETTINGS = Settings(Sharing(share=0.4), skipping=None, steps=3)

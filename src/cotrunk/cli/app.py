@@ -18,6 +18,7 @@ from .dataset import dataset
 from .evaluate import evaluate
 from .generate import generate
 from .help import HelpCommand, HelpGroup
+from .merge import merge
 from .options import COMMON, option
 from .plan import plan
 from .redo import redo
@@ -58,7 +59,7 @@ def cotrunk(
         raise typer.Exit
 
 
-for command in (generate, redo, plan, tune, dataset, train, evaluate):
+for command in (generate, redo, merge, plan, tune, dataset, train, evaluate):
     app.command(cls=_Command)(command)
 
 

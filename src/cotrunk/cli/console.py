@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import typer
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.markup import escape
 from rich.segment import Segment
@@ -106,6 +107,26 @@ def print_summary(report: "RunReport", folder: Path) -> None:
     if why := report.why_nothing_shared:
         out.print(f"Nothing was shared: {why} (--share, --similarity, --max-group, --mode).", soft_wrap=True)
     out.print(f"Open {escape(str(folder / 'index.html'))}", soft_wrap=True)
+
+
+def conclude(report: "RunReport", folder: Path) -> None:
+    """Print the summary. Exit with code 1 if any image failed, or if a safety checker replaced one by a black image."""
+    print_summary(report, folder)
+    count = len(report.images)
+    failed = [image.file for image in report.images if image.failed]
+    flagged = [image.file for image in report.images if image.flagged and not image.failed]
+    if failed:
+        say("red", "failed", f"{len(failed)} of {count} images contain NaN: {_some(failed)}")
+    if flagged:
+        say(
+            "red", "flagged", f"the model's safety checker blackened {len(flagged)} of {count} images: {_some(flagged)}"
+        )
+    if failed or flagged:
+        raise typer.Exit(1)
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
 
 
 def print_plan(plan: "JobPlan", show: int) -> None:

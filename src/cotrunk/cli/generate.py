@@ -12,12 +12,13 @@ from ..checks import whole
 from ..errors import CotrunkError
 from ..pipelines.weighted_lora import loras_of
 from ..settings import DEFAULT_SHARING, Settings, Sharing
-from .console import print_summary, say
+from .console import conclude, say
 from .image_options import ControlImage, ControlNetName, InputImage, MaskImage, Strength, with_images
 from .inputs import check_numbers, check_size, is_given, out_folder, prompts_of, sharing_of, skipping_of
 from .model_options import Config, Loras, OffloadName, Revision, VaeTiling, Variant
 from .options import (
     COMMON,
+    MACHINE,
     OUTPUT,
     SAMPLING,
     Columns,
@@ -58,7 +59,6 @@ from .output_options import FormatName, LayoutName, MetadataName, Name, Quality,
 
 if TYPE_CHECKING:
     from ..pipelines.weighted_lora import WeightedLora
-    from ..runs.report import RunReport
     from ..tuning.settings_file import Basis
 
 SHARING_OPTIONS = ("share", "similarity", "max_group", "mode", "encoder", "noise", "trunk_guidance")
@@ -154,6 +154,19 @@ def generate(
     offload: OffloadName = None,
     vae_tiling: VaeTiling = False,
     max_rows: MaxRows = None,
+    plan: Annotated[
+        Path | None,
+        option(MACHINE, "FILE", "Follow a plan that cotrunk plan --save wrote for the same prompts.", "--plan"),
+    ] = None,
+    shard: Annotated[
+        str | None,
+        option(
+            MACHINE,
+            "I/N",
+            "Generate only share I of N; each process has its own --out, and cotrunk merge joins them.",
+            "--shard",
+        ),
+    ] = None,
 ) -> None:
     """Generate an image for each prompt; similar prompts share their early steps, and smooth steps are skipped.
 
@@ -197,6 +210,7 @@ def generate(
     from ..pipelines.schedulers import SCHEDULERS
     from ..runs.job import Job
     from ..runs.runner import run_job
+    from ..runs.shard import Shard
     from .progress import JobProgress
 
     if scheduler is not None and scheduler.lower() in SCHEDULERS:
@@ -224,14 +238,20 @@ def generate(
         variant=variant,
         offload=offload,
         vae_tiling=vae_tiling,
+        shard=None if shard is None else Shard.parse(shard),
         **images,
     )
     with JobProgress() as progress:
         try:
-            report = run_job(job, out, resume=resume, retry_failed=retry_failed, on_event=progress, begin=begin)
+            report = run_job(
+                job, out, resume=resume, retry_failed=retry_failed, on_event=progress, begin=begin, plan=plan
+            )
         except KeyboardInterrupt:
             raise typer.Exit(130) from None
-    _conclude(report, out)
+    if job.shard is None:
+        conclude(report, out)
+    else:
+        say("green", "done", f"share {job.shard}; when all are done, join them: cotrunk merge DIR... --out RUN")
 
 
 def _check_exact(context: typer.Context, skip: bool | None) -> None:
@@ -275,23 +295,3 @@ def _warn_if_tuned_for_another(basis: "Basis", model: str, loras: "Sequence[Weig
 def _is_same(one: str, other: str) -> bool:
     # different paths may name the same folder
     return one == other or Path(one).resolve() == Path(other).resolve()
-
-
-def _conclude(report: "RunReport", folder: Path) -> None:
-    """Print the summary. Exit with code 1 if any image failed, or if a safety checker replaced one by a black image."""
-    print_summary(report, folder)
-    count = len(report.images)
-    failed = [image.file for image in report.images if image.failed]
-    flagged = [image.file for image in report.images if image.flagged and not image.failed]
-    if failed:
-        say("red", "failed", f"{len(failed)} of {count} images contain NaN: {_some(failed)}")
-    if flagged:
-        say(
-            "red", "flagged", f"the model's safety checker blackened {len(flagged)} of {count} images: {_some(flagged)}"
-        )
-    if failed or flagged:
-        raise typer.Exit(1)
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")

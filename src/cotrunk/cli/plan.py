@@ -88,7 +88,7 @@ def plan(
     sharing = sharing_of(share, similarity, max_group, mode, encoder, noise, trunk_guidance)
 
     from ..runs.job import Job
-    from ..runs.runner import plan_job
+    from ..runs.plan_job import plan_job
     from .progress import JobProgress
 
     job = Job(

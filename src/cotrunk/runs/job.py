@@ -13,6 +13,7 @@ from ..planning.prompt_row import PromptRow, check_ids, checked
 from ..settings import DEFAULT_SETTINGS, Settings
 from .naming import NUMBERED, ImageFacts, check_names
 from .output import DEFAULT_OUTPUT, Output
+from .shard import Shard
 
 # Where and how a run is computed. It may differ when a run resumes: images change only by rounding.
 MACHINE = ("device", "compiled", "offload", "settings.batching")
@@ -50,6 +51,7 @@ class Job:
         controlnet: ControlNets for the model: folders, or ids on the hub.
         strength: how far an input image is changed, 0 to 1; None for the pipeline's default.
         digests: of the input images, by file: filled in by a run, which refuses other files.
+        shard: the share of the run that this process generates; None for all of it.
 
     Raises:
         CotrunkError: a value of another type, or out of its range.
@@ -83,6 +85,7 @@ class Job:
     controlnet: tuple[str, ...] = ()
     strength: float | None = None
     digests: Mapping[str, str] = field(default_factory=dict)
+    shard: Shard | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.prompts, list | tuple) or not self.prompts:
@@ -108,6 +111,12 @@ class Job:
                 text(name, getattr(self, name))
         if not isinstance(self.digests, Mapping) or not all(isinstance(each, str) for each in self.digests.values()):
             raise CotrunkError("digests is not an object with a text per file: leave it out.")
+        if isinstance(self.shard, dict):
+            values["shard"] = Shard.from_json(self.shard)
+        elif not isinstance(self.shard, Shard | None):
+            raise CotrunkError(f"shard is a {type(self.shard).__name__}: give Shard(1, 16), or None for the whole run.")
+        if self.shard is not None and self.compare:
+            raise CotrunkError("A share of a run cannot be compared: leave out shard or compare.")
         for name in ("width", "height"):
             if (value := getattr(self, name)) is not None:
                 values[name] = whole(name, value)
@@ -148,6 +157,7 @@ class Job:
         values["lora"] = [asdict(lora) for lora in self.lora]
         values |= {name: list(getattr(self, name)) for name in ("control_image", "controlnet")}
         values["digests"] = dict(self.digests)
+        values["shard"] = None if self.shard is None else asdict(self.shard)
         values["output"] = {**asdict(self.output), "records": list(self.output.records)}
         return {**values, "settings": self.settings.to_json()}
 
@@ -196,7 +206,14 @@ class Job:
 
     def differences(self, other: "Job") -> Iterator[tuple[str, Any, Any]]:
         """Yield the name and both values of each setting that differs from another job, except those of `MACHINE`."""
-        one, two = ({**job.to_json(), "lora": " + ".join(map(str, job.lora)) or None} for job in (self, other))
+        one, two = (
+            {
+                **job.to_json(),
+                "lora": " + ".join(map(str, job.lora)) or None,
+                "shard": None if job.shard is None else str(job.shard),
+            }
+            for job in (self, other)
+        )
         del one["digests"], two["digests"]  # appended prompts may have further images
         yield from _differences("", one, two)
 

@@ -1,5 +1,6 @@
 """The plan of a job: one plan per part, with the numbers that its prompts and images have in the run; and its file."""
 
+import heapq
 import json
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
@@ -17,6 +18,7 @@ from ..planning.sharing import why_nothing_shared
 from ..planning.tree import Branch, counted
 from .job import Job
 from .parts import DIFFERENCES, Part, again, copies_of, first_images, part_of_rows
+from .shard import Shard
 
 NOTHING: Mapping[int, Sequence[int]] = MappingProxyType({})
 
@@ -105,6 +107,29 @@ class JobPlan:
             return f"no two prompts have the same {DIFFERENCES}"
         return why_nothing_shared(max(self.parts, key=lambda part: len(part.rows)).plan)
 
+    def images_of(self, shard: Shard | None) -> list[frozenset[int]]:
+        """Return the images of a share, per part and numbered as there; all images if there is one share.
+
+        Shares have about equally many predicted rows: group after group, the largest first, goes to the share that has
+        the fewest so far. So all processes with the same plan agree.
+        """
+        if shard is None:
+            return [frozenset(range(len(part.plan))) for part in self.parts]
+        groups = [
+            (part.plan.cost_of([tree]).used, number, tree.images)
+            for number, part in enumerate(self.parts)
+            for tree in part.plan.trees
+        ]
+        groups.sort(key=lambda group: (-group[0], *group[1:]))
+        loads = [(0, number) for number in range(1, shard.of + 1)]
+        own: list[set[int]] = [set() for _ in self.parts]
+        for rows, part, images in groups:
+            load, number = loads[0]
+            heapq.heapreplace(loads, (load + rows, number))
+            if number == shard.number:
+                own[part].update(images)
+        return [frozenset(images) for images in own]
+
     def save(self, path: str | Path) -> None:
         """Write the plan as JSON, whole or not at all.
 
@@ -178,5 +203,7 @@ def load_job_plan(path: Path, job: Job) -> JobPlan:
         return job_plan(job, parts, retried)
     except CotrunkError:
         raise
-    except (KeyError, TypeError, ValueError, IndexError) as error:
+    except IndexError:
+        raise CotrunkError(f"The plan {path} is for more prompts than there are: give those it has.") from None
+    except (KeyError, TypeError, ValueError) as error:
         raise CotrunkError(f"{path} is not a usable plan of this run: {error}. Make a new one.") from None

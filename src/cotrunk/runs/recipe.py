@@ -102,6 +102,7 @@ def batch_recipe(job: Job, pipeline: PipelineFacts, plan: Plan, images: Sequence
         guidance_scale=scale,
         images_per_prompt=1,
         compare=False,
+        shard=None,
         output=output,
         digests={path: digest for path, digest in job.digests.items() if path in used},
     )

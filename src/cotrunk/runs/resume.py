@@ -4,12 +4,12 @@ Which images are finished is read from the journal (`journal.py`).
 """
 
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
 from ..errors import CotrunkError
-from ..planning.tree import Real, Steps, Text
+from ..planning.tree import Steps, Text
 from .arm import Compared, compared_plan, main_arms
 from .build_report import build_report
 from .distances import with_distances
@@ -32,18 +32,26 @@ class _Part:
 
 
 @dataclass(frozen=True)
-class _Head:
+class Head:
     """The part of run.json that is read again; the rest follows from the plan and the journal."""
 
     status: Text
     pipeline: PipelineFacts
-    seconds: dict[Literal["load", "embed", "denoise", "decode", "total"], Real]
+    seconds: Seconds
     versions: dict[Text, Text]
     compare: dict[Compared, _Compared] = field(default_factory=dict)
     parts: tuple[_Part, ...] = ()
 
+    @staticmethod
+    def read(content: dict[str, Any]) -> "Head | None":
+        """Return it from the content of run.json; None if that is damaged."""
+        try:
+            return _HEAD.validate_python(content)
+        except ValidationError:
+            return None
 
-_HEAD = TypeAdapter(_Head)
+
+_HEAD = TypeAdapter(Head)
 
 
 def begin_or_resume(folder: RunFolder, job: Job, *, resume: bool) -> bool:
@@ -126,9 +134,8 @@ def finished_report(folder: RunFolder, prompts: int | None = None) -> RunReport 
     Returns None if anything is left to do. This includes a run.json that is damaged: resuming writes it again.
     """
     content, job = folder.read()
-    try:
-        head = _HEAD.validate_python(content)
-    except ValidationError:
+    head = Head.read(content)
+    if head is None:
         return None
     if prompts not in (None, len(job.prompts)) or head.status == "running" or (job.compare and not head.compare):
         return None
@@ -143,6 +150,6 @@ def finished_report(folder: RunFolder, prompts: int | None = None) -> RunReport 
     report = build_report(job, head.pipeline, plan, arms, folder.progress_of(arms), {})
     if report.status == "running":
         return None
-    report = with_distances(replace(report, seconds=Seconds(**head.seconds), versions=head.versions), folder.path)
+    report = with_distances(replace(report, seconds=head.seconds, versions=head.versions), folder.path)
     write_page(report, folder.path)
     return report

@@ -3,7 +3,7 @@
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +35,9 @@ from .events import (
 from .facts import PipelineFacts
 from .folder import BATCH_SECONDS, RunFolder
 from .job import Job
-from .job_plan import JobPlan, job_plan, load_job_plan
+from .job_plan import JobPlan, PartPlan, load_job_plan
 from .part_pipelines import PartPipelines, check_parts, has_own_loras
-from .part_run import compared_runs, divided, plan_part, warm_up_part
+from .part_run import compared_runs, warm_up_part
 from .parts import Part, check_rows
 from .report import RunReport
 from .resume import begin_or_resume, check_dtype, finished_report
@@ -72,8 +72,11 @@ def run_job(
     on_event: OnEvent = ignore,
     load: Callable[[Job], Any] = load_pipeline_of,
     begin: float | None = None,
+    plan: str | Path | None = None,
 ) -> RunReport:
     """Run a job and return its report. Its images and everything else that it writes go to the folder `out`.
+
+    The report of a share of a run (`Job.shard`) stays "running": `merge` joins the folders of all shares.
 
     Args:
         resume: continue an earlier part of the same job in `out`. Only the fields in `job.MACHINE` may differ, and
@@ -82,6 +85,7 @@ def run_job(
         on_event: called with each event (see `events`). An exception that it raises stops the job.
         load: returns the pipeline of a job. A service that keeps its pipelines in memory passes its own.
         begin: `time.perf_counter()` when the job came in; the time from then on counts as loading.
+        plan: file of a plan that `cotrunk plan --save` wrote for this job; None to make one.
 
     Raises:
         CotrunkError: bad input, or a folder that holds another run or cannot be written.
@@ -93,6 +97,9 @@ def run_job(
     job = checked_inputs(job)
     if load is load_pipeline_of:
         check_parts(job)
+    given = () if plan is None else _given(Path(plan), job)
+    if job.shard is not None and retry_failed:
+        raise CotrunkError("A share of a run does not know what failed in the others: merge them, then retry.")
     folder = RunFolder(Path(out))
     with held(folder.path, "images", "images/**/", "compare/**/") as lock:
         if not lock.is_kept:
@@ -107,34 +114,24 @@ def run_job(
         pipelines, facts = PartPipelines(pipe, job), facts_of(pipe)
         if is_resumed:
             check_dtype(folder, facts.dtype)
-        return _Runner(job, folder, lock, pipelines, facts, on_event, begin).run(is_resumed, retry_failed)
+        return _Runner(job, folder, lock, pipelines, facts, on_event, begin, given).run(is_resumed, retry_failed)
 
 
-def plan_job(job: Job, *, on_event: OnEvent = ignore) -> JobPlan:
-    """Return the plan of a job: what it would share and save. Nothing is denoised and nothing is written.
+def _given(path: Path, job: Job) -> Sequence[PartPlan]:
+    """Return the parts of a plan that a run is to follow.
 
     Raises:
-        CotrunkError: bad input.
+        CotrunkError: it cannot be read, or is for other prompts.
     """
-    loading.check_names("auto", "auto", job.scheduler)
-    check_rows(job)
-    job = checked_inputs(job)
-    check_parts(job)
-    on_event(Loading(job.model, has_denoiser=False))
-    pipe = loading.load_pipeline(
-        job.model,
-        "auto",
-        config=job.config,
-        revision=job.revision,
-        variant=job.variant,
-        scheduler=job.scheduler,
-        denoiser=False,
-    )
-    on_event(Planning(len(job.prompts)))
-    pipelines, parts = PartPipelines(pipe, job, denoiser=False), divided(job, pipe)
-    plan = job_plan(job, [(part.rows, plan_part(pipelines.of(part.job), part)) for part in parts])
-    on_event(Planned(plan))
-    return plan
+    parts = load_job_plan(path, job).parts
+    planned = {
+        own.prompts[image]: own.plan.prompts[own.plan.prompt_of(image)]
+        for own in parts
+        for image in range(len(own.plan))
+    }
+    if planned != dict(enumerate(job.texts)):
+        raise CotrunkError(f"The plan {path} is for other prompts: give those it was made with, or make a new plan.")
+    return parts
 
 
 def facts_of(pipe: Any) -> PipelineFacts:
@@ -153,6 +150,8 @@ class _Runner:
     facts: PipelineFacts
     on_event: OnEvent
     begin: float
+    given: Sequence[PartPlan] = ()  # the parts of a plan that was made before, to be followed
+    own: list[frozenset[int]] = field(default_factory=list)  # per part of the plan, the images of this share
 
     def run(self, is_resumed: bool, retry_failed: bool) -> RunReport:
         """Make every image that is not finished yet, and write the report."""
@@ -168,6 +167,7 @@ class _Runner:
         )
         self.on_event(Planned(plan, self.facts.other_trunk))
         seconds["embed"] = sum(each.run.seconds["embed"] for each in parts)
+        self.own = plan.images_of(job.shard)
         mains = [each.arm for each in parts]
         possible = [*mains, *(main.compared(name, main.plan) for main in mains for name in COMPARED)]
         earlier = sum(sum(self.folder.progress(arm).seconds.values()) for arm in possible)
@@ -189,6 +189,7 @@ class _Runner:
                 first = len(parts)
                 plan, parts = with_retries(self.pipelines, job, plan, parts, failed)
                 plan.save(self.folder.path / "plan.json")
+                self.own = plan.images_of(job.shard)
                 mains = [each.arm for each in parts]
                 runs = [(each.arm, each.part, each.run) for each in parts]
                 self._denoise(runs[first:])
@@ -204,7 +205,7 @@ class _Runner:
         seconds["total"] = earlier + time.perf_counter() - self.begin
         self.lock.check()
         report = self._write_report(plan, [arm for arm, _, _ in runs], seconds)
-        if report.status == "running":
+        if any(not self.folder.progress(arm).images >= self.own[arm.number] for arm, _, _ in runs):
             raise CotrunkError(
                 f"Images in {self.folder.path} were removed or changed during the run: use --resume to generate "
                 "them again."
@@ -213,7 +214,7 @@ class _Runner:
 
     def _prepared(self, is_resumed: bool) -> tuple[JobPlan, list[PartRun]]:
         """Return the plan of the job, and its parts ready to denoise."""
-        saved = load_job_plan(self.folder.path / "plan.json", self.job).parts if is_resumed else ()
+        saved = load_job_plan(self.folder.path / "plan.json", self.job).parts if is_resumed else self.given
         if saved and (appended := len(self.job.prompts) - prompts_of(saved)):
             self.on_event(Extended(appended))
         return prepared(self.pipelines, self.job, saved)
@@ -248,10 +249,11 @@ class _Runner:
     def _denoise(self, runs: Sequence[tuple[Arm, Part, Run]]) -> None:
         """Generate the images that are not in the journal yet."""
         finished = {arm.name: self.folder.progress(arm) for arm, _, _ in runs}
+        shares = {arm.name: self.own[arm.number] for arm, _, _ in runs}
         self.on_event(
             Denoising(
-                rows=sum(arm.plan.cost.used for arm, _, _ in runs),
-                images=sum(len(arm.plan) for arm, _, _ in runs),
+                rows=sum(arm.plan.cost_of(arm.plan.select(shares[arm.name])).used for arm, _, _ in runs),
+                images=sum(len(images) for images in shares.values()),
                 rows_done=sum(_planned_rows(done.cost.used, done.spared) for done in finished.values()),
                 images_done=sum(len(done.images) for done in finished.values()),
             )
@@ -261,14 +263,14 @@ class _Runner:
                 action="ignore", category=RuntimeWarning
             ):  # NaN in images, which the report shows
                 for arm, part, run in runs:
-                    is_done = finished[arm.name].images.issuperset
+                    left = shares[arm.name] - finished[arm.name].images
                     self.pipelines.of(part.job)  # exchanges LoRAs
                     job = part.aligned()
                     own = replace(run.settings, sharing=arm.plan.sharing, steps=arm.plan.steps)
                     scale = self.facts.guidance_scale if job.guidance_scale is None else job.guidance_scale
                     job = replace(job, settings=own, guidance_scale=scale)
                     facts = replace(self.facts, guidance_scale=scale)
-                    for batch in run.batches(skip=is_done, on_step=self._on_step, seconds=BATCH_SECONDS):
+                    for batch in run.batches(skip=left.isdisjoint, on_step=self._on_step, seconds=BATCH_SECONDS):
                         self.lock.check()
                         self.folder.write_batch(arm, batch, job, facts)
                         images = tuple(arm.part.images[image] for image in batch.images)

@@ -1,0 +1,37 @@
+"""Plan a job without denoising."""
+
+from ..pipelines import loading
+from .events import Loading, OnEvent, Planned, Planning, ignore
+from .job import Job
+from .job_plan import JobPlan, job_plan
+from .part_pipelines import PartPipelines, check_parts
+from .part_run import divided, plan_part
+from .parts import check_rows
+from .row_inputs import checked_inputs
+
+
+def plan_job(job: Job, *, on_event: OnEvent = ignore) -> JobPlan:
+    """Return the plan of a job: what it would share and save. Nothing is denoised and nothing is written.
+
+    Raises:
+        CotrunkError: bad input.
+    """
+    loading.check_names("auto", "auto", job.scheduler)
+    check_rows(job)
+    job = checked_inputs(job)
+    check_parts(job)
+    on_event(Loading(job.model, has_denoiser=False))
+    pipe = loading.load_pipeline(
+        job.model,
+        "auto",
+        config=job.config,
+        revision=job.revision,
+        variant=job.variant,
+        scheduler=job.scheduler,
+        denoiser=False,
+    )
+    on_event(Planning(len(job.prompts)))
+    pipelines, parts = PartPipelines(pipe, job, denoiser=False), divided(job, pipe)
+    plan = job_plan(job, [(part.rows, plan_part(pipelines.of(part.job), part)) for part in parts])
+    on_event(Planned(plan))
+    return plan

@@ -39,7 +39,7 @@ def companions(pipe: Any, own: PerPrompt) -> list[Hashable]:
             f"The input images have different sizes ({found}), and output_type={output!r} makes one array of all "
             "results: use output_type='pil', or run each size by itself."
         )
-    return list(zip(sizes, _lengths(pipe, own), strict=True))
+    return list(zip(sizes, text_lengths(pipe, own), strict=True))
 
 
 def _sizes(own: PerPrompt, prompt: int) -> tuple[tuple[int, int], ...]:
@@ -56,7 +56,7 @@ def _sizes(own: PerPrompt, prompt: int) -> tuple[tuple[int, int], ...]:
     return tuple(found)
 
 
-def _lengths(pipe: Any, own: PerPrompt) -> list[Hashable]:
+def text_lengths(pipe: Any, own: PerPrompt) -> list[Hashable]:
     """Return the numbers of tokens of each prompt's texts, if they change the images of other prompts in the call."""
     if not type(pipe).__name__.startswith(UNMASKED):
         return [None] * own.prompts

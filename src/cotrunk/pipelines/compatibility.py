@@ -65,7 +65,7 @@ def remembering_part(module: torch.nn.Module) -> str | None:
     for name, part in unwrap_module(module).named_modules():
         if type(part) not in foreign_of_class:
             foreign_of_class[type(part)] = _foreign_class_forward(type(part))
-        foreign = foreign_of_class[type(part)] or _foreign_forward(part)
+        foreign = foreign_of_class[type(part)] or foreign_forward(part)
         if foreign is None:
             processor = getattr(part, "processor", None)
             if processor is None or not hasattr(part, "set_processor") or _is_known_processor(processor):
@@ -91,7 +91,7 @@ def _foreign_class_forward(kind: type[torch.nn.Module]) -> Any:
     return None if package == kind.__module__.partition(".")[0] else of_class
 
 
-def _foreign_forward(part: torch.nn.Module) -> Any:
+def foreign_forward(part: torch.nn.Module) -> Any:
     """Return what replaces the `forward` of this module; None if nothing does."""
     forward = vars(part).get("forward")
     return None if forward is None or _is_trusted(part, forward) else forward

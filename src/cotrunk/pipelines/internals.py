@@ -6,7 +6,12 @@ others.
 
 # the module that defines or sets the names -> the names
 INTERNALS = {
-    "torch.nn.modules.module": ("_compiled_call_impl", "_call_impl"),  # how a module is called: `engine/patch.py`
+    "torch.nn.modules.module": (
+        "_compiled_call_impl",  # how a module is called: `engine/patch.py`
+        "_call_impl",
+        "_forward_hooks",  # what changes its inputs and outputs: `trunks/pipeline_state.py`
+        "_forward_pre_hooks",
+    ),
     "diffusers.hooks.hooks": ("_diffusers_hook", "_is_stateful", "_fn_refs", "_state_cache"),  # caches and their state
     "diffusers.pipelines.pipeline_utils": (
         "_progress_bar_config",  # the user's settings of progress bars
@@ -18,6 +23,7 @@ INTERNALS = {
         "_text_preprocessing",
     ),  # lower-cases and cleans prompts
     "accelerate.hooks": ("_old_forward",),  # the forward below an offloading hook
+    "peft.tuners.tuners_utils": ("_active_adapter", "_disable_adapters"),  # which LoRAs a layer adds
     "accelerate.accelerator": ("_original_forward", "_is_accelerate_prepared"),  # set on a model by `prepare`
     "datasets.arrow_dataset": ("_fingerprint",),  # identifies a data set
     "efficientnet_lite_pytorch.model": ("_blocks", "_bn0", "_bn1", "_conv_head", "_conv_stem", "_swish"),  # features

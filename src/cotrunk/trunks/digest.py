@@ -1,0 +1,194 @@
+"""A digest of values, which differs if they differ, and is equal in all processes if they are equal.
+
+It fails closed: a value that it does not know how to read is refused, and never passed over.
+"""
+
+import enum
+import functools
+import hashlib
+import inspect
+from collections.abc import Mapping, Set
+from pathlib import PurePath
+from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ..errors import CotrunkError
+
+# packages whose classes and functions are known by their names: their versions are part of every key
+KNOWN = (
+    "builtins",
+    "types",
+    "torch",
+    "diffusers",
+    "transformers",
+    "peft",
+    "accelerate",
+    "cotrunk",
+    "tokenizers",
+    "numpy",
+)
+WORD = 8  # bytes that are summed as one whole number
+WIDTH = 1024  # words per row of the table whose sums are the digest of a large tensor
+SMALL = 65_536  # a tensor of at most so many bytes is read as it is
+
+
+class Digest:
+    """Reads values one after another. Each is read with its type, so that 1, 1.0, True and "1" differ."""
+
+    def __init__(self) -> None:
+        self._found = hashlib.sha256()
+        self._above: list[int] = []  # objects that are being read, which may hold themselves
+
+    def hexdigest(self) -> str:
+        """Return the digest of all values so far."""
+        return self._found.hexdigest()
+
+    def add(self, name: str, value: Any) -> None:
+        """Read a value.
+
+        Args:
+            name: of the value, for messages.
+            value: a number, text, enum, path, array, tensor, image, function or class, a collection of such values, or
+                an object with public attributes of such values.
+
+        Raises:
+            CotrunkError: it cannot be read.
+        """
+        if id(value) in self._above:
+            self._put("again", str(self._above[::-1].index(id(value))))
+            return
+        self._above.append(id(value))
+        try:
+            self._add(name, value)
+        finally:
+            self._above.pop()
+
+    def _add(self, name: str, value: Any) -> None:
+        kind = type(value).__name__
+        if isinstance(value, enum.Enum):
+            self._put(kind, value.name)
+        elif value is None or isinstance(value, bool | int | float | complex | str | bytes):
+            self._put(kind, repr(value))
+        elif isinstance(value, torch.dtype | torch.Size | torch.memory_format | np.dtype | PurePath):
+            self._put(kind, str(value))
+        elif isinstance(value, torch.device):
+            self._put(kind, value.type)
+        elif isinstance(value, Tensor):
+            self._tensor(name, value)
+        elif isinstance(value, np.ndarray | np.generic) and value.dtype != object:
+            self._put(kind, f"{value.dtype.str} {value.shape}", np.ascontiguousarray(value).tobytes())
+        elif isinstance(value, Image.Image):
+            image = value.convert("RGBA") if value.mode == "P" else value  # bytes mean nothing without the palette
+            self._put("image", f"{image.mode} {image.size}", image.tobytes())
+        elif isinstance(value, Mapping):
+            self._mapping(name, value)
+        elif isinstance(value, list | tuple):
+            self._put("sequence", str(len(value)))
+            for place, each in enumerate(value):
+                self.add(f"{name}[{place}]", each)
+        elif isinstance(value, Set):
+            self._put("set", *sorted(digest_of(name, each) for each in value))
+        elif isinstance(value, torch.Generator | ModuleType):
+            raise _unknown(name, value)
+        elif isinstance(value, type):
+            self.add_class(name, value)
+        elif isinstance(value, functools.partial):
+            self._put("partial")
+            self.add(name, [value.func, value.args, value.keywords])
+        elif isinstance(value, FunctionType | BuiltinFunctionType | MethodType):
+            self._function(name, value)
+        else:
+            self._object(name, value)
+
+    def add_class(self, name: str, kind: type) -> None:
+        """Read a class: its name, and its source unless it belongs to a package whose version is in every key.
+
+        Raises:
+            CotrunkError: it has no source.
+        """
+        self._put("class", kind.__module__, kind.__qualname__)
+        if kind.__module__.partition(".")[0] not in KNOWN:
+            try:
+                self._put("source", inspect.getsource(kind))
+            except (OSError, TypeError):
+                raise _unknown(name, kind) from None
+
+    def _put(self, *texts: str | bytes) -> None:
+        """Read texts so that they cannot run into each other."""
+        parts = [each if isinstance(each, bytes) else each.encode("utf-8", "surrogatepass") for each in texts]
+        self._found.update(b"".join(b"%d:%b" % (len(part), part) for part in parts))
+
+    def _mapping(self, name: str, value: Mapping[Any, Any]) -> None:
+        """Read a mapping whatever its order."""
+        self._put("mapping", str(len(value)))
+        for key in sorted(value, key=lambda key: (type(key).__name__, repr(key))):
+            self.add(name, key)
+            self.add(f"{name}.{key}", value[key])
+
+    def _function(self, name: str, value: Any) -> None:
+        """Read the name of a function of a known package; a method must be of a class or of a module."""
+        owner = getattr(value, "__self__", None)
+        module = value.__module__ or getattr(owner, "__name__", "")
+        is_named = str(module).partition(".")[0] in KNOWN and "<" not in value.__qualname__  # not a lambda or a closure
+        if not is_named or not (owner is None or isinstance(owner, type | ModuleType | torch.nn.Module)):
+            raise _unknown(name, value)
+        self._put("function", str(module), value.__qualname__)
+
+    def _object(self, name: str, value: Any) -> None:
+        """Read the class and the public attributes of an object."""
+        if not hasattr(value, "__dict__"):
+            raise _unknown(name, value)
+        self.add_class(name, type(value))
+        self._mapping(name, {key: each for key, each in vars(value).items() if not key.startswith("_")})
+
+    def _tensor(self, name: str, value: Tensor) -> None:
+        if value.is_meta or value.layout != torch.strided:
+            raise _unknown(name, value)
+        if hasattr(value, "__tensor_flatten__"):  # a quantised weight
+            inner, _ = value.__tensor_flatten__()
+            self._put("tensor class", type(value).__qualname__)
+            self.add(name, {each: getattr(value, each) for each in inner})
+            return
+        self._put("tensor", str(value.dtype), str(tuple(value.shape)))
+        self._put(sums(value.as_subclass(Tensor)).tobytes())
+
+
+def sums(tensor: Tensor) -> np.ndarray:
+    """Return the bytes of a small tensor; of a large one the sums of the rows and columns of a table of its bytes.
+
+    The sums are computed where the tensor is, and differ after a change of any one value.
+    """
+    flat = tensor.detach().resolve_conj().resolve_neg().contiguous().reshape(-1)
+    if flat.storage_offset() * flat.element_size() % WORD:
+        flat = flat.clone()  # the bytes of its words must begin at a multiple of their size
+    content = flat.view(torch.uint8)
+    if len(content) <= SMALL:
+        return content.cpu().numpy()
+    whole = len(content) // (WIDTH * WORD) * (WIDTH * WORD)
+    table = content[:whole].view(torch.int64).view(-1, WIDTH)
+    return torch.cat([table.sum(0), table.sum(1), content[whole:].to(torch.int64)]).cpu().numpy()
+
+
+def digest_of(name: str, value: Any) -> str:
+    """Return the digest of one value.
+
+    Raises:
+        CotrunkError: it cannot be read.
+    """
+    digest = Digest()
+    digest.add(name, value)
+    return digest.hexdigest()
+
+
+def _unknown(name: str, value: Any) -> CotrunkError:
+    what = getattr(value, "__qualname__", None)
+    kind = f"the {'class' if isinstance(value, type) else 'function'} {what}" if what else f"a {type(value).__name__}"
+    return CotrunkError(
+        f"Trunks are not stored: {name} is {kind}, and cotrunk cannot tell whether it changes images. Leave it out, or "
+        "run without a trunk cache."
+    )

@@ -71,6 +71,16 @@ def without_times(report: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in report.items() if name != "seconds"}
 
 
+def test_there_may_be_more_shares_than_groups(model: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    folders = [tmp_path / "1", tmp_path / "2"]
+    for number, folder in enumerate(folders, 1):
+        options = ("--out", folder, "--shard", f"{number}/2")
+        assert cotrunk("generate", *PROMPTS[:2], *QUICK, *options).code == 0
+    outcome = cotrunk("merge", *folders, "--out", tmp_path / "run")
+    assert outcome.code == 0, outcome.err
+    assert "2 images for" in outcome.out
+
+
 def test_a_merge_that_was_stopped_is_started_again(shares: list[Path], tmp_path: Path) -> None:
     merged = tmp_path / "merged"
     assert cotrunk("merge", *shares, "--out", merged).code == 0

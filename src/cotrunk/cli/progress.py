@@ -114,5 +114,5 @@ class Bar:
 
     def _images(self, rows: int) -> str:
         # the rate comes from rows, so that it is known before the first batch ends
-        rate = (rows - self.before) / self.total * self.images / max(time.perf_counter() - self.begin, 1e-9)
+        rate = (rows - self.before) / max(self.total, 1) * self.images / max(time.perf_counter() - self.begin, 1e-9)
         return f"{self.images_done}/{self.images} images, {rate:.2f} images/s"

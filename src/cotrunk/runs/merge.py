@@ -71,7 +71,8 @@ def merge(folders: Sequence[str | Path], out: str | Path) -> RunReport:
             raise CotrunkError(f"{path} already holds a run: choose another --out.")
         for share in shares:
             _copy_images(share, path, plan, arms)
-        lines = (line for share in shares for line in (share.path / journal.NAME).read_text("utf-8").splitlines())
+        journals = [share.path / journal.NAME for share in shares]
+        lines = (line for file in journals if file.exists() for line in file.read_text("utf-8").splitlines())
         write_text(path / journal.NAME, "\n".join(line for line in lines if line.strip()))
         content = (first.path / "plan.json").read_bytes()
         write_bytes(path / "plan.json", lambda file: file.write(content))

@@ -7,6 +7,7 @@ options; tests of their own run them.
 """
 
 import functools
+import itertools
 import re
 import shlex
 import tomllib
@@ -150,7 +151,8 @@ def run_or_parse(words: list[str], parsed: list[str]) -> None:
     """Run a command of the embedded model; let the command line parse the others, options and values."""
     with pytest.MonkeyPatch.context() as only_parsed:
         if words[0] not in EMBEDDED or "--model" in words:
-            for registered in app.registered_commands:
+            groups = (group.typer_instance.registered_commands for group in app.registered_groups)
+            for registered in (*app.registered_commands, *itertools.chain(*groups)):
                 recorded = functools.wraps(registered.callback)(lambda **_: parsed.append(words[0]))
                 only_parsed.setattr(registered, "callback", recorded)
         before, outcome = len(parsed), cotrunk(*words)
@@ -173,7 +175,7 @@ def options() -> set[str]:
     commands = get_command(app).commands.values()
     ours = [
         name
-        for command in commands
+        for command in itertools.chain(*(getattr(each, "commands", {"": each}).values() for each in commands))
         for parameter in command.params
         for name in (*parameter.opts, *parameter.secondary_opts)
     ]

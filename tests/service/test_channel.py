@@ -1,5 +1,6 @@
 """Messages between the two processes."""
 
+import os
 import socket
 import subprocess
 import sys
@@ -62,8 +63,11 @@ def test_a_channel_crosses_a_process() -> None:
             here.receive(60)
 
 
-def test_the_settings_of_a_worker_survive_its_command_line() -> None:
+def test_a_worker_finds_its_settings_where_other_users_do_not(monkeypatch: pytest.MonkeyPatch) -> None:
     settings = WorkerSettings("sqlite:///x", "images", "data", "mini", {"dtype": "float32"}, {"steps": 3}, wait_ms=7)
-    *_, option, text, channel, descriptor = settings.command(9)
+    *_, option, text, channel, descriptor = command = settings.command(9)
     assert (option, channel, descriptor) == ("--settings", "--channel", "9")
+    assert "sqlite" not in "".join(command)
+    monkeypatch.setenv("COTRUNK_WORKER", settings.environment()["COTRUNK_WORKER"])
     assert WorkerSettings.from_text(text) == settings
+    assert "COTRUNK_WORKER" not in os.environ  # child processes do not inherit it

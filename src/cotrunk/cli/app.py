@@ -7,6 +7,7 @@ import io
 import os
 import sys
 from collections import Counter
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
@@ -18,10 +19,14 @@ from .dataset import dataset
 from .evaluate import evaluate
 from .generate import generate
 from .help import HelpCommand, HelpGroup
+from .keys import add as add_key
+from .keys import ls as list_keys
+from .keys import rm as remove_key
 from .merge import merge
 from .options import COMMON, option
 from .plan import plan
 from .redo import redo
+from .serve import serve
 from .train import train
 from .tune import tune
 
@@ -59,8 +64,23 @@ def cotrunk(
         raise typer.Exit
 
 
-for command in (generate, redo, merge, plan, tune, dataset, train, evaluate):
+def _group(name: str, text: str, **commands: Callable[..., None]) -> None:
+    """Add commands of two words, such as `cotrunk keys add`."""
+    group = typer.Typer(
+        cls=HelpGroup,
+        no_args_is_help=True,
+        rich_markup_mode="markdown",
+        context_settings={"help_option_names": ["-h", "--help"]},
+        help=text,
+    )
+    for second, command in commands.items():
+        group.command(second, cls=_Command)(command)
+    app.add_typer(group, name=name)
+
+
+for command in (generate, redo, merge, plan, tune, serve, dataset, train, evaluate):
     app.command(cls=_Command)(command)
+_group("keys", "Say who may use a service: add, list and remove keys.", add=add_key, ls=list_keys, rm=remove_key)
 
 
 def main() -> None:

@@ -1,11 +1,13 @@
 """What the worker process is started with."""
 
 import json
+import os
 import sys
 from dataclasses import asdict, dataclass, field
 from typing import Any, Self
 
 MODULE = "cotrunk.service.worker"
+VARIABLE = "COTRUNK_WORKER"  # the environment variable with the settings
 
 
 @dataclass(frozen=True)
@@ -38,10 +40,17 @@ class WorkerSettings:
 
     def command(self, descriptor: int) -> list[str]:
         """Return the command line of a worker whose end of the channel is an inherited file descriptor."""
-        # on the command line, and not in the environment, which child processes would inherit
-        return [sys.executable, "-m", MODULE, "--settings", json.dumps(asdict(self)), "--channel", str(descriptor)]
+        return [sys.executable, "-m", MODULE, "--settings", f"${VARIABLE}", "--channel", str(descriptor)]
+
+    def environment(self) -> dict[str, str]:
+        """Return the environment of a worker.
+
+        It holds the settings, because other users of the machine can read command lines, and the URL of a database may
+        have a password.
+        """
+        return {**os.environ, VARIABLE: json.dumps(asdict(self))}
 
     @classmethod
     def from_text(cls, text: str) -> Self:
-        """Return the settings from the value of `--settings`."""
-        return cls(**json.loads(text))
+        """Return the settings from the value of `--settings`: JSON, or $ and the name of an environment variable."""
+        return cls(**json.loads(os.environ.pop(text[1:]) if text.startswith("$") else text))

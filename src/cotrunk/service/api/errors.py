@@ -12,6 +12,7 @@ from starlette.exceptions import HTTPException
 
 from ...checks import shown
 from ...errors import CotrunkError
+from .schemas.jobs import OBJECT, TEXT
 
 log = logging.getLogger("cotrunk.service")
 INVALID, SERVER, LIMIT = "invalid_request_error", "server_error", "rate_limit_error"
@@ -109,9 +110,8 @@ def of_validation(problems: Any) -> ApiError:
     """Return the error for the first of pydantic's findings."""
     first = problems[0]
     kind, place = first["type"], [str(part) for part in first["loc"]]
-    # a prompt of a list may be a text or an object: pydantic names the type that it tried
-    named = [part for part in place[1:] if not part.startswith(("function-", "constrained-")) and part != "PromptItem"]
-    param = ".".join(named) or None
+    # a prompt of a list may be a text or an object: pydantic also names the kind that it found
+    param = ".".join(part for part in place[1:] if part not in (TEXT, OBJECT)) or None
     if kind == "json_invalid":
         return wrong(None, f"The body is not JSON ({first['ctx']['error']}): send a JSON object.", "invalid_json")
     if param is None:

@@ -37,7 +37,7 @@ class Reader:
         Raises:
             ApiError: a value beyond a limit, or one that the model does not take.
         """
-        return self._checked([*self._of_item(asked, PromptItem(prompt=prompt), "prompt")])
+        return [*self._of_item(asked, PromptItem(prompt=prompt), "prompt")]
 
     def job(self, asked: JobRequest) -> list[ImageRequest]:
         """Return the images of a list of prompts.
@@ -46,17 +46,12 @@ class Reader:
             ApiError: a value beyond a limit, or one that the model does not take.
         """
         self.most("prompts", len(asked.prompts), self.limits.prompts, what="has {value:,} entries")
-        found: list[ImageRequest] = []
-        for number, each in enumerate(asked.prompts):
-            item = PromptItem(prompt=each) if isinstance(each, str) else each
-            found += self._of_item(asked, item, f"prompts.{number}")
-        return self._checked(found)
-
-    def _checked(self, images: list[ImageRequest]) -> list[ImageRequest]:
-        if len(images) > self.limits.images:
+        items = [PromptItem(prompt=each) if isinstance(each, str) else each for each in asked.prompts]
+        count = sum(item.n or asked.n or 1 for item in items)
+        if count > self.limits.images:
             most = self.limits.images
-            raise wrong("n", f"The request asks for {len(images):,} images: this service takes {most:,} at once.")
-        return images
+            raise wrong("n", f"The request asks for {count:,} images: this service takes {most:,} at once.")
+        return [image for number, item in enumerate(items) for image in self._of_item(asked, item, f"prompts.{number}")]
 
     def _of_item(self, asked: Sampling, item: PromptItem, place: str) -> Sequence[ImageRequest]:
         """Return the images of one prompt, whose own settings go before those of the list."""

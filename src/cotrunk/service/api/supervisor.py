@@ -35,6 +35,7 @@ class Supervisor:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="supervisor", daemon=True)
         self._process: subprocess.Popen[bytes] | None = None
+        self._last_line = ""
         self.refusal: str | None = None
 
     def start(self) -> None:
@@ -78,6 +79,7 @@ class Supervisor:
         with theirs:
             self._process = process = subprocess.Popen(
                 self._settings.command(theirs.fileno()),
+                env=self._settings.environment(),
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,
@@ -115,4 +117,4 @@ class Supervisor:
             if text:
                 self._last_line = text.removeprefix("error: ")
             if not text.startswith("error: "):
-                log.info("worker: %s", text)
+                log.info("%s", text)

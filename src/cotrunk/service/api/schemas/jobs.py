@@ -2,11 +2,12 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 
 from .images import RowCounts, Trunk
 from .sampling import Count, Guidance, Metadata, Negative, Prompt, Sampling, Seed, Size, Steps, Strict, Text
 
+TEXT, OBJECT = "<text>", "<object>"  # kinds of entries of a list of prompts; never names of parameters
 State = Literal["waiting", "running", "done", "failed", "cancelled"]
 
 
@@ -23,6 +24,17 @@ class PromptItem(Strict):
     guidance_scale: Guidance = None
 
 
+def _kind(value: Any) -> str:
+    return TEXT if isinstance(value, str) else OBJECT
+
+
+Entry = Annotated[
+    Annotated[Prompt, Tag(TEXT)] | Annotated[PromptItem, Tag(OBJECT)],
+    # without it, errors of objects would be about texts
+    Discriminator(_kind),
+]
+
+
 class JobRequest(Sampling):
     """A list of prompts as one job. A whole list is where sharing saves most."""
 
@@ -32,7 +44,7 @@ class JobRequest(Sampling):
         }
     )
 
-    prompts: Annotated[list[Prompt | PromptItem], Field(min_length=1, description="Prompts, or objects with one.")]
+    prompts: Annotated[list[Entry], Field(min_length=1, description="Prompts, or objects with one.")]
     metadata: Metadata = None
 
 

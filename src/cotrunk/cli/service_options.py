@@ -1,0 +1,57 @@
+"""The options of `cotrunk serve` and `cotrunk keys`."""
+
+from pathlib import Path
+from typing import Annotated
+
+from .options import COMMON, option
+
+SERVICE, LIMITS = "Service", "Limits"
+
+Data = Annotated[
+    Path,
+    option(COMMON, "DIR", "Folder for the database, images and trunks, unless other options say where they are."),
+]
+Database = Annotated[
+    str | None,
+    option(
+        COMMON,
+        "URL",
+        "sqlite:///FILE or postgresql://USER:PASSWORD@HOST/NAME; by default a file in --data. Also read from the "
+        "environment variable COTRUNK_DATABASE.",
+        "--database",
+    ),
+]
+Images = Annotated[
+    str | None,
+    option(COMMON, "URL", "Where images are written: a folder, or a URL that fsspec knows, such as s3://BUCKET/PATH."),
+]
+Host = Annotated[
+    str, option(COMMON, "ADDRESS", "Address to listen at; one that other machines reach needs keys (cotrunk keys add).")
+]
+Port = Annotated[int, option(COMMON, "N", "Port to listen at; 0 for a free one.")]
+Trunks = Annotated[
+    str,
+    option(
+        COMMON,
+        "WHO",
+        "Whose trunks a prompt may use: own (of the same key), shared (of all), stems (the operator's list), or off.",
+    ),
+]
+WaitMs = Annotated[int, option(SERVICE, "N", "Milliseconds that a request waits for similar prompts at most.")]
+BatchWaitMs = Annotated[int, option(SERVICE, "N", "Milliseconds that an image of a batch waits at most.")]
+LogPrompts = Annotated[bool, option(SERVICE, "", "Write prompts to the log, which it does not hold otherwise.")]
+
+MostImages = Annotated[int, option(LIMITS, "N", "Images per prompt.", "--max-n")]
+MostSteps = Annotated[int, option(LIMITS, "N", "Inference steps.", "--max-steps")]
+MostSide = Annotated[int, option(LIMITS, "N", "Width or height in pixels.", "--max-side")]
+MostPixels = Annotated[int, option(LIMITS, "N", "Width times height.", "--max-pixels")]
+MostCharacters = Annotated[int, option(LIMITS, "N", "Characters of a prompt.", "--max-prompt")]
+MostPrompts = Annotated[int, option(LIMITS, "N", "Prompts in one job, or requests in one batch.", "--max-prompts")]
+MostWait = Annotated[int, option(LIMITS, "N", "Milliseconds of wait_ms in a request.", "--max-wait-ms")]
+MostBody = Annotated[int, option(LIMITS, "N", "Size of a request in MiB.", "--max-body")]
+MostFile = Annotated[int, option(LIMITS, "N", "Size of an uploaded file in MiB.", "--max-file")]
+MostQueued = Annotated[
+    int, option(LIMITS, "N", "Denoiser rows that may wait; further requests get 429.", "--max-queued-rows")
+]
+PerMinute = Annotated[int, option(LIMITS, "N", "Requests per key and minute; 0 for no limit.", "--requests-per-minute")]
+Timeout = Annotated[float, option(LIMITS, "SECONDS", "Longest time that a request waits for its images.", "--timeout")]

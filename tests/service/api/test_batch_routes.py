@@ -1,0 +1,200 @@
+"""Files and batches: a file is validated as a whole, and its answers come back under their names."""
+
+import base64
+import io
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+from serving import GENERATIONS, Serving, serving
+
+from cotrunk.service.api.limits import Limits
+
+
+def line(name: str, **body: Any) -> dict[str, Any]:
+    return {"custom_id": name, "method": "POST", "url": GENERATIONS, "body": {"prompt": "a", **body}}
+
+
+def started(service: Serving, content: bytes) -> dict[str, Any]:
+    upload = {"file": ("list.jsonl", content)}
+    file = service.client.post("/v1/files", files=upload, data={"purpose": "batch"}).json()
+    assert (file["bytes"], file["filename"], file["purpose"]) == (len(content), "list.jsonl", "batch")
+    body = {"input_file_id": file["id"], "endpoint": GENERATIONS, "completion_window": "24h", "metadata": {"a": "b"}}
+    answer = service.client.post("/v1/batches", json=body)
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["status"] == "validating"
+    return answer.json()
+
+
+def ended(service: Serving, batch: str) -> dict[str, Any]:
+    for _ in range(500):
+        found = service.client.get(f"/v1/batches/{batch}").json()
+        if found["status"] in ("completed", "failed", "cancelled", "expired"):
+            return found
+        time.sleep(0.02)
+    raise AssertionError(found)
+
+
+def ran(service: Serving, *lines: dict[str, Any]) -> dict[str, Any]:
+    return ended(service, started(service, "\n".join(map(json.dumps, lines)).encode())["id"])
+
+
+def content_of(service: Serving, file: str) -> list[dict[str, Any]]:
+    answer = service.client.get(f"/v1/files/{file}/content")
+    assert len(answer.content) == service.client.get(f"/v1/files/{file}").json()["bytes"]
+    return [json.loads(each) for each in answer.content.splitlines()]
+
+
+def test_a_batch_gives_an_answer_per_request(service: Serving) -> None:
+    lines = [line("one", n=2, seed=4), line("two", size="32x16", response_format="url"), line("three", steps=5)]
+    batch = ran(service, *lines)
+    assert batch["status"] == "completed"
+    assert batch["request_counts"] == {"total": 3, "completed": 3, "failed": 0}
+    assert batch["error_file_id"] is None
+    assert batch["metadata"] == {"a": "b"}
+    found = {each["custom_id"]: each for each in content_of(service, batch["output_file_id"])}
+    assert {*found} == {"one", "two", "three"}
+    one, two = (found[name]["response"] for name in ("one", "two"))
+    assert one["status_code"] == 200
+    assert [image["seed"] for image in one["body"]["data"]] == [4, 5]
+    for image in one["body"]["data"]:
+        assert Image.open(io.BytesIO(base64.b64decode(image["b64_json"]))).size == (16, 16)
+        assert "file" not in image
+    (image,) = two["body"]["data"]
+    assert image["b64_json"] is None
+    assert Image.open(io.BytesIO(service.client.get(image["url"]).content)).size == (32, 16)
+    assert one["body"]["usage"]["rows"]["saved"] > 0
+    job = service.client.get(f"/v1/jobs/{batch['job']}").json()
+    assert (job["kind"], job["counts"]["done"]) == ("batch", 4)
+
+
+@pytest.mark.parametrize(
+    ("content", "number", "code"),
+    [
+        (b"", None, "empty_file"),
+        (b"\n \n", None, "empty_file"),
+        (b"{", 1, "invalid_json_line"),
+        (b"\xff\xfe\x00", 1, "invalid_json_line"),
+        (b"[" * 100_000, 1, "invalid_json_line"),
+        (b"[]", 1, "invalid_line"),
+        (b"3", 1, "invalid_line"),
+        (json.dumps(line("1")).encode() + b"\n" + json.dumps(line("1")).encode(), 2, "duplicate_custom_id"),
+        (json.dumps(line("")).encode(), 1, "invalid_custom_id"),
+        (json.dumps({**line("1"), "custom_id": 3}).encode(), 1, "invalid_custom_id"),
+        (json.dumps({**line("1"), "method": "GET"}).encode(), 1, "invalid_method"),
+        (json.dumps({**line("1"), "url": "/v1/chat/completions"}).encode(), 1, "invalid_url"),
+        (json.dumps({**line("1"), "x": 1}).encode(), 1, "unknown_parameter"),
+        (json.dumps(line("1", steps="9")).encode(), 1, "invalid_value"),
+        (json.dumps(line("1", steps=999)).encode(), 1, "invalid_value"),
+        (json.dumps(line("1", stepz=9)).encode(), 1, "unknown_parameter"),
+        (json.dumps(line("1", model="x")).encode(), 1, "model_not_found"),
+        (json.dumps(line("1", stream=True)).encode(), 1, "unsupported_parameter"),
+        (json.dumps({**line("1"), "body": {}}).encode(), 1, "missing_required_parameter"),
+    ],
+)
+def test_a_wrong_file_runs_nothing_and_names_the_line(
+    service: Serving, content: bytes, number: int | None, code: str
+) -> None:
+    batch = ended(service, started(service, content)["id"])
+    assert batch["status"] == "failed"
+    problem = batch["errors"]["data"][0]
+    assert (problem["line"], problem["code"]) == (number, code)
+    assert problem["message"].endswith((".", "}"))
+    assert batch["job"] is None
+
+
+def test_all_wrong_lines_are_named(service: Serving) -> None:
+    lines = [line("1", steps=0), line("2"), line("3", steps=0)]
+    problems = ran(service, *lines)["errors"]["data"]
+    assert [problem["line"] for problem in problems] == [1, 3]
+    assert [problem["param"] for problem in problems] == ["steps", "steps"]
+
+
+def test_too_many_requests_are_refused(tmp_path: Path) -> None:
+    with serving(tmp_path, Limits(prompts=2, images=3)) as service:
+        assert ran(service, *(line(str(i)) for i in range(3)))["errors"]["data"][0]["code"] == "too_many_requests"
+        assert ran(service, line("1", n=2), line("2", n=2))["errors"]["data"][0]["code"] == "too_many_images"
+
+
+def test_requests_that_fail_are_in_the_error_file(tmp_path: Path) -> None:
+    with serving(tmp_path, refuse=lambda image: "it contains NaN" if image.request.prompt == "b" else None) as service:
+        batch = ran(service, line("good"), line("bad", prompt="b"))
+        assert batch["request_counts"] == {"total": 2, "completed": 1, "failed": 1}
+        assert [each["custom_id"] for each in content_of(service, batch["output_file_id"])] == ["good"]
+        (wrong,) = content_of(service, batch["error_file_id"])
+        assert wrong["custom_id"] == "bad"
+        assert wrong["response"]["status_code"] == 500
+        assert "NaN" in wrong["response"]["body"]["error"]["message"]
+
+
+def test_a_cancelled_batch_names_what_was_not_run(tmp_path: Path) -> None:
+    with serving(tmp_path) as service:
+        service.worker.is_held = True
+        batch = started(service, json.dumps(line("1")).encode())["id"]
+        while service.client.get(f"/v1/batches/{batch}").json()["status"] == "validating":
+            time.sleep(0.02)
+        assert service.client.post(f"/v1/batches/{batch}/cancel").json()["status"] in ("cancelling", "cancelled")
+        found = ended(service, batch)
+        assert found["status"] == "cancelled"
+        (wrong,) = content_of(service, found["error_file_id"])
+        assert wrong["error"]["code"] == "batch_cancelled"
+
+
+def test_a_batch_waits_for_room_in_the_queue(tmp_path: Path) -> None:
+    with serving(tmp_path, Limits(queued_rows=100)) as service:
+        service.worker.is_held = True
+        assert service.client.post("/v1/jobs", json={"prompts": ["a"]}).status_code == 202
+        batch = started(service, json.dumps(line("1")).encode())["id"]
+        service.app.state.clerk._work()
+        assert service.client.get(f"/v1/batches/{batch}").json()["status"] == "validating"
+        service.worker.is_held = False
+        assert ended(service, batch)["status"] == "completed"
+
+
+def test_a_service_that_starts_again_goes_on_with_its_batches(tmp_path: Path) -> None:
+    with serving(tmp_path) as service:
+        service.worker.is_held = True
+        batch = started(service, json.dumps(line("1")).encode())["id"]
+    with serving(tmp_path) as service:
+        assert ended(service, batch)["status"] == "completed"
+
+
+def test_files_are_listed_and_deleted(tmp_path: Path) -> None:
+    with serving(tmp_path) as service:
+        ids = []
+        for name in ("a", "b"):
+            upload = {"file": (f"../{name}\x07.jsonl", b"{}")}
+            ids.append(service.client.post("/v1/files", files=upload, data={"purpose": "batch"}).json()["id"])
+        listed = service.client.get("/v1/files", params={"limit": 1, "purpose": "batch"}).json()
+        assert [file["id"] for file in listed["data"]] == ids[:0:-1]
+        assert listed["has_more"]
+        assert service.client.get(f"/v1/files/{ids[0]}/content").content == b"{}"
+        assert service.client.delete(f"/v1/files/{ids[0]}").json() == {"id": ids[0], "object": "file", "deleted": True}
+        assert service.client.get(f"/v1/files/{ids[0]}").status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("files", "data", "param"),
+    [
+        ({"file": b"{}"}, {"purpose": "fine-tune"}, "purpose"),
+        ({"file": b"{}"}, {}, "purpose"),
+        ({}, {"purpose": "batch"}, "file"),
+    ],
+)
+def test_a_wrong_upload_is_refused(service: Serving, files: dict[str, bytes], data: dict[str, str], param: str) -> None:
+    answer = service.client.post("/v1/files", files=files or None, data=data)
+    assert answer.status_code == 400
+    assert answer.json()["error"]["param"] == param
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"--x", b"--x\r\n\r\n", b'--x\r\nContent-Disposition: form-data; name="file"\r\n']
+)
+@pytest.mark.parametrize("kind", ["multipart/form-data; boundary=x", "multipart/form-data", "text/plain"])
+def test_a_broken_form_is_refused(service: Serving, body: bytes, kind: str) -> None:
+    answer = service.client.post("/v1/files", content=body, headers={"content-type": kind})
+    assert answer.status_code == 400
+    assert answer.json()["error"]["type"] == "invalid_request_error"

@@ -12,6 +12,7 @@ from fastapi.testclient import TestClient
 from cotrunk.service.api.app import make_app
 from cotrunk.service.api.limits import Limits
 from cotrunk.service.api.signing import signer_in
+from cotrunk.service.images import ImageFiles
 from cotrunk.service.store import Store
 
 GENERATIONS = "/v1/images/generations"
@@ -52,7 +53,7 @@ def serving(folder: Path, limits: Limits | None = None, **options: Any) -> Itera
     with FakeWorker(store, folder / "images", **refuse) as worker:
         app = make_app(
             store,
-            str(folder / "images"),
+            ImageFiles(str(folder / "images")),
             "mini",
             worker.link,
             signer_in(folder),

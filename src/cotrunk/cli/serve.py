@@ -5,7 +5,7 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
-from ..checks import one_of, whole
+from ..checks import number, one_of, whole
 from ..errors import CotrunkError
 from ..pipelines.weighted_lora import loras_of
 from ..settings import DEFAULT_SHARING, Settings
@@ -38,6 +38,7 @@ from .service_options import (
     Database,
     Host,
     Images,
+    KeepDays,
     LogPrompts,
     MostBody,
     MostCharacters,
@@ -73,6 +74,7 @@ def serve(
     steps: Steps = None,
     wait_ms: WaitMs = 50,
     batch_wait_ms: BatchWaitMs = 5_000,
+    keep_days: KeepDays = 30.0,
     log_prompts: LogPrompts = False,
     max_n: MostImages = 10,
     max_steps: MostSteps = 150,
@@ -122,6 +124,7 @@ def serve(
     whole("--port", port, 0, LARGEST_PORT)
     whole("--wait-ms", wait_ms, 0, LONGEST_WAIT_MS)
     whole("--batch-wait-ms", batch_wait_ms, 0, LONGEST_WAIT_MS)
+    number("--keep-days", keep_days)
     one_of("--trunks", trunks, TRUNKS)
     check_numbers(steps, None, 0, 1)
     loras = loras_of(lora)
@@ -179,7 +182,7 @@ def serve(
     def started(address: str) -> None:
         out.print(f"cotrunk serves {model} at {address} (the API is described at {address}/docs)", soft_wrap=True)
 
-    run(Serving(worker, host, port, limits, log_prompts), started)
+    run(Serving(worker, host, port, limits, log_prompts, keep_days), started)
 
 
 def check_installed() -> None:

@@ -39,6 +39,9 @@ Trunks = Annotated[
 ]
 WaitMs = Annotated[int, option(SERVICE, "N", "Milliseconds that a request waits for similar prompts at most.")]
 BatchWaitMs = Annotated[int, option(SERVICE, "N", "Milliseconds that an image of a batch waits at most.")]
+KeepDays = Annotated[
+    float, option(SERVICE, "N", "Remove jobs, images and files so many days after they have ended; 0 keeps them.")
+]
 LogPrompts = Annotated[bool, option(SERVICE, "", "Write prompts to the log, which it does not hold otherwise.")]
 
 MostImages = Annotated[int, option(LIMITS, "N", "Images per prompt.", "--max-n")]

@@ -162,6 +162,18 @@ def test_a_service_that_starts_again_goes_on_with_its_batches(tmp_path: Path) ->
         assert ended(service, batch)["status"] == "completed"
 
 
+def test_what_ended_long_ago_is_removed(tmp_path: Path) -> None:
+    with serving(tmp_path) as service:
+        job = service.client.post(GENERATIONS, json={"prompt": "a"}).json()["id"]
+    with serving(tmp_path, keep_days=1) as service:
+        service.app.state.clerk._sweep()
+        assert service.client.get(f"/v1/jobs/{job}").status_code == 200
+    with serving(tmp_path, keep_days=1e-9) as service:
+        service.app.state.clerk._sweep()
+        assert service.client.get(f"/v1/jobs/{job}").status_code == 404
+        assert [*(tmp_path / "images").iterdir()] == []
+
+
 def test_files_are_listed_and_deleted(tmp_path: Path) -> None:
     with serving(tmp_path) as service:
         ids = []

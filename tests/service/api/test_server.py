@@ -57,7 +57,7 @@ def test_a_folder_that_cannot_be_written(data: Path, tmp_path: Path) -> None:
 
 
 def test_images_of_an_unknown_kind_of_place(data: Path) -> None:
-    assert_refused(cotrunk("serve", "--data", data, "--images", "nowhere://x"), "nowhere://x", "--images")
+    assert_refused(cotrunk("serve", "--data", data, "--images", "nowhere://x"), "nowhere://x")
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.1.2.3", "example.org"])

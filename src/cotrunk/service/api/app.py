@@ -12,6 +12,7 @@ from fastapi.responses import PlainTextResponse
 from fastapi.staticfiles import StaticFiles
 
 from ... import __version__
+from ..images import ImageFiles
 from ..store import Store
 from .access import Access
 from .clerk import Clerk
@@ -24,7 +25,7 @@ from .metrics import Metrics
 from .middleware import Requests
 from .routes import batches, health, images, jobs, models, webui
 from .signing import Signer
-from .state import ImageFiles, Service
+from .state import Service
 
 PAGE = Path(__file__).parents[1] / "static"  # the built page; `page/` in the repository has its sources
 NO_PAGE = "The page is not built: run `make page`. The API is described at /docs and /openapi.json.\n"
@@ -33,35 +34,37 @@ FORMS: Any = {"max_files": 1, "max_fields": 10, "max_part_size": 65_536}
 
 def make_app(
     store: Store,
-    images_url: str,
+    files: ImageFiles,
     model: str,
     link: WorkerLink,
     signer: Signer,
     limits: Limits,
     *,
     logs_prompts: bool = False,
+    keep_days: float = 0,
     page: Path = PAGE,
 ) -> FastAPI:
     """Return the application.
 
     Args:
         store: the jobs.
-        images_url: where the images are: a folder or a URL of fsspec.
+        files: of the images.
         model: the name of the model.
         link: to the worker.
         signer: of addresses that work without a key.
         limits: of requests.
         logs_prompts: write prompts to the log.
+        keep_days: remove jobs, images and files so many days after they have ended; 0 keeps them.
         page: folder of the built page.
     """
     metrics = Metrics()
     hub = Hub(store, metrics.event)
-    service = Service(store, ImageFiles(images_url), limits, model, link, signer, metrics, hub, logs_prompts)
+    service = Service(store, files, limits, model, link, signer, metrics, hub, logs_prompts)
     access = Access(store, limits.requests_per_minute)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        clerk = app.state.clerk = Clerk(service)
+        clerk = app.state.clerk = Clerk(service, keep_days)
         tasks = [asyncio.create_task(each.run()) for each in (hub, access, clerk)]
         try:
             yield

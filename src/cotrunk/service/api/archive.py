@@ -3,8 +3,8 @@
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 
+from ..images import ImageFiles
 from ..store import ImageRow
-from .state import ImageFiles
 
 
 class _Sent:

@@ -10,12 +10,12 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from ..images import ImageFiles
 from ..store import ImageRequest, ImageRow, Job
 from .answers import content_path, image_data, size_of, usage_of
 from .errors import SERVER, ApiError, body_of, of_validation
 from .requests import Reader
 from .schemas.images import ImagesAnswer, ImagesRequest
-from .state import ImageFiles
 
 ENDPOINT = "/v1/images/generations"
 MOST_PROBLEMS = 100  # that a refused batch names

@@ -1,19 +1,23 @@
-"""Takes batches from state to state: it validates files, and writes outputs.
+"""Takes batches from state to state (it validates files, and writes outputs), and removes what was kept long enough.
 
 Each step is one transaction, and what is to be done is found in the database. So a batch goes on after a crash.
 """
 
 import asyncio
 import logging
+import math
+import time
 from contextlib import suppress
 
 from sqlalchemy.exc import SQLAlchemyError
 
+from ..retention import sweep
 from ..store import Batch, QueueFull
 from .batch_lines import WrongBatchError, outputs_of, requests_of
 from .state import Service, in_thread
 
 SECONDS = 1.0  # between two looks
+SWEEP_SECONDS, DAY = 3600.0, 86_400.0
 log = logging.getLogger("cotrunk.service")
 
 
@@ -22,10 +26,11 @@ class Clerk:
 
     Args:
         service: the state of the process.
+        keep_days: jobs, images and files are removed so many days after they have ended; 0 keeps them.
     """
 
-    def __init__(self, service: Service) -> None:
-        self._service = service
+    def __init__(self, service: Service, keep_days: float = 0) -> None:
+        self._service, self._keep_days, self._swept = service, keep_days, -math.inf
         self._new = asyncio.Event()
 
     def look(self) -> None:
@@ -37,6 +42,7 @@ class Clerk:
         while True:
             with suppress(SQLAlchemyError):
                 await in_thread(self._work)
+                await in_thread(self._sweep)
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._new.wait(), SECONDS)
             self._new.clear()
@@ -51,6 +57,11 @@ class Clerk:
             job = None if batch.job is None else store.job(batch.owner, batch.job)
             if job is not None:
                 store.finish_batch(batch.id, *outputs_of(job, store.images(batch.owner, job.id)))
+
+    def _sweep(self) -> None:
+        if self._keep_days > 0 and time.monotonic() - self._swept > SWEEP_SECONDS:
+            self._swept = time.monotonic()
+            sweep(self._service.store, self._service.files, time.time() - self._keep_days * DAY)
 
     def _validate(self, batch: Batch) -> bool:
         """Start a batch, or refuse it. Return False if the queue has no room for it yet."""

@@ -9,13 +9,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import fsspec
 import uvicorn
-from fsspec.implementations.local import LocalFileSystem
 
-from ...errors import CotrunkError, first_line
+from ...errors import CotrunkError
 from ...files import check_folder
 from ...pipelines.source import Source
+from ..images import ImageFiles
 from ..launch import WorkerSettings
 from ..store import Store
 from .app import make_app
@@ -40,6 +39,7 @@ class Serving:
         port: the port; 0 for a free one.
         limits: of requests.
         logs_prompts: write prompts to the log.
+        keep_days: remove jobs, images and files so many days after they have ended; 0 keeps them.
     """
 
     worker: WorkerSettings
@@ -47,6 +47,7 @@ class Serving:
     port: int = 8000
     limits: Limits = field(default_factory=Limits)
     logs_prompts: bool = False
+    keep_days: float = 0
 
 
 def database_in(data: Path, url: str | None) -> str:
@@ -71,8 +72,20 @@ def check_data(data: Path) -> None:
         raise CotrunkError(str(error).replace("--out", "--data")) from None
 
 
+def image_files(url: str) -> ImageFiles:
+    """Return the files of images.
+
+    Raises:
+        CotrunkError: they cannot be written.
+    """
+    try:
+        return ImageFiles(url)
+    except CotrunkError as error:
+        raise CotrunkError(str(error).replace("--out", "--images")) from None
+
+
 def serve(asked: Serving, started: Callable[[str], None]) -> None:
-    """Serve until the process is told to stop.
+    """Serve until the process is asked to stop.
 
     Args:
         asked: what is asked for.
@@ -85,7 +98,7 @@ def serve(asked: Serving, started: Callable[[str], None]) -> None:
     check_data(data)
     source = {name: worker.loading.get(name) for name in ("config", "revision", "variant")}
     Source(worker.model, **source).find()
-    _check_images(worker.images)
+    files = image_files(worker.images)
     signer, store = signer_in(data), Store(worker.database)
     try:
         _check_host(asked.host, has_keys=bool(store.keys()))
@@ -93,7 +106,14 @@ def serve(asked: Serving, started: Callable[[str], None]) -> None:
             link = WorkerLink()
             supervisor = Supervisor(worker, link)
             app = make_app(
-                store, worker.images, worker.model, link, signer, asked.limits, logs_prompts=asked.logs_prompts
+                store,
+                files,
+                worker.model,
+                link,
+                signer,
+                asked.limits,
+                logs_prompts=asked.logs_prompts,
+                keep_days=asked.keep_days,
             )
             server = uvicorn.Server(
                 uvicorn.Config(
@@ -114,7 +134,7 @@ def serve(asked: Serving, started: Callable[[str], None]) -> None:
 
 
 def _run(server: uvicorn.Server, listener: socket.socket, supervisor: Supervisor) -> None:
-    """Run the server until it is told to stop, and then stop the worker."""
+    """Run the server until it is asked to stop, and then stop the worker."""
     # uvicorn sends itself the signal again when it has ended; the worker is still to be stopped then
     before = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGINT, signal.SIGTERM)}
     ended = threading.Event()
@@ -168,21 +188,3 @@ def _listening(host: str, port: int) -> socket.socket:
     except OSError as error:
         why = error.strerror or str(error)
         raise CotrunkError(f"Cannot listen at {host}, port {port}: {why}. Choose another --port or --host.") from None
-
-
-def _check_images(url: str) -> None:
-    """Check that images can be written.
-
-    Raises:
-        CotrunkError: the folder cannot be written, or fsspec does not know the URL.
-    """
-    try:
-        system, root = fsspec.core.url_to_fs(url)
-        if isinstance(system, LocalFileSystem):
-            check_folder(Path(root))
-        else:
-            system.makedirs(root, exist_ok=True)
-    except CotrunkError as error:
-        raise CotrunkError(str(error).replace("--out", "--images")) from None
-    except Exception as error:  # each file system has exceptions of its own
-        raise CotrunkError(f"Images cannot be written to {url} ({first_line(error)}): correct --images.") from None

@@ -5,10 +5,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar, TypeVarTuple
 
-import fsspec
 from anyio import to_thread
 from fastapi import Request
 
+from ..images import ImageFiles
 from ..store import IdempotencyConflict, ImageRequest, Job, Owner, QueueFull, Store
 from ..store.records import JobKind
 from .answers import content_path
@@ -25,25 +25,6 @@ Arguments = TypeVarTuple("Arguments")
 LONGEST_RETRY = 3600  # seconds that a refused client is asked to wait at most
 UNKNOWN_RETRY = 10  # seconds, while the speed is not measured yet
 log = logging.getLogger("cotrunk.service")
-
-
-class ImageFiles:
-    """Reads the files of images.
-
-    Args:
-        url: a folder, or a URL of fsspec.
-    """
-
-    def __init__(self, url: str) -> None:
-        self._system, self._root = fsspec.core.url_to_fs(url)
-
-    def read(self, name: str) -> bytes | None:
-        """Return the content of a file; None if there is no such file any more."""
-        try:
-            content: bytes = self._system.cat_file(f"{self._root}/{name}")
-        except FileNotFoundError:
-            return None
-        return content
 
 
 @dataclass

@@ -152,7 +152,7 @@ def _check_finished(share: _Share, plan: JobPlan, arms: Sequence[Arm]) -> None:
 
 
 def _copy_images(share: _Share, out: Path, plan: JobPlan, arms: Sequence[Arm]) -> None:
-    """Link or copy the image files of a share, and the records beside them."""
+    """Link or copy the image files of a share, and the records that go with them."""
     for name in _files(share, plan, arms):
         source, target = share.path / name, out / name
         if not source.exists():  # an image that failed has no file

@@ -13,7 +13,8 @@ from running import run
 from tiny import sd
 
 from cotrunk import Batching, Branch, Plan
-from cotrunk.execution import Run, blackened
+from cotrunk.execution import Run
+from cotrunk.pipelines.outputs import blackened
 from cotrunk.planning.tree import flat_tree
 from cotrunk.settings import DEFAULT_BATCHING
 

@@ -7,27 +7,28 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import numpy as np
 import torch
 
 from .engine.attach import attached
 from .engine.call_owner import callbacks_among
 from .engine.call_state import CallState, StepEvent
+from .engine.leaving import Leaving
 from .engine.policy import Policy
-from .engine.step_plan import AS_ALONE, RowPlan, Trunk
-from .engine.trace import discontinuities, image_rows, step_letters
+from .engine.step_plan import AS_ALONE, RowPlan, Trunk, interval_steps
+from .engine.trace import LEFT, REPLAY, discontinuities, image_rows, step_letters
+from .engine.trunk_outputs import Replay, TrunkOutputs
 from .errors import CotrunkError
 from .pipelines.arguments import PerPrompt
-from .pipelines.class_tables import CONDITIONAL_FIRST
+from .pipelines.cost import conditional_copy
+from .pipelines.outputs import blackened
 from .planning.plan import Cost, Plan
 from .planning.tree import Branch, counted, packed, partition
 from .settings import Batching, Settings, Skipping
 from .skipping.rule import Rule
+from .trunks.computing import CacheUse, Ready, TrunkCalls
 
 EXACT = Settings(sharing=None, skipping=None)
-SPARED = ("sharing", "guidance", "skipping")  # the reasons for which rows are not computed
-# fields of a pipeline's output with a verdict per image; DeepFloyd IF also blackens images with watermarks
-CHECKED = ("nsfw_content_detected", "nsfw_detected", "watermark_detected")
+SPARED = ("sharing", "guidance", "skipping", REPLAY)  # the reasons for which rows are not computed
 
 
 @dataclass(frozen=True, repr=False)
@@ -37,16 +38,18 @@ class Batch:
     Attributes:
         images: the indices of its images, in the order of `output`.
         output: the pipeline's own output object.
-        failed: images whose latents or decoded values held a NaN or an infinity, and those of a call that was
-            interrupted.
+        failed: images whose latents or decoded values held a NaN or an infinity, those of a call that was
+            interrupted, and those that left it.
         flagged: images that the pipeline's own safety checker replaced by black ones.
-        cost: the denoiser rows that were counted.
-        spared: rows not computed, by reason: "sharing", "guidance", "skipping".
-        steps: per image, one letter per timestep: c computed, s computed once for a group, p predicted; capitals where
-            guidance was on.
+        cost: the denoiser rows that were counted, with those of the trunks that were computed for this batch.
+        spared: rows not computed, by reason: "sharing" (also by trunks that were computed for this batch), "guidance",
+            "skipping", "replay" (of trunks that were there), and "left" if images left the call.
+        steps: per image, one letter per timestep: c computed, s computed once for a group, p predicted, r replayed
+            from a trunk; capitals where guidance was on.
         rows: per image, the rows that it took; a row of a group is divided equally among its images.
         seconds: "embed" (the pipeline's own text encoding), "denoise", "decode".
         is_interrupted: whether a callback stopped this call before its last step (`pipe._interrupt = True`).
+        left: images that left the call while it ran (`Run.leaving`); nothing more was computed for them.
     """
 
     images: tuple[int, ...]
@@ -59,6 +62,7 @@ class Batch:
     rows: tuple[float, ...]
     seconds: dict[str, float]
     is_interrupted: bool = False
+    left: tuple[int, ...] = ()
 
     def __repr__(self) -> str:
         return f"<Batch: {counted(len(self.images), 'image')}, {self.cost}, {sum(self.seconds.values()):.3g} s>"
@@ -75,6 +79,8 @@ class Run:
         policies: makes the policies of one call from the indices of its images. They come before skipping in the chain:
             the outputs that they supply count as computed there (see `engine.policy`).
         why_not_skipped: why "auto" skips nothing, as a clause; None if it skips, or was not asked for.
+        cache: the trunk cache, which has trunks of the plan and gets the others; None to compute them all.
+        leaving: images that leave it are not computed any more; None if none will.
         batching: the limits of `settings`, lowered where the device ran out of memory.
     """
 
@@ -86,12 +92,16 @@ class Run:
     companions: Sequence[Hashable] | None = None
     policies: Callable[[Sequence[int]], tuple[Policy, ...]] = lambda images: ()
     why_not_skipped: str | None = None
+    cache: CacheUse | None = None
+    leaving: Leaving | None = None
     batching: Batching = field(init=False)
+    _trunks: TrunkCalls = field(init=False)
     _warned: bool = False
     _interrupted: bool = False
 
     def __post_init__(self) -> None:
         self.batching = self.settings.batching
+        self._trunks = TrunkCalls(self.pipe, self.plan, self.arguments, self.settings, self.cache)
 
     @property
     def skipping(self) -> Skipping | None:
@@ -184,8 +194,10 @@ class Run:
 
     def _call(self, trees: tuple[Branch, ...], on_step: Callable[[StepEvent], None] | None) -> Batch:
         images = tuple(image for tree in trees for image in tree.images)
+        ready = self._trunks.ready(trees, self.batching)
+        self.batching = replace(self.batching, max_rows=ready.max_rows)
         sources = partition(trees, self.plan.timesteps, self.plan.seeds)
-        rows = self._rows(sources, images, self._trunk(trees))
+        rows = self._rows(sources, images, trees, ready)
         call = CallState(rows, self.plan.timesteps, self.batching.max_rows, self.batching.row_sizes, on_step)
         seeds = [self.plan.seeds[image] for image in images]
         begin = time.perf_counter()
@@ -195,53 +207,63 @@ class Run:
         end = time.perf_counter()
         self._interrupted = bool(getattr(self.pipe, "_interrupt", False)) and call.step < self.plan.timesteps
         if not self._interrupted:
-            self._check(call, rows, self.plan.cost_of(trees))
+            self._check(call, rows, self.plan.cost_of(trees).used - self.plan.new_trunk_rows(trees))
         self.batching = replace(self.batching, max_rows=call.max_rows)
         started, ended = call.started or begin, call.ended or begin
         plans = call.plans[: self.plan.timesteps]
+        left = set() if self.leaving is None else self.leaving.left(images)
         finite = [True] * len(images) if call.finite is None else call.finite.tolist()
+        failed = {i for i, good in zip(images, finite, strict=True) if self._interrupted or not good or i in left}
+        own = dict(zip(images, image_rows(plans, len(images), self.plan.guidance_rows), strict=True))
+        for sharers, trunk in ready.computed.items():
+            own |= {image: own[image] + trunk.rows / len(sharers) for image in sharers}
+        self._trunks.finish(trees, failed)
         return Batch(
             images=images,
             output=output,
-            failed=tuple(i for i, good in zip(images, finite, strict=True) if self._interrupted or not good),
+            failed=tuple(image for image in images if image in failed),
             is_interrupted=self._interrupted,
             flagged=tuple(image for image, black in zip(images, blackened(output, len(images)), strict=True) if black),
-            cost=Cost(call.rows + call.rows_filled, call.rows_asked),
-            spared={what: call.rows_spared[what] for what in SPARED},
+            cost=Cost(call.rows + call.rows_filled + ready.rows, call.rows_asked),
+            spared=ready.spared(call.rows_spared, self.plan, trees),
             steps=step_letters(plans, len(images)),
-            rows=image_rows(plans, len(images), self.plan.guidance_rows),
-            seconds={"embed": started - begin, "denoise": ended - started, "decode": end - ended},
+            rows=tuple(own.values()),
+            seconds={
+                "embed": started - begin + ready.seconds["embed"],
+                "denoise": ended - started + ready.seconds["denoise"],
+                "decode": end - ended,
+            },
+            left=tuple(image for image in images if image in left),
         )
 
-    def _trunk(self, trees: Sequence[Branch]) -> Trunk:
-        """Return how the trunks of these trees are sampled."""
-        sharing = self.plan.sharing
-        if sharing is None or all(len(tree.images) == 1 for tree in trees):
-            return AS_ALONE
-        return Trunk(sharing.noise == "own", self.plan.trunk_guidance)
-
-    def _rows(self, sources: list[tuple[int, ...]], images: Sequence[int], trunk: Trunk) -> RowPlan:
+    def _rows(
+        self, sources: list[tuple[int, ...]], images: Sequence[int], trees: Sequence[Branch], ready: Ready
+    ) -> RowPlan:
         """Return where the rows of one call come from, with new policies: their history belongs to these images."""
-        policies = self.policies(images)
-        layers, interval = None, None
-        if self.settings.guidance_interval is not None:
-            # whole steps only: both evaluations of a second-order step must have the same guidance
-            order = getattr(self.pipe.scheduler, "order", 1)
-            whole = math.ceil(self.plan.timesteps / order)
-            start, stop = (round(fraction * whole) * order for fraction in self.settings.guidance_interval)
-            interval = (start, stop)
-        if self.skipping is not None:
-            rule, changing = Rule(self.skipping), discontinuities(sources, interval or ())
-            policies += (rule.policy(len(images), self.plan.timesteps, changing.__getitem__),)
-            layers = rule.layers
-        first = type(self.pipe).__name__.startswith(CONDITIONAL_FIRST)
+        plan, sharing, layers = self.plan, self.plan.sharing, None
         # after the planned steps each image has its own row, until the scheduler hook refuses the call
-        return RowPlan(
-            lambda step: sources[min(step, self.plan.timesteps)], policies, interval, 0 if first else 1, layers, trunk
-        )
+        sources_of = lambda step: sources[min(step, plan.timesteps)]  # noqa: E731
+        policies: tuple[Policy, ...] = () if self.leaving is None else (self.leaving.policy(images, sources_of),)
+        stops, trunk = ready.stops(plan, trees), AS_ALONE
+        if sharing is not None and (any(stops) or any(len(tree.images) > 1 for tree in trees)):
+            trunk = Trunk(sharing.noise == "own", plan.trunk_guidance)
+        if any(stops):
+            outputs = TrunkOutputs(plan.timesteps, own_noise=trunk.own_noise)
+            policies += (Replay(outputs, ready.of_images(trees), stops),)
+        policies += self.policies(images)
+        order = getattr(self.pipe.scheduler, "order", 1)
+        interval = interval_steps(self.settings.guidance_interval, plan.timesteps, order)
+        if self.skipping is not None:
+            rule, changing = Rule(self.skipping), discontinuities(sources, interval or (), stops)
+            policies += (rule.policy(len(images), plan.timesteps, changing.__getitem__),)
+            layers = rule.layers
+        return RowPlan(sources_of, policies, interval, conditional_copy(self.pipe), layers, trunk)
 
-    def _check(self, call: CallState, rows: RowPlan, predicted: Cost) -> None:
+    def _check(self, call: CallState, rows: RowPlan, predicted: int) -> None:
         """Check that the call took the planned steps and rows. A wrong prediction of rows only warns.
+
+        Args:
+            predicted: rows, without those of trunks that are computed in calls of their own.
 
         Raises:
             CotrunkError: the call took another number of steps, so images may have shared too much.
@@ -253,39 +275,11 @@ class Run:
                 "planned: images may have shared too much. Use sharing=None, and neither skipping nor "
                 "guidance_interval."
             )
-        spared = call.rows_spared["skipping"] + call.rows_spared["guidance"]
-        if call.rows + spared != predicted.used and not self._warned:
+        taken = call.rows - call.rows_for_form + call.rows_spared["skipping"] + call.rows_spared["guidance"]
+        if taken != predicted and not call.rows_spared[LEFT] and not self._warned:
             self._warned = True
             warnings.warn(
-                f"{kind} took {call.rows} denoiser rows where {predicted.used} were predicted: cotrunk cannot predict "
+                f"{kind} took {call.rows} denoiser rows where {predicted} were predicted: cotrunk cannot predict "
                 "its guidance or its steps with these arguments. The result holds the counted rows.",
                 stacklevel=2,
             )
-
-
-def blackened(output: Any, images: int) -> list[bool]:
-    """Return, per image of an output, whether a safety checker replaced it by a black one."""
-    verdicts: list[Any] = [getattr(output, name, None) for name in CHECKED]
-    found = [verdict for verdict in verdicts if hasattr(verdict, "__len__") and len(verdict) == images]
-    return [any(bool(verdict[i]) for verdict in found) for i in range(images)]
-
-
-def merged_output(batches: Sequence[Batch]) -> Any:
-    """Return the outputs of all batches as one output object, in the order of the images."""
-    order = np.argsort([image for batch in batches for image in batch.images])
-    first = batches[0].output
-    merged: dict[str, Any] = {}
-    for name in first:
-        values: list[Any] = [batch.output[name] for batch in batches]
-        if isinstance(values[0], torch.Tensor):
-            merged[name] = torch.cat(values)[torch.from_numpy(order)]
-        elif isinstance(values[0], np.ndarray):
-            merged[name] = np.concatenate(values)[order]
-        elif isinstance(values[0], list):
-            flat = [item for value in values for item in value]
-            merged[name] = [flat[i] for i in order]
-        else:
-            merged[name] = values[0]
-    # iteration omits fields that are None (without a safety checker, for example), although they are required
-    fields = {name: merged.get(name) for name in getattr(type(first), "__dataclass_fields__", merged)}
-    return type(first)(**fields)

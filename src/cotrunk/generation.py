@@ -11,13 +11,14 @@ from .checks import seeds_of, whole
 from .engine.call_state import StepEvent
 from .engine.progress import run_bar
 from .errors import CotrunkError
-from .execution import SPARED, Batch, Run, merged_output
+from .execution import SPARED, Batch, Run
 from .pipelines.arguments import needed_arguments
 from .pipelines.automatic import why_not_skipped
 from .pipelines.batch_compatibility import runs_apart
 from .pipelines.compatibility import check_folds, check_pipeline
 from .pipelines.cost import timesteps_of
 from .pipelines.noise_schedule import read_schedule
+from .pipelines.outputs import merged
 from .planning.plan import Cost, Plan
 from .planning.request import Request
 from .result import Result
@@ -110,7 +111,7 @@ def generate(
     seconds = {name: sum(batch.seconds[name] for batch in batches) for name in ("embed", "denoise", "decode")}
     seconds["embed"] += run.seconds["embed"]
     return Result(
-        output=merged_output(batches),
+        output=merged([batch.output for batch in batches], [image for batch in batches for image in batch.images]),
         plan=run.plan,
         cost=sum((batch.cost for batch in batches), Cost(0, 0)),
         spared={what: sum(batch.spared[what] for batch in batches) for what in SPARED},

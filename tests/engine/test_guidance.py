@@ -143,7 +143,7 @@ def test_a_trunk_without_guidance_takes_one_row(build: Callable[[], TinyPipeline
     assert result.cost == result.plan.cost
     # a pair: two steps of one row and two of four; the other image: four steps of two rows
     assert result.cost.used == 2 * 1 + 2 * 4 + 4 * 2
-    assert result.spared == {"sharing": 24 - 18, "guidance": 0, "skipping": 0}
+    assert result.spared == {"sharing": 24 - 18, "guidance": 0, "skipping": 0, "replay": 0}
     assert sorted(batches[0].steps) == ["CCCC", "ssCC", "ssCC"]
     assert sorted(batches[0].rows) == [5.0, 5.0, 8.0]
     assert result.plan.image_rows() == [batches[0].rows[batches[0].images.index(image)] for image in range(3)]

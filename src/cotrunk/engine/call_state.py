@@ -28,7 +28,7 @@ class StepEvent:
         sources: for each image, the image whose row it took; its own index unless a group shares a row.
         computed: for each image, whether the denoiser computed it (or its source).
         rows, rows_asked: denoiser rows computed so far in this call, and those that the pipeline asked for.
-        rows_spared: the rows not computed so far, by reason: "sharing", "guidance", "skipping".
+        rows_spared: the rows not computed so far, by reason: "sharing", "guidance", "skipping", "replay", "left".
     """
 
     step: int
@@ -63,7 +63,8 @@ class CallState:
             denoiser calls, because some pipelines call once per guidance branch.
         rows, rows_asked: denoiser rows computed, and those that the pipeline asked for.
         rows_filled: copies computed in addition to `rows`, because of `row_sizes`.
-        rows_spared: rows asked for and not computed, by reason: "sharing", "guidance", "skipping".
+        rows_for_form: those of `rows` that were computed only to learn the form of an output.
+        rows_spared: rows asked for and not computed, by reason: "sharing", "guidance", "skipping", "replay", "left".
         plans: the plans of the steps taken.
         equality: checks that images which share a row are equal.
         own_noise: the trunks, if their images keep their own noise; otherwise None.
@@ -80,6 +81,7 @@ class CallState:
     rows: int = 0
     rows_asked: int = 0
     rows_filled: int = 0
+    rows_for_form: int = 0
     rows_spared: Counter[str] = field(default_factory=Counter)
     plans: list[StepPlan] = field(default_factory=list)
     equality: EqualityChecks = field(default_factory=EqualityChecks)

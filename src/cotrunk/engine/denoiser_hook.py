@@ -147,17 +147,23 @@ class FoldHook:
         copy = self.state.row_plan.conditional_copy if is_concatenated else None
         unguided = plan.unguided if (is_concatenated or is_second) and any(plan.unguided) else ()
         computed: tuple[bool, ...] | None = plan.computed or None
+        taken, is_for_form = plan.taken, False
         if computed is not None and not any(computed) and self.last is None:
             blank = blank_output(self.module, call.named)
-            if blank is None:  # its form is unknown, so the rows must be computed
-                computed = None
+            if blank is None:  # its form is unknown, so one image must be computed
+                is_first = [source == sources[0] for source in sources]
+                computed = tuple(is_first)
+                taken = tuple(None if first else reason for first, reason in zip(is_first, taken, strict=False))
+                is_for_form = True
             else:
                 self.last = _Last(blank, call.rows, -1)
-        key = (sources, call.rows, call.device, computed, unguided)
+        key = (sources, call.rows, call.device, computed, unguided, taken)
         if key not in self.foldings:
             self.foldings[key] = Folding(
-                sources, call.rows, call.device, computed=computed, unguided=unguided, copy=copy
+                sources, call.rows, call.device, computed=computed, unguided=unguided, copy=copy, taken=taken
             )
+        if is_for_form and self.chunks.is_counted:
+            self.state.rows_for_form += len(self.foldings[key].live)
         return self.foldings[key]
 
     def _computed(self, folding: Folding, call: _Call, images: int) -> Any:

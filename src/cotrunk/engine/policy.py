@@ -12,6 +12,9 @@ Discontinuities = Callable[[int], Collection[int]]  # step -> images whose outpu
 Row = tuple[int, int]  # which call of the step (some pipelines call once per guidance branch), row in that call
 
 
+SKIPPING = "skipping"
+
+
 def no_images(step: int) -> Collection[int]:
     return ()
 
@@ -22,6 +25,9 @@ class Policy(Protocol):
     Several policies form a chain. The denoiser computes an image if every policy wants it computed; otherwise the first
     policy that does not want it supplies its output. `observe` runs in the order of the chain, so to a policy
     the outputs of earlier policies look computed. Put recorded outputs before predictions.
+
+    Rows that a policy saves count as "skipping", after those that sharing and guidance save. A policy with an attribute
+    `reason` takes all rows of its images, and they count as that; its images do not skip, share or lack guidance.
     """
 
     def computes(self, step: int) -> Sequence[bool]:
@@ -43,6 +49,11 @@ class Policy(Protocol):
             output: (N, ...) guided outputs.
             sample: (N, ...) the latents that the outputs belong to.
         """
+
+
+def reason_of(policy: Policy) -> str:
+    """Return how the rows that a policy saves are counted."""
+    return getattr(policy, "reason", SKIPPING)
 
 
 @runtime_checkable

@@ -84,7 +84,7 @@ class SchedulerSteps:
         """Remember where the current step begins, so that later steps can be retraced from here."""
         sample = self._sample
         change = None if self._returned is None or sample is self._returned else sample - self._returned
-        state = _copied(vars(self.scheduler))
+        state = copied(vars(self.scheduler))
         self._marks[self._number - self._begun] = _Mark(sample, state, self._arguments, change)
 
     def begin(self) -> None:
@@ -117,15 +117,15 @@ class SchedulerSteps:
         where the scheduler goes on.
         """
         sample = self._marks[start].sample
-        restore(self.scheduler, _copied(self._marks[start].state))
+        restore(self.scheduler, copied(self._marks[start].state))
         for step in range(start, stop):
             mark = self._marks[step]
-            self._marks[step] = replace(mark, sample=sample, state=_copied(vars(self.scheduler)))
+            self._marks[step] = replace(mark, sample=sample, state=copied(vars(self.scheduler)))
             output = self._step(**mark.arguments | {"model_output": outputs[step], "sample": sample})
             sample = output[0] if isinstance(output, tuple) else output.prev_sample
             change = self._marks[step + 1].change
             sample = sample if change is None else sample + change
-        self._marks[stop] = replace(self._marks[stop], sample=sample, state=_copied(vars(self.scheduler)))
+        self._marks[stop] = replace(self._marks[stop], sample=sample, state=copied(vars(self.scheduler)))
         return sample
 
 
@@ -143,7 +143,7 @@ def _pairs(before: list[torch.Tensor], after: list[torch.Tensor]) -> "zip[tuple[
     return zip(before, after, strict=True)
 
 
-def _copied(state: dict[str, Any]) -> dict[str, Any]:
+def copied(state: dict[str, Any]) -> dict[str, Any]:
     """Return a copy of a scheduler's state: some schedulers change lists in place (DPM++), others tensors (PNDM)."""
     return {name: _copy(value) for name, value in state.items()}
 

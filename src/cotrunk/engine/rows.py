@@ -32,12 +32,14 @@ class Folding:
         unguided: for each image the reason why it takes no row for guidance; None if it takes one. Empty if all do.
         copy: the copy with the prompts, whose row represents all copies of an image without guidance. None if the call
             has only the other copy, in which such an image takes no row at all.
+        taken: for each image how its rows are counted if a policy takes all of them; None for the others. Empty if
+            there is no such image.
 
     Attributes:
         live: the rows that run.
         members: for each live row, the rows that it represents, itself first.
-        spared: numbers of rows that do not run, by the first reason that applies: sharing, guidance that is off,
-            skipping.
+        spared: numbers of rows that do not run, by the first reason that applies: those of `taken`, sharing, guidance
+            that is off, skipping.
         inverse: (R,) for each row the place of its live row; -1 for rows that are not computed.
         is_complete: whether every row has a live row.
     """
@@ -51,17 +53,20 @@ class Folding:
         computed: Sequence[bool] | None = None,
         unguided: Sequence[str | None] = (),
         copy: int | None = None,
+        taken: Sequence[str | None] = (),
     ) -> None:
         images = len(sources)
         off = unguided or [None] * images
         shared = [k * images + source for k in range(rows // images) for source in sources]
-        stand_in = {row: row for row in shared}
-        stand_in |= {row: -1 if copy is None else copy * images + row % images for row in shared if off[row % images]}
+        asked = [source for row, source in enumerate(shared) if not taken or taken[row % images] is None]
+        stand_in = {row: row for row in asked}
+        stand_in |= {row: -1 if copy is None else copy * images + row % images for row in asked if off[row % images]}
         self.rows = rows
-        kept = {row for row in shared if stand_in[row] == row}
+        kept = {row for row in asked if stand_in[row] == row}
         self.live = sorted(row for row in kept if computed is None or computed[row % images])
-        self.spared = Counter(sharing=rows - len(stand_in), skipping=len(kept) - len(self.live))
+        self.spared = Counter(sharing=len(asked) - len(stand_in), skipping=len(kept) - len(self.live))
         self.spared.update(off[row % images] or "" for row in stand_in if row not in kept)
+        self.spared.update(reason for reason in taken for _ in range(rows // images) if reason is not None)
         place = {row: i for i, row in enumerate(self.live)}
         self.members = [[row] for row in self.live]
         for row, source in enumerate(shared):
@@ -78,7 +83,7 @@ class Folding:
         # each member with its representative
         self._others = [(row, own[0]) for own in self.members for row in own[1:]]
         self._pairs = sent(self._others, device).reshape(-1, 2).unbind(1)
-        places = [place.get(stand_in[row], -1) for row in shared]
+        places = [place.get(stand_in.get(row, -1), -1) for row in shared]
         self.is_complete = -1 not in places
         self.inverse = sent(places, device)
 

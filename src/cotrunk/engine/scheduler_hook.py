@@ -16,7 +16,7 @@ from .equality import differ
 from .patch import replaced
 from .policy import SampleListener
 from .rewind import SchedulerSteps
-from .step_plan import StepPlan
+from .step_plan import CallStopped, StepPlan
 from .transfer import sent
 
 
@@ -80,6 +80,8 @@ class SchedulerHook:
         state.stop_clock(sample.device if isinstance(sample, torch.Tensor) else None)
         if state.on_step is not None:
             state.on_step(self._event(plan, named, sample))
+        if state.step == state.row_plan.stop:
+            raise CallStopped
         return taken
 
     def _missing_generator(self, kwargs: dict[str, Any]) -> dict[str, Any]:

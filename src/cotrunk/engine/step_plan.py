@@ -1,11 +1,12 @@
 """Where each image's denoiser output comes from: the rules of one call, and the decision for one of its steps."""
 
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from .policy import LayersOf, Policy
+from .policy import SKIPPING, LayersOf, Policy, reason_of
 
 Sources = Callable[[int], tuple[int, ...]]
 
@@ -18,10 +19,12 @@ class Trunk:
         own_noise: every image keeps its own latents, and shares the x0 that the row predicts (`own_noise.py`).
             Otherwise their latents are equal.
         guidance: the fraction of the pipeline's guidance, 0 to 1. At 0, rows for guidance are not computed.
+        of_one: whether an image that shares its row with no other is in a trunk as well.
     """
 
     own_noise: bool = False
     guidance: float = 1.0
+    of_one: bool = False
 
 
 AS_ALONE = Trunk()
@@ -38,6 +41,8 @@ class StepPlan:
             denoiser computes it. Empty to compute all images.
         is_guided: whether the step is in the interval of guidance.
         trunk: how images that share a row are sampled.
+        reasons: for each image, how the rows that its supplier saves are counted; None where the denoiser computes it.
+            Empty to compute all images.
     """
 
     step: int
@@ -45,11 +50,19 @@ class StepPlan:
     suppliers: tuple[int | None, ...] = ()
     is_guided: bool = True
     trunk: Trunk = AS_ALONE
+    reasons: tuple[str | None, ...] = ()
 
     @property
     def computed(self) -> tuple[bool, ...]:
         """Whether the denoiser computes each image; empty to compute all."""
         return tuple(supplier is None for supplier in self.suppliers)
+
+    @cached_property
+    def taken(self) -> tuple[str | None, ...]:
+        """How all rows of an image are counted where its policy takes them; None for the others. Empty if none is."""
+        if all(reason in (None, SKIPPING) for reason in self.reasons):
+            return ()
+        return tuple(None if reason == SKIPPING else reason for reason in self.reasons)
 
     @property
     def is_shared(self) -> bool:
@@ -63,9 +76,9 @@ class StepPlan:
 
     @cached_property
     def in_trunk(self) -> tuple[bool, ...]:
-        """Whether each image shares its row."""
+        """Whether each image is in a trunk."""
         members = Counter(self.sources)
-        return tuple(members[source] > 1 for source in self.sources)
+        return tuple(members[source] > 1 or self.trunk.of_one for source in self.sources)
 
     @cached_property
     def unguided(self) -> tuple[str | None, ...]:
@@ -94,6 +107,7 @@ class RowPlan:
         conditional_copy: of the two copies of concatenated guidance, the one with the prompts.
         layers: replaces layers within a denoiser; None if no policy does.
         trunk: how images that share a row are sampled.
+        stop: the call ends after this many steps, with `CallStopped`; None for all.
     """
 
     sources: Sources
@@ -102,6 +116,7 @@ class RowPlan:
     conditional_copy: int = 1
     layers: LayersOf | None = None
     trunk: Trunk = AS_ALONE
+    stop: int | None = None
 
     @property
     def keeps_outputs(self) -> bool:
@@ -122,7 +137,27 @@ class RowPlan:
             return StepPlan(step, sources, (), is_guided, self.trunk)
         # Images of a group share a row, so they need one decision: the first one's. From common noise all are equal.
         suppliers = tuple(_supplier(wanted, source) for source in sources)
-        return StepPlan(step, sources, suppliers, is_guided, self.trunk)
+        reasons = tuple(None if place is None else reason_of(self.policies[place]) for place in suppliers)
+        return StepPlan(step, sources, suppliers, is_guided, self.trunk, reasons)
+
+
+class CallStopped(BaseException):
+    """A call has taken the steps that `RowPlan.stop` asked for. Pipelines that catch errors do not catch this."""
+
+
+def interval_steps(fractions: tuple[float, float] | None, timesteps: int, order: int) -> tuple[int, int] | None:
+    """Return the timesteps between which guidance is on, from the fractions of the steps; None for all.
+
+    Whole steps only: both evaluations of a second-order step must have the same guidance.
+
+    Args:
+        order: evaluations per step (the scheduler's `order`).
+    """
+    if fractions is None:
+        return None
+    whole = math.ceil(timesteps / order)
+    start, stop = (round(fraction * whole) * order for fraction in fractions)
+    return start, stop
 
 
 def _supplier(wanted: Sequence[Sequence[bool]], image: int) -> int | None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..checks import whole
 from ..errors import CotrunkError
-from .class_tables import ENDS_ON_TIMESTEP
+from .class_tables import CONDITIONAL_FIRST, ENDS_ON_TIMESTEP
 from .combined import parts_of
 
 # arguments that skip the beginning of the schedule; LTX has one of the others, and `strength` with another meaning
@@ -56,6 +56,11 @@ def _guidance_rows(pipe: Any, arguments: dict[str, Any], scale: float | None) ->
     if unet is not None and getattr(unet.config, "time_cond_proj_dim", None) is not None:
         return 1  # guidance is distilled into the model (LCM)
     return 2 if scale > 1 else 1
+
+
+def conditional_copy(pipe: Any) -> int:
+    """Return which of the two copies of concatenated guidance has the prompts."""
+    return 0 if type(pipe).__name__.startswith(CONDITIONAL_FIRST) else 1
 
 
 class _Seen:

@@ -6,6 +6,7 @@ The engine, the report and the drawing of the trees all read this one structure.
 import json
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,7 +15,8 @@ from pydantic import PlainValidator, TypeAdapter, ValidationError
 from ..errors import CotrunkError
 from ..files import read_json, write_text
 from ..settings import Sharing
-from .tree import NO_OTHER_KEYS, Branch, Real, Steps, Text, Whole, counted, leaf, packed
+from .replayed import Replayed, check_replayed
+from .tree import NO_OTHER_KEYS, Branch, Real, Steps, Text, Whole, check_tree, counted, leaf, packed
 
 FORMAT = 3
 DEPTH = 200  # largest depth of the trees in a file
@@ -84,6 +86,7 @@ class Plan:
             sampling.
         threshold: the smallest cosine of a pair in a group: `sharing.similarity`, or the value that "auto" found.
         findings: facts about the prompts that users should know.
+        trunks: the trees that replay a trunk, which a call of its own computes, or a cache holds.
     """
 
     __pydantic_config__ = NO_OTHER_KEYS
@@ -99,6 +102,7 @@ class Plan:
     sharing: Annotated[Sharing | None, PlainValidator(sharing_from_json)] = None
     threshold: Real | None = None
     findings: Findings = Findings()
+    trunks: tuple[Replayed, ...] = ()
 
     def __repr__(self) -> str:
         return f"<Plan: {counted(len(self), 'image')} in {counted(len(self.trees), 'group')}, {self.cost}>"
@@ -124,14 +128,33 @@ class Plan:
         return self.cost_of(self.trees)
 
     def cost_of(self, trees: Sequence[Branch]) -> Cost:
-        """Return the predicted rows of some of the trees."""
+        """Return the predicted rows of some of the trees, with those of the trunks that they replay."""
         used = sum((node.stop - node.start) * self.rows_of(node) for tree in trees for node in tree.nodes())
+        used -= sum(trunk.stop * self.rows_of(tree) for tree in trees if (trunk := self.replayed(tree)))
         alone = sum(len(tree.images) for tree in trees) * self.timesteps
-        return Cost(used, alone * self.guidance_rows)
+        return Cost(used + self.new_trunk_rows(trees), alone * self.guidance_rows)
+
+    def new_trunk_rows(self, trees: Sequence[Branch]) -> int:
+        """Return the rows of the trunks of some trees that are not stored."""
+        new = {trunk.recipe for tree in trees if (trunk := self.replayed(tree)) and not trunk.is_stored}
+        return sum(recipe.steps for recipe in new) * self.trunk_rows
+
+    def replayed(self, tree: Branch) -> Replayed | None:
+        """Return what a tree replays; None if nothing."""
+        return self._replayed.get(tree.images)
+
+    @cached_property
+    def _replayed(self) -> dict[tuple[int, ...], Replayed]:
+        return {trunk.images: trunk for trunk in self.trunks}
+
+    @property
+    def trunk_rows(self) -> int:
+        """The rows of one evaluation of a trunk."""
+        return 1 if self.trunk_guidance == 0 else self.guidance_rows
 
     def rows_of(self, branch: Branch) -> int:
         """Return the rows of one evaluation on this branch: a trunk without guidance needs no row for it."""
-        return 1 if self.trunk_guidance == 0 and len(branch.images) > 1 else self.guidance_rows
+        return self.trunk_rows if len(branch.images) > 1 else self.guidance_rows
 
     def image_rows(self) -> list[float]:
         """Return the rows of each image; the rows of a trunk are divided equally among the images on it."""
@@ -140,6 +163,10 @@ class Plan:
             for node in tree.nodes():
                 for image in node.images:
                     rows[image] += (node.stop - node.start) * self.rows_of(node) / len(node.images)
+            if (trunk := self.replayed(tree)) is not None:
+                own = self.new_trunk_rows([tree]) - trunk.stop * self.rows_of(tree)
+                for image in tree.images:
+                    rows[image] += own / len(tree.images)
         return rows
 
     def batches(self, size: int) -> Iterator[tuple[Branch, ...]]:
@@ -179,7 +206,7 @@ class Plan:
         timesteps = self.timesteps if timesteps is None else timesteps
         trees = tuple(leaf(image, 0, timesteps) for tree in self.trees for image in tree.images)
         steps = self.steps if steps is None else steps
-        return replace(self, trees=trees, steps=steps, timesteps=timesteps, sharing=None, threshold=None)
+        return replace(self, trees=trees, steps=steps, timesteps=timesteps, sharing=None, threshold=None, trunks=())
 
     def to_json(self) -> dict[str, Any]:
         """Return the plan as JSON values, which `from_json` reads.
@@ -256,16 +283,10 @@ class Plan:
         for tree in self.trees:
             if not has_own_noise and len({self.seeds[i] for i in tree.images}) != 1:
                 raise ValueError(f"the images {list(tree.images)} share a trunk but not a seed")
-            if tree.start != 0:
-                raise ValueError(f"the tree of images {list(tree.images)} does not start at 0")
-            for node in tree.nodes():
-                below = sorted(i for child in node.children for i in child.images)
-                if node.children and below != sorted(node.images):
-                    raise ValueError(f"the branches below images {list(node.images)} are not those images")
-                if not node.children and (len(node.images) != 1 or node.stop != self.timesteps):
-                    raise ValueError(f"the branch of images {list(node.images)} ends before the last timestep")
-                if not node.start <= node.stop or any(child.start != node.stop for child in node.children):
-                    raise ValueError(f"the branches of images {list(node.images)} do not follow each other")
+            check_tree(tree, self.timesteps)
+        if self.trunks and (self.sharing is None or self.from_embeddings):
+            raise ValueError("it replays trunks without sharing, or with embeddings whose texts it does not have")
+        check_replayed(self.trunks, self.trees, self.timesteps, None if has_own_noise else self.seeds)
         if (self.sharing is None) != (self.threshold is None):
             raise ValueError("it has a similarity threshold without sharing, or sharing without one")
         named = [prompt for prompt, _ in self.findings.truncated]

@@ -67,6 +67,7 @@ class Request:
         if count == 0:
             raise CotrunkError("There are no prompts: give at least one.")
         self.pipe, self.prompts, self.encoder = pipe, prompts, encoder
+        self._embedded: dict[tuple[str, str], np.ndarray] = {}  # encoder and text -> (d,)
         texts = arguments if prompts is None else {"prompt": prompts, **arguments}
         if prompts is not None and self.has_embeddings:
             has_negative = arguments.get("negative_prompt_embeds") is not None and "negative_prompt" in arguments
@@ -136,7 +137,7 @@ class Request:
             from_embeddings=self.has_embeddings,
             findings=Findings() if sharing is None else self._findings(),
         )
-        self._check_trunks(plan)
+        self.check_trunks(plan)
         if any(len(tree.images) > 1 for tree in plan.trees):
             plan = replace(plan, findings=replace(plan.findings, fallback=fallback))
         return plan
@@ -169,7 +170,7 @@ class Request:
                 "The plan shares between prompts that now differ in another argument (a negative prompt, for example): "
                 "make a new plan."
             )
-        self._check_trunks(plan)
+        self.check_trunks(plan)
 
     def check_interval(self) -> None:
         """Check that turning guidance off at a step saves a row: that each image has two rows, one of them for it.
@@ -189,11 +190,16 @@ class Request:
                 f"{kind} computes no extra row for guidance with these arguments: leave guidance_interval out."
             )
 
-    def _check_trunks(self, plan: Plan) -> None:
+    def check_trunks(self, plan: Plan) -> None:
         """Raise `CotrunkError` if own noise or the guidance of trunks does not work with this pipeline."""
         sharing = plan.sharing
-        if sharing is None or all(len(tree.images) == 1 for tree in plan.trees):
+        if sharing is None or (not plan.trunks and all(len(tree.images) == 1 for tree in plan.trees)):
             return
+        if plan.trunks and self.has_embeddings:
+            raise CotrunkError(
+                "The plan replays trunks, which are computed from texts, and prompt_embeds are given: give the prompts "
+                "alone, or make a new plan."
+            )
         if sharing.noise == "own":
             read_schedule(self.pipe.scheduler, ())
         is_weaker = not isinstance(sharing.trunk_guidance, str) and sharing.trunk_guidance < 1
@@ -205,10 +211,12 @@ class Request:
         if sharing is None:
             return np.zeros((0, 0), dtype=np.float32), 1.0
         if self.prompts is not None:
-            encoder = encoder_of(self.pipe, sharing.encoder) if self.encoder is None else self.encoder
+            encoder = self._encoder_of(sharing.encoder)
             threshold = auto_threshold(encoder) if sharing.similarity == "auto" else sharing.similarity
             texts = [plain_text(prompt) for prompt in self.prompts] if self.has_embeddings else self.prompts
-            return encoder.encode(texts), float(threshold)
+            vectors = encoder.encode(texts)
+            self._embedded |= {(sharing.encoder, text): row for text, row in zip(texts, vectors, strict=True)}
+            return vectors, float(threshold)
         if sharing.similarity == "auto":
             raise CotrunkError("similarity='auto' is measured on texts: give prompts with prompt_embeds, or a number.")
         call = self.arguments.arguments
@@ -216,6 +224,17 @@ class Request:
         mask = next((value for value in masks if value is not None), None)
         pooled = call.get("pooled_prompt_embeds")
         return from_prompt_embeds(call["prompt_embeds"], pooled, mask), float(sharing.similarity)
+
+    def vectors_of(self, texts: Sequence[str], encoder: str) -> np.ndarray:
+        """Return unit vectors (n, d) of texts by an encoder that `Sharing.encoder` names. Each is embedded once."""
+        missing = [text for text in dict.fromkeys(texts) if (encoder, text) not in self._embedded]
+        if missing:
+            found = self._encoder_of(encoder).encode(missing)
+            self._embedded |= {(encoder, text): row for text, row in zip(missing, found, strict=True)}
+        return np.stack([self._embedded[encoder, text] for text in texts])
+
+    def _encoder_of(self, name: str) -> Encoder:
+        return encoder_of(self.pipe, name) if self.encoder is None else self.encoder
 
     def _findings(self) -> Findings:
         if self.prompts is None:

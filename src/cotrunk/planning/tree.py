@@ -87,6 +87,20 @@ def flat_tree(images: Sequence[int], stop: int, timesteps: int, similarity: floa
     return [Branch(ordered, 0, stop, similarity, tuple(leaf(image, stop, timesteps) for image in ordered))]
 
 
+def check_tree(tree: Branch, timesteps: int) -> None:
+    """Raise ValueError unless the branches of a tree are nested, follow each other, and last to the end."""
+    if tree.start != 0:
+        raise ValueError(f"the tree of images {list(tree.images)} does not start at 0")
+    for node in tree.nodes():
+        below = sorted(i for child in node.children for i in child.images)
+        if node.children and below != sorted(node.images):
+            raise ValueError(f"the branches below images {list(node.images)} are not those images")
+        if not node.children and (len(node.images) != 1 or node.stop != timesteps):
+            raise ValueError(f"the branch of images {list(node.images)} ends before the last timestep")
+        if not node.start <= node.stop or any(child.start != node.stop for child in node.children):
+            raise ValueError(f"the branches of images {list(node.images)} do not follow each other")
+
+
 def packed(trees: Sequence[Branch], size: int) -> Iterator[tuple[Branch, ...]]:
     """Yield the trees to run together, in their order: at most `size` images. A larger tree runs alone, undivided."""
     batch: list[Branch] = []

@@ -18,7 +18,7 @@ from .arm import Arm
 from .images import ImageFiles
 
 NAME = "journal.jsonl"
-StepLetters = Annotated[str, Field(strict=True, pattern="^[cspCSP]*$")]  # one per timestep, as in `Batch.steps`
+StepLetters = Annotated[str, Field(strict=True, pattern="^[csprCSPR]*$")]  # one per timestep, as in `Batch.steps`
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Line:
     failed: tuple[Whole, ...]
     flagged: tuple[Whole, ...]
     rows: tuple[Whole, Whole]
-    spared: dict[Literal["sharing", "skipping", "guidance"], Difference]
+    spared: dict[Literal["sharing", "skipping", "guidance", "replay"], Difference]
     image_rows: tuple[Amount, ...]
     steps: tuple[StepLetters, ...]
     seconds: dict[Literal["embed", "denoise", "decode"], Real]
@@ -114,7 +114,7 @@ class Journal:
             failed=batch.failed,
             flagged=batch.flagged,
             rows=(batch.cost.used, batch.cost.independent),
-            spared={"sharing": 0, "skipping": 0, "guidance": 0, **batch.spared},  # type: ignore[dict-item]
+            spared={"sharing": 0, "skipping": 0, "guidance": 0, "replay": 0, **batch.spared},  # type: ignore[dict-item]
             image_rows=tuple(round(count, 4) for count in batch.rows),
             steps=batch.steps,
             seconds=dict(batch.seconds),  # type: ignore[arg-type]

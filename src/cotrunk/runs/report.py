@@ -94,11 +94,18 @@ class PartReport:
 
 @dataclass(frozen=True)
 class Spared:
-    """Denoiser rows that were not computed, by the method that saved them."""
+    """Denoiser rows that were not computed, by the method that saved them.
+
+    Attributes:
+        sharing: of images that share rows, and of trunks that were computed in this run.
+        skipping, guidance: of skipped evaluations, and of steps without guidance.
+        replay: of trunks that the trunk cache had.
+    """
 
     sharing: Difference = 0
     skipping: Difference = 0
     guidance: Difference = 0
+    replay: Difference = 0
 
 
 @dataclass(frozen=True)

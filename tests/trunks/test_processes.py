@@ -1,0 +1,94 @@
+"""One folder and several processes: they see each other's trunks, keep the limit, and survive kills at any moment."""
+
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from trunk_caches import KEY, cosine, directions, put
+
+from cotrunk.trunks.access import Trunks
+
+WRITER = """
+import sys, random
+from trunk_caches import KEY, cosine, directions, put
+from cotrunk.trunks.access import Trunks
+folder, name, count, limit = sys.argv[1], sys.argv[2], int(sys.argv[3]), float(sys.argv[4])
+trunks, dice = Trunks(folder, disk_gib=limit, memory_gib=1e-5), random.Random(name)
+print("ready", flush=True)
+for number in range(count):
+    angle = dice.uniform(0, 360)
+    found = trunks.find(KEY, directions(angle), cosine(2))
+    if found is None:
+        put(trunks, f"{name} {number}", "b", at=(angle, angle + 1), seed=dice.randrange(2**40))
+        trunks.remember(KEY, f"{name} {number}", directions(angle)[0])
+    else:
+        trunks.load(KEY, found.recipe)
+    if number % 25 == 24:
+        Trunks(folder, disk_gib=limit).backing.index.close()  # opening sweeps, while others write
+print("done", flush=True)
+"""
+
+
+def writer(folder: Path, name: str, count: int, limit_gib: float = 10.0) -> "subprocess.Popen[str]":
+    command = [sys.executable, "-c", WRITER, str(folder), name, str(count), str(limit_gib)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    return process
+
+
+def check_whole(folder: Path) -> int:
+    """Check that the index and the files agree and that all files are whole; return the number of trunks."""
+    trunks = Trunks(folder)
+    entries = trunks.backing.index.entries()
+    assert {entry.digest for entry in entries} == set(trunks.backing.files.digests())
+    for entry in entries:
+        assert trunks.backing.is_whole(entry)
+        assert trunks.load(KEY, entry.recipe) is not None
+    assert not [*folder.glob("*/.*")]
+    return len(entries)
+
+
+def test_another_opening_sees_what_is_stored_later(tmp_path: Path) -> None:
+    one, other = Trunks(tmp_path), Trunks(tmp_path)
+    assert other.find(KEY, directions(2), cosine(10)) is None
+    recipe = put(one, "a", "b", at=(0, 5))
+    assert other.find(KEY, directions(2), cosine(10)).recipe == recipe
+    assert other.load(KEY, recipe) is not None
+    one.backing.remove([one.backing.index.entries()[0].digest])
+    assert other.find(KEY, directions(2), cosine(10)) is None
+    assert other.load(KEY, recipe) is None  # although it is still in memory
+    one.remember(KEY, "c", directions(30)[0])
+    assert other.ghosts(KEY, directions(31), cosine(10)).text == "c"
+
+
+@pytest.mark.slow
+def test_several_processes_share_a_folder(tmp_path: Path) -> None:
+    limit = 40_000 / 2**30  # some 40 trunks
+    processes = [writer(tmp_path, name, 100, limit) for name in "abc"]
+    for process in processes:
+        out, err = process.communicate(timeout=120)
+        assert (process.returncode, out, err) == (0, "done\n", "")
+    assert 20 < check_whole(tmp_path) < 60
+    assert Trunks(tmp_path).backing.index.size() <= 40_000
+
+
+@pytest.mark.slow
+def test_kills_at_any_moment_leave_a_usable_folder(tmp_path: Path) -> None:
+    dice, stored = random.Random(0), 0
+    survivor = writer(tmp_path, "survivor", 400)
+    for number in range(6):
+        process = writer(tmp_path, str(number), 10_000)
+        time.sleep(dice.uniform(0.05, 0.4))
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        trunks = Trunks(tmp_path)
+        assert len(trunks.backing.index.entries()) >= stored
+        stored = len(trunks.backing.index.entries())
+    out, err = survivor.communicate(timeout=120)
+    assert (survivor.returncode, out, err) == (0, "done\n", "")
+    assert check_whole(tmp_path) >= stored > 10

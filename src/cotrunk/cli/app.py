@@ -28,6 +28,9 @@ from .plan import plan
 from .redo import redo
 from .serve import serve
 from .train import train
+from .trunks import ls as list_trunks
+from .trunks import rm as remove_trunks
+from .trunks import verify as verify_trunks
 from .tune import tune
 
 
@@ -81,6 +84,13 @@ def _group(name: str, text: str, **commands: Callable[..., None]) -> None:
 for command in (generate, redo, merge, plan, tune, serve, dataset, train, evaluate):
     app.command(cls=_Command)(command)
 _group("keys", "Say who may use a service: add, list and remove keys.", add=add_key, ls=list_keys, rm=remove_key)
+_group(
+    "trunks",
+    "Look after a trunk cache: list, verify and remove the trunks that late prompts share.",
+    ls=list_trunks,
+    verify=verify_trunks,
+    rm=remove_trunks,
+)
 
 
 def main() -> None:

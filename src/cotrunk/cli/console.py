@@ -69,17 +69,17 @@ def say(style: str, label: str, text: str) -> None:
 def warn_of(findings: "Findings", prompts: Sequence[str]) -> None:
     """Name the prompts that the text encoder does not read to the end, and those that it cannot tell apart."""
     for index, cut in findings.truncated[:WARNINGS]:
-        start, end = _short(prompts[index], 40), _short(cut, 200)
+        start, end = shortened(prompts[index], 40), shortened(cut, 200)
         say("yellow", "warning", f"prompt {index} ({start!r}) is too long for the text encoder, which cuts off {end!r}")
     if len(findings.truncated) > WARNINGS:
         say("yellow", "warning", f"{len(findings.truncated) - WARNINGS} more prompts are too long")
     for found in findings.alike[:WARNINGS]:
-        named = [f"{index} ({_short(prompts[index], 40)!r})" for index in found[:WARNINGS]]
+        named = [f"{index} ({shortened(prompts[index], 40)!r})" for index in found[:WARNINGS]]
         more = f" and {len(found) - len(named)} more" if len(found) > len(named) else ""
         what = f"prompts {', '.join(named)}{more}"
         say("yellow", "warning", f"{what} look identical to the text encoder; their images differ only by seed")
     if len(findings.alike) > WARNINGS:
-        more = _count(len(findings.alike) - WARNINGS, "more set")
+        more = counted(len(findings.alike) - WARNINGS, "more set")
         say("yellow", "warning", f"{more} of prompts look identical to the text encoder")
 
 
@@ -87,7 +87,7 @@ def print_summary(report: "RunReport", folder: Path) -> None:
     """Print what a run saved and where its page is."""
     rows, seconds = report.rows, report.seconds
     out.print(
-        f"{_count(len(report.images), 'image')} for {rows.used:,} denoiser rows instead of {rows.independent:,}: "
+        f"{counted(len(report.images), 'image')} for {rows.used:,} denoiser rows instead of {rows.independent:,}: "
         f"saved {rows.saving:.1%} ({seconds.denoise:.1f} s denoising, {seconds.total:.1f} s in all).",
         soft_wrap=True,
     )
@@ -151,7 +151,7 @@ def print_plan(plan: "JobPlan", show: int) -> None:
             )
         out.print(table)
     if len(groups) > show:
-        more = _count(len(groups) - show, "more group")
+        more = counted(len(groups) - show, "more group")
         out.print(f"... and {more} (--show {len(groups)} prints them all)", soft_wrap=True)
     first = plan.parts[0].plan
     if groups and first.sharing is not None:
@@ -159,7 +159,7 @@ def print_plan(plan: "JobPlan", show: int) -> None:
         if plan.findings.fallback is not None:
             out.print(plan.findings.fallback, soft_wrap=True, markup=False)
     if len(plan.parts) > 1:
-        named = (f"{_count(len(part.rows), 'prompt')} with {_count(part.plan.steps, 'step')}" for part in plan.parts)
+        named = (f"{counted(len(part.rows), 'prompt')} with {counted(part.plan.steps, 'step')}" for part in plan.parts)
         out.print(
             f"{len(plan.parts)} parts run one after another, because prompts differ in {DIFFERENCES}: "
             f"{', '.join(named)}.",
@@ -168,7 +168,7 @@ def print_plan(plan: "JobPlan", show: int) -> None:
     cost = plan.cost
     alone = sum(len(tree.images) == 1 for part in plan.parts for tree in part.plan.trees)
     out.print(
-        f"{_count(len(plan), 'image')}, {_count(len(groups), 'group')}, {alone} alone, "
+        f"{counted(len(plan), 'image')}, {counted(len(groups), 'group')}, {alone} alone, "
         f"similarity {first.threshold or 0:g} or more: "
         f"{cost.used:,} denoiser rows instead of {cost.independent:,}, {cost.saving:.1%} saved.",
         soft_wrap=True,
@@ -194,7 +194,7 @@ def _tree_lines(plan: "Plan", branch: "Branch", indent: str) -> Iterator[str]:
     """Yield the prompts of a group, those that stay together longer indented below the step where they part."""
     if all(len(child.images) == 1 for child in branch.children):
         for image in branch.images:
-            yield indent + _short(plan.prompts[plan.prompt_of(image)], 200)
+            yield indent + shortened(plan.prompts[plan.prompt_of(image)], 200)
         return
     for child in branch.children:
         if len(child.images) > 1:
@@ -206,11 +206,11 @@ def _steps(words: str) -> str:
     return f"{words} step{'' if words == '1' else 's'}"
 
 
-def _short(text: str, width: int) -> str:
+def shortened(text: str, width: int) -> str:
     """Return the beginning of a text on one line. (textwrap.shorten drops a text without spaces.)"""
     line = " ".join(text.split())
     return line if len(line) <= width else line[: width - 1] + "…"
 
 
-def _count(number: int, noun: str) -> str:
+def counted(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"

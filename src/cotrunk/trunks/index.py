@@ -1,6 +1,7 @@
 """The index of a trunk cache in SQLite: which trunks there are, for whom, their members, and their use."""
 
 import json
+import math
 import os
 import sqlite3
 import threading
@@ -239,14 +240,15 @@ class Index:
         """Remove what was stored before a time, and return the digests of the trunks."""
         with self.writing():
             rows = self._db.execute("SELECT digest FROM trunks WHERE created < ?", (created,)).fetchall()
-            self._db.execute("DELETE FROM ghosts WHERE created < ?", (created,))
+            self.remove_ghosts(created=created)
             self.remove([row["digest"] for row in rows])
         return [row["digest"] for row in rows]
 
-    def remove_ghosts(self, space: str | None = None) -> int:
-        """Forget the prompts of a space, or of all, and return their number."""
+    def remove_ghosts(self, owner: str | None = None, created: float = math.inf) -> int:
+        """Forget prompts of an owner, or of all, that were remembered before a time; return their number."""
+        where = "created < ? AND (owner = ? OR ? IS NULL)"
         with self.writing():
-            return self._db.execute("DELETE FROM ghosts WHERE space = ? OR ? IS NULL", (space, space)).rowcount
+            return self._db.execute(f"DELETE FROM ghosts WHERE {where}", (created, owner, owner)).rowcount
 
     def count_ghosts(self) -> int:
         """Return the number of remembered prompts."""

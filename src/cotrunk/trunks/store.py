@@ -178,14 +178,14 @@ class Store:
             self._has_warned = True
             return False
         self.memory.put(digest, {name: tensor.detach().cpu() for name, tensor in tensors.items()})
-        self._forget(evicted)
+        self.forget(evicted)
         self._remove_old()
         return digest not in evicted
 
     def remove(self, digests: Collection[str]) -> None:
         """Remove trunks from everywhere."""
         self.index.remove(digests)
-        self._forget(digests)
+        self.forget(digests)
 
     def is_whole(self, entry: Entry) -> bool:
         """Return whether the file of a trunk can be read and has the content that was written."""
@@ -214,7 +214,7 @@ class Store:
 
     def _remove_old(self) -> None:
         if self.limits.days is not None:
-            self._forget(self.index.remove_older(self._oldest()))
+            self.forget(self.index.remove_older(self._oldest()))
 
     def _evicted(self, now: float) -> list[str]:
         """Return the trunks of least worth, as many as are needed to keep the limit."""
@@ -227,7 +227,7 @@ class Store:
                 excess -= entry.size
         return evicted
 
-    def _forget(self, digests: Collection[str]) -> None:
+    def forget(self, digests: Collection[str]) -> None:
         """Remove the tensors of trunks that are no longer in the index."""
         for digest in digests:
             self.memory.drop(digest)

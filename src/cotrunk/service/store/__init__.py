@@ -4,6 +4,7 @@ Every public call of `Store` is one transaction: when a process dies, each call 
 """
 
 from .records import (
+    ENDED,
     Batch,
     Event,
     File,
@@ -21,6 +22,7 @@ from .records import (
 from .store import Store
 
 __all__ = [
+    "ENDED",
     "Batch",
     "Event",
     "File",

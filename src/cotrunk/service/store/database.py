@@ -111,7 +111,7 @@ def _checked(url: str) -> URL:
     """Return the parsed URL, with psycopg 3 as the driver of PostgreSQL."""
     try:
         parsed = make_url(url)
-        backend = parsed.get_backend_name()
+        backend = None if "\x00" in url else parsed.get_backend_name()
     except (ArgumentError, ValueError):
         backend = None
     if backend == "sqlite":

@@ -157,7 +157,7 @@ class History(RuleBasedStateMachine):
                     assert image.reason.startswith("set aside")
                     self.ended[image.id] = "failed"
                 assert self.ended.get(image.id) == (image.state if image.state in ENDED else None)
-                assert told[image.id] == (image.state in ENDED)  # each end is told once
+                assert told[image.id] == (image.state in ENDED)  # each end has one event
                 assert image.attempts <= ATTEMPTS
         queue = self.store.queue()
         assert (queue.images, queue.running_images) == (total["waiting"], total["running"])

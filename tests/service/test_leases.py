@@ -139,6 +139,19 @@ def test_groups_come_before_images_that_run_alone(store: Store, clock: Clock) ->
     assert store.reclaim("w3", 10) == []
 
 
+def test_groups_that_have_not_started_again_keep_their_attempts(store: Store, clock: Clock) -> None:
+    accept(store, "a", "b", "c")
+    first, second, third = (image.id for image in store.waiting())
+    store.lease("w1", [([first, second], {}), ([third], {})], 10)
+    die(store, clock)
+    assert images(store.reclaim("w2", 10)) == [(first, second)]
+    die(store, clock)
+    assert images(store.reclaim("w3", 10)) == [(third,)]  # innocent: the first group has killed two workers
+    assert store.image("ann", third).attempts == 2
+    assert images(store.reclaim("w3", 10)) == [(first,)]
+    assert store.image("ann", second).attempts == 2
+
+
 def test_a_single_image_is_set_aside_after_three_deaths(store: Store, clock: Clock) -> None:
     job = accept(store, "a")
     (image,) = run(store)

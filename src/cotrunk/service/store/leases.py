@@ -121,10 +121,11 @@ def release(connection: Connection, worker: str) -> None:
 
 
 def reclaim(connection: Connection, now: float, worker: str, tell: Tell | None) -> list[Group]:
-    """Give groups of workers that died to this one, with their recorded plans.
+    """Give a group of workers that died to this one, with its recorded plan.
 
-    After the first death the groups run again as they were. After the second, each image runs alone, and only one is
-    given at a time, so that the next death shows which one it was. After the third the image is set aside.
+    It is one group at a time, so that the next death shows which one it was: the others keep their attempts. After the
+    first death a group runs again as it was. After the second, each of its images runs alone, after all groups. After
+    the third the image is set aside.
     """
     others = select(workers).where(workers.c.id != worker).order_by(workers.c.id).with_for_update(skip_locked=True)
     dead = [row.id for row in connection.execute(others) if row.expires <= now or is_gone(row.process)]
@@ -141,18 +142,15 @@ def reclaim(connection: Connection, now: float, worker: str, tell: Tell | None) 
         if row.attempts >= ATTEMPTS:
             reason = f"set aside: the worker died {row.attempts} times while it generated this image"
             end(connection, now, row.worker, row.id, "failed", reason=reason)
-    again: dict[str, list[str]] = {}
-    for row in found:
-        if row.attempts < TOGETHER:
-            again.setdefault(row.group, []).append(row.id)
-    given = [_start_again(connection, worker, group, ids) for group, ids in again.items()]
-    alone = [row for row in found if TOGETHER <= row.attempts < ATTEMPTS]
-    if alone and not given:
-        given = [_start_alone(connection, now, worker, alone[0], tell)]
-        alone = alone[1:]
-    if not alone:
-        connection.execute(delete(workers).where(workers.c.id.in_(dead)))
-    return given
+    together = [row for row in found if row.attempts < TOGETHER]
+    if together:
+        group = together[0].group
+        return [_start_again(connection, worker, group, [row.id for row in together if row.group == group])]
+    alone = [row for row in found if row.attempts < ATTEMPTS]
+    if alone:
+        return [_start_alone(connection, now, worker, alone[0], tell)]
+    connection.execute(delete(workers).where(workers.c.id.in_(dead)))
+    return []
 
 
 def _start_again(connection: Connection, worker: str, group: str, ids: Sequence[str]) -> Group:

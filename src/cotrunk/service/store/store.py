@@ -166,10 +166,10 @@ class Store:
             return leases.stopped(connection, worker)
 
     def reclaim(self, worker: str, seconds: float, tell: Tell | None = None) -> list[Group]:
-        """Give groups of workers that died to this one; call it again when they have ended, until nothing comes.
+        """Give one group of workers that died to this one; call it again when it has ended, until nothing comes.
 
-        After the first death the groups run again as recorded; after the second one image at a time runs alone, with
-        the plan of its group; after the third the image is set aside.
+        After the first death a group runs again as recorded; after the second, each of its images runs alone, with the
+        plan of its group; after the third the image is set aside.
         """
         with self._database.write() as connection:
             now = self._now()

@@ -29,7 +29,7 @@ class Serving:
         app: the application.
     """
 
-    client: TestClient
+    client: Any
     store: Store
     worker: FakeWorker
     app: Any
@@ -40,8 +40,8 @@ class Serving:
 
 
 @contextmanager
-def serving(folder: Path, limits: Limits | None = None, **options: Any) -> Iterator[Serving]:
-    """Start a service in a folder.
+def assembled(folder: Path, limits: Limits | None = None, **options: Any) -> Iterator[tuple[Store, FakeWorker, Any]]:
+    """Return store, worker and application of a service in a folder.
 
     Args:
         folder: for its database and its images.
@@ -50,17 +50,22 @@ def serving(folder: Path, limits: Limits | None = None, **options: Any) -> Itera
     """
     refuse = {name: options.pop(name) for name in ("refuse",) if name in options}
     store = Store(f"sqlite:///{folder}/service.db")
+    files = ImageFiles(str(folder / "images"))
     with FakeWorker(store, folder / "images", **refuse) as worker:
-        app = make_app(
+        options = {"page": folder / "no-page", **options}
+        yield (
             store,
-            ImageFiles(str(folder / "images")),
-            "mini",
-            worker.link,
-            signer_in(folder),
-            limits or Limits(),
-            page=folder / "no-page",
-            **options,
+            worker,
+            make_app(store, files, "mini", worker.link, signer_in(folder), limits or Limits(), **options),
         )
-        with TestClient(app, base_url="http://127.0.0.1", raise_server_exceptions=False) as client:
-            yield Serving(client, store, worker, app)
     store.close()
+
+
+@contextmanager
+def serving(folder: Path, limits: Limits | None = None, **options: Any) -> Iterator[Serving]:
+    """Start a service in this process."""
+    with (
+        assembled(folder, limits, **options) as (store, worker, app),
+        TestClient(app, base_url="http://127.0.0.1", raise_server_exceptions=False) as client,
+    ):
+        yield Serving(client, store, worker, app)

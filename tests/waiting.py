@@ -32,7 +32,7 @@ def request(prompt: str, *, output: dict[str, Any] | None = None, **options: Any
 
 def launch(folder: Path, **options: Any) -> WorkerSettings:
     """Return the settings of a worker whose data lies in a folder."""
-    given: dict[str, Any] = {"settings": SETTINGS, "wait_ms": 0, "batch_wait_ms": 0, **options}
+    given: dict[str, Any] = {"settings": SETTINGS, "trunks": "off", "wait_ms": 0, "batch_wait_ms": 0, **options}
     return WorkerSettings(f"sqlite:///{folder}/jobs.sqlite", str(folder / "images"), str(folder), "tiny", **given)
 
 
@@ -53,6 +53,7 @@ class Service:
         """Let the worker do everything that there is to do now."""
         while self.worker.turn():
             pass
+        self.worker.finish()
 
     def images(self, job: str, owner: str = "me") -> list[ImageRow]:
         """Return the images of a job."""

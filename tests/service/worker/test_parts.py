@@ -29,9 +29,13 @@ def test_previews_are_spread_over_the_steps(partials: int, timesteps: int, steps
 
 def test_rows_are_divided_by_way() -> None:
     # a trunk of two steps without guidance, then three steps skipped
-    rows = rows_of(PAIR, 0, "ssCCCPPPCC", 2 * 0.5 + 5 * 2)
+    rows = rows_of(PAIR, "ssCCCPPPCC", 2 * 0.5 + 5 * 2, hit=False)
     assert rows["independent"] == 20
     assert (rows["computed"], rows["sharing"], rows["skipping"]) == (11, 3, 6)
+    replayed = rows_of(PAIR, "rrCCCPPPCC", 10, hit=True)
+    assert (replayed["sharing"], replayed["replay"]) == (0, 4)
+    computed = rows_of(PAIR, "rrCCCPPPCC", 2 * 0.5 + 10, hit=False)
+    assert (computed["sharing"], computed["replay"]) == (3, 0)
     ways = ("computed", "sharing", "skipping", "guidance", "replay")
     assert sum(rows[way] for way in ways) == rows["independent"]  # type: ignore[literal-required]
 

@@ -127,7 +127,8 @@ def test_previews_and_steps_become_events(service: Service, monkeypatch: pytest.
     errors = [np.abs(pixels(service, data["file"]) - final).mean() for data in partials]
     assert errors[1] < errors[0]  # the previews approach the image
     steps = [event.data["step"] for event in events if event.kind == "step"]
-    assert steps == [1, 2, 3, 4]
+    assert steps[0] == 1  # the writer leaves out some of the next ones if it is behind
+    assert steps == sorted({*steps} & {1, 2, 3, 4})
 
 
 def test_a_preview_changes_no_image(tmp_path: Path) -> None:
@@ -191,17 +192,23 @@ def test_cancelled_images_stop_the_call(service: Service) -> None:
     assert len(list(service.folder.iterdir())) == 1
 
 
-def test_a_part_of_a_group_may_be_cancelled(service: Service) -> None:
+def test_a_part_of_a_group_may_be_cancelled(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     job, other = service.ask(request(SIMILAR[0])), service.ask(request(SIMILAR[1]))
+    delivery, batches = service.worker._delivery, []
+    deliver = delivery.deliver
+    monkeypatch.setattr(delivery, "deliver", lambda done, gone: batches.append(done.batch) or deliver(done, gone))
 
     def cancel(call: Call, event: StepEvent) -> None:
-        if event.step == 1:
+        if event.step == 2:  # the first of its own steps
             service.store.cancel("me", other)
             service.worker._watch._beat()
 
     service.worker._progress.step = cancel  # type: ignore[method-assign]
     service.work()
     assert [service.images(each)[0].state for each in (job, other)] == ["done", "cancelled"]
+    (batch,) = batches
+    assert batch.left == (1,)
+    assert batch.spared["left"] == 2  # of the step that was left; the one before ran while it was cancelled
 
 
 def test_a_group_of_a_dead_worker_runs_again_from_its_record(tmp_path: Path) -> None:
@@ -350,3 +357,55 @@ def test_waiting_images_are_grouped_with_those_that_come_in_time(service: Servic
     second = waits.ask(request(SIMILAR[1], wait_ms=0))
     waits.work()
     assert waits.images(first)[0].group == waits.images(second)[0].group is not None
+
+
+@pytest.mark.parametrize("mode", ["own", "shared", "stems", "off"])
+def test_images_that_come_later_replay_the_trunks_of_earlier_ones(tmp_path: Path, mode: str) -> None:
+    service = Service(tmp_path, trunks=mode)
+    asked = [("me", SIMILAR[0]), ("me", SIMILAR[1]), ("me", SIMILAR[2]), ("you", SIMILAR[1]), ("you", "7 UP!")]
+    found = []
+    for owner, prompt in asked:
+        job = service.ask(request(prompt), owner=owner)
+        service.work()
+        (image,) = service.images(job, owner)
+        assert image.result is not None
+        found.append(image.result)
+    hits = [None if result["trunk"] is None else result["trunk"]["hit"] for result in found]
+    # the first is exact, the second makes a trunk of both, and the third replays it
+    wanted = {"own": [None, False, True, None, None], "shared": [None, False, True, True, None]}
+    assert hits == wanted.get(mode, [None] * 5)
+    if mode == "own":
+        assert found[2]["rows"]["replay"] == 4
+        assert found[2]["rows"]["computed"] == 2 * STEPS - 4
+        assert found[1]["rows"]["sharing"] == 4 - 2  # it took the rows of the trunk, without guidance
+        assert sum(found[1]["rows"][way] for way in ("computed", "sharing", "replay")) == 2 * STEPS
+
+
+def test_images_with_trunks_are_those_of_their_recorded_plans(tmp_path: Path) -> None:
+    service = Service(tmp_path, trunks="own")
+    for prompts in (SIMILAR[:1], SIMILAR[1:], ["a small red moat"]):
+        service.ask(*(request(prompt) for prompt in prompts))
+        service.work()
+    first, last = (service.images(each.id)[0] for each in service.store.jobs("me", kind="images")[:2])
+    for image in (first, last):
+        assert image.result is not None
+        assert image.result["trunk"]
+        formed = recorded(service, image.group or "")
+        settings = {"settings": Settings.from_json(waiting.SETTINGS), "num_inference_steps": STEPS}
+        result = cotrunk.generate(waiting.pipeline(), plan=formed.plan, **settings, width=32, height=32)
+        expected = np.asarray(result.images[formed.images.index(image.id)]).astype(int)
+        assert np.abs(pixels(service, image.result["file"]).astype(int) - expected).max() <= 1
+
+
+def test_one_call_serves_owners_with_their_own_trunks(tmp_path: Path) -> None:
+    service = Service(tmp_path, trunks="own")
+    for prompt in SIMILAR[:2]:
+        service.ask(request(prompt), owner="me")
+        service.work()
+    one, two = service.ask(request(SIMILAR[2]), owner="me"), service.ask(request(SIMILAR[2], seed=3), owner="you")
+    service.work()
+    (mine,), (yours,) = service.images(one, "me"), service.images(two, "you")
+    assert mine.result is not None
+    assert yours.result is not None
+    assert mine.result["trunk"]["hit"]
+    assert yours.result["trunk"] is None

@@ -202,13 +202,13 @@ def image_rows(connection: Connection, query: Select[Any]) -> list[ImageRow]:
     ]
 
 
-def hold(connection: Connection, identifiers: Iterable[str]) -> bool:
-    """Keep other transactions away from these jobs until this one ends; return whether there is any.
+def hold(connection: Connection, identifiers: Iterable[str]) -> set[str]:
+    """Keep other transactions away from these jobs until this one ends; return those that exist.
 
     They are held in the order of their ids, so that two transactions never wait for each other.
     """
     query = select(jobs.c.id).with_for_update()
-    return sum(connection.scalar(query.where(jobs.c.id == job)) is not None for job in sorted({*identifiers})) > 0
+    return {job for job in sorted({*identifiers}) if connection.scalar(query.where(jobs.c.id == job)) is not None}
 
 
 def move(

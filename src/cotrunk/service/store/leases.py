@@ -106,6 +106,12 @@ def end(
     return True
 
 
+def end_all(connection: Connection, now: float, worker: str, results: Sequence[tuple[str, dict[str, Any]]]) -> int:
+    """Record that images are done; return how many."""
+    _hold(connection, [image for image, _ in results])  # all at once: two transactions must not wait for each other
+    return sum(end(connection, now, worker, image, "done", result=result) for image, result in results)
+
+
 def give_up(connection: Connection, worker: str) -> None:
     """Let the leases of a worker end now: its process has ended."""
     connection.execute(update(workers).where(workers.c.id == worker).values(expires=0.0))

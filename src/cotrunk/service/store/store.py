@@ -181,6 +181,11 @@ class Store:
         with self._database.write() as connection:
             return leases.end(connection, self._now(), worker, image, "done", result=result)
 
+    def finish_all(self, worker: str, results: Sequence[tuple[str, dict[str, Any]]]) -> int:
+        """Record that images are done, as (id, result), like `finish` for each; return how many."""
+        with self._database.write() as connection:
+            return leases.end_all(connection, self._now(), worker, results)
+
     def fail(self, worker: str, image: str, reason: str) -> bool:
         """Record that an image cannot be generated, and why; return False if it is not this worker's any more."""
         with self._database.write() as connection:
@@ -213,6 +218,14 @@ class Store:
         with self._database.write() as connection:
             if jobs.hold(connection, [job]):
                 events.add(connection, self._now(), job, kind, data)
+
+    def tell(self, told: Sequence[tuple[str, str, dict[str, Any]]]) -> None:
+        """Record several events at once, as (job, kind, data), like `event` for each."""
+        with self._database.write() as connection:
+            held = jobs.hold(connection, [job for job, _, _ in told])
+            for job, kind, data in told:
+                if job in held:
+                    events.add(connection, self._now(), job, kind, data)
 
     def waiting_plans(self, limit: int = 10) -> list[PlanJob]:
         """Return the jobs that ask for a plan only, oldest first."""

@@ -23,18 +23,19 @@ log = logging.getLogger("cotrunk.worker")
 NOT_FINITE = "The image contains NaN or infinite values: ask for it with another seed, or run the service in float32."
 
 
-def rows_of(plan: Plan, image: int, letters: str, computed: float) -> Rows:
+def rows_of(plan: Plan, letters: str, computed: float, *, hit: bool) -> Rows:
     """Return the rows of one image, and those that it saved, by way.
 
     Args:
-        plan: in which its number is `image`.
+        plan: of the image.
         letters: one per step, as `Batch.steps` has them.
-        computed: rows that it took.
+        computed: rows that it took, with its part of a trunk that was computed for its group.
+        hit: whether its trunk was stored. What it replays of a new trunk counts as shared.
     """
     each = plan.guidance_rows
     independent = float(plan.timesteps * each)
     skipping = float(sum(letter in "pP" for letter in letters) * each)
-    replay = float(sum(letter in "rR" for letter in letters) * each)
+    replay = float(sum(letter in "rR" for letter in letters) * each) if hit else 0.0
     guidance = float(sum(letter == "c" for letter in letters) * (each - 1))
     sharing = max(0.0, independent - computed - skipping - replay - guidance)
     return {
@@ -62,8 +63,8 @@ class Delivery:
         self._store, self._files, self._worker = store, files, worker
         self._model, self._scheduler = Path(model).name, type(pipe.scheduler).__name__
 
-    def deliver(self, finished: Finished, cancelled: set[str]) -> int:
-        """Write the images of a finished call, and say so in the database. Return how many are done.
+    def deliver(self, finished: Finished, cancelled: set[str]) -> None:
+        """Write the images of a finished call, and then say so in the database, once for all of them.
 
         Args:
             finished: the call.
@@ -71,30 +72,32 @@ class Delivery:
         """
         images: Sequence[Any] | None = getattr(finished.batch.output, "images", None)
         place = {member.id: i for i, member in enumerate(finished.call.members)}
-        done = 0
+        done, failed = list[tuple[str, dict[str, Any]]](), list[tuple[str, str]]()
         for group in finished.groups:
             for image, member in enumerate(group.members):
                 at = place[member.id]
                 if member.id in cancelled or not member.is_wanted:
                     continue
-                if finished.batch.images[at] in finished.batch.failed or images is None:
-                    reason = NOT_FINITE if images is not None else "The pipeline returned no images."
-                    self._store.fail(self._worker, member.id, reason)
-                    continue
-                try:
-                    result = self._written(group, image, finished, at, images[at])
-                except CotrunkError as error:  # the disk is full, or the format cannot hold the image
-                    log.error("%s: %s", member.id, error)
-                    self._store.fail(self._worker, member.id, str(error))
-                    continue
-                done += self._store.finish(self._worker, member.id, dict(result))
-        return done
+                if images is None:
+                    failed.append((member.id, "The pipeline returned no images."))
+                elif finished.batch.images[at] in finished.batch.failed:
+                    failed.append((member.id, NOT_FINITE))
+                else:
+                    try:
+                        done.append((member.id, {**self._written(group, image, finished, at, images[at])}))
+                    except CotrunkError as error:  # the disk is full, or the format cannot hold the image
+                        log.error("%s: %s", member.id, error)
+                        failed.append((member.id, str(error)))
+        self._store.finish_all(self._worker, done)
+        for member_id, reason in failed:
+            self._store.fail(self._worker, member_id, reason)
 
     def _written(self, group: Formed, image: int, finished: Finished, at: int, painted: Any) -> ImageResult:
         member, plan, batch = group.members[image], group.plan, finished.batch
         output = output_of(member.request)
         tree = next(tree for tree in plan.trees if image in tree.images)
-        rows = rows_of(plan, image, batch.steps[at], batch.rows[at])
+        trunk = finished.trunks.get(group.id)
+        rows = rows_of(plan, batch.steps[at], batch.rows[at], hit=trunk is not None and trunk["hit"])
         scale = member.request.settings.get("guidance_scale")
         facts = {
             "Steps": plan.steps,
@@ -129,7 +132,7 @@ class Delivery:
             "group": group.id,
             "shared_with": [group.members[other].id for other in tree.images if other != image],
             "rows": rows,
-            "trunk": None,
+            "trunk": trunk,
             "waited": max(0.0, group.formed - member.accepted),
             "seconds": time.time() - group.formed,
         }

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from ...planning.plan import Findings, Plan
+from ...planning.replayed import Replayed
 from ...planning.tree import Branch
 from ...runs.recipe import part_of
 from ...settings import Settings
@@ -20,6 +21,7 @@ class Member:
     Attributes:
         id: of the image.
         job: the id of its job.
+        owner: whose it is.
         number: its place in the job.
         accepted: when it was accepted, in seconds since 1970.
         request: what was asked for.
@@ -28,6 +30,7 @@ class Member:
 
     id: str
     job: str
+    owner: str
     number: int
     accepted: float
     request: ImageRequest
@@ -36,7 +39,7 @@ class Member:
     @classmethod
     def of(cls, row: ImageRow) -> "Member":
         """Return a waiting image as a member."""
-        return cls(row.id, row.job, row.number, row.accepted, row.request)
+        return cls(row.id, row.job, row.owner, row.number, row.accepted, row.request)
 
 
 @dataclass(frozen=True)
@@ -80,7 +83,7 @@ class Formed:
     def record(self) -> dict[str, Any]:
         """Return everything that the images depend on, as JSON values."""
         members = [
-            {"id": each.id, "job": each.job, "number": each.number, "accepted": each.accepted}
+            {name: getattr(each, name) for name in ("id", "job", "owner", "number", "accepted")}
             | {"request": each.request.to_json()}
             for each in self.members
         ]
@@ -131,21 +134,30 @@ def _told(formed: Formed) -> dict[str, Any]:
     return {"members": list(formed.images), "tree": asdict(formed.plan.trees[0]), "trunk": None}
 
 
+def of_tree(plan: Plan, tree: Branch) -> Plan:
+    """Return the plan of one of the trees of a plan with one image per prompt."""
+    own, trunk = part_of(replace(plan, trunks=()), tree.images), plan.replayed(tree)
+    return own if trunk is None else replace(own, trunks=(replace(trunk, images=own.trees[0].images),))
+
+
 def merged(plans: Sequence[Plan]) -> Plan:
     """Return the plans of several groups as one plan. Its images are theirs, one group after another.
 
     Args:
         plans: with one image per prompt, of the same numbers of steps and rows, and sharing in the same way.
     """
-    trees, images = list[Branch](), 0
+    trees, trunks, images = list[Branch](), list[Replayed](), 0
     for plan in plans:
-        trees += [relabelled(tree, range(images, images + len(plan))) for tree in plan.trees]
+        numbers = range(images, images + len(plan))
+        trees += [relabelled(tree, numbers) for tree in plan.trees]
+        trunks += [replace(trunk, images=tuple(numbers[image] for image in trunk.images)) for trunk in plan.trunks]
         images += len(plan)
     return replace(
         plans[0],
         prompts=tuple(prompt for plan in plans for prompt in plan.prompts),
         seeds=tuple(seed for plan in plans for seed in plan.seeds),
         trees=tuple(trees),
+        trunks=tuple(trunks),
         findings=Findings(),
     )
 

@@ -23,6 +23,7 @@ from .queue import Queue
 from .speed import Speed
 from .watch import Watch
 from .wave import Call, Finished, Generator, StoppedError, check_device, reason_of
+from .writer import Writer
 
 log = logging.getLogger("cotrunk.worker")
 
@@ -47,10 +48,11 @@ class Worker:
         self.stopping: float | None = None
         self._launch, self._store, self._channel = launch, store, channel
         files = ImageFiles(launch.images)
-        self._planner = Planner(pipe, settings, launch.model)
-        self._generator = Generator(pipe, launch.model, settings.batching)
+        self._planner = Planner(pipe, settings, launch)
+        self._generator = Generator(pipe, self._planner, settings.batching)
         self._delivery = Delivery(store, files, name, pipe, launch.model)
-        self._progress = Progress(store, channel, files, pipe)
+        self._writer = Writer()
+        self._progress = Progress(store, channel, files, self._writer, pipe)
         self._speed = Speed()
         self._queue = Queue(self._planner, self._speed, launch)
         self._watch = Watch(store, name, channel, launch.lease_seconds)
@@ -65,7 +67,12 @@ class Worker:
                     self._watch.wait(self._queue.seconds_left())
         finally:
             self._watch.end()
+            self._writer.finish()
             self._store.release(self.name)
+
+    def finish(self) -> None:
+        """Wait until what was generated is written."""
+        self._writer.finish()
 
     def stop(self, seconds: float) -> None:
         """Stop: after the running call if it ends in time, else at its next step after that many seconds."""
@@ -79,8 +86,9 @@ class Worker:
         """Do the next piece of work; return False if there is none now."""
         self._answer_plans()
         if time.monotonic() >= self._reclaim_at:
+            self._writer.finish()  # each group by itself, from start to end: one of them may be why the worker died
             again = self._store.reclaim(self.name, self._launch.lease_seconds, told)
-            for group in again:  # each in a call of its own: one of them may be why the worker died
+            for group in again:
                 self._generate([Formed.leased(group)])
             if again:
                 return True
@@ -142,13 +150,15 @@ class Worker:
             self._store.fail(self.name, groups[0].members[0].id, reason)
 
     def _deliver(self, finished: Finished, seconds: float) -> None:
-        begin = time.perf_counter()
-        self._delivery.deliver(finished, self._watch.cancelled)
-        seconds += time.perf_counter() - begin
+        self._writer.finish()  # at most the images of one call wait to be written
+        self._writer.do(self._write, finished, self._watch.cancelled)
         cost = finished.batch.cost
         self._speed.note(cost.used, cost.independent, seconds)
         if self._channel is not None:
             self._channel.send("speed", rows_per_second=self._speed.served)
+
+    def _write(self, finished: Finished, cancelled: set[str]) -> None:
+        self._delivery.deliver(finished, cancelled)
         self._progress.notify()
 
     def _on_step(self, call: Call, event: StepEvent) -> None:
@@ -162,6 +172,8 @@ class Worker:
         cancelled = self._watch.cancelled
         if all(member.id in cancelled or not member.is_wanted for member in call.members):
             raise StoppedError
+        if cancelled:
+            self._generator.leave(cancelled)
         self._progress.step(call, event)
         if self._watch.take_news():
             self._answer_plans()

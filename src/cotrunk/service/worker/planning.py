@@ -9,17 +9,20 @@ from typing import Any
 import numpy as np
 
 from ...pipelines.arguments import needed_arguments
+from ...pipelines.automatic import why_not_skipped
 from ...planning.embedding import Encoder
 from ...planning.plan import Plan
 from ...planning.request import Request, encoder_of
 from ...planning.sharing import Evaluations, branch_point
 from ...planning.threshold import auto_threshold
 from ...runs.part_run import arguments_of
-from ...runs.recipe import part_of
-from ...settings import Settings
+from ...settings import Settings, Skipping
+from ...trunks.computing import CacheUse
+from ..launch import WorkerSettings
 from ..store.records import ImageRequest
 from .asked import is_alone, job_of, seed_of, settings_for
-from .formed import Formed, Member
+from .cache import cache_of
+from .formed import Formed, Member, of_tree
 from .memory import remembering
 
 PLANNED_AGAIN = 256  # a bucket of at most so many images is planned again when another one comes
@@ -30,21 +33,25 @@ class Planner:
     """Plans groups for one loaded pipeline, also while it runs.
 
     Attributes:
+        settings: of the service, with values in place of "auto" for similarity and skipping.
         shares: whether images share at all.
         threshold: the smallest cosine of two images that share.
+        cache: the trunk cache; None without one.
 
     Args:
         pipe: the pipeline.
         settings: of the service.
-        model: the name of the model.
+        launch: the model, and where trunks are kept.
     """
 
-    def __init__(self, pipe: Any, settings: Settings, model: str) -> None:
+    def __init__(self, pipe: Any, settings: Settings, launch: WorkerSettings) -> None:
         # planning counts steps with a copy of the scheduler, which must not be the one of a running call
         self.pipe = copy.copy(pipe)
         vars(self.pipe)["scheduler"] = copy.deepcopy(pipe.scheduler)
-        self.settings, self.model = settings, model
-        sharing = settings.sharing
+        self.model, self.cache = launch.model, None
+        skipping, sharing = settings.skipping, settings.sharing
+        if skipping == "auto":
+            skipping = Skipping() if why_not_skipped(pipe) is None else None
         self.shares = sharing is not None and sharing.max_group != 1 and sharing.share > 0
         self.threshold = 1.0
         self._planned: dict[str, Formed] = {}  # image -> the group that it was planned in
@@ -55,26 +62,62 @@ class Planner:
             self.threshold = (
                 auto_threshold(self._encoder) if isinstance(sharing.similarity, str) else float(sharing.similarity)
             )
-            self.settings = replace(settings, sharing=replace(sharing, similarity=self.threshold))
+            sharing = replace(sharing, similarity=self.threshold)
+            if launch.trunks != "off":
+                self.cache = cache_of(launch.data, launch.trunks, pipe, self.vectors)
+        self.settings = replace(settings, sharing=sharing, skipping=skipping)
 
     def vectors(self, prompts: Sequence[str]) -> np.ndarray:
         """Return the unit vectors of prompts, (n, d). Each prompt is embedded once."""
         assert self._encoder is not None
         return self._encoder.encode(prompts)
 
-    def plan(self, requests: Sequence[ImageRequest], seeds: Sequence[int]) -> Plan:
+    def request(self, requests: Sequence[ImageRequest], settings: Settings) -> Request:
+        """Return the call of some images.
+
+        Args:
+            requests: the images, which may run in one call.
+            settings: of the run.
+
+        Raises:
+            CotrunkError: the pipeline cannot generate such images.
+        """
+        job = job_of(requests, settings, self.model)
+        arguments = needed_arguments(self.pipe) | arguments_of(job, job.prompts, self.pipe)
+        if settings.steps is not None:
+            arguments["num_inference_steps"] = settings.steps
+        return Request(self.pipe, job.texts, arguments, encoder=self._encoder)
+
+    def plan(self, requests: Sequence[ImageRequest], seeds: Sequence[int], owners: Sequence[str] = ()) -> Plan:
         """Return the plan of images that may run in one call, with one image per prompt.
+
+        Args:
+            requests: the images.
+            seeds: of each image.
+            owners: of each image; without them, the plan does not use the trunk cache.
 
         Raises:
             CotrunkError: the pipeline cannot generate such images.
         """
         settings = settings_for(requests[0], self.settings)
-        job = job_of(requests, settings, self.model)
-        arguments = needed_arguments(self.pipe) | arguments_of(job, job.prompts, self.pipe)
-        if settings.steps is not None:
-            arguments["num_inference_steps"] = settings.steps
-        request = Request(self.pipe, job.texts, arguments, encoder=self._encoder)
-        return request.plan(settings.sharing, seed=seeds)
+        request = self.request(requests, settings)
+        plan = request.plan(settings.sharing, seed=seeds)
+        if self.cache is None or not owners:
+            return plan
+        return self.cache.planned(request, settings, plan, owners, seeds)
+
+    def cache_use(self, members: Sequence[Member], settings: Settings, plan: Plan) -> CacheUse | None:
+        """Return the trunk cache for a call; None without one.
+
+        Args:
+            members: the images of the call.
+            settings: of the run.
+            plan: of the call.
+        """
+        if self.cache is None:
+            return None
+        request = self.request([member.request for member in members], settings)
+        return self.cache.use(request, settings, plan, [member.owner for member in members])
 
     def form(self, members: Sequence[Member]) -> list[Formed]:
         """Return the groups of the images of one bucket.
@@ -99,10 +142,11 @@ class Planner:
 
     def _form(self, members: Sequence[Member]) -> list[Formed]:
         requests = [member.request for member in members]
-        plan = self.plan(requests, [seed_of(member.request, member.id) for member in members])
+        seeds = [seed_of(member.request, member.id) for member in members]
+        plan = self.plan(requests, seeds, [member.owner for member in members])
         settings, now = settings_for(requests[0], self.settings), time.time()
         return [
-            Formed(tuple(members[image] for image in tree.images), part_of(plan, tree.images), settings, now)
+            Formed(tuple(members[image] for image in tree.images), of_tree(plan, tree), settings, now)
             for tree in plan.trees
         ]
 

@@ -12,6 +12,7 @@ from .asked import partials_of
 from .delivery import png
 from .partials import Previews, preview_steps
 from .wave import Call
+from .writer import Writer
 
 EVERY = 0.5  # seconds between two events about the steps of one call
 
@@ -23,11 +24,12 @@ class Progress:
         store: the database.
         channel: to the API process; None if there is none.
         files: the folder of images, and of previews.
+        writer: writes while the call goes on.
         pipe: the pipeline.
     """
 
-    def __init__(self, store: Store, channel: Channel | None, files: ImageFiles, pipe: Any) -> None:
-        self._store, self._channel, self._files = store, channel, files
+    def __init__(self, store: Store, channel: Channel | None, files: ImageFiles, writer: Writer, pipe: Any) -> None:
+        self._store, self._channel, self._files, self._writer = store, channel, files, writer
         self._previews = Previews(pipe)
         self._last = time.monotonic()
 
@@ -36,27 +38,33 @@ class Progress:
         self._last = time.monotonic()
 
     def step(self, call: Call, event: StepEvent) -> None:
-        """Write what is due after a step."""
-        done, wrote = event.step + 1, False
-        if time.monotonic() - self._last >= EVERY and done < event.timesteps:
-            self._last, wrote = time.monotonic(), True
+        """Let the writer write what is due after a step."""
+        done = event.step + 1
+        # while the writer is behind, the latest steps are left out
+        if done < event.timesteps and time.monotonic() - self._last >= EVERY and not self._writer.is_busy:
+            self._last = time.monotonic()
             jobs = defaultdict(list)
             for member in call.members:
-                jobs[member.job].append(member.id)
-            for job, images in jobs.items():
-                self._store.event(job, "step", {"images": images, "step": done, "steps": event.timesteps})
+                if member.is_wanted:
+                    jobs[member.job].append(member.id)
+            steps = {"step": done, "steps": event.timesteps}
+            self._writer.do(self._tell, [(job, "step", {"images": images, **steps}) for job, images in jobs.items()])
         for index, member in enumerate(call.members):
-            if partials := partials_of(member.request):
-                steps = preview_steps(partials, event.timesteps)
-                if done in steps and (preview := self._previews.image(event, index)) is not None:
-                    number = steps.index(done)
+            if member.is_wanted and (partials := partials_of(member.request)):
+                steps_of = preview_steps(partials, event.timesteps)
+                if done in steps_of and (preview := self._previews.image(event, index)) is not None:
+                    number = steps_of.index(done)
                     name = f"{member.id}.partial-{number}.png"
-                    self._files.write(name, png(preview))
                     data = {"image": member.id, "index": number, "step": done, "file": name}
-                    self._store.event(member.job, "partial", data)
-                    wrote = True
-        if wrote:
-            self.notify()
+                    self._writer.do(self._write, member.job, data, preview)
+
+    def _write(self, job: str, data: dict[str, Any], preview: Any) -> None:
+        self._files.write(data["file"], png(preview))
+        self._tell([(job, "partial", data)])
+
+    def _tell(self, events: list[tuple[str, str, dict[str, Any]]]) -> None:
+        self._store.tell(events)
+        self.notify()
 
     def notify(self) -> None:
         """Tell the API process that there are new events."""

@@ -1,19 +1,26 @@
 """Run groups in one call of the pipeline. What cannot run together is divided until the image at fault is found."""
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
 from ...engine.call_state import StepEvent
+from ...engine.leaving import Leaving
 from ...errors import CotrunkError, first_line
 from ...execution import Batch
 from ...generation import prepare
+from ...planning.plan import Plan
+from ...planning.replayed import Replayed
 from ...runs.part_run import arguments_of
 from ...settings import Batching
+from ...trunks.computing import CacheUse
+from ..shapes import TrunkUse
 from .asked import job_of
+from .cache import with_stored
 from .formed import Formed, Member, merged
+from .planning import Planner
 
 # the device itself has failed: only a new process can use it again
 LOST_DEVICE = ("CUDA error", "device-side assert", "HIP error")
@@ -44,11 +51,13 @@ class Finished:
         call: the call.
         groups: the groups that ran in it.
         batch: what the pipeline returned; its image `i` is member `i` of the call.
+        trunks: of the groups that replay one, by the id of the group.
     """
 
     call: Call
     groups: tuple[Formed, ...]
     batch: Batch
+    trunks: Mapping[str, TrunkUse]
 
 
 OnStep = Callable[[Call, StepEvent], None]
@@ -62,15 +71,18 @@ class Generator:
 
     Args:
         pipe: the pipeline.
-        model: its name.
+        planner: has made the plans of the groups.
         batching: the limits of a call.
     """
 
-    def __init__(self, pipe: Any, model: str, batching: Batching) -> None:
-        self.pipe, self.model, self.batching = pipe, model, batching
+    def __init__(self, pipe: Any, planner: Planner, batching: Batching) -> None:
+        self._pipe, self._planner, self.batching = pipe, planner, batching
+        self._leaving, self._places = Leaving(), dict[str, int]()  # of the running call
 
     def batches(self, groups: Sequence[Formed], on_step: OnStep) -> Iterator[Finished]:
         """Generate the images of groups that may run in one call. It takes several calls if memory is short.
+
+        Images that are not wanted leave it at once, and those that `leave` names at the next step.
 
         Raises:
             CotrunkError: the pipeline refuses them.
@@ -80,9 +92,16 @@ class Generator:
         members = [member for group in groups for member in group.members]
         of_image = [group for group in groups for _ in group.members]
         settings = groups[0].settings
-        job = job_of([member.request for member in members], settings, self.model)
-        run = prepare(self.pipe, job.texts, settings, plan=plan, **arguments_of(job, job.prompts, self.pipe))
+        cache = self._planner.cache_use(members, settings, plan)
+        plan = plan if cache is None else with_stored(plan, cache)
+        trunks = {of_image[trunk.images[0]].id: _use(plan, trunk, cache) for trunk in plan.trunks}
+        job = job_of([member.request for member in members], settings, self._planner.model)
+        run = prepare(self._pipe, job.texts, settings, plan=plan, **arguments_of(job, job.prompts, self._pipe))
+        run = replace(run, cache=cache)
         run.batching = self.batching
+        self._leaving = run.leaving = Leaving()
+        self._places = {member.id: place for place, member in enumerate(members)}
+        self.leave(member.id for member in members if not member.is_wanted)
         calls = list[Call]()
 
         def begin(images: Sequence[int]) -> tuple[()]:
@@ -92,8 +111,25 @@ class Generator:
         run.policies = begin
         for batch in run.batches(on_step=lambda event: on_step(calls[-1], event)):
             found = dict.fromkeys(of_image[image].id for image in batch.images)
-            yield Finished(calls[-1], tuple(group for group in groups if group.id in found), batch)
+            yield Finished(calls[-1], tuple(group for group in groups if group.id in found), batch, trunks)
         self.batching = run.batching
+
+    def leave(self, images: Iterable[str]) -> None:
+        """Let images leave the running call: nothing more is computed for them alone."""
+        self._leaving.leave(*(self._places[image] for image in images if image in self._places))
+
+
+def _use(plan: Plan, trunk: Replayed, cache: CacheUse | None) -> TrunkUse:
+    """Return what a result says about a trunk. Its id tells nothing about its words."""
+    key = "" if cache is None else cache.keys[plan.prompt_of(trunk.images[0])]
+    recipe = trunk.recipe
+    return {
+        "id": recipe.digest(key),
+        "seed": recipe.seed,
+        "steps": recipe.steps,
+        "branch": trunk.stop,
+        "hit": trunk.is_stored,
+    }
 
 
 def reason_of(error: Exception) -> str:

@@ -21,6 +21,7 @@ from .pipelines.noise_schedule import read_schedule
 from .pipelines.outputs import merged
 from .planning.plan import Cost, Plan
 from .planning.request import Request
+from .planning.trunk_store import TrunkStore
 from .result import Result
 from .settings import (
     DEFAULT_BATCHING,
@@ -32,6 +33,8 @@ from .settings import (
     Skipping,
     settings_of,
 )
+from .trunks.lookup import Seeding
+from .trunks.use import connected
 
 WARM_STEPS = 4  # most steps of `warm_up`
 
@@ -48,6 +51,7 @@ def generate(
     seed: int | Sequence[int] = 0,
     num_images_per_prompt: int = 1,
     plan: Plan | None = None,
+    trunks: TrunkStore | None = None,
     on_batch: Callable[[Batch], None] | None = None,
     on_step: Callable[[StepEvent], None] | None = None,
     **arguments: Any,
@@ -76,6 +80,9 @@ def generate(
             anything else in the run.
         num_images_per_prompt: images of each prompt, each from a different trunk.
         plan: replay this plan instead of making one; it determines `sharing`, `seed` and `num_images_per_prompt`.
+        trunks: a trunk cache (`Trunks(folder)`): similar prompts share their early steps even if they arrive at
+            different times (docs/trunks.md). The plan holds what each image replays, so it gives the same images
+            without the cache.
         on_batch: called with each finished `Batch`.
         on_step: called after each scheduler step with a `StepEvent`.
         **arguments: anything the pipeline takes. A list (or tensor) with one entry per prompt is divided among the
@@ -90,7 +97,12 @@ def generate(
     """
     begin = time.perf_counter()
     settings = settings_of(settings, sharing, skipping, guidance_interval, batching)
-    given: dict[str, Any] = {"seed": seed, "num_images_per_prompt": num_images_per_prompt, "plan": plan}
+    given: dict[str, Any] = {
+        "seed": seed,
+        "num_images_per_prompt": num_images_per_prompt,
+        "plan": plan,
+        "trunks": trunks,
+    }
     run = prepare(pipe, prompts, settings, **given, **arguments)
     _warn_if_nothing_is_skipped(run)
     batches = []
@@ -134,6 +146,7 @@ def stream(
     seed: int | Sequence[int] = 0,
     num_images_per_prompt: int = 1,
     plan: Plan | None = None,
+    trunks: TrunkStore | None = None,
     on_step: Callable[[StepEvent], None] | None = None,
     **arguments: Any,
 ) -> Iterator[Batch]:
@@ -150,7 +163,12 @@ def stream(
         CotrunkError: as `generate`.
     """
     settings = settings_of(settings, sharing, skipping, guidance_interval, batching)
-    given: dict[str, Any] = {"seed": seed, "num_images_per_prompt": num_images_per_prompt, "plan": plan}
+    given: dict[str, Any] = {
+        "seed": seed,
+        "num_images_per_prompt": num_images_per_prompt,
+        "plan": plan,
+        "trunks": trunks,
+    }
     run = prepare(pipe, prompts, settings, **given, **arguments)
     _warn_if_nothing_is_skipped(run)
     return run.batches(on_step=on_step)
@@ -164,6 +182,7 @@ def plan(
     settings: Settings | None = None,
     seed: int | Sequence[int] = 0,
     num_images_per_prompt: int = 1,
+    trunks: TrunkStore | None = None,
     **arguments: Any,
 ) -> Plan:
     """Decide what `generate` would share, without denoising: `plan(pipe, prompts).cost` gives the saving.
@@ -177,7 +196,9 @@ def plan(
     """
     settings = settings_of(settings, sharing)
     request = Request(pipe, prompts, _arguments(pipe, settings, arguments))
-    return _plan(request, settings.sharing, seed, num_images_per_prompt)
+    seed, images = seeds_of(seed), whole("num_images_per_prompt", num_images_per_prompt)
+    made = request.plan(settings.sharing, seed=seed, images_per_prompt=images)
+    return connected(request, made, trunks, resolved(pipe, settings)[0], Seeding(seed, images))[0]
 
 
 def prepare(
@@ -188,22 +209,20 @@ def prepare(
     seed: int | Sequence[int] = 0,
     num_images_per_prompt: int = 1,
     plan: Plan | None = None,
+    trunks: TrunkStore | None = None,
     **arguments: Any,
 ) -> Run:
     """Do everything before the first denoiser row: check, embed, group, plan. The arguments are those of `generate`."""
     begin = time.perf_counter()
-    batching, why_not = settings.batching, None
-    is_auto = settings.skipping == "auto"
-    skips_rows = not (is_auto or settings.skipping is None) or settings.guidance_interval is not None
+    batching = settings.batching
+    skips_rows = settings.skipping not in (None, "auto") or settings.guidance_interval is not None
     if not isinstance(plan, Plan | None):
         raise CotrunkError(f"plan is a {type(plan).__name__}: give Plan.load(path).")
     if getattr(pipe, "_cotrunk", None) is not None:
         raise CotrunkError(f"Skipping is applied to this {type(pipe).__name__}: call cotrunk.remove(pipe) first.")
     check_pipeline(pipe, max_rows=batching.max_rows, skips_rows=skips_rows)
     arguments = _arguments(pipe, settings, arguments)
-    if is_auto:
-        why_not = why_not_skipped(pipe)
-        settings = replace(settings, skipping=Skipping() if why_not is None else None)
+    settings, why_not = resolved(pipe, settings)
     if settings.skipping is not None:
         skips_rows = True
         read_schedule(pipe.scheduler, ())
@@ -216,11 +235,14 @@ def prepare(
     request = Request(pipe, prompts, arguments)
     if settings.guidance_interval is not None:
         request.check_interval()
+    seeding = None
     if plan is None:
-        plan = _plan(request, settings.sharing, seed, num_images_per_prompt)
+        seed, images = seeds_of(seed), whole("num_images_per_prompt", num_images_per_prompt)
+        plan, seeding = request.plan(settings.sharing, seed=seed, images_per_prompt=images), Seeding(seed, images)
     else:
         request.check_replays(plan)
-    shares = any(len(tree.images) > 1 for tree in plan.trees)
+    plan, cache = connected(request, plan, trunks, settings, seeding)
+    shares = bool(plan.trunks) or any(len(tree.images) > 1 for tree in plan.trees)
     if shares or skips_rows or batching.max_rows is not None or batching.row_sizes is not None:
         check_folds(pipe)
     if why := runs_apart(pipe, request.arguments.arguments):
@@ -228,7 +250,9 @@ def prepare(
         if request.arguments.prompts > 1 and settings.sharing is not None:
             warnings.warn(f"{why}: each image runs by itself, and nothing is shared.", stacklevel=3)
     seconds = {"embed": time.perf_counter() - begin}
-    return Run(pipe, plan, request.arguments, settings, seconds, request.companions, why_not_skipped=why_not)
+    return Run(
+        pipe, plan, request.arguments, settings, seconds, request.companions, why_not_skipped=why_not, cache=cache
+    )
 
 
 def warm_up(pipe: Any, prompts: Sequence[str] | None, settings: Settings = DEFAULT_SETTINGS, **arguments: Any) -> None:
@@ -261,6 +285,9 @@ def _arguments(pipe: Any, settings: Settings, arguments: dict[str, Any]) -> dict
     return {**needed_arguments(pipe), **arguments, "num_inference_steps": settings.steps}
 
 
-def _plan(request: Request, sharing: Sharing | None, seed: int | Sequence[int], images_per_prompt: int) -> Plan:
-    images_per_prompt = whole("num_images_per_prompt", images_per_prompt)
-    return request.plan(sharing, seed=seeds_of(seed), images_per_prompt=images_per_prompt)
+def resolved(pipe: Any, settings: Settings) -> tuple[Settings, str | None]:
+    """Return the settings with a value in place of "auto" for skipping, and why nothing is skipped if that is so."""
+    if settings.skipping != "auto":
+        return settings, None
+    why_not = why_not_skipped(pipe)
+    return replace(settings, skipping=Skipping() if why_not is None else None), why_not

@@ -12,6 +12,10 @@ test:
 	python3 -m venv .venv && .venv/bin/pip install -q -c constraints.txt -e '.[dev]'
 	.venv/bin/python -m pytest -n auto
 
+# the web page of `cotrunk serve`, from page/ into src/cotrunk/service/static
+page:
+	sh page/npm.sh run build
+
 # some tests with the oldest supported diffusers, which is installed beside the newest
 oldest:
 	python3 -m venv .venv && .venv/bin/pip install -q -c constraints.txt -e '.[dev]'
@@ -26,4 +30,4 @@ docs:
 compatibility:
 	PYTHONPATH=tests .venv/bin/python -m zoo
 
-.PHONY: demo test oldest docs compatibility
+.PHONY: demo test page oldest docs compatibility

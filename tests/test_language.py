@@ -36,6 +36,15 @@ FILES = [
     *(ROOT / "src").rglob("*.py"),
     *(ROOT / "src").rglob("*.html"),
     *(ROOT / "tests").rglob("*.py"),
+    *(
+        each
+        for kind in ("ts", "svelte", "css")
+        for each in (ROOT / "page/src").rglob(f"*.{kind}")
+        if ".d." not in each.name
+    ),
+    *(ROOT / "page/tests").glob("*.ts"),
+    ROOT / "page/npm.sh",
+    ROOT / "hatch_build.py",
     *(ROOT / "docs").glob("*.md"),
     ROOT / "docs" / "results" / "README.md",
     ROOT / "README.md",

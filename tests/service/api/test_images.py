@@ -75,6 +75,10 @@ def test_a_stream_has_previews_and_then_the_image(service: Serving) -> None:
     assert events[-1]["usage"]["rows"]["computed"] == 60
 
 
+def test_a_whole_number_may_have_a_point(service: Serving) -> None:
+    assert asked(service, steps=4.0, seed=3.0)["data"][0]["seed"] == 3
+
+
 def test_seeds_that_are_not_given_are_drawn(service: Serving) -> None:
     first, second = (asked(service)["data"][0]["seed"] for _ in range(2))
     assert first != second
@@ -90,6 +94,7 @@ def test_seeds_that_are_not_given_are_drawn(service: Serving) -> None:
         ({"prompt": 3}, "prompt", "string"),
         ({"prompt": "a", "stepz": 3}, "stepz", "Unknown parameter"),
         ({"prompt": "a", "steps": "3"}, "steps", "integer"),
+        ({"prompt": "a", "steps": 2.5}, "steps", "integer"),
         ({"prompt": "a", "steps": True}, "steps", "integer"),
         ({"prompt": "a", "steps": 0}, "steps", "greater than or equal to 1"),
         ({"prompt": "a", "steps": 151}, "steps", "150 at most"),

@@ -61,12 +61,22 @@ def document(app: FastAPI, limits: Limits) -> dict[str, Any]:
         for operation in path.values():
             # the framework adds its own form of errors, which this service never sends
             operation["responses"].pop("422", None)
+            for parameter in operation.get("parameters", ()):
+                _without_null(parameter)
     schemas = found["components"]["schemas"]
     for name in ("HTTPValidationError", "ValidationError"):
         schemas.pop(name, None)
     for schema in schemas.values():
         _bound(schema.get("properties", {}), limits)
     return found
+
+
+def _without_null(parameter: dict[str, Any]) -> None:
+    """Say that a header or a part of an address may be left out, but cannot be null."""
+    schema = parameter["schema"]
+    some = [part for part in schema.pop("anyOf", ()) if part != {"type": "null"}]
+    if len(some) == 1:
+        parameter["schema"] = {**schema, **some[0]}
 
 
 def _bound(properties: Mapping[str, Any], limits: Limits) -> None:

@@ -9,6 +9,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.exceptions import HTTPException
+from starlette.routing import compile_path
 
 from ...checks import shown
 from ...errors import CotrunkError
@@ -92,7 +93,10 @@ def add_handlers(app: FastAPI) -> None:
     @app.exception_handler(HTTPException)
     async def of_status(request: Request, error: HTTPException) -> JSONResponse:
         code, sentence = OF_STATUS.get(error.status_code, ("http_error", str(error.detail)))
-        return answer_of(ApiError(error.status_code, sentence, code, headers=error.headers))
+        headers = error.headers
+        if error.status_code == 405:  # the framework names the methods of the first of several routes only
+            headers = {"allow": ", ".join(_methods(app, request))}
+        return answer_of(ApiError(error.status_code, sentence, code, headers=headers))
 
     @app.exception_handler(SQLAlchemyError)
     async def of_database(request: Request, error: SQLAlchemyError) -> JSONResponse:
@@ -104,6 +108,15 @@ def add_handlers(app: FastAPI) -> None:
     async def of_fault(request: Request, error: Exception) -> JSONResponse:
         sentence = "The service has failed; its log says why, under the id of this request."
         return answer_of(ApiError(500, sentence, "internal_error", kind=SERVER))
+
+
+def _methods(app: FastAPI, request: Request) -> list[str]:
+    """Return the methods that an address takes."""
+    paths: Mapping[str, Mapping[str, Any]] = app.openapi()["paths"]
+    for template, operations in paths.items():
+        if compile_path(template)[0].match(request.url.path):
+            return sorted(name.upper() for name in operations)
+    return []
 
 
 def of_validation(problems: Any) -> ApiError:

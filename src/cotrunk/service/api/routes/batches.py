@@ -29,7 +29,7 @@ async def upload(
     request: Request,
     owner: Caller,
     file: Annotated[UploadFile, File(description="JSON lines: one request per line.")],
-    purpose: Annotated[str, Form(description="What the file is for: `batch`.", examples=["batch"])],
+    purpose: Annotated[str, Form(min_length=1, description="What the file is for: `batch`.", examples=["batch"])],
 ) -> FileAnswer:
     """Upload the requests of a batch: `custom_id`, `method` (POST), `url` (/v1/images/generations) and `body`."""
     service = service_of(request)

@@ -24,7 +24,7 @@ from .parameters import Idempotency, ImageId, PartialIndex
 router = APIRouter(tags=["images"])
 CLIENT_GONE = 499  # for the log: the client does not read the answer
 TYPES = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp"}
-STREAM = {"text/event-stream": {"schema": {"type": "string"}}}
+STREAM: dict[str, Any] = {"text/event-stream": {}}
 
 
 @router.post(

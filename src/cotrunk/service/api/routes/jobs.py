@@ -76,7 +76,7 @@ async def cancel(request: Request, job: JobId, owner: Caller) -> JobAnswer:
     summary="Events of a job",
     response_class=Response,
     responses={
-        200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}, "description": EVENTS},
+        200: {"content": {"text/event-stream": {}}, "description": EVENTS},
         204: {"description": "The job has ended, and the client has seen its last event."},
         **keyed(404),
     },

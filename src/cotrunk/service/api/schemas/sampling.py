@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from ....checks import LARGEST_SEED
 
@@ -27,6 +27,12 @@ def _said(text: str) -> str:
     return text
 
 
+def _whole(value: object) -> object:
+    # 20.0 is a whole number in JSON
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+INTEGRAL = BeforeValidator(_whole)
 Text = Annotated[str, AfterValidator(_printable)]
 Prompt = Annotated[
     str,
@@ -42,20 +48,21 @@ Size = Annotated[
     Field(description="Width and height, such as `512x768`; `auto` is the size of the model.", examples=["auto"]),
 ]
 Steps = Annotated[
-    Annotated[int, Field(ge=1)] | None, Field(description="Inference steps; by default the model's own.", examples=[20])
+    Annotated[int, Field(ge=1), INTEGRAL] | None,
+    Field(description="Inference steps; by default the model's own.", examples=[20]),
 ]
 Guidance = Annotated[
     Annotated[float, Field(ge=0, allow_inf_nan=False)] | None,
     Field(description="Guidance scale; 1 or less turns guidance off. By default the model's own.", examples=[5.0]),
 ]
 Seed = Annotated[
-    Annotated[int, Field(ge=0, le=LARGEST_SEED)] | None,
+    Annotated[int, Field(ge=0, le=LARGEST_SEED), INTEGRAL] | None,
     Field(
         description="Seed of the first image; further images count up from it. Without one, it is drawn.", examples=[7]
     ),
 ]
 Count = Annotated[
-    Annotated[int, Field(ge=1)] | None, Field(description="Images per prompt; 1 by default.", examples=[1])
+    Annotated[int, Field(ge=1), INTEGRAL] | None, Field(description="Images per prompt; 1 by default.", examples=[1])
 ]
 Metadata = Annotated[
     dict[Annotated[Text, Field(max_length=64)], Annotated[Text, Field(max_length=512)]] | None,
@@ -91,17 +98,18 @@ class Sampling(Strict):
         ),
     ] = None
     wait_ms: Annotated[
-        Annotated[int, Field(ge=0)] | None,
+        Annotated[int, Field(ge=0), INTEGRAL] | None,
         Field(description="How long an image waits for similar prompts at most.", examples=[200]),
     ] = None
     output_format: Annotated[
-        Literal["png", "jpeg", "webp"] | None, Field(description="Format of the images; png by default.")
+        Literal["png", "jpeg", "webp"] | None,
+        Field(description="Format of the images; png by default.", examples=["jpeg"]),
     ] = None
     output_compression: Annotated[
-        Annotated[int, Field(ge=0, le=100)] | None,
+        Annotated[int, Field(ge=0, le=100), INTEGRAL] | None,
         Field(description="Quality of jpeg and webp in percent; png does not have one.", examples=[90]),
     ] = None
     partial_images: Annotated[
-        Annotated[int, Field(ge=0, le=3)] | None,
+        Annotated[int, Field(ge=0, le=3), INTEGRAL] | None,
         Field(description="Previews of each image while it is generated.", examples=[2]),
     ] = None

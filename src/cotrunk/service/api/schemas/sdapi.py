@@ -5,7 +5,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from ....checks import LARGEST_SEED
-from .sampling import Prompt, Text
+from .sampling import INTEGRAL, Prompt, Text
 
 
 class Txt2Img(BaseModel):
@@ -19,13 +19,13 @@ class Txt2Img(BaseModel):
 
     prompt: Prompt
     negative_prompt: Text | None = None
-    seed: Annotated[int, Field(ge=-1, le=LARGEST_SEED, description="-1 draws one.")] | None = -1
-    steps: Annotated[int, Field(ge=1)] | None = None
+    seed: Annotated[int, Field(ge=-1, le=LARGEST_SEED, description="-1 draws one."), INTEGRAL] | None = -1
+    steps: Annotated[int, Field(ge=1), INTEGRAL] | None = None
     cfg_scale: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
-    width: Annotated[int, Field(ge=1)] | None = None
-    height: Annotated[int, Field(ge=1)] | None = None
-    batch_size: Annotated[int, Field(ge=1)] | None = None
-    n_iter: Annotated[int, Field(ge=1)] | None = None
+    width: Annotated[int, Field(ge=1), INTEGRAL] | None = None
+    height: Annotated[int, Field(ge=1), INTEGRAL] | None = None
+    batch_size: Annotated[int, Field(ge=1), INTEGRAL] | None = None
+    n_iter: Annotated[int, Field(ge=1), INTEGRAL] | None = None
 
 
 class Txt2ImgAnswer(BaseModel):

@@ -65,10 +65,16 @@ def test_the_result_is_that_of_the_definition(
     rng = np.random.default_rng(seed)
     table = Nearest()
     own = {n: rng.normal(size=(rng.integers(1, 4), 4)).astype(np.float32) for n in range(count)}
-    table.update(own, [])
     asked = rng.normal(size=(prompts, 4)).astype(np.float32)
+    limit = int(rng.integers(count)) if is_large else count
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(nearest, "MATRIX_LIMIT", 0 if is_large else count)
+        patch.setattr(nearest, "MATRIX_LIMIT", limit)
+        for part in np.array_split(np.arange(count), rng.integers(1, 4)):  # some come later, and some are removed
+            table.update({int(n): own[int(n)] for n in part}, [])
+            table.best(asked, threshold)
+        if count > 1 and seed % 2:
+            table.update({}, [0])
+            del own[0]
         found = table.best(asked, threshold)
     smallest = {n: float(nearest.similarities_between(vectors, asked).min()) for n, vectors in own.items()}
     best = max(smallest, key=lambda n: (smallest[n], -n))

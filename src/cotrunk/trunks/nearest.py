@@ -38,10 +38,21 @@ class Nearest:
 
     def update(self, added: Mapping[int, Vectors], removed: Iterable[int]) -> None:
         """Add and remove entries."""
-        self._vectors |= {number: unit_rows(vectors) for number, vectors in added.items()}
-        for number in removed:
-            self._vectors.pop(number, None)
-        self._narrowing = None
+        new = {number: unit_rows(vectors) for number, vectors in added.items()}
+        gone = [number for number in removed if self._vectors.pop(number, None) is not None]
+        self._vectors |= new
+        if self._narrowing is None or gone:
+            self._narrowing = None
+            return
+        width, numbers, firsts = self._narrowing
+        more, rows = _firsts(new, width)
+        if isinstance(firsts, np.ndarray) and len(firsts) + len(rows) <= MATRIX_LIMIT:
+            self._narrowing = width, np.concatenate([numbers, more]), np.concatenate([firsts, rows])
+        elif isinstance(firsts, np.ndarray):
+            self._narrowing = None
+        else:
+            firsts.add(rows)
+            self._narrowing = width, np.concatenate([numbers, more]), firsts
 
     def best(
         self, vectors: Vectors, threshold: float, below: float | None = None, without: Collection[int] = ()
@@ -77,10 +88,8 @@ class Nearest:
     def _narrowed(self, vector: Vectors, threshold: float) -> Iterable[int]:
         """Return the entries whose first member may be similar enough to one prompt."""
         if self._narrowing is None or self._narrowing[0] != len(vector):
-            usable = ((number, own) for number, own in self._vectors.items() if own.any(axis=1).all())
-            firsts_of = {number: own[0] for number, own in usable if own.shape[1] == len(vector)}
-            rows = np.array([*firsts_of.values()], np.float32).reshape(-1, len(vector))
-            self._narrowing = len(vector), np.array([*firsts_of], np.int64), _indexed(rows)
+            numbers, firsts = _firsts(self._vectors, len(vector))
+            self._narrowing = len(vector), numbers, _indexed(firsts)
         _, numbers, firsts = self._narrowing
         if not len(numbers):
             return []
@@ -89,6 +98,12 @@ class Nearest:
         else:
             places = firsts.range_search(vector[None], threshold - MARGIN)[2]
         return [int(number) for number in numbers[places]]
+
+
+def _firsts(vectors: Mapping[int, Vectors], width: int) -> tuple[NDArray[np.int64], Vectors]:
+    """Return the numbers of the entries with usable vectors of this width, and the vectors of their first members."""
+    found = {number: own[0] for number, own in vectors.items() if own.shape[1] == width and own.any(axis=1).all()}
+    return np.array([*found], np.int64), np.array([*found.values()], np.float32).reshape(-1, width)
 
 
 def _indexed(firsts: Vectors) -> Any:

@@ -32,6 +32,7 @@ KNOWN = (
     "tokenizers",
     "numpy",
 )
+PLAIN = {type(None), bool, int, float, complex, str, bytes}  # types whose repr is all of a value
 WORD = 8  # bytes that are summed as one whole number
 WIDTH = 1024  # words per row of the table whose sums are the digest of a large tensor
 SMALL = 65_536  # a tensor of at most so many bytes is read as it is
@@ -72,7 +73,7 @@ class Digest:
         kind = type(value).__name__
         if isinstance(value, enum.Enum):
             self._put(kind, value.name)
-        elif value is None or isinstance(value, bool | int | float | complex | str | bytes):
+        elif type(value) in PLAIN:
             self._put(kind, repr(value))
         elif isinstance(value, torch.dtype | torch.Size | torch.memory_format | np.dtype | PurePath):
             self._put(kind, str(value))
@@ -88,6 +89,9 @@ class Digest:
         elif isinstance(value, Mapping):
             self._mapping(name, value)
         elif isinstance(value, list | tuple):
+            if all(type(each) in PLAIN for each in value):
+                self._put("plain sequence", repr(list(value)))
+                return
             self._put("sequence", str(len(value)))
             for place, each in enumerate(value):
                 self.add(f"{name}[{place}]", each)
@@ -113,10 +117,7 @@ class Digest:
         """
         self._put("class", kind.__module__, kind.__qualname__)
         if kind.__module__.partition(".")[0] not in KNOWN:
-            try:
-                self._put("source", inspect.getsource(kind))
-            except (OSError, TypeError):
-                raise _unknown(name, kind) from None
+            self._put("source", _source(name, kind))
 
     def _put(self, *texts: str | bytes) -> None:
         """Read texts so that they cannot run into each other."""
@@ -124,9 +125,10 @@ class Digest:
         self._found.update(b"".join(b"%d:%b" % (len(part), part) for part in parts))
 
     def _mapping(self, name: str, value: Mapping[Any, Any]) -> None:
-        """Read a mapping whatever its order."""
-        self._put("mapping", str(len(value)))
-        for key in sorted(value, key=lambda key: (type(key).__name__, repr(key))):
+        """Read a mapping whatever its order. Plain entries are read at once, because modules have many of them."""
+        plain = {key: each for key, each in value.items() if type(key) is str and type(each) in PLAIN}
+        self._put("mapping", str(len(value)), repr(sorted(plain.items(), key=lambda entry: entry[0])))
+        for key in sorted(value.keys() - plain.keys(), key=lambda key: (type(key).__name__, repr(key))):
             self.add(name, key)
             self.add(f"{name}.{key}", value[key])
 
@@ -183,6 +185,18 @@ def digest_of(name: str, value: Any) -> str:
     digest = Digest()
     digest.add(name, value)
     return digest.hexdigest()
+
+
+@functools.cache
+def _source_of(kind: type) -> str:
+    return inspect.getsource(kind)
+
+
+def _source(name: str, kind: type) -> str:
+    try:
+        return _source_of(kind)
+    except (OSError, TypeError):
+        raise _unknown(name, kind) from None
 
 
 def _unknown(name: str, value: Any) -> CotrunkError:

@@ -4,8 +4,8 @@ It reads the weights that run, not the files that they came from: a LoRA may be 
 trained since. Sums over all values take milliseconds on an accelerator, and read memory once on a CPU.
 """
 
+import functools
 import importlib.metadata
-import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,7 +20,7 @@ from .digest import Digest
 
 VERSIONS = ("torch", "diffusers", "transformers", "peft", "accelerate")
 WITHOUT_EFFECT = ("safety_checker",)  # parts that change no row
-SETTINGS_OF_CALLS = ("truncation", "padding")  # of a tokenizer: set again by each call
+AFTER_SETTINGS_OF_CALLS = '"added_tokens"'  # in a tokenizer's JSON: truncation and padding, which calls set, are before
 MOVES_WEIGHTS = {  # hooks of diffusers that only move weights between devices
     "group_offloading",
     "lazy_prefetch_group_offloading",
@@ -65,9 +65,11 @@ def _component_digest(name: str, part: Any) -> str:
 
 def _add_tokenizer(digest: Digest, name: str, tokenizer: Any) -> None:
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    state = {"vocab": tokenizer.get_vocab()} if backend is None else json.loads(backend.to_str())
-    state = {key: value for key, value in state.items() if key not in SETTINGS_OF_CALLS}
-    digest.add(name, json.dumps(state, sort_keys=True))
+    if backend is None:
+        digest.add(name, tokenizer.get_vocab())
+    else:
+        before, _, after = backend.to_str().partition(AFTER_SETTINGS_OF_CALLS)
+        digest.add(name, after or before)
     digest.add(name, [tokenizer.model_max_length, tokenizer.padding_side, tokenizer.truncation_side])
     digest.add(name, {key: str(value) for key, value in tokenizer.special_tokens_map.items()})
 
@@ -120,6 +122,7 @@ def _check_is_plain(where: str, part: torch.nn.Module) -> None:
         )
 
 
+@functools.cache
 def _version(name: str) -> str:
     try:
         return importlib.metadata.version(name)

@@ -1,7 +1,6 @@
 """Databases for the tests of the service: SQLite in a file, and a PostgreSQL server of this test run's own."""
 
 import os
-import pwd
 import shutil
 import subprocess
 import tempfile
@@ -21,6 +20,8 @@ def _as_user() -> Callable[[], None] | None:
     """Return what makes a child process the user `postgres`: the server refuses to run as root."""
     if os.geteuid() != 0:
         return None
+    import pwd  # Windows does not have it
+
     user = pwd.getpwnam("postgres")
 
     def change() -> None:

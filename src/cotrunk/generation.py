@@ -210,9 +210,14 @@ def prepare(
     num_images_per_prompt: int = 1,
     plan: Plan | None = None,
     trunks: TrunkStore | None = None,
+    seeding: Seeding | None = None,
     **arguments: Any,
 ) -> Run:
-    """Do everything before the first denoiser row: check, embed, group, plan. The arguments are those of `generate`."""
+    """Do everything before the first denoiser row: check, embed, group, plan. The arguments are those of `generate`.
+
+    Args:
+        seeding: where the seeds of `plan` come from, to choose its trunks now. None replays the plan as it is.
+    """
     begin = time.perf_counter()
     batching = settings.batching
     skips_rows = settings.skipping not in (None, "auto") or settings.guidance_interval is not None
@@ -235,7 +240,6 @@ def prepare(
     request = Request(pipe, prompts, arguments)
     if settings.guidance_interval is not None:
         request.check_interval()
-    seeding = None
     if plan is None:
         seed, images = seeds_of(seed), whole("num_images_per_prompt", num_images_per_prompt)
         plan, seeding = request.plan(settings.sharing, seed=seed, images_per_prompt=images), Seeding(seed, images)

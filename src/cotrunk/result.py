@@ -16,7 +16,7 @@ class Result:
         output: the pipeline's own output object, over all images.
         plan: what was shared. `plan.save(path)` keeps it, and `generate(pipe, plan=...)` gives the same images again.
         cost: the denoiser rows that were counted: `cost.used`, `cost.independent`, `cost.saving`.
-        spared: rows not computed, by reason: "sharing", "guidance", "skipping".
+        spared: rows not computed, by reason: "sharing", "guidance", "skipping", "replay" (of stored trunks).
         made: indices of the images in `output`, in its order: all of them, unless a callback interrupted the run.
         failed: indices of images whose latents or decoded values held a NaN or an infinity, or that were interrupted
             before their last step; do not use them.

@@ -92,8 +92,13 @@ def print_summary(report: "RunReport", folder: Path) -> None:
         soft_wrap=True,
     )
     spared = rows.spared
-    if spared.skipping or spared.guidance:
-        ways = {"sharing": spared.sharing, "skipping": spared.skipping, "guidance": spared.guidance}
+    if spared.skipping or spared.guidance or spared.replay:
+        ways = {
+            "sharing": spared.sharing,
+            "skipping": spared.skipping,
+            "guidance": spared.guidance,
+            "stored trunks": spared.replay,
+        }
         parts = (f"{name} {count:,}" for name, count in ways.items() if count)
         out.print(f"  rows saved by {', by '.join(parts)}", soft_wrap=True)
     for name, arm in report.compare.items():

@@ -49,6 +49,7 @@ from .options import (
     Steps,
     Templates,
     Tolerance,
+    TrunkFolder,
     TrunkGuidance,
     Weights,
     Width,
@@ -120,6 +121,7 @@ def generate(
     encoder: Encoder = "pipeline",
     noise: NoiseName = "auto",
     trunk_guidance: TrunkGuidance = "auto",
+    trunks: TrunkFolder = None,
     image: InputImage = None,
     mask_image: MaskImage = None,
     control_image: ControlImage = None,
@@ -238,6 +240,7 @@ def generate(
         variant=variant,
         offload=offload,
         vae_tiling=vae_tiling,
+        trunks=trunks,
         shard=None if shard is None else Shard.parse(shard),
         **images,
     )

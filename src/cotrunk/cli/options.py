@@ -114,6 +114,15 @@ TrunkGuidance = Annotated[
         "--trunk-guidance",
     ),
 ]
+TrunkFolder = Annotated[
+    str | None,
+    option(
+        SHARING,
+        "DIR",
+        "Folder of a trunk cache: prompts also share the early steps of similar prompts that came in earlier runs.",
+        "--trunks",
+    ),
+]
 Encoder = Annotated[
     str,
     option(

@@ -18,7 +18,10 @@ IMAGES = 60  # images that a notebook shows; more make it slow to open and large
 GROUPS = 20  # groups whose trees are drawn
 GROUP_IMAGES = 24  # images of one group that are drawn
 PROMPT_LENGTH = 200  # characters of a prompt
-WAYS = {"guidance": "steps without guidance"}  # how a row is saved, where its name alone does not say it
+WAYS = {
+    "guidance": "steps without guidance",
+    "replay": "stored trunks",
+}  # how a row is saved, where its name alone does not say it
 BOX, LEAF_BOX = 128, 64  # sides of the thumbnails next to prompts and of those in trees, in pixels
 
 ITEM = '<div role="listitem">'

@@ -92,8 +92,9 @@ def branch_steps(node: Branch | Line) -> set[int]:
 def strip_svg(letters: str) -> str:
     """Return what happened to an image at each timestep, as a strip 100 wide and 1 high.
 
-    A cell is green where the output was computed once for a group, and grey where it was computed for this image alone.
-    It is empty where the output was predicted, and half as high where guidance was off.
+    A cell is green where the output was computed once for a group, grey where it was computed for this image alone, and
+    violet where it was replayed from a trunk. It is empty where the output was predicted, and half as high where
+    guidance was off.
     """
     width = END / max(len(letters), 1)
     cells, start = [], 0
@@ -102,11 +103,17 @@ def strip_svg(letters: str) -> str:
             continue
         letter, x = letters[start], start * width
         if letter not in "Pp":
-            kind = "trunk" if letter in "Ss" else "branch"
+            kind = {"s": "trunk", "r": "replay"}.get(letter.lower(), "branch")
             top = 0 if letter.isupper() else 0.5
             cells.append(f'<path class="{kind}" d="M{x:.2f} {top}H{end * width:.2f}V1H{x:.2f}Z"/>')
         start = end
-    ways = {"for this image": "Cc", "once for its group": "Ss", "predicted": "Pp", "without guidance": "csp"}
+    ways = {
+        "for this image": "Cc",
+        "once for its group": "Ss",
+        "predicted": "Pp",
+        "replayed": "Rr",
+        "without guidance": "cspr",
+    }
     counts = {way: sum(letter in which for letter in letters) for way, which in ways.items()}
     label = f"Of {len(letters)} steps: " + ", ".join(f"{count} {way}" for way, count in counts.items() if count)
     size = 'viewBox="0 0 100 1" preserveAspectRatio="none"'

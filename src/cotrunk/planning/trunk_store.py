@@ -84,8 +84,8 @@ class TrunkStore(Protocol):
 
     def store(
         self, key: str, recipe: TrunkRecipe, tensors: Mapping[str, Any], vectors: Vectors, rows_saved: float
-    ) -> None:
-        """Keep a trunk.
+    ) -> object:
+        """Keep a trunk, unless it may not be kept.
 
         Args:
             key, recipe: of the trunk.

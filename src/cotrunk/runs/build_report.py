@@ -1,6 +1,7 @@
 """Build the report of a run from its plan and its journal."""
 
 from collections.abc import Container, Mapping, Sequence
+from dataclasses import replace
 
 from ..planning.plan import Cost
 from ..planning.tree import Branch
@@ -104,7 +105,7 @@ def group_report(
         replaced: images of the plan that another part generates again.
     """
     cost = part.plan.cost_of([tree])
-    images = tuple(part.images[image] for image in tree.images)
+    images, replayed = tuple(part.images[image] for image in tree.images), part.plan.replayed(tree)
     used = round(sum(rows[image] for image in images)) if rows.keys() >= set(images) else cost.used
     return GroupReport(
         prompts=tuple(part.prompts[image] for image in tree.images),
@@ -115,6 +116,7 @@ def group_report(
         tree=part.numbered(tree),
         part=number,
         replaced=tuple(part.images[image] for image in tree.images if image in replaced),
+        trunk=None if replayed is None else replace(replayed, images=images),
     )
 
 

@@ -16,7 +16,7 @@ from .output import DEFAULT_OUTPUT, Output
 from .shard import Shard
 
 # Where and how a run is computed. It may differ when a run resumes: images change only by rounding.
-MACHINE = ("device", "compiled", "offload", "settings.batching")
+MACHINE = ("device", "compiled", "offload", "settings.batching", "trunks")
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,7 @@ class Job:
         strength: how far an input image is changed, 0 to 1; None for the pipeline's default.
         digests: of the input images, by file: filled in by a run, which refuses other files.
         shard: the share of the run that this process generates; None for all of it.
+        trunks: folder of a trunk cache, for prompts that are planned now. The images of a plan do not depend on it.
 
     Raises:
         CotrunkError: a value of another type, or out of its range.
@@ -86,6 +87,7 @@ class Job:
     strength: float | None = None
     digests: Mapping[str, str] = field(default_factory=dict)
     shard: Shard | None = None
+    trunks: str | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.prompts, list | tuple) or not self.prompts:
@@ -117,6 +119,8 @@ class Job:
             raise CotrunkError(f"shard is a {type(self.shard).__name__}: give Shard(1, 16), or None for the whole run.")
         if self.shard is not None and self.compare:
             raise CotrunkError("A share of a run cannot be compared: leave out shard or compare.")
+        if self.trunks is not None:
+            text("trunks", self.trunks)
         for name in ("width", "height"):
             if (value := getattr(self, name)) is not None:
                 values[name] = whole(name, value)

@@ -15,8 +15,8 @@ from .parts import DIFFERENCES, class_and_weights
 from .report import PartReport, RunReport, Spared
 
 STRIP_HELP = """<li>The strip next to an image shows its steps from left to right. Green: the denoiser ran once for its
-whole group. Grey: it ran for this image alone. Empty: its output was predicted from earlier outputs. A strip is half as
-high where guidance was off, which takes one row instead of two.</li>"""
+whole group. Grey: it ran for this image alone. Empty: its output was predicted from earlier outputs. Violet: it was
+replayed from a trunk. A strip is half as high where guidance was off, which takes one row instead of two.</li>"""
 LITTLE = 0.05  # below this saving, the page says that little was shared
 
 
@@ -86,9 +86,14 @@ def _header(page: Page, groups: Sequence[ShownGroup]) -> dict[str, str]:
 
 def _spared(spared: Spared) -> str:
     """Return how many rows each way of saving saved; nothing where sharing was the only one."""
-    if not spared.skipping and not spared.guidance:
+    if not spared.skipping and not spared.guidance and not spared.replay:
         return ""
-    ways = ((spared.sharing, "sharing"), (spared.skipping, "skipping"), (spared.guidance, "steps without guidance"))
+    ways = (
+        (spared.sharing, "sharing"),
+        (spared.skipping, "skipping"),
+        (spared.guidance, "steps without guidance"),
+        (spared.replay, "stored trunks"),
+    )
     return f" Rows saved: {listed([f'{amount(rows)} by {way}' for rows, way in ways if rows])}."
 
 
@@ -141,7 +146,7 @@ def _notes(report: RunReport, groups: Sequence[ShownGroup]) -> Iterator[str]:
             "not share."
         )
     yield from _later_parts(report)
-    partners = sum(len(group.images) for group in report.groups if len(group.images) > 1)
+    partners = sum(len(group.images) for group in report.groups if len(group.images) > 1 or group.trunk is not None)
     if why := report.why_nothing_shared:
         yield f"Each image was sampled independently: {safe(why)}."
     elif report.rows.saving < LITTLE:

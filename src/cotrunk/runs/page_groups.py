@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from ..drawing.thumbnails import fit
 from ..drawing.tree_svg import axis, branch_steps, leaf_order, pruned, tree_svg
-from ..drawing.wording import amount, count, listed
+from ..drawing.wording import amount, count, listed, safe
 from ..planning.sharing import how_shared
 from .page_parts import Page, caption, linked_image, section
 from .report import GroupReport
@@ -52,12 +52,38 @@ def group_sections(page: Page, groups: Sequence[ShownGroup]) -> Iterator[str]:
             lead += f" {how_shared(sharing, is_guided=is_guided)}"
         cards = [_card(page, shown, number) for number, shown in enumerate(shared, start=1)]
         yield section("Groups", lead, f'<div class="cards">{"".join(cards)}</div>')
-    alone = [index for shown in groups if len(shown.group.images) == 1 for index in shown.images]
+    single = [shown for shown in groups if len(shown.group.images) == 1]
+    replaying = [shown for shown in single if shown.group.trunk is not None]
+    if replaying:
+        lead = f"{count(len(replaying), 'image')} whose first steps are those of similar prompts of earlier runs."
+        yield section("Replayed", lead, _gallery(page, replaying))
+    alone = [shown for shown in single if shown.group.trunk is None]
     if alone:
         lead = f"{count(len(alone), 'image')} that shared no step."
-        box = fit(page.side, ALONE_BOX)
-        tiles = [f'<li class="tile">{linked_image(page, i, box)}{caption(page, i)}</li>' for i in alone]
-        yield section("Alone", lead, f'<ol class="gallery" style="--box:{box}px">{"".join(tiles)}</ol>')
+        yield section("Alone", lead, _gallery(page, alone))
+
+
+def _gallery(page: Page, groups: Sequence[ShownGroup]) -> str:
+    """Return single images, each with the trunk that it replays."""
+    box, tiles = fit(page.side, ALONE_BOX), ""
+    for shown in groups:
+        (index,) = shown.images
+        facts = f'<p class="quiet">{_replayed(page, shown.group)}</p>' if shown.group.trunk is not None else ""
+        tiles += f'<li class="tile">{linked_image(page, index, box)}{caption(page, index)}{facts}</li>'
+    return f'<ol class="gallery" style="--box:{box}px">{tiles}</ol>'
+
+
+def _replayed(page: Page, group: GroupReport) -> str:
+    """Return a sentence about the trunk that a group replays."""
+    trunk = group.trunk
+    assert trunk is not None
+    steps, timesteps = page.report.steps_of(group)
+    unit = "step" if timesteps == steps else "denoiser evaluation"
+    members = trunk.recipe.members
+    named = listed([f"“{safe(member if len(member) <= 80 else member[:79] + '…')}”" for member in members[:3]])
+    more = f" and {len(members) - 3} more" if len(members) > 3 else ""
+    where = "was stored" if trunk.is_stored else "was computed for it"
+    return f"{count(trunk.stop, unit)} replayed from the trunk of {named}{more}, which {where}."
 
 
 def _image(page: Page, group: GroupReport, index: int, box: int) -> str:
@@ -85,6 +111,8 @@ def _card(page: Page, shown: ShownGroup, number: int) -> str:
     drawing = tree_svg(pruned(group.tree, frozenset(order)), order, timesteps, description)
     saved = f"{amount(group.rows.independent - group.rows.used)} of {amount(group.rows.independent)} rows saved"
     facts = f"Branches at {where} of {timesteps}. Smallest similarity {group.similarity:.2f}."
+    if group.trunk is not None:
+        facts += f" {_replayed(page, group)}"
     if len(order) < images:
         facts += f" {len(order)} of its images are shown."
     return f"""<article class="card{" wide" if len(order) > 8 else ""}">

@@ -36,7 +36,8 @@ class Page:
     def has_strips(self) -> bool:
         """Return whether images may differ in the steps at which their output was computed."""
         report = self.report
-        return report.pipeline.skipping is not None or report.job.settings.guidance_interval is not None
+        has_trunks = any(group.trunk is not None for group in report.groups)
+        return has_trunks or report.pipeline.skipping is not None or report.job.settings.guidance_interval is not None
 
 
 def section(title: str, lead: str, body: str) -> str:

@@ -18,6 +18,8 @@ from ..pipelines.weighted_prompts import weighted_encoder
 from ..planning.own_rows import with_copies, with_other_seeds, with_seeds
 from ..planning.plan import Cost, Plan
 from ..planning.prompt_row import PromptRow
+from ..planning.trunk_store import TrunkStore
+from ..trunks.lookup import Seeding
 from .arm import ALL_STEPS, EQUAL_COST, INDEPENDENT, Compared
 from .job import Job
 from .parts import Part, parts_of
@@ -80,20 +82,30 @@ def plan_part(pipe: Any, part: Part) -> Plan:
     return with_copies(with_seeds(plan, [row.seed for row in rows]), part.copies)
 
 
-def prepare_part(pipe: Any, part: Part, plan: Plan | None, taken: Container[tuple[str, int]] = ()) -> Run:
+def prepare_part(
+    pipe: Any,
+    part: Part,
+    plan: Plan | None,
+    taken: Container[tuple[str, int]] = (),
+    trunks: TrunkStore | None = None,
+) -> Run:
     """Return a part ready to denoise.
 
     Args:
         plan: of an earlier part of the run; None to make one.
         taken: prompts of earlier parts with their seeds: an equal prompt gets another one.
+        trunks: the trunk cache; None for none.
     """
-    begin = time.perf_counter()
+    begin, seeding = time.perf_counter(), None
     if plan is None:
         given = frozenset(row.prompt for row in part.job.prompts if row.seed is not None)
         plan = with_other_seeds(plan_part(pipe, part), taken, given)
+        fixed = frozenset(i for i, row in enumerate(part.planned) if row.seed is not None)
+        seeding = Seeding(part.job.seed, max(part.copies), fixed, taken)
     seconds = {"embed": time.perf_counter() - begin}
     texts = [row.prompt for row in part.planned]
-    run = prepare(pipe, texts, part.job.settings, plan=plan, **arguments_of(part.job, part.planned, pipe))
+    arguments = arguments_of(part.job, part.planned, pipe)
+    run = prepare(pipe, texts, part.job.settings, plan=plan, trunks=trunks, seeding=seeding, **arguments)
     run.seconds["embed"] += seconds["embed"]
     return run
 

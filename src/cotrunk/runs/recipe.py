@@ -102,6 +102,7 @@ def batch_recipe(job: Job, pipeline: PipelineFacts, plan: Plan, images: Sequence
         guidance_scale=scale,
         images_per_prompt=1,
         compare=False,
+        trunks=None,
         shard=None,
         output=output,
         digests={path: digest for path, digest in job.digests.items() if path in used},
@@ -127,6 +128,9 @@ def part_of(plan: Plan, images: Sequence[int]) -> Plan:
         prompts=tuple(plan.prompts[plan.prompt_of(image)] for image in images),
         seeds=tuple(plan.seeds[image] for image in images),
         trees=tuple(relabelled(tree) for tree in trees),
+        trunks=tuple(
+            replace(trunk, images=relabelled(tree).images) for tree in trees if (trunk := plan.replayed(tree))
+        ),
         images_per_prompt=1,
         findings=Findings(),
     )

@@ -23,6 +23,7 @@ from ..generation import prepare
 from ..lock import held
 from ..pipelines import loading
 from ..planning.plan import Cost, Plan
+from ..planning.replayed import Replayed
 from ..planning.tree import Branch, leaf
 from .arm import Arm
 from .changes import Changes
@@ -198,13 +199,22 @@ def _changed_plan(pipe: Any, job: Job, plan: Plan) -> Plan:
         return replace(found, seeds=plan.seeds)
     order = getattr(pipe.scheduler, "order", 1)
     trees = [new for tree in plan.trees for new in _rescaled(tree, plan.timesteps, found.timesteps, order)]
+    trunks = [new for trunk in plan.trunks if (new := _longer(trunk, plan.timesteps, found.timesteps, order))]
+    stops = {tree.images: tree.stop for tree in trees}  # a tree whose trunk has no step left is several trees now
     return replace(
         plan,
         trees=tuple(sorted(trees, key=lambda tree: tree.images)),
         steps=found.steps,
         timesteps=found.timesteps,
         guidance_rows=found.guidance_rows,
+        trunks=tuple(trunk for trunk in trunks if trunk.stop <= stops.get(trunk.images, 0)),
     )
+
+
+def _longer(trunk: Replayed, before: int, timesteps: int, order: int) -> Replayed | None:
+    """Return what images replay in another number of timesteps; None if no step is left. See `_rescaled`."""
+    steps, stop = (count * timesteps // before // order * order for count in (trunk.recipe.steps, trunk.stop))
+    return replace(trunk, recipe=replace(trunk.recipe, steps=steps), stop=stop) if stop else None
 
 
 def _rescaled(tree: Branch, before: int, timesteps: int, order: int, start: int = 0) -> list[Branch]:

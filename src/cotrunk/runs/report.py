@@ -11,6 +11,7 @@ from pydantic import PlainValidator, TypeAdapter, ValidationError
 from ..errors import CotrunkError
 from ..files import read_json
 from ..planning.plan import Cost, sharing_from_json
+from ..planning.replayed import Replayed
 from ..planning.tree import Amount, Branch, Difference, Real, Steps, Text, Whole
 from ..settings import Sharing
 from .arm import Compared
@@ -60,6 +61,7 @@ class GroupReport:
         tree: its trunk and branches.
         part: the index of its part in `RunReport.parts`.
         replaced: those of its images that had failed and were generated again, in another group.
+        trunk: what its images replay; None if nothing.
     """
 
     prompts: tuple[Whole, ...]
@@ -70,6 +72,7 @@ class GroupReport:
     tree: Branch
     part: Whole = 0
     replaced: tuple[Whole, ...] = ()
+    trunk: Replayed | None = None
 
 
 @dataclass(frozen=True)

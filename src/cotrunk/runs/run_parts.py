@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from ..execution import Run
+from ..planning.trunk_store import TrunkStore
 from .arm import Arm, main_arms
 from .job import Job
 from .job_plan import JobPlan, PartPlan, job_plan
@@ -21,20 +22,23 @@ class PartRun:
     run: Run
 
 
-def prepared(pipes: PartPipelines, job: Job, saved: Sequence[PartPlan]) -> tuple[JobPlan, list[PartRun]]:
+def prepared(
+    pipes: PartPipelines, job: Job, saved: Sequence[PartPlan], trunks: TrunkStore | None = None
+) -> tuple[JobPlan, list[PartRun]]:
     """Return the plan of a job, and its parts ready to denoise.
 
     Args:
         pipes: of the job.
         job: the job.
         saved: the parts of an earlier run with the same first prompts. The other prompts become parts of their own.
+        trunks: the trunk cache; None for none.
     """
     new = divided(job, pipes.base, first=prompts_of(saved))
     plans = [own.plan for own in saved]
     taken = {(plan.prompts[plan.prompt_of(image)], seed) for plan in plans for image, seed in enumerate(plan.seeds)}
     earlier = [(own.part(job), own.plan) for own in saved]
-    runs = [prepare_part(pipes.of(part.job), part, plan) for part, plan in earlier]
-    runs += [prepare_part(pipes.of(part.job), part, None, taken) for part in new]
+    runs = [prepare_part(pipes.of(part.job), part, plan, trunks=trunks) for part, plan in earlier]
+    runs += [prepare_part(pipes.of(part.job), part, None, taken, trunks) for part in new]
     return _together(job, saved, [part.rows for part in new], runs, {})
 
 

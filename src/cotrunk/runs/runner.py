@@ -14,6 +14,7 @@ from ..lock import FolderLock, held
 from ..pipelines import loading
 from ..pipelines.offload import device_of
 from ..pipelines.own_defaults import own_guidance
+from ..trunks.access import Trunks
 from .arm import COMPARED, Arm
 from .events import (
     AlreadyFinished,
@@ -44,6 +45,7 @@ from .resume import begin_or_resume, check_dtype, finished_report
 from .row_inputs import checked_inputs
 from .run_parts import PartRun, prepared, prompts_of, with_retries
 from .trained_trunk import other_trunk
+from .trunk_cache import trunks_of
 
 
 def load_pipeline_of(job: Job) -> Any:
@@ -100,6 +102,7 @@ def run_job(
     given = () if plan is None else _given(Path(plan), job)
     if job.shard is not None and retry_failed:
         raise CotrunkError("A share of a run does not know what failed in the others: merge them, then retry.")
+    trunks = trunks_of(job)
     folder = RunFolder(Path(out))
     with held(folder.path, "images", "images/**/", "compare/**/") as lock:
         if not lock.is_kept:
@@ -114,7 +117,8 @@ def run_job(
         pipelines, facts = PartPipelines(pipe, job), facts_of(pipe)
         if is_resumed:
             check_dtype(folder, facts.dtype)
-        return _Runner(job, folder, lock, pipelines, facts, on_event, begin, given).run(is_resumed, retry_failed)
+        runner = _Runner(job, folder, lock, pipelines, facts, on_event, begin, given, trunks)
+        return runner.run(is_resumed, retry_failed)
 
 
 def _given(path: Path, job: Job) -> Sequence[PartPlan]:
@@ -151,6 +155,7 @@ class _Runner:
     on_event: OnEvent
     begin: float
     given: Sequence[PartPlan] = ()  # the parts of a plan that was made before, to be followed
+    trunks: Trunks | None = None
     own: list[frozenset[int]] = field(default_factory=list)  # per part of the plan, the images of this share
 
     def run(self, is_resumed: bool, retry_failed: bool) -> RunReport:
@@ -217,7 +222,7 @@ class _Runner:
         saved = load_job_plan(self.folder.path / "plan.json", self.job).parts if is_resumed else self.given
         if saved and (appended := len(self.job.prompts) - prompts_of(saved)):
             self.on_event(Extended(appended))
-        return prepared(self.pipelines, self.job, saved)
+        return prepared(self.pipelines, self.job, saved, self.trunks)
 
     def _failed(self, plan: JobPlan, arms: Sequence[Arm], seconds: dict[str, float]) -> list[int]:
         """Return the images that contain NaN, or that a safety checker replaced."""
@@ -240,7 +245,8 @@ class _Runner:
         done = [self.folder.progress(each.arm) for each in parts]
         spared = any(own.spared["skipping"] or own.spared["guidance"] for own in done)
         # without this, what sharing and what skipping changed cannot be told apart
-        is_both = spared and any(len(tree.images) > 1 for each in parts for tree in each.arm.plan.trees)
+        plans = [each.arm.plan for each in parts]
+        is_both = spared and any(plan.trunks or any(len(tree.images) > 1 for tree in plan.trees) for plan in plans)
         for each, own in zip(parts, done, strict=True):
             pipe = self.pipelines.of(each.part.job)
             for kind, run in compared_runs(pipe, each.part, each.arm.plan, own.cost, all_steps=is_both).items():

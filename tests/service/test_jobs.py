@@ -148,6 +148,16 @@ def test_a_cancelled_job_that_runs_is_told_to_its_worker_once(store: Store) -> N
     assert store.job("ann", other).state == "done"
 
 
+def test_a_cancelled_image_cannot_be_finished_before_its_worker_knows(store: Store) -> None:
+    job = accept(store, "a")
+    (image,) = run(store)
+    store.cancel("ann", job)
+    assert not store.finish("w1", image, {})
+    assert not store.fail("w1", image, "no")
+    assert [event.kind for event in store.events("ann", job)] == ["accepted", "grouped", "cancelled"]
+    assert store.image("ann", image).result is None
+
+
 def test_cancelling_what_has_ended_changes_nothing(store: Store) -> None:
     job = accept(store, "a")
     store.finish("w1", *run(store), {})

@@ -1,7 +1,9 @@
 """Leases: an image has one worker, and survives the death of its worker."""
 
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 from stored import Clock, accept, run
 
@@ -231,6 +233,11 @@ def test_a_process_is_gone_only_if_that_is_certain() -> None:
     assert not is_gone(None)
     assert not is_gone(f"another-boot pid:[1] 1 {started}")
     assert is_gone(f"{place} {number} {int(started) - 1}")  # the number belongs to another process now
-    with subprocess.Popen([sys.executable, "-c", ""]) as child:
-        child.wait()
-        assert is_gone(f"{place} {child.pid} {started}")
+    with subprocess.Popen([sys.executable, "-c", "import sys; sys.stdin.read()"], stdin=subprocess.PIPE) as child:
+        fields = Path(f"/proc/{child.pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+        process = f"{place} {child.pid} {fields[19]}"
+        assert not is_gone(process)
+        child.kill()
+        os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+        assert is_gone(process)  # its parent has not asked for its exit code yet
+    assert is_gone(process)

@@ -13,7 +13,6 @@ from . import files, jobs
 from .ids import new_id
 from .records import Batch, ImageRequest
 from .tables import batches, images
-from .tables import jobs as job_table
 
 OPEN = ("validating", "in_progress")
 WINDOW_SECONDS = {"24h": 86_400}  # the only window that OpenAI's API knows
@@ -68,9 +67,7 @@ def validating(connection: Connection) -> list[Batch]:
 
 def finalizing(connection: Connection) -> list[Batch]:
     """Return batches whose images have all ended, but whose output is not written."""
-    over = job_table.c.finished.is_not(None)
-    query = select(batches).join(job_table, batches.c.job == job_table.c.id)
-    query = query.where(batches.c.state.in_(("finalizing", "cancelling")), over).order_by(batches.c.number)
+    query = select(batches).where(batches.c.state.in_(("finalizing", "cancelling"))).order_by(batches.c.number)
     return [_to_batch(connection, row) for row in connection.execute(query).mappings().all()]
 
 
@@ -102,7 +99,7 @@ def fail(connection: Connection, now: float, identifier: str, errors: Sequence[d
     """Refuse a batch whose file is wrong."""
     row = _hold(connection, identifier)
     if row["state"] == "validating":
-        _change(connection, now, row, "failed", errors=[*errors], counts={"total": 0, "completed": 0, "failed": 0})
+        _change(connection, now, row, "failed", errors=[*errors], counts=_counts(connection, None))
     return _one(connection, identifier)
 
 
@@ -114,7 +111,7 @@ def stop(connection: Connection, now: float, identifier: str, ending: str) -> No
     if row["state"] not in OPEN:
         return
     if row["job"] is None:  # still validating
-        _change(connection, now, row, ending, counts={"total": 0, "completed": 0, "failed": 0})
+        _change(connection, now, row, ending, counts=_counts(connection, None))
         return
     _change(connection, now, row, "cancelling" if ending == "cancelled" else "finalizing", ending=ending)
     jobs.cancel(connection, now, row["job"], ending)
@@ -174,6 +171,8 @@ def _to_batch(connection: Connection, row: RowMapping) -> Batch:
 
 def _counts(connection: Connection, job: str | None) -> dict[str, int]:
     """Count requests: one is completed when all of its images are done, and failed when any of them failed."""
+    if job is None:
+        return {"total": 0, "completed": 0, "failed": 0}
     per_request = (
         select(
             func.count().label("images"),

@@ -130,20 +130,18 @@ def waiting_rows(connection: Connection) -> int:
 
 def queue(connection: Connection, now: float) -> Queue:
     """Return how much waits and how much runs."""
-    of_state = (
-        select(images.c.state, func.count().label("images"), func.sum(images.c.rows).label("rows"))
-        .add_columns(func.min(images.c.accepted).label("oldest"))
-        .where(images.c.state.in_(("waiting", "running")))
-        .group_by(images.c.state)
+    totals = select(func.count().label("images"), func.coalesce(func.sum(images.c.rows), 0).label("rows"))
+    waiting, running = (
+        connection.execute(totals.where(images.c.state == state)).one() for state in ("waiting", "running")
     )
-    found = {row.state: row for row in connection.execute(of_state)}
-    waiting, running = found.get("waiting"), found.get("running")
+    first = select(images.c.accepted).where(images.c.state == "waiting").order_by(images.c.order).limit(1)
+    oldest = connection.scalar(first)
     return Queue(
-        images=waiting.images if waiting else 0,
-        rows=waiting.rows if waiting else 0,
-        oldest=max(0.0, now - waiting.oldest) if waiting else 0.0,
-        running_images=running.images if running else 0,
-        running_rows=running.rows if running else 0,
+        images=waiting.images,
+        rows=waiting.rows,
+        oldest=0.0 if oldest is None else max(0.0, now - oldest),
+        running_images=running.images,
+        running_rows=running.rows,
     )
 
 

@@ -72,6 +72,7 @@ jobs = Table(
     UniqueConstraint("owner", "idempotency"),
     Index("cotrunk_jobs_of_owner", "owner", "number"),
     Index("cotrunk_jobs_finished", "finished"),
+    Index("cotrunk_jobs_of_kind", "kind", "state", "number"),
     sqlite_autoincrement=True,
 )
 
@@ -115,11 +116,11 @@ images = Table(
     Column("reason", Text),
     UniqueConstraint("job", "number"),
     Index("cotrunk_images_group", "group"),
+    # not of waiting images only: SQLite does not use such an index for a state that comes as a parameter
+    Index("cotrunk_images_state", "state", "order", "rows"),
     sqlite_autoincrement=True,
 )
-WAITING = text("state = 'waiting'")
 RUNNING = text("worker IS NOT NULL")
-Index("cotrunk_images_waiting", images.c.order, images.c.rows, sqlite_where=WAITING, postgresql_where=WAITING)
 Index("cotrunk_images_worker", images.c.worker, images.c.state, sqlite_where=RUNNING, postgresql_where=RUNNING)
 
 events = Table(

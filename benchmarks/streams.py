@@ -1,6 +1,6 @@
 """Measure the trunk cache on streams of prompts: how many hit, what that saves, and what it does to images.
 
-    python benchmarks/streams.py --prompts DIR --out docs/results/streams --images 160   # twenty minutes on one core
+    python benchmarks/streams.py --prompts DIR --out docs/results/streams --images 160   # 15 minutes on one core
 
 A service plans prompts together that arrive within a window: none (each prompt alone), a minute, or a day. Each stream
 of `stream_prompts` is planned with `mini`'s text encoder and the default threshold, as `cotrunk.generate` plans, at two

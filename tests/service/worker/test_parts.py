@@ -13,6 +13,7 @@ from cotrunk.service.worker.formed import merged
 from cotrunk.service.worker.memory import remembering
 from cotrunk.service.worker.partials import preview_steps
 from cotrunk.service.worker.speed import Speed
+from cotrunk.service.worker.writer import Writer
 
 SHARING = Sharing(noise="own", trunk_guidance=0.0)
 PAIR = Plan(("a", "b"), (1, 2), tuple(flat_tree([0, 1], 2, 10, 0.9)), 10, 10, sharing=SHARING, threshold=0.5)
@@ -74,3 +75,18 @@ def test_speed_is_of_the_latest_calls() -> None:
         speed.note(100, 100, 1)
     assert speed.computed == pytest.approx(100, rel=0.01)
     assert speed.seconds == 1
+
+
+def test_the_writer_keeps_the_order_and_passes_errors_on() -> None:
+    writer, written = Writer(), list[int]()
+    for number in range(5):
+        writer.do(written.append, number)
+    writer.finish()
+    assert written == [0, 1, 2, 3, 4]
+    assert not writer.is_busy
+    writer.do(written.remove, 9)
+    with pytest.raises(ValueError, match="not in list"):
+        writer.finish()
+    writer.do(written.append, 5)
+    writer.finish()
+    assert written[-1] == 5

@@ -409,3 +409,27 @@ def test_one_call_serves_owners_with_their_own_trunks(tmp_path: Path) -> None:
     assert yours.result is not None
     assert mine.result["trunk"]["hit"]
     assert yours.result["trunk"] is None
+
+
+def test_a_cancelled_call_does_not_hold_up_the_others_of_its_wave(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipe = waiting.pipeline()
+    encode = pipe.encode_prompt
+
+    def limited(prompt: list[str], *args: Any, **kwargs: Any) -> Any:
+        if len(prompt) > 1:
+            raise torch.OutOfMemoryError
+        return encode(prompt, *args, **kwargs)
+
+    monkeypatch.setattr(pipe, "encode_prompt", limited, raising=False)
+    first, second = service.ask(request("a cat")), service.ask(request("7 UP!"))
+
+    def cancel(call: Call, event: StepEvent) -> None:
+        if event.step == 1:
+            service.store.cancel("me", first)
+            service.worker._watch._beat()
+
+    service.worker._progress.step = cancel  # type: ignore[method-assign]
+    service.work()
+    assert [service.images(job)[0].state for job in (first, second)] == ["cancelled", "done"]

@@ -11,7 +11,7 @@ from ...errors import CotrunkError
 from ..channel import Channel
 from ..launch import WorkerSettings
 
-GRACE = 30.0  # seconds that a running call has to end after SIGTERM
+GRACE = 20.0  # seconds that a running call has to end after SIGTERM; the API process waits for 30
 
 
 def main() -> int:
@@ -41,8 +41,12 @@ def main() -> int:
     from .model import load, model_facts
 
     try:
-        pipe = load(launch)
         store = Store(launch.database)
+    except CotrunkError as error:  # the API process has used it before: it may come back
+        print(error, file=sys.stderr)
+        return 1
+    try:
+        pipe = load(launch)
         worker = Worker(f"worker-{uuid.uuid4().hex[:12]}", launch, pipe, store, channel)
         if channel is not None:
             channel.send("ready", **model_facts(pipe, launch.model, Settings.from_json(launch.settings)))

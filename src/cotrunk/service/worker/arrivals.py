@@ -9,9 +9,10 @@ MOST_BUCKETS = 1000  # the least recently used ones are forgotten
 
 @dataclass
 class _Record:
-    similar: float = 0.0  # images that came within the waiting time of a similar one
-    watched: float = 0.0  # seconds of waiting time in which they could have come
+    similar: float = 0.0  # images that came while a similar one could have been waiting
+    watched: float = 0.0  # seconds in which an image could have been waiting
     updated: float = 0.0
+    until: float = 0.0  # when the last of the images that have come stops waiting
 
 
 class Arrivals:
@@ -23,24 +24,24 @@ class Arrivals:
     def __init__(self) -> None:
         self._records: OrderedDict[str, _Record] = OrderedDict()
 
-    def note(self, bucket: str, now: float, wait: float, similar: int) -> None:
+    def note(self, bucket: str, now: float, wait: float, *, similar: bool) -> None:
         """Note an image that came.
 
         Args:
             bucket: of the image.
             now: in seconds.
             wait: how long it may wait, in seconds.
-            similar: how many earlier images are similar to it and could still have been waiting.
+            similar: whether an earlier image is similar to it and could still have been waiting.
         """
         record = self._current(bucket, now)
-        record.watched += wait
         record.similar += similar
+        record.until = max(record.until, now + wait)
 
     def pays(self, bucket: str, now: float, saved: float, speed: float) -> bool:
         """Return whether a second of waiting is expected to save more rows than the idle device would compute in it.
 
         Without observations it is expected to: the prior is one similar image per half the time that it saves. So the
-        time that is lost before unrelated images stop waiting is at most about what one shared image saves.
+        time that is lost before unrelated images stop waiting is about half of what one shared image saves.
 
         Args:
             bucket: in which images wait.
@@ -57,13 +58,14 @@ class Arrivals:
         return (record.similar + 1) * saves > record.watched + saves / 2
 
     def _current(self, bucket: str, now: float) -> _Record:
-        """Return the record of a bucket, with older observations counting less."""
+        """Return the record of a bucket at a time, in which older observations count less."""
         record = self._records.setdefault(bucket, _Record(updated=now))
         self._records.move_to_end(bucket)
         if len(self._records) > MOST_BUCKETS:
             self._records.popitem(last=False)
-        part = 0.5 ** (max(0.0, now - record.updated) / HALF_LIFE)
-        record.similar *= part
-        record.watched *= part
-        record.updated = now
+        if now > record.updated:
+            part = 0.5 ** ((now - record.updated) / HALF_LIFE)
+            record.similar *= part
+            record.watched = record.watched * part + max(0.0, min(now, record.until) - record.updated)
+            record.updated = now
         return record

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import CotrunkError
+from ...pipelines.own_defaults import own_guidance
 from ...pipelines.schedulers import SAMPLERS
 from ...planning.plan import Plan
 from ...runs.metadata import SOFTWARE, encoded, parameters_text
@@ -62,6 +63,7 @@ class Delivery:
     def __init__(self, store: Store, files: ImageFiles, worker: str, pipe: Any, model: str) -> None:
         self._store, self._files, self._worker = store, files, worker
         self._model, self._scheduler = Path(model).name, type(pipe.scheduler).__name__
+        self._guidance = own_guidance(pipe)
 
     def deliver(self, finished: Finished, cancelled: set[str]) -> None:
         """Write the images of a finished call, and then say so in the database, once for all of them.
@@ -99,6 +101,7 @@ class Delivery:
         trunk = finished.trunks.get(group.id)
         rows = rows_of(plan, batch.steps[at], batch.rows[at], hit=trunk is not None and trunk["hit"])
         scale = member.request.settings.get("guidance_scale")
+        scale = self._guidance if scale is None else scale
         facts = {
             "Steps": plan.steps,
             "Sampler": SAMPLERS.get(self._scheduler, self._scheduler),

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from sqlalchemy.exc import SQLAlchemyError
+
 from ...engine.call_state import StepEvent
 from ...errors import CotrunkError
 from ...settings import Settings
@@ -84,6 +86,7 @@ class Worker:
 
     def turn(self) -> bool:
         """Do the next piece of work; return False if there is none now."""
+        self._watch.forget()  # only here, before new images are leased: a cancellation is reported once
         self._answer_plans()
         if time.monotonic() >= self._reclaim_at:
             self._writer.finish()  # each group by itself, from start to end: one of them may be why the worker died
@@ -120,24 +123,28 @@ class Worker:
     def _generate(self, groups: Sequence[Formed]) -> None:
         """Generate groups in one call; if that fails, in smaller calls until the image at fault is found."""
         self._progress.begin()
-        begin = time.perf_counter()
+        begin, rest, reason = time.perf_counter(), list(groups), None
         try:
             for finished in self._generator.batches(groups, self._on_step):
                 self._deliver(finished, time.perf_counter() - begin)
-                groups = [group for group in groups if group not in finished.groups]
+                rest = [group for group in rest if group not in finished.groups]
                 begin = time.perf_counter()
-            return
-        except StoppedError:
-            return  # cancelled images have ended, and the others go back to the queue when the worker ends
+        except StoppedError as stopped:
+            # its images have ended; or they go back to the queue, with all others, when the worker ends
+            rest = [] if self._is_ending() else [group for group in rest if group.id not in stopped.call.groups]
+        except SQLAlchemyError:
+            raise  # the images are not at fault
         except Exception as error:
             check_device(error)
-            log.warning("A call of %d groups failed: %s", len(groups), reason_of(error))
             reason = reason_of(error)
+            log.warning("A call of %d groups failed: %s", len(rest), reason)
         finally:
             self._progress.notify()
-            self._watch.forget()
         # not inside `except`: the exception refers to the tensors that must be freed
-        self._generate_apart(groups, reason)
+        if reason is not None:
+            self._generate_apart(rest, reason)
+        elif rest:
+            self._generate(rest)
 
     def _generate_apart(self, groups: Sequence[Formed], reason: str) -> None:
         if len(groups) > 1:
@@ -168,10 +175,10 @@ class Worker:
             StoppedError: no image of the call is wanted any more, or the process has to end.
         """
         if self._watch.is_orphaned or (self.stopping is not None and time.monotonic() >= self.stopping):
-            raise StoppedError
+            raise StoppedError(call)
         cancelled = self._watch.cancelled
         if all(member.id in cancelled or not member.is_wanted for member in call.members):
-            raise StoppedError
+            raise StoppedError(call)
         if cancelled:
             self._generator.leave(cancelled)
         self._progress.step(call, event)

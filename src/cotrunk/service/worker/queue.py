@@ -1,7 +1,7 @@
 """The waiting images as the worker sees them: which of them leave now, and when to look again."""
 
 import time
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +17,8 @@ from .planning import Planner
 from .speed import Speed
 
 LOOK = 4096  # waiting images that are looked at, oldest first: as many as can be grouped by complete linkage
-IDLE = 0.5  # seconds between looks at the queue if no message comes
+IDLE = 0.5  # seconds between looks at an empty queue if no message comes
+WAITING = 0.1  # seconds between looks while images wait for similar ones
 COMPARED = 64  # latest images of a bucket that a new one is compared with
 KEPT = 60.0  # seconds after which the images of a bucket without new ones are forgotten
 
@@ -41,9 +42,13 @@ class Queue:
         planner: of the loaded pipeline.
         speed: of the device.
         launch: how long images wait by default.
+        clock: gives the time, in seconds since 1970.
     """
 
-    def __init__(self, planner: Planner, speed: Speed, launch: WorkerSettings) -> None:
+    def __init__(
+        self, planner: Planner, speed: Speed, launch: WorkerSettings, clock: Callable[[], float] = time.time
+    ) -> None:
+        self._clock = clock
         self.look = LOOK
         self._planner, self._speed, self._launch = planner, speed, launch
         self._arrivals = Arrivals()
@@ -53,8 +58,9 @@ class Queue:
         self._again: float | None = None
 
     def seconds_left(self) -> float:
-        """Return how long nothing leaves unless another image comes, at most `IDLE`."""
-        return IDLE if self._again is None else min(IDLE, max(0.001, self._again - time.time()))
+        """Return after how many seconds to look again if no other image comes."""
+        # while an image waits, it may turn out that waiting does not pay
+        return IDLE if self._again is None else min(WAITING, max(0.001, self._again - self._clock()))
 
     def leaving(self, rows: Sequence[ImageRow], size: int) -> list[list[Member]]:
         """Return the images that leave now, per bucket; none if they wait on.
@@ -63,7 +69,7 @@ class Queue:
             rows: the waiting images, oldest first.
             size: largest number of images in one call.
         """
-        now = time.time()
+        now = self._clock()
         waiting = [self._waiting(row) for row in rows]
         by_id = {row.id: row for row in rows}
         first = {image.bucket: by_id[image.id] for image in reversed(waiting)}
@@ -106,11 +112,11 @@ class Queue:
             recent = [each for each in self._recent.get(row.bucket, []) if each.until >= row.accepted][-COMPARED:]
             # those of one job came together, and need not wait for each other
             earlier = [each.prompt for each in recent if each.job != row.job and each.prompt != row.request.prompt]
-            similar = 0
+            similar = False
             if earlier:
                 own, *others = self._planner.vectors([row.request.prompt, *earlier])
-                similar = int((np.stack(others) @ own >= self._planner.threshold).sum())
-            self._arrivals.note(row.bucket, row.accepted, image.wait, similar)
+                similar = bool((np.stack(others) @ own >= self._planner.threshold).any())
+            self._arrivals.note(row.bucket, row.accepted, image.wait, similar=similar)
             self._recent[row.bucket] = [*recent, _Recent(image.deadline, row.job, row.request.prompt)]
         now = max((row.accepted for row in rows), default=0.0)
         self._recent = {bucket: own for bucket, own in self._recent.items() if own[-1].until >= now - KEPT}

@@ -78,7 +78,7 @@ class Watch(threading.Thread):
         self._news.set()
 
     def forget(self) -> None:
-        """Forget which images were cancelled: their call is over."""
+        """Forget which images were cancelled: those that this worker had have ended."""
         self.cancelled = set()
 
     def end(self) -> None:

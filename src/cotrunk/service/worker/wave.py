@@ -26,10 +26,6 @@ from .planning import Planner
 LOST_DEVICE = ("CUDA error", "device-side assert", "HIP error")
 
 
-class StoppedError(Exception):
-    """The call was left before its last step: its images were all cancelled, or the process has to end."""
-
-
 @dataclass(frozen=True)
 class Call:
     """One call of the pipeline while it runs.
@@ -41,6 +37,14 @@ class Call:
 
     members: tuple[Member, ...]
     groups: tuple[str, ...]
+
+
+class StoppedError(Exception):
+    """A call was left before its last step: its images were all cancelled, or the process has to end."""
+
+    def __init__(self, call: Call) -> None:
+        super().__init__()
+        self.call = call
 
 
 @dataclass(frozen=True)

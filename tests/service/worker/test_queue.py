@@ -1,0 +1,104 @@
+"""The waiting images as the worker sees them."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import waiting
+from stored import Clock
+from waiting import request
+
+from cotrunk.service.store import ImageRequest, ImageRow
+from cotrunk.service.worker.queue import IDLE, WAITING, Queue
+from cotrunk.service.worker.speed import Speed
+
+SIZE = 8
+VECTORS = {"red": (1.0, 0.0), "green": (0.96, 0.28), "else": (0.0, 1.0)}
+
+
+class Planner:
+    """Knows three prompts, two of them similar; a similar image saves 20 rows."""
+
+    shares, threshold = True, 0.9
+
+    def vectors(self, prompts: list[str]) -> np.ndarray:
+        return np.array([VECTORS[prompt] for prompt in prompts])
+
+    def saved_rows(self, asked: ImageRequest) -> float:
+        return 20.0
+
+
+def row(number: int, asked: ImageRequest, accepted: float, job: str | None = None) -> ImageRow:
+    place = f"{number:024x}"
+    fields = {"number": 0, "owner": "me", "bucket": asked.bucket("me"), "request": asked, "state": "waiting"}
+    fields |= {"attempts": 0, "accepted": accepted, "group": None, "result": None, "reason": None}
+    return ImageRow(id=f"img_{place}", job=job or f"job_{place}", **fields)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def speed() -> Speed:
+    speed = Speed()
+    speed.note(100, 100, 1)  # a similar image saves a fifth of a second
+    return speed
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def own(tmp_path: Path, speed: Speed, clock: Clock) -> Queue:
+    return Queue(Planner(), speed, waiting.launch(tmp_path, wait_ms=50, batch_wait_ms=60_000), clock)  # type: ignore[arg-type]
+
+
+def arrive(own: Queue, clock: Clock, prompts: list[str], *, apart: float, job: str | None = None) -> None:
+    """Let images come one by one, each of which leaves before the next one comes."""
+    for number, prompt in enumerate(prompts):
+        own.leaving([row(number, request(prompt), clock.time, job)], SIZE)
+        clock.time += apart
+
+
+def waits(own: Queue, clock: Clock, **options: Any) -> bool:
+    return own.leaving([row(999, request("red", **options), clock.time)], SIZE) == []
+
+
+def test_an_image_waits_until_unrelated_ones_have_come(own: Queue, clock: Clock) -> None:
+    assert waits(own, clock)
+    assert own.seconds_left() == pytest.approx(0.05)
+    arrive(own, clock, ["else"] * 10, apart=1.0)
+    assert not waits(own, clock)
+    assert own.seconds_left() == IDLE
+
+
+def test_similar_images_make_others_wait(own: Queue, clock: Clock) -> None:
+    arrive(own, clock, ["red", "green"] * 10, apart=0.02)
+    assert waits(own, clock)
+
+
+@pytest.mark.parametrize("job", ["job_one", None])
+def test_images_of_one_job_do_not_make_others_wait(own: Queue, clock: Clock, job: str | None) -> None:
+    arrive(own, clock, ["red", "green"] * 10, apart=0.02, job=job)
+    assert waits(own, clock) == (job is None)
+
+
+def test_similar_images_that_come_too_late_do_not_count(own: Queue, clock: Clock) -> None:
+    arrive(own, clock, ["red", "green"] * 10, apart=0.5)
+    assert not waits(own, clock)
+
+
+def test_images_of_a_batch_wait_until_it_does_not_pay(own: Queue, clock: Clock) -> None:
+    line = row(1, request("red", custom_id="line 1"), clock.time)
+    assert own.leaving([line], SIZE) == []
+    assert own.seconds_left() == WAITING
+    clock.time += 0.09
+    assert own.leaving([line], SIZE) == []
+    clock.time += 0.02
+    assert own.leaving([line], SIZE)
+
+
+def test_a_request_may_say_how_long_it_waits(own: Queue, clock: Clock) -> None:
+    assert not waits(own, clock, wait_ms=0)
+    assert waits(own, clock, wait_ms=10)
+    assert own.seconds_left() == pytest.approx(0.01)

@@ -1,17 +1,18 @@
 """Measure the service under load: throughput, latency, and what happens at four times its capacity.
 
-    python benchmarks/service.py --out docs/results/service      # 25 minutes on two quiet cores
+    python benchmarks/service.py --out docs/results/service      # 30 minutes on two quiet cores
 
 It needs two idle cores: one for the worker, one for the HTTP processes and the load. Everything runs over HTTP on this
-machine, on `mini` with its own 30 steps, as an open loop. Four servers run at the same time, and the load goes to one
+machine, on `mini` with its own 30 steps, as an open loop. Five servers run at the same time, and the load goes to one
 after another, so that drift affects all:
 
 - cotrunk: `cotrunk serve` as it is;
 - no sharing: `cotrunk serve --max-group 1 --trunks off`;
-- bare: the same with `--no-skip`, which computes what the plain loop computes;
+- no skipping: `cotrunk serve --no-skip`, which shares;
+- bare: both, so that it computes what the plain loop computes;
 - plain loop: `benchmarks/service_plain.py`.
 
-Template prompts are 64 prompts in which things come in four styles or colours, in random order. Unrelated prompts are
+Template prompts are 48 prompts in which things come in four styles or colours, in random order. Unrelated prompts are
 about 50 of which no two may share. Writes `load.md`, `load.png` and `points.jsonl`.
 """
 
@@ -22,7 +23,6 @@ import random
 import statistics
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -35,13 +35,14 @@ from cotrunk.mini import load as load_mini
 from cotrunk.planning.embedding import pipeline_encoder
 from cotrunk.planning.threshold import RELATED, auto_threshold
 
-COTRUNK, APART, BARE, PLAIN = "cotrunk", "no sharing", "bare", "plain loop"
+COTRUNK, APART, SHARING, BARE, PLAIN = "cotrunk", "no sharing", "no skipping", "bare", "plain loop"
 OPTIONS = {
     COTRUNK: (),
     APART: ("--max-group", "1", "--trunks", "off"),
+    SHARING: ("--no-skip",),
     BARE: ("--max-group", "1", "--trunks", "off", "--no-skip"),
 }
-TEMPLATES = 64
+TEMPLATES = 48
 AT_ONCE = 50.0  # requests per second: the queue fills long before the first image is done
 GUIDANCE = 5.0  # of mini; each run has a slightly different one, so that no trunk of an earlier run fits
 ROWS = 60  # of one image
@@ -110,7 +111,7 @@ def overload(server: Server, prompts: Sequence[str], rate: float, minutes: float
     answers: list[Answer] = asyncio.run(
         load(server.url, stream, rate, seed=9, watch=lambda at: memory.append((at, server.memory())))
     )
-    return overload_point(answers, memory, rate) | {"answers": [asdict(answer) | {"usage": None} for answer in answers]}
+    return overload_point(answers, memory, rate)
 
 
 def main() -> None:
@@ -119,27 +120,28 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--runs", type=int, default=3, help="runs of each server with each list of prompts")
     parser.add_argument("--minutes", type=float, default=10.0, help="of overload")
-    parser.add_argument("--images", type=int, help="prompts per run, for a rehearsal")
+    parser.add_argument("--images", type=int, default=48, help="prompts per run with a full queue")
+    parser.add_argument("--requests", type=int, default=96, help="at half load")
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
-    points, unrelated = list[dict[str, Any]](), unrelated_prompts()[: given.images]
+    points, unrelated = list[dict[str, Any]](), unrelated_prompts()
     with tempfile.TemporaryDirectory() as folder, servers(commands(Path(folder), 10**6), Path(folder)) as running:
         for server in running.values():  # the first forward passes of a process are slow
             asyncio.run(load(server.url, unrelated[:2], AT_ONCE, guidance_scale=GUIDANCE - 1e-3))
         for run in range(given.runs):
-            for kind, prompts in (("template", template_prompts(run)[: given.images]), ("unrelated", unrelated)):
+            for kind, prompts in (("template", template_prompts(run)), ("unrelated", unrelated)):
                 for name, server in running.items():
-                    found = throughput(server, prompts, 2 * run + (kind == "template"))
+                    found = throughput(server, prompts[: given.images], 2 * run + (kind == "template"))
                     points.append({"stage": "throughput", "server": name, "prompts": kind, "run": run, **found})
                     print(points[-1], flush=True)
         speeds = [p["images_per_second"] for p in points if p["server"] == APART and p["prompts"] == "unrelated"]
         half = statistics.mean(speeds) / 2
-        for run in range(given.runs):
-            for kind, prompts in (("template", template_prompts(9 + run)[: given.images]), ("unrelated", unrelated)):
-                for name in (COTRUNK, APART):
-                    found = latency(running[name], prompts, half, 100 + 2 * run + (kind == "template"))
-                    points.append({"stage": "latency", "server": name, "prompts": kind, "rate": half, **found})
-                    print(points[-1], flush=True)
+        for number, kind in enumerate(("template", "unrelated")):
+            prompts = [*template_prompts(9), *template_prompts(10)] if kind == "template" else [*unrelated, *unrelated]
+            for name in (COTRUNK, APART):
+                found = latency(running[name], prompts[: given.requests], half, 100 + number)
+                points.append({"stage": "latency", "server": name, "prompts": kind, "rate": half, **found})
+                print(points[-1], flush=True)
     with tempfile.TemporaryDirectory() as folder:
         command = {COTRUNK: commands(Path(folder), QUEUE_IMAGES * ROWS)[COTRUNK]}
         with servers(command, Path(folder)) as running:

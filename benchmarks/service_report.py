@@ -11,7 +11,7 @@ from service_load import Answer
 from cotrunk.files import write_text
 from cotrunk.plotting import new_figure
 
-SERVERS = ("cotrunk", "no sharing", "bare", "plain loop")
+SERVERS = ("cotrunk", "no sharing", "no skipping", "bare", "plain loop")
 SETTLED = 60.0  # seconds after which memory is compared: until then the first images are made
 
 
@@ -94,7 +94,8 @@ def _throughput(points: Sequence[dict[str, Any]]) -> list[str]:
         lines.append(f"| {server} | {' | '.join(cells)} |")
     lines += ["", "Ratios of one run, as medians with the smallest and the largest:", ""]
     for one, other, prompts, what in (
-        ("cotrunk", "no sharing", "template", "sharing on template prompts"),
+        ("cotrunk", "no sharing", "template", "sharing on template prompts, in addition to skipping"),
+        ("no skipping", "bare", "template", "sharing on template prompts, without skipping"),
         ("cotrunk", "plain loop", "template", "all of cotrunk on template prompts"),
         ("cotrunk", "plain loop", "unrelated", "all of cotrunk on unrelated prompts"),
         ("cotrunk", "no sharing", "unrelated", "the overhead of looking for similar prompts"),
@@ -114,11 +115,12 @@ def _throughput(points: Sequence[dict[str, Any]]) -> list[str]:
 
 def _latency(points: Sequence[dict[str, Any]]) -> list[str]:
     rates = [point["rate"] for point in points if point["stage"] == "latency"]
+    sizes = [point["requests"] for point in points if point["stage"] == "latency"]
     lines = [
         "## Latency at half load",
         "",
         f"Requests come at random times, {statistics.mean(rates):.2f} per second: half of what the service can do "
-        "without sharing. Medians of the runs.",
+        f"without sharing. {sizes[0]} requests each.",
         "",
         "| prompts | p50 without sharing | p50 | ratio | p99 without sharing | p99 | ratio |",
         "|---|---:|---:|---:|---:|---:|---:|",

@@ -10,7 +10,9 @@ from stored import Clock
 from waiting import request
 
 from cotrunk.service.store import ImageRequest, ImageRow
+from cotrunk.service.worker.asked import call_of
 from cotrunk.service.worker.queue import IDLE, WAITING, Queue
+from cotrunk.service.worker.savings import ENOUGH, Savings
 from cotrunk.service.worker.speed import Speed
 
 SIZE = 8
@@ -50,7 +52,8 @@ def clock() -> Clock:
 
 @pytest.fixture
 def own(tmp_path: Path, speed: Speed, clock: Clock) -> Queue:
-    return Queue(Planner(), speed, waiting.launch(tmp_path, wait_ms=50, batch_wait_ms=60_000), clock)  # type: ignore[arg-type]
+    launch = waiting.launch(tmp_path, wait_ms=50, batch_wait_ms=60_000)
+    return Queue(Planner(), speed, Savings(), launch, clock)  # type: ignore[arg-type]
 
 
 def arrive(own: Queue, clock: Clock, prompts: list[str], *, apart: float, job: str | None = None) -> None:
@@ -102,3 +105,24 @@ def test_a_request_may_say_how_long_it_waits(own: Queue, clock: Clock) -> None:
     assert not waits(own, clock, wait_ms=0)
     assert waits(own, clock, wait_ms=10)
     assert own.seconds_left() == pytest.approx(0.01)
+
+
+def test_an_image_does_not_wait_if_sharing_has_saved_nothing(own: Queue, clock: Clock) -> None:
+    call = call_of(request("red"))
+    for _ in range(ENOUGH):
+        own._savings.note(call, 10.0, shares=False)
+    for _ in range(ENOUGH - 1):
+        own._savings.note(call, 11.0, shares=True)
+    assert waits(own, clock)
+    own._savings.note(call, 11.0, shares=True)
+    assert not waits(own, clock)
+
+
+def test_what_sharing_saves_is_that_of_late() -> None:
+    savings = Savings()
+    for rows in (5.0, 8.0):
+        for _ in range(60):
+            savings.note("call", 10.0, shares=False)
+            savings.note("call", rows, shares=True)
+    assert savings.of_pair("call", 99.0) == pytest.approx(4.0, abs=0.1)
+    assert savings.of_pair("other", 99.0) == 99.0

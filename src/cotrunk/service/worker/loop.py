@@ -16,12 +16,14 @@ from ..images import ImageFiles
 from ..launch import WorkerSettings
 from ..store import Store
 from .admission import wave
+from .asked import call_of
 from .delivery import Delivery
 from .formed import Formed, Member, told, told_alone
 from .plan_jobs import plan_result
 from .planning import Planner
 from .progress import Progress
 from .queue import Queue
+from .savings import Savings
 from .speed import Speed
 from .watch import Watch
 from .wave import Call, Finished, Generator, StoppedError, check_device, reason_of
@@ -56,7 +58,8 @@ class Worker:
         self._writer = Writer()
         self._progress = Progress(store, channel, files, self._writer, pipe)
         self._speed = Speed()
-        self._queue = Queue(self._planner, self._speed, launch)
+        self._savings = Savings()
+        self._queue = Queue(self._planner, self._speed, self._savings, launch)
         self._watch = Watch(store, name, channel, launch.lease_seconds)
         self._reclaim_at = 0.0
 
@@ -161,6 +164,10 @@ class Worker:
         self._writer.do(self._write, finished, self._watch.cancelled)
         cost = finished.batch.cost
         self._speed.note(cost.used, cost.independent, seconds)
+        sizes = {group.id: group.size for group in finished.groups}
+        for member, group, rows in zip(finished.call.members, finished.call.groups, finished.batch.rows, strict=True):
+            if member.is_wanted and (sizes[group] > 1 or group not in finished.trunks):
+                self._savings.note(call_of(member.request), rows, shares=sizes[group] > 1)
         if self._channel is not None:
             self._channel.send("speed", rows_per_second=self._speed.served)
 

@@ -14,6 +14,7 @@ from .arrivals import Arrivals
 from .asked import call_of, is_alone
 from .formed import Member
 from .planning import Planner
+from .savings import Savings
 from .speed import Speed
 
 LOOK = 4096  # waiting images that are looked at, oldest first: as many as can be grouped by complete linkage
@@ -41,19 +42,25 @@ class Queue:
     Args:
         planner: of the loaded pipeline.
         speed: of the device.
+        savings: what sharing has saved.
         launch: how long images wait by default.
         clock: gives the time, in seconds since 1970.
     """
 
     def __init__(
-        self, planner: Planner, speed: Speed, launch: WorkerSettings, clock: Callable[[], float] = time.time
+        self,
+        planner: Planner,
+        speed: Speed,
+        savings: Savings,
+        launch: WorkerSettings,
+        clock: Callable[[], float] = time.time,
     ) -> None:
         self._clock = clock
         self.look = LOOK
-        self._planner, self._speed, self._launch = planner, speed, launch
+        self._planner, self._speed, self._savings, self._launch = planner, speed, savings, launch
         self._arrivals = Arrivals()
         self._seen = set[str]()  # images that waited at the last look
-        self._saved: dict[Hashable, float] = {}  # call -> rows that a similar image saves
+        self._saved: dict[Hashable, float] = {}  # call -> rows that a similar image saves by plan
         self._recent: dict[str, list[_Recent]] = {}  # bucket -> its latest images
         self._again: float | None = None
 
@@ -97,7 +104,7 @@ class Queue:
                 self._saved[call] = self._planner.saved_rows(row.request)
             except CotrunkError:  # it is refused when it leaves
                 return 0.0
-        return self._saved[call]
+        return self._savings.of_pair(call, self._saved[call])
 
     def _note(self, rows: Sequence[ImageRow], waiting: Sequence[Waiting]) -> None:
         """Note the images that have come since the last look, and which earlier ones they are similar to."""

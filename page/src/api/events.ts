@@ -16,8 +16,9 @@ export function follow(address: string, listener: Listener): () => void {
   const source = new EventSource(address)
   source.onopen = () => listener.connected(true)
   source.onerror = () => {
+    const isRefused = source.readyState === EventSource.CLOSED // before the listener may close it itself
     listener.connected(false)
-    if (source.readyState === EventSource.CLOSED) listener.refused()
+    if (isRefused) listener.refused()
   }
   for (const kind of KINDS) {
     source.addEventListener(kind, (event) => listener.event(kind, JSON.parse((event as MessageEvent<string>).data)))

@@ -18,10 +18,12 @@ export class Following {
   #stop: (() => void) | null = null
   #timers = new Set<ReturnType<typeof setTimeout>>()
   #isClosed = false
+  #isOver = false // the last event has arrived
   #events: JobEvent[] = []
 
   constructor(readonly id: string) {
     void this.#load()
+    this.#keepValid()
   }
 
   close(): void {
@@ -45,7 +47,6 @@ export class Following {
       this.error = null
       this.isConnected = true
       this.#listen(this.job)
-      this.#later(RENEW, () => void this.refresh().catch(() => {}))
     } catch (error) {
       if (this.#isClosed) return
       service.note(error)
@@ -71,6 +72,14 @@ export class Following {
     })
   }
 
+  /** Ask for new addresses before those that are shown expire. */
+  #keepValid(): void {
+    this.#later(RENEW, () => {
+      void this.refresh().catch(() => {})
+      this.#keepValid()
+    })
+  }
+
   #take(job: JobView): void {
     const events = this.#events
     this.#events = []
@@ -80,13 +89,15 @@ export class Following {
 
   /** The events are over: take the last facts from the job itself. */
   #finish(): void {
+    if (this.#isOver) return
+    this.#isOver = true
     this.#stop?.()
-    this.#stop = null
     this.isConnected = true
     void this.refresh().catch(() => {})
   }
 
   #again(): void {
+    if (this.#isClosed || this.#isOver) return
     this.isConnected = false
     this.#later(AGAIN, () => void this.#load())
   }

@@ -36,6 +36,12 @@ def test_a_list_becomes_a_plan_and_then_images(page: Page, service: PageService)
     expect(page.get_by_text("128 rows", exact=False).first).to_be_visible()
     loaded = "images => images.every(image => image.complete && image.naturalWidth === 128)"
     assert page.locator("main img").evaluate_all(loaded)
+    # after the last event the page asks for nothing more
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    page.wait_for_timeout(2500)
+    assert not asked
+    expect(page.get_by_text("The connection to the service is lost")).to_have_count(0)
 
 
 def test_the_plan_says_when_the_list_has_changed(page: Page) -> None:

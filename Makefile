@@ -12,6 +12,12 @@ test:
 	python3 -m venv .venv && .venv/bin/pip install -q -c constraints.txt -e '.[dev]'
 	.venv/bin/python -m pytest -n auto
 
+# the service on the embedded model, at http://127.0.0.1:8000
+serve:
+	python3 -m venv .venv && .venv/bin/pip install -q -c constraints.txt -e '.[mini,serve]'
+	$(MAKE) page || echo "The page could not be built: the service has its API only."
+	.venv/bin/cotrunk serve --model mini
+
 # the web page of `cotrunk serve`, from page/ into src/cotrunk/service/static
 page:
 	sh page/npm.sh run build
@@ -30,4 +36,4 @@ docs:
 compatibility:
 	PYTHONPATH=tests .venv/bin/python -m zoo
 
-.PHONY: demo test page oldest docs compatibility
+.PHONY: demo test serve page oldest docs compatibility

@@ -200,7 +200,7 @@ def _wrong_values(draw: random.Random, foreign: dict[str, str]) -> Hostile:
         elif what < 0.9:
             body[draw.choice(NAMES)] = draw.choice(VALUES)
         else:
-            body.pop(draw.choice([*body]), None)
+            body.pop(draw.choice([*body, ""]), None)
     return Hostile("wrong values", "POST", path, json.dumps(body).encode(), JSON)
 
 

@@ -1,10 +1,10 @@
-"""`cotrunk trunks`: list, verify and remove."""
+"""`cotrunk trunks`: fill, list, verify and remove."""
 
 from pathlib import Path
 from typing import Any
 
 import pytest
-from command import assert_refused, cotrunk
+from command import PROMPTS, QUICK, assert_refused, cotrunk, read
 from trunk_caches import KEY, directions, put
 
 from cotrunk.trunks.access import Trunks
@@ -61,7 +61,7 @@ def test_verify_removes_what_is_damaged(folder: Path) -> None:
     outcome = cotrunk("trunks", "verify", "--trunks", folder)
     assert (outcome.code, outcome.out) == (1, "2 trunks are whole.\n")
     assert outcome.err.startswith(f"removed: trunk {path.name[:12]} of '")
-    assert outcome.err.endswith("its file is damaged or missing\n")
+    assert outcome.err.endswith("its file is damaged\n")
     assert not path.exists()
     assert cotrunk("trunks", "verify", "--trunks", folder).code == 0
 
@@ -129,3 +129,51 @@ def test_a_digest_that_names_no_trunk_is_refused(folder: Path, monkeypatch: pyte
         put(Trunks(folder), "x", at=(0,), seed=seed)
     assert_refused(cotrunk("trunks", "rm", "abcd", "--trunks", folder), "abcd names 2 trunks: give more of it")
     assert len(members(folder)) == 5
+
+
+def test_warm_makes_trunks_for_later_runs_and_continues(model: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    folder = tmp_path / "trunks"
+    warm = ("trunks", "warm", *PROMPTS, *QUICK, "--trunks", folder)
+    first = cotrunk(*warm)
+    assert first.code == 0, first.err
+    assert first.out.startswith(
+        "3 trunks stored, 0 were there (2 of similar prompts, 1 of single ones): 3 denoiser rows"
+    )
+    assert "Similar prompts replay up to 1 of 3 steps." in first.out
+    assert {entry.space for entry in Trunks(folder).backing.index.entries()} == {"stems"}
+    min(folder.glob("*/*.safetensors")).unlink()
+    again = cotrunk(*warm)
+    assert again.out.startswith(
+        "1 trunk stored, 2 were there (2 of similar prompts, 1 of single ones): 1 denoiser rows"
+    )
+    assert cotrunk(*warm).out.startswith("0 trunks stored, 3 were there")
+
+    run = ("generate", "a blue apple", "a big violin", *QUICK, "--out", tmp_path / "run", "--trunks", folder)
+    assert cotrunk(*run).code == 0
+    report = read(tmp_path / "run")
+    assert report["rows"]["spared"]["replay"] > 0
+    replayed = [group["trunk"] for group in report["groups"]]
+    assert all(trunk["is_stored"] for trunk in replayed)
+    assert ["a violin"] in [trunk["recipe"]["members"] for trunk in replayed]
+
+
+def test_warm_of_other_settings_makes_other_trunks(model: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    warm = ("trunks", "warm", *PROMPTS[:2], *QUICK, "--trunks", tmp_path / "trunks")
+    for options in ((), ("--negative", "dark"), ("--no-skip",), ("--scheduler", "euler"), ("--steps", "5")):
+        given = (
+            (*warm[:-2], *options, *warm[-2:])
+            if "--steps" not in options
+            else ("trunks", "warm", *PROMPTS[:2], "--steps", "5", "--share", "0.4", "--guidance", "3", *warm[-2:])
+        )
+        outcome = cotrunk(*given)
+        assert outcome.out.startswith("1 trunk stored, 0 were there"), (options, outcome)
+
+
+def test_warm_says_what_it_cannot_do(model: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    nothing = cotrunk("trunks", "warm", *PROMPTS[:2], "--steps", "3", "--trunks", tmp_path / "a")
+    assert (nothing.code, nothing.out.splitlines()[1]) == (0, "No step is shared: raise --share or --steps.")
+    assert_refused(cotrunk("trunks", "warm", *PROMPTS[:2]), "Missing --trunks DIR")
+    assert_refused(cotrunk("trunks", "warm", "--trunks", tmp_path / "b"), "Give prompts either as arguments or with")
+    (tmp_path / "file").write_text("x", encoding="utf-8")
+    assert_refused(cotrunk("trunks", "warm", *PROMPTS[:2], "--trunks", tmp_path / "file"), "choose another")
+    assert not (tmp_path / "b").exists()

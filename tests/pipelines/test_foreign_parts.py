@@ -108,7 +108,7 @@ def test_a_tool_that_may_keep_rows_works_if_every_row_is_computed(tool: Any) -> 
 def test_a_list_that_turns_out_to_keep_rows_is_refused_after_a_step() -> None:
     tiny = sd()
     fills_a_list(tiny.pipe.unet)
-    with pytest.raises(CotrunkError, match=r"has its forward replaced by test_foreign_parts.fills_a_list"):
+    with pytest.raises(CotrunkError, match=r"has its forward replaced by .*test_foreign_parts.fills_a_list"):
         run(tiny, tiny.inputs(2))
 
 

@@ -1,6 +1,8 @@
 """Files of images: whole or not at all, at any URL, and only under names of images."""
 
 import itertools
+import os
+import time
 from pathlib import Path
 
 import pytest
@@ -66,3 +68,15 @@ def test_a_place_that_cannot_be_used_gives_one_sentence(tmp_path: Path) -> None:
         ImageFiles(str(tmp_path / "file" / "images"))
     with pytest.raises(CotrunkError, match="Images cannot be kept at nothing://x"):
         ImageFiles("nothing://x")
+
+
+def test_temporary_files_of_killed_processes_are_removed_when_they_are_old(tmp_path: Path) -> None:
+    files, name = ImageFiles(str(tmp_path)), f"img_{'0' * 24}.png"
+    files.write(name, b"whole")
+    old, new = (tmp_path / f".{name}.{number}.cotrunk-part" for number in (1, 2))
+    for part, age in ((old, 7200), (new, 60)):
+        part.write_bytes(b"half")
+        os.utime(part, (time.time() - age,) * 2)
+    files.remove_parts(time.time() - 3600)
+    assert {path.name for path in tmp_path.iterdir()} == {name, new.name}
+    ImageFiles("memory://parts").remove_parts(time.time())

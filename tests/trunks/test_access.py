@@ -82,14 +82,17 @@ def test_stems_serve_all(mode: str) -> None:
 
 def test_prompts_of_users_never_enter_the_stems() -> None:
     trunks = Trunks(mode="stems")
-    user = trunks.for_owner("ann")
-    recipe = put(user, "a", "b", at=(0, 5))
-    user.remember(KEY, "c", directions(30)[0])
+    for name in ("ann", "operator", "stems", " "):
+        user = trunks.for_owner(name)
+        recipe = put(user, "a", "b", at=(0, 5))
+        user.remember(KEY, "c", directions(30)[0])
     for other in (trunks, user, trunks.for_owner("bob"), trunks.for_stems()):
         assert not other.has(KEY, recipe)
         assert other.find(KEY, directions(2), NEAR) is None
         assert other.ghosts(KEY, directions(31), NEAR) is None
     assert not trunks.backing.index.entries()
+    with pytest.raises(CotrunkError, match="owner '' is not a name"):
+        trunks.for_owner("")
 
 
 def test_shared_serves_all_with_that_mode_and_hides_words_in_reports() -> None:

@@ -32,6 +32,7 @@ from .trunks import ls as list_trunks
 from .trunks import rm as remove_trunks
 from .trunks import verify as verify_trunks
 from .tune import tune
+from .warm import warm
 
 
 class _Command(HelpCommand):
@@ -86,7 +87,8 @@ for command in (generate, redo, merge, plan, tune, serve, dataset, train, evalua
 _group("keys", "Say who may use a service: add, list and remove keys.", add=add_key, ls=list_keys, rm=remove_key)
 _group(
     "trunks",
-    "Look after a trunk cache: list, verify and remove the trunks that late prompts share.",
+    "Look after a trunk cache: fill it, and list, verify and remove the trunks that late prompts share.",
+    warm=warm,
     ls=list_trunks,
     verify=verify_trunks,
     rm=remove_trunks,

@@ -64,6 +64,10 @@ class JobProgress:
             case events.AlreadyFinished():
                 out.print("This run is finished: there is nothing to resume. Its page was written again.")
 
+    def close(self) -> None:
+        """Hide the spinner or the bar."""
+        self._shown.close()
+
     def _spin(self, text: str) -> None:
         self._shown.close()
         self._shown.enter_context(err.status(text))

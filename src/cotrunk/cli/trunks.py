@@ -61,7 +61,7 @@ def ls(
 
 
 def verify(folder: Folder = None) -> None:
-    """Read all files, and remove trunks whose file is damaged or missing. Exit with code 1 if there are any.
+    """Read all files, and remove trunks whose file is damaged. Exit with code 1 if there are any.
 
     A damaged trunk does no harm: it is never used, and is computed again when it is needed.
     """
@@ -72,7 +72,7 @@ def verify(folder: Folder = None) -> None:
     damaged = remove_damaged(trunks.backing)
     for entry in damaged:
         prompts = ", ".join(repr(shortened(member, 40)) for member in entry.recipe.members)
-        say("yellow", "removed", f"trunk {entry.digest[:12]} of {prompts}: its file is damaged or missing")
+        say("yellow", "removed", f"trunk {entry.digest[:12]} of {prompts}: its file is damaged")
     whole_ones = before - len(damaged)
     out.print(f"{counted(whole_ones, 'trunk')} {'is' if whole_ones == 1 else 'are'} whole.")
     if damaged:

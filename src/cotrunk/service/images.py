@@ -9,7 +9,7 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from ..errors import CotrunkError, first_line
-from ..files import check_folder, write_bytes, writing
+from ..files import PART, check_folder, write_bytes, writing
 
 NAME = re.compile(r"img_[0-9a-f]{24}(\.[a-z0-9-]{1,20}){1,2}")  # an id of the store, and what kind of file it is
 
@@ -79,6 +79,15 @@ class ImageFiles:
             if NAME.fullmatch(name) and name.partition(".")[0] in unwanted:
                 with suppress(FileNotFoundError):
                     self._system.rm_file(entry)
+
+    def remove_parts(self, before: float) -> None:
+        """Remove temporary files that killed processes left on a disk before a time, in seconds since 1970."""
+        if not self._is_local:
+            return
+        for part in Path(self._root).glob(f".*{PART}"):
+            with suppress(FileNotFoundError):
+                if part.stat().st_mtime < before:
+                    part.unlink()
 
     def _path(self, name: str) -> str:
         if not NAME.fullmatch(name):

@@ -21,7 +21,7 @@ from .store import GIB, Limits, Store
 
 Access = Literal["off", "own", "stems", "shared"]
 STEMS, SHARED = "stems", "shared"
-OPERATOR = "operator"  # who writes the stems
+OPERATOR = ""  # who writes the stems: no owner can have this name
 SAME = 1.0  # cosine of prompts that the encoder cannot tell apart
 
 
@@ -77,15 +77,18 @@ class Trunks:
             owner: the name of the owner.
             mode: another mode; None for that of this cache.
         """
-        other = object.__new__(Trunks)
-        other.owner, other.precision, other.backing = checked_text("owner", owner), self.precision, self.backing
-        other.mode = self.mode if mode is None else mode
-        one_of("mode", other.mode, get_args(Access))
-        return other
+        mode = self.mode if mode is None else mode
+        one_of("mode", mode, get_args(Access))
+        return self._of(checked_text("owner", owner), mode)
 
     def for_stems(self) -> "Trunks":
         """Return the same cache as its operator uses it to fill the list of stems."""
-        return self.for_owner(OPERATOR, "stems")
+        return self._of(OPERATOR, "stems")
+
+    def _of(self, owner: str, mode: Access) -> "Trunks":
+        other = object.__new__(Trunks)
+        other.owner, other.mode, other.precision, other.backing = owner, mode, self.precision, self.backing
+        return other
 
     def find(
         self,

@@ -59,8 +59,11 @@ class Clerk:
                 store.finish_batch(batch.id, *outputs_of(job, store.images(batch.owner, job.id)))
 
     def _sweep(self) -> None:
-        if self._keep_days > 0 and time.monotonic() - self._swept > SWEEP_SECONDS:
-            self._swept = time.monotonic()
+        if time.monotonic() - self._swept < SWEEP_SECONDS:
+            return
+        self._swept = time.monotonic()
+        self._service.files.remove_parts(time.time() - SWEEP_SECONDS)
+        if self._keep_days > 0:
             sweep(self._service.store, self._service.files, time.time() - self._keep_days * DAY)
 
     def _validate(self, batch: Batch) -> bool:

@@ -25,7 +25,7 @@ class Speed:
         """
         if seconds <= 0:
             return
-        first, self.seconds = self.computed == 0, seconds
-        for name, rows in (("computed", computed), ("served", independent)):
-            now = rows / seconds
-            setattr(self, name, now if first else (1 - WEIGHT) * getattr(self, name) + WEIGHT * now)
+        weight = 1.0 if self.computed == 0 else WEIGHT
+        self.seconds = seconds
+        self.computed += weight * (computed / seconds - self.computed)
+        self.served += weight * (independent / seconds - self.served)

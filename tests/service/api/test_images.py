@@ -47,6 +47,12 @@ def test_images_come_in_the_answer_with_their_cost(service: Serving) -> None:
     assert usage["total_tokens"] == 0
 
 
+def test_the_lowest_quality_is_that_of_the_format(service: Serving) -> None:
+    found = asked(service, output_format="jpeg", output_compression=0)["data"][0]
+    request = service.store.image("local", found["id"]).request
+    assert request.settings["output"]["quality"] == 1
+
+
 def test_an_image_of_an_address_needs_no_key(service: Serving) -> None:
     image = asked(service, response_format="url", output_format="webp", output_compression=80)["data"][0]
     assert image["b64_json"] is None
@@ -164,3 +170,10 @@ def test_an_image_that_fails_is_an_error_that_clients_do_not_repeat(tmp_path: Pa
         streamed = service.client.post(GENERATIONS, json={"prompt": "a", "stream": True})
         assert "event: error" in streamed.text
         assert "[DONE]" not in streamed.text
+
+
+@pytest.mark.parametrize("sides", [{"width": 10**30, "height": 8}, {"width": 10**30}])
+def test_a_web_ui_cannot_ask_for_any_size(service: Serving, sides: dict[str, int]) -> None:
+    answer = service.client.post("/sdapi/v1/txt2img", json={"prompt": "a", **sides})
+    assert answer.status_code == 400, answer.text
+    assert answer.json()["error"]["param"] == "size"

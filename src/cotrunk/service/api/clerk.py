@@ -44,7 +44,8 @@ class Clerk:
                 await in_thread(self._work)
                 await in_thread(self._sweep)
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._new.wait(), SECONDS)
+                async with asyncio.timeout(SECONDS):  # `wait_for` of Python 3.11 may swallow a cancellation
+                    await self._new.wait()
             self._new.clear()
 
     def _work(self) -> None:

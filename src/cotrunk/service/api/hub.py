@@ -73,7 +73,8 @@ class Hub:
                 log.warning("events cannot be read: %s", type(error).__name__)
                 await asyncio.sleep(POLL_SECONDS)
             try:
-                await asyncio.wait_for(self._new.wait(), POLL_SECONDS)
+                async with asyncio.timeout(POLL_SECONDS):  # `wait_for` of Python 3.11 may swallow a cancellation
+                    await self._new.wait()
             except TimeoutError:
                 continue
             self._new.clear()

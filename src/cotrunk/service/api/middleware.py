@@ -114,7 +114,8 @@ def _limited(receive: Receive, headers: Headers, most: int) -> Receive:
         if length.isdecimal() and int(length[:20]) > most:
             raise HTTPException(413, too_large)
         try:
-            message = await asyncio.wait_for(receive(), BODY_SECONDS)
+            async with asyncio.timeout(BODY_SECONDS):
+                message = await receive()
         except TimeoutError:
             raise HTTPException(
                 408, f"The body has not arrived within {BODY_SECONDS:g} seconds: send it again."

@@ -93,7 +93,8 @@ class Reader:
             "negative_prompt": negative,
             "output": {
                 "format": asked.output_format or "png",
-                "quality": asked.output_compression,
+                # OpenAI's begins at 0, Pillow's at 1
+                "quality": None if asked.output_compression is None else max(1, asked.output_compression),
                 "partials": asked.partial_images or 0,
             },
         }

@@ -4,11 +4,12 @@ import json
 from typing import Any
 
 from fastapi import APIRouter, Request
+from pydantic import ValidationError
 
 from ...store.records import ENDED
 from ..access import Caller
 from ..documentation import keyed
-from ..errors import FINAL, SERVER, ApiError, wrong
+from ..errors import FINAL, SERVER, ApiError, of_validation, wrong
 from ..schemas.images import ImagesRequest
 from ..schemas.sdapi import SdModel, SdOptions, SdProgress, SdSampler, Txt2Img, Txt2ImgAnswer
 from ..state import in_thread, service_of
@@ -32,15 +33,18 @@ async def txt2img(request: Request, asked: Txt2Img, owner: Caller) -> Txt2ImgAns
     count = (asked.batch_size or 1) * (asked.n_iter or 1)
     if count > service.limits.n:
         raise wrong("batch_size", f"batch_size times n_iter is {count}: this service takes {service.limits.n} at most.")
-    same = ImagesRequest(
-        prompt=asked.prompt,
-        n=count,
-        size=None if sides is None else "x".join(map(str, sides)),
-        steps=asked.steps,
-        seed=None if asked.seed is None or asked.seed < 0 else asked.seed,
-        negative_prompt=asked.negative_prompt,
-        guidance_scale=asked.cfg_scale,
-    )
+    try:
+        same = ImagesRequest(
+            prompt=asked.prompt,
+            n=count,
+            size=None if sides is None else "x".join(map(str, sides)),
+            steps=asked.steps,
+            seed=None if asked.seed is None or asked.seed < 0 else asked.seed,
+            negative_prompt=asked.negative_prompt,
+            guidance_scale=asked.cfg_scale,
+        )
+    except ValidationError as error:  # such as a width with a hundred digits
+        raise of_validation([{**found, "loc": ("body", *found["loc"])} for found in error.errors()]) from None
     images = await in_thread(service.reader.images, same, same.prompt)
     job, _ = await service.accept(owner, "images", images, same.model_dump(mode="json", exclude_none=True))
     try:

@@ -25,7 +25,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import httpx
+import httpx2
 from kills_checks import Found, check, compare
 from kills_load import SIZE, STEPS, Load
 from sqlalchemy import create_engine, text
@@ -92,9 +92,9 @@ class Machine:
         end = time.monotonic() + START
         while time.monotonic() < end:
             try:
-                if httpx.get(f"{self.url}/readyz", timeout=5).status_code == 200 and self.worker.child:
+                if httpx2.get(f"{self.url}/readyz", timeout=5).status_code == 200 and self.worker.child:
                     return
-            except httpx.TransportError:
+            except httpx2.TransportError:
                 pass
             time.sleep(0.02)
         raise TimeoutError(f"the service does not start; its log is {self.folder / 'log'}")

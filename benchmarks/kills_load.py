@@ -9,14 +9,14 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
-import httpx
+import httpx2
 
 SUBJECTS = ("red apple", "green apple", "owl", "pizza", "rocket", "guitar", "snowman", "cat", "house", "fish")
 STYLES = ("noto", "twemoji", "flat")
 STEPS, SIZE = 4, "32x32"
 PAUSE = 0.05  # seconds before a client tries again
 PATIENCE = 180.0  # seconds in which a job must end once the killing is over
-CLOSED = (httpx.TransportError, httpx.RemoteProtocolError)
+CLOSED = (httpx2.TransportError, httpx2.RemoteProtocolError)
 
 
 @dataclass
@@ -66,12 +66,12 @@ class Load:
 
     def _guarded(self, work: Any, seed: int) -> None:
         try:
-            with httpx.Client(base_url=self.url, timeout=httpx.Timeout(20, connect=2)) as client:
+            with httpx2.Client(base_url=self.url, timeout=httpx2.Timeout(20, connect=2)) as client:
                 work(client, random.Random(seed))
         except Exception as error:
             self.errors.append(repr(error))
 
-    def _send(self, client: httpx.Client, method: str, path: str, **options: Any) -> dict[str, Any]:
+    def _send(self, client: httpx2.Client, method: str, path: str, **options: Any) -> dict[str, Any]:
         """Send a request until it is answered."""
         while True:
             try:
@@ -95,7 +95,7 @@ class Load:
         style = draw.choice(STYLES)
         return [f"{subject}, {style} style" for subject in draw.sample(SUBJECTS, draw.randint(1, 4))]
 
-    def _jobs(self, client: httpx.Client, draw: random.Random) -> None:
+    def _jobs(self, client: httpx2.Client, draw: random.Random) -> None:
         while not self._over.is_set():
             prompts = self._prompts(draw)
             asked = Asked(len(prompts))
@@ -109,7 +109,7 @@ class Load:
             while not asked.state:
                 last = self._follow(client, asked, last)
 
-    def _follow(self, client: httpx.Client, asked: Asked, last: int) -> int:
+    def _follow(self, client: httpx2.Client, asked: Asked, last: int) -> int:
         """Read events after `last` until the connection or the job ends; return the number of the last event."""
         headers = {"Last-Event-ID": str(last)} if last else {}
         kind, opened = "", False
@@ -135,7 +135,7 @@ class Load:
             self._wait()
         return last
 
-    def _batches(self, client: httpx.Client, draw: random.Random) -> None:
+    def _batches(self, client: httpx2.Client, draw: random.Random) -> None:
         while not self._over.is_set():
             names = [uuid.uuid4().hex for _ in range(draw.randint(3, 8))]
             bodies = [{"prompt": draw.choice(self._prompts(draw)), "size": SIZE, "steps": STEPS} for _ in names]
@@ -158,7 +158,7 @@ class Load:
             if {*asked.done} != {*names}:
                 self.errors.append(f"batch {batch}: {len(asked.done)} of {len(names)} requests are answered")
 
-    def _batch(self, client: httpx.Client, file: str) -> str:
+    def _batch(self, client: httpx2.Client, file: str) -> str:
         """Create the batch of a file; if the connection ends, look whether it was made."""
         while True:
             try:
@@ -173,7 +173,7 @@ class Load:
                     return str(made["id"])
             self._wait()
 
-    def _count(self, client: httpx.Client, file: str, asked: Asked) -> None:
+    def _count(self, client: httpx2.Client, file: str, asked: Asked) -> None:
         while True:
             try:
                 content = client.get(f"/v1/files/{file}/content").content

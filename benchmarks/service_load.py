@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 
 START_SECONDS = 300.0
 
@@ -68,9 +68,9 @@ class Server:
             if self.process.poll() is not None:
                 raise SystemExit(f"The server of {self.url} has ended with code {self.process.returncode}.")
             try:
-                if httpx.get(f"{self.url}/readyz", timeout=5).status_code == 200:
+                if httpx2.get(f"{self.url}/readyz", timeout=5).status_code == 200:
                     return
-            except httpx.HTTPError:
+            except httpx2.HTTPError:
                 pass
             time.sleep(0.2)
         raise SystemExit(f"{self.url} is not ready after {START_SECONDS:g} seconds.")
@@ -116,8 +116,8 @@ async def load(
         **body: more of each request.
     """
     clock, draw = time.perf_counter, random.Random(seed)
-    limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
-    async with httpx.AsyncClient(timeout=None, limits=limits) as client:
+    limits = httpx2.Limits(max_connections=None, max_keepalive_connections=None)
+    async with httpx2.AsyncClient(timeout=None, limits=limits) as client:
         begin, due, tasks = clock(), 0.0, []
 
         async def send(number: int, prompt: str) -> Answer:
@@ -125,7 +125,7 @@ async def load(
             content = {"prompt": prompt, "seed": seed * 100_000 + number, "response_format": "b64_json", **body}
             try:
                 found = await client.post(f"{url}/v1/images/generations", json=content)
-            except httpx.HTTPError:
+            except httpx2.HTTPError:
                 return Answer(sent, clock() - begin - sent, 0)
             seconds = clock() - begin - sent
             wait = found.headers.get("retry-after-ms")

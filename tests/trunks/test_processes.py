@@ -1,5 +1,6 @@
 """One folder and several processes: they see each other's trunks, keep the limit, and survive kills at any moment."""
 
+import os
 import random
 import signal
 import subprocess
@@ -35,7 +36,8 @@ print("done", flush=True)
 
 def writer(folder: Path, name: str, count: int, limit_gib: float = 10.0) -> "subprocess.Popen[str]":
     command = [sys.executable, "-c", WRITER, str(folder), name, str(count), str(limit_gib)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"
     return process

@@ -4,9 +4,11 @@ It reads the weights that run, not the files that they came from: a LoRA may be 
 trained since. Sums over all values take milliseconds on an accelerator, and read memory once on a CPU.
 """
 
+import copy
 import functools
 import importlib.metadata
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -21,6 +23,7 @@ from .digest import Digest
 VERSIONS = ("torch", "diffusers", "transformers", "peft", "accelerate")
 WITHOUT_EFFECT = ("safety_checker",)  # parts that change no row
 AFTER_SETTINGS_OF_CALLS = '"added_tokens"'  # in a tokenizer's JSON: truncation and padding, which calls set, are before
+EVEN_STEPS = 6  # a multiple of every solver's order: other numbers make some schedulers change more
 MOVES_WEIGHTS = {  # hooks of diffusers that only move weights between devices
     "group_offloading",
     "lazy_prefetch_group_offloading",
@@ -55,12 +58,24 @@ def _component_digest(name: str, part: Any) -> str:
     if hasattr(part, "get_vocab"):
         _add_tokenizer(digest, name, part)
     elif hasattr(part, "step") and hasattr(part, "config"):
-        digest.add(name, scheduler_facts(part))
+        digest.add(name, scheduler_facts(_settled(part)))
     elif hasattr(part, "to_dict"):  # a processor of transformers
         digest.add(name, part.to_dict())
     else:
         digest.add(name, part)
     return digest.hexdigest()
+
+
+def _settled(scheduler: Any) -> Any:
+    """Return a copy of a scheduler with the configuration that it has during calls.
+
+    Some (DPM-Solver singlestep) correct their configuration when they make a schedule, and keep it. Without this, the
+    first call would have another key than those after it.
+    """
+    copied = copy.deepcopy(scheduler)
+    with suppress(Exception):  # some need more arguments; they correct nothing
+        copied.set_timesteps(EVEN_STEPS)
+    return copied
 
 
 def _add_tokenizer(digest: Digest, name: str, tokenizer: Any) -> None:

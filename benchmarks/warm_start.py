@@ -48,7 +48,9 @@ class Template:
 
     def __init__(self, kind: str, place: Path) -> None:
         self.kind, self.place = kind, place
-        self._process = subprocess.Popen([sys.executable, __file__, kind, str(place)])
+        # one thread: the threads of OpenMP are not in a forked child, which would wait for them for ever
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        self._process = subprocess.Popen([sys.executable, __file__, kind, str(place)], env=environment)
         while not place.exists():
             if self._process.poll() is not None:
                 raise RuntimeError(f"the template of the {kind} has ended")

@@ -115,7 +115,10 @@ class Trunks:
         """Return the earlier lone prompt that is most similar to all prompts of a group, but not equal to one of them.
 
         Args:
-            key, vectors, threshold, below: as for `find`.
+            key: as for `find`.
+            vectors: as for `find`.
+            threshold: as for `find`.
+            below: as for `find`.
         """
         if self._writable is None:
             return None

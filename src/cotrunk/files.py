@@ -4,7 +4,7 @@ import json
 import os
 import stat
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -86,8 +86,13 @@ def check_folder(path: Path) -> None:
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """Return the objects of a log in JSON lines. Incomplete lines are ignored: a killed process may leave one."""
+    return lines_of(path.read_bytes())
+
+
+def lines_of(content: bytes) -> list[dict[str, Any]]:
+    """Return the objects in the content of a log in JSON lines, as `read_lines` does."""
     lines = []
-    for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
+    for text in content.decode("utf-8", errors="replace").splitlines():
         try:
             line = json.loads(text)
         except (ValueError, RecursionError):
@@ -95,6 +100,44 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
         if isinstance(line, dict):
             lines.append(line)
     return lines
+
+
+def read_entries(path: Path, count: int) -> list[Any]:
+    """Return the first entries of a file with one JSON value per line.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: one of these lines is not standard JSON, or there are fewer lines.
+    """
+    with path.open("rb") as file:
+        lines = read_whole(file).split(b"\n")[:count]
+    if len(lines) < count or (count and not lines[-1]):
+        raise ValueError(f"{path.name} has fewer than {count:,} lines")
+    try:
+        entries = json.loads(b"[" + b",".join(lines) + b"]", parse_constant=_refuse_constant)
+    except RecursionError:
+        raise ValueError(f"{path.name} is nested too deeply") from None
+    if len(entries) != count:
+        raise ValueError(f"{path.name} does not have one value per line")
+    return entries
+
+
+def write_entries(path: Path, entries: Iterable[Any], default: Callable[[Any], Any] | None = None) -> None:
+    """Write one JSON value per line, whole or not at all.
+
+    Args:
+        default: returns the JSON values of an object of another type.
+
+    Raises:
+        CotrunkError: the file cannot be written, or is a folder.
+    """
+    encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), default=default).encode
+
+    def write(file: BinaryIO) -> None:
+        for entry in entries:
+            file.write(encode(entry).encode("utf-8", "backslashreplace") + b"\n")
+
+    write_bytes(path, write)
 
 
 def write_bytes(path: Path, write: Callable[[BinaryIO], object], mode: int = 0o666) -> None:

@@ -12,6 +12,7 @@ from run_folders import ARM, FACTS, JOB, PLAN, batch, write
 from cotrunk.errors import CotrunkError
 from cotrunk.execution import Batch
 from cotrunk.planning.plan import Cost
+from cotrunk.runs import journal
 from cotrunk.runs.folder import RunFolder
 
 
@@ -123,3 +124,36 @@ def test_a_pipeline_without_images_is_reported(folder: RunFolder) -> None:
     frames = Batch((0,), SimpleNamespace(frames=[]), (), (), Cost(1, 1), {}, ("C",), (1.0,), {})
     with pytest.raises(CotrunkError, match=r"without images: use cotrunk\.generate"):
         folder.write_batch(ARM, frames, JOB, FACTS)
+
+
+def test_a_line_is_parsed_once(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    parsed, lines_of = list[bytes](), journal.lines_of
+    monkeypatch.setattr(journal, "lines_of", lambda content: parsed.append(content) or lines_of(content))
+    write(folder, batch(0, 1))
+    for images in ({0, 1}, {0, 1}):
+        assert folder.progress(ARM).images == images
+    write(folder, batch(2, rows=6))
+    for _ in range(2):
+        assert folder.progress(ARM).cost == Cost(16, 18)
+    assert sum(b'"images": [0, 1]' in content for content in parsed) == 3  # twice as the last line of the file
+
+
+def test_a_journal_that_was_changed_is_read_again(folder: RunFolder) -> None:
+    write(folder, batch(0, 1), batch(2, rows=6))
+    assert folder.progress(ARM).images == {0, 1, 2}
+    file = folder.path / "journal.jsonl"
+    file.write_bytes(file.read_bytes().replace(b'"images": [0, 1]', b'"images": [0, 9]'))
+    assert folder.progress(ARM).images == {2}
+    file.unlink()
+    assert folder.progress(ARM).images == set()
+
+
+def test_parts_of_the_journal_are_read_too(folder: RunFolder) -> None:
+    write(folder, batch(0, 1))
+    (folder.path / "manifest").mkdir()
+    (folder.path / "journal.jsonl").rename(folder.path / "manifest/b.jsonl")
+    assert folder.progress(ARM).images == {0, 1}
+    write(folder, batch(2, rows=6))
+    assert folder.progress(ARM).images == {0, 1, 2}
+    (folder.path / "manifest/a.jsonl").write_bytes((folder.path / "journal.jsonl").read_bytes())
+    assert folder.progress(ARM).cost == Cost(16, 18)  # each batch counts once

@@ -1,4 +1,4 @@
-"""Small copies of images, as data URIs inside a page."""
+"""Small copies of images: as data URIs inside a page, or as files next to it."""
 
 import base64
 import io
@@ -7,6 +7,7 @@ from pathlib import Path
 from PIL import Image
 
 SIDE = 192  # longest side of a thumbnail, in pixels
+FILE_QUALITY = 80  # of thumbnails in files: about 5 KB each
 PNG_BYTES = 40_000  # largest PNG inside the page; a larger one becomes a JPEG
 
 
@@ -35,6 +36,15 @@ def thumbnail_of(image: Image.Image) -> tuple[str, int, int]:
         small.save(buffer, kind, quality=88)
     data = base64.b64encode(buffer.getvalue()).decode("ascii")
     return f"data:image/{kind};base64,{data}", *small.size
+
+
+def small_file(image: Image.Image) -> bytes:
+    """Return the content of a WebP file with a small copy of an image."""
+    small = image.convert("RGBA" if image.has_transparency_data else "RGB")  # a copy
+    small.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    small.save(buffer, "webp", quality=FILE_QUALITY)
+    return buffer.getvalue()
 
 
 def fit(side: int, box: int) -> int:

@@ -182,13 +182,18 @@ class Plan:
             CotrunkError: an image is not in the plan, or only some of the images of a tree are given.
         """
         wanted = set(images)
-        if unknown := sorted(wanted.difference(range(len(self)))):
+        if unknown := sorted(image for image in wanted if not 0 <= image < len(self)):
             raise CotrunkError(f"The plan has the images 0 to {len(self) - 1}, and not {unknown[0]}: leave it out.")
-        trees = tuple(tree for tree in self.trees if not wanted.isdisjoint(tree.images))
+        trees = tuple(self.trees[number] for number in sorted({self._places[image] for image in wanted}))
         for tree in trees:
             if missing := sorted(set(tree.images) - wanted):
                 raise CotrunkError(f"The images {list(tree.images)} share a trunk: select {missing} too, or none.")
         return trees
+
+    @cached_property
+    def _places(self) -> dict[int, int]:
+        """The number of the tree of each image."""
+        return {image: number for number, tree in enumerate(self.trees) for image in tree.images}
 
     def check_has(self, trees: Sequence[Branch]) -> None:
         """Check that these are different trees of this plan.

@@ -1,10 +1,12 @@
 """An arm of a run: one way of generating the images of one part, with its own plan and folder."""
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Literal
 
 from ..planning.plan import Plan
 from .job_plan import JobPlan, PartPlan
+from .large import is_large
 from .naming import ImageFacts
 from .output import DEFAULT_OUTPUT, Output
 
@@ -33,6 +35,7 @@ class Arm:
         output: the names and the format of the images.
         ids: of the prompts of the run; empty if they have none.
         replaced: images of the plan that a later part generates again; their files are that part's.
+        has_thumbnails: whether small copies of its images are written with them, for the page of a large run.
     """
 
     kind: str
@@ -43,6 +46,7 @@ class Arm:
     output: Output = DEFAULT_OUTPUT
     ids: tuple[str, ...] = ()
     replaced: frozenset[int] = frozenset()
+    has_thumbnails: bool = False
 
     @property
     def name(self) -> str:
@@ -59,21 +63,22 @@ class Arm:
 
     def compared(self, kind: Compared, plan: Plan) -> "Arm":
         """Return an arm for comparison with this one; `compared_plan` gives its plan."""
-        return replace(self, kind=kind, plan=plan, folder=COMPARED[kind])
+        return replace(self, kind=kind, plan=plan, folder=COMPARED[kind], has_thumbnails=False)
 
+    @cached_property
     def groups(self) -> dict[int, int]:
-        """Map each image of the plan to the number of its group in the run."""
+        """The number of the group of each image of the plan, in the run."""
         first = self.part.first_group
         return {image: first + number for number, tree in enumerate(self.part.plan.trees) for image in tree.images}
 
 
 def main_arms(plan: JobPlan, output: Output = DEFAULT_OUTPUT, ids: tuple[str, ...] = ()) -> list[Arm]:
     """Return the arms of the run itself, one per part."""
-    arms = list[Arm]()
+    arms, has_thumbnails = list[Arm](), is_large(len(plan))
     for number, part in enumerate(plan.parts):
         later = {image for other in plan.parts[number + 1 :] if other.is_retry for image in other.images}
         replaced = frozenset(i for i, image in enumerate(part.images) if image in later)
-        arms.append(Arm(SHARED, part.plan, "images", part, number, output, ids, replaced))
+        arms.append(Arm(SHARED, part.plan, "images", part, number, output, ids, replaced, has_thumbnails))
     return arms
 
 

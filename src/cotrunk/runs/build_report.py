@@ -78,7 +78,7 @@ def _images(arms: Sequence[Arm], own: Progress) -> tuple[ImageReport, ...]:
     """Return the reports of all images, in the order of the run."""
     found = dict[int, ImageReport]()
     for arm in arms:
-        groups, planned = arm.groups(), arm.plan.image_rows()
+        groups, planned = arm.groups, arm.plan.image_rows()
         for image, number in enumerate(arm.part.images):
             found[number] = ImageReport(
                 file=arm.file(image),

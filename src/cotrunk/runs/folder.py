@@ -29,7 +29,7 @@ from typing import Any
 
 from ..errors import CotrunkError
 from ..execution import Batch
-from ..files import check_folder, read_json, write_text, writing
+from ..files import check_folder, writing
 from . import journal
 from .arm import Arm
 from .build_report import build_report
@@ -39,11 +39,16 @@ from .images import ImageFiles
 from .job import Job
 from .job_plan import JobPlan
 from .journal import Journal, Progress
+from .large import THUMBNAILS
+from .naming import FOLDERS, NUMBERED
 from .page import write_page
-from .report import FORMAT, RunReport
+from .report import RunReport
+from .report_files import FORMAT, read_report
 
 BATCH_SECONDS = 60.0  # about how long a batch takes: the most that a kill can lose
 CONTENT = ("run.json", "plan.json", journal.NAME, "images", "compare", "index.html")  # what a run writes to its folder
+# folders in which a killed run may leave temporary files, as patterns
+WRITTEN = ("images/**/", "compare/**/", f"{THUMBNAILS}/**/", "pages/")
 
 
 class RunFolder:
@@ -70,18 +75,30 @@ class RunFolder:
         return [name for name in CONTENT if (self.path / name).exists()]
 
     def read(self) -> tuple[dict[str, Any], Job]:
-        """Return the content of run.json, and the job in it.
+        """Return the content of run.json, without the lists of a large run, and the job in it.
 
         Raises:
             CotrunkError: there is no readable report.
         """
         try:
-            content = read_json(self.path / "run.json")
+            content = read_report(self.path, with_images=False)
             if not isinstance(content, dict) or content.get("format") != FORMAT:
                 raise ValueError("it is not a report")
             return content, Job.from_json(content.get("job"))
         except (OSError, ValueError):
             raise CotrunkError(f"{self.path} holds no readable run.json to resume: choose another --out.") from None
+
+    def named(self, job: Job) -> Job:
+        """Return a job with the names of its image files: those that the run in this folder began with, or new ones.
+
+        Default names depend on the number of images, which may grow when a run is resumed.
+        """
+        try:
+            before = self.read()[1]
+        except CotrunkError:  # there is no run to resume
+            return job.in_folders()
+        began_in_folders = before.output.name.startswith(FOLDERS)
+        return job.named(FOLDERS) if began_in_folders and job.output.name == NUMBERED else job
 
     def progress(self, arm: Arm) -> Progress:
         """Return what is finished of an arm."""
@@ -112,7 +129,7 @@ class RunFolder:
         report = build_report(job, pipeline, plan, arms, self.progress_of(arms), seconds)
         if report.status != "running" and report.compare:
             report = with_distances(report, self.path)
-        write_text(self.path / "run.json", report.to_text())
+        report.save(self.path)
         if report.status != "running":
             write_page(report, self.path)
         return report

@@ -6,6 +6,7 @@ from collections.abc import Container, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from ..drawing.thumbnails import SIDE, small_file
 from ..errors import CotrunkError
 from ..execution import Batch
 from ..files import write_bytes, write_text, writing
@@ -13,6 +14,7 @@ from ..pipelines.schedulers import SAMPLERS
 from .arm import Arm
 from .facts import PipelineFacts
 from .job import Job
+from .large import thumbnail_file
 from .metadata import SOFTWARE, encoded, parameters_text
 from .recipe import batch_recipe
 
@@ -58,17 +60,29 @@ class ImageFiles:
                 folder.mkdir(parents=True, exist_ok=True)
         self._write_records(arm, batch)
         contents = encoded_images(arm, batch, job, pipeline, paths.keys())
-        return tuple(
+        digests = tuple(
             None if content is None else self._write(paths[index], content)
             for index, content in zip(batch.images, contents, strict=True)
         )
+        if arm.has_thumbnails:
+            self._write_thumbnails(batch, names)
+        return digests
 
     def _write(self, path: Path, content: bytes) -> str:
         """Write one file and return its digest."""
         write_bytes(path, lambda file: file.write(content))
-        digest, written = _digest(content), path.stat()
+        digest, written = digest_of(content), path.stat()
         self._intact[path] = (written.st_size, written.st_mtime_ns, written.st_ino, digest)
         return digest
+
+    def _write_thumbnails(self, batch: Batch, names: Mapping[int, str]) -> None:
+        """Write small copies of the images of a batch that are large."""
+        for index, image in zip(batch.images, batch.output.images, strict=True):
+            if index in names and index not in batch.failed and max(image.size) > SIDE:
+                path, content = self.folder / thumbnail_file(names[index]), small_file(image)
+                with writing(path):
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                write_bytes(path, lambda file, content=content: file.write(content))  # type: ignore[misc]
 
     def _write_records(self, arm: Arm, batch: Batch) -> None:
         """Write the record of each prompt of a batch into the folder above that of its images."""
@@ -86,7 +100,7 @@ class ImageFiles:
             if not stat.S_ISREG(found.st_mode):  # reading a pipe would never end
                 return False
             if self._intact.get(path) != state:
-                if _digest(path.read_bytes()) != digest:
+                if digest_of(path.read_bytes()) != digest:
                     return False
                 self._intact[path] = state
         except OSError:
@@ -110,7 +124,7 @@ def encoded_images(
             f"The pipeline returns a {type(batch.output).__name__} without images: use cotrunk.generate in Python."
         )
     recipe = batch_recipe(job, pipeline, arm.plan, batch.images) if arm.output.metadata == "recipe" else None
-    groups = arm.groups()
+    groups = arm.groups
     for place, (index, rows, image) in enumerate(zip(batch.images, batch.rows, images, strict=True)):
         if index in batch.failed or index not in wanted:
             yield None
@@ -150,5 +164,6 @@ def _parameters(arm: Arm, index: int, image: Any, job: Job, pipeline: PipelineFa
     return parameters_text(row.prompt, negative, facts)
 
 
-def _digest(content: bytes) -> str:
+def digest_of(content: bytes) -> str:
+    """Return the digest of a file, as the journal holds it."""
     return hashlib.blake2b(content, digest_size=16).hexdigest()

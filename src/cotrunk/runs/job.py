@@ -11,7 +11,8 @@ from ..pipelines.source import Source
 from ..pipelines.weighted_lora import WeightedLora, loras_of
 from ..planning.prompt_row import PromptRow, check_ids, checked
 from ..settings import DEFAULT_SETTINGS, Settings
-from .naming import NUMBERED, ImageFacts, check_names
+from .large import is_large
+from .naming import FOLDERS, NUMBERED, ImageFacts, check_names
 from .output import DEFAULT_OUTPUT, Output
 from .shard import Shard
 
@@ -189,6 +190,15 @@ class Job:
             return self.output
         is_one = all((row.images or self.images_per_prompt) == 1 for row in self.prompts)
         return replace(self.output, name="{id}" if is_one else "{id}_{copy}")
+
+    def in_folders(self) -> Self:
+        """Return the job as a new run: the default names of a large one are in folders."""
+        images = sum(row.images or self.images_per_prompt for row in self.prompts)
+        return self.named(FOLDERS) if is_large(images) and self.output.name == NUMBERED else self
+
+    def named(self, prefix: str) -> Self:
+        """Return the job with a template before its names."""
+        return replace(self, output=replace(self.output, name=prefix + self.naming.name))
 
     def check_files(self) -> None:
         """Check the names of all image files of the run.

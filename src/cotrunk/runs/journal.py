@@ -3,7 +3,7 @@
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
@@ -11,13 +11,14 @@ from typing import Annotated, Literal
 from pydantic import Field, TypeAdapter, ValidationError
 
 from ..execution import Batch
-from ..files import read_lines, writing
+from ..files import lines_of, writing
 from ..planning.plan import Cost
 from ..planning.tree import Amount, Difference, Real, Text, Whole
 from .arm import Arm
 from .images import ImageFiles
 
 NAME = "journal.jsonl"
+PARTS = "manifest"  # folder of the lines that other machines wrote
 StepLetters = Annotated[str, Field(strict=True, pattern="^[csprCSPR]*$")]  # one per timestep, as in `Batch.steps`
 
 
@@ -61,6 +62,40 @@ class Line:
 _LINE = TypeAdapter(Line)
 
 
+def line_of(
+    name: str, batch: Batch, digests: tuple[str | None, ...], number: Callable[[int], int] = lambda image: image
+) -> Line:
+    """Return the line of a batch whose images are written.
+
+    Args:
+        name: of the arm.
+        batch: of it.
+        digests: of the images' files.
+        number: returns what the arm calls an image of the batch.
+    """
+    return Line(
+        arm=name,
+        images=tuple(map(number, batch.images)),
+        failed=tuple(map(number, batch.failed)),
+        flagged=tuple(map(number, batch.flagged)),
+        rows=(batch.cost.used, batch.cost.independent),
+        spared={"sharing": 0, "skipping": 0, "guidance": 0, "replay": 0, **batch.spared},  # type: ignore[dict-item]
+        image_rows=tuple(round(count, 4) for count in batch.rows),
+        steps=batch.steps,
+        seconds=dict(batch.seconds),  # type: ignore[arg-type]
+        digests=digests,
+    )
+
+
+def valid_lines(entries: Iterable[object]) -> Iterator[Line]:
+    """Iterate over the entries that are lines of a journal; others are damaged, or something else wrote them."""
+    for entry in entries:
+        try:
+            yield _LINE.validate_python(entry)
+        except ValidationError:
+            continue
+
+
 @dataclass
 class Progress:
     """What is finished of one arm, added up over its batches.
@@ -95,12 +130,41 @@ class Progress:
             self.seconds[name] += seconds
 
 
+class _Log:
+    """The valid lines of a file that grows line by line. Each of them is parsed once, however often it is read."""
+
+    def __init__(self) -> None:
+        self._content = b""  # up to the last line break
+        self._lines: dict[str, list[Line]] = {}  # the lines of `_content`, by arm, oldest first
+
+    def read(self, path: Path, arm: str) -> list[Line]:
+        """Return the lines of an arm, oldest first."""
+        try:
+            with path.open("rb") as file:
+                content = file.read()
+        except FileNotFoundError:
+            content = b""
+        if not content.startswith(self._content):  # somebody changed it
+            self._content, self._lines = b"", {}
+        end = content.rfind(b"\n") + 1
+        for line in valid_lines(lines_of(content[len(self._content) : end])):
+            self._lines.setdefault(line.arm, []).append(line)
+        self._content = content[:end]
+        # the last line has no line break before the next one is written
+        return [*self._lines.get(arm, ()), *(line for line in valid_lines(lines_of(content[end:])) if line.arm == arm)]
+
+
 class Journal:
-    """Reads and extends the journal in the folder of a run."""
+    """Reads and extends the journal in the folder of a run.
+
+    Files `manifest/*.jsonl` belong to the journal too: other machines write them, each whole.
+    """
 
     def __init__(self, folder: Path, files: ImageFiles) -> None:
         self.path = folder / NAME
+        self._parts = folder / PARTS
         self._files = files
+        self._logs: dict[Path, _Log] = {}
 
     def append(self, arm: Arm, batch: Batch, digests: tuple[str | None, ...]) -> None:
         """Add the line of a batch whose images are written.
@@ -108,21 +172,17 @@ class Journal:
         Raises:
             CotrunkError: it cannot be written.
         """
-        line = Line(
-            arm=arm.name,
-            images=batch.images,
-            failed=batch.failed,
-            flagged=batch.flagged,
-            rows=(batch.cost.used, batch.cost.independent),
-            spared={"sharing": 0, "skipping": 0, "guidance": 0, "replay": 0, **batch.spared},  # type: ignore[dict-item]
-            image_rows=tuple(round(count, 4) for count in batch.rows),
-            steps=batch.steps,
-            seconds=dict(batch.seconds),  # type: ignore[arg-type]
-            digests=digests,
-        )
+        self.write([line_of(arm.name, batch, digests)])
+
+    def write(self, lines: Iterable[Line]) -> None:
+        """Add lines, in one piece.
+
+        Raises:
+            CotrunkError: they cannot be written.
+        """
         # The line break comes first, so that a new line begins even after a torn one.
         with writing(self.path), self.path.open("a", encoding="utf-8") as journal:
-            journal.write("\n" + json.dumps(asdict(line)))
+            journal.write("".join(f"\n{json.dumps(asdict(line))}" for line in lines))
             journal.flush()
             os.fsync(journal.fileno())
 
@@ -131,9 +191,8 @@ class Journal:
         progress, everything = Progress(), frozenset(range(len(arm.plan)))
         # An image may have several lines, of which the latest counts: its batch is computed again if its files were
         # lost, or if running out of memory had split the batch and the run then stopped halfway.
-        for line in self._lines():
-            is_new = line.arm == arm.name and not progress.images.intersection(line.images)
-            if not is_new or not everything.issuperset(line.images):
+        for line in self._lines(arm):
+            if progress.images.intersection(line.images) or not everything.issuperset(line.images):
                 continue
             files = ((image, digest) for image, digest in line.files() if image not in arm.replaced)
             if all(self._files.is_intact(self._files.path(arm, image), digest) for image, digest in files):
@@ -143,16 +202,20 @@ class Journal:
     def batches(self, arm: Arm) -> dict[int, tuple[int, ...]]:
         """Map each finished image of an arm to the images of its batch, in the order of their rows."""
         found = dict[int, tuple[int, ...]]()
-        for line in self._lines():
-            if line.arm == arm.name:
-                for image in line.images:
-                    found.setdefault(image, line.images)  # the latest line counts
+        for line in self._lines(arm):
+            for image in line.images:
+                found.setdefault(image, line.images)  # the latest line counts
         return found
 
-    def _lines(self) -> Iterator[Line]:
-        """Iterate over the valid lines, latest first."""
-        for entry in reversed(read_lines(self.path) if self.path.exists() else []):
-            try:
-                yield _LINE.validate_python(entry)
-            except ValidationError:  # damaged, or written by something else
-                continue
+    def digests(self, arm: Arm) -> dict[int, str | None]:
+        """Map each finished image of an arm to the digest of its file; None if it failed."""
+        found = dict[int, str | None]()
+        for line in self._lines(arm):
+            for image, digest in zip(line.images, line.digests, strict=True):
+                found.setdefault(image, digest)  # the latest line counts
+        return found
+
+    def _lines(self, arm: Arm) -> Iterator[Line]:
+        """Iterate over the valid lines of an arm, latest first."""
+        for path in [*sorted(self._parts.glob("*.jsonl"), reverse=True), self.path]:
+            yield from reversed(self._logs.setdefault(path, _Log()).read(path, arm.name))

@@ -12,9 +12,10 @@ from ..lock import held
 from ..planning.tree import counted
 from . import journal
 from .arm import Arm, main_arms
-from .folder import RunFolder
+from .folder import WRITTEN, RunFolder
 from .job import Job
 from .job_plan import JobPlan, load_job_plan
+from .large import thumbnail_file
 from .report import RunReport
 from .resume import Head
 from .shard import Shard
@@ -66,7 +67,7 @@ def merge(folders: Sequence[str | Path], out: str | Path) -> RunReport:
         _check_finished(share, plan, arms)
     folder = RunFolder(path)
     check_folder(path)
-    with held(path, "images", "images/**/"):
+    with held(path, *WRITTEN):
         if (path / "run.json").exists():
             raise CotrunkError(f"{path} already holds a run: choose another --out.")
         for share in shares:
@@ -175,5 +176,7 @@ def _files(share: _Share, plan: JobPlan, arms: Sequence[Arm]) -> Iterator[str]:
         for image in sorted(own):
             file = arm.file(image)
             yield file
+            if arm.has_thumbnails:
+                yield thumbnail_file(file)
             if arm.output.records:
                 yield str(Path(file).parent.parent / "metadata.jsonl")

@@ -10,9 +10,11 @@ from typing import Any
 
 from ..checks import shown
 from ..errors import CotrunkError
+from .large import PER_FOLDER
 
 NUMBERED = "{image:05}"  # the default name
-FIELDS = ("image", "index", "copy", "id", "slug", "prompt", "seed")
+FOLDERS = "{folder:03}/"  # what the default names of a large run begin with
+FIELDS = ("image", "index", "copy", "id", "slug", "prompt", "seed", "folder")
 SLUG_LENGTH = 60  # characters
 # Bytes of a name. File systems allow 255, of which a file needs up to 25 more while it is being written.
 LONGEST_NAME = 230
@@ -35,7 +37,12 @@ class ImageFacts:
 
     def __getitem__(self, field: str) -> Any:
         """Return the value of a field of a name, for `str.format_map`."""
-        return slug(self.prompt) if field == "slug" else getattr(self, field)
+        match field:
+            case "slug":
+                return slug(self.prompt)
+            case "folder":
+                return self.image // PER_FOLDER
+        return getattr(self, field)
 
 
 def slug(prompt: str) -> str:
@@ -47,6 +54,11 @@ def slug(prompt: str) -> str:
             break
         found = longer
     return found or "".join(words)[:SLUG_LENGTH] or "image"
+
+
+def is_default(template: str) -> bool:
+    """Return whether a template is the default one, or that of a large run."""
+    return template == NUMBERED or template.startswith(FOLDERS)
 
 
 def check_template(template: str) -> None:

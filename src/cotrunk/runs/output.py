@@ -23,7 +23,8 @@ class Output:
             lossless.
         name: template of the names below `images/`, without a suffix; a slash makes folders. Its fields are image
             (number of the image in the run), index (of the prompt), copy (of the prompt's images), id, slug (the
-            prompt, shortened), prompt and seed, with the formats of Python: `{index:05}_{copy}`.
+            prompt, shortened), prompt, seed and folder (one per 1,000 images), with the formats of Python:
+            `{index:05}_{copy}`.
         metadata: "recipe" for everything that `cotrunk redo` needs, which includes the prompts of the images that were
             denoised in the same batch; "parameters" for the facts of this image alone, as web UIs write them; or
             "none".

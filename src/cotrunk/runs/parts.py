@@ -129,8 +129,7 @@ def size_of_row(job: Job, row: PromptRow) -> tuple[int | None, int | None]:
 def part_of_rows(job: Job, rows: Sequence[int]) -> Part:
     """Return the part with these prompts, which may run in one call."""
     first = job.prompts[rows[0]]
-    every = copies_of(job)
-    copies = tuple(every[i] for i in rows)
+    copies = tuple(job.images_per_prompt if (count := job.prompts[i].images) is None else count for i in rows)
     prompts = tuple(_shared_fields_removed(job.prompts[i]) for i in rows)
     width, height = size_of_row(job, first)
     own = replace(

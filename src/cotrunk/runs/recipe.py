@@ -105,7 +105,7 @@ def batch_recipe(job: Job, pipeline: PipelineFacts, plan: Plan, images: Sequence
         trunks=None,
         shard=None,
         output=output,
-        digests={path: digest for path, digest in job.digests.items() if path in used},
+        digests={path: job.digests[path] for path in sorted(used) if path in job.digests},
     )
     return Recipe(0, images[0], own, pipeline, part, versions())
 

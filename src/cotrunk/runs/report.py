@@ -2,14 +2,14 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import PlainValidator, TypeAdapter, ValidationError
 
 from ..errors import CotrunkError
-from ..files import read_json
+from ..files import write_text
 from ..planning.plan import Cost, sharing_from_json
 from ..planning.replayed import Replayed
 from ..planning.tree import Amount, Branch, Difference, Real, Steps, Text, Whole
@@ -18,8 +18,9 @@ from .arm import Compared
 from .facts import PipelineFacts
 from .job import Job
 from .journal import Progress, StepLetters
+from .large import is_large
+from .report_files import FORMAT, NAME, read_report, write_divided
 
-FORMAT = 1
 Status = Literal["running", "done", "failed images", "flagged images"]
 
 
@@ -231,8 +232,15 @@ class RunReport:
         return {"format": FORMAT, **asdict(self), "job": self.job.to_json()}
 
     def to_text(self) -> str:
-        """Return the content of run.json."""
+        """Return the whole report as text: the content of run.json unless the run is large."""
         return json.dumps(self.to_json(), indent=1, ensure_ascii=False) + "\n"
+
+    def save(self, folder: Path) -> None:
+        """Write run.json into the folder of the run, and for a large run the files of its lists."""
+        if is_large(len(self.images)):
+            write_divided(folder, replace(self, groups=(), images=()).to_json(), self.groups, self.images)
+        else:
+            write_text(folder / NAME, self.to_text())
 
     @staticmethod
     def from_json(data: Any) -> "RunReport":
@@ -263,7 +271,7 @@ class RunReport:
             CotrunkError: there is no run.json, or it is damaged.
         """
         try:
-            return RunReport.from_json(read_json(Path(folder) / "run.json"))
+            return RunReport.from_json(read_report(Path(folder)))
         except CotrunkError:
             raise
         except (OSError, ValueError) as error:

@@ -17,6 +17,7 @@ from .facts import PipelineFacts
 from .folder import RunFolder
 from .job import Job
 from .job_plan import load_job_plan
+from .naming import is_default
 from .page import write_page
 from .report import RunReport, Seconds
 
@@ -74,7 +75,7 @@ def begin_or_resume(folder: RunFolder, job: Job, *, resume: bool) -> bool:
             f"The run in {folder.path} was started with other prompts: keep its prompts as they are, append new ones "
             "after them, or choose another --out."
         )
-    if before.output.name == job.output.name and before.naming.name != job.naming.name:
+    if is_default(before.output.name) and is_default(job.output.name) and before.naming.name != job.naming.name:
         raise CotrunkError(
             f"The run in {folder.path} was started with files named {before.naming.name}, and would continue with "
             f"{job.naming.name}: give each new prompt one image, or choose another --out."

@@ -34,7 +34,7 @@ from .events import (
     ignore,
 )
 from .facts import PipelineFacts
-from .folder import BATCH_SECONDS, RunFolder
+from .folder import BATCH_SECONDS, WRITTEN, RunFolder
 from .job import Job
 from .job_plan import JobPlan, PartPlan, load_job_plan
 from .part_pipelines import PartPipelines, check_parts, has_own_loras
@@ -94,6 +94,8 @@ def run_job(
     """
     begin = time.perf_counter() if begin is None else begin
     check_rows(job)
+    folder = RunFolder(Path(out))
+    job = folder.named(job)
     job.check_files()
     loading.check_names(job.device, job.dtype, job.scheduler, job.offload)
     job = checked_inputs(job)
@@ -103,8 +105,7 @@ def run_job(
     if job.shard is not None and retry_failed:
         raise CotrunkError("A share of a run does not know what failed in the others: merge them, then retry.")
     trunks = trunks_of(job)
-    folder = RunFolder(Path(out))
-    with held(folder.path, "images", "images/**/", "compare/**/") as lock:
+    with held(folder.path, *WRITTEN) as lock:
         if not lock.is_kept:
             on_event(Unlocked(folder.path))
         is_resumed = begin_or_resume(folder, job, resume=resume)

@@ -166,7 +166,7 @@ def _figure(points: Sequence[dict[str, Any]], over: dict[str, Any], path: Path) 
     for shift, prompts in ((-0.2, "template"), (0.2, "unrelated")):
         speeds = [statistics.median(_of(points, "throughput", s, prompts, "images_per_second")) for s in SERVERS]
         bars.bar(np.arange(len(SERVERS)) + shift, speeds, 0.38, label=f"{prompts} prompts")
-    bars.set_xticks(range(len(SERVERS)), SERVERS, fontsize=8)
+    bars.set_xticks(range(len(SERVERS)), [server.replace(" ", "\n") for server in SERVERS], fontsize=8)
     bars.set_ylabel("images per second")
     bars.set_ylim(0, bars.get_ylim()[1] * 1.25)
     bars.legend(fontsize=8, loc="upper right")

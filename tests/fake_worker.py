@@ -67,7 +67,7 @@ class FakeWorker:
 
     def __enter__(self) -> "FakeWorker":
         self._channel.send("ready", **FACTS)
-        self._channel.send("speed", rows_per_second=100.0)
+        self._channel.send("speed", rows_per_second=100.0, rows=0, seconds=0.0)
         for thread in self._threads:
             thread.start()
         return self

@@ -136,7 +136,7 @@ class PageService:
         while not self._server.started:
             time.sleep(0.01)
         self.link.take(Message("ready", {**FACTS}))
-        self.link.take(Message("speed", {"rows_per_second": 20.0}))
+        self.link.take(Message("speed", {"rows_per_second": 20.0, "rows": 60.0, "seconds": 3.0}))
         return self
 
     def __exit__(self, *_: object) -> None:

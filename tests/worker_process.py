@@ -31,7 +31,7 @@ def main() -> None:
     else:
         signal.signal(signal.SIGTERM, stop)
     (Path(settings.data) / "pid").write_text(str(os.getpid()))
-    channel.send("speed", rows_per_second=7.5)
+    channel.send("speed", rows_per_second=7.5, rows=30, seconds=4.0)
     try:
         while True:
             for message in channel.receive(1):

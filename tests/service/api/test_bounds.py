@@ -12,6 +12,7 @@ from serving import GENERATIONS, serving
 
 from cotrunk.service.api.limits import Limits
 from cotrunk.service.api.middleware import _limited
+from cotrunk.service.channel import Message
 from cotrunk.service.store import Store
 
 
@@ -56,6 +57,10 @@ def test_a_full_queue_says_when_to_try_again(tmp_path: Path) -> None:
         assert refused.headers["retry-after"] == "1"
         assert refused.headers["retry-after-ms"] == "801"
         assert 'cotrunk_refused_total{reason="queue"} 1.0' in service.client.get("/metrics").text
+        # a call that took 30 rows off the queue ends after 4 seconds: 50 more leave half a second later
+        link = service.worker.link
+        link.take(Message("speed", {"rows_per_second": 100.0, "rows": 30.0, "seconds": 4.0}))
+        assert 4300 < int(service.client.post("/v1/jobs", json=body).headers["retry-after-ms"]) <= 4501
         service.worker.link.rows_per_second = None
         assert service.client.post("/v1/jobs", json=body).headers["retry-after"] == "10"
         assert len(service.store.jobs("local")) == 1

@@ -126,3 +126,19 @@ def test_what_sharing_saves_is_that_of_late() -> None:
             savings.note("call", rows, shares=True)
     assert savings.of_pair("call", 99.0) == pytest.approx(4.0, abs=0.1)
     assert savings.of_pair("other", 99.0) == 99.0
+
+
+def test_images_share_until_it_is_known_that_sharing_takes_more_rows() -> None:
+    savings = Savings()
+    assert savings.pays("call")
+    for _ in range(ENOUGH):
+        assert savings.pays("call")
+        savings.note("call", 26.0, shares=True)
+    for _ in range(ENOUGH):  # as many without sharing, for comparison
+        assert not savings.pays("call")
+        savings.note("call", 25.0, shares=False)
+    assert not savings.pays("call")
+    assert savings.pays("other")
+    for _ in range(60):
+        savings.note("call", 28.0, shares=False)
+    assert savings.pays("call")

@@ -1,6 +1,7 @@
 """The worker on a tiny pipeline: groups, files, results, failures, cancellation and what a crash leaves."""
 
 import io
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,11 @@ from waiting import SIMILAR, STEPS, Service, request
 
 import cotrunk
 from cotrunk.engine.call_state import StepEvent
+from cotrunk.service.worker.asked import call_of
 from cotrunk.service.worker.formed import Formed
+from cotrunk.service.worker.savings import ENOUGH
 from cotrunk.service.worker.wave import Call
-from cotrunk.settings import Settings
+from cotrunk.settings import Settings, Skipping
 
 
 @pytest.fixture
@@ -55,6 +58,19 @@ def test_similar_images_share_and_are_those_of_their_recorded_plan(service: Serv
         found = next(image.result for image in alike if image.id == member.id)
         assert found is not None
         assert np.abs(pixels(service, found["file"]).astype(int) - np.asarray(expected).astype(int)).max() <= 1
+
+
+@pytest.mark.parametrize("skips", [True, False])
+def test_images_do_not_share_where_skipping_leaves_nothing_to_save(tmp_path: Path, skips: bool) -> None:
+    skipping = asdict(Skipping()) if skips else None
+    service = Service(tmp_path, settings=waiting.SETTINGS | {"skipping": skipping})
+    for rows, shares in ((5.0, False), (6.0, True)):
+        for _ in range(ENOUGH):
+            service.worker._savings.note(call_of(request(SIMILAR[0])), rows, shares=shares)
+    job = service.ask(*map(request, SIMILAR))
+    service.work()
+    results = [image.result for image in service.images(job) if image.result is not None]
+    assert [not result["shared_with"] for result in results] == [skips] * len(SIMILAR)
 
 
 def test_an_image_alone_is_the_bare_pipelines_to_the_bit(service: Service) -> None:

@@ -1,6 +1,7 @@
 """What the API process knows about its worker."""
 
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Literal
@@ -18,6 +19,9 @@ class WorkerLink:
         state: whether it is ready.
         facts: what it says about its model; None until it has been ready once.
         rows_per_second: its measured speed; None until it has measured it.
+        call_rows: that its latest call took off the queue.
+        call_seconds: that its latest call took.
+        call_ended: when its latest call ended, by `time.monotonic`.
         restarts: how often it was started again.
         woken: called when the worker has written something.
     """
@@ -26,6 +30,7 @@ class WorkerLink:
         self.state: State = "starting"
         self.facts: ModelFacts | None = None
         self.rows_per_second: float | None = None
+        self.call_rows = self.call_seconds = self.call_ended = 0.0
         self.restarts = 0
         self.woken: Callable[[], None] = lambda: None
         self._channel: Channel | None = None
@@ -49,4 +54,19 @@ class WorkerLink:
             self.facts, self.state = facts, "ready"
         elif message.kind == "speed":
             self.rows_per_second = float(message.data["rows_per_second"])
+            self.call_rows, self.call_seconds = float(message.data["rows"]), float(message.data["seconds"])
+            self.call_ended = time.monotonic()
         self.woken()
+
+    def seconds_until(self, rows: float) -> float | None:
+        """Return after how many seconds so many rows have left the queue; None until the speed is known.
+
+        Images leave it call by call, so the next ones leave when the current call ends.
+
+        Args:
+            rows: one by one, as the queue counts them.
+        """
+        if not self.rows_per_second:
+            return None
+        running = self.call_ended + self.call_seconds - time.monotonic()
+        return max(0.0, running) + max(0.0, rows - self.call_rows) / self.rows_per_second

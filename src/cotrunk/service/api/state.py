@@ -23,6 +23,7 @@ from .signing import Signer
 T = TypeVar("T")
 Arguments = TypeVarTuple("Arguments")
 LONGEST_RETRY = 3600  # seconds that a refused client is asked to wait at most
+SHORTEST_RETRY = 0.05  # seconds
 UNKNOWN_RETRY = 10  # seconds, while the speed is not measured yet
 log = logging.getLogger("cotrunk.service")
 
@@ -100,9 +101,8 @@ class Service:
     def refusal(self, waiting: int, rows: int) -> ApiError:
         """Return the answer to a request for which the queue has no room, with the time until it has."""
         self.metrics.refused.labels("queue").inc()
-        speed = self.link.rows_per_second
-        excess = max(1, waiting + rows - self.limits.queued_rows)
-        seconds = UNKNOWN_RETRY if not speed else min(LONGEST_RETRY, max(0.05, excess / speed))
+        left = self.link.seconds_until(min(waiting, waiting + rows - self.limits.queued_rows))
+        seconds = UNKNOWN_RETRY if left is None else min(LONGEST_RETRY, max(SHORTEST_RETRY, left))
         sentence = f"The queue is full ({waiting:,} rows wait): try again in {seconds:.3g} seconds."
         return ApiError(429, sentence, "queue_full", kind=LIMIT, headers=retry_after(seconds))
 

@@ -52,13 +52,13 @@ class Worker:
         self.stopping: float | None = None
         self._launch, self._store, self._channel = launch, store, channel
         files = ImageFiles(launch.images)
-        self._planner = Planner(pipe, settings, launch)
+        self._savings = Savings()
+        self._planner = Planner(pipe, settings, launch, self._savings)
         self._generator = Generator(pipe, self._planner, settings.batching)
         self._delivery = Delivery(store, files, name, pipe, launch.model)
         self._writer = Writer()
         self._progress = Progress(store, channel, files, self._writer, pipe)
         self._speed = Speed()
-        self._savings = Savings()
         self._queue = Queue(self._planner, self._speed, self._savings, launch)
         self._watch = Watch(store, name, channel, launch.lease_seconds)
         self._reclaim_at = 0.0
@@ -166,10 +166,12 @@ class Worker:
         self._speed.note(cost.used, cost.independent, seconds)
         sizes = {group.id: group.size for group in finished.groups}
         for member, group, rows in zip(finished.call.members, finished.call.groups, finished.batch.rows, strict=True):
-            if member.is_wanted and (sizes[group] > 1 or group not in finished.trunks):
-                self._savings.note(call_of(member.request), rows, shares=sizes[group] > 1)
+            if member.is_wanted:
+                shares = sizes[group] > 1 or group in finished.trunks
+                self._savings.note(call_of(member.request), rows, shares=shares)
         if self._channel is not None:
-            self._channel.send("speed", rows_per_second=self._speed.served)
+            speed = self._speed
+            self._channel.send("speed", rows_per_second=speed.served, rows=cost.independent, seconds=speed.seconds)
 
     def _write(self, finished: Finished, cancelled: set[str]) -> None:
         self._delivery.deliver(finished, cancelled)

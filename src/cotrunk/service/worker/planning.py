@@ -20,10 +20,11 @@ from ...settings import Settings, Skipping
 from ...trunks.computing import CacheUse
 from ..launch import WorkerSettings
 from ..store.records import ImageRequest
-from .asked import is_alone, job_of, seed_of, settings_for
+from .asked import call_of, is_alone, job_of, seed_of, settings_for
 from .cache import cache_of
 from .formed import Formed, Member, of_tree
 from .memory import remembering
+from .savings import Savings
 
 PLANNED_AGAIN = 256  # a bucket of at most so many images is planned again when another one comes
 MOST_PLANNED = 20_000  # images whose groups are remembered
@@ -42,13 +43,14 @@ class Planner:
         pipe: the pipeline.
         settings: of the service.
         launch: the model, and where trunks are kept.
+        savings: what sharing has saved.
     """
 
-    def __init__(self, pipe: Any, settings: Settings, launch: WorkerSettings) -> None:
+    def __init__(self, pipe: Any, settings: Settings, launch: WorkerSettings, savings: Savings) -> None:
         # planning counts steps with a copy of the scheduler, which must not be the one of a running call
         self.pipe = copy.copy(pipe)
         vars(self.pipe)["scheduler"] = copy.deepcopy(pipe.scheduler)
-        self.model, self.cache = launch.model, None
+        self.model, self.cache, self._savings = launch.model, None, savings
         skipping, sharing = settings.skipping, settings.sharing
         if skipping == "auto":
             skipping = Skipping() if why_not_skipped(pipe) is None else None
@@ -101,10 +103,16 @@ class Planner:
         """
         settings = settings_for(requests[0], self.settings)
         request = self.request(requests, settings)
+        if not self._pays(requests[0], settings):
+            return request.plan(None, seed=seeds)
         plan = request.plan(settings.sharing, seed=seeds)
         if self.cache is None or not owners:
             return plan
         return self.cache.planned(request, settings, plan, owners, seeds)
+
+    def _pays(self, request: ImageRequest, settings: Settings) -> bool:
+        """Return whether sharing saves rows: without skipping always, with skipping as far as it is known."""
+        return settings.skipping is None or self._savings.pays(call_of(request))
 
     def cache_use(self, members: Sequence[Member], settings: Settings, plan: Plan) -> CacheUse | None:
         """Return the trunk cache for a call; None without one.

@@ -1,4 +1,4 @@
-"""What sharing saves, as measured: with skipping, it may be much less than the plan says."""
+"""What sharing saves, as measured: with skipping, it may be much less than the plan says, or nothing."""
 
 from collections.abc import Hashable
 from dataclasses import dataclass, field
@@ -36,12 +36,25 @@ class Savings:
         Args:
             call: what the images of its call have in common.
             rows: that it took.
-            shares: whether it shared steps with others of its group.
+            shares: whether it shared steps with others of its group, or replayed a stored trunk.
         """
         if call not in self._rows and len(self._rows) >= MOST_CALLS:
             self._rows.clear()
         own = self._rows.setdefault(call, _Rows())
         (own.sharing if shares else own.single).note(rows)
+
+    def pays(self, call: Hashable) -> bool:
+        """Return whether sharing takes fewer rows.
+
+        It is expected to until enough images have shared. Then as many do not, for comparison.
+
+        Args:
+            call: of the images.
+        """
+        own = self._rows.get(call)
+        if own is None or own.sharing.count < ENOUGH:
+            return True
+        return own.single.count >= ENOUGH and own.sharing.value < own.single.value
 
     def of_pair(self, call: Hashable, planned: float) -> float:
         """Return the rows that two similar images save together: as measured, or as planned until that is known.

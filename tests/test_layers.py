@@ -24,6 +24,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("training",),
     ("tuning", "runs"),
     ("service",),
+    ("cluster",),
     ("cli",),
     ("__main__",),
 )

@@ -68,8 +68,9 @@ class Arm:
     @cached_property
     def groups(self) -> dict[int, int]:
         """The number of the group of each image of the plan, in the run."""
-        first = self.part.first_group
-        return {image: first + number for number, tree in enumerate(self.part.plan.trees) for image in tree.images}
+        first, trees = self.part.first_group, self.part.plan.trees
+        numbers = self.part.groups or range(first, first + len(trees))
+        return {image: number for number, tree in zip(numbers, trees, strict=True) for image in tree.images}
 
 
 def main_arms(plan: JobPlan, output: Output = DEFAULT_OUTPUT, ids: tuple[str, ...] = ()) -> list[Arm]:

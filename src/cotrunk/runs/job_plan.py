@@ -34,6 +34,8 @@ class PartPlan:
             that prompt, and its number in the run.
         first_group: the number of its first group in the run.
         is_retry: whether it generates images of earlier parts again, which had failed.
+        groups: the numbers of its groups in the run if they do not follow each other, because the plan has only some
+            of them.
     """
 
     rows: tuple[int, ...]
@@ -43,6 +45,7 @@ class PartPlan:
     images: tuple[int, ...]
     first_group: int = 0
     is_retry: bool = False
+    groups: tuple[int, ...] = ()
 
     def part(self, job: Job) -> Part:
         """Return the part of the job that this is the plan of."""

@@ -82,6 +82,18 @@ def plan_part(pipe: Any, part: Part) -> Plan:
     return with_copies(with_seeds(plan, [row.seed for row in rows]), part.copies)
 
 
+def own_plan(pipe: Any, part: Part, taken: Container[tuple[str, int]] = ()) -> Plan:
+    """Return the plan of a part of a run that may have earlier parts.
+
+    Args:
+        pipe: of the part.
+        part: the part.
+        taken: prompts of earlier parts with their seeds: an equal prompt gets another one.
+    """
+    given = frozenset(row.prompt for row in part.job.prompts if row.seed is not None)
+    return with_other_seeds(plan_part(pipe, part), taken, given)
+
+
 def prepare_part(
     pipe: Any,
     part: Part,
@@ -98,8 +110,7 @@ def prepare_part(
     """
     begin, seeding = time.perf_counter(), None
     if plan is None:
-        given = frozenset(row.prompt for row in part.job.prompts if row.seed is not None)
-        plan = with_other_seeds(plan_part(pipe, part), taken, given)
+        plan = own_plan(pipe, part, taken)
         fixed = frozenset(i for i, row in enumerate(part.planned) if row.seed is not None)
         seeding = Seeding(part.job.seed, max(part.copies), fixed, taken)
     seconds = {"embed": time.perf_counter() - begin}

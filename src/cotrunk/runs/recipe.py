@@ -116,13 +116,24 @@ def part_of(plan: Plan, images: Sequence[int]) -> Plan:
     Raises:
         CotrunkError: an image is not in the plan, or only some of the images of a tree are given.
     """
+    return plan_of_trees(plan, plan.select(images), images)
+
+
+def plan_of_trees(plan: Plan, own: Sequence[Branch], images: Sequence[int]) -> Plan:
+    """Return the plan of some trees alone.
+
+    Args:
+        plan: has these trees.
+        own: the trees.
+        images: theirs. Image `i` of the new plan is `images[i]`.
+    """
     place = {image: i for i, image in enumerate(images)}
 
     def relabelled(tree: Branch) -> Branch:
         children = tuple(relabelled(child) for child in tree.children)
         return replace(tree, images=tuple(sorted(place[image] for image in tree.images)), children=children)
 
-    trees = sorted(plan.select(images), key=lambda tree: place[tree.images[0]])
+    trees = sorted(own, key=lambda tree: place[tree.images[0]])
     return replace(
         plan,
         prompts=tuple(plan.prompts[plan.prompt_of(image)] for image in images),

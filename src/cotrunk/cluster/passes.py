@@ -1,0 +1,97 @@
+"""A pass on a Ray cluster: one execution of Ray Data, in an actor that can be ended whatever it hangs in."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from ..errors import CotrunkError, first_line
+
+
+@dataclass(frozen=True)
+class Pool:
+    """The painters of a run.
+
+    Attributes:
+        least, most: how many there are; between the two, as many as the cluster has room for.
+        gpus: of each; 0 for a cluster without.
+        resources: other resources of Ray that each takes.
+    """
+
+    least: int = 1
+    most: int = 1
+    gpus: float = 0.0
+    resources: Mapping[str, float] | None = None
+
+
+class RayPass:
+    """A pass that runs on the connected Ray cluster.
+
+    Args:
+        files: the Parquet files of the waves, heaviest first.
+        painter: a class whose instances take a batch of waves, as `Painter` does.
+        arguments: for its constructor.
+        pool: how many painters, and where.
+    """
+
+    def __init__(self, files: Sequence[Path], painter: type, arguments: Mapping[str, Any], pool: Pool) -> None:
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+        self._actor = ray.remote(num_cpus=0, scheduling_strategy=here)(_Execution).remote()
+        self._result = self._actor.run.remote([str(path) for path in files], painter, dict(arguments), pool)
+
+    def ended(self) -> str | None:
+        """Return None while it runs, then why it ended; empty if it is through.
+
+        Raises:
+            CotrunkError: an error of the input, which another pass would meet too.
+        """
+        done, _ = ray.wait([self._result], timeout=0)
+        if not done:
+            return None
+        try:
+            error = ray.get(self._result)
+        except Exception as problem:  # lost machines, and what Ray Data cannot heal by itself
+            return first_line(problem) or "it failed"
+        if error:
+            raise CotrunkError(error)
+        return ""
+
+    def stop(self) -> None:
+        """End it, with its painters, which belong to it."""
+        with suppress(Exception):
+            ray.kill(self._actor)
+
+
+class _Execution:
+    """Runs Ray Data. It is an actor."""
+
+    def run(self, files: list[str], painter: type, arguments: dict[str, Any], pool: Pool) -> str:
+        """Paint the waves of some files. Return an error of the input; empty if there is none."""
+        import ray.data
+
+        context = ray.data.DataContext.get_current()
+        context.enable_progress_bars = False
+        context.print_on_execution_start = False
+        logging.getLogger("ray.data").setLevel(logging.ERROR)
+        waves = ray.data.read_parquet(files).repartition(target_num_rows_per_block=1)
+        done = waves.map_batches(
+            painter,
+            batch_size=1,
+            fn_constructor_kwargs=arguments,
+            num_cpus=0,
+            num_gpus=pool.gpus,
+            resources=dict(pool.resources or {}),
+            # one wave at a time: a second one would wait at a slow painter while another is idle
+            compute=ray.data.ActorPoolStrategy(
+                min_size=pool.least, max_size=pool.most, max_tasks_in_flight_per_actor=1
+            ),
+        )
+        for row in done.iter_rows():
+            if row["error"]:
+                return str(row["error"])
+        return ""

@@ -185,8 +185,8 @@ def test_large_images_of_a_large_run_have_thumbnails(tmp_path: Path) -> None:
     report = finished(RunFolder(tmp_path), side=400)
     assert [image.file for image in report.images] == [f"images/000/0000{number}.png" for number in range(3)]
     thumbnails = {str(path.relative_to(tmp_path)) for path in tmp_path.glob("thumbs/**/*.*")}
-    assert thumbnails == {"thumbs/000/00000.webp", "thumbs/000/00002.webp"}  # image 1 failed
-    with Image.open(tmp_path / "thumbs/000/00002.webp") as opened:
+    assert thumbnails == {"thumbs/images/000/00000.webp", "thumbs/images/000/00002.webp"}  # image 1 failed
+    with Image.open(tmp_path / "thumbs/images/000/00002.webp") as opened:
         assert opened.size == (192, 96)
 
 

@@ -18,5 +18,4 @@ def is_large(images: int) -> bool:
 
 def thumbnail_file(file: str) -> str:
     """Return the path of the small copy of an image, relative to the folder of the run as that of the image is."""
-    path = PurePosixPath(file.removeprefix("images/"))
-    return f"{THUMBNAILS}/{path.with_suffix('.webp')}"
+    return f"{THUMBNAILS}/{PurePosixPath(file).with_suffix('.webp')}"

@@ -8,9 +8,11 @@ from string import Template
 from ..drawing.thumbnails import SIDE, thumbnail
 from ..drawing.wording import amount, count, duration, listed, percent, safe
 from ..files import write_bytes
+from .large import is_large
 from .page_compare import compare_section
 from .page_groups import ShownGroup, group_sections, shown_groups
-from .page_parts import Page
+from .page_parts import IMAGE_SOURCES, Page, style
+from .page_sheets import marked_address, write_sheets
 from .parts import DIFFERENCES, class_and_weights
 from .report import PartReport, RunReport, Spared
 
@@ -25,8 +27,15 @@ def write_page(report: RunReport, folder: Path) -> Path:
     page = Page(report, folder, _longest_side(report, folder))
     groups = shown_groups(report.groups)
     sections = [*group_sections(page, groups), *([compare_section(page)] if report.compare else [])]
+    if page.is_large:
+        sections.append(write_sheets(page))
     template = resources.files("cotrunk.runs").joinpath("page.html").read_text(encoding="utf-8")
-    text = Template(template).substitute(_header(page, groups), sections="\n".join(sections))
+    text = Template(template).substitute(
+        _header(page, groups),
+        style=style(),
+        image_sources=IMAGE_SOURCES if page.is_large else "data:",
+        sections="\n".join(sections),
+    )
     path = folder / "index.html"
     # A name may hold half a surrogate pair: file names allow it and UTF-8 does not. The page shows a question mark.
     write_bytes(path, lambda file: file.write(text.encode("utf-8", "replace")))
@@ -35,12 +44,13 @@ def write_page(report: RunReport, folder: Path) -> Path:
 
 def _longest_side(report: RunReport, folder: Path) -> int:
     """Return the longest side of the thumbnails. All images of a part have one size: that of the first that opens."""
-    prompts = [set(part.prompts) for part in report.parts] or [{image.prompt for image in report.images}]
-    found = []
-    for own in prompts:
-        thumbnails = (thumbnail(folder / image.file) for image in report.images if image.prompt in own)
-        found.append(next((max(size[1:]) for size in thumbnails if size), SIDE))
-    return max(found)
+    part_of = {prompt: number for number, part in enumerate(report.parts) for prompt in part.prompts}
+    found = dict[int, int]()
+    for image in report.images:
+        part = part_of.get(image.prompt, 0)
+        if part not in found and (opened := thumbnail(folder / image.file)):
+            found[part] = max(opened[1:])
+    return max(found.values(), default=SIDE)
 
 
 def _header(page: Page, groups: Sequence[ShownGroup]) -> dict[str, str]:
@@ -130,15 +140,16 @@ def _later_parts(report: RunReport) -> Iterator[str]:
 def _notes(report: RunReport, groups: Sequence[ShownGroup]) -> Iterator[str]:
     """Yield the notes that a reader must see first."""
     images = len(report.images)
+    below = f'<a href="{marked_address()}">on a page of their own</a>' if is_large(images) else "below"
     if report.status == "running":
         yield "This run is not complete: resume it to make the other images."
     if flagged := sum(image.flagged for image in report.images):
         yield (
             f"The model's safety checker put a black image in place of {count(flagged, 'image')}, marked as flagged "
-            "below. Another prompt or seed may pass it: --resume --retry-failed tries another seed."
+            f"{below}. Another prompt or seed may pass it: --resume --retry-failed tries another seed."
         )
     if failed := sum(image.failed for image in report.images):
-        yield f"{count(failed, 'image')} failed and {'is' if failed == 1 else 'are'} marked below."
+        yield f"{count(failed, 'image')} failed and {'is' if failed == 1 else 'are'} marked {below}."
     kinds = {_kind(report, part) for part in report.parts}
     if len(kinds) > 1:
         yield (
@@ -154,7 +165,9 @@ def _notes(report: RunReport, groups: Sequence[ShownGroup]) -> Iterator[str]:
     yield from map(safe, report.fallbacks)
     shown = sum(len(group.images) for group in groups)
     if shown < images:
-        yield (
-            f"This page shows {shown:,} of {images:,} images, the groups with the largest saving first. "
-            f'The other {images - shown:,} are not on it; their files are in <a href="images/">images/</a>.'
+        others = (
+            '<a href="#all">All images</a> are on further pages.'
+            if is_large(images)
+            else f'The other {images - shown:,} are not on it; their files are in <a href="images/">images/</a>.'
         )
+        yield f"This page shows {shown:,} of {images:,} images, the groups with the largest saving first. {others}"

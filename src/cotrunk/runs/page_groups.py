@@ -7,14 +7,13 @@ from ..drawing.thumbnails import fit
 from ..drawing.tree_svg import axis, branch_steps, leaf_order, pruned, tree_svg
 from ..drawing.wording import amount, count, listed, safe
 from ..planning.sharing import how_shared
-from .page_parts import Page, caption, linked_image, section
+from .page_parts import ALONE_BOX, Page, caption, linked_image, section
 from .report import GroupReport
 
 # More images make a page slow to open. The files stay in images/.
 PAGE_IMAGES = 400
 GROUP_IMAGES = 40  # images of one group, so that it leaves room for others
 NAMED_BRANCHES = 12  # branch steps of a group that are written out
-ALONE_BOX = 104  # side of the thumbnails of images that share nothing, in pixels
 
 
 @dataclass(frozen=True)

@@ -2,15 +2,23 @@
 
 from dataclasses import dataclass
 from html import escape
+from importlib import resources
 from pathlib import Path
 from urllib.parse import quote
 
-from ..drawing.thumbnails import fit, thumbnail
+from PIL import Image
+
+from ..drawing.thumbnails import SIDE, fit, small_file, thumbnail
 from ..drawing.tree_svg import strip_svg
 from ..drawing.wording import amount, safe
+from ..errors import CotrunkError
+from ..files import write_bytes
 from .arm import Compared
+from .large import is_large, thumbnail_file
 from .report import ImageReport, RunReport
 
+IMAGE_SOURCES = "'self' file:"  # where the pages of a large run may load images from: their own folder
+ALONE_BOX = 104  # side of the thumbnails of images that share nothing, in pixels
 PROMPT_LENGTH = 5_000  # characters of a prompt on the page; run.json has the rest
 LONG_PROMPT = 90  # characters; a longer prompt is folded to four lines and opens on a click
 ALT_LENGTH = 160  # characters of a prompt in the alternative text of an image
@@ -18,11 +26,23 @@ ALT_LENGTH = 160  # characters of a prompt in the alternative text of an image
 
 @dataclass(frozen=True)
 class Page:
-    """A report, the folder of its run, and the longest side of its thumbnails in pixels."""
+    """A report, the folder of its run, and the longest side of its thumbnails in pixels.
+
+    The thumbnails of a large run are files, those of another run are inside the page.
+    """
 
     report: RunReport
     folder: Path
     side: int
+
+    @property
+    def is_large(self) -> bool:
+        """Return whether the run is a large one."""
+        return is_large(len(self.report.images))
+
+    def thumbnail(self, file: str) -> tuple[str, int, int] | None:
+        """Return the address, width and height of the thumbnail of a file; None if the image is unreadable."""
+        return linked_thumbnail(self.folder, file) if self.is_large else thumbnail(self.folder / file)
 
     def image(self, index: int) -> ImageReport:
         """Return the report of an image."""
@@ -38,6 +58,30 @@ class Page:
         report = self.report
         has_trunks = any(group.trunk is not None for group in report.groups)
         return has_trunks or report.pipeline.skipping is not None or report.job.settings.guidance_interval is not None
+
+
+def linked_thumbnail(folder: Path, file: str) -> tuple[str, int, int] | None:
+    """Return the address, width and height of a thumbnail that is a file, which is made unless it exists.
+
+    An image that is small enough is its own thumbnail.
+    """
+    name = thumbnail_file(file)
+    try:
+        if not (folder / name).is_file():
+            if not (folder / file).is_file():  # reading a pipe would never end
+                return None
+            with Image.open(folder / file) as opened:
+                if max(opened.size) <= SIDE:
+                    return escape(quote(file)), *opened.size
+                content = small_file(opened)
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            write_bytes(folder / name, lambda out: out.write(content))
+        with Image.open(folder / name) as opened:
+            return escape(quote(name)), *opened.size
+    except CotrunkError:
+        raise
+    except Exception:  # Pillow raises many types for a damaged file
+        return None
 
 
 def section(title: str, lead: str, body: str) -> str:
@@ -59,7 +103,7 @@ def compared_image(page: Page, index: int, box: int, arm: Compared, way: str) ->
 
 
 def _linked(page: Page, index: int, file: str, box: int, way: str, failed: bool, flagged: bool) -> str:
-    found = None if failed else thumbnail(page.folder / file)
+    found = None if failed else page.thumbnail(file)
     if flagged and found is not None:
         title = "The model's safety checker put a black image here."
         return f'<div class="lost"><a href="{escape(quote(file))}" title="{title}">flagged</a></div>'
@@ -72,18 +116,28 @@ def _linked(page: Page, index: int, file: str, box: int, way: str, failed: bool,
     alt = prompt if len(prompt) <= ALT_LENGTH else f"{prompt[: ALT_LENGTH - 1]}…"
     alt += f" ({way})" if way else ""
     grown = ' class="grown"' if factor > 1 else ""
+    lazy = ' loading="lazy"' if page.is_large else ""
     size = f'width="{width * factor:.0f}" height="{height * factor:.0f}"'
     return (
         f'<a href="{escape(quote(file))}" title="seed {page.image(index).seed}">'
-        f'<img src="{uri}" {size} alt="{escape(alt)}"{grown}></a>'
+        f'<img src="{uri}" {size} alt="{escape(alt)}"{grown}{lazy}></a>'
     )
+
+
+def name_of(image: ImageReport) -> str:
+    """Return the name of an image's file below the folder of the images, without its suffix."""
+    return safe(image.file.removeprefix("images/").removesuffix(Path(image.file).suffix))
+
+
+def style() -> str:
+    """Return the style sheet of all pages."""
+    return resources.files("cotrunk.runs").joinpath("page.css").read_text(encoding="utf-8")
 
 
 def caption(page: Page, index: int) -> str:
     """Return the prompt of an image, the strip of its steps, its number and its rows."""
     image = page.image(index)
-    name = image.file.removeprefix("images/").removesuffix(Path(image.file).suffix)
-    label = f"{safe(name)} · {amount(image.rows)} rows"
+    label = f"{name_of(image)} · {amount(image.rows)} rows"
     label += " · generated again" if image.retries else ""
     strip = strip_svg(image.steps) if page.has_strips and image.steps else ""
     return f'{prompt_text(page, index)}{strip}<p class="number">{label}</p>'

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..checks import number, one_of, whole
+from ..cluster.scale import Scale
 from ..errors import CotrunkError
 from ..pipelines.weighted_lora import loras_of
 from ..settings import DEFAULT_SHARING, Settings
@@ -52,6 +53,10 @@ from .service_options import (
     MostWait,
     PerMinute,
     Port,
+    Ray,
+    ReplicaCpus,
+    ReplicaGpus,
+    Replicas,
     Timeout,
     Trunks,
     WaitMs,
@@ -71,6 +76,10 @@ def serve(
     database: Database = None,
     images: Images = None,
     trunks: Trunks = "own",
+    ray: Ray = None,
+    replicas: Replicas = None,
+    replica_gpus: ReplicaGpus = None,
+    replica_cpus: ReplicaCpus = None,
     steps: Steps = None,
     wait_ms: WaitMs = 50,
     batch_wait_ms: BatchWaitMs = 5_000,
@@ -126,6 +135,7 @@ def serve(
     whole("--batch-wait-ms", batch_wait_ms, 0, LONGEST_WAIT_MS)
     number("--keep-days", keep_days)
     one_of("--trunks", trunks, TRUNKS)
+    scale = scale_of(ray, replicas, replica_gpus, replica_cpus)
     check_numbers(steps, None, 0, 1)
     loras = loras_of(lora)
     sharing = sharing_of(share, similarity, max_group, mode, encoder, noise, trunk_guidance)
@@ -182,7 +192,28 @@ def serve(
     def started(address: str) -> None:
         out.print(f"cotrunk serves {model} at {address} (the API is described at {address}/docs)", soft_wrap=True)
 
-    run(Serving(worker, host, port, limits, log_prompts, keep_days), started)
+    asked = Serving(worker, host, port, limits, log_prompts, keep_days)
+    if ray is None:
+        run(asked, started)
+    else:
+        from ..cluster.serving.launch import serve_on_ray
+
+        serve_on_ray(asked, ray, scale, started)
+
+
+def scale_of(ray: str | None, replicas: int | None, gpus: float | None, cpus: float | None) -> Scale:
+    """Return how many copies of the model there are.
+
+    Raises:
+        CotrunkError: a value is out of its range, or has no meaning without --ray.
+    """
+    given = {"--replicas": replicas, "--replica-gpus": gpus, "--replica-cpus": cpus}
+    for name, value in given.items():
+        if ray is None and value is not None:
+            raise CotrunkError(
+                f"{name} needs --ray: add --ray local for this machine, or --ray HOST:PORT for a cluster."
+            )
+    return Scale(1 if replicas is None else replicas, gpus, cpus)
 
 
 def check_installed() -> None:

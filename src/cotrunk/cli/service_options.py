@@ -29,6 +29,24 @@ Host = Annotated[
     str, option(COMMON, "ADDRESS", "Address to listen at; one that other machines reach needs keys (cotrunk keys add).")
 ]
 Port = Annotated[int, option(COMMON, "N", "Port to listen at; 0 for a free one.")]
+Ray = Annotated[
+    str | None,
+    option(
+        COMMON,
+        "ADDRESS",
+        "Serve on a Ray cluster: HOST:PORT of its head node, auto on one of its machines, or local to start Ray here.",
+        "--ray",
+    ),
+]
+Replicas = Annotated[
+    int | None, option(SERVICE, "N", "With --ray: how many copies of the model generate; by default 1.")
+]
+ReplicaGpus = Annotated[
+    float | None, option(SERVICE, "N", "With --ray: GPUs of each copy; by default 1, or 0 with --device cpu.")
+]
+ReplicaCpus = Annotated[
+    float | None, option(SERVICE, "N", "With --ray: cores of each copy; by default 1 without a GPU, else 0.")
+]
 Trunks = Annotated[
     str,
     option(

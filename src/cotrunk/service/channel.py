@@ -4,7 +4,8 @@ A message only says that the database has changed, or reports a measurement; wha
 A process whose peer is gone reads the end of the stream: that is how a worker learns that its parent has died.
 
 API to worker: `work` (images were accepted), `cancel` (images were cancelled).
-Worker to API: `ready` (with `ModelFacts`), `event` (events or results were written), `speed` (`rows_per_second`).
+Worker to API: `started` (with its name, `worker`), `ready` (with `ModelFacts`),
+`event` (events or results were written), `speed` (`rows_per_second`).
 """
 
 import json

@@ -18,7 +18,7 @@ from .access import Access
 from .clerk import Clerk
 from .documentation import document
 from .errors import add_handlers
-from .hub import Hub
+from .hub import POLL_SECONDS, Hub
 from .limits import Limits
 from .link import WorkerLink
 from .metrics import Metrics
@@ -43,6 +43,8 @@ def make_app(
     logs_prompts: bool = False,
     keep_days: float = 0,
     page: Path = PAGE,
+    poll_seconds: float = POLL_SECONDS,
+    has_ids: bool = False,
 ) -> FastAPI:
     """Return the application.
 
@@ -56,9 +58,11 @@ def make_app(
         logs_prompts: write prompts to the log.
         keep_days: remove jobs, images and files so many days after they have ended; 0 keeps them.
         page: folder of the built page.
+        poll_seconds: between two looks for events of workers that cannot wake this process.
+        has_ids: whether a proxy in front gives each request an id, and puts it into the answer.
     """
     metrics = Metrics()
-    hub = Hub(store, metrics.event)
+    hub = Hub(store, metrics.event, poll_seconds)
     service = Service(store, files, limits, model, link, signer, metrics, hub, logs_prompts)
     access = Access(store, limits.requests_per_minute)
 
@@ -86,6 +90,7 @@ def make_app(
         file_mib=limits.file_mib,
         needs_key=lambda: access.needs_key,
         finished=metrics.request,
+        has_ids=has_ids,
     )
 
     def openapi() -> dict[str, Any]:

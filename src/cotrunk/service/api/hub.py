@@ -26,10 +26,11 @@ class Hub:
     Args:
         store: the jobs.
         seen: called with each new event.
+        poll_seconds: between two looks without a wake-up.
     """
 
-    def __init__(self, store: Store, seen: Callable[[Event], None]) -> None:
-        self._store, self._seen = store, seen
+    def __init__(self, store: Store, seen: Callable[[Event], None], poll_seconds: float = POLL_SECONDS) -> None:
+        self._store, self._seen, self._poll = store, seen, poll_seconds
         self._flags: dict[str, list[tuple[asyncio.Event, Container[str]]]] = {}
         self._new = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -73,7 +74,7 @@ class Hub:
                 log.warning("events cannot be read: %s", type(error).__name__)
                 await asyncio.sleep(POLL_SECONDS)
             try:
-                async with asyncio.timeout(POLL_SECONDS):  # `wait_for` of Python 3.11 may swallow a cancellation
+                async with asyncio.timeout(self._poll):  # `wait_for` of Python 3.11 may swallow a cancellation
                     await self._new.wait()
             except TimeoutError:
                 continue

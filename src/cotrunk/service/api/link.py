@@ -18,6 +18,7 @@ class WorkerLink:
     Attributes:
         state: whether it is ready.
         facts: what it says about its model; None until it has been ready once.
+        worker: the name of the worker that has started last; None before.
         rows_per_second: its measured speed; None until it has measured it.
         call_rows: that its latest call took off the queue.
         call_seconds: that its latest call took.
@@ -29,6 +30,7 @@ class WorkerLink:
     def __init__(self) -> None:
         self.state: State = "starting"
         self.facts: ModelFacts | None = None
+        self.worker: str | None = None
         self.rows_per_second: float | None = None
         self.call_rows = self.call_seconds = self.call_ended = 0.0
         self.restarts = 0
@@ -52,6 +54,8 @@ class WorkerLink:
         if message.kind == "ready":
             facts: Any = message.data
             self.facts, self.state = facts, "ready"
+        elif message.kind == "started":
+            self.worker = str(message.data["worker"])
         elif message.kind == "speed":
             self.rows_per_second = float(message.data["rows_per_second"])
             self.call_rows, self.call_seconds = float(message.data["rows"]), float(message.data["seconds"])

@@ -18,6 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from .errors import ApiError, answer_of
 
 BODY_SECONDS = 60.0  # silence after which a body that does not end is given up
+LONGEST_ID = 100  # characters of an id that a proxy or a client gives
 MEBIBYTE = 2**20
 FORM_BYTES = 65_536  # what a form adds to the file in it
 log = logging.getLogger("cotrunk.service.access")
@@ -33,6 +34,7 @@ class Requests:
         needs_key: whether requests need a key. Without keys, only names of this machine are served, so that no page of
             another site reaches the service through a name that it lets point here.
         finished: called with method, route, status and seconds of each request.
+        has_ids: whether a proxy in front gives each request an id, and puts it into the answer.
     """
 
     def __init__(
@@ -42,24 +44,29 @@ class Requests:
         file_mib: int,
         needs_key: Callable[[], bool],
         finished: Callable[[str, str, int, float], None],
+        *,
+        has_ids: bool = False,
     ) -> None:
         self.app, self.needs_key, self.finished = app, needs_key, finished
-        self.body_mib, self.file_mib = body_mib, file_mib
+        self.body_mib, self.file_mib, self.has_ids = body_mib, file_mib, has_ids
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
         identifier, begin, status = f"req_{secrets.token_hex(12)}", time.perf_counter(), 0
-        scope.setdefault("state", {})["request_id"] = identifier
         headers = Headers(scope=scope)
+        if self.has_ids:
+            identifier = headers.get("x-request-id", identifier)[:LONGEST_ID]
+        scope.setdefault("state", {})["request_id"] = identifier
 
         async def answered(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
                 added = MutableHeaders(scope=message)
-                added["x-request-id"] = identifier
+                if not self.has_ids:
+                    added["x-request-id"] = identifier
                 added["openai-processing-ms"] = str(int((time.perf_counter() - begin) * 1000))
                 added["x-content-type-options"] = "nosniff"
             await send(message)

@@ -101,8 +101,8 @@ def serve(asked: Serving, started: Callable[[str], None]) -> None:
     files = image_files(worker.images)
     signer, store = signer_in(data), Store(worker.database)
     try:
-        _check_host(asked.host, has_keys=bool(store.keys()))
-        with _listening(asked.host, asked.port) as listener:
+        check_host(asked.host, has_keys=bool(store.keys()))
+        with listening(asked.host, asked.port) as listener:
             link = WorkerLink()
             supervisor = Supervisor(worker, link)
             app = make_app(
@@ -157,7 +157,7 @@ def _run(server: uvicorn.Server, listener: socket.socket, supervisor: Supervisor
             signal.signal(number, handler)
 
 
-def _check_host(host: str, *, has_keys: bool) -> None:
+def check_host(host: str, *, has_keys: bool) -> None:
     """Check that a service without keys is reached from this machine only.
 
     Raises:
@@ -174,7 +174,7 @@ def _check_host(host: str, *, has_keys: bool) -> None:
         )
 
 
-def _listening(host: str, port: int) -> socket.socket:
+def listening(host: str, port: int) -> socket.socket:
     """Return a socket that listens.
 
     Raises:

@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 from ...files import writing
+from ..store import Store
 
 NAME = "signing.key"  # in the data folder
 SECONDS = 3600
@@ -49,6 +50,11 @@ class Signer:
 
     def _mark(self, path: str, text: str) -> str:
         return hmac.new(self._secret, f"{path}\n{text}".encode(), hashlib.sha256).hexdigest()
+
+
+def signer_of(store: Store) -> Signer:
+    """Return the signer whose secret is kept in the database, for a service that may move to another machine."""
+    return Signer(bytes.fromhex(store.settled(NAME, secrets.token_hex(32)) or ""))
 
 
 def signer_in(folder: Path) -> Signer:

@@ -69,14 +69,14 @@ class Database:
                 connection.execute(sql("SELECT pg_advisory_xact_lock(:number)"), {"number": SCHEMA_LOCK})
             meta.create(connection, checkfirst=True)
             found = connection.scalar(select(meta.c.value).where(meta.c.name == "version"))
-            if found is None:
-                tables.create_all(connection)
-                connection.execute(meta.insert().values(name="version", value=str(VERSION)))
-            elif int(found) != VERSION:
+            if found is not None and int(found) != VERSION:
                 raise CotrunkError(
                     f"The database {self} has schema {found}, and this cotrunk knows schema {VERSION}: "
                     "upgrade cotrunk, or name another database."
                 )
+            tables.create_all(connection)  # those that are missing
+            if found is None:
+                connection.execute(meta.insert().values(name="version", value=str(VERSION)))
 
     def _try(self, act: Callable[[], object]) -> None:
         try:

@@ -9,7 +9,7 @@ from typing import Any
 
 from sqlalchemy import Connection, delete, insert, select, update
 
-from . import events, jobs
+from . import assignments, events, jobs
 from .ids import is_id, new_id
 from .process import identity, is_gone
 from .records import Group, ImageRow
@@ -59,6 +59,7 @@ def lease(
         if not taken:
             connection.execute(delete(groups).where(groups.c.id == group))
             continue
+        assignments.forget(connection, sorted(taken))
         granted = tuple(image for image in ids if image in taken)
         made.append(Group(group, granted, plan, 1))
         for job, of_job in sorted(by_job.items()):

@@ -3,29 +3,43 @@
 from collections.abc import Mapping
 from typing import Any
 
-from sqlalchemy import Connection, select, update
+from sqlalchemy import Connection, delete, insert, select, update
 
-from . import events, jobs
+from . import assignments, events, jobs
 from .records import ENDED, ImageRequest, PlanJob
 from .tables import jobs as table
+from .tables import planners
 
 ATTEMPTS = 3  # a plan during which the worker died so often is set aside
 
 
-def waiting(connection: Connection, limit: int) -> list[PlanJob]:
+def waiting(connection: Connection, now: float, limit: int, worker: str | None) -> list[PlanJob]:
+    """Return plans that are wanted, oldest first, without those that living workers other than this one make."""
     query = select(table).where(table.c.kind == "plan", table.c.state.in_(("waiting", "running")))
+    if worker is not None:
+        others = assignments.alive(connection, now) - {worker}
+        query = query.where(table.c.id.not_in(select(planners.c.job).where(planners.c.worker.in_(others))))
     return [
         PlanJob(jobs.to_job(row), tuple(ImageRequest(**request) for request in row["requests"]))
         for row in connection.execute(query.order_by(table.c.number).limit(limit)).mappings()
     ]
 
 
-def start(connection: Connection, now: float, job: str) -> bool:
-    """Count an attempt; return False if the plan is not wanted any more, or was tried too often and has failed now."""
+def start(connection: Connection, now: float, job: str, worker: str | None) -> bool:
+    """Count an attempt; return False if the plan is not wanted any more, or was tried too often and has failed now.
+
+    With a worker, it is False also while another living worker makes the plan.
+    """
     jobs.hold(connection, [job])
     row = connection.execute(select(table.c.state, table.c.attempts).where(table.c.id == job)).one_or_none()
     if row is None or row.state in ENDED:
         return False
+    if worker is not None:
+        maker = connection.scalar(select(planners.c.worker).where(planners.c.job == job))
+        if maker is not None and maker in assignments.alive(connection, now) - {worker}:
+            return False
+        connection.execute(delete(planners).where(planners.c.job == job))
+        connection.execute(insert(planners).values(job=job, worker=worker))
     if row.attempts >= ATTEMPTS:
         reason = f"set aside: the worker died {row.attempts} times while it made this plan"
         end(connection, now, job, "failed", reason=reason)

@@ -9,7 +9,7 @@ from typing import Any
 
 from sqlalchemy import select
 
-from . import batches, events, files, jobs, keys, leases, plans, retention
+from . import assignments, batches, events, files, jobs, keys, leases, plans, retention, settled
 from .database import Database
 from .ids import is_id
 from .leases import Tell
@@ -132,10 +132,56 @@ class Store:
 
     # images, for the worker
 
-    def waiting(self, limit: int = 1000) -> list[ImageRow]:
-        """Return the images that wait, oldest first."""
+    def waiting(self, limit: int = 1000, worker: str | None = None) -> list[ImageRow]:
+        """Return the images that wait, oldest first: all, or those that are assigned to a worker."""
         with self._database.read() as connection:
-            return leases.waiting(connection, limit)
+            return (
+                leases.waiting(connection, limit) if worker is None else assignments.waiting(connection, worker, limit)
+            )
+
+    def unassigned(self, limit: int = 1000) -> list[ImageRow]:
+        """Return waiting images that no living worker has, oldest first."""
+        with self._database.read() as connection:
+            return assignments.unassigned(connection, self._now(), limit)
+
+    def assign(self, worker: str, route: str, images: Sequence[str]) -> int:
+        """Assign those of some images that wait to a worker; return how many.
+
+        Args:
+            worker: the name of the worker.
+            route: what the images have in common.
+            images: their ids.
+        """
+        with self._database.write() as connection:
+            return assignments.assign(connection, worker, route, images)
+
+    def adopt(self, worker: str, busy_seconds: float, gone_seconds: float, most: int) -> int:
+        """Assign waiting images of others to an idle worker: the oldest, and others of its route. Return how many.
+
+        Args:
+            worker: the name of the idle worker.
+            busy_seconds: age from which it may have images of a worker that lives.
+            gone_seconds: age from which it may have images that no living worker has.
+            most: how many it gets at most.
+        """
+        with self._database.read() as connection:  # most of the time there are none
+            found = assignments.adoptable(connection, self._now(), worker, busy_seconds, gone_seconds, most)
+        return 0 if found is None else self.assign(worker, *found)
+
+    def alive(self) -> set[str]:
+        """Return the names of the workers that give signs of life."""
+        with self._database.read() as connection:
+            return assignments.alive(connection, self._now())
+
+    def settled(self, name: str, value: str | None = None) -> str | None:
+        """Return the value that was settled first under a name, for all processes of the service and for good.
+
+        Args:
+            name: what it is.
+            value: settles it, if nothing is yet; None only asks.
+        """
+        with self._database.write() as connection:
+            return settled.settled(connection, name, value)
 
     def lease(
         self,
@@ -227,15 +273,25 @@ class Store:
                 if job in held:
                     events.add(connection, self._now(), job, kind, data)
 
-    def waiting_plans(self, limit: int = 10) -> list[PlanJob]:
-        """Return the jobs that ask for a plan only, oldest first."""
-        with self._database.read() as connection:
-            return plans.waiting(connection, limit)
+    def waiting_plans(self, limit: int = 10, worker: str | None = None) -> list[PlanJob]:
+        """Return the jobs that ask for a plan only, oldest first.
 
-    def start_plan(self, job: str) -> bool:
-        """Count an attempt at a plan; return False if it is not wanted any more, or was tried too often."""
+        Args:
+            limit: how many at most.
+            worker: leaves out those that other living workers are making.
+        """
+        with self._database.read() as connection:
+            return plans.waiting(connection, self._now(), limit, worker)
+
+    def start_plan(self, job: str, worker: str | None = None) -> bool:
+        """Count an attempt at a plan; return False if it is not wanted any more, or was tried too often.
+
+        Args:
+            job: its id.
+            worker: who makes it, if there are several; False also if another living worker does.
+        """
         with self._database.write() as connection:
-            return plans.start(connection, self._now(), job)
+            return plans.start(connection, self._now(), job, worker)
 
     def finish_plan(self, job: str, result: Any) -> bool:
         """Record a plan; return False if its job has ended already."""

@@ -123,6 +123,24 @@ images = Table(
 RUNNING = text("worker IS NOT NULL")
 Index("cotrunk_images_worker", images.c.worker, images.c.state, sqlite_where=RUNNING, postgresql_where=RUNNING)
 
+# The next two tables are for services with several workers. They came later than the others and change none of them:
+# they are made where they are missing, and the version of the schema stays.
+assignments = Table(
+    "cotrunk_assignments",  # of waiting images
+    tables,
+    Column("image", ForeignKey(images.c.id, ondelete="CASCADE"), primary_key=True),
+    Column("route", String, nullable=False),
+    Column("worker", String, nullable=False),
+    Index("cotrunk_assignments_worker", "worker"),
+)
+
+planners = Table(
+    "cotrunk_planners",
+    tables,
+    Column("job", ForeignKey(jobs.c.id, ondelete="CASCADE"), primary_key=True),
+    Column("worker", String, nullable=False),  # makes the plan
+)
+
 events = Table(
     "cotrunk_events",
     tables,

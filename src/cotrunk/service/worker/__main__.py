@@ -49,6 +49,8 @@ def main() -> int:
         pipe = load(launch)
         worker = Worker(f"worker-{uuid.uuid4().hex[:12]}", launch, pipe, store, channel)
         if channel is not None:
+            store.heartbeat(worker.name, launch.lease_seconds)  # images may be assigned to it from now on
+            channel.send("started", worker=worker.name)
             channel.send("ready", **model_facts(pipe, launch.model, Settings.from_json(launch.settings)))
     except CotrunkError as error:
         print(f"error: {error}", file=sys.stderr)

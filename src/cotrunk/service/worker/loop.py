@@ -14,7 +14,7 @@ from ...settings import Settings
 from ..channel import Channel
 from ..images import ImageFiles
 from ..launch import WorkerSettings
-from ..store import Store
+from ..store import ImageRow, Store
 from .admission import wave
 from .asked import call_of
 from .delivery import Delivery
@@ -30,6 +30,9 @@ from .wave import Call, Finished, Generator, StoppedError, check_device, reason_
 from .writer import Writer
 
 log = logging.getLogger("cotrunk.worker")
+PATIENCE = 2.0  # calls, or seconds if they are longer, that images wait for a busy worker before an idle one has them
+ROUTED_RECLAIM = 10.0  # seconds in place of the lease between looks for groups of workers that died: others do die
+ADOPTED = 4  # calls that the images which an idle worker adopts at once fill at most
 
 
 class Worker:
@@ -51,6 +54,7 @@ class Worker:
         self.name = name
         self.stopping: float | None = None
         self._launch, self._store, self._channel = launch, store, channel
+        self._routed = name if launch.is_routed else None
         files = ImageFiles(launch.images)
         self._savings = Savings()
         self._planner = Planner(pipe, settings, launch, self._savings)
@@ -98,7 +102,8 @@ class Worker:
                 self._generate([Formed.leased(group)])
             if again:
                 return True
-            self._reclaim_at = time.monotonic() + self._launch.lease_seconds / 2
+            pause = min(ROUTED_RECLAIM, self._launch.lease_seconds) if self._routed else self._launch.lease_seconds
+            self._reclaim_at = time.monotonic() + pause / 2
         groups = self.next_wave()
         if groups:
             self._generate(groups)
@@ -107,7 +112,7 @@ class Worker:
     def next_wave(self) -> list[Formed]:
         """Return the groups to run next, recorded and leased; empty if no image leaves now."""
         size = self._generator.batching.batch_size
-        buckets = self._queue.leaving(self._store.waiting(self._queue.look), size)
+        buckets = self._queue.leaving(self._waiting(size), size)
         groups = list[Formed]()
         for members in buckets:
             try:
@@ -122,6 +127,16 @@ class Worker:
         leased = self._store.lease(self.name, wanted, self._launch.lease_seconds, told)
         self._progress.notify()
         return [Formed.leased(group) for group in leased]
+
+    def _waiting(self, size: int) -> list[ImageRow]:
+        """Return the images that wait for this worker. If there are none, it adopts some of others."""
+        found = self._store.waiting(self._queue.look, self._routed)
+        if found or self._routed is None:
+            return found
+        patience = PATIENCE * max(1.0, self._speed.seconds)
+        if not self._store.adopt(self._routed, patience, self._launch.lease_seconds, ADOPTED * size):
+            return found
+        return self._store.waiting(self._queue.look, self._routed)
 
     def _generate(self, groups: Sequence[Formed]) -> None:
         """Generate groups in one call; if that fails, in smaller calls until the image at fault is found."""
@@ -196,8 +211,8 @@ class Worker:
 
     def _answer_plans(self) -> None:
         """Answer jobs that ask for a plan only."""
-        for job in self._store.waiting_plans():
-            if not self._store.start_plan(job.job.id):
+        for job in self._store.waiting_plans(worker=self.name):
+            if not self._store.start_plan(job.job.id, self.name):
                 continue
             try:
                 self._store.finish_plan(job.job.id, plan_result(self._planner, job, self._speed.computed))

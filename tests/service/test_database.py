@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from sqlalchemy import create_engine, text
+from sqlalchemy.exc import SQLAlchemyError
 from stored import accept
 
 from cotrunk.errors import CotrunkError
@@ -54,6 +55,16 @@ def test_processes_that_start_together_make_the_tables_once(database: str) -> No
     assert all(len(store.waiting()) == 1 for store in stores)
     for store in stores:
         store.close()
+
+
+def test_errors_do_not_repeat_what_was_to_be_written(database: str) -> None:
+    store = Store(database)
+    change(database, "DROP TABLE cotrunk_images")
+    with pytest.raises(SQLAlchemyError) as failed:
+        accept(store, "a secret prompt")
+    assert "cotrunk_images" in str(failed.value)
+    assert "secret" not in str(failed.value)
+    store.close()
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,11 @@ import pytest
 from PIL import Image
 from serving import GENERATIONS, Serving, serving
 
+from cotrunk.service.api import clerk
+from cotrunk.service.api.batch_lines import outputs_of, requests_of
 from cotrunk.service.api.limits import Limits
+from cotrunk.service.api.requests import Reader
+from cotrunk.service.store import ImageRequest, ImageRow, Job
 
 
 def line(name: str, **body: Any) -> dict[str, Any]:
@@ -89,6 +93,10 @@ def test_a_batch_gives_an_answer_per_request(service: Serving) -> None:
         (json.dumps({**line("1"), "x": 1}).encode(), 1, "unknown_parameter"),
         (json.dumps(line("1", steps="9")).encode(), 1, "invalid_value"),
         (json.dumps(line("1", steps=999)).encode(), 1, "invalid_value"),
+        (json.dumps(line("1", steps=10**400)).encode(), 1, "invalid_value"),
+        (json.dumps(line("1", n=10**400)).encode(), 1, "invalid_value"),
+        (json.dumps(line("1", wait_ms=10**400)).encode(), 1, "invalid_value"),
+        (json.dumps(line("1", guidance_scale=10**400)).encode(), 1, "invalid_value"),
         (json.dumps(line("1", stepz=9)).encode(), 1, "unknown_parameter"),
         (json.dumps(line("1", model="x")).encode(), 1, "model_not_found"),
         (json.dumps(line("1", stream=True)).encode(), 1, "unsupported_parameter"),
@@ -104,6 +112,51 @@ def test_a_wrong_file_runs_nothing_and_names_the_line(
     assert (problem["line"], problem["code"]) == (number, code)
     assert problem["message"].endswith((".", "}"))
     assert batch["job"] is None
+
+
+def test_an_unexpected_error_ends_its_own_batch_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(content: bytes, reader: Reader) -> list[ImageRequest]:
+        if b"secret" in content:
+            raise RuntimeError("a secret prompt")
+        return requests_of(content, reader)
+
+    monkeypatch.setattr(clerk, "requests_of", broken)
+    with serving(tmp_path) as service:
+        first = started(service, json.dumps(line("secret")).encode())["id"]
+        assert ran(service, line("good"))["status"] == "completed"
+        failed = ended(service, first)
+    assert (failed["status"], failed["errors"]["data"][0]["code"]) == ("failed", "internal_error")
+    assert f"{first} cannot be validated: RuntimeError at test_batch_routes.py:" in caplog.text
+    assert "a secret prompt" not in caplog.text
+
+
+def test_an_output_that_cannot_be_written_holds_up_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(job: Job, images: list[ImageRow]) -> tuple[bytes, bytes]:
+        if images[0].request.custom_id == "bad":
+            raise RuntimeError
+        return outputs_of(job, images)
+
+    monkeypatch.setattr(clerk, "outputs_of", broken)
+    with serving(tmp_path) as service:
+        first = started(service, json.dumps(line("bad")).encode())["id"]
+        while service.client.get(f"/v1/batches/{first}").json()["status"] != "finalizing":
+            time.sleep(0.02)
+        assert ran(service, line("good"))["status"] == "completed"
+        monkeypatch.setattr(clerk, "outputs_of", outputs_of)
+        assert ended(service, first)["status"] == "completed"  # tried again
+
+
+def test_a_storage_that_is_away_does_not_end_the_clerk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def away(*_: object) -> None:
+        raise ConnectionError
+
+    monkeypatch.setattr(clerk, "sweep", away)
+    with serving(tmp_path, keep_days=1) as service:
+        while not service.app.state.clerk._swept > 0:
+            time.sleep(0.02)
+        assert ran(service, line("good"))["status"] == "completed"
 
 
 def test_all_wrong_lines_are_named(service: Serving) -> None:

@@ -70,6 +70,45 @@ def test_a_worker_that_refuses_its_settings_is_not_started_again(tmp_path: Path)
     watched.stop()
 
 
+def test_a_worker_that_has_worked_before_is_started_again_whatever_its_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    link = WorkerLink()
+    watched = Supervisor(WorkerSettings("sqlite:///x", "images", str(tmp_path), "mini"), link)
+    lives = iter([1, 2, 2, None])
+
+    def life() -> int:
+        link.facts = {}  # type: ignore[typeddict-item]
+        watched._last_line = "Cannot write images: no space."
+        if (code := next(lives)) is None:
+            watched._stop.set()
+        return code or 0
+
+    monkeypatch.setattr(watched, "_life", life)
+    monkeypatch.setattr(watched._stop, "wait", lambda seconds: False)
+    watched._run()
+    assert watched.refusal is None
+    assert link.restarts == 3
+    assert "with code 2 (Cannot write images: no space.)" in caplog.text
+
+
+def test_a_worker_that_cannot_be_started_now_is_started_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    link, tries = WorkerLink(), []
+    watched = Supervisor(WorkerSettings("sqlite:///x", "images", str(tmp_path), "mini"), link)
+
+    def no_memory(*_: object, **__: object) -> None:
+        tries.append(1)
+        if len(tries) == 3:
+            watched._stop.set()
+        raise OSError(12, "Cannot allocate memory")
+
+    monkeypatch.setattr(supervisor.subprocess, "Popen", no_memory)
+    monkeypatch.setattr(watched._stop, "wait", lambda seconds: False)
+    watched._run()
+    assert len(tries) == 3
+    assert link.restarts == 2
+
+
 def test_a_worker_that_keeps_dying_is_started_less_and_less_often(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,8 +3,8 @@
 import asyncio
 import base64
 import binascii
+import logging
 import time
-from contextlib import suppress
 from typing import Annotated
 
 from fastapi import Depends, Header, Query, Request
@@ -12,15 +12,15 @@ from fastapi.security import HTTPBearer
 from limits import RateLimitItemPerMinute
 from limits.storage import MemoryStorage
 from limits.strategies import MovingWindowRateLimiter
-from sqlalchemy.exc import SQLAlchemyError
 
 from ..store import Owner, Store
-from .errors import LIMIT, ApiError
+from .errors import LIMIT, ApiError, described
 from .state import in_thread, retry_after, service_of
 
 LOCAL = Owner("local", {})  # the owner of everything while there are no keys
 LOOK_SECONDS = 1.0  # how long a first key may go unnoticed
 LONGEST_KEY = 200  # characters
+log = logging.getLogger("cotrunk.service")
 bearer = HTTPBearer(auto_error=False, description="A key that `cotrunk keys add` printed. Needed once there are keys.")
 
 
@@ -49,8 +49,10 @@ class Access:
         """Look again every second, until the task is cancelled."""
         while True:
             await asyncio.sleep(LOOK_SECONDS)
-            with suppress(SQLAlchemyError):  # a database that does not answer is asked again
+            try:
                 await in_thread(self.look)
+            except Exception as error:  # a database that does not answer is asked again
+                log.warning("keys cannot be read: %s", described(error))
 
     def owner_of(self, key: str | None) -> Owner:
         """Return the holder of a key.

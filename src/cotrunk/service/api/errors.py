@@ -1,7 +1,9 @@
 """Errors in OpenAI's form: `{"error": {"message", "type", "param", "code"}}`, whatever went wrong."""
 
 import logging
+import traceback
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -61,6 +63,14 @@ def wrong(param: str | None, message: str, code: str = "invalid_value") -> ApiEr
 def missing(what: str, identifier: str) -> ApiError:
     """Return the error for something that does not exist, or that belongs to another owner."""
     return ApiError(404, f"There is no {what} {shown(identifier)} of this key: check the id.", f"{what}_not_found")
+
+
+def described(error: BaseException) -> str:
+    """Return kind and place of an error for the log; its message may contain prompts."""
+    places = traceback.extract_tb(error.__traceback__)
+    return f"{type(error).__name__} at " + " < ".join(
+        f"{Path(place.filename).name}:{place.lineno}" for place in reversed(places[-6:])
+    )
 
 
 def body_of(message: str, kind: str, param: str | None, code: str | None) -> dict[str, Any]:

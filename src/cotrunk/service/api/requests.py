@@ -1,6 +1,5 @@
 """From a request to the images that it asks for, within the limits of the service and of the model."""
 
-import math
 import secrets
 from collections.abc import Sequence
 from typing import Any
@@ -16,6 +15,7 @@ from .schemas.sampling import Sampling
 ROWS_PER_STEP = 2  # with guidance; without it, the estimate is too high by half
 STEPS = 50  # assumed for the estimate until the worker says how many its model takes
 DRAWN_BITS = 48  # of a seed that the client does not give: every JSON reader keeps it exact
+LONGEST_SHOWN = 10**12  # numbers beyond it are not repeated in messages
 SIDE_STEP = 8  # no pipeline takes sides that are not multiples of it
 
 
@@ -48,9 +48,7 @@ class Reader:
         self.most("prompts", len(asked.prompts), self.limits.prompts, what="has {value:,} entries")
         items = [PromptItem(prompt=each) if isinstance(each, str) else each for each in asked.prompts]
         count = sum(item.n or asked.n or 1 for item in items)
-        if count > self.limits.images:
-            most = self.limits.images
-            raise wrong("n", f"The request asks for {count:,} images: this service takes {most:,} at once.")
+        self.most("n", count, self.limits.images, what="asks for {value:,} images")
         return [image for number, item in enumerate(items) for image in self._of_item(asked, item, f"prompts.{number}")]
 
     def _of_item(self, asked: Sampling, item: PromptItem, place: str) -> Sequence[ImageRequest]:
@@ -145,5 +143,6 @@ class Reader:
             ApiError: it is larger.
         """
         if value is not None and value > most:
-            found = what.format(value=value if math.isfinite(value) else 0)
+            # a longer number is not printed: JSON has whole numbers beyond every float
+            found = what.format(value=value) if value < LONGEST_SHOWN else "is too large"
             raise wrong(param, f"{param} {found}: this service takes {most:,} at most.")

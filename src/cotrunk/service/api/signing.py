@@ -10,24 +10,30 @@ import hashlib
 import hmac
 import os
 import secrets
+import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 
-from ...files import writing
+from ...errors import CotrunkError
+from ...files import PART, writing
 from ..store import Store
 
 NAME = "signing.key"  # in the data folder
 SECONDS = 3600
+BYTES = 32  # of the secret
 
 
 class Signer:
     """Signs paths.
 
     Args:
-        secret: the key of the signatures.
+        secret: the key of the signatures, 32 random bytes.
     """
 
     def __init__(self, secret: bytes) -> None:
+        if len(secret) != BYTES:  # everyone could sign with an empty one
+            raise ValueError(f"a key of signatures has {BYTES} bytes, not {len(secret)}")
         self._secret = secret
 
     def signed(self, path: str, owner: str) -> str:
@@ -61,15 +67,30 @@ def signer_in(folder: Path) -> Signer:
     """Return the signer whose secret is kept in a folder; make the secret if there is none.
 
     Raises:
-        CotrunkError: the folder cannot be written.
+        CotrunkError: the folder cannot be written, or the secret in it is damaged.
     """
     path = folder / NAME
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        try:
-            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        except FileExistsError:
-            return Signer(path.read_bytes())
+        if not path.exists():
+            _make(path)
+        secret = path.read_bytes()
+    if len(secret) != BYTES:
+        raise CotrunkError(
+            f"The key of signatures in {path} is damaged: remove the file. Addresses that were signed with it end."
+        )
+    return Signer(secret)
+
+
+def _make(path: Path) -> None:
+    """Write a new secret. The file is there whole or not at all, and the first of two processes that start wins."""
+    descriptor, part = tempfile.mkstemp(suffix=PART, dir=path.parent)  # only this user may read it
+    try:
         with os.fdopen(descriptor, "wb") as file:
-            file.write(secrets.token_bytes(32))
-        return Signer(path.read_bytes())
+            file.write(secrets.token_bytes(BYTES))
+            file.flush()
+            os.fsync(file.fileno())
+        with suppress(FileExistsError):
+            os.link(part, path)
+    finally:
+        Path(part).unlink()

@@ -16,6 +16,7 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0  # seconds before a worker is started aga
 HEALTHY_SECONDS = 60.0  # a worker that lived so long was not broken: the pause starts again
 STOP_SECONDS = 30.0  # to end the running wave, or to give its images back
 REFUSED = 2  # exit code of a worker whose settings are wrong; starting it again would not help
+FAILED = 1  # exit code of a worker that has not told its own
 log = logging.getLogger("cotrunk.service")
 
 
@@ -58,10 +59,11 @@ class Supervisor:
         pause = FIRST_PAUSE
         while not self._stop.is_set():
             begin = time.monotonic()
-            code = self._life()
+            code = self._code()
             if self._stop.is_set():
                 break
-            if code == REFUSED:
+            # settings that have worked once are right: then a disk is full, or a server is away for a moment
+            if code == REFUSED and self._link.facts is None:
                 self.refusal = self._last_line or "The worker refuses its settings; its messages are above."
                 self._link.state = "stopped"
                 self._link.woken()
@@ -70,8 +72,20 @@ class Supervisor:
             self._link.state = "restarting"
             self._link.restarts += 1
             self._link.woken()
-            log.warning("the worker has ended with code %d, and is started again in %.1f s", code, pause)
+            why = f" ({self._last_line})" if code == REFUSED else ""
+            log.warning("the worker has ended with code %d%s, and is started again in %.1f s", code, why, pause)
             self._stop.wait(pause * random.uniform(0.8, 1.2))  # several services on a machine do not start together
+
+    def _code(self) -> int:
+        """Return the exit code of a worker; that of a failure if it cannot be started or talked to."""
+        try:
+            return self._life()
+        except Exception as error:  # such as no memory for a process: the next try may have it
+            log.warning("the worker cannot be supervised: %s", type(error).__name__)
+            if self._process is not None and self._process.poll() is None:
+                self._process.kill()
+                self._process.wait()
+            return FAILED
 
     def _life(self) -> int:
         """Start a worker, read its messages until it ends, and return its exit code."""

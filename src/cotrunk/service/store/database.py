@@ -21,6 +21,8 @@ from .tables import VERSION, meta, tables
 
 BUSY_SECONDS = 30  # how long a writer of SQLite waits for another process
 CONNECTIONS = 20  # per process: one per thread of the API that may ask at the same time
+# errors and the log must not repeat what a statement writes: prompts, files, hashes of keys
+OPTIONS: dict[str, Any] = {"pool_size": CONNECTIONS, "hide_parameters": True}
 SCHEMA_LOCK = 0x636F7472  # an advisory lock of PostgreSQL; any number that nothing else uses ("cotr")
 
 
@@ -44,7 +46,7 @@ class Database:
         if not path.name or self.url.database == ":memory:":
             raise CotrunkError("The database must be a file, because two processes use it: name one, sqlite:///FILE.")
         self._try(lambda: path.parent.mkdir(parents=True, exist_ok=True))
-        engine = create_engine(self.url, pool_size=CONNECTIONS, connect_args={"timeout": BUSY_SECONDS})
+        engine = create_engine(self.url, connect_args={"timeout": BUSY_SECONDS}, **OPTIONS)
 
         @event.listens_for(engine, "connect")
         def _set_up(connection: Any, record: Any) -> None:
@@ -61,7 +63,7 @@ class Database:
         return engine
 
     def _postgresql(self) -> Engine:
-        return create_engine(self.url, pool_size=CONNECTIONS, pool_pre_ping=True, connect_args={"connect_timeout": 10})
+        return create_engine(self.url, pool_pre_ping=True, connect_args={"connect_timeout": 10}, **OPTIONS)
 
     def _prepare(self) -> None:
         with self.write() as connection:

@@ -32,7 +32,8 @@ async def txt2img(request: Request, asked: Txt2Img, owner: Caller) -> Txt2ImgAns
         sides = asked.width, asked.height
     count = (asked.batch_size or 1) * (asked.n_iter or 1)
     if count > service.limits.n:
-        raise wrong("batch_size", f"batch_size times n_iter is {count}: this service takes {service.limits.n} at most.")
+        most = service.limits.n
+        raise wrong("batch_size", f"batch_size times n_iter is too large: this service takes {most} at most.")
     try:
         same = ImagesRequest(
             prompt=asked.prompt,

@@ -24,7 +24,8 @@ def main() -> None:
     for folder in arguments.folders:
         points = read_lines(folder / "points.jsonl")
         for family, name in NAMES.items():
-            own = sorted((point["rows"], point["psnr"]) for point in points if point["family"] == family)
+            drawn = (p for p in points if (p["scheduler"], p["steps"], p["family"]) == ("dpm++2m", 50, family))
+            own = sorted((point["rows"], point["psnr"]) for point in drawn)
             model = points[0]["model"]
             panel.plot(
                 *zip(*own, strict=True), STYLES[model], color=COLOURS[name], marker="o", label=f"{model}, {name}"

@@ -1,10 +1,9 @@
 """`cotrunk generate`."""
 
 import time
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -12,6 +11,7 @@ from ..checks import whole
 from ..errors import CotrunkError
 from ..pipelines.weighted_lora import loras_of
 from ..settings import DEFAULT_SHARING, Settings, Sharing
+from .cluster_options import ClusterAddress, GpusPerPainter, Painters, WaveSize, cluster_of, conclude_failed, on_cluster
 from .console import conclude, say
 from .image_options import ControlImage, ControlNetName, InputImage, MaskImage, Strength, with_images
 from .inputs import check_numbers, check_size, is_given, out_folder, prompts_of, sharing_of, skipping_of
@@ -57,13 +57,7 @@ from .options import (
     option,
 )
 from .output_options import FormatName, LayoutName, MetadataName, Name, Quality, output_of
-
-if TYPE_CHECKING:
-    from ..pipelines.weighted_lora import WeightedLora
-    from ..tuning.settings_file import Basis
-
-SHARING_OPTIONS = ("share", "similarity", "max_group", "mode", "encoder", "noise", "trunk_guidance")
-TUNED = ("steps", *SHARING_OPTIONS, "exact", "skip", "tolerance", "fidelity", "guidance_interval")
+from .tuned import SHARING_OPTIONS, is_same, tuned, warn_if_tuned_for_another
 
 
 def generate(
@@ -169,6 +163,10 @@ def generate(
             "--shard",
         ),
     ] = None,
+    ray: ClusterAddress = None,
+    painters: Painters = None,
+    gpus: GpusPerPainter = None,
+    wave: WaveSize = None,
 ) -> None:
     """Generate an image for each prompt; similar prompts share their early steps, and smooth steps are skipped.
 
@@ -185,19 +183,19 @@ def generate(
     rows, images = with_images(rows, image, mask_image, control_image, controlnet, strength)
     out = out_folder(out_name)
     output = output_of(format, quality, name, layout, metadata, [row.prompt for row in rows], prompt_file)
-    loras = loras_of(lora)
+    loras, cluster = loras_of(lora), cluster_of(ray, painters, gpus, wave)
     check_numbers(steps, guidance, seed, images_per_prompt)
     check_size(width, height)
     if settings_file is not None:
-        settings, basis = _tuned(context, settings_file)
+        settings, basis = tuned(context, settings_file)
         guidance = guidance if is_given(context, "guidance") else basis.guidance
         scheduler = scheduler if is_given(context, "scheduler") else basis.scheduler
         if not is_given(context, "model"):
             model = basis.model
             config, revision, variant = config or basis.config, revision or basis.revision, variant or basis.variant
-        if not is_given(context, "lora") and _is_same(basis.model, model):  # a LoRA belongs to its model
+        if not is_given(context, "lora") and is_same(basis.model, model):  # a LoRA belongs to its model
             loras = basis.lora
-        _warn_if_tuned_for_another(basis, model, loras)
+        warn_if_tuned_for_another(basis, model, loras)
     else:
         sharing: Sharing | None = sharing_of(share, similarity, max_group, mode, encoder, noise, trunk_guidance)
         skipping = skipping_of(skip, tolerance, fidelity)
@@ -244,17 +242,22 @@ def generate(
         shard=None if shard is None else Shard.parse(shard),
         **images,
     )
+    how: dict[str, Any] = {"resume": resume, "retry_failed": retry_failed, "begin": begin, "plan": plan}
+    failed: tuple[str, ...] = ()
     with JobProgress() as progress:
         try:
-            report = run_job(
-                job, out, resume=resume, retry_failed=retry_failed, on_event=progress, begin=begin, plan=plan
-            )
+            if cluster is None:
+                report = run_job(job, out, on_event=progress, **how)
+            else:
+                report, failed = on_cluster(job, out, cluster, progress, how)
         except KeyboardInterrupt:
             raise typer.Exit(130) from None
-    if job.shard is None:
-        conclude(report, out)
-    else:
+    if job.shard is not None:
         say("green", "done", f"share {job.shard}; when all are done, join them: cotrunk merge DIR... --out RUN")
+        return
+    if failed:
+        conclude_failed(failed, out)
+    conclude(report, out)
 
 
 def _check_exact(context: typer.Context, skip: bool | None) -> None:
@@ -267,34 +270,3 @@ def _check_exact(context: typer.Context, skip: bool | None) -> None:
         if is_given(context, name):
             option_name = name.replace("_", "-")
             raise CotrunkError(f"--exact neither shares nor skips, and --{option_name} does: give one of them.")
-
-
-def _tuned(context: typer.Context, path: Path) -> tuple[Settings, "Basis"]:
-    """Read a file of `cotrunk tune`, and refuse options that would contradict its settings."""
-    from ..tuning.settings_file import read_settings
-
-    for name in TUNED:
-        if is_given(context, name):
-            raise CotrunkError(f"--settings and --{name.replace('_', '-')} are both given: give one of them.")
-    return read_settings(path)
-
-
-def _warn_if_tuned_for_another(basis: "Basis", model: str, loras: "Sequence[WeightedLora]") -> None:
-    """Warn if the settings were tuned for another model or another LoRA, because they may not suit this one."""
-    tuned_with, used_with = (" + ".join(str(lora) for lora in some) for some in (basis.lora, loras))
-    is_same_lora = len(basis.lora) == len(loras) and all(
-        one.weight == other.weight and _is_same(one.name, other.name)
-        for one, other in zip(basis.lora, loras, strict=True)
-    )
-    for what, is_same, tuned, used in (
-        ("model", _is_same(basis.model, model), basis.model, model),
-        ("LoRA", is_same_lora, tuned_with, used_with),
-    ):
-        if not is_same:
-            text = f"the settings were tuned with another {what} ({tuned or 'none'}, not {used or 'none'})"
-            say("yellow", "warning", f"{text}: cotrunk tune finds those that suit this one")
-
-
-def _is_same(one: str, other: str) -> bool:
-    # different paths may name the same folder
-    return one == other or Path(one).resolve() == Path(other).resolve()

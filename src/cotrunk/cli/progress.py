@@ -49,6 +49,8 @@ class JobProgress:
                 self._bar.step(rows)
             case events.BatchDone(_, images, rows) if self._bar is not None:
                 self._bar.batch(rows, len(images))
+            case events.Machines(count) if self._bar is not None:
+                self._bar.machines = count
             case events.DenoisingDone():
                 self._shown.close()
             case events.Interrupted(done, images):
@@ -86,6 +88,7 @@ class Bar:
         self.total, self.images = rows, images
         self.before = self.rows = rows_done
         self.images_done = images_done
+        self.machines = 1  # of a cluster
         self.begin = time.perf_counter()
         self.bar = Progress(
             BarColumn(24),
@@ -119,4 +122,5 @@ class Bar:
     def _images(self, rows: int) -> str:
         # the rate comes from rows, so that it is known before the first batch ends
         rate = (rows - self.before) / max(self.total, 1) * self.images / max(time.perf_counter() - self.begin, 1e-9)
-        return f"{self.images_done}/{self.images} images, {rate:.2f} images/s"
+        where = f", {self.machines} machines" if self.machines > 1 else ""
+        return f"{self.images_done}/{self.images} images, {rate:.2f} images/s{where}"

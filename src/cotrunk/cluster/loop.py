@@ -11,7 +11,8 @@ from .watchdog import Watchdog
 from .waves import Wave
 
 POLL = 0.5  # seconds between two looks at the manifest
-FRUITLESS = 3  # passes in a row in which no wave was finished until the run is given up
+# Passes in a row in which no wave was finished until the run is given up: more than the deaths until a group is.
+FRUITLESS = 5
 ALL_FAILED = 30  # groups that fail before any succeeds until the run is given up
 
 

@@ -92,6 +92,13 @@ class BatchDone:
 
 
 @dataclass(frozen=True)
+class Machines:
+    """How many machines of a cluster have finished something so far."""
+
+    count: int
+
+
+@dataclass(frozen=True)
 class DenoisingDone:
     """Every image of the current `Denoising` is finished, or the job was stopped."""
 
@@ -132,6 +139,7 @@ Event = (
     | Denoising
     | StepDone
     | BatchDone
+    | Machines
     | DenoisingDone
     | Interrupted
     | Extended

@@ -38,7 +38,7 @@ from .facts import PipelineFacts
 from .images import ImageFiles
 from .job import Job
 from .job_plan import JobPlan
-from .journal import Journal, Progress
+from .journal import Journal, Line, Progress
 from .large import THUMBNAILS
 from .naming import FOLDERS, NUMBERED
 from .page import write_page
@@ -118,6 +118,14 @@ class RunFolder:
             CotrunkError: a file cannot be written, or the pipeline returns no images.
         """
         self._journal.append(arm, batch, self.files.write(arm, batch, job, pipeline))
+
+    def write_lines(self, lines: Sequence[Line]) -> None:
+        """Add to the journal the lines of batches whose images others wrote.
+
+        Raises:
+            CotrunkError: they cannot be written.
+        """
+        self._journal.write(lines)
 
     def write_report(
         self, job: Job, pipeline: PipelineFacts, plan: JobPlan, arms: Sequence[Arm], seconds: Mapping[str, float]

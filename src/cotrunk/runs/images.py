@@ -2,7 +2,7 @@
 
 import hashlib
 import stat
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +58,7 @@ class ImageFiles:
         for folder in {path.parent for path in paths.values()}:
             with writing(folder):
                 folder.mkdir(parents=True, exist_ok=True)
-        self._write_records(arm, batch)
+        self.write_records(arm, batch.images)
         contents = encoded_images(arm, batch, job, pipeline, paths.keys())
         digests = tuple(
             None if content is None else self._write(paths[index], content)
@@ -84,12 +84,18 @@ class ImageFiles:
                     path.parent.mkdir(parents=True, exist_ok=True)
                 write_bytes(path, lambda file, content=content: file.write(content))  # type: ignore[misc]
 
-    def _write_records(self, arm: Arm, batch: Batch) -> None:
-        """Write the record of each prompt of a batch into the folder above that of its images."""
+    def write_records(self, arm: Arm, images: Iterable[int]) -> None:
+        """Write the record of the prompt of each of some images into the folder above that of the prompt's images.
+
+        Raises:
+            CotrunkError: a file cannot be written.
+        """
         if arm.output.records:
-            for index in batch.images:
+            for index in images:
                 file = self.path(arm, index).parent.parent / "metadata.jsonl"
                 if not file.exists():
+                    with writing(file):
+                        file.parent.mkdir(parents=True, exist_ok=True)
                     write_text(file, arm.output.records[arm.part.prompts[index]] + "\n")
 
     def is_intact(self, path: Path, digest: str | None) -> bool:

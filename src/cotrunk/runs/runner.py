@@ -101,7 +101,7 @@ def run_job(
     job = checked_inputs(job)
     if load is load_pipeline_of:
         check_parts(job)
-    given = () if plan is None else _given(Path(plan), job)
+    given = () if plan is None else given_parts(Path(plan), job)
     if job.shard is not None and retry_failed:
         raise CotrunkError("A share of a run does not know what failed in the others: merge them, then retry.")
     trunks = trunks_of(job)
@@ -122,7 +122,7 @@ def run_job(
         return runner.run(is_resumed, retry_failed)
 
 
-def _given(path: Path, job: Job) -> Sequence[PartPlan]:
+def given_parts(path: Path, job: Job) -> Sequence[PartPlan]:
     """Return the parts of a plan that a run is to follow.
 
     Raises:
@@ -261,7 +261,7 @@ class _Runner:
             Denoising(
                 rows=sum(arm.plan.cost_of(arm.plan.select(shares[arm.name])).used for arm, _, _ in runs),
                 images=sum(len(images) for images in shares.values()),
-                rows_done=sum(_planned_rows(done.cost.used, done.spared) for done in finished.values()),
+                rows_done=sum(planned_rows(done.cost.used, done.spared) for done in finished.values()),
                 images_done=sum(len(done.images) for done in finished.values()),
             )
         )
@@ -281,14 +281,14 @@ class _Runner:
                         self.lock.check()
                         self.folder.write_batch(arm, batch, job, facts)
                         images = tuple(arm.part.images[image] for image in batch.images)
-                        self.on_event(BatchDone(arm.kind, images, _planned_rows(batch.cost.used, batch.spared)))
+                        self.on_event(BatchDone(arm.kind, images, planned_rows(batch.cost.used, batch.spared)))
         finally:
             self.on_event(DenoisingDone())
 
     def _on_step(self, event: StepEvent) -> None:
-        self.on_event(StepDone(_planned_rows(event.rows, event.rows_spared)))
+        self.on_event(StepDone(planned_rows(event.rows, event.rows_spared)))
 
 
-def _planned_rows(computed: int, spared: Mapping[str, int]) -> int:
+def planned_rows(computed: int, spared: Mapping[str, int]) -> int:
     """Return how many planned rows are done: computed and skipped ones. What sharing saves is not in the plan."""
     return computed + spared["skipping"] + spared["guidance"]

@@ -1,0 +1,110 @@
+"""The options for a run on a Ray cluster, and how it ends."""
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ..errors import CotrunkError
+from .console import counted, say
+from .options import option
+
+if TYPE_CHECKING:
+    from ..cluster.connecting import Cluster
+    from ..runs.events import OnEvent
+    from ..runs.job import Job
+    from ..runs.report import RunReport
+
+CLUSTER = "Many machines"
+
+ClusterAddress = Annotated[
+    str | None,
+    option(
+        CLUSTER,
+        "ADDRESS",
+        "Generate on a Ray cluster: local starts Ray on this machine, auto is the cluster that it belongs to, or "
+        "HOST:PORT. All machines must see --out.",
+        "--ray",
+    ),
+]
+Painters = Annotated[
+    str | None,
+    option(
+        CLUSTER,
+        "N",
+        "Processes that generate, or MIN-MAX for a cluster that grows; by default one per GPU, and one per machine "
+        "without GPUs.",
+        "--painters",
+    ),
+]
+GpusPerPainter = Annotated[
+    float | None,
+    option(
+        CLUSTER,
+        "X",
+        "GPUs of each of these processes; 0.5 lets two share one. By default 1 if there are any.",
+        "--gpus",
+    ),
+]
+WaveSize = Annotated[
+    int | None,
+    option(
+        CLUSTER,
+        "N",
+        "Images that a process generates before it reports them, 64 by default: what a lost machine loses.",
+        "--wave",
+    ),
+]
+
+
+def cluster_of(ray: str | None, painters: str | None, gpus: float | None, wave: int | None) -> "Cluster | None":
+    """Return the cluster that the options describe; None if the run is on this machine alone.
+
+    Raises:
+        CotrunkError: an option is wrong, or is for a cluster and there is none; or Ray is not installed.
+    """
+    given = {"--painters": painters, "--gpus": gpus, "--wave": wave}
+    if ray is None:
+        for name, value in given.items():
+            if value is not None:
+                raise CotrunkError(f"{name} is for a run on a cluster: add --ray ADDRESS, or leave it out.")
+        return None
+    from ..cluster.connecting import Cluster, check_installed
+
+    check_installed()
+    least, most = _range(painters)
+    sizes = {} if wave is None else {"wave": wave}
+    return Cluster(ray, most, least, gpus, **sizes)
+
+
+def _range(painters: str | None) -> tuple[int | None, int | None]:
+    """Return the fewest and the most painters."""
+    if painters is None:
+        return None, None
+    found = re.fullmatch(r"(?:([0-9]{1,6})-)?([0-9]{1,6})", painters)
+    if found is None:
+        raise CotrunkError(f"--painters {painters!r} is not a number: use N, or MIN-MAX such as 2-16.")
+    return None if found[1] is None else int(found[1]), int(found[2])
+
+
+def on_cluster(
+    job: "Job", out: Path, cluster: "Cluster", on_event: "OnEvent", how: dict[str, Any]
+) -> "tuple[RunReport, tuple[str, ...]]":
+    """Run a job on a cluster. Return its report, and the records of the groups that failed."""
+    from ..cluster.run import run_on_cluster
+
+    done = run_on_cluster(job, out, cluster, on_event=on_event, **how)
+    return done.report, done.failed
+
+
+def conclude_failed(failed: tuple[str, ...], out: Path) -> None:
+    """Say which groups failed, and exit with code 3."""
+    some = ", ".join(failed[:5]) + (", ..." if len(failed) > 5 else "")
+    say(
+        "red",
+        "failed",
+        f"{counted(len(failed), 'group')} failed three times, the others are done; the tracebacks are in {out}: "
+        f"{some}. --resume tries them again.",
+    )
+    raise typer.Exit(3)

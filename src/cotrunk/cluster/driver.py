@@ -1,0 +1,274 @@
+"""The driver of a run on a cluster: it plans, lets the cluster paint, and writes what a single machine writes."""
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+
+from ..errors import CotrunkError
+from ..lock import FolderLock
+from ..pipelines import loading
+from ..pipelines.own_defaults import own_guidance
+from ..planning.tree import Branch
+from ..runs.arm import Arm, main_arms
+from ..runs.events import (
+    BatchDone,
+    Denoising,
+    DenoisingDone,
+    Extended,
+    Interrupted,
+    Loading,
+    Machines,
+    OnEvent,
+    Planned,
+    Planning,
+    Retrying,
+)
+from ..runs.facts import PipelineFacts
+from ..runs.folder import RunFolder
+from ..runs.job import Job
+from ..runs.job_plan import JobPlan, PartPlan, load_job_plan
+from ..runs.part_pipelines import PartPipelines
+from ..runs.report import RunReport
+from ..runs.resume import Head, check_dtype
+from ..runs.run_parts import planned, planned_retries, prompts_of
+from ..runs.runner import planned_rows
+from ..runs.trained_trunk import other_trunk
+from . import attempts, failed, manifest
+from .loop import Pass, finish
+from .manifest import Finished
+from .painter import Setup
+from .store import Store
+from .watchdog import Watchdog
+from .waves import Cut, Wave, cut, wave_of, write_waves
+
+WAVES = "waves"  # folder of the waves of the current pass
+
+StartPass = Callable[[Sequence[Path], Setup], Pass]
+
+
+@dataclass(frozen=True)
+class ClusterReport:
+    """What came of a run.
+
+    Attributes:
+        report: as of a single machine.
+        failed: records of the groups that could not be generated, relative to the folder of the run.
+    """
+
+    report: RunReport
+    failed: tuple[str, ...]
+
+
+@dataclass
+class Driver:
+    """A run on a cluster, with its folder locked.
+
+    Attributes:
+        job, folder, lock: of the run.
+        setup: of its painters.
+        device: on which they generate.
+        start: starts a pass over the waves in some files.
+        on_event, begin: as for `run_on_cluster`.
+        wave: most images of a wave.
+        poll: seconds between two looks at the manifest.
+    """
+
+    job: Job
+    folder: RunFolder
+    lock: FolderLock
+    setup: Setup
+    device: str
+    start: StartPass
+    on_event: OnEvent
+    begin: float
+    wave: int
+    poll: float = 0.5
+    facts: PipelineFacts = field(init=False)
+    plan: JobPlan = field(init=False)
+    seconds: dict[str, float] = field(default_factory=dict)
+    machines: set[str] = field(default_factory=set)
+    knows_pipeline: bool = False  # whether `facts` come from a painter
+
+    def run(self, given: Sequence[PartPlan], is_resumed: bool, retry_failed: bool) -> ClusterReport:
+        """Make every image that is not finished yet, and write the report.
+
+        Args:
+            given: the parts of a plan to follow.
+            is_resumed: whether the folder holds an earlier part of the run.
+            retry_failed: as for `run_on_cluster`.
+        """
+        store = Store(self.setup.place)
+        pipelines = self._planned(given, is_resumed)
+        self.on_event(Planned(self.plan, self.facts.other_trunk))
+        file = self.folder.path / "plan.json"
+        if is_resumed:  # in this order for the same reasons as in `runner`
+            self.plan.save(file)
+        self._write_report()
+        if not is_resumed:
+            self.plan.save(file)
+        failed.clear(store)
+        for arm in self.arms:
+            self.folder.files.write_records(arm, range(len(arm.plan)))
+        try:
+            records = self._paint(store, self.arms)
+            if retry_failed:
+                images = self._write_report().images
+                again = [number for number, image in enumerate(images) if image.failed or image.flagged]
+                if again:
+                    self.on_event(Retrying(len(again)))
+                    first = len(self.plan.parts)
+                    self.plan = planned_retries(pipelines, self.job, self.plan, again)
+                    self.plan.save(file)
+                    records += self._paint(store, self.arms[first:])
+        except KeyboardInterrupt:
+            self.on_event(Interrupted(sum(len(self.folder.progress(arm).images) for arm in self.arms), len(self.plan)))
+            raise
+        self.seconds["total"] = time.perf_counter() - self.begin
+        self.lock.check()
+        report = self._write_report()
+        for name in (WAVES, manifest.FOLDER, attempts.FOLDER):
+            shutil.rmtree(self.folder.path / name, ignore_errors=True)
+        return ClusterReport(report, tuple(records))
+
+    @property
+    def arms(self) -> list[Arm]:
+        """The arms of the run, one per part."""
+        return main_arms(self.plan, self.job.naming, self.job.ids)
+
+    def _planned(self, given: Sequence[PartPlan], is_resumed: bool) -> PartPipelines:
+        """Plan the run, without a denoiser, and say what is known about the pipeline."""
+        job = self.job
+        self.on_event(Loading(job.model, has_denoiser=False))
+        pipe = loading.load_pipeline(
+            job.model,
+            "auto",
+            config=job.config,
+            revision=job.revision,
+            variant=job.variant,
+            scheduler=job.scheduler,
+            denoiser=False,
+        )
+        self.seconds["load"] = time.perf_counter() - self.begin
+        self.on_event(Planning(len(job.prompts)))
+        begin = time.perf_counter()
+        saved = load_job_plan(self.folder.path / "plan.json", job).parts if is_resumed else given
+        if saved and (appended := len(job.prompts) - prompts_of(saved)):
+            self.on_event(Extended(appended))
+        pipelines = PartPipelines(pipe, job, denoiser=False)
+        self.plan = planned(pipelines, job, saved)
+        self.seconds["embed"] = time.perf_counter() - begin
+        parts = None if job.source.function is not None else dict.fromkeys(pipe.components)
+        dtype = str(loading.resolve_dtype(job.dtype, self.device, parts)).removeprefix("torch.")
+        self.setup = replace(self.setup, dtype=dtype)
+        head = Head.read(self.folder.read()[0]) if is_resumed else None
+        if head is not None:
+            check_dtype(self.folder, dtype)
+        scale = own_guidance(pipe) if job.guidance_scale is None else job.guidance_scale
+        trunks = (other_trunk(part.part(job).job.lora, part.plan) for part in self.plan.parts)
+        fresh = PipelineFacts(type(pipe.scheduler).__name__, self.device, dtype, scale)
+        self.facts = replace(
+            fresh if head is None else head.pipeline, guidance_scale=scale, other_trunk=next(filter(None, trunks), None)
+        )
+        return pipelines
+
+    def _paint(self, store: Store, arms: Sequence[Arm]) -> list[str]:
+        """Let the cluster generate the images of these arms that are not in the journal. Return what failed."""
+        done = {arm.name: self.folder.progress(arm).images for arm in arms}
+        self._begin_progress(arms)
+        records, lost = list[str](), 0
+        try:
+            while cuts := cut(arms, self.wave, partial(_is_left, done)):
+                records += self._paint_cuts(store, cuts)
+                given_up = {image for name in records for image in _images_of(store, name)}
+                done = {
+                    arm.name: self.folder.progress(arm).images
+                    | {image for image, number in enumerate(arm.part.images) if number in given_up}
+                    for arm in arms
+                }
+                lost += 1
+                if lost == 3:
+                    break
+        finally:
+            self.on_event(DenoisingDone())
+        if any(len(done[arm.name]) < len(arm.plan) for arm in arms):
+            raise CotrunkError(
+                f"Images in {self.folder.path} were removed or changed during the run: use --resume to generate "
+                "them again."
+            )
+        return records
+
+    def _begin_progress(self, arms: Sequence[Arm]) -> None:
+        finished = [self.folder.progress(arm) for arm in arms]
+        self.on_event(
+            Denoising(
+                rows=sum(arm.plan.cost.used for arm in arms),
+                images=sum(len(arm.plan) for arm in arms),
+                rows_done=sum(planned_rows(own.cost.used, own.spared) for own in finished),
+                images_done=sum(len(own.images) for own in finished),
+            )
+        )
+
+    def _paint_cuts(self, store: Store, cuts: Sequence[Cut]) -> list[str]:
+        """Let the cluster generate some waves. Return what failed."""
+        used = {each.arm.number: each.arm for each in cuts}
+        jobs = {number: arm.part.part(self.job).aligned() for number, arm in used.items()}
+        by_id, waves, first = dict[str, Cut](), list[Wave](), list[Path]()
+
+        def made() -> Iterator[Wave]:
+            for each in cuts:
+                wave = wave_of(each, jobs[each.arm.number])
+                by_id[wave.id] = each
+                yield wave
+
+        for path, some in write_waves(made(), self.folder.path / WAVES):
+            first.append(path)
+            waves += some
+
+        def begin(left: Sequence[str]) -> Pass:
+            files = first
+            if len(left) < len(waves):
+                again = (wave_of(by_id[wave], jobs[by_id[wave].arm.number]) for wave in left)
+                files = [path for path, _ in write_waves(again, self.folder.path / WAVES)]
+            return self.start(files, self.setup)
+
+        return finish(waves, begin, store, Watchdog(time.monotonic), on_finished=self._join, poll=self.poll)
+
+    def _join(self, found: Sequence[Finished]) -> None:
+        """Move finished waves to the journal."""
+        self.lock.check()
+        lines = [line for one in found for line in one.lines]
+        if lines:
+            self.folder.write_lines(lines)
+        if not self.knows_pipeline and (own := next((one.pipeline for one in found if one.pipeline), None)) is not None:
+            self.facts = replace(own, other_trunk=self.facts.other_trunk, guidance_scale=self.facts.guidance_scale)
+            self.knows_pipeline = True
+            self._write_report()  # a resumed run reads it there
+        self.machines |= {one.machine for one in found}
+        self.on_event(Machines(len(self.machines)))
+        arms = {arm.name: arm for arm in self.arms}
+        for line in lines:
+            images = tuple(arms[line.arm].part.images[image] for image in line.images)
+            self.on_event(
+                BatchDone(
+                    "shared",
+                    images,
+                    planned_rows(line.rows[0], {f"{way}": count for way, count in line.spared.items()}),
+                )
+            )
+
+    def _write_report(self) -> RunReport:
+        return self.folder.write_report(self.job, self.facts, self.plan, self.arms, self.seconds)
+
+
+def _is_left(done: Mapping[str, Collection[int]], arm: Arm, tree: Branch) -> bool:
+    """Return whether images of a group are not done."""
+    return any(image not in done[arm.name] for image in tree.images)
+
+
+def _images_of(store: Store, name: str) -> list[int]:
+    """Return the run's numbers of the images of a group that failed."""
+    return [int(image) for image in json.loads(store.get(name) or b"{}").get("images", ())]

@@ -9,7 +9,7 @@ from stored import Clock, accept, requests, run
 from cotrunk.errors import CotrunkError
 from cotrunk.service.images import ImageFiles
 from cotrunk.service.retention import sweep
-from cotrunk.service.store import ImageRequest, QueueFull, Store
+from cotrunk.service.store import ImageRequest, Store
 
 ENDPOINT = "/v1/images/generations"
 DAY = 86_400
@@ -95,14 +95,6 @@ def test_a_wrong_batch_fails_and_keeps_the_reasons(store: Store) -> None:
     assert store.batch("ann", batch.id).errors == errors
     assert store.start_batch(batch.id, lines("x")).state == "failed"
     assert store.waiting() == []
-
-
-def test_a_batch_waits_for_room_in_the_queue(store: Store) -> None:
-    accept(store, "a")
-    batch = store.add_batch("ann", "file", ENDPOINT)
-    with pytest.raises(QueueFull):
-        store.start_batch(batch.id, lines("x"), max_waiting_rows=45)
-    assert store.validating_batches() == [batch]
 
 
 def test_a_cancelled_batch_keeps_what_is_done(store: Store) -> None:

@@ -23,7 +23,9 @@ def test_no_call_reads_a_whole_table(store: Store, database: str) -> None:
     event.listen(Engine, "before_cursor_execute", note)
     try:
         job, other = accept(store, "a", "b", "c", max_waiting_rows=10**6, idempotency_key="k"), accept(store, "d")
-        store.accept("ann", "plan", requests("p"), body={})
+        store.accept("ann", "plan", requests("p"), body={}, max_plans=5)
+        accept(store, *"xyz", owner="eve", max_waiting_rows=10**6, max_owner_rows=100), store.feed(10**6, 100)
+        store.add_file("ann", "x", "batch", b"", max_bytes=10)
         store.queue()
         ids = run(store)
         store.heartbeat("w1", 10)
@@ -35,7 +37,7 @@ def test_no_call_reads_a_whole_table(store: Store, database: str) -> None:
         for plan in store.waiting_plans():
             store.start_plan(plan.job.id)
         file = store.add_file("ann", "x", "batch", b"")
-        batch = store.add_batch("ann", file.id, "/")
+        batch = store.add_batch("ann", file.id, "/", max_open=5)
         store.start_batch(batch.id, requests("e"))
         for owner in ("ann", "bob"):
             store.jobs(owner, after=other), store.files(owner), store.batches(owner), store.images(owner, job)

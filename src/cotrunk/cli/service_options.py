@@ -74,5 +74,11 @@ MostFile = Annotated[int, option(LIMITS, "N", "Size of an uploaded file in MiB."
 MostQueued = Annotated[
     int, option(LIMITS, "N", "Denoiser rows that may wait; further requests get 429.", "--max-queued-rows")
 ]
+MostOfKey = Annotated[
+    int, option(LIMITS, "N", "Denoiser rows of one key that may wait; larger jobs wait in parts.", "--max-key-rows")
+]
+MostPlans = Annotated[int, option(LIMITS, "N", "Plans that a key may wait for at once.", "--max-key-plans")]
+MostBatches = Annotated[int, option(LIMITS, "N", "Batches of a key that have not ended.", "--max-key-batches")]
+MostStored = Annotated[int, option(LIMITS, "N", "Size of the files of a key together in MiB.", "--max-key-files")]
 PerMinute = Annotated[int, option(LIMITS, "N", "Requests per key and minute; 0 for no limit.", "--requests-per-minute")]
 Timeout = Annotated[float, option(LIMITS, "SECONDS", "Longest time that a request waits for its images.", "--timeout")]

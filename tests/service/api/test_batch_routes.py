@@ -196,15 +196,64 @@ def test_a_cancelled_batch_names_what_was_not_run(tmp_path: Path) -> None:
         assert wrong["error"]["code"] == "batch_cancelled"
 
 
-def test_a_batch_waits_for_room_in_the_queue(tmp_path: Path) -> None:
-    with serving(tmp_path, Limits(queued_rows=100)) as service:
+def test_a_batch_that_is_larger_than_the_queue_enters_it_in_parts(tmp_path: Path) -> None:
+    with serving(tmp_path, Limits(queued_rows=240)) as service:
         service.worker.is_held = True
         assert service.client.post("/v1/jobs", json={"prompts": ["a"]}).status_code == 202
-        batch = started(service, json.dumps(line("1")).encode())["id"]
+        lines = "\n".join(json.dumps(line(str(number))) for number in range(6))
+        batches = [started(service, content)["id"] for content in (lines.encode(), json.dumps(line("1")).encode())]
         service.app.state.clerk._work()
-        assert service.client.get(f"/v1/batches/{batch}").json()["status"] == "validating"
+        for batch in batches:
+            assert service.client.get(f"/v1/batches/{batch}").json()["status"] == "in_progress"
+        # batches fill half of the queue, which has room for 4 images, but each has one in it
+        assert len({image.job for image in service.store.waiting()}) == 3
+        assert len(service.store.waiting()) <= 1 + 2 + 1
         service.worker.is_held = False
-        assert ended(service, batch)["status"] == "completed"
+        for batch, count in zip(batches, (6, 1), strict=True):
+            assert ended(service, batch)["request_counts"]["completed"] == count
+
+
+def test_a_key_has_a_share_of_the_queue_and_of_the_rest(tmp_path: Path) -> None:
+    with serving(tmp_path, Limits(queued_rows=240, key_rows=120, key_plans=1, key_batches=1)) as service:
+        service.worker.is_held = True
+        ann, bob = (service.as_owner(service.store.add_key(name)) for name in ("ann", "bob"))
+        service.app.state.access.look()
+
+        def post(address: str, body: dict[str, Any], owner: dict[str, str]) -> Any:
+            return service.client.post(address, json=body, headers=owner)
+
+        assert post("/v1/jobs", {"prompts": ["a", "b"]}, ann).status_code == 202
+        refused = post("/v1/jobs", {"prompts": ["a"]}, ann)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (429, "key_full")
+        assert "This key's share of the queue is full (120 rows wait)" in refused.json()["error"]["message"]
+        assert refused.headers["retry-after-ms"] == "601"  # at 100 rows per second
+        assert post("/v1/jobs", {"prompts": ["a"]}, bob).status_code == 202
+
+        service.store.accept("ann", "plan", [ImageRequest("p")], body={})
+        refused = post("/v1/plans", {"prompts": ["a"]}, ann)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (429, "too_many_plans")
+        assert "retry-after" in refused.headers
+
+        upload = {"files": {"file": b"{}"}, "data": {"purpose": "batch"}}
+        file = service.client.post("/v1/files", headers=ann, **upload).json()["id"]
+        body = {"input_file_id": file, "endpoint": GENERATIONS, "completion_window": "24h"}
+        service.store.add_batch("ann", file, GENERATIONS)
+        refused = post("/v1/batches", body, ann)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (429, "too_many_batches")
+        metrics = service.client.get("/metrics").text
+        for reason in ("key", "plans", "batches"):
+            assert f'cotrunk_refused_total{{reason="{reason}"}} 1.0' in metrics
+
+
+def test_the_files_of_a_key_may_take_so_much_room(tmp_path: Path) -> None:
+    with serving(tmp_path, Limits(key_files_mib=1)) as service:
+        answers = [
+            service.client.post("/v1/files", files={"file": b"a" * 600_000}, data={"purpose": "batch"})
+            for _ in range(2)
+        ]
+        assert [answer.status_code for answer in answers] == [200, 400]
+        assert answers[1].json()["error"]["code"] == "storage_full"
+        assert "1 MiB together: delete some." in answers[1].json()["error"]["message"]
 
 
 def test_a_service_that_starts_again_goes_on_with_its_batches(tmp_path: Path) -> None:

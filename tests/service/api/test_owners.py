@@ -107,3 +107,34 @@ def test_each_key_has_its_own_limit(tmp_path: Path) -> None:
 )
 def test_without_keys_a_foreign_name_is_refused(service: Serving, host: str, status: int) -> None:
     assert service.client.get("/v1/jobs", headers={"host": host}).status_code == status
+
+
+@pytest.mark.parametrize(
+    ("origin", "status"),
+    [
+        (None, 200),
+        ("http://127.0.0.1:8000", 200),
+        ("http://localhost:5173", 200),
+        ("https://evil.example", 403),
+        ("https://localhost.evil.example", 403),
+        ("null", 403),
+    ],
+)
+def test_without_keys_pages_of_other_sites_change_nothing(service: Serving, origin: str | None, status: int) -> None:
+    headers = {} if origin is None else {"origin": origin}
+    sent = service.client.post("/v1/files", files={"file": b"{}"}, data={"purpose": "batch"}, headers=headers)
+    assert sent.status_code == status
+    assert (sent.json().get("error") or {}).get("code") == (None if status == 200 else "cross_site")
+    job = service.client.post(
+        "/v1/jobs", content=b'{"prompts": ["a"]}', headers={"content-type": "text/plain", **headers}
+    )
+    assert (job.status_code == 403) == (status == 403)
+    assert service.client.get("/v1/files", headers=headers).status_code == 200
+
+
+def test_with_keys_pages_of_other_sites_may_send_theirs(tmp_path: Path) -> None:
+    with serving(tmp_path) as service:
+        key = service.as_owner(service.store.add_key("ann"))
+        service.app.state.access.look()
+        headers = {**key, "origin": "https://other.example"}
+        assert service.client.post(GENERATIONS, json={"prompt": "a"}, headers=headers).status_code == 200

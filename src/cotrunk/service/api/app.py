@@ -63,8 +63,10 @@ def make_app(
     """
     metrics = Metrics()
     hub = Hub(store, metrics.event, poll_seconds)
-    service = Service(store, files, limits, model, link, signer, metrics, hub, logs_prompts)
     access = Access(store, limits.requests_per_minute)
+    service = Service(
+        store, files, limits, model, link, signer, metrics, hub, logs_prompts, needs_key=lambda: access.needs_key
+    )
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:

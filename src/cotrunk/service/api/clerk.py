@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 from ..retention import sweep
-from ..store import Batch, QueueFull
+from ..store import Batch
 from .batch_lines import WrongBatchError, outputs_of, requests_of
 from .errors import described
 from .state import Service, in_thread
@@ -56,8 +56,9 @@ class Clerk:
         store.expire_batches()
         for batch in store.validating_batches():
             with self._alone(batch):
-                if not self._validate(batch):
-                    break  # the next one waits behind it
+                self._validate(batch)
+        if store.feed(self._service.limits.queued_rows, self._service.owner_rows):
+            self._service.link.send("work")
         for batch in store.finalizing_batches():
             with self._alone(batch):
                 self._finish(batch)
@@ -86,8 +87,8 @@ class Clerk:
         if self._keep_days > 0:
             sweep(self._service.store, self._service.files, time.time() - self._keep_days * DAY)
 
-    def _validate(self, batch: Batch) -> bool:
-        """Start a batch, or refuse it. Return False if the queue has no room for it yet."""
+    def _validate(self, batch: Batch) -> None:
+        """Start a batch, or refuse it."""
         service, store = self._service, self._service.store
         content = store.file_content(batch.owner, batch.input_file)  # may fail: then it is tried again
         try:
@@ -97,17 +98,12 @@ class Clerk:
             images = requests_of(content, service.reader)
         except WrongBatchError as wrong:
             store.fail_batch(batch.id, wrong.problems)
-            return True
+            return
         except Exception as error:  # one batch must not hold up those of others
             log.error("%s cannot be validated: %s", batch.id, described(error))
             sentence = "The service failed to read this file; its log says why, under the id of the batch."
             store.fail_batch(batch.id, [{"code": "internal_error", "line": None, "message": sentence, "param": None}])
-            return True
-        try:
-            store.start_batch(batch.id, images, service.limits.queued_rows)
-        except QueueFull:
-            return False
-        service.link.send("work")
+            return
+        store.start_batch(batch.id, images, service.limits.queued_rows)
         if service.logs_prompts:
             log.info("%s of %s: %s", batch.id, batch.owner, [image.prompt for image in images])
-        return True

@@ -22,6 +22,10 @@ class Limits:
         body_mib: size of a request in MiB.
         file_mib: size of an uploaded file in MiB.
         queued_rows: denoiser rows that may wait, of all owners together.
+        key_rows: denoiser rows of one key that may wait. A larger job enters the queue in parts.
+        key_plans: plans that a key may wait for at the same time.
+        key_batches: batches of a key that have not ended.
+        key_files_mib: size of the uploaded files of a key together, in MiB.
         requests_per_minute: requests per key; 0 for no limit.
         timeout: seconds after which a blocking request ends.
     """
@@ -38,6 +42,10 @@ class Limits:
     body_mib: int = 16
     file_mib: int = 64
     queued_rows: int = 100_000
+    key_rows: int = 50_000
+    key_plans: int = 4
+    key_batches: int = 100
+    key_files_mib: int = 1024
     requests_per_minute: int = 0
     timeout: float = 600.0
 

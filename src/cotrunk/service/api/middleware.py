@@ -21,6 +21,7 @@ BODY_SECONDS = 60.0  # silence after which a body that does not end is given up
 LONGEST_ID = 100  # characters of an id that a proxy or a client gives
 MEBIBYTE = 2**20
 FORM_BYTES = 65_536  # what a form adds to the file in it
+SAFE = ("GET", "HEAD", "OPTIONS")  # methods that change nothing
 log = logging.getLogger("cotrunk.service.access")
 
 
@@ -72,7 +73,7 @@ class Requests:
             await send(message)
 
         try:
-            if refusal := self._refusal(headers):
+            if refusal := self._refusal(scope["method"], headers):
                 await answer_of(refusal)(scope, receive, answered)
             else:
                 await self.app(scope, _limited(receive, headers, self._most(scope)), answered)
@@ -84,12 +85,19 @@ class Requests:
             # the path of the route, not of the request: neither ids nor tokens nor prompts are in it
             log.info("%s %s %s %d %.3fs", identifier, scope["method"], path, status, seconds)
 
-    def _refusal(self, headers: Headers) -> ApiError | None:
-        host = headers.get("host", "")
-        if self.needs_key() or is_local_name(host):
+    def _refusal(self, method: str, headers: Headers) -> ApiError | None:
+        """Return the answer to a request that only a key would allow."""
+        if self.needs_key():
             return None
-        sentence = "Without keys, this service answers only at localhost: make a key with `cotrunk keys add NAME`."
-        return ApiError(403, sentence, "local_only")
+        if not is_local_name(headers.get("host", "")):
+            sentence = "Without keys, this service answers only at localhost: make a key with `cotrunk keys add NAME`."
+            return ApiError(403, sentence, "local_only")
+        # a browser sends forms of any page anywhere, and says which page it was
+        origin = headers.get("origin")
+        if method not in SAFE and origin is not None and not is_local_name(origin.partition("://")[2]):
+            sentence = "Without keys, only pages of this machine may send requests: make a key with `cotrunk keys add`."
+            return ApiError(403, sentence, "cross_site")
+        return None
 
     def _most(self, scope: Scope) -> int:
         is_file = scope["path"].rstrip("/") == "/v1/files"

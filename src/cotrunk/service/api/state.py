@@ -9,7 +9,7 @@ from anyio import to_thread
 from fastapi import Request
 
 from ..images import ImageFiles
-from ..store import IdempotencyConflict, ImageRequest, Job, Owner, QueueFull, Store
+from ..store import IdempotencyConflict, ImageRequest, Job, Owner, QueueFull, Store, TooManyPlans
 from ..store.records import JobKind
 from .answers import content_path
 from .errors import FINAL, LIMIT, ApiError
@@ -24,6 +24,7 @@ T = TypeVar("T")
 Arguments = TypeVarTuple("Arguments")
 LONGEST_RETRY = 3600  # seconds that a refused client is asked to wait at most
 SHORTEST_RETRY = 0.05  # seconds
+PLAN_RETRY = 5  # seconds, for plans: each takes up to a few
 UNKNOWN_RETRY = 10  # seconds, while the speed is not measured yet
 log = logging.getLogger("cotrunk.service")
 
@@ -42,6 +43,7 @@ class Service:
         metrics: for Prometheus.
         hub: wakes requests that wait.
         logs_prompts: whether prompts are written to the log.
+        needs_key: whether there are keys.
     """
 
     store: Store
@@ -53,6 +55,7 @@ class Service:
     metrics: Metrics
     hub: Hub
     logs_prompts: bool = False
+    needs_key: Callable[[], bool] = lambda: False
 
     def __post_init__(self) -> None:
         self.link.woken = self.hub.wake
@@ -86,10 +89,15 @@ class Service:
                     metadata=metadata,
                     idempotency_key=key,
                     max_waiting_rows=self.limits.queued_rows,
+                    max_owner_rows=self.owner_rows,
+                    max_plans=self.limits.key_plans,
                 )
             )
         except QueueFull as full:
-            raise self.refusal(full.waiting_rows, sum(image.rows for image in images)) from None
+            raise self.refusal(full, sum(image.rows for image in images)) from None
+        except TooManyPlans as many:
+            self.metrics.refused.labels("plans").inc()
+            raise ApiError(429, str(many), "too_many_plans", kind=LIMIT, headers=retry_after(PLAN_RETRY)) from None
         except IdempotencyConflict as conflict:
             raise ApiError(409, str(conflict), "idempotency_conflict", headers=FINAL) from None
         if is_new:
@@ -98,13 +106,20 @@ class Service:
                 log.info("%s of %s: %s", job.id, owner.name, [image.prompt for image in images])
         return job, is_new
 
-    def refusal(self, waiting: int, rows: int) -> ApiError:
+    @property
+    def owner_rows(self) -> int | None:
+        """The rows of one owner that may wait; None without keys: then there is one owner."""
+        return self.limits.key_rows if self.needs_key() else None
+
+    def refusal(self, full: QueueFull, rows: int) -> ApiError:
         """Return the answer to a request for which the queue has no room, with the time until it has."""
-        self.metrics.refused.labels("queue").inc()
-        left = self.link.seconds_until(min(waiting, waiting + rows - self.limits.queued_rows))
+        self.metrics.refused.labels("key" if full.is_of_owner else "queue").inc()
+        waiting = full.waiting_rows
+        left = self.link.seconds_until(min(waiting, waiting + rows - full.limit))
         seconds = UNKNOWN_RETRY if left is None else min(LONGEST_RETRY, max(SHORTEST_RETRY, left))
-        sentence = f"The queue is full ({waiting:,} rows wait): try again in {seconds:.3g} seconds."
-        return ApiError(429, sentence, "queue_full", kind=LIMIT, headers=retry_after(seconds))
+        what, code = ("This key's share of the queue", "key_full") if full.is_of_owner else ("The queue", "queue_full")
+        sentence = f"{what} is full ({waiting:,} rows wait): try again in {seconds:.3g} seconds."
+        return ApiError(429, sentence, code, kind=LIMIT, headers=retry_after(seconds))
 
     async def cancel(self, owner: str, job: str) -> Job | None:
         """Cancel what a job has not finished, and tell the worker."""

@@ -18,6 +18,9 @@ from .records import (
     PlanJob,
     Queue,
     QueueFull,
+    TooManyBatches,
+    TooManyPlans,
+    TooMuchStored,
 )
 from .store import Store
 
@@ -37,4 +40,7 @@ __all__ = [
     "Queue",
     "QueueFull",
     "Store",
+    "TooManyBatches",
+    "TooManyPlans",
+    "TooMuchStored",
 ]

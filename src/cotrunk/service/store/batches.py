@@ -11,10 +11,11 @@ from sqlalchemy import Connection, RowMapping, case, func, insert, select, updat
 
 from . import files, jobs
 from .ids import new_id
-from .records import Batch, ImageRequest
+from .records import Batch, ImageRequest, TooManyBatches
 from .tables import batches, images
 
 OPEN = ("validating", "in_progress")
+UNENDED = (*OPEN, "finalizing", "cancelling")
 WINDOW_SECONDS = {"24h": 86_400}  # the only window that OpenAI's API knows
 
 
@@ -26,7 +27,17 @@ def add(
     endpoint: str,
     window: str,
     metadata: dict[str, Any],
+    max_open: int | None = None,
 ) -> Batch:
+    """Record a batch that is still to be validated.
+
+    Raises:
+        TooManyBatches: the owner has `max_open` batches that have not ended.
+    """
+    if max_open is not None:
+        unended = select(func.count()).where(batches.c.owner == owner, batches.c.state.in_(UNENDED))
+        if (connection.scalar(unended) or 0) >= max_open:
+            raise TooManyBatches(max_open)
     identifier = new_id("batch")
     made = insert(batches).values(
         id=identifier,
@@ -78,7 +89,10 @@ def start(
     requests: Sequence[ImageRequest],
     max_waiting_rows: int | None,
 ) -> Batch:
-    """Accept the requests of a validated batch as a job; a batch that was cancelled meanwhile stays as it is."""
+    """Accept the requests of a validated batch as a job; a batch that was cancelled meanwhile stays as it is.
+
+    With `max_waiting_rows`, its images enter the queue in parts.
+    """
     row = _hold(connection, identifier)
     if row["state"] == "validating":
         job, _ = jobs.accept(

@@ -1,15 +1,34 @@
 """Uploaded files and the outputs of batches. Their content is in the database, so that it is there if the row is."""
 
-from sqlalchemy import Connection, delete, insert, select
+from sqlalchemy import Connection, delete, func, insert, select
 
 from .ids import new_id
-from .records import File
+from .records import File, TooMuchStored
 from .tables import files
 
 _COLUMNS = (files.c.id, files.c.owner, files.c.name, files.c.purpose, files.c.bytes, files.c.created)
 
 
-def add(connection: Connection, now: float, owner: str, name: str, purpose: str, content: bytes) -> File:
+def add(
+    connection: Connection,
+    now: float,
+    owner: str,
+    name: str,
+    purpose: str,
+    content: bytes,
+    max_bytes: int | None = None,
+) -> File:
+    """Record a file.
+
+    Raises:
+        TooMuchStored: with it, the files of the owner with this purpose would have more than `max_bytes`.
+    """
+    if max_bytes is not None:
+        stored = select(func.coalesce(func.sum(files.c.bytes), 0)).where(
+            files.c.owner == owner, files.c.purpose == purpose
+        )
+        if (connection.scalar(stored) or 0) + len(content) > max_bytes:
+            raise TooMuchStored(max_bytes)
     file = File(new_id("file"), owner, name, purpose, len(content), now)
     values = {"name": name, "purpose": purpose, "bytes": len(content), "created": now, "content": content}
     connection.execute(insert(files).values(id=file.id, owner=owner, **values))

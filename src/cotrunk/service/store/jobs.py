@@ -9,15 +9,14 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, RowMapping, Select, func, insert, select, text, update
+from sqlalchemy import Connection, RowMapping, Select, func, insert, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
-from . import events
+from . import events, room
 from .ids import new_id
-from .records import ENDED, IdempotencyConflict, ImageRequest, ImageRow, Job, JobKind, Queue, QueueFull, digest
+from .records import ENDED, IdempotencyConflict, ImageRequest, ImageRow, Job, JobKind, Queue, digest
 from .tables import batches, images, jobs
 
-QUEUE_LOCK = 0x636F7473  # an advisory lock of PostgreSQL; any number that nothing else uses ("cots")
 COUNTED = ("waiting", "running", *ENDED)
 CHUNK = 500  # ids per statement: SQLite takes at most 32,766 parameters
 _JOB_COLUMNS = [column for column in jobs.c if column.name not in ("requests", "number")]
@@ -34,12 +33,15 @@ def accept(
     metadata: dict[str, Any] | None = None,
     idempotency_key: str | None = None,
     max_waiting_rows: int | None = None,
+    max_owner_rows: int | None = None,
+    max_plans: int | None = None,
 ) -> tuple[Job, bool]:
     """Record a job and its images, and return it, or the one that came with the same key before.
 
     Raises:
         ValueError: there are no requests.
-        QueueFull: images wait, and with this job more rows than `max_waiting_rows` would.
+        QueueFull: the queue has no room for the job, or the owner has too much in it (`room.is_in_parts`).
+        TooManyPlans: the owner has asked for too many.
         IdempotencyConflict: the key came with another body before.
     """
     if not requests:
@@ -70,12 +72,11 @@ def accept(
     identifier = connection.scalar(made)
     if identifier is None:
         return _accepted_before(connection, owner, key, digest(body)), False
-    if max_waiting_rows is not None and rows:
-        lock_queue(connection)
-        waiting = waiting_rows(connection)
-        if waiting and waiting + rows > max_waiting_rows:  # an empty queue takes a job of any size
-            raise QueueFull(waiting, max_waiting_rows)
-    add_images(connection, now, owner, identifier, requests if count else ())
+    if kind == "plan":
+        room.check_plans(connection, owner, max_plans)
+    else:
+        is_held = room.is_in_parts(connection, owner, kind, rows, max_waiting_rows, max_owner_rows)
+        add_images(connection, now, owner, identifier, requests, room.HELD if is_held else "waiting")
     events.add(connection, now, identifier, "accepted", {"images": count})
     return find(connection, owner, identifier), True  # type: ignore[return-value]
 
@@ -97,7 +98,9 @@ def _accepted_before(connection: Connection, owner: str, key: str | None, body: 
     return find(connection, owner, found.id)  # type: ignore[return-value]
 
 
-def add_images(connection: Connection, now: float, owner: str, job: str, requests: Sequence[ImageRequest]) -> None:
+def add_images(
+    connection: Connection, now: float, owner: str, job: str, requests: Sequence[ImageRequest], state: str = "waiting"
+) -> None:
     made = [
         {
             "id": new_id("img"),
@@ -108,7 +111,7 @@ def add_images(connection: Connection, now: float, owner: str, job: str, request
             "request": request.to_json(),
             "custom_id": request.custom_id,
             "rows": request.rows,
-            "state": "waiting",
+            "state": state,
             "attempts": 0,
             "accepted": now,
         }
@@ -116,16 +119,6 @@ def add_images(connection: Connection, now: float, owner: str, job: str, request
     ]
     if made:
         connection.execute(insert(images), made)
-
-
-def lock_queue(connection: Connection) -> None:
-    """Let one transaction at a time read how full the queue is and add to it. SQLite has only one writer anyway."""
-    if connection.dialect.name == "postgresql":
-        connection.execute(text("SELECT pg_advisory_xact_lock(:number)"), {"number": QUEUE_LOCK})
-
-
-def waiting_rows(connection: Connection) -> int:
-    return connection.scalar(select(func.coalesce(func.sum(images.c.rows), 0)).where(images.c.state == "waiting")) or 0
 
 
 def queue(connection: Connection, now: float) -> Queue:
@@ -188,7 +181,7 @@ def image_rows(connection: Connection, query: Select[Any]) -> list[ImageRow]:
             owner=row["owner"],
             bucket=row["bucket"],
             request=ImageRequest(**row["request"]),
-            state=row["state"],
+            state="waiting" if row["state"] == room.HELD else row["state"],
             attempts=row["attempts"],
             accepted=row["accepted"],
             group=row["group"],
@@ -225,7 +218,7 @@ def move(
         part = images.c.id.in_(identifiers[start : start + CHUNK])
         ready = select(images.c.id, images.c.state).where(part, images.c.job == job, images.c.state.in_(before))
         found = connection.execute(ready.order_by(images.c.order)).all()
-        was.update(row.state for row in found)
+        was.update("waiting" if row.state == room.HELD else row.state for row in found)
         moved += [row.id for row in found]
         if found:
             ended = {"finished": now} if after in ENDED else {}
@@ -265,9 +258,10 @@ def cancel(connection: Connection, now: float, job: str, reason: str = "cancelle
     row = connection.execute(select(jobs.c.kind, jobs.c.state).where(jobs.c.id == job)).one_or_none()
     if row is None or row.state in ENDED:
         return False
-    open_images = select(images.c.id).where(images.c.job == job, images.c.state.in_(("waiting", "running")))
-    ids = list(connection.scalars(open_images.order_by(images.c.order)))
-    move(connection, now, job, ids, ("waiting", "running"), "cancelled", reason=reason)
+    before = ("waiting", "running", room.HELD)
+    open_images = select(images.c.id).where(images.c.job == job, images.c.state.in_(before))
+    ids = list(connection.scalars(open_images.order_by(images.c.number)))
+    move(connection, now, job, ids, before, "cancelled", reason=reason)
     if row.kind == "plan":
         connection.execute(update(jobs).where(jobs.c.id == job).values(state="cancelled", finished=now, reason=reason))
     events.add(connection, now, job, "cancelled", {"images": ids, "state": state_of(connection, job)})

@@ -21,12 +21,37 @@ class QueueFull(CotrunkError):  # noqa: N818 (a refusal, not an error)
     """The queue has no room for a job now.
 
     Attributes:
-        waiting_rows: how many rows wait already.
+        waiting_rows: how many rows wait already: of the owner, or of all.
+        limit: how many may.
+        is_of_owner: whether the owner has too much in the queue.
     """
 
-    def __init__(self, waiting_rows: int, limit: int) -> None:
-        super().__init__(f"The queue is full ({waiting_rows:,} of {limit:,} rows wait): try again later.")
-        self.waiting_rows = waiting_rows
+    def __init__(self, waiting_rows: int, limit: int, *, is_of_owner: bool = False) -> None:
+        what = "The share of this key in the queue" if is_of_owner else "The queue"
+        super().__init__(f"{what} is full ({waiting_rows:,} of {limit:,} rows wait): try again later.")
+        self.waiting_rows, self.limit, self.is_of_owner = waiting_rows, limit, is_of_owner
+
+
+class TooManyPlans(CotrunkError):  # noqa: N818
+    """An owner waits for too many plans."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__(f"{most} plans of this key are not answered yet, and more may not wait: try again later.")
+
+
+class TooMuchStored(CotrunkError):  # noqa: N818
+    """The files of an owner take too much room."""
+
+    def __init__(self, most: int) -> None:
+        mib = f"{most / 2**20:,.4g}"
+        super().__init__(f"The uploaded files of this key may take {mib} MiB together: delete some.")
+
+
+class TooManyBatches(CotrunkError):  # noqa: N818
+    """An owner has too many batches that have not ended."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__(f"{most} batches of this key have not ended, and more may not wait: try again later.")
 
 
 class IdempotencyConflict(CotrunkError):  # noqa: N818

@@ -9,7 +9,7 @@ from typing import Any
 
 from sqlalchemy import select
 
-from . import assignments, batches, events, files, jobs, keys, leases, plans, retention, settled
+from . import assignments, batches, events, files, jobs, keys, leases, parts, plans, retention, settled
 from .database import Database
 from .ids import is_id
 from .leases import Tell
@@ -48,11 +48,17 @@ class Store:
         metadata: dict[str, Any] | None = None,
         idempotency_key: str | None = None,
         max_waiting_rows: int | None = None,
+        max_owner_rows: int | None = None,
+        max_plans: int | None = None,
     ) -> tuple[Job, bool]:
         """Record a job and its images; return the job, and False if it came with the same key before.
 
+        A job with more rows than the owner may have in the queue enters it in parts: `feed` is to be called regularly.
+
         Raises:
-            QueueFull: images wait, and with this job more rows than `max_waiting_rows` would.
+            QueueFull: the owner has images in the queue, and with this job more than `max_owner_rows`; or the queue has
+                no room for it, or for its first part.
+            TooManyPlans: the owner waits for `max_plans` plans.
             IdempotencyConflict: the key came with another body before.
         """
         with self._database.write() as connection:
@@ -66,7 +72,17 @@ class Store:
                 metadata=metadata,
                 idempotency_key=idempotency_key,
                 max_waiting_rows=max_waiting_rows,
+                max_owner_rows=max_owner_rows,
+                max_plans=max_plans,
             )
+
+    def feed(self, max_waiting_rows: int, max_owner_rows: int | None = None) -> int:
+        """Let images of large jobs and batches enter the queue, as far as it has room; return how many."""
+        with self._database.read() as connection:  # most of the time there are none
+            if not parts.has_held(connection):
+                return 0
+        with self._database.write() as connection:
+            return parts.feed(connection, max_waiting_rows, max_owner_rows)
 
     def job(self, owner: str, identifier: str) -> Job | None:
         if not is_id(identifier):
@@ -87,7 +103,7 @@ class Store:
             return []
         query = select(image_table).where(image_table.c.job == job, image_table.c.owner == owner)
         with self._database.read() as connection:
-            return jobs.image_rows(connection, query.order_by(image_table.c.order))
+            return jobs.image_rows(connection, query.order_by(image_table.c.number))
 
     def image(self, owner: str, identifier: str) -> ImageRow | None:
         if not is_id(identifier):
@@ -305,9 +321,14 @@ class Store:
 
     # files and batches
 
-    def add_file(self, owner: str, name: str, purpose: str, content: bytes) -> File:
+    def add_file(self, owner: str, name: str, purpose: str, content: bytes, max_bytes: int | None = None) -> File:
+        """Record a file.
+
+        Raises:
+            TooMuchStored: with it, the files of the owner with this purpose would have more than `max_bytes`.
+        """
         with self._database.write() as connection:
-            return files.add(connection, self._now(), owner, name, purpose, content)
+            return files.add(connection, self._now(), owner, name, purpose, content, max_bytes)
 
     def file(self, owner: str, identifier: str) -> File | None:
         if not is_id(identifier):
@@ -335,11 +356,21 @@ class Store:
             return files.remove(connection, owner, identifier)
 
     def add_batch(
-        self, owner: str, input_file: str, endpoint: str, window: str = "24h", metadata: dict[str, Any] | None = None
+        self,
+        owner: str,
+        input_file: str,
+        endpoint: str,
+        window: str = "24h",
+        metadata: dict[str, Any] | None = None,
+        max_open: int | None = None,
     ) -> Batch:
-        """Record a batch that is still to be validated."""
+        """Record a batch that is still to be validated.
+
+        Raises:
+            TooManyBatches: the owner has `max_open` batches that have not ended.
+        """
         with self._database.write() as connection:
-            return batches.add(connection, self._now(), owner, input_file, endpoint, window, metadata or {})
+            return batches.add(connection, self._now(), owner, input_file, endpoint, window, metadata or {}, max_open)
 
     def batch(self, owner: str, identifier: str) -> Batch | None:
         if not is_id(identifier):
@@ -373,8 +404,7 @@ class Store:
     ) -> Batch:
         """Accept the requests of a validated batch; one that was cancelled meanwhile stays as it is.
 
-        Raises:
-            QueueFull: images wait, and with this job more rows than `max_waiting_rows` would.
+        With `max_waiting_rows`, none of its images is in the queue yet: `feed` lets them enter it.
         """
         with self._database.write() as connection:
             return batches.start(connection, self._now(), identifier, requests, max_waiting_rows)

@@ -5,21 +5,23 @@ from typing import Annotated
 from fastapi import APIRouter, File, Form, Query, Request, UploadFile
 from fastapi.responses import StreamingResponse
 
-from ...store import Batch
+from ...store import Batch, TooManyBatches, TooMuchStored
 from ...store import File as StoredFile
 from ..access import Caller
 from ..answers import batch_answer, file_answer
 from ..batch_lines import filled, filled_size
 from ..clerk import Clerk
 from ..documentation import keyed
-from ..errors import missing, wrong
+from ..errors import LIMIT, ApiError, missing, wrong
+from ..middleware import MEBIBYTE
 from ..schemas.files import BatchAnswer, BatchList, BatchRequest, Deleted, FileAnswer, FileList
-from ..state import Service, in_thread, service_of
+from ..state import Service, in_thread, retry_after, service_of
 from .parameters import After, BatchId, FileId
 
 router = APIRouter(tags=["batches"])
 Limit = Annotated[int, Query(ge=1, le=100, description="Entries per answer.")]
 FileLimit = Annotated[int, Query(ge=1, le=10_000, description="Entries per answer.")]
+BATCH_RETRY = 60  # seconds after which a client may try again that has too many batches
 LONGEST_NAME = 255  # characters of a file name that are kept
 Purpose = Annotated[str | None, Query(max_length=40, description="Only files of this purpose.")]
 
@@ -37,7 +39,11 @@ async def upload(
         raise wrong("purpose", "Files are for batches here: send the purpose `batch`.")
     content = await file.read()
     name = "".join(mark for mark in file.filename or "" if mark.isprintable())[:LONGEST_NAME] or "batch.jsonl"
-    made = await in_thread(service.store.add_file, owner.name, name, "batch", content)
+    most = service.limits.key_files_mib * MEBIBYTE
+    try:
+        made = await in_thread(service.store.add_file, owner.name, name, "batch", content, most)
+    except TooMuchStored as full:
+        raise wrong("file", str(full), "storage_full") from None
     return file_answer(made)
 
 
@@ -104,11 +110,15 @@ async def create(request: Request, asked: BatchRequest, owner: Caller) -> BatchA
         raise wrong(
             "input_file_id", "This file is the output of a batch: upload the requests with the purpose `batch`."
         )
-    made = await in_thread(
-        lambda: service.store.add_batch(
-            owner.name, file.id, asked.endpoint, asked.completion_window, asked.metadata or {}
+    metadata, most = asked.metadata or {}, service.limits.key_batches
+    try:
+        made = await in_thread(
+            service.store.add_batch, owner.name, file.id, asked.endpoint, asked.completion_window, metadata, most
         )
-    )
+    except TooManyBatches as many:
+        service.metrics.refused.labels("batches").inc()
+        headers = retry_after(BATCH_RETRY)
+        raise ApiError(429, str(many), "too_many_batches", kind=LIMIT, headers=headers) from None
     clerk: Clerk = request.app.state.clerk
     clerk.look()
     return batch_answer(made)

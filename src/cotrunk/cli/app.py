@@ -17,6 +17,7 @@ from ..errors import CotrunkError
 from .console import out, say
 from .dataset import dataset
 from .evaluate import evaluate
+from .export import export
 from .generate import generate
 from .help import HelpCommand, HelpGroup
 from .keys import add as add_key
@@ -82,7 +83,7 @@ def _group(name: str, text: str, **commands: Callable[..., None]) -> None:
     app.add_typer(group, name=name)
 
 
-for command in (generate, redo, merge, plan, tune, serve, dataset, train, evaluate):
+for command in (generate, redo, merge, export, plan, tune, serve, dataset, train, evaluate):
     app.command(cls=_Command)(command)
 _group("keys", "Say who may use a service: add, list and remove keys.", add=add_key, ls=list_keys, rm=remove_key)
 _group(

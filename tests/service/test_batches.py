@@ -3,13 +3,14 @@
 from pathlib import Path
 
 import pytest
-from sqlalchemy import create_engine, text
+from sqlalchemy import Connection, create_engine, text
 from stored import Clock, accept, requests, run
 
 from cotrunk.errors import CotrunkError
 from cotrunk.service.images import ImageFiles
 from cotrunk.service.retention import sweep
 from cotrunk.service.store import ImageRequest, Store
+from cotrunk.service.store import batches as stopping
 
 ENDPOINT = "/v1/images/generations"
 DAY = 86_400
@@ -132,6 +133,25 @@ def test_a_batch_expires_after_a_day(store: Store, clock: Clock) -> None:
     assert {image.reason for image in store.images("ann", store.batch("ann", batch).job)} == {None, "expired"}
     assert store.finish_batch(batch, b"out", b"late").state == "expired"
     assert store.batch("ann", young).state == "in_progress"
+
+
+def test_each_batch_expires_in_a_transaction_of_its_own(
+    store: Store, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A transaction that held the jobs of several batches could wait for a worker that waits for it."""
+    names = [started(store, "x"), started(store, "y")]
+    clock.time += DAY
+    stop = stopping.stop
+
+    def stop_first(connection: Connection, now: float, batch: str, ending: str) -> None:
+        if batch == names[1]:
+            raise ValueError("second")
+        stop(connection, now, batch, ending)
+
+    monkeypatch.setattr(stopping, "stop", stop_first)
+    with pytest.raises(ValueError, match="second"):
+        store.expire_batches()
+    assert [store.batch("ann", name).state for name in names] == ["finalizing", "in_progress"]
 
 
 def test_batches_are_listed_newest_first(store: Store) -> None:

@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from stored import Clock, accept, run
+from stored import Clock, accept, requests, run
 
 from cotrunk.service.store import Group, Store
 from cotrunk.service.store.process import identity, is_gone
@@ -207,6 +207,43 @@ def test_a_group_that_fails_together_is_split(store: Store, clock: Clock) -> Non
     assert store.finish("w1", first, {})
     die(store, clock)
     assert images(store.reclaim("w2", 10)) == [(third,)]
+
+
+def test_an_image_that_waits_can_be_refused(store: Store) -> None:
+    job = accept(store, "a", "b")
+    first, second = (image.id for image in store.waiting())
+    assert store.refuse(first, "no")
+    assert not store.refuse(first, "no")
+    assert not store.refuse("img_" + "0" * 24, "no")
+    assert (store.image("ann", first).state, store.image("ann", first).reason) == ("failed", "no")
+    assert store.lease("w1", [([first, second], {})], 10)[0].images == (second,)
+    assert not store.refuse(second, "no")
+    assert store.finish("w1", second, {})
+    assert [event.kind for event in store.events("ann", job)] == ["accepted", "failed", "grouped", "done"]
+    assert store.job("ann", job).counts["failed"] == 1
+
+
+def test_images_that_wait_are_set_aside_when_workers_have_died_with_them(store: Store, clock: Clock) -> None:
+    accept(store, "a", "b")
+    first, second = (image.id for image in store.waiting())
+    store.tried([first, second])
+    store.tried([first])
+    assert [image.attempts for image in store.waiting()] == [2, 1]
+    store.tried([first])
+    assert (store.image("ann", first).state, store.image("ann", second).state) == ("failed", "waiting")
+    assert "died 3 times" in store.image("ann", first).reason
+    store.lease("w1", [([second], {})], 10)
+    store.tried([first, second])  # neither waits
+    assert (store.image("ann", first).attempts, store.image("ann", second).attempts) == (3, 2)
+
+
+def test_a_reason_may_have_any_characters(store: Store) -> None:
+    accept(store, "a")
+    (image,) = run(store)
+    plan = store.accept("ann", "plan", requests("p"), body={})[0].id
+    for end in (lambda reason: store.fail("w1", image, reason), lambda reason: store.fail_plan(plan, reason)):
+        assert end("a\x00b\ud800c")
+    assert store.image("ann", image).reason == store.job("ann", plan).reason == "a\ufffdb?c"
 
 
 def test_the_death_of_a_process_is_known_at_once(store: Store, database: str) -> None:

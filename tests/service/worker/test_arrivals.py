@@ -1,6 +1,7 @@
 """Whether waiting for a similar image pays."""
 
 from cotrunk.service.worker.arrivals import HALF_LIFE, MOST_BUCKETS, Arrivals
+from cotrunk.service.worker.queue import LOOK
 
 SAVED, SPEED = 20.0, 100.0  # a similar image saves a fifth of a second
 WAIT = 0.05
@@ -59,6 +60,15 @@ def test_old_observations_fade() -> None:
 def test_nothing_to_save_is_never_waited_for() -> None:
     assert not Arrivals().pays("a", 0.0, 0.0, SPEED)
     assert Arrivals().pays("a", 0.0, SAVED, 0.0)  # the speed is not known yet
+
+
+def test_as_many_buckets_as_are_looked_at_stop_waiting() -> None:
+    arrivals = Arrivals()
+    for number in range(LOOK):
+        arrivals.note(str(number), 0.0, 60.0, similar=False)
+    for now in (0.05, 1.0):
+        waits = [pays(arrivals, now, bucket=str(number)) for number in range(LOOK)]
+        assert waits == [now < 0.1] * LOOK
 
 
 def test_buckets_are_forgotten() -> None:

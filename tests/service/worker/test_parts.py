@@ -13,7 +13,7 @@ from cotrunk.service.worker.formed import merged
 from cotrunk.service.worker.memory import remembering
 from cotrunk.service.worker.partials import preview_steps
 from cotrunk.service.worker.speed import Speed
-from cotrunk.service.worker.writer import Writer
+from cotrunk.service.worker.writer import Writer, WriterError
 
 SHARING = Sharing(noise="own", trunk_guidance=0.0)
 PAIR = Plan(("a", "b"), (1, 2), tuple(flat_tree([0, 1], 2, 10, 0.9)), 10, 10, sharing=SHARING, threshold=0.5)
@@ -85,7 +85,7 @@ def test_the_writer_keeps_the_order_and_passes_errors_on() -> None:
     assert written == [0, 1, 2, 3, 4]
     assert not writer.is_busy
     writer.do(written.remove, 9)
-    with pytest.raises(ValueError, match="not in list"):
+    with pytest.raises(WriterError, match=r"ValueError: .*not in list"):
         writer.finish()
     writer.do(written.append, 5)
     writer.finish()

@@ -1,5 +1,6 @@
 """The waiting images as the worker sees them."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +106,19 @@ def test_a_request_may_say_how_long_it_waits(own: Queue, clock: Clock) -> None:
     assert not waits(own, clock, wait_ms=0)
     assert waits(own, clock, wait_ms=10)
     assert own.seconds_left() == pytest.approx(0.01)
+
+
+def test_no_image_waits_if_as_many_wait_as_are_looked_at(own: Queue, clock: Clock) -> None:
+    rows = [row(number, request("red", negative_prompt=str(number), wait_ms=60_000), clock.time) for number in range(3)]
+    own.look = 4
+    assert own.leaving(rows, SIZE) == []
+    own.look = 3  # there may be more behind these, and the device is idle
+    assert own.leaving(rows, SIZE)
+
+
+def test_an_image_with_which_the_worker_has_lost_its_device_is_grouped_with_no_other(own: Queue, clock: Clock) -> None:
+    rows = [replace(row(number, request("red", wait_ms=60_000), clock.time), attempts=number) for number in range(2)]
+    assert [[member.id for member in bucket] for bucket in own.leaving(rows, SIZE)] == [[rows[1].id]]
 
 
 def test_an_image_does_not_wait_if_sharing_has_saved_nothing(own: Queue, clock: Clock) -> None:

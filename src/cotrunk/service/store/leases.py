@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from sqlalchemy import Connection, delete, insert, select, update
+from sqlalchemy.dialects import postgresql, sqlite
 
 from . import assignments, events, jobs
 from .ids import is_id, new_id
@@ -27,9 +28,10 @@ def waiting(connection: Connection, limit: int) -> list[ImageRow]:
 
 def extend(connection: Connection, now: float, worker: str, seconds: float) -> None:
     """Keep a worker's leases for some more seconds."""
-    extended = update(workers).where(workers.c.id == worker).values(expires=now + seconds)
-    if not connection.execute(extended).rowcount:
-        connection.execute(insert(workers).values(id=worker, expires=now + seconds, process=identity()))
+    # one statement: a worker's threads give their first signs of life at the same time
+    made = (sqlite if connection.dialect.name == "sqlite" else postgresql).insert(workers)
+    made = made.values(id=worker, expires=now + seconds, process=identity())
+    connection.execute(made.on_conflict_do_update(index_elements=["id"], set_={"expires": made.excluded.expires}))
 
 
 def stopped(connection: Connection, worker: str) -> tuple[str, ...]:
@@ -100,11 +102,56 @@ def end(
     number = connection.scalar(own)
     if number is None:
         return False
-    job = held[image]
-    jobs.move(connection, now, job, [image], ("running",), state, worker=None, result=result, reason=reason)
+    _record(connection, now, held[image], image, number, "running", state, result=result, reason=reason)
+    return True
+
+
+def _record(
+    connection: Connection,
+    now: float,
+    job: str,
+    image: str,
+    number: int,
+    before: str,
+    state: str,
+    result: Any = None,
+    reason: str | None = None,
+) -> None:
+    """Record that an image of a job has ended. The transaction holds the job."""
+    reason = reason and storable(reason)
+    jobs.move(connection, now, job, [image], (before,), state, worker=None, result=result, reason=reason)
     data = {"image": image, "number": number, "state": jobs.state_of(connection, job)}
     events.add(connection, now, job, state, data | ({"reason": reason} if reason else {"result": result}))
+
+
+def storable(text: str) -> str:
+    """Return a text without what a column of a database cannot hold: NUL, and halves of surrogate pairs."""
+    return text.replace("\0", "\ufffd").encode("utf-8", "replace").decode("utf-8")
+
+
+def refuse(connection: Connection, now: float, image: str, reason: str) -> bool:
+    """Record that a waiting image cannot be generated; return False if it does not wait any more."""
+    held = _hold(connection, [image])
+    number = connection.scalar(select(images.c.number).where(images.c.id == image, images.c.state == "waiting"))
+    if number is None:
+        return False
+    _record(connection, now, held[image], image, number, "waiting", "failed", reason=reason)
     return True
+
+
+def tried(connection: Connection, now: float, identifiers: Sequence[str]) -> None:
+    """Count an attempt of images that wait: the worker has to end, and one of them may be why.
+
+    After the last attempt an image is set aside.
+    """
+    _hold(connection, identifiers)
+    for start in range(0, len(identifiers), jobs.CHUNK):
+        own = images.c.id.in_(identifiers[start : start + jobs.CHUNK]) & (images.c.state == "waiting")
+        connection.execute(update(images).where(own).values(attempts=images.c.attempts + 1))
+        over = select(images.c.id).where(own, images.c.attempts >= ATTEMPTS).order_by(images.c.order)
+        for image in list(connection.scalars(over)):
+            reason = f"set aside: the worker died {ATTEMPTS} times while it compared this image with others"
+            refuse(connection, now, image, reason)
 
 
 def end_all(connection: Connection, now: float, worker: str, results: Sequence[tuple[str, dict[str, Any]]]) -> int:
@@ -122,6 +169,8 @@ def release(connection: Connection, worker: str) -> None:
     """Give back the images of a worker that stops in good order: this start does not count as an attempt."""
     give_up(connection, worker)
     own = (images.c.worker == worker) & (images.c.state == "running")
+    # as everything that changes several images: the database locks their rows in any order
+    jobs.hold(connection, connection.scalars(select(images.c.job).where(own)))
     started = select(images.c.group).where(own)
     connection.execute(update(groups).where(groups.c.id.in_(started)).values(attempt=groups.c.attempt - 1))
     connection.execute(update(images).where(own).values(attempts=images.c.attempts - 1))

@@ -198,6 +198,7 @@ class PlanJob:
 
     job: Job
     requests: tuple[ImageRequest, ...]
+    attempts: int = 0  # that ended with the death of the worker
 
 
 @dataclass(frozen=True)

@@ -253,6 +253,16 @@ class Store:
         with self._database.write() as connection:
             return leases.end(connection, self._now(), worker, image, "failed", reason=reason)
 
+    def refuse(self, image: str, reason: str) -> bool:
+        """Record that an image that waits cannot be generated; return False if it does not wait any more."""
+        with self._database.write() as connection:
+            return leases.refuse(connection, self._now(), image, reason)
+
+    def tried(self, images: Sequence[str]) -> None:
+        """Count an attempt of images that wait, because the worker has to end and one of them may be the reason."""
+        with self._database.write() as connection:
+            leases.tried(connection, self._now(), images)
+
     def split(self, worker: str, group: str, tell: Tell | None = None) -> list[Group]:
         """Make a group of its own, with the same plan, of each image of a group that failed together."""
         with self._database.write() as connection:
@@ -289,15 +299,16 @@ class Store:
                 if job in held:
                     events.add(connection, self._now(), job, kind, data)
 
-    def waiting_plans(self, limit: int = 10, worker: str | None = None) -> list[PlanJob]:
+    def waiting_plans(self, limit: int = 10, worker: str | None = None, longest: int | None = None) -> list[PlanJob]:
         """Return the jobs that ask for a plan only, oldest first.
 
         Args:
             limit: how many at most.
             worker: leaves out those that other living workers are making.
+            longest: leaves out those whose requests have more characters as JSON.
         """
         with self._database.read() as connection:
-            return plans.waiting(connection, self._now(), limit, worker)
+            return plans.waiting(connection, self._now(), limit, worker, longest)
 
     def start_plan(self, job: str, worker: str | None = None) -> bool:
         """Count an attempt at a plan; return False if it is not wanted any more, or was tried too often.
@@ -308,6 +319,11 @@ class Store:
         """
         with self._database.write() as connection:
             return plans.start(connection, self._now(), job, worker)
+
+    def pause_plan(self, job: str) -> None:
+        """Take back an attempt at a plan, of which a part is made."""
+        with self._database.write() as connection:
+            plans.pause(connection, job)
 
     def finish_plan(self, job: str, result: Any) -> bool:
         """Record a plan; return False if its job has ended already."""
@@ -426,11 +442,13 @@ class Store:
 
     def expire_batches(self) -> int:
         """Let batches end whose time is over; return how many."""
-        with self._database.write() as connection:
+        with self._database.read() as connection:
             late = batches.overdue(connection, self._now())
-            for identifier in late:
+        for identifier in late:
+            # each in a transaction of its own: one that held several jobs, in this order, could wait for another one
+            with self._database.write() as connection:
                 batches.stop(connection, self._now(), identifier, "expired")
-            return len(late)
+        return len(late)
 
     # keys
 

@@ -4,7 +4,9 @@ from collections import OrderedDict
 from dataclasses import dataclass
 
 HALF_LIFE = 300.0  # seconds after which an observation counts half
-MOST_BUCKETS = 1000  # the least recently used ones are forgotten
+# The least recently used ones are forgotten. It is more than the buckets of all waiting images that are looked at
+# (`queue.LOOK`): a bucket whose record is forgotten while it is needed would always begin again, and wait.
+MOST_BUCKETS = 10_000
 
 
 @dataclass

@@ -7,7 +7,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-from ...errors import CotrunkError
+from ...errors import first_line
 from ...pipelines.own_defaults import own_guidance
 from ...pipelines.schedulers import SAMPLERS
 from ...planning.plan import Plan
@@ -18,7 +18,7 @@ from ..shapes import ImageResult, Rows
 from ..store import Store
 from .asked import output_of
 from .formed import Formed
-from .wave import Finished
+from .wave import Finished, reason_of
 
 log = logging.getLogger("cotrunk.worker")
 NOT_FINITE = "The image contains NaN or infinite values: ask for it with another seed, or run the service in float32."
@@ -87,9 +87,9 @@ class Delivery:
                 else:
                     try:
                         done.append((member.id, {**self._written(group, image, finished, at, images[at])}))
-                    except CotrunkError as error:  # the disk is full, or the format cannot hold the image
-                        log.error("%s: %s", member.id, error)
-                        failed.append((member.id, str(error)))
+                    except Exception as error:  # the disk is full, or the format cannot hold the image
+                        log.error("%s: %s", member.id, first_line(error))
+                        failed.append((member.id, reason_of(error)))
         self._store.finish_all(self._worker, done)
         for member_id, reason in failed:
             self._store.fail(self._worker, member_id, reason)

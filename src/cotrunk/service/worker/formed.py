@@ -1,9 +1,11 @@
 """A group that was formed: its images and its plan, and the record from which the same group runs again."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from ...errors import first_line
 from ...planning.plan import Findings, Plan
 from ...planning.replayed import Replayed
 from ...planning.tree import Branch
@@ -12,6 +14,8 @@ from ...settings import Settings
 from ..store import Group, ImageRequest, ImageRow
 from ..store.leases import TOGETHER
 from .asked import is_alone
+
+log = logging.getLogger("cotrunk.worker")
 
 
 @dataclass(frozen=True)
@@ -122,15 +126,20 @@ def told(group: Group, own: list[str]) -> dict[str, Any]:
         group: that was recorded.
         own: the ids of the images of the job that the event is for.
     """
-    return _told(Formed.leased(group))
+    return _told(group, alone=False)
 
 
 def told_alone(group: Group, own: list[str]) -> dict[str, Any]:
     """Return what the event about an image says that runs alone, because its group failed. See `told`."""
-    return _told(Formed.leased(group, alone=True))
+    return _told(group, alone=True)
 
 
-def _told(formed: Formed) -> dict[str, Any]:
+def _told(group: Group, *, alone: bool) -> dict[str, Any]:
+    try:
+        formed = Formed.leased(group, alone=alone)
+    except Exception as error:  # of another version; this runs in a transaction, which must not be undone
+        log.warning("The record of %s cannot be read: %s", group.id, first_line(error))
+        return {}
     return {"members": list(formed.images), "tree": asdict(formed.plan.trees[0]), "trunk": None}
 
 

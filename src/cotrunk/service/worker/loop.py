@@ -9,30 +9,33 @@ from typing import Any
 from sqlalchemy.exc import SQLAlchemyError
 
 from ...engine.call_state import StepEvent
-from ...errors import CotrunkError
+from ...errors import first_line
 from ...settings import Settings
 from ..channel import Channel
 from ..images import ImageFiles
 from ..launch import WorkerSettings
-from ..store import ImageRow, Store
+from ..store import Group, ImageRow, Store
 from .admission import wave
 from .asked import call_of
 from .delivery import Delivery
 from .formed import Formed, Member, told, told_alone
-from .plan_jobs import plan_result
+from .plan_jobs import PlanJobs
 from .planning import Planner
 from .progress import Progress
 from .queue import Queue
 from .savings import Savings
 from .speed import Speed
 from .watch import Watch
-from .wave import Call, Finished, Generator, StoppedError, check_device, reason_of
-from .writer import Writer
+from .wave import Call, Finished, Generator, LostDeviceError, StoppedError, check_device, reason_of
+from .writer import Writer, WriterError
 
 log = logging.getLogger("cotrunk.worker")
 PATIENCE = 2.0  # calls, or seconds if they are longer, that images wait for a busy worker before an idle one has them
 ROUTED_RECLAIM = 10.0  # seconds in place of the lease between looks for groups of workers that died: others do die
 ADOPTED = 4  # calls that the images which an idle worker adopts at once fill at most
+OTHER_VERSION = (
+    "The record of this image's group cannot be read, because another version of cotrunk wrote it: ask for it again."
+)
 
 
 class Worker:
@@ -63,6 +66,7 @@ class Worker:
         self._writer = Writer()
         self._progress = Progress(store, channel, files, self._writer, pipe)
         self._speed = Speed()
+        self._plans = PlanJobs(self._planner, store, name, self._speed, self._progress.notify)
         self._queue = Queue(self._planner, self._speed, self._savings, launch)
         self._watch = Watch(store, name, channel, launch.lease_seconds)
         self._reclaim_at = 0.0
@@ -76,8 +80,9 @@ class Worker:
                     self._watch.wait(self._queue.seconds_left())
         finally:
             self._watch.end()
-            self._writer.finish()
-            self._store.release(self.name)
+        # not after an error: its images may be the reason, so this start counts as an attempt
+        self._writer.finish()
+        self._store.release(self.name)
 
     def finish(self) -> None:
         """Wait until what was generated is written."""
@@ -92,14 +97,20 @@ class Worker:
         return self.stopping is not None or self._watch.is_orphaned
 
     def turn(self) -> bool:
-        """Do the next piece of work; return False if there is none now."""
+        """Do the next piece of work; return False if there is none now.
+
+        Raises:
+            LostDeviceError: the device cannot be used any more.
+            WriterError: what was generated cannot be written.
+        """
         self._watch.forget()  # only here, before new images are leased: a cancellation is reported once
-        self._answer_plans()
+        has_plans = self._plans.go_on()
         if time.monotonic() >= self._reclaim_at:
             self._writer.finish()  # each group by itself, from start to end: one of them may be why the worker died
             again = self._store.reclaim(self.name, self._launch.lease_seconds, told)
             for group in again:
-                self._generate([Formed.leased(group)])
+                if groups := self._readable([group]):
+                    self._generate(groups)
             if again:
                 return True
             pause = min(ROUTED_RECLAIM, self._launch.lease_seconds) if self._routed else self._launch.lease_seconds
@@ -107,26 +118,40 @@ class Worker:
         groups = self.next_wave()
         if groups:
             self._generate(groups)
-        return bool(groups)
+        return bool(groups) or has_plans
 
     def next_wave(self) -> list[Formed]:
         """Return the groups to run next, recorded and leased; empty if no image leaves now."""
         size = self._generator.batching.batch_size
-        buckets = self._queue.leaving(self._waiting(size), size)
         groups = list[Formed]()
-        for members in buckets:
+        while not groups:  # images that cannot be generated have failed, and the next ones leave
             try:
-                groups += self._planner.form(members)
-            except CotrunkError:
-                groups += self._apart(members)
-        if not groups:
-            return []
+                buckets = self._queue.leaving(self._waiting(size), size)
+                if not buckets or self._is_ending():
+                    return []
+                groups = [group for members in buckets for group in self._formed(members, size)]
+            except LostDeviceError as lost:
+                self._store.tried(lost.images)
+                raise
         now = time.time()
         chosen = [replace(group, formed=now) for group in wave(groups, size)]
         wanted = [(group.images, group.record()) for group in chosen]
         leased = self._store.lease(self.name, wanted, self._launch.lease_seconds, told)
         self._progress.notify()
-        return [Formed.leased(group) for group in leased]
+        return self._readable(leased)
+
+    def _readable(self, groups: Sequence[Group], *, alone: bool = False) -> list[Formed]:
+        """Return groups from their records. The images of those that cannot be read fail."""
+        found = list[Formed]()
+        for group in groups:
+            try:
+                found.append(Formed.leased(group, alone=alone))
+            except Exception as error:  # whatever another version has written
+                log.error("The record of %s cannot be read: %s", group.id, first_line(error))
+                for image in group.images:
+                    self._store.fail(self.name, image, OTHER_VERSION)
+                self._progress.notify()
+        return found
 
     def _waiting(self, size: int) -> list[ImageRow]:
         """Return the images that wait for this worker. If there are none, it adopts some of others."""
@@ -150,8 +175,8 @@ class Worker:
         except StoppedError as stopped:
             # its images have ended; or they go back to the queue, with all others, when the worker ends
             rest = [] if self._is_ending() else [group for group in rest if group.id not in stopped.call.groups]
-        except SQLAlchemyError:
-            raise  # the images are not at fault
+        except (SQLAlchemyError, WriterError, LostDeviceError):
+            raise  # these images are not at fault, or it is not known
         except Exception as error:
             check_device(error)
             reason = reason_of(error)
@@ -169,8 +194,8 @@ class Worker:
             for group in groups:
                 self._generate([group])
         elif len(groups[0].members) > 1:
-            for alone in self._store.split(self.name, groups[0].id, told_alone):
-                self._generate([Formed.leased(alone, alone=True)])
+            for alone in self._readable(self._store.split(self.name, groups[0].id, told_alone), alone=True):
+                self._generate([alone])
         else:
             self._store.fail(self.name, groups[0].members[0].id, reason)
 
@@ -196,6 +221,8 @@ class Worker:
         """Do what is due between two steps of a call.
 
         Raises:
+            LostDeviceError: the device cannot be used any more.
+            WriterError: images of the call before cannot be written.
             StoppedError: no image of the call is wanted any more, or the process has to end.
         """
         if self._watch.is_orphaned or (self.stopping is not None and time.monotonic() >= self.stopping):
@@ -206,29 +233,29 @@ class Worker:
         if cancelled:
             self._generator.leave(cancelled)
         self._progress.step(call, event)
-        if self._watch.take_news():
-            self._answer_plans()
+        if self._watch.take_news() and self._plans.make_small():
+            self._watch.wake()  # there may be another one: after the next step
 
-    def _answer_plans(self) -> None:
-        """Answer jobs that ask for a plan only."""
-        for job in self._store.waiting_plans(worker=self.name):
-            if not self._store.start_plan(job.job.id, self.name):
-                continue
-            try:
-                self._store.finish_plan(job.job.id, plan_result(self._planner, job, self._speed.computed))
-            except CotrunkError as error:
-                self._store.fail_plan(job.job.id, str(error))
-            self._progress.notify()
+    def _formed(self, members: Sequence[Member], size: int) -> list[Formed]:
+        """Return the groups of the images of one bucket. Those that the pipeline cannot generate fail.
 
-    def _apart(self, members: Sequence[Member]) -> list[Formed]:
-        """Return each image of a bucket as a group of its own. Those that the pipeline cannot generate fail."""
+        Raises:
+            LostDeviceError: the device cannot be used any more.
+        """
+        try:
+            return self._planner.form(members)
+        except Exception as error:
+            check_device(error, [member.id for member in members])
+            log.warning("%d images cannot be grouped: %s", len(members), first_line(error))
+        # not inside `except`: the exception refers to the tensors that must be freed
         found = list[Formed]()
         for member in members:
+            if len(found) >= size:
+                break
             try:
                 found.append(self._planner.single(member))
-            except CotrunkError as error:
-                # only a worker that holds an image may end it
-                self._store.lease(self.name, [([member.id], None)], self._launch.lease_seconds)
-                self._store.fail(self.name, member.id, str(error))
+            except Exception as error:
+                check_device(error, [member.id])
+                self._store.refuse(member.id, reason_of(error))
         self._progress.notify()
         return found

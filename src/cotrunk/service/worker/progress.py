@@ -1,10 +1,12 @@
 """What clients see of a call while it runs: steps and previews, as events."""
 
+import logging
 import time
 from collections import defaultdict
 from typing import Any
 
 from ...engine.call_state import StepEvent
+from ...errors import first_line
 from ..channel import Channel
 from ..images import ImageFiles
 from ..store import Store
@@ -14,11 +16,12 @@ from .partials import Previews, preview_steps
 from .wave import Call
 from .writer import Writer
 
+log = logging.getLogger("cotrunk.worker")
 EVERY = 0.5  # seconds between two events about the steps of one call
 
 
 class Progress:
-    """Writes the events of calls.
+    """Writes the events of calls. What cannot be written is left out: no image depends on it.
 
     Args:
         store: the database.
@@ -59,11 +62,18 @@ class Progress:
                     self._writer.do(self._write, member.job, data, preview)
 
     def _write(self, job: str, data: dict[str, Any], preview: Any) -> None:
-        self._files.write(data["file"], png(preview))
-        self._tell([(job, "partial", data)])
+        try:
+            self._files.write(data["file"], png(preview))
+        except Exception as error:
+            log.warning("A preview cannot be written: %s", first_line(error))
+        else:
+            self._tell([(job, "partial", data)])
 
     def _tell(self, events: list[tuple[str, str, dict[str, Any]]]) -> None:
-        self._store.tell(events)
+        try:
+            self._store.tell(events)
+        except Exception as error:
+            log.warning("Events cannot be written: %s", first_line(error))
         self.notify()
 
     def notify(self) -> None:

@@ -1,12 +1,13 @@
 """The waiting images as the worker sees them: which of them leave now, and when to look again."""
 
+import logging
 import time
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from ...errors import CotrunkError
+from ...errors import first_line
 from ..launch import WorkerSettings
 from ..store import ImageRow
 from .admission import Waiting, departure
@@ -16,7 +17,9 @@ from .formed import Member
 from .planning import Planner
 from .savings import Savings
 from .speed import Speed
+from .wave import check_device
 
+log = logging.getLogger("cotrunk.worker")
 LOOK = 4096  # waiting images that are looked at, oldest first: as many as can be grouped by complete linkage
 IDLE = 0.5  # seconds between looks at an empty queue if no message comes
 WAITING = 0.1  # seconds between looks while images wait for similar ones
@@ -75,15 +78,22 @@ class Queue:
         Args:
             rows: the waiting images, oldest first.
             size: largest number of images in one call.
+
+        Raises:
+            LostDeviceError: the device cannot be used any more.
         """
         now = self._clock()
         waiting = [self._waiting(row) for row in rows]
         by_id = {row.id: row for row in rows}
         first = {image.bucket: by_id[image.id] for image in reversed(waiting)}
         self._note(rows, waiting)
-        found = departure(
-            waiting, now, size, lambda bucket: self._pays(bucket, first[bucket], now), self._speed.seconds
-        )
+        # images behind these may leave: they are not looked at as long as these wait
+        is_full = len(rows) >= self.look
+
+        def pays(bucket: str) -> bool:
+            return not is_full and self._pays(bucket, first[bucket], now)
+
+        found = departure(waiting, now, size, pays, self._speed.seconds)
         self._again = found.again
         return [[Member.of(by_id[image.id]) for image in bucket] for bucket in found.buckets]
 
@@ -91,7 +101,9 @@ class Queue:
         request = row.request
         own = self._launch.wait_ms if request.custom_id is None else self._launch.batch_wait_ms
         wait = (own if request.wait_ms is None else request.wait_ms) / 1000
-        return Waiting(row.id, row.bucket, call_of(request), row.accepted, wait, is_alone(request))
+        # an image of which an attempt counts although it waits: the worker may have died while it compared its prompt
+        is_single = is_alone(request) or row.attempts > 0
+        return Waiting(row.id, row.bucket, call_of(request), row.accepted, wait, is_single)
 
     def _pays(self, bucket: str, row: ImageRow, now: float) -> bool:
         return self._arrivals.pays(bucket, now, self._saved_by(row), self._speed.computed)
@@ -102,7 +114,8 @@ class Queue:
         if call not in self._saved:
             try:
                 self._saved[call] = self._planner.saved_rows(row.request)
-            except CotrunkError:  # it is refused when it leaves
+            except Exception as error:  # it is refused when it leaves
+                check_device(error, [row.id])
                 return 0.0
         return self._savings.of_pair(call, self._saved[call])
 
@@ -119,11 +132,18 @@ class Queue:
             recent = [each for each in self._recent.get(row.bucket, []) if each.until >= row.accepted][-COMPARED:]
             # those of one job came together, and need not wait for each other
             earlier = [each.prompt for each in recent if each.job != row.job and each.prompt != row.request.prompt]
-            similar = False
-            if earlier:
-                own, *others = self._planner.vectors([row.request.prompt, *earlier])
-                similar = bool((np.stack(others) @ own >= self._planner.threshold).any())
+            similar = bool(earlier) and self._is_similar(row, earlier)
             self._arrivals.note(row.bucket, row.accepted, image.wait, similar=similar)
             self._recent[row.bucket] = [*recent, _Recent(image.deadline, row.job, row.request.prompt)]
         now = max((row.accepted for row in rows), default=0.0)
         self._recent = {bucket: own for bucket, own in self._recent.items() if own[-1].until >= now - KEPT}
+
+    def _is_similar(self, row: ImageRow, earlier: Sequence[str]) -> bool:
+        """Return whether an image is similar to one of some earlier prompts."""
+        try:
+            own, *others = self._planner.vectors([row.request.prompt, *earlier])
+        except Exception as error:  # only how long others wait depends on it
+            check_device(error, [row.id])
+            log.warning("The prompt of %s cannot be compared: %s", row.id, first_line(error))
+            return False
+        return bool((np.stack(others) @ own >= self._planner.threshold).any())

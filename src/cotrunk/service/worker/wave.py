@@ -64,6 +64,18 @@ class Finished:
     trunks: Mapping[str, TrunkUse]
 
 
+class LostDeviceError(Exception):
+    """The device can no longer be used by this process, so the worker must end.
+
+    Attributes:
+        images: ids of images that may be the reason, and that no worker has leased yet.
+    """
+
+    def __init__(self, error: Exception, images: Sequence[str]) -> None:
+        super().__init__(str(error))
+        self.images = tuple(images)
+
+
 OnStep = Callable[[Call, StepEvent], None]
 
 
@@ -145,7 +157,15 @@ def reason_of(error: Exception) -> str:
     return f"The pipeline failed with {type(error).__name__}: {first_line(error)}"
 
 
-def check_device(error: Exception) -> None:
-    """Raise the error again if it says that the device can no longer be used by this process."""
+def check_device(error: Exception, images: Sequence[str] = ()) -> None:
+    """Check that the device can still be used after an error.
+
+    Args:
+        error: what was raised.
+        images: ids of images that may be the reason, and that no worker has leased yet.
+
+    Raises:
+        LostDeviceError: this process can no longer use it.
+    """
     if any(text in str(error) for text in LOST_DEVICE) and not isinstance(error, torch.OutOfMemoryError):
-        raise error
+        raise LostDeviceError(error, images) from error

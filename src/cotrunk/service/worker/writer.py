@@ -5,6 +5,12 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
+from ...errors import first_line
+
+
+class WriterError(Exception):
+    """Something could not be written, so the worker must end. It says nothing about the call that runs now."""
+
 
 class Writer:
     """Does one thing after another, in the order in which they are given."""
@@ -23,7 +29,7 @@ class Writer:
         """Do something soon.
 
         Raises:
-            Exception: what something earlier has raised.
+            WriterError: something earlier has failed.
         """
         self._check()
         self._waiting.append(self._pool.submit(act, *arguments))
@@ -32,11 +38,17 @@ class Writer:
         """Wait until everything is written.
 
         Raises:
-            Exception: what something earlier has raised.
+            WriterError: something has failed.
         """
         while self._waiting:
-            self._waiting.popleft().result()
+            self._take()
 
     def _check(self) -> None:
         while self._waiting and self._waiting[0].done():
+            self._take()
+
+    def _take(self) -> None:
+        try:
             self._waiting.popleft().result()
+        except Exception as error:
+            raise WriterError(f"{type(error).__name__}: {first_line(error)}") from error

@@ -1,6 +1,6 @@
 """Draw the curve of the README: PSNR over rows, of skipping and of fewer steps, on both embedded models.
 
-python benchmarks/curve.py docs/results/skipping-128 docs/results/skipping-mini-dit-128 --out docs/curve.png
+python benchmarks/curve.py docs/results/skipping-256 docs/results/skipping-mini-dit-256 --out docs/curve.png
 """
 
 import argparse

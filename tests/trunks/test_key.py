@@ -1,10 +1,14 @@
 """The key of a trunk: another one after a change of anything that can change a row, and equal in all processes."""
 
 import functools
+import importlib
+import inspect
+import linecache
 import os
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import diffusers
@@ -12,6 +16,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from diffusers.models.attention_dispatch import attention_backend
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -22,7 +27,7 @@ from cotrunk.planning.request import Request
 from cotrunk.settings import Batching, Settings, Sharing, Skipping
 from cotrunk.trunks.digest import digest_of
 from cotrunk.trunks.key import trunk_keys
-from cotrunk.trunks.pipeline_state import pipeline_digest
+from cotrunk.trunks.pipeline_state import _version, pipeline_digest
 
 PROMPTS = ["a red apple", "a green apple"]
 OWN = Sharing(noise="own", trunk_guidance=0.0)
@@ -95,6 +100,23 @@ def test_each_setting_alone_changes_the_key(name: str) -> None:
     assert found[0] == key()  # a default that is given is the default
 
 
+@pytest.mark.parametrize("model", ["mini", "mini-dit"])
+def test_defaults_are_those_of_the_call_and_not_what_a_pipeline_states(model: str) -> None:
+    pipe = load_pipeline(model, "cpu")
+    parameters = inspect.signature(type(pipe).__call__).parameters
+    of_class = {name: parameters[name].default for name in pipe.cotrunk_defaults}
+    assert of_class != pipe.cotrunk_defaults
+
+    def of(call: dict[str, Any]) -> list[str]:
+        request = Request(pipe, PROMPTS, call)
+        assert request.evaluations.steps == call.get("num_inference_steps", of_class["num_inference_steps"])
+        return trunk_keys(request, EXACT, OWN, pipeline="known")
+
+    assert of({}) == of(of_class)
+    for name, value in pipe.cotrunk_defaults.items():
+        assert of({}) != of({**of_class, name: value})
+
+
 def test_what_changes_no_row_does_not_change_the_key() -> None:
     for run in (Settings(skipping=None, batching=Batching(4)), Settings(skipping=None, sharing=None)):
         assert key(run=run) == key()
@@ -116,6 +138,28 @@ def test_arguments_of_each_prompt_are_in_its_own_key() -> None:
     assert len({*of(images), *of(images, strength=0.5)}) == 4
     assert of(images[0]) == of([images[0], images[0]]) == [of(images)[0]] * 2
     assert of(images[0], PROMPTS[:1]) == of(images)[:1]
+
+
+class Packed(torch.Tensor):
+    """A tensor with an attribute that tells what its numbers mean."""
+
+
+class Quantised(torch.Tensor):
+    """A wrapper of a tensor, as quantised weights are."""
+
+    @staticmethod
+    def __new__(cls, data: torch.Tensor, context: str) -> Any:
+        return torch.Tensor._make_wrapper_subclass(cls, data.shape, dtype=data.dtype)
+
+    def __init__(self, data: torch.Tensor, context: str) -> None:
+        self.inner, self.context = data, context
+
+    def __tensor_flatten__(self) -> tuple[list[str], dict[str, str]]:
+        return ["inner"], {"context": self.context}
+
+    @classmethod
+    def __torch_dispatch__(cls, *_: Any) -> Any:
+        raise NotImplementedError
 
 
 def with_lora(pipe: Any, name: str, weight: float, seed: int) -> None:
@@ -170,6 +214,14 @@ CHANGES: dict[str, Callable[[Any], Any]] = {
         diffusers.models.attention_processor.AttnProcessor()
     ),
     "training mode": lambda pipe: pipe.unet.train(),
+    "an attention backend": lambda pipe: [
+        setattr(each, "_attention_backend", "_native_math") for each in pipe.unet.attn_processors.values()
+    ],
+    "the noise schedule, by hand": lambda pipe: pipe.scheduler.alphas_cumprod.mul_(0.9),
+    "the noise schedule, its end": lambda pipe: setattr(pipe.scheduler, "final_alpha_cumprod", torch.tensor(0.5)),
+    "an attribute of the pipeline": lambda pipe: setattr(pipe, "default_sample_size", 64),
+    "an attribute of the pipeline, another value": lambda pipe: setattr(pipe, "default_sample_size", 32),
+    "a processor of the pipeline": lambda pipe: pipe.image_processor.register_to_config(vae_scale_factor=4),
 }
 
 
@@ -201,14 +253,48 @@ def test_a_call_does_not_change_the_digest() -> None:
     assert pipeline_digest(pipe) == digest_after(None)
 
 
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_the_shift_of_a_schedule_counts_and_a_schedule_of_a_call_does_not(dynamic: bool) -> None:
+    pipe = tiny.sd3().pipe
+    pipe.scheduler = diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=dynamic)
+    before = pipeline_digest(pipe)
+    pipe.scheduler.set_timesteps(3, **({"mu": 2.0} if dynamic else {}))
+    assert pipeline_digest(pipe) == before
+    pipe.scheduler.set_shift(6.0)
+    assert pipeline_digest(pipe) != before
+
+
+def test_numerics_of_the_process_count() -> None:
+    before = key()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        brain = key()
+    with torch.autocast("cpu", dtype=torch.float16):
+        half = key()
+    assert len({before, brain, half, key()}) == 3
+    precision = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision("medium")
+        assert key() != before
+    finally:
+        torch.set_float32_matmul_precision(precision)
+    with attention_backend("_native_math"):
+        assert key() != before
+    assert key() == before
+
+
 def test_the_version_of_the_libraries_and_the_format_count(monkeypatch: pytest.MonkeyPatch) -> None:
     pipe = tiny.sd_with_text().pipe
     before = key(pipe)
     with monkeypatch.context() as patch:
         patch.setattr("cotrunk.trunks.key.FORMAT", 99)
         assert key(pipe) != before
-    monkeypatch.setattr("cotrunk.trunks.pipeline_state._version", lambda name: "99.0")
-    assert key(pipe) != before
+    for library in ("torch", "diffusers", "transformers", "peft", "accelerate", "cotrunk", "tokenizers", "numpy"):
+        with monkeypatch.context() as patch:
+            patch.setattr(
+                "cotrunk.trunks.pipeline_state._version",
+                lambda name, library=library: "99.0" if name == library else _version(name),
+            )
+            assert key(pipe) != before, library
 
 
 @pytest.mark.parametrize(
@@ -219,6 +305,10 @@ def test_the_version_of_the_libraries_and_the_format_count(monkeypatch: pytest.M
         (lambda pipe: setattr(pipe.unet, "forward", lambda *_, **__: torch.zeros(1)), "unet has another forward"),
         (lambda pipe: setattr(pipe.unet, "extra", lambda x: x), "unet.extra is the function"),
         (lambda pipe: setattr(pipe.unet, "extra", object()), "unet.extra is a object"),
+        (lambda pipe: setattr(pipe, "encode_prompt", lambda *_, **__: None), "the pipeline has another encode_prompt"),
+        (lambda pipe: setattr(pipe, "extra", lambda: None), "the pipeline.extra is the function"),
+        (lambda pipe: setattr(pipe.scheduler, "step", lambda *_: None), "scheduler has another step"),
+        (lambda pipe: setattr(pipe.unet, "get_time_embed", lambda *_: None), "unet has another get_time_embed"),
     ],
 )
 def test_what_cannot_be_read_is_refused(spoil: Callable[[Any], Any], message: str) -> None:
@@ -226,6 +316,53 @@ def test_what_cannot_be_read_is_refused(spoil: Callable[[Any], Any], message: st
     spoil(pipe)
     with pytest.raises(CotrunkError, match=f"^Trunks are not stored: {message}.*without a trunk cache.$"):
         key(pipe)
+
+
+@pytest.mark.parametrize(("part", "name"), [("unet", "forward"), (None, "check_inputs"), ("scheduler", "step")])
+def test_a_method_that_is_set_on_a_class_is_refused(
+    part: str | None, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipe = tiny.sd_with_text().pipe
+    kind = type(pipe if part is None else getattr(pipe, part))
+
+    def other(*_: Any, **__: Any) -> None: ...
+
+    other.rows_are_independent = True  # type: ignore[attr-defined]
+    monkeypatch.setattr(kind, name, other, raising=False)
+    with pytest.raises(CotrunkError, match=rf"^Trunks are not stored: .*{kind.__name__}.{name} is the function"):
+        key(pipe)
+
+
+def test_the_source_of_a_base_class_and_of_its_module_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def digest(base: str, helper: str) -> str:
+        (tmp_path / "base_of_user.py").write_text(f"class Base:\n    factor = {base}\n", encoding="utf-8")
+        (tmp_path / "class_of_user.py").write_text(
+            f"from base_of_user import Base\ndef helper(): return {helper}\nclass Own(Base): ...\n", encoding="utf-8"
+        )
+        linecache.clearcache()
+        importlib.invalidate_caches()
+        for name in ("base_of_user", "class_of_user"):
+            sys.modules.pop(name, None)
+        for cached in tmp_path.glob("__pycache__/*"):
+            cached.unlink()
+        return digest_of("x", importlib.import_module("class_of_user").Own())
+
+    assert digest("1", "1") == digest("1", "1")
+    assert len({digest("1", "1"), digest("2", "1"), digest("1", "2")}) == 3
+
+
+def test_the_context_of_a_quantised_tensor_counts() -> None:
+    data = torch.zeros(4, 4)
+    found = {digest_of("x", Quantised(data, context)) for context in ("per token", "per tensor", "per token")}
+    assert len(found) == 2
+    kinds = []
+    for kind in (1, 2):
+        packed = torch.zeros(4).as_subclass(Packed)
+        packed.kind = kind  # type: ignore[attr-defined]
+        kinds.append(digest_of("x", packed))
+    assert kinds[0] != kinds[1]
 
 
 def test_arguments_that_cannot_be_read_are_refused() -> None:

@@ -263,6 +263,12 @@ def test_a_trunk_of_several_trees_is_computed_once() -> None:
         assert result.spared == {"sharing": 0, "guidance": 0, "skipping": 0, "replay": 2 * 3 * 2}
 
 
+def test_a_trunk_is_replayed_under_autocast() -> None:
+    tiny, plan = pipeline(), of_one(pipeline(), OWN, precision="float16")
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert made(tiny, plan).images.isfinite().all()
+
+
 # --- safety -------------------------------------------------------------------------------------------------
 
 

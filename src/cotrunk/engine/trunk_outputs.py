@@ -138,9 +138,9 @@ class Replay:
                     f"A stored trunk has outputs of {tuple(trunk.shape[1:])} where this call has "
                     f"{tuple(output.shape[1:])}: remove the trunk (cotrunk trunks verify), and generate again."
                 )
-            taken.append(trunk[step])
+            taken.append(trunk[step].float())  # autocast does not stack float16 on a CPU
         place = sent(images, output.device)
-        recorded = torch.stack(taken).to(output.device, non_blocking=True).float()
+        recorded = torch.stack(taken).to(output.device, non_blocking=True)
         own, samples = output.index_select(0, place), sample.index_select(0, place)
         given = self._outputs.given(step, steps, recorded, own, samples)
         return output.index_copy(0, place, given), sample

@@ -7,6 +7,7 @@ import enum
 import functools
 import hashlib
 import inspect
+import sys
 from collections.abc import Mapping, Set
 from pathlib import PurePath
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
@@ -31,7 +32,11 @@ KNOWN = (
     "cotrunk",
     "tokenizers",
     "numpy",
+    "torchao",
+    "bitsandbytes",
 )
+VERSIONED = KNOWN[2:]  # the others come with Python
+READ = ("_internal_dict", "_attention_backend")  # private attributes of diffusers that count: configurations and so on
 PLAIN = {type(None), bool, int, float, complex, str, bytes}  # types whose repr is all of a value
 WORD = 8  # bytes that are summed as one whole number
 WIDTH = 1024  # words per row of the table whose sums are the digest of a large tensor
@@ -110,14 +115,17 @@ class Digest:
             self._object(name, value)
 
     def add_class(self, name: str, kind: type) -> None:
-        """Read a class: its name, and its source unless it belongs to a package whose version is in every key.
+        """Read a class: its name, and the sources of its bases outside the packages whose versions are in every key.
 
         Raises:
-            CotrunkError: it has no source.
+            CotrunkError: a base has no source, or a method of a known class was replaced.
         """
         self._put("class", kind.__module__, kind.__qualname__)
-        if kind.__module__.partition(".")[0] not in KNOWN:
-            self._put("source", _source(name, kind))
+        for base in kind.__mro__:
+            if not _is_known(base.__module__):
+                self._put("source", base.__qualname__, _source(name, base))
+            elif (replaced := _replaced_method(base)) is not None:
+                raise _unknown(f"{name}: {base.__qualname__}.{replaced}", vars(base)[replaced])
 
     def _put(self, *texts: str | bytes) -> None:
         """Read texts so that they cannot run into each other."""
@@ -136,7 +144,7 @@ class Digest:
         """Read the name of a function of a known package; a method must be of a class or of a module."""
         owner = getattr(value, "__self__", None)
         module = value.__module__ or getattr(owner, "__name__", "")
-        is_named = str(module).partition(".")[0] in KNOWN and "<" not in value.__qualname__  # not a lambda or a closure
+        is_named = _is_known(str(module)) and "<" not in value.__qualname__  # not a lambda or a closure
         if not is_named or not (owner is None or isinstance(owner, type | ModuleType | torch.nn.Module)):
             raise _unknown(name, value)
         self._put("function", str(module), value.__qualname__)
@@ -146,16 +154,21 @@ class Digest:
         if not hasattr(value, "__dict__"):
             raise _unknown(name, value)
         self.add_class(name, type(value))
-        self._mapping(name, {key: each for key, each in vars(value).items() if not key.startswith("_")})
+        self._mapping(name, {key: each for key, each in vars(value).items() if not key.startswith("_") or key in READ})
 
     def _tensor(self, name: str, value: Tensor) -> None:
         if value.is_meta or value.layout != torch.strided:
             raise _unknown(name, value)
         if hasattr(value, "__tensor_flatten__"):  # a quantised weight
-            inner, _ = value.__tensor_flatten__()
-            self._put("tensor class", type(value).__qualname__)
+            inner, context = value.__tensor_flatten__()
+            self.add_class(name, type(value))
             self.add(name, {each: getattr(value, each) for each in inner})
+            self.add(name, context)
             return
+        if type(value) not in (Tensor, torch.nn.Parameter, torch.nn.Buffer):  # e.g. GGUF, with its kind of numbers
+            self.add_class(name, type(value))
+            plain = (*PLAIN, enum.Enum, torch.dtype)
+            self.add(name, {key: each for key, each in vars(value).items() if isinstance(each, plain)})
         self._put("tensor", str(value.dtype), str(tuple(value.shape)))
         self._put(sums(value.as_subclass(Tensor)).tobytes())
 
@@ -187,9 +200,23 @@ def digest_of(name: str, value: Any) -> str:
     return digest.hexdigest()
 
 
+def _is_known(module: str) -> bool:
+    return module.partition(".")[0] in KNOWN
+
+
+def _replaced_method(kind: type) -> str | None:
+    """Return the name of a method of a known class that was defined outside the known packages, if there is one."""
+    for name, value in [*vars(kind).items()]:
+        if type(value) is FunctionType and not _is_known(value.__module__ or "builtins"):
+            return name
+    return None
+
+
 @functools.cache
 def _source_of(kind: type) -> str:
-    return inspect.getsource(kind)
+    """Return the source of the module of a class, whose functions its methods may call; in a script, of the class."""
+    module = sys.modules.get(kind.__module__)
+    return inspect.getsource(kind if module is None or kind.__module__ == "__main__" else module)
 
 
 def _source(name: str, kind: type) -> str:

@@ -9,12 +9,13 @@ from typing import Any
 
 from ..errors import CotrunkError
 from ..pipelines.batch_compatibility import runs_apart, text_lengths
-from ..pipelines.own_defaults import own_default
+from ..pipelines.cost import argument
 from ..planning.request import Request
 from ..planning.trunk_recipe import Precision
 from ..settings import Settings, Sharing
 from .digest import digest_of
 from .index import FORMAT
+from .numerics import numerics
 from .pipeline_state import pipeline_digest
 
 # arguments that are set by cotrunk, are prompts, or say what a finished image becomes
@@ -50,14 +51,16 @@ def trunk_keys(
     arguments = request.arguments
     if why := runs_apart(request.pipe, arguments.arguments):
         raise CotrunkError(f"Trunks are not stored: {why}. Run without a trunk cache.")
+    # what the call takes by itself, which is not what the pipeline states for the command line
     parameters = inspect.signature(request.pipe.__call__).parameters
-    defaults = _of_rows({name: own_default(request.pipe, name) for name in parameters})
+    defaults = _of_rows({name: argument(request.pipe, {}, name) for name in parameters})
     whole = {
         "format": FORMAT,
         "pipeline": pipeline_digest(request.pipe) if pipeline is None else pipeline,
         "trunks": [sharing.noise, sharing.trunk_guidance, sharing.encoder],
         "settings": {name: value for name, value in settings.to_json().items() if name in OF_ROWS},
         "precision": precision,
+        "numerics": numerics(request.pipe),
     }
     base = digest_of("the settings", whole)
     common = {name: digest_of(name, _one(value)) for name, value in (defaults | _of_rows(arguments.common)).items()}

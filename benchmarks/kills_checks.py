@@ -15,6 +15,7 @@ from cotrunk.service.launch import WorkerSettings
 from cotrunk.service.store import ENDED, Group, ImageRow, Store
 from cotrunk.service.worker.formed import Formed
 from cotrunk.service.worker.planning import Planner
+from cotrunk.service.worker.savings import Savings
 from cotrunk.service.worker.wave import Generator
 from cotrunk.settings import Settings
 
@@ -110,4 +111,5 @@ def _generator(model: str, settings: Settings, data: Path) -> Generator:
     """Return a generator as the worker has it, with an empty trunk cache."""
     pipe = load_pipeline(model, "cpu")
     pipe.set_progress_bar_config(disable=True)
-    return Generator(pipe, Planner(pipe, settings, WorkerSettings("", "", str(data), model)), settings.batching)
+    planner = Planner(pipe, settings, WorkerSettings("", "", str(data), model), Savings())
+    return Generator(pipe, planner, settings.batching)

@@ -18,6 +18,7 @@ def main() -> None:
         print("loading", file=sys.stderr)
         print("error: There is no model 'refuses': use mini.", file=sys.stderr)
         sys.exit(2)
+    channel.send("started", worker=f"worker-{os.getpid()}")
     channel.send("ready", **FACTS)
     if settings.model == "dies":
         sys.exit(1)

@@ -35,8 +35,10 @@ from .options import (
 )
 from .service_options import (
     BatchWaitMs,
+    Cpus,
     Data,
     Database,
+    Gpus,
     Host,
     Images,
     KeepDays,
@@ -58,8 +60,6 @@ from .service_options import (
     PerMinute,
     Port,
     Ray,
-    ReplicaCpus,
-    ReplicaGpus,
     Replicas,
     Timeout,
     Trunks,
@@ -82,8 +82,8 @@ def serve(
     trunks: Trunks = "own",
     ray: Ray = None,
     replicas: Replicas = None,
-    replica_gpus: ReplicaGpus = None,
-    replica_cpus: ReplicaCpus = None,
+    gpus: Gpus = None,
+    cpus: Cpus = None,
     steps: Steps = None,
     wait_ms: WaitMs = 50,
     batch_wait_ms: BatchWaitMs = 5_000,
@@ -143,7 +143,7 @@ def serve(
     whole("--batch-wait-ms", batch_wait_ms, 0, LONGEST_WAIT_MS)
     number("--keep-days", keep_days)
     one_of("--trunks", trunks, TRUNKS)
-    scale = scale_of(ray, replicas, replica_gpus, replica_cpus)
+    scale = scale_of(ray, replicas, gpus, cpus)
     check_numbers(steps, None, 0, 1)
     loras = loras_of(lora)
     sharing = sharing_of(share, similarity, max_group, mode, encoder, noise, trunk_guidance)
@@ -219,7 +219,7 @@ def scale_of(ray: str | None, replicas: int | None, gpus: float | None, cpus: fl
     Raises:
         CotrunkError: a value is out of its range, or has no meaning without --ray.
     """
-    given = {"--replicas": replicas, "--replica-gpus": gpus, "--replica-cpus": cpus}
+    given = {"--replicas": replicas, "--gpus": gpus, "--cpus": cpus}
     for name, value in given.items():
         if ray is None and value is not None:
             raise CotrunkError(

@@ -41,10 +41,10 @@ Ray = Annotated[
 Replicas = Annotated[
     int | None, option(SERVICE, "N", "With --ray: how many copies of the model generate; by default 1.")
 ]
-ReplicaGpus = Annotated[
+Gpus = Annotated[
     float | None, option(SERVICE, "N", "With --ray: GPUs of each copy; by default 1, or 0 with --device cpu.")
 ]
-ReplicaCpus = Annotated[
+Cpus = Annotated[
     float | None, option(SERVICE, "N", "With --ray: cores of each copy; by default 1 without a GPU, else 0.")
 ]
 Trunks = Annotated[

@@ -24,7 +24,7 @@ class Scale:
 
     def __post_init__(self) -> None:
         whole("--replicas", self.replicas, 1)
-        for name, value in (("--replica-gpus", self.gpus), ("--replica-cpus", self.cpus)):
+        for name, value in (("--gpus", self.gpus), ("--cpus", self.cpus)):
             if value is not None:
                 number(name, value)
 

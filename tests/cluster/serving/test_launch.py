@@ -33,11 +33,11 @@ def serving(data: Path) -> Serving:
 
 def test_a_number_of_replicas_that_is_not_one(data: Path) -> None:
     assert_refused(cotrunk("serve", "--ray", "local", "--replicas", 0, "--data", data), "--replicas 0")
-    assert_refused(cotrunk("serve", "--ray", "local", "--replica-gpus", -1, "--data", data), "--replica-gpus -1")
+    assert_refused(cotrunk("serve", "--ray", "local", "--gpus", -1, "--data", data), "--gpus -1")
     assert not data.exists()
 
 
-@pytest.mark.parametrize("option", ["--replicas", "--replica-gpus", "--replica-cpus"])
+@pytest.mark.parametrize("option", ["--replicas", "--gpus", "--cpus"])
 def test_replicas_without_ray(data: Path, option: str) -> None:
     assert_refused(cotrunk("serve", option, 1, "--data", data), f"{option} needs --ray")
 
@@ -61,7 +61,7 @@ def test_ray_is_not_installed(data: Path, monkeypatch: pytest.MonkeyPatch) -> No
 def test_an_address_that_is_not_one_of_a_cluster(data: Path, address: str) -> None:
     pytest.importorskip("ray.serve")
     assert_refused(
-        cotrunk("serve", "--ray", address, "--data", data), f"--ray {address} is not the address", "HOST:PORT"
+        cotrunk("serve", "--ray", address, "--data", data), address, "--ray auto" if "//" in address else "HOST:PORT"
     )
 
 
@@ -69,7 +69,9 @@ def test_an_address_where_nothing_answers(data: Path) -> None:
     pytest.importorskip("ray.serve")
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = f"127.0.0.1:{taken.getsockname()[1]}"
-    assert_refused(cotrunk("serve", "--ray", address, "--data", data), f"No Ray cluster answers at {address}")
+    assert_refused(
+        cotrunk("serve", "--ray", address, "--data", data), f"The Ray cluster at {address} cannot be reached"
+    )
 
 
 def test_what_one_machine_refuses_is_refused_before_ray_starts(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -77,7 +79,7 @@ def test_what_one_machine_refuses_is_refused_before_ray_starts(data: Path, monke
     from cotrunk.cluster.serving import launch
 
     @contextmanager
-    def connected(address: str) -> Iterator[None]:
+    def connected(cluster: object) -> Iterator[None]:
         pytest.fail("Ray was started")
         yield
 
@@ -116,6 +118,30 @@ def test_a_cluster_that_cannot_run_the_service(serving: Serving, monkeypatch: py
         launch.check_cluster(serving, Scale(1, gpus=1))
     monkeypatch.setattr(launch, "_asked_everywhere", lambda *_: [None, None])
     launch.check_cluster(serving, Scale(4))
+
+
+@pytest.mark.parametrize(
+    ("raised", "said"),
+    [
+        (RuntimeError("Deploying failed\n  x.CotrunkError: The LoRA is wrong.\n"), "^The LoRA is wrong.$"),
+        (TimeoutError("too slow\nmore"), "^Ray Serve does not start the service: TimeoutError, too slow"),
+    ],
+)
+def test_an_application_that_does_not_start(
+    serving: Serving, monkeypatch: pytest.MonkeyPatch, raised: Exception, said: str
+) -> None:
+    serve = pytest.importorskip("ray.serve")
+    from cotrunk.cluster.serving import application, launch
+
+    def start(**_: object) -> None:
+        raise raised
+
+    monkeypatch.setattr(serve, "start", start)
+    monkeypatch.setattr(serve, "delete", lambda name: None)
+    monkeypatch.setattr(application, "has_gpus", lambda asked: False)
+    with pytest.raises(CotrunkError, match=said) as refused:
+        launch._run(serving, Scale())
+    assert "\n" not in str(refused.value)
 
 
 def test_a_machine_that_does_not_see_the_images(serving: Serving, tmp_path: Path) -> None:

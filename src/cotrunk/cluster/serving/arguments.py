@@ -25,8 +25,8 @@ class Arguments(BaseModel):
         database: URL of the database; without it, the environment variable COTRUNK_DATABASE, or a file in `data`.
         images: folder or URL of the images, which all machines must reach.
         replicas: how many Painters there are.
-        replica_gpus: GPUs of each Painter; without it, one if the cluster has any.
-        replica_cpus: CPU cores of each Painter; without it, none with a GPU, else one.
+        gpus: GPUs of each Painter; without it, one if the cluster has any.
+        cpus: CPU cores of each Painter; without it, none with a GPU, else one.
         trunks: who may use a trunk.
         wait_ms: how long an image waits for similar ones.
         batch_wait_ms: how long an image of a batch waits.
@@ -45,8 +45,8 @@ class Arguments(BaseModel):
     database: str | None = None
     images: str | None = None
     replicas: int = 1
-    replica_gpus: float | None = None
-    replica_cpus: float | None = None
+    gpus: float | None = None
+    cpus: float | None = None
     trunks: str = "own"
     wait_ms: int = 50
     batch_wait_ms: int = 5_000
@@ -89,4 +89,4 @@ class Arguments(BaseModel):
         Raises:
             CotrunkError: a value is out of its range.
         """
-        return Scale(self.replicas, self.replica_gpus, self.replica_cpus)
+        return Scale(self.replicas, self.gpus, self.cpus)

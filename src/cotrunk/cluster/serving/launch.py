@@ -4,10 +4,9 @@ import logging
 import os
 import re
 import signal
-import socket
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, suppress
+from collections.abc import Callable
+from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,14 +16,13 @@ from ...pipelines.source import Source
 from ...service.api.server import Serving, check_data, check_host, listening
 from ...service.launch import WorkerSettings
 from ...service.store import Store
+from ..connecting import LOCAL, Cluster, connected
 from ..scale import Scale
 from .machine import Probe, probe_in, why_not
 
 NAME = "cotrunk"  # of the application
-LOCAL = "local"
-STORE_BYTES = 100_000_000  # Ray's object store on this machine: images do not pass through it
-CONNECT_SECONDS = 5.0
 CHECK_SECONDS = 120.0  # for the checks on all machines
+LOGS = "/tmp/ray/session_latest/logs/serve"  # Ray's own choice
 LOOK_SECONDS = 2.0  # between two looks at the state of the application
 log = logging.getLogger("cotrunk.service")
 
@@ -42,8 +40,10 @@ def serve_on_ray(asked: Serving, address: str, scale: Scale, started: Callable[[
         CotrunkError: something that the service needs is missing.
     """
     check_installed()
+    cluster = Cluster(address)
     asked = replace(asked, port=check_here(asked, address))
-    with connected(address):
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    with connected(cluster):
         from ray import serve
 
         check_cluster(asked, scale)
@@ -85,49 +85,9 @@ def check_here(asked: Serving, address: str) -> int:
     with closing(Store(asked.worker.database)) as store:
         check_host(asked.host, has_keys=bool(store.keys()))
     if address != LOCAL:
-        _check_address(address)
         return asked.port
     with listening(asked.host, asked.port) as free:
         return int(free.getsockname()[1])
-
-
-def _check_address(address: str) -> None:
-    """Check that something listens at the address of a cluster.
-
-    Raises:
-        CotrunkError: it does not, or the address is of another kind.
-    """
-    wanted = "give HOST:PORT of its head node (by default port 6379), auto on a machine of the cluster, or local"
-    if address == "auto":
-        return
-    host, _, port = address.rpartition(":")
-    if not host or "/" in host or not port.isdigit():
-        raise CotrunkError(f"--ray {address} is not the address of a Ray cluster: {wanted}.")
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()
-    except (OSError, OverflowError) as error:
-        raise CotrunkError(f"No Ray cluster answers at {address} ({first_line(error)}): {wanted}.") from None
-
-
-@contextmanager
-def connected(address: str) -> Iterator[None]:
-    """Connect to a cluster, or start Ray on this machine, until the block ends.
-
-    Raises:
-        CotrunkError: the cluster does not answer.
-    """
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    import ray
-
-    local: dict[str, Any] = {"object_store_memory": STORE_BYTES} if address == LOCAL else {}
-    try:
-        ray.init(address, include_dashboard=False, logging_level=logging.WARNING, log_to_driver=False, **local)
-    except Exception as error:  # Ray raises many types
-        raise CotrunkError(f"Ray does not start at {address}: {first_line(error)}. See ray status.") from None
-    try:
-        yield
-    finally:
-        ray.shutdown()
 
 
 def check_cluster(asked: Serving, scale: Scale) -> None:
@@ -154,7 +114,7 @@ def check_cluster(asked: Serving, scale: Scale) -> None:
         if wanted > found:
             raise CotrunkError(
                 f"--replicas {scale.replicas} takes {wanted:g} of the cluster's {name}s, and it has {found:g}: use a "
-                f"smaller --replicas or --replica-{name.lower()}s, or add machines to the cluster."
+                f"smaller --replicas or --{name.lower()}s, or add machines to the cluster."
             )
     probe = probe_in(worker)
     for reason in _asked_everywhere([str(node["NodeID"]) for node in nodes], worker, probe):
@@ -199,14 +159,17 @@ def _run(asked: Serving, scale: Scale) -> None:
     options = {"host": asked.host, "port": asked.port}
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     logs: Any = {"log_level": "WARNING", "enable_access_log": False}  # the service writes its own
-    serve.start(proxy_location="HeadOnly", http_options=options, logging_config=logs)
     try:
+        serve.start(proxy_location="HeadOnly", http_options=options, logging_config=logs)
         serve.run(application(asked, scale), name=NAME, route_prefix="/", logging_config=logs)
-    except RuntimeError as error:
+    except CotrunkError:
+        raise
+    except Exception as error:  # Ray raises many types, and the reason of a replica is in the text
         found = re.findall(r"CotrunkError: (.*)", str(error))
         with suppress(Exception):
             serve.delete(NAME)
-        raise CotrunkError(found[-1].strip() if found else f"The application does not start: {error}") from None
+        why = f"{type(error).__name__}, {first_line(error)}. See {LOGS}, or try again."
+        raise CotrunkError(found[-1].strip() if found else f"Ray Serve does not start the service: {why}") from None
 
 
 def _wait() -> None:

@@ -60,7 +60,9 @@ class Signer:
 
 def signer_of(store: Store) -> Signer:
     """Return the signer whose secret is kept in the database, for a service that may move to another machine."""
-    return Signer(bytes.fromhex(store.settled(NAME, secrets.token_hex(32)) or ""))
+    secret = store.settled(NAME, secrets.token_hex(BYTES))
+    assert secret is not None, "a value was given"
+    return Signer(bytes.fromhex(secret))
 
 
 def signer_in(folder: Path) -> Signer:

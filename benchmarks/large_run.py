@@ -24,7 +24,6 @@ from typing import Any
 REPOSITORY = Path(__file__).resolve().parents[1]
 GROUP, BATCH = 4, 32  # images
 STEPS, SHARED = 30, 6
-SIDE = 256  # pixels: larger than a thumbnail
 DIFFERENT = 16  # images
 THINGS = ("fox", "lighthouse", "teapot", "bicycle", "castle", "whale", "robot", "violin", "bridge", "orchid")
 PLACES = ("in a forest", "on a beach", "in a library", "under water", "on the moon", "in a market", "on a table")
@@ -59,21 +58,21 @@ def prompts(count: int) -> list[str]:
     ]
 
 
-def image_of(number: int) -> Any:
+def image_of(number: int, side: int) -> Any:
     """Return a smooth image."""
     import numpy as np
     from PIL import Image
 
-    y, x = np.mgrid[0:SIDE, 0:SIDE] / SIDE
+    y, x = np.mgrid[0:side, 0:side] / side
     waves = [np.sin(2 * np.pi * (x * (1 + number % 4) + y * (1 + number // 4)) + phase) for phase in (0, 2, 4)]
     return Image.fromarray(np.uint8(127.5 + 127 * np.stack(waves, -1)))
 
 
-def batches(plan: Any) -> Iterator[Any]:
+def batches(plan: Any, side: int) -> Iterator[Any]:
     """Yield the batches of a plan as a run does."""
     from cotrunk.execution import Batch
 
-    made = [image_of(number) for number in range(DIFFERENT)]
+    made = [image_of(number, side) for number in range(DIFFERENT)]
     skipped = "S" * SHARED + "CCPPCPPP" * 3
     for trees in plan.batches(BATCH):
         images, cost = tuple(image for tree in trees for image in tree.images), plan.cost_of(trees)
@@ -90,7 +89,7 @@ def batches(plan: Any) -> Iterator[Any]:
         )
 
 
-def measured(count: int, folder: Path) -> dict[str, Any]:
+def measured(count: int, folder: Path, side: int) -> dict[str, Any]:
     """Write a run, resume it, and return CPU seconds, bytes and the peak of memory."""
     from cotrunk import Settings, Sharing, Skipping
     from cotrunk.planning.plan import Plan
@@ -130,7 +129,7 @@ def measured(count: int, folder: Path) -> dict[str, Any]:
         whole.save(folder / "plan.json")
 
     def write() -> None:
-        for batch in batches(plan):
+        for batch in batches(plan, side):
             run.write_batch(arms[0], batch, job, facts)
 
     def resume() -> Any:
@@ -205,17 +204,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, nargs="+", default=[1_000, 10_000, 100_000], metavar="N")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
+    parser.add_argument(
+        "--side", type=int, default=64, metavar="N", help="of the images; more than 192 have thumbnails"
+    )
     parser.add_argument("--keep", action="store_true", help="keep the folders of the runs")
     parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)  # a child process
     arguments = parser.parse_args()
     if arguments.one:
-        print(json.dumps(measured(arguments.images[0], arguments.out)))
+        print(json.dumps(measured(arguments.images[0], arguments.out, arguments.side)))
         return
     runs = []
     for count in arguments.images:
         folder = arguments.out / f"run-{count}"
         shutil.rmtree(folder, ignore_errors=True)
         command = [sys.executable, __file__, "--one", "--images", str(count), "--out", str(folder)]
+        command += ["--side", str(arguments.side)]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         child = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
         runs.append({**json.loads(child.stdout), "loads": loads(folder)})

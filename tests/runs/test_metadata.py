@@ -16,7 +16,7 @@ from cotrunk.runs.folder import RunFolder
 from cotrunk.runs.images import LONGEST_RECIPE
 from cotrunk.runs.metadata import encoded, parameters_text, read_recipe
 from cotrunk.runs.output import Output
-from cotrunk.runs.recipe import Recipe, part_of
+from cotrunk.runs.recipe import Recipe, batch_recipe, part_of
 
 FORMATS = [Output("png"), Output("webp"), Output("webp", 80), Output("jpeg")]
 
@@ -150,3 +150,11 @@ def test_records_are_written_above_the_images(folder: RunFolder) -> None:
     assert (folder.path / "images/00001/metadata.jsonl").read_text() == '{"tag": "b"}\n'
     assert (folder.path / "images/00001/samples/00000.png").exists()
     assert not (folder.path / "images/00002").exists()
+
+
+def test_the_recipes_of_a_batch_have_one_text_in_common() -> None:
+    first = batch_recipe(JOB, FACTS, PLAN, (0, 1, 2))
+    for place, number in ((0, 40), (2, 17)):
+        text = first.text_of(place, number)
+        assert text == first.of(place, number).to_text()
+        assert Recipe.from_json(json.loads(text), "x") == first.of(place, number)

@@ -135,7 +135,7 @@ def encoded_images(
         if index in batch.failed or index not in wanted:
             yield None
             continue
-        own = recipe.of(place, arm.part.images[index]).to_text() if recipe is not None else ""
+        own = recipe.text_of(place, arm.part.images[index]) if recipe is not None else ""
         if len(own) > LONGEST_RECIPE:
             own = ""
         if arm.output.metadata == "none":

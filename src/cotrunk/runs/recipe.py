@@ -7,6 +7,7 @@ plan of the whole batch: its prompts, seeds and trees.
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from typing import Annotated, Any
 
 from pydantic import PlainValidator, TypeAdapter, ValidationError
@@ -47,8 +48,18 @@ class Recipe:
 
     def to_text(self) -> str:
         """Return the recipe as JSON in ASCII, which EXIF demands."""
-        data = {"format": FORMAT, **asdict(self), "job": self.job.to_json()}
-        return json.dumps(data, separators=(",", ":"))
+        return self.text_of(self.image, self.number)
+
+    def text_of(self, image: int, number: int) -> str:
+        """Return the text of the recipe of another image of the same batch."""
+        own = json.dumps({"format": FORMAT, "image": image, "number": number}, separators=(",", ":"))
+        return f"{own[:-1]},{self._of_batch[1:]}"
+
+    @cached_property
+    def _of_batch(self) -> str:
+        """What the recipes of a batch have in common, as JSON."""
+        data = {**asdict(self), "job": self.job.to_json()}
+        return json.dumps({name: data[name] for name in data if name not in ("image", "number")}, separators=(",", ":"))
 
     @staticmethod
     def from_json(data: Any, source: object) -> "Recipe":

@@ -152,7 +152,10 @@ class PageService:
 
     def job(self) -> Job:
         """Return the newest job."""
-        return self.store.jobs(self.owner, 1, kind="images")[0]
+        newest = self.store.jobs(self.owner, 1, kind="images")[0]
+        found = self.store.job(self.owner, newest.id, whole=True)
+        assert found is not None
+        return found
 
     def advance(self, groups: int = 1, until: str = "done") -> None:
         """Take the next groups of the newest job to "grouped", "step", "partial", "done" or "failed"."""

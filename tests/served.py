@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
-import uvicorn
 from serving import Serving, assembled
+
+from cotrunk.service.api.server import server_of
 
 
 @contextmanager
@@ -26,7 +27,8 @@ def listening(folder: Path, **options: Any) -> Iterator[tuple[str, Serving]]:
         socket.create_server(("127.0.0.1", 0)) as listener,
         httpx2.Client(base_url=f"http://127.0.0.1:{listener.getsockname()[1]}") as client,
     ):
-        server = uvicorn.Server(uvicorn.Config(app, log_config=None, timeout_graceful_shutdown=1))
+        server = server_of(app)
+        server.config.timeout_graceful_shutdown = 1
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
         thread.start()
         while not server.started:

@@ -36,6 +36,17 @@ def test_a_newer_schema_is_refused(database: str) -> None:
         Store(database)
 
 
+def test_a_database_of_an_earlier_version_gets_the_columns_that_it_lacks(database: str) -> None:
+    first = Store(database)
+    job = accept(first, "a")
+    first.close()
+    change(database, "ALTER TABLE cotrunk_jobs DROP COLUMN model")
+    second = Store(database)
+    assert second.job("ann", job).model == ""
+    assert second.job("ann", accept(second, "b")).model == "mini"
+    second.close()
+
+
 def test_processes_that_start_together_make_the_tables_once(database: str) -> None:
     stores, errors = list[Store](), list[Exception]()
 

@@ -7,11 +7,15 @@ from cotrunk.service.store import IdempotencyConflict, ImageRequest, QueueFull, 
 
 
 def test_a_job_is_found_with_all_that_was_asked(store: Store) -> None:
-    asked = ImageRequest("a \x00 \ud800 cat", {"steps": 3}, seed=7, group="g", wait_ms=5, rows=6, custom_id="x\x00")
+    asked = ImageRequest(
+        "a \x00 \ud800 cat", {"model": "mini", "steps": 3}, seed=7, group="g", wait_ms=5, rows=6, custom_id="x\x00"
+    )
     job, is_new = store.accept("ann", "images", [asked], body={"p": "\x00"}, metadata={"m": "1"})
     assert is_new
     assert store.job("ann", job.id) == job
-    assert (job.state, job.body, job.metadata, job.images) == ("waiting", {"p": "\x00"}, {"m": "1"}, 1)
+    assert (job.state, job.model, job.metadata, job.images) == ("waiting", "mini", {"m": "1"}, 1)
+    assert store.job("ann", job.id, whole=True).body == {"p": "\x00"}
+    assert job.body is store.jobs("ann")[0].body is None  # it may be large
     (image,) = store.images("ann", job.id)
     assert (image.request, image.state, image.number, image.attempts) == (asked, "waiting", 0, 0)
     assert store.waiting() == [image]
@@ -184,7 +188,8 @@ def test_a_plan_has_no_images_and_a_result(store: Store) -> None:
     assert store.finish_plan(job.id, {"groups": 1})
     assert not store.finish_plan(job.id, {"groups": 2})
     ended = store.job("ann", job.id)
-    assert (ended.state, ended.result) == ("done", {"groups": 1})
+    assert (ended.state, ended.result) == ("done", None)
+    assert store.job("ann", job.id, whole=True).result == {"groups": 1}
     assert store.waiting_plans() == []
 
 

@@ -69,6 +69,8 @@ def test_a_batch_gives_an_answer_per_request(service: Serving) -> None:
         assert "file" not in image
     (image,) = two["body"]["data"]
     assert image["b64_json"] is None
+    assert image["url"].startswith("http://127.0.0.1/v1/images/")
+    assert "?token=" in image["url"]  # needs no key
     assert Image.open(io.BytesIO(service.client.get(image["url"]).content)).size == (32, 16)
     assert one["body"]["usage"]["rows"]["saved"] > 0
     job = service.client.get(f"/v1/jobs/{batch['job']}").json()
@@ -157,6 +159,27 @@ def test_a_storage_that_is_away_does_not_end_the_clerk(tmp_path: Path, monkeypat
         while not service.app.state.clerk._swept > 0:
             time.sleep(0.02)
         assert ran(service, line("good"))["status"] == "completed"
+
+
+def test_a_file_and_a_batch_that_are_sent_again_are_the_first_ones(service: Serving) -> None:
+    def file(key: str, content: bytes) -> Any:
+        upload = {"files": {"file": content}, "data": {"purpose": "batch"}}
+        return service.client.post("/v1/files", headers={"idempotency-key": key}, **upload)
+
+    def batch(key: str, **more: Any) -> Any:
+        body = {"input_file_id": first["id"], "endpoint": GENERATIONS, "completion_window": "24h", **more}
+        return service.client.post("/v1/batches", json=body, headers={"idempotency-key": key})
+
+    content = json.dumps(line("1")).encode()
+    first, again, other = (file(key, content).json() for key in ("a", "a", "b"))
+    assert first == again
+    assert first["id"] != other["id"]
+    expires = {"anchor": "created_at", "seconds": 3600}  # as OpenAI's client may send it
+    one, two, three = batch("a", output_expires_after=expires), batch("a"), batch("b")
+    assert one.status_code == two.status_code == 200
+    assert one.json()["id"] == two.json()["id"] != three.json()["id"]
+    for refused in (file("a", content + b"\n"), file("a", b"x" * len(content)), batch("a", metadata={"x": "y"})):
+        assert (refused.status_code, refused.json()["error"]["code"]) == (409, "idempotency_conflict")
 
 
 def test_all_wrong_lines_are_named(service: Serving) -> None:

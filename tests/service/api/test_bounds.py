@@ -126,6 +126,16 @@ def test_the_job_of_a_client_that_goes_away_is_cancelled_unless_it_may_come_back
         assert asyncio.run(leave(service.app, service.store, body, **headers)) == state
 
 
+def test_metrics_have_few_series_whatever_is_sent(tmp_path: Path) -> None:
+    with serving(tmp_path) as service:
+        for method in ("AAAA", "BBBB"):
+            service.client.request(method, "/v1/jobs")
+        (series,) = (
+            line for line in service.client.get("/metrics").text.splitlines() if line.startswith("cotrunk_requests_t")
+        )
+    assert 'method="other"' in series
+
+
 @pytest.mark.parametrize("logs", [False, True])
 def test_prompts_are_logged_only_if_that_is_wanted(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, logs: bool

@@ -1,5 +1,6 @@
 """Jobs: lists of prompts, their events, cancellation, plans and archives."""
 
+import asyncio
 import io
 import json
 import zipfile
@@ -9,6 +10,10 @@ from typing import Any
 import pytest
 from PIL import Image
 from serving import GENERATIONS, Serving, serving
+
+from cotrunk.service.api.answers import job_answer
+from cotrunk.service.api.routes import jobs
+from cotrunk.service.store.tables import Json
 
 
 def events_of(text: str) -> list[dict[str, Any]]:
@@ -166,3 +171,45 @@ def test_a_request_that_is_sent_again_gives_the_same_images(service: Serving) ->
     other = service.client.post(GENERATIONS, json={"prompt": "b"}, headers=headers)
     assert (other.status_code, other.headers["x-should-retry"]) == (409, "false")
     assert service.client.post(GENERATIONS, json={"prompt": "a"}, headers={"idempotency-key": ""}).status_code == 400
+
+
+def test_large_answers_are_made_beside_the_requests_of_others(
+    service: Serving, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = []
+
+    def noted(*arguments: Any) -> Any:
+        with pytest.raises(RuntimeError, match="no running event loop"):
+            asyncio.get_running_loop()
+        made.append(arguments[0].id)
+        return job_answer(*arguments)
+
+    monkeypatch.setattr(jobs, "job_answer", noted)
+    job = service.client.post("/v1/jobs", json={"prompts": ["a"]}).json()["id"]
+    for address in ("", "/archive"):
+        assert service.client.get(f"/v1/jobs/{job}{address}").status_code == 200
+    assert service.client.post(f"/v1/jobs/{job}/cancel").status_code == 200
+    assert made == [job] * 4
+
+
+def test_lists_of_jobs_do_not_read_their_prompts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with serving(tmp_path) as service:
+        service.worker.is_held = True
+        job = service.client.post("/v1/jobs", json={"prompts": ["a secret"]}).json()["id"]
+        read: list[str] = []
+        process = Json.process_result_value
+        monkeypatch.setattr(Json, "process_result_value", lambda *given: read.append(given[1]) or process(*given))
+        (listed,) = service.client.get("/v1/jobs").json()["data"]
+        assert (listed["id"], listed["model"]) == (job, "mini")
+        assert service.client.get("/sdapi/v1/progress").json()["state"]["job"] == job
+        service.app.state.service.store.job("local", job)
+    assert "secret" not in "".join(map(str, read))
+
+
+def test_a_request_of_the_web_ui_may_be_sent_again(service: Serving) -> None:
+    body = {"prompt": "a fox", "batch_size": 2}
+    first, again, other = (
+        service.client.post("/sdapi/v1/txt2img", json=body, headers={"idempotency-key": key}).json()
+        for key in ("ui-1", "ui-1", "ui-2")
+    )
+    assert first["images"] == again["images"] != other["images"]

@@ -138,3 +138,18 @@ def test_with_keys_pages_of_other_sites_may_send_theirs(tmp_path: Path) -> None:
         service.app.state.access.look()
         headers = {**key, "origin": "https://other.example"}
         assert service.client.post(GENERATIONS, json={"prompt": "a"}, headers=headers).status_code == 200
+
+
+def test_signed_addresses_are_not_counted_and_end_with_the_key(tmp_path: Path) -> None:
+    with serving(tmp_path, Limits(requests_per_minute=3)) as service:
+        local = service.client.post(GENERATIONS, json={"prompt": "a", "response_format": "url"}).json()["data"][0]
+        key = service.as_owner(service.store.add_key("ann"))
+        service.app.state.access.look()
+        assert service.client.get(local["url"]).status_code == 401  # it was made when there were no keys
+        body = {"prompt": "a", "response_format": "url"}
+        url = service.client.post(GENERATIONS, json=body, headers=key).json()["data"][0]["url"]
+        assert {service.client.get(url).status_code for _ in range(6)} == {200}
+        assert service.client.get("/v1/jobs", headers=key).status_code == 200
+        service.store.remove_key("ann")
+        refused = service.client.get(url)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (401, "invalid_token")

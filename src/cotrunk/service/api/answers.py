@@ -107,7 +107,7 @@ def _summary(job: Job) -> dict[str, Any]:
         "state": job.state,
         "created_at": int(job.created),
         "finished_at": _time(job.finished),
-        "model": (job.body or {}).get("model") or "",
+        "model": job.model,
         "counts": Counts(total=job.images, **job.counts),
         "metadata": job.metadata,
         "reason": job.reason,

@@ -5,7 +5,7 @@ Answers with the images themselves are stored without them, and filled when they
 
 import base64
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from pydantic import ValidationError
@@ -159,23 +159,33 @@ def _line(data: dict[str, Any]) -> bytes:
     return json.dumps(data, separators=(",", ":")).encode("ascii") + b"\n"
 
 
-def filled(content: bytes, files: ImageFiles) -> Iterator[bytes]:
-    """Yield the lines of an output file, with the images in base64 in their places."""
+def filled(content: bytes, files: ImageFiles, signed: Callable[[str], str]) -> Iterator[bytes]:
+    """Yield the lines of an output file, with the images in base64, or their addresses, in their places.
+
+    Args:
+        content: of the file, as it is stored.
+        files: of the images.
+        signed: returns an address that needs no key from a path.
+    """
     for line in content.splitlines():
         data = json.loads(line)
         for entry in _entries(data):
+            if entry.get("url"):
+                entry["url"] = signed(entry["url"])
             if "file" in entry:
                 found = files.read(entry.pop("file")[0])
                 entry["b64_json"] = None if found is None else base64.b64encode(found).decode("ascii")
         yield _line(data)
 
 
-def filled_size(content: bytes) -> int:
+def filled_size(content: bytes, signed: Callable[[str], str]) -> int:
     """Return the size of an output file with its images, without reading them."""
     size = 0
     for line in content.splitlines():
         data = json.loads(line)
         for entry in _entries(data):
+            if entry.get("url"):
+                entry["url"] = signed(entry["url"])
             if "file" in entry:
                 size += -(-entry.pop("file")[1] // 3) * 4  # base64
                 entry["b64_json"] = ""

@@ -15,6 +15,7 @@ from starlette.routing import compile_path
 
 from ...checks import shown
 from ...errors import CotrunkError
+from ..store import IdempotencyConflict
 from .schemas.jobs import OBJECT, TEXT
 
 log = logging.getLogger("cotrunk.service")
@@ -63,6 +64,11 @@ def wrong(param: str | None, message: str, code: str = "invalid_value") -> ApiEr
 def missing(what: str, identifier: str) -> ApiError:
     """Return the error for something that does not exist, or that belongs to another owner."""
     return ApiError(404, f"There is no {what} {shown(identifier)} of this key: check the id.", f"{what}_not_found")
+
+
+def conflicting(conflict: IdempotencyConflict) -> ApiError:
+    """Return the error for an idempotency key that came with another request before."""
+    return ApiError(409, str(conflict), "idempotency_conflict", headers=FINAL)
 
 
 def described(error: BaseException) -> str:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import uvicorn
+from fastapi import FastAPI
 
 from ...errors import CotrunkError
 from ...files import check_folder
@@ -115,15 +116,7 @@ def serve(asked: Serving, started: Callable[[str], None]) -> None:
                 logs_prompts=asked.logs_prompts,
                 keep_days=asked.keep_days,
             )
-            server = uvicorn.Server(
-                uvicorn.Config(
-                    app,
-                    log_config=None,
-                    access_log=False,  # the service writes its own, without ids and tokens
-                    server_header=False,
-                    timeout_graceful_shutdown=CLOSE_SECONDS,
-                )
-            )
+            server = server_of(app)
             host, port = listener.getsockname()[:2]
             started(f"http://{f'[{host}]' if ':' in host else host}:{port}")
             _run(server, listener, supervisor)
@@ -131,6 +124,21 @@ def serve(asked: Serving, started: Callable[[str], None]) -> None:
             raise CotrunkError(supervisor.refusal)
     finally:
         store.close()
+
+
+def server_of(app: FastAPI) -> uvicorn.Server:
+    """Return the HTTP server of an application, which learns from it when it stops."""
+    server = uvicorn.Server(
+        uvicorn.Config(
+            app,
+            log_config=None,
+            access_log=False,  # the service writes its own, without ids and tokens
+            server_header=False,
+            timeout_graceful_shutdown=CLOSE_SECONDS,
+        )
+    )
+    app.state.service.is_stopping = lambda: server.should_exit
+    return server
 
 
 def _run(server: uvicorn.Server, listener: socket.socket, supervisor: Supervisor) -> None:

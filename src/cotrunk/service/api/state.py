@@ -12,7 +12,7 @@ from ..images import ImageFiles
 from ..store import IdempotencyConflict, ImageRequest, Job, Owner, QueueFull, Store, TooManyPlans
 from ..store.records import JobKind
 from .answers import content_path
-from .errors import FINAL, LIMIT, ApiError
+from .errors import LIMIT, ApiError, conflicting
 from .hub import Hub
 from .limits import Limits
 from .link import WorkerLink
@@ -44,6 +44,7 @@ class Service:
         hub: wakes requests that wait.
         logs_prompts: whether prompts are written to the log.
         needs_key: whether there are keys.
+        is_stopping: whether the server was asked to stop.
     """
 
     store: Store
@@ -56,6 +57,7 @@ class Service:
     hub: Hub
     logs_prompts: bool = False
     needs_key: Callable[[], bool] = lambda: False
+    is_stopping: Callable[[], bool] = lambda: False
 
     def __post_init__(self) -> None:
         self.link.woken = self.hub.wake
@@ -99,7 +101,7 @@ class Service:
             self.metrics.refused.labels("plans").inc()
             raise ApiError(429, str(many), "too_many_plans", kind=LIMIT, headers=retry_after(PLAN_RETRY)) from None
         except IdempotencyConflict as conflict:
-            raise ApiError(409, str(conflict), "idempotency_conflict", headers=FINAL) from None
+            raise conflicting(conflict) from None
         if is_new:
             self.link.send("work")
             if self.logs_prompts:
@@ -127,6 +129,11 @@ class Service:
         self.link.send("cancel")
         self.hub.wake()
         return found
+
+    async def leave(self, owner: str, job: str) -> None:
+        """Cancel a job whose client has gone. If it is the server that goes, the job stays, for its next start."""
+        if not self.is_stopping():
+            await self.cancel(owner, job)
 
     def url(self, request: Request, image: str, owner: str) -> str:
         """Return an address of an image that needs no key for an hour."""

@@ -5,13 +5,14 @@ a crash: a batch stays "validating" or "finalizing" until the transaction that e
 """
 
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from sqlalchemy import Connection, RowMapping, case, func, insert, select, update
 
 from . import files, jobs
-from .ids import new_id
-from .records import Batch, ImageRequest, TooManyBatches
+from .ids import id_of
+from .records import Batch, IdempotencyConflict, ImageRequest, TooManyBatches
 from .tables import batches, images
 
 OPEN = ("validating", "in_progress")
@@ -19,37 +20,40 @@ UNENDED = (*OPEN, "finalizing", "cancelling")
 WINDOW_SECONDS = {"24h": 86_400}  # the only window that OpenAI's API knows
 
 
-def add(
-    connection: Connection,
-    now: float,
-    owner: str,
-    input_file: str,
-    endpoint: str,
-    window: str,
-    metadata: dict[str, Any],
-    max_open: int | None = None,
-) -> Batch:
-    """Record a batch that is still to be validated.
+@dataclass(frozen=True)
+class Asked:
+    """What a client asks for."""
+
+    owner: str
+    input_file: str
+    endpoint: str
+    window: str
+    metadata: dict[str, Any]
+
+
+def add(connection: Connection, now: float, asked: Asked, max_open: int | None, key: str | None) -> Batch:
+    """Record a batch that is still to be validated, or return the one that came with the same key before.
 
     Raises:
+        IdempotencyConflict: the key came with another batch before.
         TooManyBatches: the owner has `max_open` batches that have not ended.
     """
+    identifier = id_of("batch", asked.owner, key)
+    if key is not None and (before := find(connection, asked.owner, identifier)):
+        if asked != Asked(before.owner, before.input_file, before.endpoint, before.window, before.metadata):
+            raise IdempotencyConflict
+        return before
     if max_open is not None:
-        unended = select(func.count()).where(batches.c.owner == owner, batches.c.state.in_(UNENDED))
+        unended = select(func.count()).where(batches.c.owner == asked.owner, batches.c.state.in_(UNENDED))
         if (connection.scalar(unended) or 0) >= max_open:
             raise TooManyBatches(max_open)
-    identifier = new_id("batch")
     made = insert(batches).values(
         id=identifier,
-        owner=owner,
+        **asdict(asked),
         state="validating",
         ending="completed",
-        endpoint=endpoint,
-        window=window,
-        expires=now + WINDOW_SECONDS[window],
-        input_file=input_file,
+        expires=now + WINDOW_SECONDS[asked.window],
         errors=[],
-        metadata=metadata,
         times={"created": now},
     )
     connection.execute(made)

@@ -11,13 +11,13 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Engine, create_engine, event, select
+from sqlalchemy import Connection, Engine, create_engine, event, inspect, select
 from sqlalchemy import text as sql
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
 
 from ...errors import CotrunkError, first_line
-from .tables import VERSION, meta, tables
+from .tables import ADDED, VERSION, meta, tables
 
 BUSY_SECONDS = 30  # how long a writer of SQLite waits for another process
 CONNECTIONS = 20  # per process: one per thread of the API that may ask at the same time
@@ -77,6 +77,7 @@ class Database:
                     "upgrade cotrunk, or name another database."
                 )
             tables.create_all(connection)  # those that are missing
+            _add_columns(connection)
             if found is None:
                 connection.execute(meta.insert().values(name="version", value=str(VERSION)))
 
@@ -107,6 +108,14 @@ class Database:
 
     def close(self) -> None:
         self._engine.dispose()
+
+
+def _add_columns(connection: Connection) -> None:
+    """Add the columns that a database of an earlier cotrunk does not have."""
+    for column in ADDED:
+        if column.name not in {known["name"] for known in inspect(connection).get_columns(column.table.name)}:
+            kind = column.type.compile(connection.dialect)
+            connection.execute(sql(f"ALTER TABLE {column.table.name} ADD COLUMN {column.name} {kind}"))
 
 
 def _checked(url: str) -> URL:

@@ -2,8 +2,8 @@
 
 from sqlalchemy import Connection, delete, func, insert, select
 
-from .ids import new_id
-from .records import File, TooMuchStored
+from .ids import id_of
+from .records import File, IdempotencyConflict, TooMuchStored
 from .tables import files
 
 _COLUMNS = (files.c.id, files.c.owner, files.c.name, files.c.purpose, files.c.bytes, files.c.created)
@@ -17,19 +17,27 @@ def add(
     purpose: str,
     content: bytes,
     max_bytes: int | None = None,
+    key: str | None = None,
 ) -> File:
-    """Record a file.
+    """Record a file, or return the one that came with the same key before.
 
     Raises:
+        IdempotencyConflict: the key came with another file before.
         TooMuchStored: with it, the files of the owner with this purpose would have more than `max_bytes`.
     """
+    identifier = id_of("file", owner, key)
+    if key is not None and (before := find(connection, owner, identifier)):
+        is_same = (before.name, before.purpose, before.bytes) == (name, purpose, len(content))
+        if not is_same or content_of(connection, owner, identifier) != content:
+            raise IdempotencyConflict
+        return before
     if max_bytes is not None:
         stored = select(func.coalesce(func.sum(files.c.bytes), 0)).where(
             files.c.owner == owner, files.c.purpose == purpose
         )
         if (connection.scalar(stored) or 0) + len(content) > max_bytes:
             raise TooMuchStored(max_bytes)
-    file = File(new_id("file"), owner, name, purpose, len(content), now)
+    file = File(identifier, owner, name, purpose, len(content), now)
     values = {"name": name, "purpose": purpose, "bytes": len(content), "created": now, "content": content}
     connection.execute(insert(files).values(id=file.id, owner=owner, **values))
     return file
@@ -40,7 +48,7 @@ def find(connection: Connection, owner: str, identifier: str) -> File | None:
     return None if row is None else File(*row)
 
 
-def content(connection: Connection, owner: str, identifier: str) -> bytes | None:
+def content_of(connection: Connection, owner: str, identifier: str) -> bytes | None:
     query = select(files.c.content).where(files.c.id == identifier, files.c.owner == owner)
     return connection.scalar(query)
 

@@ -19,7 +19,8 @@ from .tables import batches, images, jobs
 
 COUNTED = ("waiting", "running", *ENDED)
 CHUNK = 500  # ids per statement: SQLite takes at most 32,766 parameters
-_JOB_COLUMNS = [column for column in jobs.c if column.name not in ("requests", "number")]
+LARGE = ("body", "result", "requests")  # columns of megabytes, which lists do not read
+_COLUMNS = [column for column in jobs.c if column.name not in LARGE]
 
 
 def accept(
@@ -56,6 +57,7 @@ def accept(
         state="waiting",
         created=now,
         body=body,
+        model=requests[0].settings.get("model"),
         metadata=metadata or {},
         idempotency=key,
         digest=None if key is None else digest(body),
@@ -138,15 +140,16 @@ def queue(connection: Connection, now: float) -> Queue:
     )
 
 
-def find(connection: Connection, owner: str, identifier: str) -> Job | None:
-    query = select(*_JOB_COLUMNS).where(jobs.c.id == identifier, jobs.c.owner == owner)
+def find(connection: Connection, owner: str, identifier: str, *, whole: bool = False) -> Job | None:
+    """Return a job; with its body and its result, which may be large, only if it is wanted whole."""
+    query = select(*(jobs.c if whole else _COLUMNS)).where(jobs.c.id == identifier, jobs.c.owner == owner)
     row = connection.execute(query).mappings().one_or_none()
     return None if row is None else to_job(row)
 
 
 def listed(connection: Connection, owner: str, limit: int, after: str | None, kind: JobKind | None) -> list[Job]:
     """Return jobs, newest first, from the one that follows `after`."""
-    query = select(*_JOB_COLUMNS).where(jobs.c.owner == owner)
+    query = select(*_COLUMNS).where(jobs.c.owner == owner)
     if kind is not None:
         query = query.where(jobs.c.kind == kind)
     if after is not None:
@@ -162,11 +165,12 @@ def to_job(row: RowMapping) -> Job:
         state=row["state"],
         created=row["created"],
         finished=row["finished"],
-        body=row["body"],
+        model=row["model"] or "",
         metadata=row["metadata"],
         images=row["images"],
         counts={state: row[state] for state in COUNTED},
-        result=row["result"],
+        body=row.get("body"),
+        result=row.get("result"),
         reason=row["reason"],
     )
 

@@ -42,6 +42,10 @@ def listed(connection: Connection) -> list[Key]:
     return [Key(row.name, f"ct-{row.prefix}", row.limits, row.created) for row in connection.execute(query)]
 
 
+def is_known(connection: Connection, name: str) -> bool:
+    return connection.scalar(select(keys.c.name).where(keys.c.name == name)) is not None
+
+
 def remove(connection: Connection, name: str) -> bool:
     if not NAME.fullmatch(name):
         return False

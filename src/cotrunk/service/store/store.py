@@ -84,11 +84,12 @@ class Store:
         with self._database.write() as connection:
             return parts.feed(connection, max_waiting_rows, max_owner_rows)
 
-    def job(self, owner: str, identifier: str) -> Job | None:
+    def job(self, owner: str, identifier: str, *, whole: bool = False) -> Job | None:
+        """Return a job; with its body and its result, which may be megabytes, only if it is wanted whole."""
         if not is_id(identifier):
             return None
         with self._database.read() as connection:
-            return jobs.find(connection, owner, identifier)
+            return jobs.find(connection, owner, identifier, whole=whole)
 
     def jobs(self, owner: str, limit: int = 20, after: str | None = None, kind: JobKind | None = None) -> list[Job]:
         """Return jobs, newest first, from the one that follows `after`."""
@@ -337,14 +338,23 @@ class Store:
 
     # files and batches
 
-    def add_file(self, owner: str, name: str, purpose: str, content: bytes, max_bytes: int | None = None) -> File:
-        """Record a file.
+    def add_file(
+        self,
+        owner: str,
+        name: str,
+        purpose: str,
+        content: bytes,
+        max_bytes: int | None = None,
+        idempotency_key: str | None = None,
+    ) -> File:
+        """Record a file, or return the one that came with the same key before.
 
         Raises:
+            IdempotencyConflict: the key came with another file before.
             TooMuchStored: with it, the files of the owner with this purpose would have more than `max_bytes`.
         """
         with self._database.write() as connection:
-            return files.add(connection, self._now(), owner, name, purpose, content, max_bytes)
+            return files.add(connection, self._now(), owner, name, purpose, content, max_bytes, idempotency_key)
 
     def file(self, owner: str, identifier: str) -> File | None:
         if not is_id(identifier):
@@ -356,7 +366,7 @@ class Store:
         if not is_id(identifier):
             return None
         with self._database.read() as connection:
-            return files.content(connection, owner, identifier)
+            return files.content_of(connection, owner, identifier)
 
     def files(self, owner: str, limit: int = 20, after: str | None = None, purpose: str | None = None) -> list[File]:
         """Return files, newest first, from the one that follows `after`."""
@@ -379,14 +389,17 @@ class Store:
         window: str = "24h",
         metadata: dict[str, Any] | None = None,
         max_open: int | None = None,
+        idempotency_key: str | None = None,
     ) -> Batch:
-        """Record a batch that is still to be validated.
+        """Record a batch that is still to be validated, or return the one that came with the same key before.
 
         Raises:
+            IdempotencyConflict: the key came with another batch before.
             TooManyBatches: the owner has `max_open` batches that have not ended.
         """
         with self._database.write() as connection:
-            return batches.add(connection, self._now(), owner, input_file, endpoint, window, metadata or {}, max_open)
+            asked = batches.Asked(owner, input_file, endpoint, window, metadata or {})
+            return batches.add(connection, self._now(), asked, max_open, idempotency_key)
 
     def batch(self, owner: str, identifier: str) -> Batch | None:
         if not is_id(identifier):
@@ -464,6 +477,11 @@ class Store:
     def keys(self) -> list[Key]:
         with self._database.read() as connection:
             return keys.listed(connection)
+
+    def has_key(self, name: str) -> bool:
+        """Return whether there is a key of this name."""
+        with self._database.read() as connection:
+            return keys.is_known(connection, name)
 
     def remove_key(self, name: str) -> bool:
         with self._database.write() as connection:

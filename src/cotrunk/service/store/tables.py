@@ -69,6 +69,7 @@ jobs = Table(
     Column("attempts", Integer, nullable=False),  # of a plan job
     Column("result", Json),
     Column("reason", Text),
+    Column("model", String),
     UniqueConstraint("owner", "idempotency"),
     Index("cotrunk_jobs_of_owner", "owner", "number"),
     Index("cotrunk_jobs_finished", "finished"),
@@ -120,6 +121,8 @@ images = Table(
     Index("cotrunk_images_state", "state", "order", "rows"),
     sqlite_autoincrement=True,
 )
+# columns that are added to a database without them: others may ignore them, so the version of the schema stays
+ADDED = (jobs.c.model,)
 RUNNING = text("worker IS NOT NULL")
 Index("cotrunk_images_worker", images.c.worker, images.c.state, sqlite_where=RUNNING, postgresql_where=RUNNING)
 

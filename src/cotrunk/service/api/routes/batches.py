@@ -1,22 +1,23 @@
 """OpenAI's Files and Batches."""
 
+from collections.abc import Callable
 from typing import Annotated
 
 from fastapi import APIRouter, File, Form, Query, Request, UploadFile
 from fastapi.responses import StreamingResponse
 
-from ...store import Batch, TooManyBatches, TooMuchStored
+from ...store import Batch, IdempotencyConflict, TooManyBatches, TooMuchStored
 from ...store import File as StoredFile
 from ..access import Caller
 from ..answers import batch_answer, file_answer
 from ..batch_lines import filled, filled_size
 from ..clerk import Clerk
 from ..documentation import keyed
-from ..errors import LIMIT, ApiError, missing, wrong
+from ..errors import LIMIT, ApiError, conflicting, missing, wrong
 from ..middleware import MEBIBYTE
 from ..schemas.files import BatchAnswer, BatchList, BatchRequest, Deleted, FileAnswer, FileList
-from ..state import Service, in_thread, retry_after, service_of
-from .parameters import After, BatchId, FileId
+from ..state import Service, base_of, in_thread, retry_after, service_of
+from .parameters import After, BatchId, FileId, Idempotency
 
 router = APIRouter(tags=["batches"])
 Limit = Annotated[int, Query(ge=1, le=100, description="Entries per answer.")]
@@ -26,12 +27,13 @@ LONGEST_NAME = 255  # characters of a file name that are kept
 Purpose = Annotated[str | None, Query(max_length=40, description="Only files of this purpose.")]
 
 
-@router.post("/v1/files", summary="Upload a file", responses=keyed(408, 413))
+@router.post("/v1/files", summary="Upload a file", responses=keyed(408, 409, 413))
 async def upload(
     request: Request,
     owner: Caller,
     file: Annotated[UploadFile, File(description="JSON lines: one request per line.")],
     purpose: Annotated[str, Form(min_length=1, description="What the file is for: `batch`.", examples=["batch"])],
+    key: Idempotency = None,
 ) -> FileAnswer:
     """Upload the requests of a batch: `custom_id`, `method` (POST), `url` (/v1/images/generations) and `body`."""
     service = service_of(request)
@@ -41,7 +43,9 @@ async def upload(
     name = "".join(mark for mark in file.filename or "" if mark.isprintable())[:LONGEST_NAME] or "batch.jsonl"
     most = service.limits.key_files_mib * MEBIBYTE
     try:
-        made = await in_thread(service.store.add_file, owner.name, name, "batch", content, most)
+        made = await in_thread(service.store.add_file, owner.name, name, "batch", content, most, key)
+    except IdempotencyConflict as conflict:
+        raise conflicting(conflict) from None
     except TooMuchStored as full:
         raise wrong("file", str(full), "storage_full") from None
     return file_answer(made)
@@ -54,7 +58,7 @@ async def files(
     """List the files of the key, newest first."""
     service = service_of(request)
     found = await in_thread(service.store.files, owner.name, limit + 1, after, purpose)
-    data = [await _answer(service, file) for file in found[:limit]]
+    data = [await _answer(service, request, file) for file in found[:limit]]
     return FileList(
         data=data,
         first_id=data[0].id if data else None,
@@ -67,7 +71,7 @@ async def files(
 async def one_file(request: Request, file: FileId, owner: Caller) -> FileAnswer:
     """Return what is known about a file."""
     service = service_of(request)
-    return await _answer(service, await _file(service, owner.name, file))
+    return await _answer(service, request, await _file(service, owner.name, file))
 
 
 @router.get(
@@ -87,7 +91,8 @@ async def file_content(request: Request, file: FileId, owner: Caller) -> Streami
     service = service_of(request)
     found = await _file(service, owner.name, file)
     content = await _content(service, found)
-    parts = filled(content, service.files) if found.purpose == "batch_output" else iter([content])
+    signed = _signed(service, request, owner.name)
+    parts = filled(content, service.files, signed) if found.purpose == "batch_output" else iter([content])
     headers = {"content-disposition": f'attachment; filename="{found.id}.jsonl"'}
     return StreamingResponse(parts, media_type="application/jsonl", headers=headers)
 
@@ -101,8 +106,8 @@ async def delete(request: Request, file: FileId, owner: Caller) -> Deleted:
     return Deleted(id=file)
 
 
-@router.post("/v1/batches", summary="Run a file of requests", responses=keyed(404, 408, 413))
-async def create(request: Request, asked: BatchRequest, owner: Caller) -> BatchAnswer:
+@router.post("/v1/batches", summary="Run a file of requests", responses=keyed(404, 408, 409, 413))
+async def create(request: Request, asked: BatchRequest, owner: Caller, key: Idempotency = None) -> BatchAnswer:
     """Start a batch. Its file is validated first: if a line is wrong, nothing runs, and `errors` names the line."""
     service = service_of(request)
     file = await _file(service, owner.name, asked.input_file_id)
@@ -113,8 +118,10 @@ async def create(request: Request, asked: BatchRequest, owner: Caller) -> BatchA
     metadata, most = asked.metadata or {}, service.limits.key_batches
     try:
         made = await in_thread(
-            service.store.add_batch, owner.name, file.id, asked.endpoint, asked.completion_window, metadata, most
+            service.store.add_batch, owner.name, file.id, asked.endpoint, asked.completion_window, metadata, most, key
         )
+    except IdempotencyConflict as conflict:
+        raise conflicting(conflict) from None
     except TooManyBatches as many:
         service.metrics.refused.labels("batches").inc()
         headers = retry_after(BATCH_RETRY)
@@ -177,8 +184,12 @@ async def _content(service: Service, file: StoredFile) -> bytes:
     return found
 
 
-async def _answer(service: Service, file: StoredFile) -> FileAnswer:
+def _signed(service: Service, request: Request, owner: str) -> Callable[[str], str]:
+    return lambda path: base_of(request) + service.signer.signed(path, owner)
+
+
+async def _answer(service: Service, request: Request, file: StoredFile) -> FileAnswer:
     if file.purpose != "batch_output":
         return file_answer(file)
     content = await _content(service, file)
-    return file_answer(file, await in_thread(filled_size, content))
+    return file_answer(file, await in_thread(filled_size, content, _signed(service, request, file.owner)))

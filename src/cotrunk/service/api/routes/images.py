@@ -22,6 +22,7 @@ from ..waiting import GoneError, ended, follow
 from .parameters import Idempotency, ImageId, PartialIndex
 
 router = APIRouter(tags=["images"])
+GRACE_SECONDS = 8  # in which a stream may end when the service stops; uvicorn cancels requests 2 seconds later
 CLIENT_GONE = 499  # for the log: the client does not read the answer
 TYPES = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp"}
 STREAM: dict[str, Any] = {"text/event-stream": {}}
@@ -47,15 +48,15 @@ async def generate(request: Request, asked: ImagesRequest, owner: Caller, key: I
     job, _ = await service.accept(owner, "images", images, body, key)
     if asked.stream:
         events = _events(service, owner.name, job, stays=key is not None)
-        return EventSourceResponse(events, ping=15, send_timeout=60)
+        return EventSourceResponse(events, ping=15, send_timeout=60, shutdown_grace_period=GRACE_SECONDS)
     try:
         job = await ended(service, request, owner.name, job.id)
     except GoneError:
         if key is None:
-            await service.cancel(owner.name, job.id)
+            await service.leave(owner.name, job.id)
         return Response(status_code=CLIENT_GONE)
     except TimeoutError:
-        raise await _late(service, owner.name, job.id, stays=key is not None) from None
+        raise await late(service, owner.name, job.id, stays=key is not None) from None
     rows = await in_thread(service.store.images, owner.name, job.id)
     check_done(rows)
     return JSONResponse(
@@ -63,7 +64,7 @@ async def generate(request: Request, asked: ImagesRequest, owner: Caller, key: I
     )
 
 
-async def _late(service: Service, owner: str, job: str, *, stays: bool) -> ApiError:
+async def late(service: Service, owner: str, job: str, *, stays: bool) -> ApiError:
     """Return the error for a job that takes too long; it is cancelled unless it stays."""
     seconds = service.limits.timeout
     if not stays:
@@ -171,7 +172,7 @@ async def _events(service: Service, owner: str, job: Job, *, stays: bool) -> Asy
         with CancelScope(shield=True):
             found = await in_thread(service.store.job, owner, job.id)
             if found is not None and found.state not in ENDED and not stays:
-                await service.cancel(owner, job.id)
+                await service.leave(owner, job.id)
 
 
 async def _row(service: Service, owner: str, image: str) -> ImageRow:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import AsyncIterator
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.responses import StreamingResponse
@@ -29,15 +29,19 @@ together, with their tree), `step`, `partial` (a preview), `done` and `failed` (
 
 
 @router.post(
-    "/v1/jobs", summary="Generate images of a list of prompts", status_code=202, responses=keyed(404, 408, 409, 413)
+    "/v1/jobs",
+    summary="Generate images of a list of prompts",
+    status_code=202,
+    response_model=JobAnswer,
+    responses=keyed(404, 408, 409, 413),
 )
-async def create(request: Request, asked: JobRequest, owner: Caller, key: Idempotency = None) -> JobAnswer:
+async def create(request: Request, asked: JobRequest, owner: Caller, key: Idempotency = None) -> Response:
     """Accept a list of prompts as one job, and answer at once."""
     service = service_of(request)
     images = await in_thread(service.reader.job, asked)
-    body = asked.model_dump(mode="json", exclude_none=True)
+    body = await in_thread(lambda: asked.model_dump(mode="json", exclude_none=True))
     job, _ = await service.accept(owner, "images", images, body, key, asked.metadata)
-    return await _answer(service, request, job)
+    return await _answer(service, request, job, 202)
 
 
 @router.get("/v1/jobs", summary="List jobs", responses=keyed())
@@ -54,15 +58,15 @@ async def listed(request: Request, owner: Caller, limit: Limit = 20, after: Afte
     )
 
 
-@router.get("/v1/jobs/{job}", summary="A job with its images", responses=keyed(404))
-async def one(request: Request, job: JobId, owner: Caller) -> JobAnswer:
+@router.get("/v1/jobs/{job}", summary="A job with its images", response_model=JobAnswer, responses=keyed(404))
+async def one(request: Request, job: JobId, owner: Caller) -> Response:
     """Return a job and all of its images."""
     service = service_of(request)
     return await _answer(service, request, await _found(service, owner.name, job))
 
 
-@router.post("/v1/jobs/{job}/cancel", summary="Cancel a job", responses=keyed(404))
-async def cancel(request: Request, job: JobId, owner: Caller) -> JobAnswer:
+@router.post("/v1/jobs/{job}/cancel", summary="Cancel a job", response_model=JobAnswer, responses=keyed(404))
+async def cancel(request: Request, job: JobId, owner: Caller) -> Response:
     """Cancel what is not done. Images that are being generated stop at the next step; images that are done stay."""
     service = service_of(request)
     found = await service.cancel(owner.name, job)
@@ -130,8 +134,7 @@ async def archive(request: Request, job: JobId, owner: TokenCaller) -> Streaming
     """Return the images that are done, as a zip file."""
     service = service_of(request)
     found = await _found(service, owner.name, job)
-    images = await in_thread(service.store.images, owner.name, job)
-    lines = {image.id: one.model_dump_json() for image, one in _lines(service, request, found, images)}
+    images, lines = await in_thread(_lines, service, request, found)
     return StreamingResponse(
         archive_of(service.files, images, lines),
         media_type="application/zip",
@@ -139,8 +142,11 @@ async def archive(request: Request, job: JobId, owner: TokenCaller) -> Streaming
     )
 
 
-def _lines(service: Service, request: Request, job: Job, images: list[ImageRow]) -> Any:
-    return zip(images, job_answer(job, images, service.signer, base_of(request)).images, strict=True)
+def _lines(service: Service, request: Request, job: Job) -> tuple[list[ImageRow], dict[str, str]]:
+    """Return the images of a job, and the line of each in the archive."""
+    images = service.store.images(job.owner, job.id)
+    answers = job_answer(job, images, service.signer, base_of(request)).images
+    return images, {image.id: one.model_dump_json() for image, one in zip(images, answers, strict=True)}
 
 
 @router.post("/v1/plans", summary="See what a job would share and save", responses=keyed(404, 408, 413, 504))
@@ -152,7 +158,7 @@ async def plan(request: Request, asked: JobRequest, owner: Caller) -> PlanAnswer
     try:
         found = await ended(service, request, owner.name, job.id)
     except GoneError:
-        await service.cancel(owner.name, job.id)
+        await service.leave(owner.name, job.id)
         return PlanAnswer(id=job.id, images=len(images), steps=0, groups=[], rows=rows_of([]), seconds=None)
     except TimeoutError:
         await service.cancel(owner.name, job.id)
@@ -160,7 +166,8 @@ async def plan(request: Request, asked: JobRequest, owner: Caller) -> PlanAnswer
         raise ApiError(504, sentence, "timeout", kind=SERVER, headers=FINAL) from None
     if found.state != "done":
         raise ApiError(500, f"The plan cannot be made: {found.reason}", "plan_failed", kind=SERVER, headers=FINAL)
-    result = found.result
+    whole = await in_thread(lambda: service.store.job(owner.name, job.id, whole=True))
+    result = (whole or found).result
     return PlanAnswer(
         id=job.id,
         images=len(images),
@@ -178,6 +185,11 @@ async def _found(service: Service, owner: str, job: str) -> Job:
     return found
 
 
-async def _answer(service: Service, request: Request, job: Job) -> JobAnswer:
-    images = await in_thread(service.store.images, job.owner, job.id)
-    return job_answer(job, images, service.signer, base_of(request))
+async def _answer(service: Service, request: Request, job: Job, status: int = 200) -> Response:
+    """Return a job and its images. A thread makes the JSON: a job may have ten thousand images."""
+
+    def made() -> str:
+        images = service.store.images(job.owner, job.id)
+        return job_answer(job, images, service.signer, base_of(request)).model_dump_json()
+
+    return Response(await in_thread(made), status, media_type="application/json")

@@ -19,6 +19,6 @@ Idempotency = Annotated[
         alias="Idempotency-Key",
         min_length=1,
         max_length=255,
-        description="A request that is sent again with the same key gives the job of the first one.",
+        description="A request that is sent again with the same key gives what the first one has made.",
     ),
 ]

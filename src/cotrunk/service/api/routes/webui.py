@@ -9,18 +9,19 @@ from pydantic import ValidationError
 from ...store.records import ENDED
 from ..access import Caller
 from ..documentation import keyed
-from ..errors import FINAL, SERVER, ApiError, of_validation, wrong
+from ..errors import of_validation, wrong
 from ..schemas.images import ImagesRequest
 from ..schemas.sdapi import SdModel, SdOptions, SdProgress, SdSampler, Txt2Img, Txt2ImgAnswer
 from ..state import in_thread, service_of
 from ..waiting import GoneError, ended
-from .images import check_done, content_of
+from .images import check_done, content_of, late
+from .parameters import Idempotency
 
 router = APIRouter(tags=["web UI"])
 
 
 @router.post("/sdapi/v1/txt2img", summary="Generate images of a prompt", responses=keyed(404, 408, 409, 413, 504))
-async def txt2img(request: Request, asked: Txt2Img, owner: Caller) -> Txt2ImgAnswer:
+async def txt2img(request: Request, asked: Txt2Img, owner: Caller, key: Idempotency = None) -> Txt2ImgAnswer:
     """Generate images, and answer when they are done. The scheduler is the model's own."""
     service = service_of(request)
     facts = service.link.facts
@@ -47,16 +48,15 @@ async def txt2img(request: Request, asked: Txt2Img, owner: Caller) -> Txt2ImgAns
     except ValidationError as error:  # such as a width with a hundred digits
         raise of_validation([{**found, "loc": ("body", *found["loc"])} for found in error.errors()]) from None
     images = await in_thread(service.reader.images, same, same.prompt)
-    job, _ = await service.accept(owner, "images", images, same.model_dump(mode="json", exclude_none=True))
+    job, _ = await service.accept(owner, "images", images, same.model_dump(mode="json", exclude_none=True), key)
     try:
         await ended(service, request, owner.name, job.id)
     except GoneError:
-        await service.cancel(owner.name, job.id)
+        if key is None:
+            await service.leave(owner.name, job.id)
         return Txt2ImgAnswer(images=[], parameters={}, info="{}")
     except TimeoutError:
-        await service.cancel(owner.name, job.id)
-        sentence = f"The images were not ready within {service.limits.timeout:g} seconds."
-        raise ApiError(504, sentence, "timeout", kind=SERVER, headers=FINAL) from None
+        raise await late(service, owner.name, job.id, stays=key is not None) from None
     rows = await in_thread(service.store.images, owner.name, job.id)
     check_done(rows)
     results = [row.result or {} for row in rows]

@@ -54,6 +54,10 @@ class BatchRequest(Strict):
     endpoint: Literal["/v1/images/generations"]
     completion_window: Literal["24h"]
     metadata: Metadata = None
+    output_expires_after: Annotated[
+        dict[str, Any] | None,
+        Field(description="Accepted for compatibility; the service removes files as its operator has decided."),
+    ] = None
 
 
 class BatchProblem(BaseModel):

@@ -9,7 +9,7 @@ from stored import Clock, accept, requests, run
 from cotrunk.errors import CotrunkError
 from cotrunk.service.images import ImageFiles
 from cotrunk.service.retention import sweep
-from cotrunk.service.store import ImageRequest, Store
+from cotrunk.service.store import ImageRequest, Store, retention
 from cotrunk.service.store import batches as stopping
 
 ENDPOINT = "/v1/images/generations"
@@ -232,6 +232,33 @@ def test_a_sweep_removes_what_ended_before_a_time(store: Store, clock: Clock, tm
     assert {job.id for job in store.jobs("ann")} == {young, waiting, store.batch("ann", batch).job}
     assert sweep(store, files, clock.time - 50) == 0
     store.event(old, "step", {})  # a late worker
+
+
+def test_a_sweep_goes_page_by_page_and_looks_at_the_folder_once(
+    store: Store, clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retention, "IMAGES", 3)
+    monkeypatch.setattr(retention, "GROUPS", 2)
+    files, looks, pages = ImageFiles(str(tmp_path / "images")), list[int](), list[int]()
+    jobs = []
+    for prompts in ("ab", "c", "d", "efghi", "j"):
+        jobs.append(accept(store, *prompts))
+        for image in store.waiting():
+            (group,) = store.lease("w1", [([image.id], {})], 10)
+            files.write(f"{image.id}.png", b"x")
+            files.write(f"{image.id}.partial-0.png", b"x")
+            store.finish("w1", image.id, {})
+        clock.time += 1
+    assert [[job for job, _ in store.ended(clock.time)]] == [jobs[:2]]  # two images and one
+    names, remove = files.names, store.remove_jobs
+    monkeypatch.setattr(files, "names", lambda: looks.append(1) or names())
+    monkeypatch.setattr(store, "remove_jobs", lambda page: pages.append(len(page)) or remove(page))
+    assert sweep(store, files, clock.time) == 5
+    assert pages == [2, 1, 1, 1]  # a job is removed whole
+    assert len(looks) == 1
+    assert names() == []
+    assert store.jobs("ann") == []
+    assert store.group(group.id) is None
 
 
 def test_a_sweep_removes_old_batches_with_their_files(store: Store, clock: Clock, tmp_path: Path) -> None:

@@ -35,6 +35,10 @@ def test_a_file_is_written_replaced_read_and_removed(files: ImageFiles) -> None:
     files.remove([NAME, "img_" + "2" * 24])
     assert files.read(f"{NAME}.png") is files.read(f"{NAME}.partial-0.png") is None
     assert files.read(other) == b"three"
+    assert files.names() == [other]
+    files.remove_file(other)
+    files.remove_file(other)
+    assert files.names() == []
 
 
 OTHER_NAMES = ["", "x.png", "../x.png", f"../{NAME}.png", f"{NAME}.png/../../x", f"{NAME}./x", f"{NAME}.png\n"]

@@ -1,7 +1,8 @@
 """The files of images and previews, on a disk or at any URL that fsspec knows."""
 
 import re
-from collections.abc import Iterable
+from bisect import bisect_left
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -66,19 +67,30 @@ class ImageFiles:
             return None
         return content
 
-    def remove(self, images: Iterable[str]) -> None:
+    def names(self) -> list[str]:
+        """Return the names of all files, sorted."""
+        self._system.invalidate_cache()
+        found = self._system.ls(self._root, detail=False) if self._system.exists(self._root) else ()
+        return sorted(name for name in (entry.rpartition("/")[2] for entry in found) if NAME.fullmatch(name))
+
+    def remove(self, images: Iterable[str], names: Sequence[str] | None = None) -> None:
         """Remove all files of some images.
 
         Args:
             images: their ids.
+            names: of all files, sorted; None looks for them.
         """
-        unwanted = {*images}
-        self._system.invalidate_cache()
-        for entry in self._system.ls(self._root, detail=False) if self._system.exists(self._root) else ():
-            name = entry.rpartition("/")[2]
-            if NAME.fullmatch(name) and name.partition(".")[0] in unwanted:
-                with suppress(FileNotFoundError):
-                    self._system.rm_file(entry)
+        names = self.names() if names is None else names
+        for image in images:
+            for place in range(bisect_left(names, f"{image}."), len(names)):
+                if not names[place].startswith(f"{image}."):
+                    break
+                self.remove_file(names[place])
+
+    def remove_file(self, name: str) -> None:
+        """Remove a file, if it is there."""
+        with suppress(FileNotFoundError):
+            self._system.rm_file(self._path(name))
 
     def remove_parts(self, before: float) -> None:
         """Remove temporary files that killed processes left on a disk before a time, in seconds since 1970."""

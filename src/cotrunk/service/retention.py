@@ -9,9 +9,10 @@ def sweep(store: Store, files: ImageFiles, before: float) -> int:
 
     The files go first: if the process dies in between, the next sweep finds their jobs again.
     """
-    count = 0
+    count, names = 0, None
     while jobs := store.ended(before):
-        files.remove(image for _, images in jobs for image in images)
+        names = files.names() if names is None else names  # once: the folder may be large, and these jobs are over
+        files.remove((image for _, images in jobs for image in images), names)
         store.remove_jobs([job for job, _ in jobs])
         count += len(jobs)
     store.remove_rest(before)

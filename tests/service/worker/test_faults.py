@@ -261,6 +261,18 @@ def test_previews_and_events_that_cannot_be_written_cost_no_image(
     assert not any(event.kind == "partial" for event in service.store.events("me", one) or ())
 
 
+def test_previews_that_cannot_be_removed_cost_no_image(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    def remove(name: str) -> None:
+        raise OSError("read-only")
+
+    monkeypatch.setattr(service.worker._progress._files, "remove_file", remove)
+    job = service.ask(request("a cat", output={"partials": 1}))
+    service.work()
+    service.worker._progress.tidy(0)
+    service.worker.finish()
+    assert states(service, job) == ["done"]
+
+
 def test_events_that_cannot_be_written_cost_no_image(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     def tell(told: Any) -> None:
         raise OSError("away")

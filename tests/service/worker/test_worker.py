@@ -158,6 +158,44 @@ def test_a_preview_changes_no_image(tmp_path: Path) -> None:
     assert all(np.array_equal(one, other) for one, other in zip(*found, strict=True))
 
 
+@pytest.mark.parametrize("ends", ["done", "cancelled", "stopped"])
+def test_previews_are_removed_some_time_after_their_call(service: Service, ends: str) -> None:
+    job = service.ask(request(SIMILAR[0], output={"partials": 3}), request("7 UP!", output={"partials": 3}))
+    progress = service.worker._progress
+    step = progress.step
+
+    def look(call: Call, event: StepEvent) -> None:
+        step(call, event)
+        if event.step == 2 and ends == "cancelled":
+            service.store.cancel("me", job)
+            service.worker._watch._beat()
+        if event.step == 2 and ends == "stopped":
+            service.worker.stop(0)
+
+    progress.step = look  # type: ignore[method-assign]
+    if ends == "stopped":
+        service.worker.run()  # at its end, it removes all of them
+        assert list(service.folder.iterdir()) == []
+        return
+    service.work()
+    shown = [path.name for path in service.folder.iterdir() if "partial" in path.name]
+    assert len(shown) == (6 if ends == "done" else 4)  # a client may be about to read them
+    progress.tidy(0)
+    service.worker.finish()
+    left = [path.name for path in service.folder.iterdir()]
+    assert len(left) == (2 if ends == "done" else 0)
+    assert not any("partial" in name for name in left)
+
+
+def test_a_worker_that_goes_on_removes_previews(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    service.ask(request(SIMILAR[0], output={"partials": 3}))
+    service.work()
+    monkeypatch.setattr("cotrunk.service.worker.progress.KEPT", 0.0)
+    service.worker.turn()
+    service.worker.finish()
+    assert len(list(service.folder.iterdir())) == 1
+
+
 def test_a_plan_preview_is_answered_while_a_call_runs(service: Service) -> None:
     service.ask(request("a cat"))
     asked = ""

@@ -506,5 +506,9 @@ class Store:
 
     def remove_rest(self, before: float) -> None:
         """Remove groups without images, ended batches, and files without a batch that are older than a time."""
+        is_left = True
+        while is_left:
+            with self._database.write() as connection:
+                is_left = retention.remove_groups(connection, before)
         with self._database.write() as connection:
             retention.remove_rest(connection, before)

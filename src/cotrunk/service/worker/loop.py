@@ -80,6 +80,7 @@ class Worker:
                     self._watch.wait(self._queue.seconds_left())
         finally:
             self._watch.end()
+        self._progress.tidy(0)
         # not after an error: its images may be the reason, so this start counts as an attempt
         self._writer.finish()
         self._store.release(self.name)
@@ -104,6 +105,7 @@ class Worker:
             WriterError: what was generated cannot be written.
         """
         self._watch.forget()  # only here, before new images are leased: a cancellation is reported once
+        self._progress.tidy()
         has_plans = self._plans.go_on()
         if time.monotonic() >= self._reclaim_at:
             self._writer.finish()  # each group by itself, from start to end: one of them may be why the worker died
@@ -182,7 +184,7 @@ class Worker:
             reason = reason_of(error)
             log.warning("A call of %d groups failed: %s", len(rest), reason)
         finally:
-            self._progress.notify()
+            self._progress.end()
         # not inside `except`: the exception refers to the tensors that must be freed
         if reason is not None:
             self._generate_apart(rest, reason)

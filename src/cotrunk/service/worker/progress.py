@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections import defaultdict
+from collections import defaultdict, deque
 from typing import Any
 
 from ...engine.call_state import StepEvent
@@ -17,6 +17,7 @@ from .wave import Call
 from .writer import Writer
 
 log = logging.getLogger("cotrunk.worker")
+KEPT = 10.0  # seconds after a call for which its previews stay: clients may be about to read them
 EVERY = 0.5  # seconds between two events about the steps of one call
 
 
@@ -35,10 +36,32 @@ class Progress:
         self._store, self._channel, self._files, self._writer = store, channel, files, writer
         self._previews = Previews(pipe)
         self._last = time.monotonic()
+        self._shown = list[str]()  # previews of the running call
+        self._old = deque[tuple[float, list[str]]]()  # those of the latest calls, and when each call ended
 
     def begin(self) -> None:
         """Note that a call begins."""
         self._last = time.monotonic()
+
+    def end(self) -> None:
+        """Note that a call has ended."""
+        if self._shown:
+            self._old.append((time.monotonic(), self._shown))
+            self._shown = []
+        self.notify()
+
+    def tidy(self, kept: float | None = None) -> None:
+        """Let the writer remove previews of calls that ended some time ago.
+
+        Args:
+            kept: seconds after the end of a call; by default, so many that clients have read its previews.
+
+        Raises:
+            WriterError: something earlier could not be written.
+        """
+        kept = KEPT if kept is None else kept
+        while self._old and time.monotonic() - self._old[0][0] >= kept:
+            self._writer.do(self._remove, self._old.popleft()[1])
 
     def step(self, call: Call, event: StepEvent) -> None:
         """Let the writer write what is due after a step."""
@@ -59,6 +82,7 @@ class Progress:
                     number = steps_of.index(done)
                     name = f"{member.id}.partial-{number}.png"
                     data = {"image": member.id, "index": number, "step": done, "file": name}
+                    self._shown.append(name)
                     self._writer.do(self._write, member.job, data, preview)
 
     def _write(self, job: str, data: dict[str, Any], preview: Any) -> None:
@@ -68,6 +92,13 @@ class Progress:
             log.warning("A preview cannot be written: %s", first_line(error))
         else:
             self._tell([(job, "partial", data)])
+
+    def _remove(self, names: list[str]) -> None:
+        try:
+            for name in names:
+                self._files.remove_file(name)
+        except Exception as error:
+            log.warning("Previews cannot be removed: %s", first_line(error))
 
     def _tell(self, events: list[tuple[str, str, dict[str, Any]]]) -> None:
         try:

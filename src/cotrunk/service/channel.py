@@ -5,7 +5,8 @@ A process whose peer is gone reads the end of the stream: that is how a worker l
 
 API to worker: `work` (images were accepted), `cancel` (images were cancelled).
 Worker to API: `started` (with its name, `worker`), `ready` (with `ModelFacts`),
-`event` (events or results were written), `speed` (`rows_per_second`).
+`event` (events or results were written), `speed` (`rows_per_second`),
+`lost` (`rows` that this worker has computed for no image, in all).
 """
 
 import json

@@ -23,6 +23,7 @@ class WorkerLink:
         call_rows: that its latest call took off the queue.
         call_seconds: that its latest call took.
         call_ended: when its latest call ended, by `time.monotonic`.
+        lost_rows: that all workers have computed for no image.
         restarts: how often it was started again.
         woken: called when the worker has written something.
     """
@@ -33,6 +34,7 @@ class WorkerLink:
         self.worker: str | None = None
         self.rows_per_second: float | None = None
         self.call_rows = self.call_seconds = self.call_ended = 0.0
+        self.lost_rows = self._lost = 0.0
         self.restarts = 0
         self.woken: Callable[[], None] = lambda: None
         self._channel: Channel | None = None
@@ -53,13 +55,16 @@ class WorkerLink:
         """Take note of a message of the worker."""
         if message.kind == "ready":
             facts: Any = message.data
-            self.facts, self.state = facts, "ready"
+            self.facts, self.state, self._lost = facts, "ready", 0.0
         elif message.kind == "started":
             self.worker = str(message.data["worker"])
         elif message.kind == "speed":
             self.rows_per_second = float(message.data["rows_per_second"])
             self.call_rows, self.call_seconds = float(message.data["rows"]), float(message.data["seconds"])
             self.call_ended = time.monotonic()
+        elif message.kind == "lost":  # a sum, so that it does not matter if a message is dropped
+            rows = float(message.data["rows"])
+            self.lost_rows, self._lost = self.lost_rows + max(0.0, rows - self._lost), rows
         self.woken()
 
     def seconds_until(self, rows: float) -> float | None:

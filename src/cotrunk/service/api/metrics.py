@@ -1,5 +1,6 @@
 """What Prometheus reads at `/metrics`."""
 
+import threading
 from collections.abc import Mapping
 from typing import Any
 
@@ -50,6 +51,7 @@ class Metrics:
             "worker_restarts": "How often the worker was started again.",
         }
         self._gauges = {name: Gauge(f"cotrunk_{name}", text, registry=registry) for name, text in gauges.items()}
+        self._lost, self._lock = 0.0, threading.Lock()  # rows of no image that are counted
         for source in WAYS:
             self.rows.labels(source)
 
@@ -62,7 +64,9 @@ class Metrics:
         """Count what an event says."""
         data = event.data
         if event.kind == "grouped":
-            self.groups.observe(len(data.get("shared_with") or data["images"]))
+            together = data.get("shared_with") or data["images"]
+            if together[0] in data["images"]:  # each job of the group has such an event
+                self.groups.observe(len(together))
         elif event.kind == "done" and "result" in data:
             self.images.labels("done").inc()
             self._result(data["result"])
@@ -91,6 +95,10 @@ class Metrics:
             "worker_ready": link.state == "ready",
             "worker_restarts": link.restarts,
         }
+        with self._lock:  # two scrapes at once
+            lost = link.lost_rows - self._lost
+            self._lost += lost
+        self.rows.labels("computed").inc(lost)  # what images that are done took is in their events
         for name, value in values.items():
             self._gauges[name].set(value)
         return generate_latest(self.registry)

@@ -65,8 +65,11 @@ class Delivery:
         self._model, self._scheduler = Path(model).name, type(pipe.scheduler).__name__
         self._guidance = own_guidance(pipe)
 
-    def deliver(self, finished: Finished, cancelled: set[str]) -> None:
+    def deliver(self, finished: Finished, cancelled: set[str]) -> float:
         """Write the images of a finished call, and then say so in the database, once for all of them.
+
+        Returns:
+            The rows that were computed for images that are done now.
 
         Args:
             finished: the call.
@@ -93,6 +96,7 @@ class Delivery:
         self._store.finish_all(self._worker, done)
         for member_id, reason in failed:
             self._store.fail(self._worker, member_id, reason)
+        return float(sum(finished.batch.rows[place[member_id]] for member_id, _ in done))
 
     def _written(self, group: Formed, image: int, finished: Finished, at: int, painted: Any) -> ImageResult:
         member, plan, batch = group.members[image], group.plan, finished.batch

@@ -19,6 +19,7 @@ from .admission import wave
 from .asked import call_of
 from .delivery import Delivery
 from .formed import Formed, Member, told, told_alone
+from .lost import LostRows
 from .plan_jobs import PlanJobs
 from .planning import Planner
 from .progress import Progress
@@ -65,7 +66,7 @@ class Worker:
         self._delivery = Delivery(store, files, name, pipe, launch.model)
         self._writer = Writer()
         self._progress = Progress(store, channel, files, self._writer, pipe)
-        self._speed = Speed()
+        self._speed, self._lost = Speed(), LostRows()
         self._plans = PlanJobs(self._planner, store, name, self._speed, self._progress.notify)
         self._queue = Queue(self._planner, self._speed, self._savings, launch)
         self._watch = Watch(store, name, channel, launch.lease_seconds)
@@ -184,6 +185,8 @@ class Worker:
             reason = reason_of(error)
             log.warning("A call of %d groups failed: %s", len(rest), reason)
         finally:
+            self._lost.end()
+            self._tell_lost()
             self._progress.end()
         # not inside `except`: the exception refers to the tensors that must be freed
         if reason is not None:
@@ -203,6 +206,7 @@ class Worker:
 
     def _deliver(self, finished: Finished, seconds: float) -> None:
         self._writer.finish()  # at most the images of one call wait to be written
+        self._lost.delivered()
         self._writer.do(self._write, finished, self._watch.cancelled)
         cost = finished.batch.cost
         self._speed.note(cost.used, cost.independent, seconds)
@@ -216,8 +220,13 @@ class Worker:
             self._channel.send("speed", rows_per_second=speed.served, rows=cost.independent, seconds=speed.seconds)
 
     def _write(self, finished: Finished, cancelled: set[str]) -> None:
-        self._delivery.deliver(finished, cancelled)
+        self._lost.add(finished.batch.cost.used - self._delivery.deliver(finished, cancelled))
+        self._tell_lost()
         self._progress.notify()
+
+    def _tell_lost(self) -> None:
+        if self._channel is not None:
+            self._channel.send("lost", rows=self._lost.total)
 
     def _on_step(self, call: Call, event: StepEvent) -> None:
         """Do what is due between two steps of a call.
@@ -227,6 +236,7 @@ class Worker:
             WriterError: images of the call before cannot be written.
             StoppedError: no image of the call is wanted any more, or the process has to end.
         """
+        self._lost.step(call, event.rows)
         if self._watch.is_orphaned or (self.stopping is not None and time.monotonic() >= self.stopping):
             raise StoppedError(call)
         cancelled = self._watch.cancelled

@@ -25,7 +25,8 @@ from .planning.plan import Cost, Plan
 from .planning.tree import Branch, counted, packed, partition
 from .settings import Batching, Settings, Skipping
 from .skipping.rule import Rule
-from .trunks.computing import CacheUse, Ready, TrunkCalls
+from .trunks.computing import CacheUse, TrunkCalls
+from .trunks.ready import Ready
 
 EXACT = Settings(sharing=None, skipping=None)
 SPARED = ("sharing", "guidance", "skipping", REPLAY)  # the reasons for which rows are not computed

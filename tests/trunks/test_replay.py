@@ -7,19 +7,24 @@ from typing import Any
 
 import pytest
 import torch
+from building_blocks import byte_tokenizer, clip, sd_parts
+from diffusers import StableDiffusionImg2ImgPipeline, StableDiffusionInpaintPipeline, StableDiffusionPAGPipeline
+from PIL import Image
 from running import bare, close, denoiser, generate, recorded
 from schedulers import BROWNIAN, CALL_KWARGS, DIFFUSION, others_slow
 from tiny import TinyPipeline, sd_with_text
 from torch import Tensor
 
-from cotrunk import Batching, Branch, CotrunkError, Plan, Sharing, Skipping
+from cotrunk import Batching, Branch, CotrunkError, Plan, Settings, Sharing, Skipping
 from cotrunk.engine.trunk_outputs import rounded_to_half
+from cotrunk.generation import prepare
 from cotrunk.pipelines.cost import timesteps_of
 from cotrunk.pipelines.noise_schedule import read_schedule
 from cotrunk.planning.replayed import Replayed
 from cotrunk.planning.tree import leaf
 from cotrunk.planning.trunk_recipe import TrunkRecipe
 from cotrunk.trunks.access import Trunks
+from cotrunk.trunks.pipeline_state import pipeline_digest
 
 STEPS = 6
 TEXTS = ["a red apple", "a green apple", "a blue plum", "an old pear"]
@@ -160,6 +165,71 @@ def test_a_group_gives_the_images_that_it_gives_without_a_cache(sharing: Sharing
     assert close(cached.images, without.images, 2e-3)
     assert cached.cost == without.cost == cached.plan.cost
     assert cached.spared == without.spared | {"replay": 0}
+
+
+@pytest.mark.parametrize("sharing", [COMMON, UNGUIDED])
+@pytest.mark.parametrize("cached", [False, True])
+def test_equal_recipes_with_other_arguments_are_other_trunks(sharing: Sharing, cached: bool) -> None:
+    tiny, texts, words = pipeline(), TEXTS[:2], ["dark", "dark", "blurred", "blurred"]
+    timesteps = evaluations(tiny)[0]
+    seeds = [5, 5] if sharing.noise == "common" else [5, 6]
+    trees = [Branch((i, i + 1), 0, 3, 0.5, (leaf(i, 3, timesteps), leaf(i + 1, 3, timesteps))) for i in (0, 2)]
+    trunks = [Replayed(TrunkRecipe(tuple(texts), 5, 3, "float32"), tree.images, 3) for tree in trees]
+    plan = plan_of(timesteps, trees, seeds * 2, trunks, sharing, texts * 2)
+    both = made(tiny, plan, negative_prompt=words, trunks=Trunks(None, precision="float32") if cached else None)
+    single = plan_of(timesteps, trees[:1], seeds, trunks[:1], sharing, texts)
+    for place, word in ((0, "dark"), (2, "blurred")):
+        alone_ = made(tiny, single, negative_prompt=word).images
+        assert close(both.images[place : place + 2], alone_, 1e-5)
+    assert both.cost.used + sum(both.spared.values()) == both.cost.independent
+
+
+def test_trunks_of_several_trees_are_kept_only_until_the_last_of_them() -> None:
+    tiny = pipeline()
+    recipe = TrunkRecipe((TEXTS[0], TEXTS[1]), 5, 3, "float32")
+    trees = [leaf(image, 0, STEPS) for image in range(3)]
+    plan = plan_of(STEPS, trees, [1, 2, 3], [Replayed(recipe, (image,), 3) for image in range(3)], OWN)
+    options = {"num_inference_steps": STEPS, "output_type": "latent", **CALL}
+    run = prepare(tiny.pipe, settings=Settings(skipping=None, batching=Batching(1)), plan=plan, **options)
+    held = [len(run._trunks._kept) for _ in run.batches()]
+    assert held == [1, 1, 0]
+
+
+def perturbed() -> Any:
+    own = sd_parts() | {"text_encoder": clip(77), "tokenizer": byte_tokenizer(77)}
+    pipe = StableDiffusionPAGPipeline(**own, pag_applied_layers=["down"])
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def test_a_pipeline_with_perturbed_attention_is_unchanged_after_a_trunk() -> None:
+    pipe, trunks = perturbed(), Trunks(None)
+    options = {"num_inference_steps": STEPS, "output_type": "latent", "sharing": OWN, "height": 32, "width": 32}
+    before, digest = dict(pipe.unet.attn_processors), pipeline_digest(pipe)
+    generate(pipe, TEXTS[:2], trunks=trunks, pag_scale=3.0, **options)
+    assert pipe.unet.attn_processors == before
+    assert pipeline_digest(pipe) == digest
+    late = generate(pipe, TEXTS[2:3], trunks=trunks, pag_scale=3.0, **options)
+    assert late.plan.trunks[0].is_stored
+    plain = generate(pipe, TEXTS[:1], pag_scale=0.0, **options).images
+    assert torch.equal(plain, generate(perturbed(), TEXTS[:1], pag_scale=0.0, **options).images)
+
+
+@pytest.mark.parametrize("kind", [StableDiffusionInpaintPipeline, StableDiffusionImg2ImgPipeline])
+def test_a_lone_prompt_with_an_image_makes_and_computes_trunks_of_several_members(kind: Any) -> None:
+    pipe = kind(**pipeline().pipe.components, requires_safety_checker=False)
+    pipe.set_progress_bar_config(disable=True)
+    image = Image.new("RGB", (32, 32), "red")
+    mask = {"mask_image": Image.new("L", (32, 32), 255), "height": 32, "width": 32}
+    call: dict[str, Any] = {"image": image, "strength": 0.9, **(mask if kind is StableDiffusionInpaintPipeline else {})}
+    options = {"num_inference_steps": STEPS, "output_type": "latent", "sharing": UNGUIDED, **call}
+    trunks = Trunks(None)
+    generate(pipe, TEXTS[:1], trunks=trunks, **options)
+    second = generate(pipe, TEXTS[1:2], trunks=trunks, **options)
+    assert len(second.plan.trunks[0].recipe.members) == 2
+    late = generate(pipe, TEXTS[2:3], trunks=trunks, **options)
+    assert late.plan.trunks[0].is_stored
+    assert torch.equal(generate(pipe, plan=late.plan, **options).images, late.images)
 
 
 # --- plans of many kinds ------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ from typing import Any
 
 from ..errors import CotrunkError
 from ..pipelines import loading
+from ..trunks.computing import places_of
 from ..trunks.filling import filled, missing, with_single_prompts
 from .events import Loading, OnEvent, Planning, ignore
 from .job import Job
@@ -79,7 +80,9 @@ def warm_trunks(
         run = prepare_part(pipelines.of(part.job), part, None, trunks=stems)
         assert run.cache is not None  # prepared with stems
         plan = with_single_prompts(run.plan, run.cache)
-        recipes, new, computed = {trunk.recipe for trunk in plan.trunks}, len(missing(plan)), 0
+        trunks_of_plan = set(map(places_of(plan, run.arguments, run.cache), plan.trunks))
+        recipes = [recipe for _, recipe in trunks_of_plan]
+        new, computed = len(missing(plan, run.arguments, run.cache)), 0
         warmed.there += len(recipes) - new
         warmed.groups += sum(len(recipe.members) > 1 for recipe in recipes)
         warmed.steps = max(warmed.steps, (max((recipe.steps for recipe in recipes), default=0), plan.timesteps))

@@ -8,7 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,10 +18,10 @@ from ..engine.call_state import CallState
 from ..engine.patch import restore
 from ..engine.rewind import copied
 from ..engine.step_plan import CallStopped, RowPlan, Trunk, interval_steps
-from ..engine.trace import LEFT, REPLAY
 from ..engine.trunk_outputs import Recording, TrunkOutputs
 from ..errors import CotrunkError
 from ..pipelines.arguments import PerPrompt
+from ..pipelines.compatibility import DENOISERS
 from ..pipelines.cost import conditional_copy
 from ..planning.plan import Plan
 from ..planning.replayed import Replayed
@@ -29,7 +29,9 @@ from ..planning.tree import Branch
 from ..planning.trunk_recipe import TrunkRecipe
 from ..planning.trunk_store import TrunkStore, Vectors
 from ..settings import Batching, Settings
+from .ready import Computed, Ready
 
+Place = tuple[str, TrunkRecipe]  # a trunk: the key of all that its recipe does not say, and the recipe
 OUTPUTS = "outputs"  # the name of the tensor (steps, ...) that a trunk consists of
 
 
@@ -48,71 +50,13 @@ class CacheUse:
     vectors: Callable[[Sequence[str]], Vectors]
 
 
-@dataclass(frozen=True)
-class Computed:
-    """A trunk that was computed in this run.
+def places_of(plan: Plan, arguments: PerPrompt, cache: CacheUse | None) -> Callable[[Replayed], Place]:
+    """Return what tells the trunks of a plan apart.
 
-    Attributes:
-        outputs: (steps, ...) what was recorded.
-        rows: denoiser rows that it took, with the copies that fill a forward.
-        unguided: rows that it did not take, because guidance was off outside its interval.
+    A recipe alone does not: prompts with other arguments, or of other owners, have trunks of their own.
     """
-
-    outputs: torch.Tensor
-    rows: int
-    unguided: int
-
-
-@dataclass
-class Ready:
-    """What some trees replay.
-
-    Attributes:
-        outputs: images of a tree -> (steps, ...).
-        computed: the trunks among them that were computed for these trees: images of the first tree -> trunk.
-        seconds: "embed" and "denoise" of computing them.
-        max_rows: as `Batching.max_rows`, lowered if the device ran out of memory.
-    """
-
-    outputs: dict[tuple[int, ...], torch.Tensor] = field(default_factory=dict)
-    computed: dict[tuple[int, ...], Computed] = field(default_factory=dict)
-    seconds: Counter[str] = field(default_factory=Counter)
-    max_rows: int | None = None
-
-    @property
-    def rows(self) -> int:
-        """The rows that computing trunks for these trees took."""
-        return sum(trunk.rows for trunk in self.computed.values())
-
-    def spared(self, counted: Counter[str], plan: Plan, trees: Sequence[Branch]) -> dict[str, int]:
-        """Return the rows that a batch of these trees did not take, by reason.
-
-        The rows that images replay count as "replay" if their trunk was there, and as "sharing" if it was computed for
-        them; then without the rows that computing it took. So used and spared rows together are those asked for.
-
-        Args:
-            counted: the rows that the call of the batch did not take.
-        """
-        sizes = {tree.images: len(tree.images) * trunk.stop for tree in trees if (trunk := plan.replayed(tree))}
-        own = sum(sizes[images] for images in self.computed)
-        moved = counted[REPLAY] * own // max(1, sum(sizes.values()))
-        unguided = sum(trunk.unguided for trunk in self.computed.values())
-        return {
-            "sharing": counted["sharing"] + moved - self.rows - unguided,
-            "guidance": counted["guidance"] + unguided,
-            "skipping": counted["skipping"],
-            REPLAY: counted[REPLAY] - moved,
-            **({LEFT: counted[LEFT]} if counted[LEFT] else {}),
-        }
-
-    def stops(self, plan: Plan, trees: Sequence[Branch]) -> list[int]:
-        """Return how many timesteps each image of the trees replays, in their order."""
-        replayed = [(tree, plan.replayed(tree)) for tree in trees]
-        return [0 if trunk is None else trunk.stop for tree, trunk in replayed for _ in tree.images]
-
-    def of_images(self, trees: Sequence[Branch]) -> list[torch.Tensor | None]:
-        """Return the trunk of each image of the trees, in their order."""
-        return [self.outputs.get(tree.images) for tree in trees for _ in tree.images]
+    keys = arguments.keys() if cache is None else cache.keys
+    return lambda trunk: (keys[plan.prompt_of(trunk.images[0])], trunk.recipe)
 
 
 class TrunkCalls:
@@ -128,10 +72,10 @@ class TrunkCalls:
     ) -> None:
         self._pipe, self._plan, self._arguments, self._settings = pipe, plan, arguments, settings
         self._cache = cache
-        self._new: dict[TrunkRecipe, Computed] = {}  # computed, and not yet part of a finished batch
-        uses = Counter(trunk.recipe for trunk in plan.trunks)
-        self._several = {recipe for recipe, count in uses.items() if count > 1}
-        self._kept: dict[TrunkRecipe, torch.Tensor] = {}  # of several trees, and part of a finished batch
+        self._place = places_of(plan, arguments, cache)
+        self._new: dict[Place, Computed] = {}  # computed, and not yet part of a finished batch
+        self._uses_left = Counter(self._place(trunk) for trunk in plan.trunks)
+        self._kept: dict[Place, torch.Tensor] = {}  # part of a finished batch, and of a tree that is still to come
 
     def ready(self, trees: Sequence[Branch], batching: Batching) -> Ready:
         """Load or compute the trunks of some trees.
@@ -142,17 +86,17 @@ class TrunkCalls:
         """
         ready = Ready(max_rows=batching.max_rows)
         replayed = [trunk for tree in trees if (trunk := self._plan.replayed(tree)) is not None]
-        missing = dict[TrunkRecipe, Replayed]()
+        missing = dict[Place, Replayed]()
         for trunk in replayed:
             outputs = self._found(trunk)
             if outputs is None:
-                missing.setdefault(trunk.recipe, trunk)
+                missing.setdefault(self._place(trunk), trunk)
             else:
                 ready.outputs[trunk.images] = outputs
         for part in _packed(list(missing.values()), batching.batch_size):
             self._compute(part, batching, ready)
         for trunk in replayed:
-            if (new := self._new.get(trunk.recipe)) is not None:
+            if (new := self._new.get(self._place(trunk))) is not None:
                 if all(new is not other for other in ready.computed.values()):
                     ready.computed[trunk.images] = new
                 ready.outputs[trunk.images] = new.outputs
@@ -166,8 +110,12 @@ class TrunkCalls:
         """
         replayed = [trunk for tree in trees if (trunk := self._plan.replayed(tree)) is not None]
         for trunk in replayed:
-            if (new := self._new.pop(trunk.recipe, None)) is not None and trunk.recipe in self._several:
-                self._kept[trunk.recipe] = new.outputs
+            place = self._place(trunk)
+            self._uses_left[place] -= 1
+            if (new := self._new.pop(place, None)) is not None:
+                self._kept[place] = new.outputs
+            if self._uses_left[place] <= 0:
+                self._kept.pop(place, None)
         if self._cache is None or self._plan.sharing is None:
             return
         alone = [t.images[0] for t in trees if len(t.images) == 1 and self._plan.replayed(t) is None]
@@ -179,20 +127,14 @@ class TrunkCalls:
 
     def _found(self, trunk: Replayed) -> torch.Tensor | None:
         """Return the outputs of a trunk that need not be computed; None if there are none."""
-        recipe = trunk.recipe
-        if recipe in self._new or self._cache is None:
-            return self._kept.get(recipe)
-        if (kept := self._kept.get(recipe)) is not None:
-            return kept
-        tensors = self._cache.store.load(self._key(trunk), recipe)
+        place, recipe = self._place(trunk), trunk.recipe
+        if place in self._new or place in self._kept or self._cache is None:
+            return self._kept.get(place)
+        tensors = self._cache.store.load(*place)
         outputs = None if tensors is None else tensors.get(OUTPUTS)
         if not isinstance(outputs, torch.Tensor) or not outputs.is_floating_point():
             return None
         return outputs if len(outputs) == recipe.steps and bool(outputs.isfinite().all()) else None
-
-    def _key(self, trunk: Replayed) -> str:
-        assert self._cache is not None
-        return self._cache.keys[self._plan.prompt_of(trunk.images[0])]
 
     def _compute(self, trunks: Sequence[Replayed], batching: Batching, ready: Ready) -> None:
         """Compute some trunks in one call."""
@@ -202,11 +144,11 @@ class TrunkCalls:
         rows = _divided(call.rows + call.rows_filled, [recipe.steps for recipe in recipes])
         unguided = _divided(call.rows_spared["guidance"], [recipe.steps for recipe in recipes])
         for trunk, outputs, own, off in zip(trunks, found, rows, unguided, strict=True):
-            self._new[trunk.recipe] = Computed(outputs, own, off)
+            self._new[self._place(trunk)] = Computed(outputs, own, off)
             if self._cache is not None and bool(outputs.isfinite().all()):
                 members = self._cache.vectors(trunk.recipe.members)
                 saved = trunk.recipe.steps * self._plan.guidance_rows
-                self._cache.store.store(self._key(trunk), trunk.recipe, {OUTPUTS: outputs}, members, saved)
+                self._cache.store.store(*self._place(trunk), {OUTPUTS: outputs}, members, saved)
         started = call.started or begin
         ready.seconds.update({"embed": started - begin, "denoise": time.perf_counter() - started})
         ready.max_rows = call.max_rows
@@ -236,11 +178,12 @@ class TrunkCalls:
         )
         call = CallState(rows, plan.timesteps, max_rows, batching.row_sizes)
         prompts = [plan.prompt_of(trunks[place].images[0]) for place in of]
-        arguments = {k: v for k, v in self._arguments.of(prompts).items() if not k.startswith("callback")}
+        arguments = {k: v for k, v in self._arguments_of(prompts).items() if not k.startswith("callback")}
         arguments["prompt"] = [member for recipe in recipes for member in recipe.members]
         seeds = [recipes[place].seed for place in of]
         with (
             _unchanged(pipe.scheduler),
+            _same_processors(pipe),
             attached(pipe, call, seeds) as generators,
             suppress(CallStopped),
         ):
@@ -252,6 +195,34 @@ class TrunkCalls:
             )
         found = recording.trunks()
         return [trunk[: recipe.steps] for trunk, recipe in zip(found, recipes, strict=True)], call
+
+    def _arguments_of(self, prompts: Sequence[int]) -> dict[str, Any]:
+        """Return the arguments of a call with a member for each of these prompts.
+
+        The arguments of a lone prompt are those of a call with one image. With more members they are divided again.
+        """
+        own = self._arguments
+        if own.prompts == 1 < len(prompts):
+            own = PerPrompt(self._pipe, len(prompts), own.arguments)
+            prompts = range(len(prompts))
+        return own.of(prompts)
+
+
+@contextmanager
+def _same_processors(pipe: Any) -> Iterator[None]:
+    """Give the denoisers their earlier attention processors when the context ends.
+
+    Pipelines with perturbed attention set others, and would set them back after the loop that a trunk leaves.
+    """
+    modules = [module for name in DENOISERS if isinstance(module := getattr(pipe, name, None), torch.nn.Module)]
+    layers = [part for module in modules for part in module.modules() if hasattr(part, "set_processor")]
+    before = [getattr(layer, "processor", None) for layer in layers]
+    try:
+        yield
+    finally:
+        for layer, processor in zip(layers, before, strict=True):
+            if getattr(layer, "processor", None) is not processor:
+                layer.set_processor(processor)
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from ..planning.sharing import Evaluations, branch_point
 from ..planning.tree import Branch, packed
 from ..planning.trunk_recipe import TrunkRecipe
 from ..settings import Settings
-from .computing import CacheUse, TrunkCalls
+from .computing import CacheUse, Place, TrunkCalls, places_of
 
 EQUAL = 1.0  # cosine of a prompt to itself
 
@@ -50,12 +50,12 @@ def with_single_prompts(plan: Plan, cache: CacheUse) -> Plan:
     return replace(plan, trunks=(*plan.trunks, *new))
 
 
-def missing(plan: Plan) -> dict[TrunkRecipe, Branch]:
+def missing(plan: Plan, arguments: PerPrompt, cache: CacheUse) -> dict[Place, Branch]:
     """Return the trunks of a plan that are not stored, each with the first tree that replays it."""
-    found = dict[TrunkRecipe, Branch]()
+    found, place = dict[Place, Branch](), places_of(plan, arguments, cache)
     for tree in plan.trees:
         if (trunk := plan.replayed(tree)) is not None and not trunk.is_stored:
-            found.setdefault(trunk.recipe, tree)
+            found.setdefault(place(trunk), tree)
     return found
 
 
@@ -75,7 +75,7 @@ def filled(
         torch.OutOfMemoryError: there is too little memory for one trunk.
     """
     parts: dict[Hashable, list[Branch]] = {}
-    for tree in missing(plan).values():
+    for tree in missing(plan, arguments, cache).values():
         key = None if companions is None else companions[plan.prompt_of(tree.images[0])]
         parts.setdefault(key, []).append(tree)
     calls, batching = TrunkCalls(pipe, plan, arguments, settings, cache), settings.batching

@@ -1,4 +1,4 @@
-"""Painters that only wait, for tests of what happens to waves on a cluster."""
+"""Painters that only wait, or that fail, for tests of what happens to waves on a cluster."""
 
 import os
 import platform
@@ -7,7 +7,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cotrunk.cluster.manifest import Finished, write_part
+from cotrunk.cluster.painter import Painter, Setup
 from cotrunk.cluster.store import Store
+from cotrunk.cluster.waves import Recipe
+from cotrunk.execution import Run
+
+POISON = "a violet lion"
 
 
 class SimulatedPainter:
@@ -22,3 +27,23 @@ class SimulatedPainter:
             time.sleep(seconds)
             write_part(self.store, Finished(str(wave), int(rows), seconds, machine=f"{platform.node()} {os.getpid()}"))
         return {"id": [*batch["id"]], "error": [""] * len(batch["id"])}
+
+
+class PoisonedPainter(Painter):
+    """A painter that waits after each wave, and fails with one prompt."""
+
+    def __init__(self, setup: Setup) -> None:
+        super().__init__(setup)
+        call = Run._call
+
+        def failing(run: Run, trees: Any, on_step: Any) -> Any:
+            if any(run.plan.prompts[run.plan.prompt_of(image)] == POISON for tree in trees for image in tree.images):
+                raise RuntimeError("this group is poison")
+            return call(run, trees, on_step)
+
+        Run._call = failing  # type: ignore[method-assign]
+
+    def paint(self, wave: str, rows: int, recipe: Recipe) -> Finished:
+        finished = super().paint(wave, rows, recipe)
+        time.sleep(0.7)
+        return finished

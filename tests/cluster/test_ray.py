@@ -1,0 +1,188 @@
+"""A Ray cluster of two nodes on this machine: painters, nodes and the driver are killed, and no image is lost."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from command import ROUNDING, cotrunk, pixels, read
+from simulated import POISON, SimulatedPainter
+
+from cotrunk.cluster.connecting import Cluster, Place, connected, places_of
+from cotrunk.cluster.loop import finish
+from cotrunk.cluster.painter import Setup
+from cotrunk.cluster.probe import probe
+from cotrunk.cluster.store import Store
+from cotrunk.cluster.watchdog import Watchdog
+from cotrunk.cluster.waves import Wave, write_waves
+from cotrunk.errors import CotrunkError
+from cotrunk.runs.job import Job
+
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="this system has no SIGKILL")]
+COLOURS, ANIMALS = ("red", "green", "blue", "violet"), ("fox", "tiger", "lion", "owl", "cat", "horse")
+PROMPTS = [f"a {colour} {animal}" for animal in ANIMALS for colour in COLOURS]
+OPTIONS = ("--steps", "4", "--share", "0.5", "--guidance", "3", "--max-group", "2", "--similarity", "0.5")
+DRIVER = """
+import sys
+from simulated import PoisonedPainter
+from cotrunk.cluster import run
+run.Painter = PoisonedPainter
+from cotrunk.cli.app import main
+sys.argv = ["cotrunk", *sys.argv[1:]]
+main()
+"""
+PATIENCE = 300.0  # seconds until the test fails: a machine under load starts processes slowly
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Any]:
+    """Return a cluster of two nodes, on each of which one painter has room."""
+    pytest.importorskip("ray")
+    from ray.cluster_utils import Cluster as Nodes
+
+    node = {"num_cpus": 2, "resources": {"painter": 1}, "object_store_memory": 100 * 2**20, "include_dashboard": False}
+    nodes = Nodes(initialize_head=True, head_node_args=node)
+    nodes.second = nodes.add_node(**node)
+    yield nodes
+    nodes.shutdown()
+
+
+def wait_for(done: Callable[[], bool], process: "subprocess.Popen[str] | None" = None) -> None:
+    end = time.monotonic() + PATIENCE
+    while not done():
+        assert time.monotonic() < end
+        assert process is None or process.poll() is None, process.communicate()
+        time.sleep(0.05)
+
+
+def lines(out: Path) -> list[dict[str, Any]]:
+    file = out / "journal.jsonl"
+    return [json.loads(line) for line in file.read_text().splitlines() if line] if file.exists() else []
+
+
+def painters(raylet: int) -> list[int]:
+    """Return the ids of the processes of painters on a node."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            title, parent = (
+                (folder / "cmdline").read_bytes(),
+                (folder / "stat").read_text().rpartition(")")[2].split()[1],
+            )
+        except (OSError, IndexError):
+            continue
+        if int(parent) == raylet and b"Painter" in title:
+            found.append(int(folder.name))
+    return found
+
+
+def raylet_of(node: Any) -> int:
+    return node.all_processes["raylet"][0].process.pid
+
+
+def start(out: Path, address: str, *options: str) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            DRIVER,
+            "generate",
+            *PROMPTS,
+            *OPTIONS,
+            "--out",
+            str(out),
+            "--ray",
+            address,
+            "--wave",
+            "2",
+            *options,
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+
+
+def test_painters_nodes_and_the_driver_are_killed_and_no_image_is_lost(
+    cluster: Any, model: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    whole, out = tmp_path / "whole", tmp_path / "run"
+    driver = start(out, cluster.address)
+    wait_for(lambda: len(lines(out)) >= 1, driver)
+    [painter] = painters(raylet_of(cluster.head_node))
+    os.kill(painter, signal.SIGKILL)
+    wait_for(lambda: len(lines(out)) >= 3, driver)
+    os.kill(raylet_of(cluster.second), signal.SIGKILL)
+    wait_for(lambda: len(lines(out)) >= 5, driver)
+    driver.kill()
+    driver.communicate()
+    before = {
+        path: path.stat().st_mtime_ns for line in lines(out) for path in [out / f"images/{line['images'][0]:05}.png"]
+    }
+    assert len(before) >= 5
+    assert len({image for line in lines(out) for image in line["images"]}) < len(PROMPTS)
+
+    driver = start(out, cluster.address, "--resume")
+    _, said = driver.communicate(timeout=PATIENCE)
+    assert driver.returncode == 3, said
+    assert {path: path.stat().st_mtime_ns for path in before} == before  # what was finished is not painted again
+    [record] = (out / "failed").iterdir()
+    poisoned = json.loads(record.read_text())
+    assert POISON in poisoned["prompts"]
+    made = sorted(image for line in lines(out) for image in line["images"])
+    assert made == sorted({*range(len(PROMPTS))} - {*poisoned["images"]})  # each once
+
+    finished = cotrunk("generate", *PROMPTS, *OPTIONS, "--out", out, "--resume")
+    assert finished.code == 0, finished.err
+    assert cotrunk("generate", *PROMPTS, *OPTIONS, "--out", whole).code == 0
+    reports = [{name: value for name, value in read(each).items() if name != "seconds"} for each in (whole, out)]
+    assert reports[0] == reports[1]
+    for path in sorted((whole / "images").iterdir()):
+        difference = pixels(path).astype(int) - pixels(out / "images" / path.name)
+        assert np.abs(difference).max() <= ROUNDING, path.name
+    names = sorted(path.name for path in (out / "images").iterdir())
+    assert names == [f"{i:05}.png" for i in range(len(PROMPTS))]
+
+
+def test_a_cluster_is_looked_at_before_a_run_and_paints_waves(cluster: Any, tmp_path: Path) -> None:
+    from cotrunk.cluster.passes import Pool, RayPass
+
+    (tmp_path / "run").mkdir()
+    setup = Setup(Job(("a cat",)), str(tmp_path / "run"), str(tmp_path))
+    with connected(Cluster(cluster.address)):
+        gpus, takes_resource, places = places_of(Cluster(cluster.address))
+        assert (gpus, takes_resource) == (0.0, True)
+        assert {place.painters for place in places} == {1}
+        looked: list[Place] = places[:1]  # the other node may be dead
+        assert probe(setup, looked, gpus, takes_resource) == "cpu"
+        assert not any((tmp_path / "run").iterdir())
+        with pytest.raises(
+            CotrunkError, match=r"cannot take part: it does not see memory://nowhere: use an --out that"
+        ):
+            probe(Setup(Job(("a cat",)), "memory://nowhere", str(tmp_path)), looked, gpus, takes_resource)
+        lost = Setup(Job(("a cat",), model=str(tmp_path / "model")), str(tmp_path / "run"), str(tmp_path))
+        with pytest.raises(CotrunkError, match=r"cannot take part: .*model"):
+            probe(lost, looked, gpus, takes_resource)
+
+        waves = [Wave(f"wave{i}", 10 - i, 1) for i in range(6)]
+        [(file, _)] = write_waves(waves, tmp_path / "waves")
+        order = list[str]()
+        arguments = {"place": str(tmp_path / "run"), "rows_per_second": 50.0}
+        pool = Pool(1, 1, 0.0, {"painter": 1})
+        failed = finish(
+            waves,
+            lambda left: RayPass([file], SimulatedPainter, arguments, pool),
+            Store(str(tmp_path / "run")),
+            Watchdog(time.monotonic),
+            on_finished=lambda found: order.extend(one.wave for one in found),
+        )
+        assert failed == []
+        assert order == [wave.id for wave in waves]

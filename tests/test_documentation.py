@@ -182,7 +182,8 @@ def options() -> set[str]:
     scripts = [
         path.read_text(encoding="utf-8") for path in (*ROOT.glob("benchmarks/*.py"), *ROOT.glob("recipes/*/*.py"))
     ]
-    others = {"--multi", "--dist", "--help", "--help-all"}  # of `accelerate launch`, of pytest, of every command
+    # of `accelerate launch`, of pytest, of every command, of Slurm and `ray start`
+    others = {"--multi", "--dist", "--help", "--help-all", "--array", "--requeue", "--resources"}
     return set(re.findall(r"--[a-z][a-z-]*", "\n".join([*ours, *scripts]))) | others
 
 

@@ -24,7 +24,7 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
 
 def test_a_part_is_read_as_it_was_written(store: Store) -> None:
     assert parts(store) == []
-    finished = Finished("wave", 7, 1.5, 0.5, "machine", FACTS, ("failed/wave-3.json",), LINES)
+    finished = Finished("wave", 7, 1.5, "machine", FACTS, ("failed/wave-3.json",), LINES)
     write_part(store, finished)
     [name] = parts(store)
     found = read_part(store, name)

@@ -166,8 +166,9 @@ def places_of(cluster: Cluster) -> tuple[float, bool, list[Place]]:
         if room:
             places.append(Place(node["NodeID"], node["NodeManagerAddress"], room))
     if not places and cluster.painters is None:
+        which = f" with {gpus:g} GPU" if gpus else ""
         raise CotrunkError(
-            f"No machine of the cluster has {gpus:g} free for a painter ({len(nodes)} machines): give --gpus 0 for "
-            "CPUs, or --painters N if the cluster is to grow."
+            f"No machine of the cluster (it has {len(nodes)}) has room for a painter{which}: give --gpus 0 for CPUs, "
+            "or --painters N if the cluster is to grow."
         )
     return gpus, has_resource, places

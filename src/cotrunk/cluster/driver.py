@@ -89,6 +89,7 @@ class Driver:
     poll: float = 0.5
     facts: PipelineFacts = field(init=False)
     plan: JobPlan = field(init=False)
+    arms: list[Arm] = field(init=False)  # of the run, one per part
     seconds: dict[str, float] = field(default_factory=dict)
     machines: set[str] = field(default_factory=set)
     knows_pipeline: bool = False  # whether `facts` come from a painter
@@ -121,7 +122,7 @@ class Driver:
                 if again:
                     self.on_event(Retrying(len(again)))
                     first = len(self.plan.parts)
-                    self.plan = planned_retries(pipelines, self.job, self.plan, again)
+                    self._follow(planned_retries(pipelines, self.job, self.plan, again))
                     self.plan.save(file)
                     records += self._paint(store, self.arms[first:])
         except KeyboardInterrupt:
@@ -134,10 +135,9 @@ class Driver:
             shutil.rmtree(self.folder.path / name, ignore_errors=True)
         return ClusterReport(report, tuple(records))
 
-    @property
-    def arms(self) -> list[Arm]:
-        """The arms of the run, one per part."""
-        return main_arms(self.plan, self.job.naming, self.job.ids)
+    def _follow(self, plan: JobPlan) -> None:
+        """Follow this plan from now on."""
+        self.plan, self.arms = plan, main_arms(plan, self.job.naming, self.job.ids)
 
     def _planned(self, given: Sequence[PartPlan], is_resumed: bool) -> PartPipelines:
         """Plan the run, without a denoiser, and say what is known about the pipeline."""
@@ -159,7 +159,7 @@ class Driver:
         if saved and (appended := len(job.prompts) - prompts_of(saved)):
             self.on_event(Extended(appended))
         pipelines = PartPipelines(pipe, job, denoiser=False)
-        self.plan = planned(pipelines, job, saved)
+        self._follow(planned(pipelines, job, saved))
         self.seconds["embed"] = time.perf_counter() - begin
         parts = None if job.source.function is not None else dict.fromkeys(pipe.components)
         dtype = str(loading.resolve_dtype(job.dtype, self.device, parts)).removeprefix("torch.")

@@ -71,7 +71,7 @@ def finish(
                 new += 1
                 failed.extend(one.failed)
                 images += sum(len(line.images) for line in one.lines)
-                watchdog.arrived(wave.rows, one.seconds, one.load)
+                watchdog.arrived(wave.rows, one.seconds)
         remove_parts(store, names)  # also those that are damaged, whose waves are left
         return new
 

@@ -27,7 +27,6 @@ class Finished:
         wave: its id.
         rows: as they were predicted.
         seconds: the time that it took its painter.
-        load: the time that loading the model took this painter.
         machine: the name of the machine.
         pipeline: as the painter loaded it; None for simulated painters.
         failed: files in `failed/` about groups that could not be generated.
@@ -37,7 +36,6 @@ class Finished:
     wave: Text
     rows: Whole
     seconds: Amount
-    load: Amount = 0.0
     machine: Text = ""
     pipeline: PipelineFacts | None = None
     failed: tuple[Text, ...] = ()

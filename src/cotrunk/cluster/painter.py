@@ -62,7 +62,6 @@ class Painter:
     """
 
     def __init__(self, setup: Setup, load: Callable[[Job], Any] = load_pipeline_of) -> None:
-        begin = time.perf_counter()
         self.error, self.store = "", Store(setup.place)
         try:
             job = prepared_here(setup)
@@ -70,7 +69,6 @@ class Painter:
             self.pipelines, self.facts = PartPipelines(pipe, job), facts_of(pipe)
         except CotrunkError as error:
             self.error = f"{error}"
-        self.load = time.perf_counter() - begin
 
     def __call__(self, batch: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
         """Generate the waves of a batch of Ray Data, which has one.
@@ -141,7 +139,6 @@ class Painter:
             wave=wave,
             rows=rows,
             seconds=round(time.perf_counter() - begin, 3),
-            load=round(self.load, 3),
             machine=platform.node(),
             pipeline=facts,
             failed=tuple(given_up),

@@ -98,7 +98,7 @@ def probe(setup: Setup, places: Sequence[Place], gpus: float, takes_resource: bo
                     f"{name} ({seen.machine}) writes to another {setup.place} than this machine: use an --out that "
                     "all machines share."
                 )
-        return _device_of(found, names)
+        return device_of(found, names)
     finally:
         for name in (NAME, *answers):
             with suppress(CotrunkError):
@@ -118,7 +118,7 @@ def _answer(task: object, name: str) -> Seen:
     return seen
 
 
-def _device_of(found: Sequence[Seen], names: Sequence[str]) -> str:
+def device_of(found: Sequence[Seen], names: Sequence[str]) -> str:
     """Return the device that all machines have.
 
     Raises:

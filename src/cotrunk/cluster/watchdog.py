@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 TIMES = 10.0  # the expected time of a wave until it is overdue
+STARTS = 3.0  # the time that painters took to start: new ones may have to, in place of those on a lost machine
 START = 1800.0  # seconds until the first wave, whose time cannot be expected yet: machines start, models are loaded
 LEAST = 30.0  # seconds: a network file system may hold a file back for as long
 
@@ -20,29 +21,31 @@ class Watchdog:
 
     def __init__(self, clock: Callable[[], float], start: float = START, least: float = LEAST) -> None:
         self._clock, self._start, self._least = clock, start, least
-        self._rows, self._seconds, self._load = 0, 0.0, 0.0
+        self._rows, self._seconds, self._start_up = 0, 0.0, 0.0
         self._heard = clock()
+        self._begun: float | None = None  # when the pass began of which no wave has arrived yet
 
     def begin(self) -> None:
         """Start to wait for the waves of a pass."""
-        self._heard = self._clock()
+        self._heard = self._begun = self._clock()
 
-    def arrived(self, rows: int, seconds: float, load: float) -> None:
+    def arrived(self, rows: int, seconds: float) -> None:
         """Learn from a finished wave.
 
         Args:
             rows: of the wave, as predicted.
             seconds: that it took.
-            load: seconds that loading the model took its painter.
         """
         self._rows += rows
         self._seconds += seconds
-        self._load = max(self._load, load)
         self._heard = self._clock()
+        if self._begun is not None:  # the first of its pass: until it began, processes started and loaded the model
+            self._start_up = max(self._start_up, self._heard - self._begun - seconds)
+            self._begun = None
 
     def expected(self, rows: int) -> float | None:
-        """Return the seconds that a new painter takes for a wave, with loading; None if no wave has arrived yet."""
-        return self._load + rows * self._seconds / self._rows if self._rows else None
+        """Return the seconds that a painter takes for a wave; None if no wave has arrived yet."""
+        return rows * self._seconds / self._rows if self._rows else None
 
     def limit(self, heaviest: int) -> float:
         """Return how many seconds may pass without a finished wave.
@@ -51,7 +54,7 @@ class Watchdog:
             heaviest: rows of the heaviest wave that is left.
         """
         expected = self.expected(heaviest)
-        return self._start if expected is None else max(self._least, TIMES * expected)
+        return self._start if expected is None else max(self._least, STARTS * self._start_up + TIMES * expected)
 
     def is_overdue(self, heaviest: int) -> bool:
         """Return whether no wave has arrived for too long.

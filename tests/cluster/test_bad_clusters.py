@@ -1,0 +1,134 @@
+"""What can be wrong with a cluster is said in one sentence, before anything is generated or written."""
+
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from command import assert_refused, cotrunk, no_model
+
+from cotrunk.cluster import connecting, probe
+from cotrunk.cluster.connecting import Cluster, places_of
+from cotrunk.cluster.painter import Setup
+from cotrunk.cluster.probe import Seen, look
+from cotrunk.cluster.run import setup_of
+from cotrunk.cluster.store import Store
+from cotrunk.errors import CotrunkError
+from cotrunk.planning.prompt_row import PromptRow
+from cotrunk.runs.job import Job
+
+VERSIONS = tuple(probe.versions().items())
+
+
+def test_ray_is_not_installed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    no_model(monkeypatch)
+    monkeypatch.setattr(connecting, "find_spec", lambda name: None)
+    out = tmp_path / "run"
+    outcome = cotrunk("generate", "a cat", "--out", out, "--ray", "local")
+    assert_refused(outcome, "A run on a cluster needs ray: pip install 'cotrunk[ray]'.")
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("address", "said"),
+    [
+        ("127.0.0.1:1", "The Ray cluster at 127.0.0.1:1 cannot be reached (Connection refused): check the address"),
+        ("nowhere.invalid:6379", "The Ray cluster at nowhere.invalid:6379 cannot be reached"),
+        ("head", "'head' is not the address of a Ray cluster: use local, auto or HOST:PORT."),
+        ("head:0", "'head:0' is not the address of a Ray cluster"),
+        (":6379", "':6379' is not the address of a Ray cluster"),
+        ("ray://head:10001", "ray://head:10001 is an address for Ray Client"),
+        (" ", "The address of the Ray cluster ' ' is empty"),
+    ],
+)
+def test_a_cluster_that_cannot_be_reached(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, address: str, said: str
+) -> None:
+    pytest.importorskip("ray")
+    no_model(monkeypatch)
+    out = tmp_path / "run"
+    assert_refused(cotrunk("generate", "a cat", "--out", out, "--ray", address), said)
+    assert not out.exists()
+
+
+def looked(tmp_path: Path, model: str = "mini", place: str | None = None, token: str = "token") -> Seen:
+    """Let a worker look, after the driver wrote its file."""
+    Store(str(tmp_path)).put(probe.NAME, b"token")
+    return look(
+        Setup(Job(("a cat",), model=model, device="cpu"), place or str(tmp_path), str(tmp_path)), token, "answer"
+    )
+
+
+@pytest.fixture
+def kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep the process in its folder, with its threads."""
+    monkeypatch.setattr(probe, "prepared_here", lambda setup: setup.job)
+
+
+def test_what_a_worker_finds(kept: None, tmp_path: Path) -> None:
+    seen = looked(tmp_path)
+    assert (seen.device, seen.versions, seen.error) == ("cpu", VERSIONS, "")
+    assert (tmp_path / "answer").read_bytes() == b"token"
+    (tmp_path / "answer").unlink()
+    other = tmp_path / "other"
+    assert looked(tmp_path, place=str(other)).error == f"it does not see {other}: use an --out that all machines share"
+    assert not other.exists()
+    assert "does not see" in looked(tmp_path, token="that of another run").error
+    assert not (tmp_path / "answer").exists()
+    assert str(tmp_path / "none") in looked(tmp_path, model=str(tmp_path / "none")).error
+
+
+def test_workers_that_cannot_take_part() -> None:
+    good = Seen("one", "cuda", VERSIONS)
+    names = ["10.0.0.1", "10.0.0.2"]
+    assert probe.device_of([good, good], names) == "cuda"
+    with pytest.raises(CotrunkError, match=r"^10\.0\.0\.2 \(two\) cannot take part: it has no model\.$"):
+        probe.device_of([good, Seen("two", error="it has no model")], names)
+    old = Seen("two", "cuda", (("cotrunk", "0.0.1"), *VERSIONS[1:]))
+    with pytest.raises(CotrunkError, match=r"10\.0\.0\.2 \(two\) has cotrunk 0\.0\.1, and this machine .*: install"):
+        probe.device_of([good, old], names)
+    with pytest.raises(CotrunkError, match=r"different devices \(10\.0\.0\.1 cuda and 10\.0\.0\.2 cpu\)"):
+        probe.device_of([good, Seen("two", "cpu", VERSIONS)], names)
+
+
+def nodes(monkeypatch: pytest.MonkeyPatch, *resources: dict[str, float]) -> None:
+    found = [
+        {"Alive": True, "NodeID": f"{i}", "NodeManagerAddress": f"10.0.0.{i}", "Resources": own}
+        for i, own in enumerate(resources)
+    ]
+    fake: Any = SimpleNamespace(nodes=lambda: [*found, {"Alive": False}])
+    monkeypatch.setitem(sys.modules, "ray", fake)
+
+
+def test_painters_go_where_there_is_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    def room(cluster: Cluster) -> tuple[float, bool, list[tuple[str, int]]]:
+        gpus, takes_resource, places = places_of(cluster)
+        return gpus, takes_resource, [(place.name, place.painters) for place in places]
+
+    nodes(monkeypatch, {"CPU": 0}, {"CPU": 8, "GPU": 4}, {"CPU": 8})
+    assert room(Cluster()) == (1.0, False, [("10.0.0.1", 4)])
+    assert room(Cluster(gpus=0.5)) == (0.5, False, [("10.0.0.1", 8)])
+    assert room(Cluster(gpus=0)) == (0.0, False, [("10.0.0.1", 1), ("10.0.0.2", 1)])
+    nodes(monkeypatch, {"CPU": 2}, {"CPU": 2, "painter": 2})
+    assert room(Cluster()) == (0.0, True, [("10.0.0.1", 2)])
+    nodes(monkeypatch, {"CPU": 0})
+    with pytest.raises(
+        CotrunkError, match=r"No machine of the cluster \(it has 1\) has room for a painter: .*--painters N"
+    ):
+        room(Cluster())
+    with pytest.raises(CotrunkError, match=r"with 1 GPU"):
+        room(Cluster(gpus=1))
+    assert room(Cluster(painters=4, gpus=1)) == (1.0, False, [])  # machines that an autoscaler starts
+
+
+def test_examples_of_a_job_say_what_a_painter_must_find(tmp_path: Path) -> None:
+    rows = [PromptRow("a cat"), PromptRow("a dog", lora="style"), PromptRow("an owl", image="owl.png")]
+    job = Job(
+        (*rows, *(PromptRow(f"fox {i}", image=f"{i}.png") for i in range(100))), digests={"owl.png": "1", "99.png": "2"}
+    )
+    setup = setup_of(job, str(tmp_path))
+    assert [row.prompt for row in setup.job.prompts[:3]] == ["a dog", "an owl", "fox 0"]
+    assert len(setup.job.prompts) == 21
+    assert setup.job.digests == {"owl.png": "1"}
+    assert setup_of(Job(("a cat", "a dog")), "run").job.texts == ["a cat"]

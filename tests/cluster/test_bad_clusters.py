@@ -92,6 +92,52 @@ def test_workers_that_cannot_take_part() -> None:
         probe.device_of([good, Seen("two", "cpu", VERSIONS)], names)
 
 
+def test_a_machine_that_is_lost_is_left_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    ray = pytest.importorskip("ray")
+    good = Seen("one", "cpu", VERSIONS)
+    lost = ray.exceptions.TaskUnschedulableError("the node does not exist any more")
+    broken = ray.exceptions.RayTaskError(
+        "look", "ray::look()\nModuleNotFoundError: No module named 'cotrunk'.", KeyError()
+    )
+
+    class Remote:
+        def __init__(self, **how: Any) -> None:
+            pass
+
+        def __call__(self, function: Any) -> "Remote":
+            return self
+
+        def options(self, **how: Any) -> "Remote":
+            return self
+
+        def remote(self, setup: Setup, token: str, answer: str) -> object:
+            Store(setup.place).put(answer, token.encode())
+            asked.append(answer)
+            return outcomes[len(asked) - 1]
+
+    def get(outcome: object) -> object:
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    monkeypatch.setattr(ray, "remote", Remote)
+    monkeypatch.setattr(ray, "wait", lambda tasks, **how: (tasks, []))
+    monkeypatch.setattr(ray, "get", get)
+    setup = Setup(Job(("a cat",)), str(tmp_path), str(tmp_path))
+    places = [connecting.Place("ab" * 28, f"10.0.0.{i}", 1) for i in (1, 2)]
+    asked, outcomes = list[str](), [good, lost]
+    assert probe.probe(setup, places, 0, False) == "cpu"
+    assert not any(tmp_path.iterdir())
+    asked, outcomes = [], [lost, lost]
+    with pytest.raises(CotrunkError, match=r"10\.0\.0\.1 and 10\.0\.0\.2 went away"):
+        probe.probe(setup, places, 0, False)
+    asked, outcomes = [], [good, broken]
+    with pytest.raises(
+        CotrunkError, match=r"10\.0\.0\.2 cannot run cotrunk \(ModuleNotFoundError: .*\): install the same"
+    ):
+        probe.probe(setup, places, 0, False)
+
+
 def nodes(monkeypatch: pytest.MonkeyPatch, *resources: dict[str, float]) -> None:
     found = [
         {"Alive": True, "NodeID": f"{i}", "NodeManagerAddress": f"10.0.0.{i}", "Resources": own}

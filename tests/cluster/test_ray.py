@@ -47,6 +47,7 @@ def cluster() -> Iterator[Any]:
     pytest.importorskip("ray")
     from ray.cluster_utils import Cluster as Nodes
 
+    os.environ.setdefault("RAY_worker_niceness", "0")  # otherwise other work on this machine comes first
     node = {"num_cpus": 2, "resources": {"painter": 1}, "object_store_memory": 100 * 2**20, "include_dashboard": False}
     nodes = Nodes(initialize_head=True, head_node_args=node)
     nodes.second = nodes.add_node(**node)

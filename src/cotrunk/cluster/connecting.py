@@ -92,6 +92,8 @@ def connected(cluster: Cluster) -> Iterator[None]:
     try:
         with warnings.catch_warnings(action="ignore"):
             if cluster.address == LOCAL:
+                # Ray would let painters work only while nothing else on this machine does
+                os.environ.setdefault("RAY_worker_niceness", "0")
                 ray.init(**{**quiet, "include_dashboard": False}, address=LOCAL, object_store_memory=OBJECTS)
             else:
                 ray.init(**quiet, address=cluster.address)

@@ -91,30 +91,41 @@ def probe(setup: Setup, places: Sequence[Place], gpus: float, takes_resource: bo
             for task in waiting:
                 ray.cancel(task, force=True)
             raise CotrunkError(f"{name} did not answer within {seconds:g} seconds: is a GPU free there?")
-        found = [_answer(task, name) for task, name in zip(tasks, names, strict=True)]
-        for seen, name, answer in zip(found, names, answers, strict=True):
+        answered = [
+            (_answer(task, name), name, answer) for task, name, answer in zip(tasks, names, answers, strict=True)
+        ]
+        found = [(seen, name, answer) for seen, name, answer in answered if seen is not None]
+        if not found:
+            raise CotrunkError(f"{' and '.join(names)} went away while they were looked at: start the run again.")
+        for seen, name, answer in found:
             if not seen.error and store.get(answer) != token.encode():
                 raise CotrunkError(
                     f"{name} ({seen.machine}) writes to another {setup.place} than this machine: use an --out that "
                     "all machines share."
                 )
-        return device_of(found, names)
+        return device_of([seen for seen, _, _ in found], [name for _, name, _ in found])
     finally:
         for name in (NAME, *answers):
             with suppress(CotrunkError):
                 store.remove(name)
 
 
-def _answer(task: object, name: str) -> Seen:
+def _answer(task: object, name: str) -> Seen | None:
+    """Return what a worker found; None if its machine went away, which the others do not need.
+
+    Raises:
+        CotrunkError: the worker could not look.
+    """
     import ray
+    from ray.exceptions import RayError, RayTaskError
 
     try:
         seen: Seen = ray.get(task)
-    except Exception as error:  # it lacks cotrunk, or died
-        why = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
-        raise CotrunkError(
-            f"{name} cannot run cotrunk ({why.rstrip('.')}): install the same version on all machines."
-        ) from None
+    except RayTaskError as error:  # the machine lacks cotrunk
+        why = (str(error).strip() or type(error).__name__).splitlines()[-1].rstrip(".")
+        raise CotrunkError(f"{name} cannot run cotrunk ({why}): install the same version on all machines.") from None
+    except RayError:  # Ray may not know yet that it is lost
+        return None
     return seen
 
 

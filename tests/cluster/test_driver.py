@@ -32,6 +32,7 @@ class Here:
     before: Before = lambda number: None  # called before each wave, with its number since the beginning
     waves: list[str] = field(default_factory=list)  # ids of the waves that were begun
     passes: int = 0
+    paints: int = 1  # how often each wave is painted
 
     def driver(self, job: Job, folder: RunFolder, lock: Any, cluster: Any, on_event: Any, begin: float) -> Driver:
         setup = cluster_run.setup_of(job, str(folder.path))
@@ -45,7 +46,8 @@ class Here:
 class InlinePass:
     def __init__(self, here: Here, files: Sequence[Path], painter: Painter) -> None:
         self.here, self.painter = here, painter
-        self.rows = [row for path in files for row in parquet.read_table(path).to_pylist()]
+        waves = [row for path in files for row in parquet.read_table(path).to_pylist()]
+        self.rows = [row for row in waves for _ in range(here.paints)]
 
     def ended(self) -> str | None:
         if not self.rows:
@@ -165,6 +167,14 @@ def test_a_run_whose_driver_was_killed_is_resumed(here: Here, single: Path, tmp_
 
 
 @pytest.mark.slow
+def test_a_wave_that_is_painted_twice_counts_once(here: Here, tmp_path: Path) -> None:
+    here.paints = 2
+    assert on_cluster(tmp_path / "run").code == 0
+    assert len(here.waves) == 3  # the pass ends as soon as all waves are there
+    assert sorted(image for line in journal(tmp_path / "run") for image in line["images"]) == [*range(6)]
+
+
+@pytest.mark.slow
 def test_a_cluster_finishes_the_run_of_a_single_machine_and_more_prompts(
     here: Here, single: Path, tmp_path: Path
 ) -> None:
@@ -229,6 +239,7 @@ def test_an_error_that_passes_costs_nothing(here: Here, single: Path, tmp_path: 
     assert_same(single, tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_a_group_whose_process_died_three_times_is_given_up(here: Here, tmp_path: Path) -> None:
     out = tmp_path / "run"
     deaths = 0

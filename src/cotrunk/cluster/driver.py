@@ -31,6 +31,7 @@ from ..runs.facts import PipelineFacts
 from ..runs.folder import RunFolder
 from ..runs.job import Job
 from ..runs.job_plan import JobPlan, PartPlan, load_job_plan
+from ..runs.journal import Line
 from ..runs.part_pipelines import PartPipelines
 from ..runs.report import RunReport
 from ..runs.resume import Head, check_dtype
@@ -92,6 +93,7 @@ class Driver:
     arms: list[Arm] = field(init=False)  # of the run, one per part
     seconds: dict[str, float] = field(default_factory=dict)
     machines: set[str] = field(default_factory=set)
+    joined: dict[str, int] = field(default_factory=dict)  # finished wave -> a hash of the digests of its files
     knows_pipeline: bool = False  # whether `facts` come from a painter
 
     def run(self, given: Sequence[PartPlan], is_resumed: bool, retry_failed: bool) -> ClusterReport:
@@ -240,7 +242,12 @@ class Driver:
     def _join(self, found: Sequence[Finished]) -> None:
         """Move finished waves to the journal."""
         self.lock.check()
-        lines = [line for one in found for line in one.lines]
+        lines = list[Line]()
+        for one in found:
+            digests = hash(tuple(line.digests for line in one.lines))
+            if self.joined.get(one.wave) != digests:  # painted twice, it is joined again only if its files changed
+                self.joined[one.wave] = digests
+                lines += one.lines
         if lines:
             self.folder.write_lines(lines)
         if not self.knows_pipeline and (own := next((one.pipeline for one in found if one.pipeline), None)) is not None:

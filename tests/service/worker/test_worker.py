@@ -215,7 +215,7 @@ def test_a_plan_preview_is_answered_while_a_call_runs(service: Service) -> None:
 
     progress.step = ask_once  # type: ignore[method-assign]
     service.work()
-    job = service.store.job("me", asked)
+    job = service.store.job("me", asked, whole=True)
     assert job is not None
     assert job.state == "done"
     (group,) = job.result["groups"]

@@ -178,3 +178,8 @@ def test_examples_of_a_job_say_what_a_painter_must_find(tmp_path: Path) -> None:
     assert len(setup.job.prompts) == 21
     assert setup.job.digests == {"owl.png": "1"}
     assert setup_of(Job(("a cat", "a dog")), "run").job.texts == ["a cat"]
+
+
+@pytest.mark.parametrize(("device", "gpus", "used"), [("auto", None, "auto"), ("auto", 0, "cpu"), ("mps", 0, "mps")])
+def test_painters_without_gpus_use_the_cpu(device: str, gpus: float | None, used: str) -> None:
+    assert setup_of(Job(("a cat",), device=device), "run", gpus).job.device == used

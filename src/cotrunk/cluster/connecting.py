@@ -80,7 +80,6 @@ def connected(cluster: Cluster) -> Iterator[None]:
         CotrunkError: Ray is not installed, or the cluster cannot be reached.
     """
     check_installed()
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # its warning about painters without a GPU
     import ray
 
     if ray.is_initialized():

@@ -97,7 +97,7 @@ def on_ray(job: Job, folder: RunFolder, lock: FolderLock, cluster: Cluster, on_e
     """
     gpus, takes_resource, places = places_of(cluster)
     room = sum(place.painters for place in places)
-    setup = setup_of(job, str(folder.path))
+    setup = setup_of(job, str(folder.path), cluster.gpus)
     device = probe(setup, places, gpus, takes_resource)
     from .passes import Pool, RayPass
 
@@ -110,13 +110,14 @@ def on_ray(job: Job, folder: RunFolder, lock: FolderLock, cluster: Cluster, on_e
     return Driver(job, folder, lock, setup, device, start, on_event, begin, cluster.wave)
 
 
-def setup_of(job: Job, place: str) -> Setup:
+def setup_of(job: Job, place: str, gpus: float | None = None) -> Setup:
     """Return what the painters of a job are started with.
 
     Args:
         job: the whole job. Of its prompts only examples go to the painters: one with LoRAs of its own, and some with
             input images.
         place: the folder of the run.
+        gpus: of a painter; None if the cluster decides.
     """
     lora = next((row for row in job.prompts if row.lora is not None), job.prompts[0])
     images = [row for row in job.prompts if inputs_of(job, row).files][:EXAMPLES]
@@ -127,6 +128,7 @@ def setup_of(job: Job, place: str) -> Setup:
         replace(
             job,
             prompts=examples,
+            device="cpu" if gpus == 0 and job.device == "auto" else job.device,  # also where a machine has GPUs
             output=replace(job.output, records=()),
             digests={path: digest for path, digest in job.digests.items() if path in used},
         ),

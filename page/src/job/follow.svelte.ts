@@ -20,6 +20,7 @@ export class Following {
   #isClosed = false
   #isOver = false // the last event has arrived
   #events: JobEvent[] = []
+  #renewing: Promise<void> | null = null
 
   constructor(readonly id: string) {
     void this.#load()
@@ -36,6 +37,14 @@ export class Following {
   async refresh(): Promise<void> {
     const snapshot = await loadJob(this.id)
     this.job?.renew(snapshot)
+  }
+
+  /** Load the job for addresses that are valid. All images that ask at the same time share one request. */
+  renewAddresses(): Promise<void> {
+    this.#renewing ??= this.refresh()
+      .catch(() => {})
+      .finally(() => (this.#renewing = null))
+    return this.#renewing
   }
 
   async #load(): Promise<void> {
@@ -75,7 +84,7 @@ export class Following {
   /** Ask for new addresses before those that are shown expire. */
   #keepValid(): void {
     this.#later(RENEW, () => {
-      void this.refresh().catch(() => {})
+      void this.renewAddresses()
       this.#keepValid()
     })
   }

@@ -1,13 +1,19 @@
 """The link between the API and the Dispatcher: one turn after another, and no message gets lost."""
 
 import threading
+import time
 from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from fake_worker import FACTS
+from fastapi.testclient import TestClient
 
+from cotrunk.cluster.serving import Arguments
 from cotrunk.cluster.serving import ingress as module
-from cotrunk.cluster.serving.ingress import DispatcherLink
+from cotrunk.cluster.serving.ingress import DispatcherLink, Ingress
 
 
 def report(ready: int = 1, **more: Any) -> Any:
@@ -70,3 +76,28 @@ def test_a_dispatcher_that_dies_is_asked_again(monkeypatch: pytest.MonkeyPatch) 
     assert ready.wait(10)
     link.stop()
     assert states == ["ready", "restarting"]
+
+
+def test_the_api_answers_with_what_the_dispatcher_reports(tmp_path: Path) -> None:
+    turns = list[list[str]]()
+
+    def remote(kinds: list[str]) -> Any:
+        turns.append(kinds)
+        return SimpleNamespace(result=lambda timeout_s: report(3, facts=FACTS, rows_per_second=7.0))
+
+    asked = Arguments(data=str(tmp_path), database=f"sqlite:///{tmp_path}/service.db").serving()
+    ingress = Ingress(asked, SimpleNamespace(turn=SimpleNamespace(remote=remote)))
+    app = ingress.__serve_build_asgi_app__()
+    with TestClient(app, base_url="http://127.0.0.1") as client:
+        until = time.monotonic() + 30
+        while (answer := client.get("/readyz", headers={"x-request-id": "of Serve"})).status_code != 200:
+            assert time.monotonic() < until
+            time.sleep(0.01)
+        assert answer.json()["rows_per_second"] == 7.0
+        assert "x-request-id" not in answer.headers  # Serve adds its own
+        job = client.post("/v1/jobs", json={"prompts": ["red apple"]}).json()["id"]
+        while not any("work" in kinds for kinds in turns):
+            assert time.monotonic() < until
+            time.sleep(0.01)
+        assert [row.job for row in ingress._store.unassigned()] == [job]
+    ingress.__del__()

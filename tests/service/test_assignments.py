@@ -1,8 +1,10 @@
 """Several workers: an image waits for the one that it is assigned to, unless that has died or is busy too long."""
 
+from sqlalchemy import select
 from stored import SETTINGS, Clock, accept, requests
 
 from cotrunk.service.store import ImageRequest, ImageRow, Store
+from cotrunk.service.store.tables import assignments
 
 LEASE = 10.0
 
@@ -53,6 +55,8 @@ def test_a_lease_ends_the_assignment(store: Store, clock: Clock) -> None:
     assert len(store.lease("w2", [([image["a"]], {})], LEASE)) == 1  # the first one has it
     assert store.lease("w1", [([image["a"]], {})], LEASE) == []
     assert prompts(store.waiting(worker="w1")) == ["b"]
+    with store._database.read() as connection:
+        assert [*connection.scalars(select(assignments.c.image))] == [image["b"]]  # the table does not grow
     clock.time += 2 * LEASE
     live(store, "w1")
     assert store.adopt("w1", 0, 0, 10) == 0

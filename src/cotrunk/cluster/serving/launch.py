@@ -23,6 +23,8 @@ from .machine import Probe, probe_in, why_not
 NAME = "cotrunk"  # of the application
 CHECK_SECONDS = 120.0  # for the checks on all machines
 LOGS = "/tmp/ray/session_latest/logs/serve"  # Ray's own choice
+# nothing is reported to Ray's makers, and a busy machine has more than 5 seconds to start the proxy
+ENVIRONMENT = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "30"}
 LOOK_SECONDS = 2.0  # between two looks at the state of the application
 log = logging.getLogger("cotrunk.service")
 
@@ -42,7 +44,8 @@ def serve_on_ray(asked: Serving, address: str, scale: Scale, started: Callable[[
     check_installed()
     cluster = Cluster(address)
     asked = replace(asked, port=check_here(asked, address))
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
     with connected(cluster):
         from ray import serve
 

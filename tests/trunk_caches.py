@@ -38,7 +38,7 @@ def put(
 ) -> TrunkRecipe:
     """Store a trunk whose members have vectors at these angles, and return its recipe."""
     recipe = TrunkRecipe(members, seed, 4)
-    trunks.store(KEY, recipe, outputs(seed), directions(*at), rows)
+    trunks.store(key, recipe, outputs(seed), directions(*at), rows)
     return recipe
 
 

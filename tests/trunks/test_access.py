@@ -106,6 +106,8 @@ def test_shared_serves_all_with_that_mode_and_hides_words_in_reports() -> None:
     assert ann.told(KEY, recipe).members == ("ann's prompt", hidden)
     assert bob.told(KEY, recipe).members == (hidden, "bob's prompt")
     assert ann.for_owner("eve").told(KEY, recipe).members == (hidden, hidden)
+    gone = TrunkRecipe(("ann's prompt", "bob's prompt"), 99, 4)
+    assert ann.told(KEY, gone).members == (hidden, hidden)  # evicted: the owners of its words are unknown
     assert ann.for_owner("ann", "own").find(KEY, directions(2), NEAR) is None
     assert not ann.for_owner("eve", "own").has(KEY, recipe)
 

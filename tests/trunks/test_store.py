@@ -1,8 +1,11 @@
 """What is kept: memory, files, index; limits on bytes and age; damaged files and the leftovers of killed processes."""
 
+import sqlite3
 import stat
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,10 +13,13 @@ from trunk_caches import KEY, Clock, cosine, directions, outputs, put
 
 from cotrunk.errors import CotrunkError
 from cotrunk.planning.trunk_recipe import TrunkRecipe
+from cotrunk.trunks import index as index_module
 from cotrunk.trunks import store as store_module
 from cotrunk.trunks.access import Trunks
-from cotrunk.trunks.index import HALF_LIFE
+from cotrunk.trunks.entries import HALF_LIFE
+from cotrunk.trunks.failures import retried
 from cotrunk.trunks.memory import Memory
+from cotrunk.trunks.upkeep import remove
 
 NEAR = cosine(10)
 
@@ -218,7 +224,9 @@ def test_a_failure_to_write_is_one_warning(folder: Path, monkeypatch: pytest.Mon
     with warnings.catch_warnings(record=True) as caught:
         recipe = put(trunks, "a", "b", at=(0, 5))
         put(trunks, "c", "d", at=(0, 5))
-    assert [str(each.message) for each in caught] == ["A trunk was not stored: Cannot write: no space left."]
+    assert [str(each.message) for each in caught] == [
+        "The trunk cache is not used where it fails: Cannot write: no space left."
+    ]
     assert not trunks.has(KEY, recipe)
     assert trunks.find(KEY, directions(2), NEAR) is None
 
@@ -235,3 +243,184 @@ def test_memory_drops_what_was_not_used_for_longest() -> None:
     memory.put("d", {"x": torch.zeros(5000)})
     assert memory.get("d") is None
     assert memory.size == 1600
+
+
+@pytest.fixture
+def locked(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder with a trunk and an index that another process keeps locked."""
+    monkeypatch.setattr(index_module, "WAIT", 0.02)
+    put(Trunks(folder), "a", "b", at=(0, 5))
+    other = sqlite3.connect(folder / "index.sqlite", isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    yield folder
+    other.close()
+
+
+def test_an_index_that_gets_locked_is_a_miss_and_one_warning(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(index_module, "WAIT", 0.02)
+    trunks = Trunks(folder)
+    recipe = put(trunks, "a", "b", at=(0, 5))
+    other = sqlite3.connect(folder / "index.sqlite", isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        assert trunks.load(KEY, recipe) is not None  # only the use is not counted
+        trunks.remember(KEY, "c", directions(30)[0])
+        lost = put(trunks, "c", "d", at=(0, 5), seed=3)
+    assert [str(each.message) for each in caught] == ["The trunk cache is not used where it fails: database is locked"]
+    other.execute("ROLLBACK")
+    assert not trunks.has(KEY, lost)
+    assert put(trunks, "c", "d", at=(0, 5), seed=3) == lost
+    assert trunks.has(KEY, lost)
+
+
+def test_opening_a_locked_index_says_so_and_not_that_it_should_be_deleted(locked: Path) -> None:
+    with pytest.raises(CotrunkError, match=r"is in use: another process keeps it locked\. Wait") as caught:
+        Trunks(locked)
+    assert "delete" not in str(caught.value)
+
+
+def test_an_index_that_is_damaged_while_it_is_open_is_a_miss(folder: Path) -> None:
+    trunks = Trunks(folder)
+    recipe = put(trunks, "a", "b", at=(0, 5))
+    trunks.backing.index.close()  # every statement fails from now on
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        assert trunks.find(KEY, directions(2), NEAR) is None
+        assert trunks.ghosts(KEY, directions(2), NEAR) is None
+        assert trunks.load(KEY, recipe) is None
+        assert not trunks.has(KEY, recipe)
+        put(trunks, "c", "d", at=(0, 5), seed=1)
+        trunks.remember(KEY, "e", directions(30)[0])
+    assert len(caught) == 1
+
+
+def test_damaged_pages_are_one_sentence(folder: Path) -> None:
+    trunks = Trunks(folder)
+    for number in range(60):
+        put(trunks, f"a{number}" * 40, "b", at=(0, 5), seed=number)
+    trunks.backing.index.flush()
+    trunks.backing.index.close()
+    path = folder / "index.sqlite"
+    content = path.read_bytes()
+    path.write_bytes(content[: 4096 * 4] + b"x" * (len(content) - 4096 * 4))
+    with pytest.raises(CotrunkError, match=r"cannot be used .*delete the folder"):
+        Trunks(folder)
+
+
+def test_a_statement_that_meets_a_lock_is_tried_again() -> None:
+    attempts = []
+
+    def execute() -> None:
+        attempts.append(1)
+        if len(attempts) < 3:
+            error = sqlite3.OperationalError("database is locked")
+            error.sqlite_errorcode = sqlite3.SQLITE_BUSY
+            raise error
+
+    retried(execute, 10.0)
+    assert len(attempts) == 3
+    attempts.clear()
+    with pytest.raises(sqlite3.OperationalError):
+        retried(execute, -1.0)
+
+
+def test_in_memory_what_is_listed_can_be_loaded() -> None:
+    clock = Clock()
+    trunks = limited(None, count=2.5, size=800, clock=clock)
+    hot = put(trunks, "a", "b", at=(0, 5), rows=9.0)
+    clock.seconds += 1
+    low = put(trunks, "c", "d", at=(0, 5), seed=1, rows=1.0)
+    clock.seconds += 1
+    assert trunks.load(KEY, low) is not None  # used last, and worth less
+    new = put(trunks, "e", "f", at=(0, 5), seed=2, rows=5.0)
+    assert [trunks.has(KEY, each) for each in (hot, low, new)] == [True, False, True]
+    assert [trunks.load(KEY, each) is not None for each in (hot, low, new)] == [True, False, True]
+
+
+def test_many_small_trunks_are_evicted_together_and_a_large_one_alone() -> None:
+    trunks = limited(None, count=100, size=800)
+    for number in range(101):
+        put(trunks, "a", "b", at=(0, 5), seed=number)
+    assert len(trunks.backing.index.entries()) == 98  # 2 % of the limit are free
+    assert [entry.recipe.seed for entry in trunks.backing.index.entries()] == [*range(3, 101)]
+
+
+def test_of_two_processes_that_store_one_trunk_the_first_wins(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = Trunks(folder), Trunks(folder)
+    recipe, vectors, begin = TrunkRecipe(("a", "b"), 0, 4), directions(0, 5), second.backing.index.writing
+
+    def overtaken() -> Any:
+        monkeypatch.setattr(second.backing.index, "writing", begin)
+        assert first.store(KEY, recipe, outputs(), vectors, 8.0)
+        return begin()
+
+    monkeypatch.setattr(second.backing.index, "writing", overtaken)
+    rounded = {"output": outputs()["output"] + 0.01}
+    assert not second.store(KEY, recipe, rounded, vectors, 8.0)
+    for trunks in (first, second, Trunks(folder)):
+        assert torch.equal(trunks.load(KEY, recipe)["output"], outputs()["output"])
+
+
+def test_an_expired_trunk_is_not_there_and_can_be_stored_again(folder: Path) -> None:
+    clock = Clock()
+    trunks = Trunks(folder, days=1)
+    trunks.backing.now = clock
+    recipe = put(trunks, "a", "b", at=(0, 5))
+    clock.seconds += 86_401
+    assert not trunks.has(KEY, recipe)
+    put(trunks, "a", "b", at=(0, 5))
+    assert trunks.has(KEY, recipe)
+    assert trunks.load(KEY, recipe) is not None
+
+
+@pytest.mark.parametrize("act", ["find", "ghosts", "remember"])
+def test_what_is_old_is_removed_although_nothing_is_stored(folder: Path, act: str) -> None:
+    clock = Clock()
+    trunks = Trunks(folder, days=1)
+    trunks.backing.now = clock
+    trunks.backing.sweep()
+    put(trunks, "a", "b", at=(0, 5))
+    trunks.remember(KEY, "c", directions(30)[0])
+    clock.seconds += 86_401
+    if act == "remember":
+        trunks.remember("another", "d", directions(0)[0])
+    else:
+        getattr(trunks, act)(KEY, directions(80), NEAR)
+    assert not trunks.backing.index.entries()
+    assert trunks.backing.index.count_ghosts() == (act == "remember")
+    assert not [*folder.glob("*/*.safetensors")]
+
+
+def test_what_was_stored_while_the_clock_was_ahead_does_not_outlive_its_limit(folder: Path) -> None:
+    clock = Clock()
+    trunks = Trunks(folder, days=30)
+    trunks.backing.now = clock
+    clock.seconds += 300 * 86_400
+    recipe = put(trunks, "a", "b", at=(0, 5))
+    clock.seconds -= 300 * 86_400
+    trunks.find(KEY, directions(2), NEAR)
+    clock.seconds += 29 * 86_400
+    assert trunks.has(KEY, recipe)
+    clock.seconds += 2 * 86_400
+    assert not trunks.has(KEY, recipe)
+
+
+def test_removed_words_are_in_no_file(folder: Path) -> None:
+    ann = Trunks(folder, owner="ann")
+    ann.remember(KEY, "SECRET words", directions(30)[0])
+    put(ann, "SECRET words", "b", at=(0, 5))
+    holds = lambda: any(b"SECRET" in path.read_bytes() for path in folder.rglob("*") if path.is_file())  # noqa: E731
+    assert holds()
+    remove(Trunks(folder).backing, owner="ann")
+    assert not holds()
+
+
+def test_a_damaged_trunk_of_an_owner_does_not_hide_a_whole_stem(folder: Path) -> None:
+    trunks = Trunks(folder, memory_gib=0)
+    put(trunks.for_stems(), "a", "b", at=(0, 5))
+    recipe = put(trunks, "a", "b", at=(0, 5))
+    trunks.backing.files.path(trunks.backing.digest("own:local", KEY, recipe)).write_bytes(b"x")
+    assert trunks.load(KEY, recipe) is not None

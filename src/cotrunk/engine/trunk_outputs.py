@@ -136,7 +136,7 @@ class Replay:
             if trunk.shape[1:] != output.shape[1:]:
                 raise CotrunkError(
                     f"A stored trunk has outputs of {tuple(trunk.shape[1:])} where this call has "
-                    f"{tuple(output.shape[1:])}: remove the trunk (cotrunk trunks verify), and generate again."
+                    f"{tuple(output.shape[1:])}: remove the trunk (cotrunk trunks rm), and generate again."
                 )
             taken.append(trunk[step].float())  # autocast does not stack float16 on a CPU
         place = sent(images, output.device)

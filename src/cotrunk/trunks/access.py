@@ -137,9 +137,9 @@ class Trunks:
     def load(self, key: str, recipe: TrunkRecipe) -> Mapping[str, Tensor] | None:
         """Return the outputs of a stored trunk, and count the use; None if they have to be computed."""
         for space in self._readable:
-            digest = self.backing.digest(space, key, recipe)
-            if self.backing.has(digest):
-                return self.backing.load(digest)
+            tensors = self.backing.load(self.backing.digest(space, key, recipe))
+            if tensors is not None:
+                return tensors
         return None
 
     def store(
@@ -160,7 +160,10 @@ class Trunks:
         space = self._writable
         if space is None:
             return False
-        owners = [self._writer(space, key, member) for member in recipe.members]
+        writers = [self._writer(space, key, member) for member in recipe.members]
+        owners = [writer for writer in writers if writer is not None]
+        if len(owners) < len(writers):  # the index fails: words whose owner is unknown could not be removed on demand
+            return False
         return self.backing.store(space, key, recipe, owners, tensors, vectors, rows_saved)
 
     def told(self, key: str, recipe: TrunkRecipe) -> TrunkRecipe:
@@ -168,13 +171,15 @@ class Trunks:
 
         Under "own" and "stems" a recipe never holds any: it comes back unchanged.
         """
-        entry = self.backing.index.entry(self.backing.digest(SHARED, key, recipe))
-        if self.mode != "shared" or entry is None:
+        if self.mode != "shared":
             return recipe
+        entry = self.backing.index.entry(self.backing.digest(SHARED, key, recipe))
         known = (self.owner, OPERATOR)
+        # it is unknown who wrote the members of a trunk that was evicted
+        owners = [None] * len(recipe.members) if entry is None else entry.owners
         members = [
             member if owner in known else "(a prompt of another owner)"
-            for member, owner in zip(recipe.members, entry.owners, strict=True)
+            for member, owner in zip(recipe.members, owners, strict=True)
         ]
         return replace(recipe, members=tuple(members))
 
@@ -191,10 +196,10 @@ class Trunks:
             return STEMS if self.owner == OPERATOR else None
         return {"own": _space_of(self.owner), "shared": SHARED}.get(self.mode)
 
-    def _writer(self, space: str, key: str, member: str) -> str:
-        """Return who wrote a member: another owner if it is an earlier prompt of theirs."""
-        others = self.backing.index.ghost_owners(space, key, member) - {self.owner}
-        return min(others, default=self.owner)
+    def _writer(self, space: str, key: str, member: str) -> str | None:
+        """Return who wrote a member: another owner if it is an earlier prompt of theirs; None if that is unknown."""
+        owners = self.backing.writers(space, key, member)
+        return None if owners is None else min(owners - {self.owner}, default=self.owner)
 
 
 def _space_of(owner: str) -> str:

@@ -215,7 +215,7 @@ def _same_processors(pipe: Any) -> Iterator[None]:
     Pipelines with perturbed attention set others, and would set them back after the loop that a trunk leaves.
     """
     modules = [module for name in DENOISERS if isinstance(module := getattr(pipe, name, None), torch.nn.Module)]
-    layers = [part for module in modules for part in module.modules() if hasattr(part, "set_processor")]
+    layers: list[Any] = [part for module in modules for part in module.modules() if hasattr(part, "set_processor")]
     before = [getattr(layer, "processor", None) for layer in layers]
     try:
         yield

@@ -36,6 +36,15 @@ KNOWN = (
     "bitsandbytes",
 )
 VERSIONED = KNOWN[2:]  # the others come with Python
+# methods that run before a call, and whose result is read from the modules
+MOVING = (
+    "to",
+    "from_pretrained",
+    "enable_model_cpu_offload",
+    "enable_sequential_cpu_offload",
+    "compile",
+    "load_lora_weights",
+)
 READ = ("_internal_dict", "_attention_backend")  # private attributes of diffusers that count: configurations and so on
 PLAIN = {type(None), bool, int, float, complex, str, bytes}  # types whose repr is all of a value
 WORD = 8  # bytes that are summed as one whole number
@@ -207,7 +216,7 @@ def _is_known(module: str) -> bool:
 def _replaced_method(kind: type) -> str | None:
     """Return the name of a method of a known class that was defined outside the known packages, if there is one."""
     for name, value in [*vars(kind).items()]:
-        if type(value) is FunctionType and not _is_known(value.__module__ or "builtins"):
+        if type(value) is FunctionType and name not in MOVING and not _is_known(value.__module__ or "builtins"):
             return name
     return None
 

@@ -7,7 +7,6 @@ import sqlite3
 import threading
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +15,12 @@ import numpy as np
 from ..errors import CotrunkError
 from ..planning.trunk_recipe import TrunkRecipe
 from ..planning.trunk_store import Vectors
+from .entries import Entry, RememberedPrompt, decayed, entry_of_row, worth_of
+from .failures import as_sentence, retried
 from .tensor_files import PRIVATE_FILE
 
 NAME = "index.sqlite"
 FORMAT = 1  # of the tables; also part of every key, because it tells what a tensor means
-HALF_LIFE = 86_400.0  # seconds in which a hit loses half of its weight, so that an old favourite is evicted in the end
 WAIT = 60.0  # seconds to wait while another process writes
 TABLES = """
 CREATE TABLE IF NOT EXISTS trunks (
@@ -29,63 +29,11 @@ CREATE TABLE IF NOT EXISTS trunks (
     precision TEXT NOT NULL, vectors BLOB NOT NULL, bytes INTEGER NOT NULL, sha256 TEXT NOT NULL,
     rows_saved REAL NOT NULL, hits REAL NOT NULL, hit_at REAL NOT NULL, uses INTEGER NOT NULL, created REAL NOT NULL);
 CREATE INDEX IF NOT EXISTS trunks_of_key ON trunks (space, key);
+CREATE INDEX IF NOT EXISTS trunks_by_worth ON trunks (bytes, rows_saved, hits, hit_at, digest);
 CREATE TABLE IF NOT EXISTS ghosts (
     number INTEGER PRIMARY KEY AUTOINCREMENT, space TEXT NOT NULL, key TEXT NOT NULL, text TEXT NOT NULL,
     owner TEXT NOT NULL, vectors BLOB NOT NULL, created REAL NOT NULL, UNIQUE (space, key, text));
 """
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A stored trunk.
-
-    Attributes:
-        number: in the order in which trunks were stored.
-        digest: of space, key and recipe; it names the file.
-        space: who may use it (see `access.Trunks`).
-        key: of everything apart from the recipe that can change a row (see `key.py`).
-        recipe: of the trunk.
-        owners: who wrote each member.
-        size: of the file, in bytes.
-        sha256: of the file.
-        rows_saved: denoiser rows that one use saves.
-        hits: uses, each of which loses half of its weight in a day.
-        hit_at: the time of the last use.
-        uses: all uses since it was stored.
-        created: the time at which it was stored.
-    """
-
-    number: int
-    digest: str
-    space: str
-    key: str
-    recipe: TrunkRecipe
-    owners: tuple[str, ...]
-    size: int
-    sha256: str
-    rows_saved: float
-    hits: float
-    hit_at: float
-    uses: int
-    created: float
-
-    def worth(self, now: float) -> float:
-        """Return the rows per byte that it is expected to save: the entries of least worth are evicted first."""
-        return self.rows_saved * decayed(self.hits, now - self.hit_at) / max(1, self.size)
-
-
-@dataclass(frozen=True, eq=False)
-class RememberedPrompt:
-    """A prompt that had no similar one: its text, its vector (d,), and when it was remembered."""
-
-    text: str
-    vector: Vectors
-    created: float
-
-
-def decayed(hits: float, seconds: float) -> float:
-    """Return what hits still weigh after some seconds."""
-    return hits * 2.0 ** (-max(0.0, seconds) / HALF_LIFE)
 
 
 class Index:
@@ -102,34 +50,33 @@ class Index:
         self.path = None if folder is None else folder / NAME
         self._lock, self._own_changes = threading.RLock(), 0
         try:
-            if (
-                self.path is not None
-            ):  # SQLite would make it readable for others; its log has the permissions of the file
-                os.close(os.open(self.path, os.O_RDWR | os.O_CREAT, PRIVATE_FILE))
-            self._db = sqlite3.connect(
-                ":memory:" if self.path is None else self.path, WAIT, isolation_level=None, check_same_thread=False
-            )
-            self._db.row_factory = sqlite3.Row
-            self._db.execute("PRAGMA journal_mode = WAL")
-            self._db.execute("PRAGMA synchronous = NORMAL")
-            self._db.execute("PRAGMA secure_delete = ON")  # overwrites the prompts of removed rows
-            with self.writing():
-                version = self._db.execute("PRAGMA user_version").fetchone()[0]
-                if version not in (0, FORMAT):
-                    raise CotrunkError(
-                        f"The trunk cache {folder} was written by another version of cotrunk: delete the folder, or "
-                        "choose another."
-                    )
-                for statement in TABLES.split(";"):
-                    self._db.execute(statement)
-                self._db.execute(f"PRAGMA user_version = {FORMAT}")
+            with as_sentence(self.path):
+                self._open()
         except OSError as error:
             why = error.strerror or error
             raise CotrunkError(f"Cannot open the trunk cache {folder}: {why}. Choose another folder.") from None
-        except sqlite3.Error as error:
-            raise CotrunkError(
-                f"The index {self.path} cannot be used ({error}): delete the folder, which loses only time."
-            ) from None
+
+    def _open(self) -> None:
+        if self.path is not None:
+            # SQLite would make it readable for others; its log has the permissions of the file
+            os.close(os.open(self.path, os.O_RDWR | os.O_CREAT, PRIVATE_FILE))
+        self._db = sqlite3.connect(
+            ":memory:" if self.path is None else self.path, WAIT, isolation_level=None, check_same_thread=False
+        )
+        self._db.row_factory = sqlite3.Row
+        retried(lambda: self._db.execute("PRAGMA journal_mode = WAL"), WAIT)  # this one does not wait by itself
+        self._db.execute("PRAGMA synchronous = NORMAL")
+        self._db.execute("PRAGMA secure_delete = ON")  # overwrites the prompts of removed rows
+        with self.writing():
+            version = self._db.execute("PRAGMA user_version").fetchone()[0]
+            if version not in (0, FORMAT):
+                raise CotrunkError(
+                    f"The trunk cache of {self.path} was written by another version of cotrunk: delete the folder, or "
+                    "choose another."
+                )
+            for statement in TABLES.split(";"):
+                self._db.execute(statement)
+            self._db.execute(f"PRAGMA user_version = {FORMAT}")
 
     def close(self) -> None:
         """Close the file."""
@@ -150,7 +97,8 @@ class Index:
             try:
                 yield
             except BaseException:
-                self._db.execute("ROLLBACK")
+                if self._db.in_transaction:  # after some errors SQLite has undone it
+                    self._db.execute("ROLLBACK")
                 raise
             self._db.execute("COMMIT")
             self._own_changes += 1
@@ -190,6 +138,38 @@ class Index:
     def entries(self) -> list[Entry]:
         """Return all trunks in the order in which they were stored."""
         return self._entries("TRUE", ())
+
+    def created(self, digest: str) -> float | None:
+        """Return when a trunk was stored; None if it is not there."""
+        with self._lock:
+            row = self._db.execute("SELECT created FROM trunks WHERE digest = ?", (digest,)).fetchone()
+        return None if row is None else row["created"]
+
+    def digests(self) -> set[str]:
+        """Return the digests of all trunks."""
+        with self._lock:
+            return {row["digest"] for row in self._db.execute("SELECT digest FROM trunks")}
+
+    def least_worth(self, now: float) -> list[tuple[str, int]]:
+        """Return the digest and the bytes of all trunks, those of least worth first, and among equals the oldest."""
+        columns = "digest, rows_saved, hits, hit_at, bytes, number"  # not the vectors: an index has all of these
+        with self._lock:
+            rows = self._db.execute(f"SELECT {columns} FROM trunks").fetchall()
+        ranked = sorted(
+            (
+                worth_of(row["rows_saved"], row["hits"], row["hit_at"], row["bytes"], now),
+                row["number"],
+                row["digest"],
+                row["bytes"],
+            )
+            for row in rows
+        )
+        return [(digest, size) for _, _, digest, size in ranked]
+
+    def flush(self) -> None:
+        """Write the log into the file and empty it: it may hold the texts of rows that were removed."""
+        with self._lock:
+            self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
 
     def remove(self, digests: Collection[str]) -> None:
         """Remove trunks."""
@@ -236,9 +216,14 @@ class Index:
             rows = self._db.execute("SELECT owner FROM ghosts WHERE space=? AND key=? AND text=?", (space, key, text))
             return {row["owner"] for row in rows}
 
-    def remove_older(self, created: float) -> list[str]:
-        """Remove what was stored before a time, and return the digests of the trunks."""
+    def remove_older(self, created: float, now: float) -> list[str]:
+        """Remove what was stored before a time, and return the digests of the trunks.
+
+        What was stored while the clock was ahead counts as stored now.
+        """
         with self.writing():
+            for table in ("trunks", "ghosts"):
+                self._db.execute(f"UPDATE {table} SET created = ? WHERE created > ?", (now, now))
             rows = self._db.execute("SELECT digest FROM trunks WHERE created < ?", (created,)).fetchall()
             self.remove_ghosts(created=created)
             self.remove([row["digest"] for row in rows])
@@ -274,15 +259,7 @@ class Index:
     def _entries(self, where: str, values: Sequence[Any]) -> list[Entry]:
         with self._lock:
             rows = self._db.execute(f"SELECT * FROM trunks WHERE {where} ORDER BY number", values).fetchall()
-        return [_entry(row) for row in rows]
-
-
-def _entry(row: sqlite3.Row) -> Entry:
-    recipe = TrunkRecipe(tuple(json.loads(row["members"])), row["seed"], row["steps"], row["precision"])
-    same = ("number", "digest", "space", "key", "sha256", "rows_saved", "hits", "hit_at", "uses", "created")
-    return Entry(
-        recipe=recipe, owners=tuple(json.loads(row["owners"])), size=row["bytes"], **{name: row[name] for name in same}
-    )
+        return [entry_of_row(row) for row in rows]
 
 
 def _packed(vectors: Vectors) -> bytes:

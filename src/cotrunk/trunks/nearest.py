@@ -6,7 +6,7 @@ rounded as `planning.grouping` does, so both ways give equal results.
 """
 
 import importlib.util
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from ..planning.grouping import similarities_between
 from ..planning.trunk_store import Vectors
 
 MATRIX_LIMIT = 20_000  # entries; a matrix product of this size takes about 10 ms
+REMOVED = 0.25  # the narrowing is made again when so many entries per remaining one were removed
 MARGIN = 1e-4  # far above the rounding of a cosine in float32
 
 
@@ -27,6 +28,7 @@ class Nearest:
         self._vectors: dict[int, Vectors] = {}
         # the width of vectors; numbers; first members as a matrix or in faiss
         self._narrowing: tuple[int, NDArray[np.int64], Any] | None = None
+        self._removed: set[int] = set()  # entries that are still in the narrowing
 
     def __len__(self) -> int:
         return len(self._vectors)
@@ -39,17 +41,18 @@ class Nearest:
     def update(self, added: Mapping[int, Vectors], removed: Iterable[int]) -> None:
         """Add and remove entries."""
         new = {number: unit_rows(vectors) for number, vectors in added.items()}
-        gone = [number for number in removed if self._vectors.pop(number, None) is not None]
+        is_known = not (self._vectors.keys() | self._removed).isdisjoint(new)
+        self._removed |= {number for number in removed if self._vectors.pop(number, None) is not None}
         self._vectors |= new
-        if self._narrowing is None or gone:
-            self._narrowing = None
+        if self._narrowing is None or is_known or len(self._removed) > len(self._vectors) * REMOVED:
+            self._narrowing, self._removed = None, set()
             return
         width, numbers, firsts = self._narrowing
         more, rows = _firsts(new, width)
         if isinstance(firsts, np.ndarray) and len(firsts) + len(rows) <= MATRIX_LIMIT:
             self._narrowing = width, np.concatenate([numbers, more]), np.concatenate([firsts, rows])
         elif isinstance(firsts, np.ndarray):
-            self._narrowing = None
+            self._narrowing, self._removed = None, set()
         else:
             firsts.add(rows)
             self._narrowing = width, np.concatenate([numbers, more]), firsts
@@ -67,29 +70,33 @@ class Nearest:
             below: every cosine is smaller than this; None for no limit.
             without: entries that do not count.
         """
+        ranked = self.ranked(vectors, threshold, below)
+        return next(((number, cosine) for number, cosine in ranked if number not in without), None)
+
+    def ranked(self, vectors: Vectors, threshold: float, below: float | None = None) -> Iterator[tuple[int, float]]:
+        """Yield all entries that `best` could return, the best one first."""
         unit = unit_rows(np.atleast_2d(vectors))
         if not unit.any(axis=1).all():  # a prompt without a usable vector is similar to nothing
-            return None
-        found = sorted(self._narrowed(unit[0], threshold))
-        if not found:
-            return None
-        members = [self._vectors[number] for number in found]
+            return
+        found = np.array(sorted(self._narrowed(unit[0], threshold)), np.int64)
+        if not len(found):
+            return
+        members = [self._vectors[int(number)] for number in found]
         starts = np.cumsum([0, *map(len, members[:-1])])
         cosines = similarities_between(np.concatenate(members), unit)
         smallest = np.minimum.reduceat(cosines.min(axis=1), starts)
-        usable = (smallest >= threshold) & ~np.isin(found, list(without))
+        usable = smallest >= threshold
         if below is not None:
             usable &= np.maximum.reduceat(cosines.max(axis=1), starts) < below
-        if not usable.any():
-            return None
-        place = int(np.where(usable, smallest, -np.inf).argmax())
-        return found[place], float(smallest[place])
+        places = np.flatnonzero(usable)
+        for place in places[np.argsort(-smallest[places], kind="stable")]:
+            yield int(found[place]), float(smallest[place])
 
     def _narrowed(self, vector: Vectors, threshold: float) -> Iterable[int]:
         """Return the entries whose first member may be similar enough to one prompt."""
         if self._narrowing is None or self._narrowing[0] != len(vector):
             numbers, firsts = _firsts(self._vectors, len(vector))
-            self._narrowing = len(vector), numbers, _indexed(firsts)
+            self._narrowing, self._removed = (len(vector), numbers, _indexed(firsts)), set()
         _, numbers, firsts = self._narrowing
         if not len(numbers):
             return []
@@ -97,7 +104,7 @@ class Nearest:
             places = np.flatnonzero(firsts @ vector >= threshold - MARGIN)
         else:
             places = firsts.range_search(vector[None], threshold - MARGIN)[2]
-        return [int(number) for number in numbers[places]]
+        return [int(number) for number in numbers[places] if int(number) not in self._removed]
 
 
 def _firsts(vectors: Mapping[int, Vectors], width: int) -> tuple[NDArray[np.int64], Vectors]:

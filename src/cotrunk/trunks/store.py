@@ -6,17 +6,17 @@ process is killed at, a row has its file, and a file without a row is swept when
 
 import hashlib
 import time
-import warnings
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import CotrunkError
 from ..files import writing
 from ..planning.trunk_recipe import TrunkRecipe
 from ..planning.trunk_store import Found, Ghost, Vectors
-from .index import Entry, Index
+from .entries import Entry
+from .failures import as_sentence, missing_on_failure
+from .index import Index
 from .memory import Memory, Tensors, size_of
 from .nearest import Nearest
 from .tensor_files import PRIVATE_FOLDER, TensorFiles, packed, sha256_of
@@ -24,7 +24,8 @@ from .tensor_files import PRIVATE_FOLDER, TensorFiles, packed, sha256_of
 GHOSTS = 4096  # earlier prompts without a similar one that are remembered per space and key
 TABLES_KEPT = 64  # spaces and keys whose vectors are kept in memory
 GIB = 2**30
-DAY = 86_400.0
+DAY, HOUR = 86_400.0, 3600.0
+ROOM = 0.02  # of the limit, which is free after an eviction of small trunks
 
 
 @dataclass(frozen=True)
@@ -65,13 +66,16 @@ class Store:
         self.files = None if folder is None else TensorFiles(folder)
         self.memory = Memory(limits.memory)
         self._tables: dict[tuple[str, str, str], tuple[tuple[int, int], Nearest]] = {}
-        self._has_warned = False
-        self.sweep()
+        self.has_warned = False  # of failures
+        self._aged_at = 0.0
+        with as_sentence(self.index.path):
+            self.sweep()
 
     def digest(self, space: str, key: str, recipe: TrunkRecipe) -> str:
         """Return the digest that names a trunk."""
         return hashlib.sha256(f"{space}\0{recipe.digest(key)}".encode()).hexdigest()
 
+    @missing_on_failure(None)
     def nearest(
         self,
         space: str,
@@ -82,34 +86,44 @@ class Store:
         without: Collection[TrunkRecipe] = (),
     ) -> Found | None:
         """Return the trunk that is most similar to all prompts, as `access.Trunks.find` does."""
-        table, passed = self._table("trunks", space, key), set[int]()
-        while (found := table.best(vectors, threshold, below, passed)) is not None:
-            entry = self.index.entry_of(found[0])
+        self._age()
+        for number, cosine in self._table("trunks", space, key).ranked(vectors, threshold, below):
+            entry = self.index.entry_of(number)
+            # the index may have changed meanwhile, or it is too old
             if entry is not None and entry.created >= self._oldest() and entry.recipe not in without:
-                return Found(entry.recipe, found[1])
-            passed.add(found[0])  # the index has changed meanwhile, or it is too old
+                return Found(entry.recipe, cosine)
         return None
 
+    @missing_on_failure(None)
     def nearest_ghost(
         self, space: str, key: str, vectors: Vectors, threshold: float, below: float | None = None
     ) -> Ghost | None:
         """Return the earlier lone prompt that is most similar to all prompts; None if none is near enough."""
-        table, passed = self._table("ghosts", space, key), set[int]()
-        while (found := table.best(vectors, threshold, below, passed)) is not None:
-            ghost = self.index.ghost(found[0])
+        self._age()
+        for number, cosine in self._table("ghosts", space, key).ranked(vectors, threshold, below):
+            ghost = self.index.ghost(number)
             if ghost is not None and ghost.created >= self._oldest():
-                return Ghost(ghost.text, ghost.vector, found[1])
-            passed.add(found[0])
+                return Ghost(ghost.text, ghost.vector, cosine)
         return None
 
+    @missing_on_failure(None)
     def remember(self, space: str, key: str, text: str, owner: str, vector: Vectors) -> None:
         """Remember a prompt that had no similar one."""
+        self._age()
         self.index.add_ghost(space, key, text, owner, vector, self.now(), GHOSTS)
 
-    def has(self, digest: str) -> bool:
-        """Return whether a trunk is in the index."""
-        return self.index.entry(digest) is not None
+    @missing_on_failure(None)
+    def writers(self, space: str, key: str, text: str) -> set[str] | None:
+        """Return who wrote a remembered prompt; None if the index fails."""
+        return self.index.ghost_owners(space, key, text)
 
+    @missing_on_failure(False)
+    def has(self, digest: str) -> bool:
+        """Return whether a trunk is in the index, and not too old."""
+        created = self.index.created(digest)
+        return created is not None and created >= self._oldest()
+
+    @missing_on_failure(None)
     def load(self, digest: str) -> Tensors | None:
         """Return the tensors of a trunk, and count the use; None if it is not stored, too old, or its file is damaged.
 
@@ -126,9 +140,15 @@ class Store:
                 self.remove([digest])
                 return None
             self.memory.put(digest, tensors)
-        self.index.count_hit(digest, self.now())
+        self._count_hit(digest)
         return tensors
 
+    @missing_on_failure(None)
+    def _count_hit(self, digest: str) -> None:
+        """Count a use. The trunk serves even if this fails, e.g. because another process is writing for long."""
+        self.index.count_hit(digest, self.now())
+
+    @missing_on_failure(False)
     def store(
         self,
         space: str,
@@ -165,21 +185,19 @@ class Store:
         }
         if row["bytes"] > self._limit or self.has(digest):
             return False
-        try:
-            with self.index.writing():
-                if self.files is not None:
-                    self.files.write(digest, content)
-                self.index.add(row, recipe, owners, vectors)
-                evicted = self._evicted(now)
-                self.index.remove(evicted)
-        except (CotrunkError, OSError) as error:
-            if not self._has_warned:
-                warnings.warn(f"A trunk was not stored: {error}")
-            self._has_warned = True
-            return False
-        self.memory.put(digest, {name: tensor.detach().cpu() for name, tensor in tensors.items()})
-        self.forget(evicted)
-        self._remove_old()
+        with self.index.writing():
+            if self.has(digest):  # another process was faster, and its file may differ in the last places
+                return False
+            self.index.remove([digest])  # one that is too old
+            if self.files is not None:
+                self.files.write(digest, content)
+            self.index.add(row, recipe, owners, vectors)
+            evicted = self._evicted(now)
+            self.index.remove(evicted)
+        self.forget(evicted)  # first: without a folder, memory would drop others to make room
+        if digest not in evicted:
+            self.memory.put(digest, {name: tensor.detach().cpu() for name, tensor in tensors.items()})
+        self._age()
         return digest not in evicted
 
     def remove(self, digests: Collection[str]) -> None:
@@ -198,7 +216,7 @@ class Store:
             return 0, 0
         with self.index.writing():  # so that no process is between a file and its row
             self.files.remove_parts()
-            on_disk, listed = set(self.files.digests()), {entry.digest for entry in self.index.entries()}
+            on_disk, listed = set(self.files.digests()), self.index.digests()
             for digest in on_disk - listed:
                 self.files.remove(digest)
             self.index.remove(listed - on_disk)
@@ -212,19 +230,28 @@ class Store:
         """Return the time before which what was stored is too old."""
         return -1.0 if self.limits.days is None else self.now() - self.limits.days * DAY
 
+    def _age(self) -> None:
+        """Remove what is too old, at most once an hour."""
+        if not 0 <= self.now() - self._aged_at < HOUR:
+            self._remove_old()
+
     def _remove_old(self) -> None:
+        self._aged_at = self.now()
         if self.limits.days is not None:
-            self.forget(self.index.remove_older(self._oldest()))
+            self.forget(self.index.remove_older(self._oldest(), self.now()))
 
     def _evicted(self, now: float) -> list[str]:
-        """Return the trunks of least worth, as many as are needed to keep the limit."""
-        excess, evicted = self.index.size() - self._limit, list[str]()
+        """Return the trunks of least worth, as many as are needed to keep the limit.
+
+        Of small trunks it returns more, so that not every new one has to look at all others.
+        """
+        excess, room, evicted = self.index.size() - self._limit, int(self._limit * ROOM), list[str]()
         if excess > 0:
-            for entry in sorted(self.index.entries(), key=lambda entry: (entry.worth(now), entry.number)):
-                if excess <= 0:
+            for digest, size in self.index.least_worth(now):
+                if excess <= 0 and size > room + excess:
                     break
-                evicted.append(entry.digest)
-                excess -= entry.size
+                evicted.append(digest)
+                excess -= size
         return evicted
 
     def forget(self, digests: Collection[str]) -> None:

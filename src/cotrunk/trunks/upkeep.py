@@ -6,7 +6,8 @@ from pathlib import Path
 
 from ..errors import CotrunkError
 from .access import OPERATOR, Trunks
-from .index import NAME, Entry
+from .entries import Entry
+from .index import NAME
 from .store import DAY, Store
 
 SHORTEST = 4  # characters of a digest that name a trunk
@@ -87,6 +88,7 @@ def remove(
         prompts += store.index.remove_ghosts(created=before)
         store.index.remove(found)
     store.forget(found)
+    store.index.flush()
     return Removed([entry for entry in entries if entry.digest in found], prompts)
 
 

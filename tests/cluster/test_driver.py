@@ -166,6 +166,29 @@ def test_a_run_whose_driver_was_killed_is_resumed(here: Here, single: Path, tmp_
     assert_same(single, out)
 
 
+@pytest.mark.parametrize("joined", [True, False])
+def test_a_driver_that_was_killed_while_it_joined_a_part(here: Here, tmp_path: Path, joined: bool) -> None:
+    out = tmp_path / "run"
+    kept = list[tuple[str, bytes]]()
+    with pytest.MonkeyPatch.context() as patch:
+        remove = Store.remove
+        patch.setattr(
+            Store, "remove", lambda self, name: (kept.append((name, self.get(name) or b"")), remove(self, name))
+        )
+        assert on_cluster(out).code == 0
+    for name, content in kept:
+        if name.startswith("manifest/") and content:
+            Store(str(out)).put(name, content)
+    before = journal(out)
+    if not joined:
+        (out / "journal.jsonl").unlink()
+    report = json.loads((out / "run.json").read_text())
+    (out / "run.json").write_text(json.dumps({**report, "status": "running"}))
+    assert on_cluster(out, "--resume").code == 0
+    assert len(here.waves) == 2
+    assert sorted(map(str, journal(out))) == sorted(map(str, before))
+
+
 @pytest.mark.slow
 def test_a_wave_that_is_painted_twice_counts_once(here: Here, tmp_path: Path) -> None:
     here.paints = 2

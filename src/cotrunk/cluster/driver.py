@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from ..errors import CotrunkError
+from ..files import read_lines
 from ..lock import FolderLock
 from ..pipelines import loading
 from ..pipelines.own_defaults import own_guidance
@@ -31,7 +32,8 @@ from ..runs.facts import PipelineFacts
 from ..runs.folder import RunFolder
 from ..runs.job import Job
 from ..runs.job_plan import JobPlan, PartPlan, load_job_plan
-from ..runs.journal import Line
+from ..runs.journal import NAME as JOURNAL
+from ..runs.journal import Line, valid_lines
 from ..runs.part_pipelines import PartPipelines
 from ..runs.report import RunReport
 from ..runs.resume import Head, check_dtype
@@ -93,7 +95,7 @@ class Driver:
     arms: list[Arm] = field(init=False)  # of the run, one per part
     seconds: dict[str, float] = field(default_factory=dict)
     machines: set[str] = field(default_factory=set)
-    joined: dict[str, int] = field(default_factory=dict)  # finished wave -> a hash of the digests of its files
+    joined: dict[str, dict[int, str | None]] = field(default_factory=dict)  # arm -> image -> digest, as in the journal
     knows_pipeline: bool = False  # whether `facts` come from a painter
 
     def run(self, given: Sequence[PartPlan], is_resumed: bool, retry_failed: bool) -> ClusterReport:
@@ -114,6 +116,7 @@ class Driver:
         if not is_resumed:
             self.plan.save(file)
         failed.clear(store)
+        self._join_earlier(store)
         for arm in self.arms:
             self.folder.files.write_records(arm, range(len(arm.plan)))
         try:
@@ -239,15 +242,25 @@ class Driver:
 
         return finish(waves, begin, store, Watchdog(time.monotonic), on_finished=self._join, poll=self.poll)
 
+    def _join_earlier(self, store: Store) -> None:
+        """Read what is in the journal, and move to it what a driver that was killed left in the manifest."""
+        file = self.folder.path / JOURNAL
+        for line in valid_lines(read_lines(file) if file.exists() else []):
+            self.joined.setdefault(line.arm, {}).update(zip(line.images, line.digests, strict=True))
+        names = manifest.parts(store)
+        self._join([one for name in names if (one := manifest.read_part(store, name)) is not None])
+        manifest.remove_parts(store, names)
+
     def _join(self, found: Sequence[Finished]) -> None:
         """Move finished waves to the journal."""
         self.lock.check()
         lines = list[Line]()
-        for one in found:
-            digests = hash(tuple(line.digests for line in one.lines))
-            if self.joined.get(one.wave) != digests:  # painted twice, it is joined again only if its files changed
-                self.joined[one.wave] = digests
-                lines += one.lines
+        for line in (line for one in found for line in one.lines):
+            known, new = self.joined.setdefault(line.arm, {}), dict(zip(line.images, line.digests, strict=True))
+            # what was painted twice, or joined just before the driver was killed, is joined again if its files changed
+            if not new.items() <= known.items():
+                known |= new
+                lines.append(line)
         if lines:
             self.folder.write_lines(lines)
         if not self.knows_pipeline and (own := next((one.pipeline for one in found if one.pipeline), None)) is not None:

@@ -55,7 +55,9 @@ def places_of(plan: Plan, arguments: PerPrompt, cache: CacheUse | None) -> Calla
 
     A recipe alone does not: prompts with other arguments, or of other owners, have trunks of their own.
     """
-    keys = arguments.keys() if cache is None else cache.keys
+    keys: Sequence[str] = ()
+    if plan.trunks:
+        keys = arguments.keys() if cache is None else cache.keys
     return lambda trunk: (keys[plan.prompt_of(trunk.images[0])], trunk.recipe)
 
 

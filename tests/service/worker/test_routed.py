@@ -1,5 +1,6 @@
 """Workers side by side: each generates what is assigned to it, and an idle one what waits too long."""
 
+import time
 from pathlib import Path
 
 from waiting import SIMILAR, Service, request
@@ -30,6 +31,7 @@ def test_a_worker_generates_its_own_images_only(tmp_path: Path) -> None:
 def test_an_idle_worker_takes_over(tmp_path: Path) -> None:
     one, two = pair(tmp_path, lease_seconds=0.01)
     job = one.ask(request(SIMILAR[0]))
+    time.sleep(0.02)  # longer than a lease
     two.work()
     assert [image.state for image in one.images(job)] == ["done"]  # no worker had it for longer than a lease
     busy = one.ask(request(SIMILAR[1]))

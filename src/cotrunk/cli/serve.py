@@ -162,6 +162,7 @@ def serve(
         database=database_in(data, database or os.environ.get(DATABASE)),
         images=images_in(data, images),
         data=str(data.absolute()),
+        keep_days=keep_days,
         model=model,
         loading={
             "device": device,

@@ -25,6 +25,7 @@ class WorkerSettings:
         wait_ms: how long an image waits for similar ones.
         batch_wait_ms: how long an image of a batch waits.
         lease_seconds: how long the images of a worker that gives no sign of life stay its own.
+        keep_days: after which trunks, and the prompts that they hold, are removed; 0 keeps them.
         is_routed: whether it is one of several workers: then it takes the images that are assigned to it, and while it
             is idle, those that it may adopt.
     """
@@ -39,6 +40,7 @@ class WorkerSettings:
     wait_ms: int = 50
     batch_wait_ms: int = 5_000
     lease_seconds: float = 30.0
+    keep_days: float = 0
     is_routed: bool = False
 
     def command(self, descriptor: int) -> list[str]:

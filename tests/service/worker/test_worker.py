@@ -435,6 +435,13 @@ def test_images_that_come_later_replay_the_trunks_of_earlier_ones(tmp_path: Path
         assert sum(found[1]["rows"][way] for way in ("computed", "sharing", "replay")) == 2 * STEPS
 
 
+@pytest.mark.parametrize(("keep_days", "days"), [(7.0, 7.0), (0, None)])
+def test_trunks_are_kept_as_long_as_jobs(tmp_path: Path, keep_days: float, days: float | None) -> None:
+    cache = Service(tmp_path, trunks="own", keep_days=keep_days).worker._planner.cache
+    assert cache is not None
+    assert cache._trunks.trunks.backing.limits.days == days
+
+
 def test_images_with_trunks_are_those_of_their_recorded_plans(tmp_path: Path) -> None:
     service = Service(tmp_path, trunks="own")
     for prompts in (SIMILAR[:1], SIMILAR[1:], ["a small red moat"]):

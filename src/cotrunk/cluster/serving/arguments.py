@@ -80,6 +80,7 @@ class Arguments(BaseModel):
             wait_ms=self.wait_ms,
             batch_wait_ms=self.batch_wait_ms,
             lease_seconds=self.lease_seconds,
+            keep_days=self.keep_days,
         )
         return Serving(worker, limits=limits, logs_prompts=self.log_prompts, keep_days=self.keep_days)
 

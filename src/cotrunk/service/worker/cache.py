@@ -126,7 +126,9 @@ class TrunkCache:
         return plan if cache is None else with_trunks(plan, request, cache, Seeding(list(seeds)))
 
 
-def cache_of(data: str, mode: Any, pipe: Any, vectors: Callable[[Sequence[str]], Vectors]) -> TrunkCache | None:
+def cache_of(
+    data: str, mode: Any, pipe: Any, vectors: Callable[[Sequence[str]], Vectors], days: float = 0
+) -> TrunkCache | None:
     """Return the trunk cache; None if trunks of this pipeline cannot be stored.
 
     Args:
@@ -134,6 +136,7 @@ def cache_of(data: str, mode: Any, pipe: Any, vectors: Callable[[Sequence[str]],
         mode: "own", "stems" or "shared", as for `Trunks`.
         pipe: the pipeline.
         vectors: returns the unit vectors (n, d) of prompts.
+        days: after which trunks and the prompts in the index are removed; 0 keeps them.
 
     Raises:
         CotrunkError: the folder cannot be used.
@@ -143,7 +146,7 @@ def cache_of(data: str, mode: Any, pipe: Any, vectors: Callable[[Sequence[str]],
     except CotrunkError as error:
         log.warning("%s", error)
         return None
-    return TrunkCache(OwnersTrunks(Trunks(Path(data) / FOLDER, mode=mode)), digest, vectors)
+    return TrunkCache(OwnersTrunks(Trunks(Path(data) / FOLDER, mode=mode, days=days or None)), digest, vectors)
 
 
 def with_stored(plan: Plan, cache: CacheUse) -> Plan:

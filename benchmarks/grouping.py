@@ -103,7 +103,7 @@ def group(size: int, threshold: float, vectors_at: Path | None) -> None:
     vectors = synthetic_vectors(size) if vectors_at is None else np.load(vectors_at)
     before = peak_mib()
     start, cpu = time.perf_counter(), time.process_time()
-    groups = group_prompts(vectors, threshold)
+    groups = group_prompts(vectors, threshold, identities=range(size))
     seconds = f"{time.perf_counter() - start:.1f} ({time.process_time() - cpu:.1f})"
     print(json.dumps({"seconds": seconds, "before": before, "peak": peak_mib(), "groups": len(groups)}))
 

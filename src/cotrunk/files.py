@@ -4,8 +4,9 @@ import json
 import os
 import stat
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -70,8 +71,11 @@ def _refuse_constant(name: str) -> None:
     raise ValueError(f"it holds {name}")
 
 
-def check_folder(path: Path) -> None:
+def check_folder(path: Path, option: str = "--out") -> None:
     """Check that a folder is writable or can be created, without creating it.
+
+    Args:
+        option: the one that names it, for messages.
 
     Raises:
         CotrunkError: it cannot be written.
@@ -81,7 +85,7 @@ def check_folder(path: Path) -> None:
         tempfile.TemporaryFile(dir=existing).close()
     except OSError as error:
         why = error.strerror or error
-        raise CotrunkError(f"Cannot write to {path}: {why}. Choose another --out.") from None
+        raise CotrunkError(f"Cannot write to {path}: {why}. Choose another {option}.") from None
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
@@ -173,3 +177,36 @@ def remove_parts(folder: Path) -> None:
 def write_text(path: Path, text: str) -> None:
     """Write text as UTF-8. Half a surrogate pair, from a file name that is not UTF-8, becomes the escape of JSON."""
     write_bytes(path, lambda file: file.write(text.encode("utf-8", "backslashreplace")))
+
+
+def write_json(path: Path, values: Mapping[str, Any], depth: int) -> None:
+    """Write JSON values piece by piece, so that the text is never whole in memory. Iterators are written as lists.
+
+    Args:
+        path: of the file.
+        values: the values.
+        depth: to how many levels each entry has a line of its own.
+    """
+    pieces = chain(_pieces(values, depth, 0), ["\n"])
+    write_bytes(path, lambda file: file.writelines(piece.encode() for piece in pieces))
+
+
+def _pieces(value: Any, depth: int, level: int) -> Iterator[str]:
+    is_object = isinstance(value, Mapping)
+    if depth == level or not value or not (is_object or isinstance(value, list | tuple | Iterator)):
+        yield json.dumps(value)
+        return
+    line, opening = "\n" + " " * (level + 1), "{" if is_object else "["
+    for entry in value.items() if is_object else value:
+        yield opening + line
+        if is_object:
+            yield f"{json.dumps(entry[0])}: "
+            yield from _pieces(entry[1], depth, level + 1)
+        elif depth == level + 1:
+            yield json.dumps(entry)
+        else:
+            yield from _pieces(entry, depth, level + 1)
+        opening = ","
+    if opening == "[":  # an iterator without an entry
+        yield "["
+    yield line[:-1] + ("}" if is_object else "]")

@@ -22,6 +22,7 @@ from .pipelines.outputs import merged
 from .planning.plan import Cost, Plan
 from .planning.request import Request
 from .planning.trunk_store import TrunkStore
+from .planning.vector_files import VectorFiles
 from .result import Result
 from .settings import (
     DEFAULT_BATCHING,
@@ -183,19 +184,21 @@ def plan(
     seed: int | Sequence[int] = 0,
     num_images_per_prompt: int = 1,
     trunks: TrunkStore | None = None,
+    vectors: VectorFiles | None = None,
     **arguments: Any,
 ) -> Plan:
     """Decide what `generate` would share, without denoising: `plan(pipe, prompts).cost` gives the saving.
 
     The pipeline may lack its denoiser: `load_pipeline(model, denoiser=False)` reads only its config. The saving
     from skipping is known only after a run, so of `settings` only sharing and steps matter. Other arguments are for the
-    pipeline, as in `generate`, which also takes the plan (`plan=`).
+    pipeline, as in `generate`, which also takes the plan (`plan=`). `vectors` keeps the vectors of the prompts in a
+    folder, so that planning many prompts can be stopped and continued.
 
     Raises:
         CotrunkError: bad arguments, or prompts that cannot be embedded.
     """
     settings = settings_of(settings, sharing)
-    request = Request(pipe, prompts, _arguments(pipe, settings, arguments))
+    request = Request(pipe, prompts, _arguments(pipe, settings, arguments), vectors=vectors)
     seed, images = seeds_of(seed), whole("num_images_per_prompt", num_images_per_prompt)
     made = request.plan(settings.sharing, seed=seed, images_per_prompt=images)
     return connected(request, made, trunks, resolved(pipe, settings)[0], Seeding(seed, images))[0]

@@ -9,7 +9,11 @@ from running import generate
 from tiny import sd_with_text
 
 from cotrunk.pipelines.loading import load_pipeline
+from cotrunk.planning import embedding
 from cotrunk.planning.plan import Plan
+from cotrunk.planning.vector_files import PROBES
+from cotrunk.runs.job import Job
+from cotrunk.runs.job_plan import load_job_plan
 
 
 @pytest.fixture
@@ -35,6 +39,32 @@ def test_plan(tmp_path: Path) -> None:
     assert "Skipping saves more in a run; how much depends on the images.\n" in outcome.out
     saved = Plan.load(tmp_path / "plan.json")
     assert (saved.cost.used, saved.cost.independent) == (28, 36)
+
+
+@pytest.mark.usefixtures("no_denoiser")
+def test_plan_with_vectors_in_a_folder_and_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("pyarrow")
+    first = cotrunk("plan", *PROMPTS, *QUICK, "--vectors", tmp_path / "vectors", "--save", tmp_path / "plan.parquet")
+    assert first.code == 0, first.err
+    cotrunk("plan", *PROMPTS, *QUICK, "--save", tmp_path / "plan.json")
+    job = Job(tuple(PROMPTS))
+    assert load_job_plan(tmp_path / "plan.parquet", job) == load_job_plan(tmp_path / "plan.json", job)
+    encoded = list[str]()
+    encode = embedding._embed
+    monkeypatch.setattr(embedding, "_embed", lambda *given: encoded.extend(given[2]) or encode(*given))
+    second = cotrunk("plan", *PROMPTS[::-1], *QUICK, "--mode", "tree", "--vectors", tmp_path / "vectors")
+    assert second.code == 0, second.err
+    assert {*encoded} == {*PROBES}
+
+
+def test_plan_refuses_places_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for option, path, says in (
+        ("--save", tmp_path, "is a folder: name a file"),
+        ("--save", tmp_path / "none" / "plan.json", "No such file or directory"),
+        ("--vectors", tmp_path / "file", "Choose another folder for vectors"),
+    ):
+        assert_refused(cotrunk("plan", *PROMPTS, option, path), says)
 
 
 @pytest.mark.usefixtures("no_denoiser")

@@ -13,9 +13,10 @@ from cotrunk import CotrunkError
 from cotrunk.generation import generate
 from cotrunk.planning.plan import Plan
 from cotrunk.planning.prompt_row import PromptRow
+from cotrunk.planning.tree import leaf
 from cotrunk.runs import events
 from cotrunk.runs.job import Job
-from cotrunk.runs.job_plan import load_job_plan
+from cotrunk.runs.job_plan import job_plan, load_job_plan
 from cotrunk.runs.output import Output
 from cotrunk.runs.parts import parts_of
 from cotrunk.runs.plan_job import plan_job
@@ -115,6 +116,24 @@ def test_copies_of_a_prompt_are_those_of_images_per_prompt(model: pytest.MonkeyP
     few, many = plan_job(JOB).parts[0].plan, plan_job(replace(JOB, images_per_prompt=2)).parts[0].plan
     assert plan_job(JOB).parts[1].plan.seeds[1] == 11
     assert few.seeds == (many.seeds[0], many.seeds[2], many.seeds[3], many.seeds[4])
+
+
+@pytest.mark.usefixtures("model")
+def test_a_plan_of_parts_is_the_same_from_json_and_parquet(tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow")
+    for job in (JOB, replace(JOB, images_per_prompt=2), Job(("a cat", "a kitten"), SETTINGS, images_per_prompt=3)):
+        plan = plan_job(job)
+        if job is JOB:  # an image is generated again
+            again = Plan(("a tiger",), (99,), (leaf(0, 0, 5),), 5, 5)
+            parts = [*((part.rows, part.plan) for part in plan.parts), ((1,), again)]
+            plan = job_plan(job, parts, {len(plan.parts): (1,)})
+        for name in ("plan.json", "plan.parquet"):
+            plan.save(tmp_path / name)
+            assert load_job_plan(tmp_path / name, job) == plan
+            with pytest.raises(CotrunkError, match=r"more prompts than there are|not a usable plan of this run"):
+                load_job_plan(tmp_path / name, Job(("a cat",)))
+            with pytest.raises(CotrunkError, match="not a usable plan of this run"):
+                load_job_plan(tmp_path / name, replace(job, prompts=(PromptRow("x", images=9), *job.prompts[1:])))
 
 
 def stop_after_first(event: events.Event) -> None:

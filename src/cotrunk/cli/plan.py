@@ -47,7 +47,19 @@ def plan(
     guidance: Guidance = None,
     seed: Seed = 0,
     show: Annotated[int, option(COMMON, "N", "How many groups to print, largest saving first.")] = 30,
-    save: Annotated[Path | None, option(OUTPUT, "FILE", "Also write the plan to a JSON file.")] = None,
+    save: Annotated[
+        Path | None,
+        option(OUTPUT, "FILE", "Also write the plan to a file: .parquet for many prompts, else JSON."),
+    ] = None,
+    vectors: Annotated[
+        Path | None,
+        option(
+            OUTPUT,
+            "DIR",
+            "Keep the vectors of the prompts in a folder: a plan that was stopped continues, and the next one of the "
+            "same prompts is quick.",
+        ),
+    ] = None,
     share: Share = DEFAULT_SHARING.share,
     similarity: Similarity = "auto",
     max_group: MaxGroup = 5,
@@ -87,10 +99,13 @@ def plan(
     whole("--show", show, 0)
     sharing = sharing_of(share, similarity, max_group, mode, encoder, noise, trunk_guidance)
 
+    from ..planning.plan_table import check_can_save
     from ..runs.job import Job
     from ..runs.plan_job import plan_job
     from .progress import JobProgress
 
+    if save is not None:
+        check_can_save(save)
     job = Job(
         prompts=tuple(rows),
         settings=Settings(sharing=sharing, steps=steps),
@@ -108,7 +123,7 @@ def plan(
         **images,
     )
     with JobProgress() as progress:
-        made = plan_job(job, on_event=progress)
+        made = plan_job(job, on_event=progress, vectors=vectors)
     if save is not None:
         made.save(save)
     print_plan(made, show)

@@ -35,6 +35,8 @@ class JobProgress:
                 self._spin(f"Loading {'' if has_denoiser else 'the text encoder of '}{escape(model)}")
             case events.Planning(prompts):
                 self._spin(f"Comparing {prompts:,} prompts")
+            case events.Embedded(done, prompts):
+                self._spin(f"Embedding: {done:,} of {prompts:,} prompts" if done < prompts else "Grouping prompts")
             case events.Planned(plan, warning):
                 self._shown.close()
                 warn_of(plan.findings, plan.prompts)

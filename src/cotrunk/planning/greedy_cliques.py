@@ -30,11 +30,13 @@ def greedy_cliques(unit: Unit, codes: NDArray[np.intp], low: int, high: int, lim
         pairs, saturated = _candidate_pairs(unit, codes, active, low, high)
         merged = False
         for start in range(0, len(pairs), _PART):  # Python's own integers take more memory than the array
-            for i, j in pairs[start : start + _PART].tolist():
+            left, right = np.divmod(pairs[start : start + _PART], len(unit))
+            may = cliques.may_merge(left, right)
+            for i, j in zip(left[may].tolist(), right[may].tolist(), strict=True):
                 merged |= cliques.merge(i, j)
         # A prompt that has seen all its qualifying neighbours is finished. The others search again among
         # themselves, if their clique has room.
-        active = saturated[[cliques.has_room(i) for i in saturated.tolist()]] if merged else saturated[:0]
+        active = saturated[cliques.has_room(saturated)] if merged else saturated[:0]
     return [clique for clique in cliques.members if clique]
 
 
@@ -48,17 +50,23 @@ class _Cliques:
     def __init__(self, unit: Unit, codes: NDArray[np.intp], low: int, high: int, limit: int) -> None:
         self._unit, self._codes, self._low, self._high, self._limit = unit, codes, low, high, limit
         self.members = [[i] for i in range(len(unit))]
-        self._leader = list(range(len(unit)))
+        self._leader = np.arange(len(unit))
+        self._size = np.ones(len(unit), np.intp)  # of the groups that rows lead
         self._refused: dict[int, set[int]] = {}  # pairs of leaders whose groups cannot merge, even after they grow
 
-    def has_room(self, row: int) -> bool:
-        """Return whether the group of a row may still grow."""
-        return len(self.members[self._leader[row]]) < self._limit
+    def has_room(self, rows: NDArray[np.intp]) -> NDArray[np.bool_]:
+        """Return whether the group of each row may still grow."""
+        return self._size[self._leader[rows]] < self._limit
+
+    def may_merge(self, left: NDArray[np.intp], right: NDArray[np.intp]) -> NDArray[np.bool_]:
+        """Return which pairs are in two groups that are small enough. The others stay so, because groups only grow."""
+        a, b = self._leader[left], self._leader[right]
+        return (a != b) & (self._size[a] + self._size[b] <= self._limit)
 
     def merge(self, i: int, j: int) -> bool:
         """Merge the groups of a qualifying pair, if the union is a clique that is not too large."""
         members, refused = self.members, self._refused
-        a, b = self._leader[i], self._leader[j]
+        a, b = int(self._leader[i]), int(self._leader[j])
         if a == b or len(members[a]) + len(members[b]) > self._limit or b in refused.get(a, ()):
             return False
         if len(members[a]) + len(members[b]) > 2 and not self._is_clique(members[a], members[b]):
@@ -66,8 +74,8 @@ class _Cliques:
             refused.setdefault(b, set()).add(a)
             return False
         a, b = sorted((a, b), key=lambda c: (-len(members[c]), c))
-        for member in members[b]:
-            self._leader[member] = a
+        self._leader[members[b]] = a
+        self._size[a] += self._size[b]
         members[a] += members[b]
         members[b] = []
         for other in refused.pop(b, ()):
@@ -90,7 +98,12 @@ class _Cliques:
 def _candidate_pairs(
     unit: Unit, codes: NDArray[np.intp], active: NDArray[np.intp], low: int, high: int
 ) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """Return the qualifying pairs (e, 2) among neighbours of the active rows, and the rows that may have more."""
+    """Return the qualifying pairs among neighbours of the active rows, and the rows that may have more.
+
+    Returns:
+        The pairs (e,), most similar first: row i < j as i * n + j.
+        The rows, in the order of `active`.
+    """
     # with an upper limit, neighbours that are too similar come first: search further
     k = min(len(active), 1 + NEIGHBOURS * (4 if high <= GRID else 1))
     rows = unit if len(active) == len(unit) else unit[active]
@@ -105,12 +118,17 @@ def _candidate_pairs(
         left, right = np.minimum(left, right), np.maximum(left, right)
         found.append((left * len(unit) + right)[codes[left] != codes[right]])
     # each pair once (the search finds most from both ends), in canonical order, without pairs of one prompt
-    pair = np.unique(np.concatenate(found))
+    pair = np.concatenate(found)
+    found.clear()
+    pair.sort()
+    is_new = np.ones(len(pair), bool)
+    is_new[1:] = pair[1:] != pair[:-1]
+    pair = pair[is_new]
     cosines = np.concatenate([np.zeros(0, np.int32), *_cosines(unit, pair)])
     keep = (cosines >= low) & (cosines < high)
     pair, cosines = pair[keep], cosines[keep]
     pair = pair[np.argsort(-cosines, kind="stable")]
-    return np.stack([pair // len(unit), pair % len(unit)], axis=1), np.concatenate([active[:0], *saturated])
+    return pair, np.concatenate([active[:0], *saturated])
 
 
 def _cosines(unit: Unit, pair: NDArray[np.intp]) -> Iterator[NDArray[np.int32]]:

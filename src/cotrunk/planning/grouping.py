@@ -11,6 +11,8 @@ comparisons use these rounded values, so that floating-point rounding never deci
 import importlib.util
 import math
 from collections.abc import Hashable, Sequence
+from itertools import groupby
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +35,7 @@ def group_prompts(
     max_group: int | None = 5,
     identities: Sequence[Hashable] | None = None,
     keys: Sequence[Hashable] | None = None,
+    ranks: Sequence[int] | None = None,
 ) -> list[list[int]]:
     """Partition prompts into groups in which every pair has threshold <= cosine (< upper).
 
@@ -49,6 +52,7 @@ def group_prompts(
         identities: (n,) prompts with equal identity never share a group, so that duplicates give different images. None
             to use the vectors themselves. Ties are resolved in the order of the `repr` of the identities.
         keys: (n,) prompts with different keys (negative prompt, control image, size) never share a group.
+        ranks: (n,) which of several prompts with equal identity and equal vector comes first; None for the given order.
 
     Returns:
         Groups of ascending indices, sorted by their first member; every index is in exactly one.
@@ -58,7 +62,7 @@ def group_prompts(
     """
     if vectors.ndim != 2:
         raise CotrunkError(f"Vectors have shape {vectors.shape}: give one row per prompt.")
-    for name, labels in (("identities", identities), ("keys", keys)):
+    for name, labels in (("identities", identities), ("keys", keys), ("ranks", ranks)):
         if labels is not None and len(labels) != len(vectors):
             raise CotrunkError(f"There are {len(vectors)} vectors and {len(labels)} {name}: give one per vector.")
     if not -1 <= threshold <= 1:
@@ -68,19 +72,20 @@ def group_prompts(
     if max_group is not None and max_group < 1:
         raise CotrunkError(f"The largest group is {max_group}: give at least 1, or None for any size.")
 
-    unit = unit_rows(vectors)
     low = _grid_ceil(threshold)
     high = 2 * GRID if upper is None else _grid_ceil(upper)
-    limit = len(unit) if max_group is None else max_group
+    limit = len(vectors) if max_group is None else max_group
 
     groups: list[list[int]] = []
-    for order, codes in _canonical_parts(unit, identities, keys):
-        usable = unit[order].any(axis=1)
-        groups += [[int(i)] for i in order[~usable]]
-        order, codes = order[usable], codes[usable]
+    for order, codes in _canonical_parts(vectors, identities, keys, ranks):
+        unit = unit_rows(vectors, order)
+        usable = unit.any(axis=1)
+        if not usable.all():  # otherwise it would be a second copy of what may be a gigabyte
+            groups += [[int(i)] for i in order[~usable]]
+            order, codes, unit = order[usable], codes[usable], unit[usable]
         check_size(len(order))
         split = _dense if len(order) <= DENSE_LIMIT else _sparse
-        groups += [sorted(int(order[i]) for i in group) for group in split(unit[order], codes, low, high, limit)]
+        groups += [sorted(int(order[i]) for i in group) for group in split(unit, codes, low, high, limit)]
     return sorted(groups)
 
 
@@ -143,21 +148,42 @@ def check_size(prompts: int) -> None:
 
 
 def _canonical_parts(
-    unit: Unit, identities: Sequence[Hashable] | None, keys: Sequence[Hashable] | None
+    vectors: NDArray[np.floating],
+    identities: Sequence[Hashable] | None,
+    keys: Sequence[Hashable] | None,
+    ranks: Sequence[int] | None,
 ) -> list[tuple[NDArray[np.intp], NDArray[np.intp]]]:
     """Return, per key, its indices in an order that does not depend on the input order, and a code per identity."""
-    rows = [row.tobytes() for row in unit]
+    rows = _Rows(vectors)
     names: Sequence[Hashable] = rows if identities is None else identities
-    texts = [repr(name) for name in names] if identities is not None else [""] * len(rows)
+    texts = [""] * len(rows) if identities is None else [repr(name) for name in names]
+    order = sorted(range(len(rows)), key=texts.__getitem__)
     parts: dict[Hashable, list[int]] = {}
-    for i in sorted(range(len(rows)), key=lambda i: (texts[i], rows[i], i)):
-        parts.setdefault(None if keys is None else keys[i], []).append(i)
+    for _, equal in groupby(order, texts.__getitem__):
+        some = list(equal)
+        if len(some) > 1:
+            some.sort(key=lambda i: (rows[i], i if ranks is None else ranks[i]))
+        for i in some:
+            parts.setdefault(None if keys is None else keys[i], []).append(i)
     result = []
     for part in parts.values():
         code: dict[Hashable, int] = {}
         codes = [code.setdefault(names[i], len(code)) for i in part]
         result.append((np.array(part, np.intp), np.array(codes, np.intp)))
     return result
+
+
+class _Rows(Sequence[bytes]):
+    """The bytes of unit rows, each made when it is read: those of a million rows would fill gigabytes."""
+
+    def __init__(self, vectors: NDArray[np.floating]) -> None:
+        self._vectors = vectors
+
+    def __len__(self) -> int:
+        return len(self._vectors)
+
+    def __getitem__(self, row: Any) -> Any:
+        return unit_rows(self._vectors[row : row + 1]).tobytes()
 
 
 def _complete_linkage(distances: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -193,7 +219,8 @@ def _sparse(unit: Unit, codes: NDArray[np.intp], low: int, high: int, limit: int
     """
     # in canonical order, equal rows with equal identity are adjacent
     is_new = np.ones(len(unit), bool)
-    is_new[1:] = (codes[1:] != codes[:-1]) | (unit[1:] != unit[:-1]).any(axis=1)
+    alike = 1 + np.flatnonzero(codes[1:] == codes[:-1])
+    is_new[alike] = (unit[alike] != unit[alike - 1]).any(axis=1)
     first = np.flatnonzero(is_new)
     count = np.diff(np.append(first, len(unit)))
     groups: list[list[int]] = []
@@ -203,6 +230,8 @@ def _sparse(unit: Unit, codes: NDArray[np.intp], low: int, high: int, limit: int
         kept = layer[count[layer] > occurrence]
         if occurrence == 0 or len(kept) < len(layer):
             layer = kept
-            partition = greedy_cliques(unit[first[layer]], codes[first[layer]], low, high, limit)
+            whole = len(layer) == len(unit)
+            own = unit if whole else unit[first[layer]]
+            partition = greedy_cliques(own, codes[first[layer]], low, high, limit)
         groups += [[int(first[layer[i]]) + occurrence for i in clique] for clique in partition]
     return groups

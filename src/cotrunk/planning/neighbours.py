@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-EXACT_LIMIT = 50_000  # vectors; a core compares all their pairs in about half a minute
+EXACT_LIMIT = 25_000  # vectors; a core compares all their pairs in about four seconds
 BLOCK = 65_536  # vectors whose neighbours are found at once
 PROBES = 16  # cells that are searched per vector
 PER_CELL = 256  # vectors in a mean cell

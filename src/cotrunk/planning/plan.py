@@ -1,9 +1,10 @@
 """The plan of a run: its prompts, seeds and trees, its cost, and its file.
 
 The engine, the report and the drawing of the trees all read this one structure.
+
+One file: the fields of a plan, their checks and their forms on disk change together.
 """
 
-import json
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -13,7 +14,7 @@ from typing import Annotated, Any
 from pydantic import PlainValidator, TypeAdapter, ValidationError
 
 from ..errors import CotrunkError
-from ..files import read_json, write_text
+from ..files import read_json, write_json
 from ..settings import Sharing
 from .replayed import Replayed, check_replayed
 from .tree import NO_OTHER_KEYS, Branch, Real, Steps, Text, Whole, check_tree, counted, leaf, packed
@@ -219,12 +220,30 @@ class Plan:
         Raises:
             CotrunkError: it branches more often in a row than `load` could read.
         """
+        return {**self.json_parts(), "trees": [tree.to_json() for tree in self.trees]}
+
+    def json_parts(self) -> dict[str, Any]:
+        """Return the values of `to_json` for `files.write_json`, with trees that are made as they are written.
+
+        Raises:
+            CotrunkError: as `to_json`.
+        """
+        self.check_depth()
+        few = asdict(replace(self, prompts=(), seeds=(), trees=()))
+        trees = (tree.to_json() for tree in self.trees)
+        return {"format": FORMAT, **few, "prompts": self.prompts, "seeds": self.seeds, "trees": trees}
+
+    def check_depth(self) -> None:
+        """Check that a file of this plan could be read again.
+
+        Raises:
+            CotrunkError: the plan branches more than `DEPTH` times in a row.
+        """
         if any(tree.depth > DEPTH for tree in self.trees):
             raise CotrunkError(
                 f"A plan that branches more than {DEPTH} times in a row cannot be saved: limit max_group, or use "
                 "another mode than tree."
             )
-        return {"format": FORMAT, **asdict(self)}
 
     def save(self, path: str | Path) -> None:
         """Write the plan as JSON, whole or not at all.
@@ -232,7 +251,7 @@ class Plan:
         Raises:
             CotrunkError: the file cannot be written, or the plan branches more often in a row than `load` could read.
         """
-        write_text(Path(path), json.dumps(self.to_json(), indent=1) + "\n")
+        write_json(Path(path), self.json_parts(), depth=2)
 
     @classmethod
     def load(cls, path: str | Path) -> "Plan":

@@ -24,6 +24,7 @@ from .prompt_row import checked
 from .sharing import Evaluations, Item, make_plan
 from .threshold import auto_threshold
 from .trunk_choice import chosen
+from .vector_files import VectorFiles
 
 _NEGATIVE = re.compile(r"negative_(pooled_)?prompt_(embeds|attention_mask)(_\d)?|negative_pooled_prompt_embeds")
 
@@ -37,6 +38,7 @@ class Request:
         prompts: the texts; None if only `prompt_embeds` are given. If both are given, the images are those of the
             embeddings. The texts, and those of `negative_prompt`, tell which prompts may share, and their seeds.
         encoder: measures the similarity of texts; None for the one that the sharing names.
+        vectors: keeps the vectors of the prompts in files; None to keep none.
         arguments: all arguments of the call, divided into those with one entry per prompt and those of the whole call.
         named: the same with texts instead of embeddings, where both are given.
 
@@ -50,6 +52,7 @@ class Request:
         prompts: Sequence[str] | str | None,
         arguments: dict[str, Any],
         encoder: Encoder | None = None,
+        vectors: VectorFiles | None = None,
     ) -> None:
         if "prompt" in arguments:  # the name that pipelines use
             if prompts is not None:
@@ -66,7 +69,8 @@ class Request:
         count = len(prompts if prompts is not None else arguments["prompt_embeds"])
         if count == 0:
             raise CotrunkError("There are no prompts: give at least one.")
-        self.pipe, self.prompts, self.encoder = pipe, prompts, encoder
+        self.pipe, self.prompts, self.encoder, self._files = pipe, prompts, encoder, vectors
+        self._own: tuple[str, Sequence[str], np.ndarray] | None = None  # encoder, texts, vectors (n, d) of the prompts
         self._embedded: dict[tuple[str, str], np.ndarray] = {}  # encoder and text -> (d,)
         texts = arguments if prompts is None else {"prompt": prompts, **arguments}
         if prompts is not None and self.has_embeddings:
@@ -215,7 +219,7 @@ class Request:
             threshold = auto_threshold(encoder) if sharing.similarity == "auto" else sharing.similarity
             texts = [plain_text(prompt) for prompt in self.prompts] if self.has_embeddings else self.prompts
             vectors = encoder.encode(texts)
-            self._embedded |= {(sharing.encoder, text): row for text, row in zip(texts, vectors, strict=True)}
+            self._own = sharing.encoder, texts, vectors
             return vectors, float(threshold)
         if sharing.similarity == "auto":
             raise CotrunkError("similarity='auto' is measured on texts: give prompts with prompt_embeds, or a number.")
@@ -227,6 +231,10 @@ class Request:
 
     def vectors_of(self, texts: Sequence[str], encoder: str) -> np.ndarray:
         """Return unit vectors (n, d) of texts by an encoder that `Sharing.encoder` names. Each is embedded once."""
+        if self._own is not None:  # a million rows by name take memory: most plans need none
+            name, own, vectors = self._own
+            self._embedded |= {(name, text): row for text, row in zip(own, vectors, strict=True)}
+            self._own = None
         missing = [text for text in dict.fromkeys(texts) if (encoder, text) not in self._embedded]
         if missing:
             found = self._encoder_of(encoder).encode(missing)
@@ -234,7 +242,8 @@ class Request:
         return np.stack([self._embedded[encoder, text] for text in texts])
 
     def _encoder_of(self, name: str) -> Encoder:
-        return encoder_of(self.pipe, name) if self.encoder is None else self.encoder
+        found = encoder_of(self.pipe, name) if self.encoder is None else self.encoder
+        return found if self._files is None else self._files.kept(found)
 
     def _findings(self) -> Findings:
         if self.prompts is None:

@@ -20,7 +20,7 @@ from .plan import Findings, Plan
 from .tree import Branch, flat_tree, leaf
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Item:
     """One prompt of a run, with the facts that planning needs.
 
@@ -173,16 +173,19 @@ def _groups(items: Sequence[Item], vectors: np.ndarray, sharing: Sharing, thresh
 
     (Otherwise the order could decide which of several prompts with equal tokens shares, and the tree of a group.)
     """
-    order = sorted(range(len(items)), key=lambda i: items[i].content)
+    ranks = [0] * len(items)
+    for rank, i in enumerate(sorted(range(len(items)), key=lambda i: items[i].content)):
+        ranks[i] = rank
     groups = group_prompts(
-        vectors[order],
+        vectors,
         threshold,
         upper=sharing.max_similarity,
         max_group=sharing.max_group,
-        identities=[items[i].content if items[i].reads is None else items[i].reads for i in order],
-        keys=[(items[i].key, items[i].companion) for i in order],
+        identities=[item.content if item.reads is None else item.reads for item in items],
+        keys=[(item.key, item.companion) for item in items],
+        ranks=ranks,
     )
-    return [[order[i] for i in group] for group in groups]
+    return [sorted(group, key=ranks.__getitem__) for group in groups]
 
 
 def _image_seeds(contents: Sequence[str], seed: int | Sequence[int], images_per_prompt: int) -> list[int]:

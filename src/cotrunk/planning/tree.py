@@ -9,7 +9,7 @@ solvers, N inference steps have N timesteps. Heun and KDPM2 evaluate twice per s
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import ConfigDict, Field
 
@@ -23,7 +23,7 @@ Amount = Annotated[float, Field(strict=True, ge=0, le=1e12)]
 NO_OTHER_KEYS = ConfigDict(extra="forbid")
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, slots=True)
 class Branch:
     """Images that share one row from timestep `start` up to, not including, timestep `stop`.
 
@@ -56,6 +56,16 @@ class Branch:
     def depth(self) -> int:
         """The number of branches on the longest path down the tree, this one included."""
         return 1 + max((child.depth for child in self.children), default=0)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return this branch and all below it as JSON values."""
+        return {
+            "images": self.images,
+            "start": self.start,
+            "stop": self.stop,
+            "similarity": self.similarity,
+            "children": [child.to_json() for child in self.children],
+        }
 
     def at(self, timestep: int) -> Iterator["Branch"]:
         """Yield the branches of this tree at `timestep`, which partition its images."""

@@ -32,6 +32,14 @@ class Planning:
 
 
 @dataclass(frozen=True)
+class Embedded:
+    """So many of the different prompts have their vectors in files, those of an earlier process included."""
+
+    done: int
+    prompts: int
+
+
+@dataclass(frozen=True)
 class Planned:
     """The plan is complete, with its findings about the prompts. Nothing is denoised yet.
 
@@ -134,6 +142,7 @@ Event = (
     Unlocked
     | Loading
     | Planning
+    | Embedded
     | Planned
     | WarmingUp
     | Denoising

@@ -1,19 +1,19 @@
 """The plan of a job: one plan per part, with the numbers that its prompts and images have in the run; and its file."""
 
 import heapq
-import json
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import accumulate
+from itertools import accumulate, groupby
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from ..errors import CotrunkError
-from ..files import read_json, write_text
+from ..files import read_json, write_json
 from ..planning.plan import FORMAT, Cost, Findings, Plan
+from ..planning.plan_table import Planned, is_table, read_table, write_table
 from ..planning.sharing import why_nothing_shared
 from ..planning.tree import Branch, counted
 from .job import Job
@@ -134,21 +134,30 @@ class JobPlan:
         return [frozenset(images) for images in own]
 
     def save(self, path: str | Path) -> None:
-        """Write the plan as JSON, whole or not at all.
+        """Write the plan as JSON, or as Parquet if the name ends with `.parquet`, whole or not at all.
 
         The plan of a job with one part is a file for `Plan.load`.
 
         Raises:
             CotrunkError: the file cannot be written, or a plan branches more often in a row than could be read.
         """
-        if len(self.parts) == 1:
+        path = Path(path)
+        if is_table(path):
+            write_table(
+                path, [Planned(part.plan, part.prompts, part.images if part.is_retry else None) for part in self.parts]
+            )
+        elif len(self.parts) == 1:
             self.parts[0].plan.save(path)
-            return
-        parts = [
-            {"rows": part.rows, "plan": part.plan.to_json(), **({"retried": part.images} if part.is_retry else {})}
-            for part in self.parts
-        ]
-        write_text(Path(path), json.dumps({"format": FORMAT, "parts": parts}, indent=1) + "\n")
+        else:
+            parts = (
+                {
+                    "rows": part.rows,
+                    "plan": part.plan.json_parts(),
+                    **({"retried": part.images} if part.is_retry else {}),
+                }
+                for part in self.parts
+            )
+            write_json(path, {"format": FORMAT, "parts": parts}, depth=5)
 
 
 def job_plan(
@@ -189,10 +198,12 @@ def load_job_plan(path: Path, job: Job) -> JobPlan:
             the job only.
     """
     try:
-        data: Any = read_json(path)
-    except (OSError, ValueError):
-        data = None  # `Plan.load` says what is wrong
-    try:
+        if is_table(path):
+            return _from_table(path, job)
+        try:
+            data: Any = read_json(path)
+        except (OSError, ValueError):
+            data = None  # `Plan.load` says what is wrong
         if not isinstance(data, dict) or "parts" not in data:
             plan = Plan.load(path)
             images = list(accumulate(copies_of(job)))
@@ -200,13 +211,36 @@ def load_job_plan(path: Path, job: Job) -> JobPlan:
             return job_plan(job, [(range(rows), plan)])
         parts = [(list(map(int, part["rows"])), Plan.from_json(part["plan"], path)) for part in data["parts"]]
         retried = {i: list(map(int, part["retried"])) for i, part in enumerate(data["parts"]) if "retried" in part}
-        held = sorted(row for i, (rows, _) in enumerate(parts) for row in rows if i not in retried)
-        if held != list(range(len(held))) or any(image < 0 for images in retried.values() for image in images):
-            raise ValueError("its parts do not hold each prompt once")
-        return job_plan(job, parts, retried)
+        return _checked(job, parts, retried)
     except CotrunkError:
         raise
     except IndexError:
         raise CotrunkError(f"The plan {path} is for more prompts than there are: give those it has.") from None
     except (KeyError, TypeError, ValueError) as error:
         raise CotrunkError(f"{path} is not a usable plan of this run: {error}. Make a new one.") from None
+
+
+def _checked(job: Job, parts: Sequence[tuple[Sequence[int], Plan]], retried: Mapping[int, Sequence[int]]) -> JobPlan:
+    """Return the plan of a job from the parts in a file.
+
+    Raises:
+        ValueError: they contradict each other.
+        IndexError: there is no such row or image.
+    """
+    held = sorted(row for i, (rows, _) in enumerate(parts) for row in rows if i not in retried)
+    if held != list(range(len(held))) or any(image < 0 for images in retried.values() for image in images):
+        raise ValueError("its parts do not hold each prompt once")
+    return job_plan(job, parts, retried)
+
+
+def _from_table(path: Path, job: Job) -> JobPlan:
+    """Return the plan of a job from a Parquet file; the errors are those of `_checked`."""
+    found = read_table(path)
+    # prompts of which there are several images come several times
+    parts = [
+        (each.rows if each.images is not None else [row for row, _ in groupby(each.rows)], each.plan) for each in found
+    ]
+    plan = _checked(job, parts, {i: each.images for i, each in enumerate(found) if each.images is not None})
+    if any(list(part.prompts) != each.rows for part, each in zip(plan.parts, found, strict=True)):
+        raise ValueError("its images are not those of its prompts")
+    return plan

@@ -19,6 +19,7 @@ from ..planning.own_rows import with_copies, with_other_seeds, with_seeds
 from ..planning.plan import Cost, Plan
 from ..planning.prompt_row import PromptRow
 from ..planning.trunk_store import TrunkStore
+from ..planning.vector_files import VectorFiles
 from ..trunks.lookup import Seeding
 from .arm import ALL_STEPS, EQUAL_COST, INDEPENDENT, Compared
 from .job import Job
@@ -68,8 +69,12 @@ def divided(job: Job, pipe: Any, first: int = 0) -> list[Part]:
     return parts_of(job, own_steps(pipe), own_guidance(pipe), lengths, apart=needs_call_per_image(pipe), first=first)
 
 
-def plan_part(pipe: Any, part: Part) -> Plan:
-    """Return the plan of a part."""
+def plan_part(pipe: Any, part: Part, vectors: VectorFiles | None = None) -> Plan:
+    """Return the plan of a part.
+
+    Args:
+        vectors: keeps the vectors of the prompts in files; None to keep none.
+    """
     job, rows = part.job, part.job.prompts
     plan = plan_prompts(
         pipe,
@@ -77,6 +82,7 @@ def plan_part(pipe: Any, part: Part) -> Plan:
         settings=job.settings,
         seed=job.seed,
         num_images_per_prompt=job.images_per_prompt,
+        vectors=vectors,
         **arguments_of(job, rows, pipe),
     )
     return with_copies(with_seeds(plan, [row.seed for row in rows]), part.copies)

@@ -1,7 +1,10 @@
 """Plan a job without denoising."""
 
+from pathlib import Path
+
 from ..pipelines import loading
-from .events import Loading, OnEvent, Planned, Planning, ignore
+from ..planning.vector_files import VectorFiles
+from .events import Embedded, Loading, OnEvent, Planned, Planning, ignore
 from .job import Job
 from .job_plan import JobPlan, job_plan
 from .part_pipelines import PartPipelines, check_parts
@@ -10,8 +13,13 @@ from .parts import check_rows
 from .row_inputs import checked_inputs
 
 
-def plan_job(job: Job, *, on_event: OnEvent = ignore) -> JobPlan:
-    """Return the plan of a job: what it would share and save. Nothing is denoised and nothing is written.
+def plan_job(job: Job, *, on_event: OnEvent = ignore, vectors: Path | None = None) -> JobPlan:
+    """Return the plan of a job: what it would share and save. Nothing is denoised, and only vectors are written.
+
+    Args:
+        job: the job.
+        on_event: called with each event (see `events`).
+        vectors: a folder that keeps the vectors of the prompts, so that planning can be stopped and continued.
 
     Raises:
         CotrunkError: bad input.
@@ -20,6 +28,7 @@ def plan_job(job: Job, *, on_event: OnEvent = ignore) -> JobPlan:
     check_rows(job)
     job = checked_inputs(job)
     check_parts(job)
+    files = None if vectors is None else VectorFiles(vectors, lambda done, count: on_event(Embedded(done, count)))
     on_event(Loading(job.model, has_denoiser=False))
     pipe = loading.load_pipeline(
         job.model,
@@ -32,6 +41,6 @@ def plan_job(job: Job, *, on_event: OnEvent = ignore) -> JobPlan:
     )
     on_event(Planning(len(job.prompts)))
     pipelines, parts = PartPipelines(pipe, job, denoiser=False), divided(job, pipe)
-    plan = job_plan(job, [(part.rows, plan_part(pipelines.of(part.job), part)) for part in parts])
+    plan = job_plan(job, [(part.rows, plan_part(pipelines.of(part.job), part, files)) for part in parts])
     on_event(Planned(plan))
     return plan

@@ -93,7 +93,7 @@ def connected(cluster: Cluster) -> Iterator[None]:
             if cluster.address == LOCAL:
                 # Ray would let painters work only while nothing else on this machine does
                 os.environ.setdefault("RAY_worker_niceness", "0")
-                os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a run tells nobody about itself
+                os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a run sends no usage statistics
                 ray.init(**{**quiet, "include_dashboard": False}, address=LOCAL, object_store_memory=OBJECTS)
             else:
                 ray.init(**quiet, address=cluster.address)

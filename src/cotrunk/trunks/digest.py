@@ -163,7 +163,10 @@ class Digest:
         if not hasattr(value, "__dict__"):
             raise _unknown(name, value)
         self.add_class(name, type(value))
-        self._mapping(name, {key: each for key, each in vars(value).items() if not key.startswith("_") or key in READ})
+        found = {key: each for key, each in vars(value).items() if not key.startswith("_") or key in READ}
+        if isinstance(config := found.get("_internal_dict"), Mapping):  # its private entries have no order of their own
+            found["_internal_dict"] = {key: each for key, each in config.items() if not str(key).startswith("_")}
+        self._mapping(name, found)
 
     def _tensor(self, name: str, value: Tensor) -> None:
         if value.is_meta or value.layout != torch.strided:

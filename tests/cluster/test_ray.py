@@ -48,11 +48,17 @@ def cluster() -> Iterator[Any]:
     from ray.cluster_utils import Cluster as Nodes
 
     os.environ.setdefault("RAY_worker_niceness", "0")  # otherwise other work on this machine comes first
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join(sys.path)  # painters of the tests are in modules of the tests
     node = {"num_cpus": 2, "resources": {"painter": 1}, "object_store_memory": 100 * 2**20, "include_dashboard": False}
     nodes = Nodes(initialize_head=True, head_node_args=node)
     nodes.second = nodes.add_node(**node)
     yield nodes
     nodes.shutdown()
+    if before is None:
+        del os.environ["PYTHONPATH"]
+    else:
+        os.environ["PYTHONPATH"] = before
 
 
 def wait_for(done: Callable[[], bool], process: "subprocess.Popen[str] | None" = None) -> None:

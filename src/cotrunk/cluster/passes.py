@@ -55,6 +55,8 @@ class RayPass:
             return None
         try:
             error = ray.get(self._result)
+        except ray.exceptions.RayTaskError as problem:  # Ray puts the error below its traceback
+            return str(problem).strip().rpartition("\n")[2]
         except Exception as problem:  # lost machines, and what Ray Data cannot heal by itself
             return first_line(problem) or "it failed"
         if error:

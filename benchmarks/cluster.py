@@ -3,7 +3,7 @@
     python benchmarks/cluster.py --out docs/results/cluster     # an hour on two quiet cores; parts: --only
 
 "one": `cotrunk generate` against `cotrunk generate --ray local` with one painter that has the same cores, on `mini`,
-with waves of about ten seconds. Both are timed with few images and with many, as whole processes, in turn. The slope
+with waves of 32 images. Both are timed with few images and with many, as whole processes, in turn. The slope
 between the two is the time per image without what happens once (imports, Ray's start, loading). Images are compared.
 
 "many": the loop, the passes and the manifest with painters that sleep in proportion to the rows of a wave, at most 64
@@ -31,8 +31,8 @@ from skipping import PROMPTS
 
 from cotrunk.files import read_lines, write_text
 
-FEW, MANY = 32, 288  # images
-WAVE = 32  # images: about ten seconds on two cores
+FEW, MANY = 32, 256  # images
+WAVE = 32  # images: about five seconds on two cores
 WORKERS = (1, 2, 4, 8, 16, 32, 64)
 WAVES = 8  # per worker
 SECONDS = 10.0  # of a wave on average
@@ -43,7 +43,7 @@ def run(out: Path, count: int, cores: int, *options: str) -> float:
     prompts = out.with_suffix(".txt")
     prompts.write_text("\n".join(PROMPTS[:count]) + "\n", "utf-8")
     command = [sys.executable, "-m", "cotrunk", "generate", "--prompts", str(prompts), "--model", "mini"]
-    command += ["--share", "0", "--batch-size", str(WAVE), "--out", str(out), *options]
+    command += ["--share", "0", "--out", str(out), *options]
     begin = time.perf_counter()
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=os.environ | {"OMP_NUM_THREADS": str(cores)})
     return time.perf_counter() - begin

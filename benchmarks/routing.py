@@ -94,26 +94,26 @@ def measured(prompts: Sequence[str], encode: object, threshold: float) -> list[l
     chance = [str(number) for number in range(len(prompts))]
     cosines = np.tril(vectors @ vectors.T, -1)
     cosines[cosines > SAME] = 0
-    kin, has_kin = cosines.argmax(axis=1), cosines.max(axis=1) >= threshold
+    nearest, has_similar = cosines.argmax(axis=1), cosines.max(axis=1) >= threshold
     one = np.zeros(len(prompts), int)
     lines = [
-        [f"{has_kin.mean():.0%} of {len(prompts):,}", "1", "", "", f"{saved(vectors, one, threshold):.1%}", "", ""]
+        [f"{has_similar.mean():.0%} of {len(prompts):,}", "1", "", "", f"{saved(vectors, one, threshold):.1%}", "", ""]
     ]
     for count in REPLICAS:
         found = {}
         for name, each in (("routes", routes), ("chance", chance)):
             places = [placed(each, count, seed) for seed in range(RINGS)]
-            meets = np.mean([(place == place[kin])[has_kin].mean() for place in places])
+            together = np.mean([(place == place[nearest])[has_similar].mean() for place in places])
             gain = np.mean([saved(vectors, place, threshold) for place in places[:2]])
             load = np.mean([max(Counter(place.tolist()).values()) * count / len(place) for place in places])
-            found[name] = (meets, gain, load)
-        (meets, gain, load), (meets_by_chance, gain_by_chance, _) = found["routes"], found["chance"]
+            found[name] = (together, gain, load)
+        (together, gain, load), (together_by_chance, gain_by_chance, _) = found["routes"], found["chance"]
         lines.append(
             [
                 "",
                 str(count),
-                f"{meets:.0%}",
-                f"{meets_by_chance:.0%}",
+                f"{together:.0%}",
+                f"{together_by_chance:.0%}",
                 f"{gain:.1%}",
                 f"{gain_by_chance:.1%}",
                 f"{load:.2f}",

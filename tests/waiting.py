@@ -22,6 +22,19 @@ def pipeline() -> Any:
     return tiny.sd_with_text().pipe
 
 
+def break_second_image(monkeypatch: Any) -> None:
+    """Let the second image of each call of `pipeline()` be NaN."""
+    vae = pipeline().vae
+    decode = vae.decode
+
+    def broken(latents: Any, *args: Any, **kwargs: Any) -> Any:
+        found = decode(latents, *args, **kwargs)
+        found[0][1] = float("nan")
+        return found
+
+    monkeypatch.setattr(vae, "decode", broken)
+
+
 def request(prompt: str, *, output: dict[str, Any] | None = None, **options: Any) -> ImageRequest:
     """Return a request for one image; `options` are fields of `ImageRequest`, or of its settings."""
     own = {name: options.pop(name) for name in ("seed", "group", "wait_ms", "custom_id") if name in options}

@@ -21,7 +21,6 @@ from ..runs.events import (
     DenoisingDone,
     Extended,
     Interrupted,
-    Loading,
     Machines,
     OnEvent,
     Planned,
@@ -35,6 +34,7 @@ from ..runs.job_plan import JobPlan, PartPlan, load_job_plan
 from ..runs.journal import NAME as JOURNAL
 from ..runs.journal import Line, valid_lines
 from ..runs.part_pipelines import PartPipelines
+from ..runs.plan_job import load_for_planning
 from ..runs.report import RunReport
 from ..runs.resume import Head, check_dtype
 from ..runs.run_parts import planned, planned_retries, prompts_of
@@ -147,16 +147,7 @@ class Driver:
     def _planned(self, given: Sequence[PartPlan], is_resumed: bool) -> PartPipelines:
         """Plan the run, without a denoiser, and say what is known about the pipeline."""
         job = self.job
-        self.on_event(Loading(job.model, has_denoiser=False))
-        pipe = loading.load_pipeline(
-            job.model,
-            "auto",
-            config=job.config,
-            revision=job.revision,
-            variant=job.variant,
-            scheduler=job.scheduler,
-            denoiser=False,
-        )
+        pipe = load_for_planning(job, self.on_event)
         self.seconds["load"] = time.perf_counter() - self.begin
         self.on_event(Planning(len(job.prompts)))
         begin = time.perf_counter()

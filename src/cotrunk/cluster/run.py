@@ -10,12 +10,12 @@ from pathlib import Path
 from ..errors import CotrunkError
 from ..lock import FolderLock, held
 from ..pipelines import loading
-from ..runs.events import AlreadyFinished, OnEvent, Unlocked, ignore
+from ..runs.events import OnEvent, ignore
 from ..runs.folder import WRITTEN, RunFolder
 from ..runs.job import Job
 from ..runs.part_pipelines import check_parts
 from ..runs.parts import check_rows
-from ..runs.resume import begin_or_resume, finished_report
+from ..runs.resume import begun
 from ..runs.row_inputs import checked_inputs, inputs_of
 from ..runs.runner import given_parts
 from . import attempts, failed, manifest
@@ -73,12 +73,8 @@ def run_on_cluster(
         is_new = not folder.path.exists()
         try:
             with held(folder.path, *WRITTEN, *OWN) as lock:
-                if not lock.is_kept:
-                    on_event(Unlocked(folder.path))
-                is_resumed = begin_or_resume(folder, job, resume=resume)
-                report = finished_report(folder, len(job.prompts)) if is_resumed else None
-                if report is not None and (report.status == "done" or not retry_failed):
-                    on_event(AlreadyFinished())
+                is_resumed, report = begun(folder, lock, job, on_event, resume=resume, retry_failed=retry_failed)
+                if report is not None:
                     return ClusterReport(report, ())
                 driver = on_ray(job, folder, lock, cluster, on_event, begin)
                 return driver.run(given_plan, is_resumed, retry_failed)

@@ -1,6 +1,7 @@
 """Plan a job without denoising."""
 
 from pathlib import Path
+from typing import Any
 
 from ..pipelines import loading
 from ..planning.vector_files import VectorFiles
@@ -29,8 +30,23 @@ def plan_job(job: Job, *, on_event: OnEvent = ignore, vectors: Path | None = Non
     job = checked_inputs(job)
     check_parts(job)
     files = None if vectors is None else VectorFiles(vectors, lambda done, count: on_event(Embedded(done, count)))
+    pipe = load_for_planning(job, on_event)
+    on_event(Planning(len(job.prompts)))
+    pipelines, parts = PartPipelines(pipe, job, denoiser=False), divided(job, pipe)
+    plan = job_plan(job, [(part.rows, plan_part(pipelines.of(part.job), part, files)) for part in parts])
+    on_event(Planned(plan))
+    return plan
+
+
+def load_for_planning(job: Job, on_event: OnEvent) -> Any:
+    """Load the pipeline of a job without its denoiser, which planning does not need.
+
+    Args:
+        job: the job.
+        on_event: called before loading.
+    """
     on_event(Loading(job.model, has_denoiser=False))
-    pipe = loading.load_pipeline(
+    return loading.load_pipeline(
         job.model,
         "auto",
         config=job.config,
@@ -39,8 +55,3 @@ def plan_job(job: Job, *, on_event: OnEvent = ignore, vectors: Path | None = Non
         scheduler=job.scheduler,
         denoiser=False,
     )
-    on_event(Planning(len(job.prompts)))
-    pipelines, parts = PartPipelines(pipe, job, denoiser=False), divided(job, pipe)
-    plan = job_plan(job, [(part.rows, plan_part(pipelines.of(part.job), part, files)) for part in parts])
-    on_event(Planned(plan))
-    return plan

@@ -9,10 +9,12 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from ..errors import CotrunkError
+from ..lock import FolderLock
 from ..planning.tree import Steps, Text
 from .arm import Compared, compared_plan, main_arms
 from .build_report import build_report
 from .distances import with_distances
+from .events import AlreadyFinished, OnEvent, Unlocked
 from .facts import PipelineFacts
 from .folder import RunFolder
 from .job import Job
@@ -53,6 +55,32 @@ class Head:
 
 
 _HEAD = TypeAdapter(Head)
+
+
+def begun(
+    folder: RunFolder, lock: FolderLock, job: Job, on_event: OnEvent, *, resume: bool, retry_failed: bool
+) -> tuple[bool, RunReport | None]:
+    """Begin or resume a run. Return whether it has a plan to continue with, and its report if nothing is left to do.
+
+    Args:
+        folder: of the run.
+        lock: of the folder.
+        job: the job.
+        on_event: called if the folder is not locked, and if nothing is left to do.
+        resume: whether the folder may hold an earlier part of the job.
+        retry_failed: whether images that failed are left to do.
+
+    Raises:
+        CotrunkError: the folder cannot be written, or holds another run.
+    """
+    if not lock.is_kept:
+        on_event(Unlocked(folder.path))
+    is_resumed = begin_or_resume(folder, job, resume=resume)
+    report = finished_report(folder, len(job.prompts)) if is_resumed else None
+    if report is None or (report.status != "done" and retry_failed):
+        return is_resumed, None
+    on_event(AlreadyFinished())
+    return is_resumed, report
 
 
 def begin_or_resume(folder: RunFolder, job: Job, *, resume: bool) -> bool:

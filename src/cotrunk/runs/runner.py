@@ -17,7 +17,6 @@ from ..pipelines.own_defaults import own_guidance
 from ..trunks.access import Trunks
 from .arm import COMPARED, Arm
 from .events import (
-    AlreadyFinished,
     BatchDone,
     Denoising,
     DenoisingDone,
@@ -29,7 +28,6 @@ from .events import (
     Planning,
     Retrying,
     StepDone,
-    Unlocked,
     WarmingUp,
     ignore,
 )
@@ -41,7 +39,7 @@ from .part_pipelines import PartPipelines, check_parts, has_own_loras
 from .part_run import compared_runs, warm_up_part
 from .parts import Part, check_rows
 from .report import RunReport
-from .resume import begin_or_resume, check_dtype, finished_report
+from .resume import begun, check_dtype
 from .row_inputs import checked_inputs
 from .run_parts import PartRun, prepared, prompts_of, with_retries
 from .trained_trunk import other_trunk
@@ -106,12 +104,8 @@ def run_job(
         raise CotrunkError("A share of a run does not know what failed in the others: merge them, then retry.")
     trunks = trunks_of(job)
     with held(folder.path, *WRITTEN) as lock:
-        if not lock.is_kept:
-            on_event(Unlocked(folder.path))
-        is_resumed = begin_or_resume(folder, job, resume=resume)
-        report = finished_report(folder, len(job.prompts)) if is_resumed else None
-        if report is not None and (report.status == "done" or not retry_failed):
-            on_event(AlreadyFinished())
+        is_resumed, report = begun(folder, lock, job, on_event, resume=resume, retry_failed=retry_failed)
+        if report is not None:
             return report
         on_event(Loading(job.model))
         pipe = load(replace(job, lora=()) if has_own_loras(job) else job)

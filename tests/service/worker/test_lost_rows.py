@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 import waiting
 from waiting import SIMILAR, STEPS, Service, request
 
@@ -52,15 +51,7 @@ def test_rows_of_a_cancelled_call_are_lost(service: Service) -> None:
 
 
 def test_rows_of_an_image_with_nan_are_lost(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
-    pipe = waiting.pipeline()
-    decode = pipe.vae.decode
-
-    def broken(latents: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        found = decode(latents, *args, **kwargs)
-        found[0][1] = float("nan")
-        return found
-
-    monkeypatch.setattr(pipe.vae, "decode", broken)
+    waiting.break_second_image(monkeypatch)
     service.ask(request("a cat"), request("7 UP!"))
     service.work()
     assert service.worker._lost.total == ALONE

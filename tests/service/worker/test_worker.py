@@ -360,15 +360,7 @@ def test_a_full_device_gets_smaller_calls(service: Service, monkeypatch: pytest.
 
 
 def test_an_image_with_nan_fails_with_its_reason(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
-    pipe = waiting.pipeline()
-    decode = pipe.vae.decode
-
-    def broken(latents: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        found = decode(latents, *args, **kwargs)
-        found[0][1] = float("nan")
-        return found
-
-    monkeypatch.setattr(pipe.vae, "decode", broken)
+    waiting.break_second_image(monkeypatch)
     job = service.ask(request("a cat"), request("7 UP!"))
     service.work()
     one, two = service.images(job)

@@ -2,9 +2,10 @@
 
     python benchmarks/cluster.py --out docs/results/cluster     # an hour on two quiet cores; parts: --only
 
-"one": `cotrunk generate` against `cotrunk generate --ray local` with one painter that has the same cores, on `mini`,
-with waves of 32 images. Both are timed with few images and with many, as whole processes, in turn. The slope
-between the two is the time per image without what happens once (imports, Ray's start, loading). Images are compared.
+"one": `cotrunk generate` against `cotrunk generate --ray local` with one painter that has the same cores, on `mini`, in
+turn. The files of the images tell when each was ready. The time per image counts from the end of the first wave to the
+last image, so it is without what happens once (imports, Ray's start, loading), which is given beside it. Images are
+compared. Every round is written at once; a command that was stopped makes the rounds that are missing.
 
 "many": the loop, the passes and the manifest with painters that sleep in proportion to the rows of a wave, at most 64
 on the two cores. Waves are those of random groups, heaviest first. A painter's time counts from the start of its first
@@ -31,22 +32,25 @@ from skipping import PROMPTS
 
 from cotrunk.files import read_lines, write_text
 
-FEW, MANY = 32, 256  # images
-WAVE = 32  # images: about five seconds on two cores
+IMAGES = 480  # two of each prompt
+WAVE = 96  # images: 14 seconds on two cores; three batches, as in one process
 WORKERS = (1, 2, 4, 8, 16, 32, 64)
 WAVES = 8  # per worker
 SECONDS = 10.0  # of a wave on average
 
 
-def run(out: Path, count: int, cores: int, *options: str) -> float:
-    """Generate some images of `mini`, and return the seconds of the whole process."""
+def run(out: Path, cores: int, *options: str) -> dict[str, float]:
+    """Generate the images with `mini`. Return the seconds of the whole process, and those per image."""
     prompts = out.with_suffix(".txt")
-    prompts.write_text("\n".join(PROMPTS[:count]) + "\n", "utf-8")
+    prompts.write_text("\n".join(PROMPTS[: IMAGES // 2]) + "\n", "utf-8")
     command = [sys.executable, "-m", "cotrunk", "generate", "--prompts", str(prompts), "--model", "mini"]
-    command += ["--share", "0", "--out", str(out), *options]
+    command += ["--images-per-prompt", "2", "--share", "0", "--out", str(out), *options]
     begin = time.perf_counter()
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=os.environ | {"OMP_NUM_THREADS": str(cores)})
-    return time.perf_counter() - begin
+    whole = time.perf_counter() - begin
+    ready = sorted(path.stat().st_mtime for path in (out / "images").rglob("*.png"))
+    later = [at for at in ready if at > ready[WAVE - 1] + 1]  # the batch of an image is written within a second
+    return {"whole": whole, "each": (ready[-1] - ready[-len(later) - 1]) / len(later)}
 
 
 def differences(one: Path, other: Path) -> tuple[int, int]:
@@ -59,22 +63,17 @@ def differences(one: Path, other: Path) -> tuple[int, int]:
     return len(names), largest
 
 
-def overhead(rounds: int, cores: int) -> list[dict[str, Any]]:
+def overhead(number: int, cores: int) -> dict[str, Any]:
     """Return the seconds of one process and of a cluster of one painter, in turn."""
-    found = []
-    for number in range(rounds):
-        with tempfile.TemporaryDirectory() as folder:
-            place, point = Path(folder), dict[str, Any](kind="one", round=number, cores=cores)
-            for count in (FEW, MANY):
-                point[f"process_{count}"] = run(place / f"process-{count}", count, cores)
-                ray = ("--ray", "local", "--painters", "1", "--wave", str(WAVE))
-                point[f"ray_{count}"] = run(place / f"ray-{count}", count, cores, *ray)
-            point["images"], point["largest"] = differences(place / f"process-{MANY}", place / f"ray-{MANY}")
-        slopes = [(point[f"{name}_{MANY}"] - point[f"{name}_{FEW}"]) / (MANY - FEW) for name in ("process", "ray")]
-        point |= {"process": slopes[0], "ray": slopes[1], "overhead": slopes[1] / slopes[0] - 1}
-        point["once"] = point[f"ray_{FEW}"] - point[f"process_{FEW}"]
-        found.append(point)
-    return found
+    ways = {"process": (), "ray": ("--ray", "local", "--painters", "1", "--wave", str(WAVE))}
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder)
+        point = dict[str, Any](kind="one", round=number, cores=cores)
+        for name in sorted(ways, reverse=number % 2 == 1):
+            point[name] = run(place / name, cores, *ways[name])
+        point["images"], point["largest"] = differences(place / "process", place / "ray")
+    once = [point[name]["whole"] - IMAGES * point[name]["each"] for name in ways]
+    return point | {"overhead": point["ray"]["each"] / point["process"]["each"] - 1, "once": once}
 
 
 def simulated() -> type:
@@ -124,8 +123,8 @@ def random_waves(count: int) -> list[Any]:
     draw, waves = random.Random(count), []
     for number in range(count):
         images = rows = 0
-        while images < WAVE:
-            group = min(draw.choice((1, 1, 2, 3, 4, 5)), WAVE - images)
+        while images < 32:
+            group = min(draw.choice((1, 1, 2, 3, 4, 5)), 32 - images)
             images, rows = images + group, rows + round(group * 50 * draw.uniform(0.8, 1.0) + 6)
         waves.append(Wave(f"{number:024x}", rows, images))
     return sorted(waves, key=lambda wave: -wave.rows)
@@ -181,21 +180,23 @@ def table(points: Sequence[dict[str, Any]]) -> str:
     lines = ["# What Ray costs", "", "`python benchmarks/cluster.py --out docs/results/cluster`", ""]
     own = [point for point in points if point["kind"] == "one"]
     if own:
-        middle = lambda name: statistics.median(point[name] for point in own)  # noqa: E731
-        spread = f"{min(p['overhead'] for p in own):+.1%} to {max(p['overhead'] for p in own):+.1%}"
+        middle = lambda values: statistics.median(list(values))  # noqa: E731
+        over = [point["overhead"] for point in own]
+        wave = WAVE * middle(point["ray"]["each"] for point in own)
         lines += [
-            f"One process against one painter on the same {own[0]['cores']} cores, waves of {WAVE} images of `mini` "
-            f"({WAVE * middle('ray'):.1f} s), {len(own)} rounds:",
+            f"One process against one painter on the same {own[0]['cores']} cores, {IMAGES} images of `mini` in waves "
+            f"of {WAVE} ({wave:.1f} s), {len(own)} rounds:",
             "",
-            f"| | seconds per image | whole process, {FEW} images | {MANY} images |",
+            "| | seconds per image | whole process | of which once |",
             "|---|---:|---:|---:|",
-            *(
-                f"| {label} | {middle(name):.4f} | {middle(f'{name}_{FEW}'):.1f} | {middle(f'{name}_{MANY}'):.1f} |"
-                for name, label in (("process", "one process"), ("ray", "Ray"))
-            ),
+        ]
+        for place, (name, label) in enumerate((("process", "one process"), ("ray", "Ray"))):
+            each, whole = (middle(point[name][what] for point in own) for what in ("each", "whole"))
+            lines.append(f"| {label} | {each:.4f} | {whole:.1f} s | {middle(p['once'][place] for p in own):.1f} s |")
+        lines += [
             "",
-            f"Overhead per image: {middle('overhead'):+.1%} ({spread}). Once per run: {middle('once'):.1f} s. Of "
-            f"{own[0]['images']} images, the largest difference of a value is {max(p['largest'] for p in own)} of 255.",
+            f"Overhead per image: {middle(over):+.1%} ({min(over):+.1%} to {max(over):+.1%}). Of {own[0]['images']} "
+            f"images, the largest difference of a value is {max(p['largest'] for p in own)} of 255.",
             "",
         ]
     own = sorted((point for point in points if point["kind"] == "many"), key=lambda point: point["workers"])
@@ -234,8 +235,9 @@ def main() -> None:
         write_text(given.out / "table.md", table(points))
         print(new, flush=True)
 
-    if given.only != "many" and not any(point["kind"] == "one" for point in points):
-        add(overhead(given.rounds, os.cpu_count() or 1))
+    if given.only != "many":
+        for number in range(sum(point["kind"] == "one" for point in points), given.rounds):
+            add([overhead(number, os.cpu_count() or 1)])
     if given.only != "one":
         import ray
 

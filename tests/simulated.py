@@ -1,13 +1,14 @@
 """Painters that only wait, or that fail, for tests of what happens to waves on a cluster."""
 
-import os
 import platform
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cotrunk.cluster.manifest import Finished, write_part
-from cotrunk.cluster.painter import Painter, Setup
+from cotrunk.cluster.painter import Painter
+from cotrunk.cluster.setup import Setup
 from cotrunk.cluster.store import Store
 from cotrunk.cluster.waves import Recipe
 from cotrunk.execution import Run
@@ -25,7 +26,10 @@ class SimulatedPainter:
         for wave, rows in zip(batch["id"], batch["rows"], strict=True):
             seconds = float(rows) / self.speed
             time.sleep(seconds)
-            write_part(self.store, Finished(str(wave), int(rows), seconds, machine=f"{platform.node()} {os.getpid()}"))
+            write_part(
+                self.store,
+                Finished(str(wave), int(rows), seconds, machine=f"{platform.node()} {threading.current_thread().name}"),
+            )
         return {"id": [*batch["id"]], "error": [""] * len(batch["id"])}
 
 

@@ -1,21 +1,26 @@
 """What can be wrong with a cluster is said in one sentence, before anything is generated or written."""
 
+import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from command import assert_refused, cotrunk, no_model
+from PIL import Image
 
 from cotrunk.cluster import connecting, probe
 from cotrunk.cluster.connecting import Cluster, places_of
-from cotrunk.cluster.painter import Setup
 from cotrunk.cluster.probe import Seen, look
 from cotrunk.cluster.run import setup_of
+from cotrunk.cluster.setup import Setup
 from cotrunk.cluster.store import Store
 from cotrunk.errors import CotrunkError
+from cotrunk.pipelines.weighted_lora import WeightedLora
 from cotrunk.planning.prompt_row import PromptRow
+from cotrunk.runs.input_images import digests_of
 from cotrunk.runs.job import Job
 
 VERSIONS = tuple(probe.versions().items())
@@ -77,6 +82,35 @@ def test_what_a_worker_finds(kept: None, tmp_path: Path) -> None:
     assert "does not see" in looked(tmp_path, token="that of another run").error
     assert not (tmp_path / "answer").exists()
     assert str(tmp_path / "none") in looked(tmp_path, model=str(tmp_path / "none")).error
+
+
+def test_a_worker_looks_for_all_that_a_job_names(kept: None, tmp_path: Path) -> None:
+    Store(str(tmp_path)).put(probe.NAME, b"token")
+    image = tmp_path / "image.png"
+    Image.new("RGB", (8, 8)).save(image)
+    lost, job = str(tmp_path / "lost"), Job(("a cat",), device="cpu", image=str(image))
+    for change, said in (
+        ({"lora": (WeightedLora(f"{lost}.safetensors"),)}, "There is no LoRA"),
+        ({"prompts": (PromptRow("a cat", lora=f"{lost}.safetensors"),)}, "There is no LoRA"),
+        ({"controlnet": (lost,)}, "ControlNet"),
+        ({"digests": {lost: "0" * 16}}, f"{lost} of the run cannot be used: there is no such file"),
+        ({"digests": {str(image): "0" * 16}}, f"{image} is another one than before"),
+    ):
+        seen = look(Setup(replace(job, **change), str(tmp_path), str(tmp_path)), "token", "answer")  # type: ignore[arg-type]
+        assert said in seen.error, seen.error
+    good = replace(job, digests=digests_of([("prompt 0", str(image))]))
+    assert look(Setup(good, str(tmp_path), str(tmp_path)), "token", "answer").error == ""
+
+
+@pytest.mark.parametrize(
+    ("module", "loaded"), [("passes", []), pytest.param("probe", ["torch"], marks=pytest.mark.slow)]
+)
+def test_processes_that_do_not_paint_start_without_what_painters_load(module: str, loaded: list[str]) -> None:
+    code = (
+        f"import sys, cotrunk.cluster.{module}; print([name for name in ('torch', 'diffusers') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == f"{loaded}"
 
 
 def test_workers_that_cannot_take_part() -> None:

@@ -15,7 +15,8 @@ from pyarrow import parquet
 
 from cotrunk.cluster import run as cluster_run
 from cotrunk.cluster.driver import Driver
-from cotrunk.cluster.painter import Painter, Setup
+from cotrunk.cluster.painter import Painter
+from cotrunk.cluster.setup import Setup
 from cotrunk.cluster.store import Store
 from cotrunk.errors import CotrunkError
 from cotrunk.execution import Batch, Run

@@ -17,8 +17,8 @@ from simulated import POISON, SimulatedPainter
 
 from cotrunk.cluster.connecting import Cluster, Place, connected, places_of
 from cotrunk.cluster.loop import finish
-from cotrunk.cluster.painter import Setup
 from cotrunk.cluster.probe import probe
+from cotrunk.cluster.setup import Setup
 from cotrunk.cluster.store import Store
 from cotrunk.cluster.watchdog import Watchdog
 from cotrunk.cluster.waves import Wave, write_waves
@@ -180,7 +180,7 @@ def test_a_cluster_is_looked_at_before_a_run_and_paints_waves(cluster: Any, tmp_
 
         waves = [Wave(f"wave{i}", 10 - i, 1) for i in range(6)]
         [(file, _)] = write_waves(waves, tmp_path / "waves")
-        order = list[str]()
+        order, machines = list[str](), set[str]()
         arguments = {"place": str(tmp_path / "run"), "rows_per_second": 50.0}
         pool = Pool(1, 1, 0.0, {"painter": 1})
         failed = finish(
@@ -188,7 +188,11 @@ def test_a_cluster_is_looked_at_before_a_run_and_paints_waves(cluster: Any, tmp_
             lambda left: RayPass([file], SimulatedPainter, arguments, pool),
             Store(str(tmp_path / "run")),
             Watchdog(time.monotonic),
-            on_finished=lambda found: order.extend(one.wave for one in found),
+            on_finished=lambda found: (
+                order.extend(one.wave for one in found),
+                machines.update(one.machine for one in found),
+            ),
         )
         assert failed == []
+        assert {machine.split()[-1] for machine in machines} == {"MainThread"}  # in another one, torch is slower
         assert order == [wave.id for wave in waves]

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from run_folders import JOB, JOB_PLAN, PLAN
 
-from cotrunk.cluster.waves import PER_FILE, Recipe, Wave, cut, wave_of, write_waves
+from cotrunk.cluster.waves import EACH, MOST, PER_FILE, Recipe, Wave, cut, size_of_waves, wave_of, write_waves
 from cotrunk.errors import CotrunkError
 from cotrunk.planning.plan import Plan
 from cotrunk.planning.tree import Branch, flat_tree
@@ -111,3 +111,17 @@ def test_waves_are_written_in_files_of_limited_size(tmp_path: Path) -> None:
 def test_waves_of_no_image_are_refused() -> None:
     with pytest.raises(CotrunkError, match="images per wave 0 is out of range"):
         cut(arms_of([[1]]), 0, everything)
+
+
+@given(st.integers(1, 100_000), st.integers(1, 200), st.integers(1, 300))
+def test_by_default_waves_are_whole_batches_and_no_painter_is_idle(images: int, painters: int, batch: int) -> None:
+    size = size_of_waves(images, painters, batch)
+    share = -(-images // painters)
+    assert 1 <= size <= max(MOST, batch)
+    assert size == share or (size < share and size % batch == 0)
+    assert EACH * (size - batch) < share  # several waves for each painter
+
+
+def test_the_default_size_of_waves() -> None:
+    sizes = [size_of_waves(images, painters, 32) for images, painters in ((10_000, 8), (300, 1), (256, 8), (64, 8))]
+    assert sizes == [128, 96, 32, 8]

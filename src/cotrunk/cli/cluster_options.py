@@ -52,7 +52,8 @@ WaveSize = Annotated[
     option(
         CLUSTER,
         "N",
-        "Images that a process generates before it reports them, 64 by default: what a lost machine loses.",
+        "Images that a process generates before it reports them: what a lost machine loses. By default at most 128, "
+        "and few enough that each process gets several times as many.",
         "--wave",
     ),
 ]
@@ -74,8 +75,7 @@ def cluster_of(ray: str | None, painters: str | None, gpus: float | None, wave: 
 
     check_installed()
     least, most = _range(painters)
-    sizes = {} if wave is None else {"wave": wave}
-    return Cluster(ray, most, least, gpus, **sizes)
+    return Cluster(ray, most, least, gpus, wave)
 
 
 def _range(painters: str | None) -> tuple[int | None, int | None]:

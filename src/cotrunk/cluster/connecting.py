@@ -16,6 +16,18 @@ from ..errors import CotrunkError, first_line
 LOCAL = "local"
 SECONDS = 10.0  # until an address counts as unreachable
 OBJECTS = 256 * 2**20  # bytes of memory for Ray's objects on this machine: only waves and rows pass through it
+# Ray on this machine alone leaves its cores to the painters. Each idle process of Ray wakes up a hundred times per
+# second, and interrupts the threads of torch, which wait for each other.
+QUIET = {
+    "RAY_worker_niceness": "0",  # otherwise painters would work only while nothing else on this machine does
+    "RAY_num_workers_soft_limit": "0",  # a process without work ends after a second
+    "RAY_enable_worker_prestart": "0",
+    "RAY_prestart_worker_first_driver": "0",
+    "RAY_enable_metrics_collection": "0",  # there is no dashboard that would show metrics, tasks and event loops
+    "RAY_task_events_report_interval_ms": "0",
+    "RAY_event_stats": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",  # a run sends no usage statistics
+}
 PAINTER = "painter"  # a resource that nodes may have: then only they paint, and as many painters as they say
 
 
@@ -28,7 +40,8 @@ class Cluster:
         painters: most processes that generate; None for as many as the cluster has room for when the run begins.
         least: fewest of them: Ray starts more, up to `painters`, as an autoscaling cluster grows.
         gpus: of each painter, 0.5 for two per GPU; None for one, or for none in a cluster without GPUs.
-        wave: most images that a painter generates before it reports them.
+        wave: most images that a painter generates before it reports them; None for a number that suits the run
+            (`waves.size_of_waves`).
 
     Raises:
         CotrunkError: a value out of its range.
@@ -38,7 +51,7 @@ class Cluster:
     painters: int | None = None
     least: int | None = None
     gpus: float | None = None
-    wave: int = 64
+    wave: int | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.address, str) or not self.address.strip():
@@ -59,7 +72,8 @@ class Cluster:
             number("gpus", self.gpus)
             if self.gpus > 1 and self.gpus != int(self.gpus):
                 raise CotrunkError(f"{self.gpus:g} GPUs per painter: use a whole number, or a fraction of one GPU.")
-        whole("images per wave", self.wave)
+        if self.wave is not None:
+            whole("images per wave", self.wave)
 
 
 def check_installed() -> None:
@@ -91,9 +105,8 @@ def connected(cluster: Cluster) -> Iterator[None]:
     try:
         with warnings.catch_warnings(action="ignore"):
             if cluster.address == LOCAL:
-                # Ray would let painters work only while nothing else on this machine does
-                os.environ.setdefault("RAY_worker_niceness", "0")
-                os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a run sends no usage statistics
+                for name, value in QUIET.items():
+                    os.environ.setdefault(name, value)
                 ray.init(**{**quiet, "include_dashboard": False}, address=LOCAL, object_store_memory=OBJECTS)
             else:
                 ray.init(**quiet, address=cluster.address)

@@ -43,7 +43,7 @@ from ..runs.trained_trunk import other_trunk
 from . import attempts, failed, manifest
 from .loop import Pass, finish
 from .manifest import Finished
-from .painter import Setup
+from .setup import Setup
 from .store import Store
 from .watchdog import Watchdog
 from .waves import Cut, Wave, cut, wave_of, write_waves

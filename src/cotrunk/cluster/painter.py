@@ -5,8 +5,7 @@ import platform
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from ..drawing.thumbnails import SIDE, small_file
@@ -28,27 +27,9 @@ from ..runs.trained_trunk import other_trunk
 from . import failed
 from .attempts import Attempts
 from .manifest import Finished, write_part
+from .setup import Setup, prepared_here
 from .store import Store
 from .waves import Recipe
-
-
-@dataclass(frozen=True)
-class Setup:
-    """What a painter is started with.
-
-    Attributes:
-        job: says what to load; its prompts are only examples of those of the run.
-        place: the folder of the run, or a URL.
-        folder: the driver's own folder, to which relative names of models and input images belong.
-        dtype: the precision of the run: machines of different kinds must not choose different ones.
-        threads: of torch on a CPU; None for one per core.
-    """
-
-    job: Job
-    place: str
-    folder: str = "."
-    dtype: str = "auto"
-    threads: int | None = None
 
 
 class Painter:
@@ -190,21 +171,6 @@ class Painter:
                 torch.cuda.synchronize()
             except RuntimeError:  # after some errors of a kernel, every further call fails
                 os._exit(1)
-
-
-def prepared_here(setup: Setup) -> Job:
-    """Make this process one that can load the job of a setup, and return that job.
-
-    Args:
-        setup: of a painter.
-    """
-    import torch
-
-    with suppress(OSError):  # another machine may not have this folder; then only absolute names can be found
-        os.chdir(setup.folder)
-    if not torch.cuda.is_available():  # Ray limits processes that ask for no CPU to one thread
-        torch.set_num_threads(setup.threads or os.cpu_count() or 1)
-    return replace(setup.job, dtype=setup.dtype)
 
 
 def is_of_the_run(error: Exception, *, is_prepared: bool) -> bool:

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from ..errors import CotrunkError
 from ..pipelines.loading import resolve_device
 from ..runs.facts import versions
-from ..runs.part_pipelines import check_parts
-from ..runs.row_inputs import checked_inputs
+from ..runs.found import check_found
+from ..runs.input_images import check_same, digests_of
 from .connecting import PAINTER, Place
-from .painter import Setup, prepared_here
+from .setup import Setup, prepared_here
 from .store import Store
 
 NAME = ".cotrunk-probe"
@@ -51,8 +51,8 @@ def look(setup: Setup, token: str, answer: str) -> Seen:
             return Seen(machine, error=f"it does not see {setup.place}: use an --out that all machines share")
         store.put(answer, token.encode())
         job = prepared_here(setup)
-        check_parts(job)
-        checked_inputs(job)
+        check_found(job)
+        check_same(digests_of(("the run", path) for path in job.digests), job.digests)
         return Seen(machine, resolve_device(job.device), tuple(versions().items()))
     except CotrunkError as error:
         return Seen(machine, error=f"{error}".rstrip("."))

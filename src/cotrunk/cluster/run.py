@@ -14,7 +14,7 @@ from ..runs.events import OnEvent, ignore
 from ..runs.folder import WRITTEN, RunFolder
 from ..runs.job import Job
 from ..runs.part_pipelines import check_parts
-from ..runs.parts import check_rows
+from ..runs.parts import check_rows, copies_of
 from ..runs.resume import begun
 from ..runs.row_inputs import checked_inputs, inputs_of
 from ..runs.runner import given_parts
@@ -22,8 +22,10 @@ from . import attempts, failed, manifest
 from .connecting import PAINTER, Cluster, connected, places_of
 from .driver import WAVES, ClusterReport, Driver
 from .loop import Pass
-from .painter import Painter, Setup
+from .painter import Painter
 from .probe import probe
+from .setup import Setup
+from .waves import size_of_waves
 
 EXAMPLES = 20  # prompts with input images that are looked for on each machine before the run begins
 OWN = tuple(f"{name}/" for name in (WAVES, manifest.FOLDER, attempts.FOLDER, failed.FOLDER))
@@ -94,16 +96,18 @@ def on_ray(job: Job, folder: RunFolder, lock: FolderLock, cluster: Cluster, on_e
     gpus, takes_resource, places = places_of(cluster)
     room = sum(place.painters for place in places)
     setup = setup_of(job, str(folder.path), cluster.gpus)
-    device = probe(setup, places, gpus, takes_resource)
-    from .passes import Pool, RayPass
+    from .passes import Pool, RayPass, executor
 
+    started = [executor()]  # it starts while the machines are looked at
+    device = probe(setup, places, gpus, takes_resource)
     most = cluster.painters or max(room, 1)
     pool = Pool(cluster.least or min(most, max(room, 1)), most, gpus, {PAINTER: 1.0} if takes_resource else None)
 
     def start(files: Sequence[Path], own: Setup) -> Pass:
-        return RayPass(files, Painter, {"setup": own}, pool)
+        return RayPass(files, Painter, {"setup": own}, pool, started.pop() if started else None)
 
-    return Driver(job, folder, lock, setup, device, start, on_event, begin, cluster.wave)
+    wave = cluster.wave or size_of_waves(sum(copies_of(job)), most, job.settings.batching.batch_size)
+    return Driver(job, folder, lock, setup, device, start, on_event, begin, wave)
 
 
 def setup_of(job: Job, place: str, gpus: float | None = None) -> Setup:

@@ -25,6 +25,10 @@ from ..runs.row_inputs import inputs_of
 PER_FILE = 500  # waves in a file: it stays small, and millions of waves do not become millions of files
 
 
+MOST = 128  # images of a wave by default: what a lost machine loses
+EACH = 4  # waves of each painter by default, so that the last ones, for which the others wait, are short
+
+
 @dataclass(frozen=True)
 class Wave:
     """A wave, as the driver and Ray see it.
@@ -104,6 +108,19 @@ class Cut:
     @property
     def images(self) -> int:
         return sum(len(tree.images) for tree in self.trees)
+
+
+def size_of_waves(images: int, painters: int, batch: int) -> int:
+    """Return the most images of a wave that suit a run: whole batches, several waves per painter, and none is idle.
+
+    Args:
+        images: of the run.
+        painters: how many there are at most.
+        batch: most images of one call of the pipeline.
+    """
+    share = -(-images // painters)
+    batches = max(MOST // batch, 1)
+    return min(share, batch * min(-(-share // (EACH * batch)), batches))
 
 
 def cut(arms: Sequence[Arm], size: int, is_left: Callable[[Arm, Branch], bool]) -> list[Cut]:

@@ -14,6 +14,7 @@ import diffusers
 from ..errors import CotrunkError, first_line
 from .class_tables import OPTIONAL_IMAGE, REFERENCES
 from .compatibility import check_makes_images
+from .loading import check_controlnet
 from .own_defaults import STATED, own_default
 
 INPAINTED = (4, 9)  # input channels of the UNets that diffusers inpaints with
@@ -188,14 +189,3 @@ def load_controlnets(names: Sequence[str], dtype: Any, device: str) -> list[Any]
             raise CotrunkError(f"{name} is a {type(net).__name__}, not a ControlNet: choose another --controlnet.")
         loaded.append(net.to(device).eval())
     return loaded
-
-
-def check_controlnet(name: str) -> bool:
-    """Return whether a ControlNet is on this machine, in a folder or in the cache.
-
-    Raises:
-        CotrunkError: it exists nowhere.
-    """
-    from .hub import is_here
-
-    return is_here(name, "config.json", embedded="another id", what="ControlNet")

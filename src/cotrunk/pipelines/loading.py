@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from ..errors import CotrunkError, first_line
+from .hub import is_here
 from .lora import check_lora, load_lora
 from .offload import check_offload, tile_vae
 from .offload import offload as keep_on_cpu
@@ -35,6 +36,15 @@ def check_model(source: Source, loras: Iterable[WeightedLora] = ()) -> None:
     source.find()
     for lora in loras:
         check_lora(lora)
+
+
+def check_controlnet(name: str) -> bool:
+    """Return whether a ControlNet is on this machine, in a folder or in the cache.
+
+    Raises:
+        CotrunkError: it exists nowhere.
+    """
+    return is_here(name, "config.json", embedded="another id", what="ControlNet")
 
 
 def resolve_device(name: str) -> str:

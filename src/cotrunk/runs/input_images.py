@@ -2,7 +2,7 @@
 
 import hashlib
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, SupportsIndex
@@ -80,6 +80,21 @@ def digests_of(places: Iterable[tuple[str, str]]) -> dict[str, str]:
             raise CotrunkError(f"The input image {path} of {who} cannot be used: {why}. Choose another file.")
         found[path] = hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]
     return found
+
+
+def check_same(found: Mapping[str, str], before: Mapping[str, str]) -> None:
+    """Check that images are those of before.
+
+    Args:
+        found: the digest of each file.
+        before: the digests that they had.
+
+    Raises:
+        CotrunkError: one is another image.
+    """
+    for path, digest in before.items():
+        if found.get(path, digest) != digest:
+            raise CotrunkError(f"The input image {path} is another one than before: bring back the earlier file.")
 
 
 @lru_cache(maxsize=100_000)

@@ -6,16 +6,15 @@ from ..errors import CotrunkError
 from ..pipelines.compatibility import check_makes_images
 from ..pipelines.image_inputs import (
     ImageInputs,
-    check_controlnet,
     check_inpaints,
     class_for,
     load_controlnets,
     pipeline_for,
 )
-from ..pipelines.loading import check_model
 from ..pipelines.lora import load_lora, remove_lora
 from ..pipelines.offload import device_of
 from ..pipelines.weighted_lora import loras_of
+from .found import check_found
 from .job import Job
 from .row_inputs import inputs_of
 
@@ -78,11 +77,8 @@ def check_parts(job: Job) -> None:
         CotrunkError: one of them does not exist, no class of the model takes the images, or prompts have LoRAs of their
             own while weights are offloaded.
     """
-    own = [lora for row in job.prompts for lora in loras_of(row.lora)]
-    check_model(job.source, dict.fromkeys([*job.lora, *own]))
-    for name in job.controlnet:
-        check_controlnet(name)
-    if job.offload is not None and own:
+    check_found(job)
+    if job.offload is not None and any(loras_of(row.lora) for row in job.prompts):
         raise CotrunkError(
             f"Prompts have LoRAs of their own, which cannot be exchanged with --offload {job.offload}: leave it out, "
             "or run each LoRA by itself with --lora."

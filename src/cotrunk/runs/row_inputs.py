@@ -7,7 +7,7 @@ from ..errors import CotrunkError
 from ..pipelines.image_inputs import ImageInputs, control_argument
 from ..planning.prompt_row import PromptRow
 from ..planning.tree import counted
-from .input_images import LazyImages, digests_of, size_of
+from .input_images import LazyImages, check_same, digests_of, size_of
 from .job import Job
 
 MULTIPLE = 16  # of the sizes of images: transformers take patches of 2 latents, each of 8 pixels
@@ -77,9 +77,7 @@ def checked_inputs(job: Job) -> Job:
             raise CotrunkError(f"{who} has {images} for {nets}: give --control-image once per --controlnet.")
         places += [(who, path) for path in own.files]
     found = digests_of(places)
-    for path, digest in job.digests.items():
-        if found.get(path, digest) != digest:
-            raise CotrunkError(f"The input image {path} is another one than before: bring back the earlier file.")
+    check_same(found, job.digests)
     return replace(job, digests=found)
 
 

@@ -136,21 +136,21 @@ def many(workers: int) -> dict[str, Any]:
 
     from cotrunk.cluster.loop import finish
     from cotrunk.cluster.passes import Pool, RayPass
-    from cotrunk.cluster.store import Store
     from cotrunk.cluster.watchdog import Watchdog
     from cotrunk.cluster.waves import write_waves
+    from cotrunk.storage.files import StoredFiles
 
     waves = random_waves(workers * WAVES)
     seconds = SECONDS / statistics.mean(wave.rows for wave in waves)
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
         (place / "manifest").mkdir()
-        files = [path for path, _ in write_waves(waves, place / "waves")]
+        files = [path for path, _ in write_waves(waves, StoredFiles(folder))]
         arguments = {"place": folder, "seconds": seconds}
         pool, painter = Pool(workers, workers, 0.0, None), simulated()
         begin = time.time()
         start: Callable[[Sequence[str]], RayPass] = lambda ids: RayPass(files, painter, arguments, pool)  # noqa: E731
-        finish(waves, start, Store(folder), Watchdog(time.monotonic))
+        finish(waves, start, StoredFiles(folder), Watchdog(time.monotonic))
         whole = time.time() - begin
         times = [json.loads(path.read_text()) for path in place.glob("*.times")]
     assert ray.is_initialized()

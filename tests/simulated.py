@@ -9,9 +9,9 @@ from typing import Any
 from cotrunk.cluster.manifest import Finished, write_part
 from cotrunk.cluster.painter import Painter
 from cotrunk.cluster.setup import Setup
-from cotrunk.cluster.store import Store
 from cotrunk.cluster.waves import Recipe
 from cotrunk.execution import Run
+from cotrunk.storage.files import StoredFiles
 
 POISON = "a violet lion"
 
@@ -20,7 +20,7 @@ class SimulatedPainter:
     """Sleeps in proportion to the rows of a wave, and writes its part of the manifest."""
 
     def __init__(self, place: str, rows_per_second: float) -> None:
-        self.store, self.speed = Store(place), rows_per_second
+        self.store, self.speed = StoredFiles(place), rows_per_second
 
     def __call__(self, batch: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
         for wave, rows in zip(batch["id"], batch["rows"], strict=True):

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1] / "src" / "cotrunk"
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors",),
     ("files", "checks", "plotting"),
-    ("settings", "lock"),
+    ("settings", "lock", "storage"),
     ("mini",),
     ("pipelines",),
     ("engine", "planning"),

@@ -16,12 +16,12 @@ from cotrunk.cluster.connecting import Cluster, places_of
 from cotrunk.cluster.probe import Seen, look
 from cotrunk.cluster.run import setup_of
 from cotrunk.cluster.setup import Setup
-from cotrunk.cluster.store import Store
 from cotrunk.errors import CotrunkError
 from cotrunk.pipelines.weighted_lora import WeightedLora
 from cotrunk.planning.prompt_row import PromptRow
 from cotrunk.runs.input_images import digests_of
 from cotrunk.runs.job import Job
+from cotrunk.storage.files import StoredFiles
 
 VERSIONS = tuple(probe.versions().items())
 
@@ -59,7 +59,7 @@ def test_a_cluster_that_cannot_be_reached(
 
 def looked(tmp_path: Path, model: str = "mini", place: str | None = None, token: str = "token") -> Seen:
     """Let a worker look, after the driver wrote its file."""
-    Store(str(tmp_path)).put(probe.NAME, b"token")
+    StoredFiles(str(tmp_path)).put(probe.NAME, b"token")
     return look(
         Setup(Job(("a cat",), model=model, device="cpu"), place or str(tmp_path), str(tmp_path)), token, "answer"
     )
@@ -85,7 +85,7 @@ def test_what_a_worker_finds(kept: None, tmp_path: Path) -> None:
 
 
 def test_a_worker_looks_for_all_that_a_job_names(kept: None, tmp_path: Path) -> None:
-    Store(str(tmp_path)).put(probe.NAME, b"token")
+    StoredFiles(str(tmp_path)).put(probe.NAME, b"token")
     image = tmp_path / "image.png"
     Image.new("RGB", (8, 8)).save(image)
     lost, job = str(tmp_path / "lost"), Job(("a cat",), device="cpu", image=str(image))
@@ -145,7 +145,7 @@ def test_a_machine_that_is_lost_is_left_out(monkeypatch: pytest.MonkeyPatch, tmp
             return self
 
         def remote(self, setup: Setup, token: str, answer: str) -> object:
-            Store(setup.place).put(answer, token.encode())
+            StoredFiles(setup.place).put(answer, token.encode())
             asked.append(answer)
             return outcomes[len(asked) - 1]
 

@@ -1,118 +1,31 @@
 """Runs of the driver without Ray: painters work in this process, one wave per look at the pass."""
 
 import json
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from command import PROMPTS, QUICK, ROUNDING, Outcome, assert_refused, cotrunk, one_model, pixels, read
-from pyarrow import parquet
+from command import PROMPTS, QUICK, assert_refused, cotrunk, pixels, read
+from inline_cluster import Here, InlinePass, assert_same, generate, journal, on_cluster, single_run, with_cluster
 
-from cotrunk.cluster import run as cluster_run
-from cotrunk.cluster.driver import Driver
 from cotrunk.cluster.painter import Painter
 from cotrunk.cluster.setup import Setup
-from cotrunk.cluster.store import Store
 from cotrunk.errors import CotrunkError
 from cotrunk.execution import Batch, Run
-from cotrunk.runs.folder import RunFolder
 from cotrunk.runs.job import Job
-
-Before = Callable[[int], None]
-
-
-@dataclass
-class Here:
-    """A cluster in this process. A pass is an instance of `InlinePass`."""
-
-    before: Before = lambda number: None  # called before each wave, with its number since the beginning
-    waves: list[str] = field(default_factory=list)  # ids of the waves that were begun
-    passes: int = 0
-    paints: int = 1  # how often each wave is painted
-
-    def driver(self, job: Job, folder: RunFolder, lock: Any, cluster: Any, on_event: Any, begin: float) -> Driver:
-        setup = cluster_run.setup_of(job, str(folder.path))
-        return Driver(job, folder, lock, setup, "cpu", self.start, on_event, begin, cluster.wave, poll=0)
-
-    def start(self, files: Sequence[Path], setup: Setup) -> "InlinePass":
-        self.passes += 1
-        return InlinePass(self, files, Painter(setup))
-
-
-class InlinePass:
-    def __init__(self, here: Here, files: Sequence[Path], painter: Painter) -> None:
-        self.here, self.painter = here, painter
-        waves = [row for path in files for row in parquet.read_table(path).to_pylist()]
-        self.rows = [row for row in waves for _ in range(here.paints)]
-
-    def ended(self) -> str | None:
-        if not self.rows:
-            return ""
-        row = self.rows.pop(0)
-        self.here.waves.append(row["id"])
-        try:
-            self.here.before(len(self.here.waves))
-            done = self.painter({name: [value] for name, value in row.items()})
-        except RuntimeError as error:  # the machine is lost
-            return f"{error}"
-        assert done["error"] == [""]
-        return None
-
-    def stop(self) -> None:
-        pass
+from cotrunk.storage.files import StoredFiles
 
 
 @pytest.fixture
 def here(model: pytest.MonkeyPatch) -> Iterator[Here]:
-    """Return a cluster that `cotrunk generate --ray local` uses instead of Ray."""
-    folder, threads = Path.cwd(), torch.get_num_threads()
-    found = Here()
-    model.setattr(cluster_run, "connected", lambda cluster: nullcontext())
-    model.setattr(cluster_run, "on_ray", found.driver)
-    yield found
-    assert Path.cwd() == folder
-    torch.set_num_threads(threads)
-
-
-def generate(out: Path, *options: object, prompts: Sequence[str] = PROMPTS) -> Outcome:
-    return cotrunk("generate", *prompts, *QUICK, "--out", out, *options)
-
-
-def on_cluster(out: Path, *options: object, prompts: Sequence[str] = PROMPTS) -> Outcome:
-    return generate(out, "--ray", "local", "--wave", 3, *options, prompts=prompts)
+    yield from with_cluster(model)
 
 
 @pytest.fixture(scope="module")
 def single(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the folder of the run of a single machine, with plan.json for the others."""
-    folder = tmp_path_factory.mktemp("single") / "run"
-    with pytest.MonkeyPatch.context() as patch:
-        one_model(patch)
-        assert generate(folder).code == 0
-    return folder
-
-
-def assert_same(one: Path, other: Path, *, missing: Sequence[int] = ()) -> None:
-    """Check that two runs hold the same images and, but for times, the same report."""
-    for i in range(len(PROMPTS)):
-        if i not in missing:
-            mine, others = (pixels(folder / f"images/{i:05}.png").astype(int) for folder in (one, other))
-            assert np.abs(mine - others).max() <= ROUNDING
-    assert sorted(path.name for path in one.iterdir()) == sorted(path.name for path in other.iterdir())
-    assert without_times(read(one)) == without_times(read(other))
-
-
-def without_times(report: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in report.items() if name != "seconds"}
-
-
-def journal(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "journal.jsonl").read_text().splitlines() if line]
+    return single_run(tmp_path_factory)
 
 
 def test_a_run_on_a_cluster_is_that_of_a_single_machine(here: Here, single: Path, tmp_path: Path) -> None:
@@ -172,14 +85,14 @@ def test_a_driver_that_was_killed_while_it_joined_a_part(here: Here, tmp_path: P
     out = tmp_path / "run"
     kept = list[tuple[str, bytes]]()
     with pytest.MonkeyPatch.context() as patch:
-        remove = Store.remove
+        remove = StoredFiles.remove
         patch.setattr(
-            Store, "remove", lambda self, name: (kept.append((name, self.get(name) or b"")), remove(self, name))
+            StoredFiles, "remove", lambda self, name: (kept.append((name, self.get(name) or b"")), remove(self, name))
         )
         assert on_cluster(out).code == 0
     for name, content in kept:
         if name.startswith("manifest/") and content:
-            Store(str(out)).put(name, content)
+            StoredFiles(str(out)).put(name, content)
     before = journal(out)
     if not joined:
         (out / "journal.jsonl").unlink()
@@ -248,6 +161,17 @@ def test_a_poison_group_fails_alone(here: Here, single: Path, tmp_path: Path, mo
     assert "Traceback" in data["traceback"]
     assert sorted(path.name for path in (out / "images").iterdir()) == [f"{i:05}.png" for i in (0, 1, 2, 5)]
     assert not (out / "attempts").exists()
+    report = read(out)
+    assert (report["status"], [image["failed"] for image in report["images"]]) == (
+        "failed images",
+        [False] * 3 + [True] * 2 + [False],
+    )
+    error = "RuntimeError: this group is poison"
+    group = report["images"][3]["group"]
+    assert report["failures"] == [{"group": group, "images": [3, 4], "error": error, "file": f"failed/{record.name}"}]
+    page = (out / "index.html").read_text()
+    assert "2 images failed and are marked below." in page
+    assert f'<a href="failed/{record.name}">group {group}</a>: {error}. The same command with --resume tries' in page
     resumed = on_cluster(out, "--resume")
     assert resumed.code == 0, resumed.err
     assert not any((out / "failed").iterdir())
@@ -311,15 +235,15 @@ def test_a_painter_returns_errors_of_the_input(model: pytest.MonkeyPatch, tmp_pa
 
 @pytest.mark.slow
 def test_a_full_disk_ends_the_run_and_blames_no_group(here: Here, tmp_path: Path) -> None:
-    put = Store.put
+    put = StoredFiles.put
 
-    def full(self: Store, name: str, content: bytes) -> None:
+    def full(self: StoredFiles, name: str, content: bytes) -> None:
         if name.startswith("images/"):
             raise CotrunkError("Cannot write it: No space left on device.") from OSError(28, "No space left on device")
         put(self, name, content)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Store, "put", full)
+        patch.setattr(StoredFiles, "put", full)
         patch.setattr(InlinePass, "ended", lambda self: _raising(self))
         outcome = on_cluster(tmp_path / "run")
     assert outcome.code == 2

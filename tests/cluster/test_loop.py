@@ -7,10 +7,10 @@ import pytest
 
 from cotrunk.cluster.loop import ALL_FAILED, FRUITLESS, finish
 from cotrunk.cluster.manifest import Finished, parts, write_part
-from cotrunk.cluster.store import Store
 from cotrunk.cluster.watchdog import Watchdog
 from cotrunk.cluster.waves import Wave
 from cotrunk.errors import CotrunkError
+from cotrunk.storage.files import StoredFiles
 
 WAVES = [Wave(f"wave{i}", 100 - i, 2) for i in range(6)]
 
@@ -45,7 +45,7 @@ class Cluster:
     """Gives one fake pass after another."""
 
     def __init__(self, place: Path) -> None:
-        self.store, self.asked, self.passes = Store(str(place)), list[list[str]](), list[FakePass]()
+        self.store, self.asked, self.passes = StoredFiles(str(place)), list[list[str]](), list[FakePass]()
         self.joined, self.reasons = list[str](), list[str]()
 
     def writes(self, *ids: str) -> Callable[[], None]:
@@ -166,6 +166,32 @@ def test_a_wave_that_was_painted_twice_is_joined_twice_and_counted_once(cluster:
     one = FakePass(cluster.writes("wave0"), cluster.writes("wave0", "unknown"), cluster.writes(*ids(1, 2, 3, 4, 5)))
     cluster.run(one)
     assert sorted(cluster.joined) == sorted(["unknown", "wave0", *ids(0, 1, 2, 3, 4, 5)])
+
+
+def test_parts_that_stay_for_a_while_are_read_once(cluster: Cluster) -> None:
+    joined, waiting = list[str](), list[str]()
+
+    def remove(names: Sequence[str]) -> list[str]:
+        waiting.extend(names)
+        if len(waiting) < 3:
+            return []
+        gone, waiting[:] = list(waiting), []
+        for name in gone:
+            cluster.store.remove(name)
+        return gone
+
+    one = FakePass(*(cluster.writes(wave) for wave in (*ids(0, 1, 2, 0, 3, 4), "wave5")))
+    cluster.passes = [one]
+    finish(
+        WAVES,
+        cluster.begin,
+        cluster.store,
+        Watchdog(lambda: 0.0, start=50.0, least=5.0),
+        on_finished=lambda found: joined.extend(each.wave for each in found),
+        remove=remove,
+        poll=0,
+    )
+    assert joined == ids(0, 1, 2, 0, 3, 4, 5)  # wave0 was painted again after its part had gone
 
 
 def test_a_damaged_part_is_removed_and_its_wave_painted_again(cluster: Cluster) -> None:

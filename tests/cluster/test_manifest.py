@@ -7,22 +7,21 @@ from run_folders import FACTS, batch
 
 from cotrunk.cluster.attempts import Attempts
 from cotrunk.cluster.manifest import Finished, parts, read_part, remove_parts, write_part
-from cotrunk.cluster.store import Store
-from cotrunk.errors import CotrunkError
 from cotrunk.runs.journal import line_of
+from cotrunk.storage.files import StoredFiles
 
 LINES = (line_of("shared", batch(0, 1), ("a", "b"), lambda image: image + 10),)
 
 
 @pytest.fixture(params=["folder", "url"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> StoredFiles:
     if request.param == "folder":
-        return Store(str(tmp_path / "run"))
+        return StoredFiles(str(tmp_path / "run"))
     pytest.importorskip("fsspec")
-    return Store(f"memory://{tmp_path.name}")
+    return StoredFiles(f"memory://{tmp_path.name}")
 
 
-def test_a_part_is_read_as_it_was_written(store: Store) -> None:
+def test_a_part_is_read_as_it_was_written(store: StoredFiles) -> None:
     assert parts(store) == []
     finished = Finished("wave", 7, 1.5, "machine", FACTS, ("failed/wave-3.json",), LINES)
     write_part(store, finished)
@@ -38,19 +37,19 @@ def test_a_part_is_read_as_it_was_written(store: Store) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"{}\n", b'{"wave": 3}', b"\xff\xfe"])
-def test_a_damaged_part_is_none(store: Store, content: bytes) -> None:
+def test_a_damaged_part_is_none(store: StoredFiles, content: bytes) -> None:
     store.put("manifest/wave.jsonl", content)
     assert read_part(store, "manifest/wave.jsonl") is None
 
 
 def test_temporary_files_are_not_parts(tmp_path: Path) -> None:
-    store = Store(str(tmp_path))
+    store = StoredFiles(str(tmp_path))
     write_part(store, Finished("wave", 1, 1.0))
     (tmp_path / "manifest/.other.jsonl.7.cotrunk-part").write_text("{}")
     assert parts(store) == ["manifest/wave.jsonl"]
 
 
-def test_deaths_and_failures_are_counted(store: Store) -> None:
+def test_deaths_and_failures_are_counted(store: StoredFiles) -> None:
     attempts = Attempts(store, "wave")
     attempts.begin([1, 2])  # and the process dies
     attempts = Attempts(store, "wave")
@@ -70,11 +69,6 @@ def test_deaths_and_failures_are_counted(store: Store) -> None:
 
 
 @pytest.mark.parametrize("content", [b"{", b"[]", b'{"counts": 3}', b'{"running": 3}', b'{"counts": {"x": 1}}'])
-def test_a_damaged_record_of_attempts_counts_nothing(store: Store, content: bytes) -> None:
+def test_a_damaged_record_of_attempts_counts_nothing(store: StoredFiles, content: bytes) -> None:
     store.put("attempts/wave.json", content)
     assert Attempts(store, "wave").counts == {}
-
-
-def test_a_url_of_an_unknown_kind_is_refused() -> None:
-    with pytest.raises(CotrunkError, match=r"nothing://bucket cannot be used: .* or name a folder"):
-        Store("nothing://bucket")

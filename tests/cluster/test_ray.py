@@ -19,11 +19,11 @@ from cotrunk.cluster.connecting import Cluster, Place, connected, places_of
 from cotrunk.cluster.loop import finish
 from cotrunk.cluster.probe import probe
 from cotrunk.cluster.setup import Setup
-from cotrunk.cluster.store import Store
 from cotrunk.cluster.watchdog import Watchdog
 from cotrunk.cluster.waves import Wave, write_waves
 from cotrunk.errors import CotrunkError
 from cotrunk.runs.job import Job
+from cotrunk.storage.files import StoredFiles
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="this system has no SIGKILL")]
 COLOURS, ANIMALS = ("red", "green", "blue", "violet"), ("fox", "tiger", "lion", "owl", "cat", "horse")
@@ -50,11 +50,13 @@ def cluster() -> Iterator[Any]:
     os.environ.setdefault("RAY_worker_niceness", "0")  # otherwise other work on this machine comes first
     before = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = os.pathsep.join(sys.path)  # painters of the tests are in modules of the tests
+    os.environ["FSSPEC_FILE_AUTO_MKDIR"] = "true"  # as in an object store, which has no folders
     node = {"num_cpus": 2, "resources": {"painter": 1}, "object_store_memory": 100 * 2**20, "include_dashboard": False}
     nodes = Nodes(initialize_head=True, head_node_args=node)
     nodes.second = nodes.add_node(**node)
     yield nodes
     nodes.shutdown()
+    del os.environ["FSSPEC_FILE_AUTO_MKDIR"]
     if before is None:
         del os.environ["PYTHONPATH"]
     else:
@@ -99,7 +101,7 @@ def start(cluster: Any) -> Iterator[Callable[..., "subprocess.Popen[str]"]]:
     """Return a function that starts a driver; it is killed at the end of the test."""
     started = list[subprocess.Popen[str]]()
 
-    def begin(out: Path, *options: str) -> "subprocess.Popen[str]":
+    def begin(out: "str | Path", *options: str) -> "subprocess.Popen[str]":
         where = ("--out", str(out), "--ray", cluster.address, "--wave", "2")
         driver = subprocess.Popen(
             [sys.executable, "-c", DRIVER, "generate", *PROMPTS, *OPTIONS, *where, *options],
@@ -158,6 +160,36 @@ def test_painters_nodes_and_the_driver_are_killed_and_no_image_is_lost(
     assert names == [f"{i:05}.png" for i in range(len(PROMPTS))]
 
 
+def test_a_run_at_a_url_is_resumed_after_its_driver_was_killed(
+    start: Callable[..., "subprocess.Popen[str]"], model: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    pytest.importorskip("fsspec")
+    url = f"dir::file://{tmp_path}/bucket"  # a file system of fsspec that processes share, and that is not a folder
+    files = StoredFiles(url)
+    assert files.folder is None
+    driver = start(url)
+    wait_for(lambda: len(files.names("manifest")) >= 3, driver)
+    driver.kill()
+    driver.communicate()
+    made = {name: files.get(name) for name in files.names("images")}
+    driver = start(url, "--resume")
+    _, said = driver.communicate(timeout=PATIENCE)
+    assert driver.returncode == 3, said
+    assert {name: files.get(name) for name in made} == made
+    copy = tmp_path / "copy"
+    for name in ("plan.json", "journal.jsonl", "run.json", "index.html", *files.names("images")):
+        (copy / name).parent.mkdir(parents=True, exist_ok=True)
+        (copy / name).write_bytes(files.get(name) or b"")
+    assert files.names() == ["failed", "images", "index.html", "journal.jsonl", "plan.json", "run.json"]
+    [failure] = read(copy)["failures"]
+    assert json.loads(files.get(failure["file"]) or b"")["images"] == failure["images"]
+    done = sorted(image for line in lines(copy) for image in line["images"])
+    assert done == sorted({*range(len(PROMPTS))} - {*failure["images"]})  # each once
+    assert (copy / "index.html").read_text().count("<img ") == len(done)
+    finished = cotrunk("generate", *PROMPTS, *OPTIONS, "--out", copy, "--resume")
+    assert finished.code == 0, finished.err
+
+
 def test_a_cluster_is_looked_at_before_a_run_and_paints_waves(cluster: Any, tmp_path: Path) -> None:
     from cotrunk.cluster.passes import Pool, RayPass
 
@@ -179,14 +211,14 @@ def test_a_cluster_is_looked_at_before_a_run_and_paints_waves(cluster: Any, tmp_
             probe(lost, looked, gpus, takes_resource)
 
         waves = [Wave(f"wave{i}", 10 - i, 1) for i in range(6)]
-        [(file, _)] = write_waves(waves, tmp_path / "waves")
+        [(file, _)] = write_waves(waves, StoredFiles(str(tmp_path)))
         order, machines = list[str](), set[str]()
         arguments = {"place": str(tmp_path / "run"), "rows_per_second": 50.0}
         pool = Pool(1, 1, 0.0, {"painter": 1})
         failed = finish(
             waves,
             lambda left: RayPass([file], SimulatedPainter, arguments, pool),
-            Store(str(tmp_path / "run")),
+            StoredFiles(str(tmp_path / "run")),
             Watchdog(time.monotonic),
             on_finished=lambda found: (
                 order.extend(one.wave for one in found),

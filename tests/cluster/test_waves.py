@@ -17,6 +17,7 @@ from cotrunk.runs.job import Job
 from cotrunk.runs.job_plan import job_plan
 from cotrunk.runs.recipe import part_of
 from cotrunk.settings import Batching, Settings, Sharing
+from cotrunk.storage.files import StoredFiles
 
 
 def everything(arm: Arm, tree: Branch) -> bool:
@@ -101,7 +102,7 @@ def test_waves_are_written_in_files_of_limited_size(tmp_path: Path) -> None:
     from pyarrow import parquet
 
     waves = [Wave(f"{i:04}", 1000 - i, 2, f'{{"wave": {i}}}') for i in range(PER_FILE + 3)]
-    written = list(write_waves(waves, tmp_path / "waves"))
+    written = list(write_waves(waves, StoredFiles(str(tmp_path))))
     assert [len(some) for _, some in written] == [PER_FILE, 3]
     assert all(wave.recipe == "" for _, some in written for wave in some)
     rows = [row for path, _ in written for row in parquet.read_table(path).to_pylist()]

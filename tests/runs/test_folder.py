@@ -13,7 +13,8 @@ from cotrunk.cli.console import print_summary
 from cotrunk.errors import CotrunkError
 from cotrunk.runs.arm import COMPARED
 from cotrunk.runs.folder import RunFolder
-from cotrunk.runs.report import RunReport, Seconds
+from cotrunk.runs.report import RunReport
+from cotrunk.runs.report_figures import Seconds
 from cotrunk.runs.resume import begin_or_resume, check_dtype, finished_report
 from cotrunk.settings import Batching, Settings
 

@@ -68,9 +68,9 @@ def test_a_failed_writing_leaves_the_old_file(tmp_path: Path, monkeypatch: pytes
 
 def test_a_place_that_cannot_be_used_gives_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(CotrunkError, match="Cannot write"):
+    with pytest.raises(CotrunkError, match=r"Cannot write to .*--images"):
         ImageFiles(str(tmp_path / "file" / "images"))
-    with pytest.raises(CotrunkError, match="Images cannot be kept at nothing://x"):
+    with pytest.raises(CotrunkError, match=r"nothing://x cannot be used.*--images"):
         ImageFiles("nothing://x")
 
 

@@ -24,7 +24,7 @@ ClusterAddress = Annotated[
         CLUSTER,
         "ADDRESS",
         "Generate on a Ray cluster: local starts Ray on this machine, auto is the cluster that it belongs to, or "
-        "HOST:PORT. All machines must see --out.",
+        "HOST:PORT. All machines must see --out, which may be a URL such as s3://BUCKET/RUN.",
         "--ray",
     ),
 ]
@@ -89,7 +89,7 @@ def _range(painters: str | None) -> tuple[int | None, int | None]:
 
 
 def on_cluster(
-    job: "Job", out: Path, cluster: "Cluster", on_event: "OnEvent", how: dict[str, Any]
+    job: "Job", out: str | Path, cluster: "Cluster", on_event: "OnEvent", how: dict[str, Any]
 ) -> "tuple[RunReport, tuple[str, ...]]":
     """Run a job on a cluster. Return its report, and the records of the groups that failed."""
     from ..cluster.run import run_on_cluster
@@ -98,7 +98,7 @@ def on_cluster(
     return done.report, done.failed
 
 
-def conclude_failed(failed: tuple[str, ...], out: Path) -> None:
+def conclude_failed(failed: tuple[str, ...], out: str | Path) -> None:
     """Say which groups failed, and exit with code 3."""
     some = ", ".join(failed[:5]) + (", ..." if len(failed) > 5 else "")
     say(

@@ -83,7 +83,7 @@ def warn_of(findings: "Findings", prompts: Sequence[str]) -> None:
         say("yellow", "warning", f"{more} of prompts look identical to the text encoder")
 
 
-def print_summary(report: "RunReport", folder: Path) -> None:
+def print_summary(report: "RunReport", folder: str | Path) -> None:
     """Print what a run saved and where its page is."""
     rows, seconds = report.rows, report.seconds
     out.print(
@@ -111,10 +111,10 @@ def print_summary(report: "RunReport", folder: Path) -> None:
         out.print(sentence, soft_wrap=True, markup=False)
     if why := report.why_nothing_shared:
         out.print(f"Nothing was shared: {why} (--share, --similarity, --max-group, --mode).", soft_wrap=True)
-    out.print(f"Open {escape(str(folder / 'index.html'))}", soft_wrap=True)
+    out.print(f"Open {escape(f'{folder}/index.html')}", soft_wrap=True)
 
 
-def conclude(report: "RunReport", folder: Path) -> None:
+def conclude(report: "RunReport", folder: str | Path) -> None:
     """Print the summary. Exit with code 1 if any image failed, or if a safety checker replaced one by a black image."""
     print_summary(report, folder)
     count = len(report.images)

@@ -11,6 +11,7 @@ from ..checks import whole
 from ..errors import CotrunkError
 from ..pipelines.weighted_lora import loras_of
 from ..settings import DEFAULT_SHARING, Settings, Sharing
+from ..storage.files import is_url
 from .cluster_options import ClusterAddress, GpusPerPainter, Painters, WaveSize, cluster_of, conclude_failed, on_cluster
 from .console import conclude, say
 from .image_options import ControlImage, ControlNetName, InputImage, MaskImage, Strength, with_images
@@ -181,7 +182,7 @@ def generate(
     begin = time.perf_counter()
     rows = prompts_of(prompts, prompt_file, columns, templates, wildcards, weights, warns=layout != "geneval")
     rows, images = with_images(rows, image, mask_image, control_image, controlnet, strength)
-    out = out_folder(out_name)
+    out = out_name if ray is not None and out_name and is_url(out_name) else out_folder(out_name)
     output = output_of(format, quality, name, layout, metadata, [row.prompt for row in rows], prompt_file)
     loras, cluster = loras_of(lora), cluster_of(ray, painters, gpus, wave)
     check_numbers(steps, guidance, seed, images_per_prompt)

@@ -7,7 +7,7 @@ from typing import Any, Literal, cast
 
 import typer
 
-from ..checks import LARGEST_SEED, number, whole
+from ..checks import LARGEST_SEED, number, shown, whole
 from ..errors import CotrunkError
 from ..files import check_folder
 from ..lock import FolderLock, held
@@ -17,6 +17,7 @@ from ..planning.prompts import read_prompts
 from ..planning.templates import expanded, first_template
 from ..planning.weighted_rows import check_weights, first_weighted
 from ..settings import Fidelity, Mode, Noise, Sharing, Skipping
+from ..storage.files import is_url
 from .console import err, say
 
 
@@ -189,5 +190,7 @@ def out_folder(name: str | None) -> Path:
     """
     if not name:
         raise CotrunkError("Missing --out DIR: name a folder to write to.")
+    if is_url(name):
+        raise CotrunkError(f"--out {shown(name)} is a URL, to which only a run with --ray can write: name a folder.")
     check_folder(Path(name))
     return Path(name)

@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterable
 from contextlib import suppress
 
-from .store import Store
+from ..storage.files import StoredFiles
 
 MOST = 3  # failures of a group until it is given up
 ALONE = 2  # deaths of processes after which a group runs alone, so that it does not take others with it
@@ -24,7 +24,7 @@ class Attempts:
         wave: its id.
     """
 
-    def __init__(self, store: Store, wave: str) -> None:
+    def __init__(self, store: StoredFiles, wave: str) -> None:
         self._store, self._name = store, f"{FOLDER}/{wave}.json"
         self.counts = dict[int, int]()
         with suppress(ValueError, TypeError, KeyError, AttributeError):  # a damaged file counts nothing

@@ -1,16 +1,12 @@
 """The driver of a run on a cluster: it plans, lets the cluster paint, and writes what a single machine writes."""
 
-import json
-import shutil
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from pathlib import Path
 
 from ..errors import CotrunkError
 from ..files import read_lines
-from ..lock import FolderLock
 from ..pipelines import loading
 from ..pipelines.own_defaults import own_guidance
 from ..planning.tree import Branch
@@ -28,7 +24,6 @@ from ..runs.events import (
     Retrying,
 )
 from ..runs.facts import PipelineFacts
-from ..runs.folder import RunFolder
 from ..runs.job import Job
 from ..runs.job_plan import JobPlan, PartPlan, load_job_plan
 from ..runs.journal import NAME as JOURNAL
@@ -36,21 +31,21 @@ from ..runs.journal import Line, valid_lines
 from ..runs.part_pipelines import PartPipelines
 from ..runs.plan_job import load_for_planning
 from ..runs.report import RunReport
+from ..runs.report_figures import FailedGroup
 from ..runs.resume import Head, check_dtype
 from ..runs.run_parts import planned, planned_retries, prompts_of
 from ..runs.runner import planned_rows
 from ..runs.trained_trunk import other_trunk
 from . import attempts, failed, manifest
-from .loop import Pass, finish
+from .loop import POLL, Pass, finish
 from .manifest import Finished
+from .run_place import RunPlace
 from .setup import Setup
-from .store import Store
 from .watchdog import Watchdog
+from .waves import FOLDER as WAVES
 from .waves import Cut, Wave, cut, wave_of, write_waves
 
-WAVES = "waves"  # folder of the waves of the current pass
-
-StartPass = Callable[[Sequence[Path], Setup], Pass]
+StartPass = Callable[[Sequence[str], Setup], Pass]
 
 
 @dataclass(frozen=True)
@@ -68,10 +63,10 @@ class ClusterReport:
 
 @dataclass
 class Driver:
-    """A run on a cluster, with its folder locked.
+    """A run on a cluster, with its place held.
 
     Attributes:
-        job, folder, lock: of the run.
+        job, place: of the run.
         setup: of its painters.
         device: on which they generate.
         start: starts a pass over the waves in some files.
@@ -81,22 +76,26 @@ class Driver:
     """
 
     job: Job
-    folder: RunFolder
-    lock: FolderLock
+    place: RunPlace
     setup: Setup
     device: str
     start: StartPass
     on_event: OnEvent
     begin: float
     wave: int
-    poll: float = 0.5
+    poll: float = POLL
     facts: PipelineFacts = field(init=False)
     plan: JobPlan = field(init=False)
     arms: list[Arm] = field(init=False)  # of the run, one per part
     seconds: dict[str, float] = field(default_factory=dict)
     machines: set[str] = field(default_factory=set)
     joined: dict[str, dict[int, str | None]] = field(default_factory=dict)  # arm -> image -> digest, as in the journal
+    joined_parts: list[str] = field(default_factory=list)  # parts of the manifest that are still there
+    failures: list[FailedGroup] = field(default_factory=list)
     knows_pipeline: bool = False  # whether `facts` come from a painter
+
+    def __post_init__(self) -> None:
+        self.folder, self.files = self.place.folder, self.place.files
 
     def run(self, given: Sequence[PartPlan], is_resumed: bool, retry_failed: bool) -> ClusterReport:
         """Make every image that is not finished yet, and write the report.
@@ -106,7 +105,6 @@ class Driver:
             is_resumed: whether the folder holds an earlier part of the run.
             retry_failed: as for `run_on_cluster`.
         """
-        store = Store(self.setup.place)
         pipelines = self._planned(given, is_resumed)
         self.on_event(Planned(self.plan, self.facts.other_trunk))
         file = self.folder.path / "plan.json"
@@ -115,12 +113,13 @@ class Driver:
         self._write_report()
         if not is_resumed:
             self.plan.save(file)
-        failed.clear(store)
-        self._join_earlier(store)
+        self.place.keep(at_once=True)
+        failed.clear(self.files)
+        self._join_earlier()
         for arm in self.arms:
             self.folder.files.write_records(arm, range(len(arm.plan)))
         try:
-            records = self._paint(store, self.arms)
+            self._paint(self.arms)
             if retry_failed:
                 images = self._write_report().images
                 again = [number for number, image in enumerate(images) if image.failed or image.flagged]
@@ -129,16 +128,17 @@ class Driver:
                     first = len(self.plan.parts)
                     self._follow(planned_retries(pipelines, self.job, self.plan, again))
                     self.plan.save(file)
-                    records += self._paint(store, self.arms[first:])
+                    self._paint(self.arms[first:])
         except KeyboardInterrupt:
             self.on_event(Interrupted(sum(len(self.folder.progress(arm).images) for arm in self.arms), len(self.plan)))
             raise
         self.seconds["total"] = time.perf_counter() - self.begin
-        self.lock.check()
-        report = self._write_report()
+        self.place.check()
+        report = self._write_report(self.failures)
+        self.place.keep(at_once=True)
         for name in (WAVES, manifest.FOLDER, attempts.FOLDER):
-            shutil.rmtree(self.folder.path / name, ignore_errors=True)
-        return ClusterReport(report, tuple(records))
+            self.files.remove_folder(name)
+        return ClusterReport(report, tuple(each.file for each in self.failures))
 
     def _follow(self, plan: JobPlan) -> None:
         """Follow this plan from now on."""
@@ -171,15 +171,15 @@ class Driver:
         )
         return pipelines
 
-    def _paint(self, store: Store, arms: Sequence[Arm]) -> list[str]:
-        """Let the cluster generate the images of these arms that are not in the journal. Return what failed."""
+    def _paint(self, arms: Sequence[Arm]) -> None:
+        """Let the cluster generate the images of these arms that are not in the journal."""
         done = {arm.name: self.folder.progress(arm).images for arm in arms}
         self._begin_progress(arms)
-        records, lost = list[str](), 0
+        lost = 0
         try:
             while cuts := cut(arms, self.wave, partial(_is_left, done)):
-                records += self._paint_cuts(store, cuts)
-                given_up = {image for name in records for image in _images_of(store, name)}
+                self.failures += [failed.read(self.files, name) for name in self._paint_cuts(cuts)]
+                given_up = {image for each in self.failures for image in each.images}
                 done = {
                     arm.name: self.folder.progress(arm).images
                     | {image for image, number in enumerate(arm.part.images) if number in given_up}
@@ -192,10 +192,9 @@ class Driver:
             self.on_event(DenoisingDone())
         if any(len(done[arm.name]) < len(arm.plan) for arm in arms):
             raise CotrunkError(
-                f"Images in {self.folder.path} were removed or changed during the run: use --resume to generate "
+                f"Images in {self.folder.name} were removed or changed during the run: use --resume to generate "
                 "them again."
             )
-        return records
 
     def _begin_progress(self, arms: Sequence[Arm]) -> None:
         finished = [self.folder.progress(arm) for arm in arms]
@@ -208,11 +207,12 @@ class Driver:
             )
         )
 
-    def _paint_cuts(self, store: Store, cuts: Sequence[Cut]) -> list[str]:
-        """Let the cluster generate some waves. Return what failed."""
+    def _paint_cuts(self, cuts: Sequence[Cut]) -> list[str]:
+        """Let the cluster generate some waves. Return the records of the groups that failed."""
+        self._remove((), at_once=True)  # what an earlier part says about these waves is not true any more
         used = {each.arm.number: each.arm for each in cuts}
         jobs = {number: arm.part.part(self.job).aligned() for number, arm in used.items()}
-        by_id, waves, first = dict[str, Cut](), list[Wave](), list[Path]()
+        by_id, waves, first = dict[str, Cut](), list[Wave](), list[str]()
 
         def made() -> Iterator[Wave]:
             for each in cuts:
@@ -220,7 +220,7 @@ class Driver:
                 by_id[wave.id] = each
                 yield wave
 
-        for path, some in write_waves(made(), self.folder.path / WAVES):
+        for path, some in write_waves(made(), self.files):
             first.append(path)
             waves += some
 
@@ -228,25 +228,44 @@ class Driver:
             files = first
             if len(left) < len(waves):
                 again = (wave_of(by_id[wave], jobs[by_id[wave].arm.number]) for wave in left)
-                files = [path for path, _ in write_waves(again, self.folder.path / WAVES)]
+                files = [path for path, _ in write_waves(again, self.files)]
             return self.start(files, self.setup)
 
-        return finish(waves, begin, store, Watchdog(time.monotonic), on_finished=self._join, poll=self.poll)
+        return finish(
+            waves,
+            begin,
+            self.files,
+            Watchdog(time.monotonic),
+            on_finished=self._join,
+            remove=self._remove,
+            poll=self.poll,
+        )
 
-    def _join_earlier(self, store: Store) -> None:
+    def _join_earlier(self) -> None:
         """Read what is in the journal, and move to it what a driver that was killed left in the manifest."""
         file = self.folder.path / JOURNAL
         for line in valid_lines(read_lines(file) if file.exists() else []):
             self.joined.setdefault(line.arm, {}).update(zip(line.images, line.digests, strict=True))
-        names = manifest.parts(store)
-        self._join([one for name in names if (one := manifest.read_part(store, name)) is not None])
-        manifest.remove_parts(store, names)
+        names = manifest.parts(self.files)
+        self._join([one for name in names if (one := manifest.read_part(self.files, name)) is not None])
+        self._remove(names)
+
+    def _remove(self, names: Sequence[str], *, at_once: bool = False) -> Sequence[str]:
+        """Remove parts of the manifest if the journal holds their lines wherever it is kept. Return the removed."""
+        self.joined_parts += names
+        if not self.place.keep(at_once=at_once):
+            return ()
+        manifest.remove_parts(self.files, self.joined_parts)
+        removed, self.joined_parts = self.joined_parts, []
+        return removed
 
     def _join(self, found: Sequence[Finished]) -> None:
         """Move finished waves to the journal."""
-        self.lock.check()
-        lines = list[Line]()
+        self.place.check()
+        lines, arms = list[Line](), {arm.name: arm for arm in self.arms}
         for line in (line for one in found for line in one.lines):
+            for image, _ in line.files():
+                self.folder.files.listing.add(arms[line.arm].file(image))
             known, new = self.joined.setdefault(line.arm, {}), dict(zip(line.images, line.digests, strict=True))
             # what was painted twice, or joined just before the driver was killed, is joined again if its files changed
             if not new.items() <= known.items():
@@ -260,7 +279,6 @@ class Driver:
             self._write_report()  # a resumed run reads it there
         self.machines |= {one.machine for one in found}
         self.on_event(Machines(len(self.machines)))
-        arms = {arm.name: arm for arm in self.arms}
         for line in lines:
             images = tuple(arms[line.arm].part.images[image] for image in line.images)
             self.on_event(
@@ -271,15 +289,10 @@ class Driver:
                 )
             )
 
-    def _write_report(self) -> RunReport:
-        return self.folder.write_report(self.job, self.facts, self.plan, self.arms, self.seconds)
+    def _write_report(self, failures: Sequence[FailedGroup] = ()) -> RunReport:
+        return self.folder.write_report(self.job, self.facts, self.plan, self.arms, self.seconds, failures)
 
 
 def _is_left(done: Mapping[str, Collection[int]], arm: Arm, tree: Branch) -> bool:
     """Return whether images of a group are not done."""
     return any(image not in done[arm.name] for image in tree.images)
-
-
-def _images_of(store: Store, name: str) -> list[int]:
-    """Return the run's numbers of the images of a group that failed."""
-    return [int(image) for image in json.loads(store.get(name) or b"{}").get("images", ())]

@@ -3,14 +3,15 @@
 import json
 
 from ..planning.tree import Branch
-from .store import Store
+from ..runs.report_figures import FailedGroup
+from ..storage.files import StoredFiles
 from .waves import Recipe
 
 FOLDER = "failed"
 DIED = "The process that generated this group ended without an exception: look for a lack of memory in the logs of Ray."
 
 
-def write(store: Store, wave: str, recipe: Recipe, tree: Branch, group: int, trace: str) -> str:
+def write(store: StoredFiles, wave: str, recipe: Recipe, tree: Branch, group: int, trace: str) -> str:
     """Write the record of a group, and return its name.
 
     Args:
@@ -34,12 +35,23 @@ def write(store: Store, wave: str, recipe: Recipe, tree: Branch, group: int, tra
     return name
 
 
-def names(store: Store) -> list[str]:
+def read(store: StoredFiles, name: str) -> FailedGroup:
+    """Return what the report says about a group; without its images if the record was removed.
+
+    Args:
+        store: of the run.
+        name: of the record.
+    """
+    data = json.loads(store.get(name) or b"{}")
+    return FailedGroup(data.get("group", 0), tuple(data.get("images", ())), data.get("error", ""), name)
+
+
+def names(store: StoredFiles) -> list[str]:
     """Return the names of the records that are there."""
     return [name for name in store.names(FOLDER) if name.endswith(".json")]
 
 
-def clear(store: Store) -> None:
+def clear(store: StoredFiles) -> None:
     """Remove the records of an earlier attempt, whose groups are tried again now."""
     for name in names(store):
         store.remove(name)

@@ -1,12 +1,12 @@
 """Passes over the waves that are left, until none is: the one answer to lost machines, errors of Ray and hangs."""
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Protocol
 
 from ..errors import CotrunkError
+from ..storage.files import StoredFiles
 from .manifest import Finished, parts, read_part, remove_parts
-from .store import Store
 from .watchdog import Watchdog
 from .waves import Wave
 
@@ -33,10 +33,11 @@ class Pass(Protocol):
 def finish(
     waves: Iterable[Wave],
     begin: Callable[[Sequence[str]], Pass],
-    store: Store,
+    store: StoredFiles,
     watchdog: Watchdog,
     *,
     on_finished: Callable[[Sequence[Finished]], None] = lambda found: None,
+    remove: Callable[[Sequence[str]], Collection[str]] | None = None,
     on_pass: Callable[[str], None] = lambda why: None,
     poll: float = POLL,
 ) -> list[str]:
@@ -47,22 +48,24 @@ def finish(
         begin: starts a pass over the waves with these ids, in this order.
         store: in which the parts of the manifest appear.
         watchdog: tells when a pass hangs.
-        on_finished: called with the waves that were finished since the last call, some of them perhaps once more;
-            their parts are removed afterwards.
+        on_finished: called with the waves that were finished since the last call, some of them perhaps once more.
+        remove: called afterwards with the names of their parts, of which it removes those that it returns; None
+            removes all.
         on_pass: called with the reason before another pass begins.
         poll: seconds between two looks at the manifest.
 
     Raises:
         CotrunkError: an error of the input, or nothing is finished in several passes.
     """
-    left = {wave.id: wave for wave in waves}
+    left, known = {wave.id: wave for wave in waves}, set[str]()
     failed, images, fruitless = list[str](), 0, 0
 
     def collect() -> int:
         """Take the parts that are there. Return how many of the waves left are done."""
         nonlocal images
-        names = parts(store)
-        found = [one for name in names if (one := read_part(store, name)) is not None]
+        names = [name for name in parts(store) if name not in known]
+        read = {name: read_part(store, name) for name in names}
+        found = [one for one in read.values() if one is not None]
         if names:
             on_finished(found)
         new = 0
@@ -72,7 +75,12 @@ def finish(
                 failed.extend(one.failed)
                 images += sum(len(line.images) for line in one.lines)
                 watchdog.arrived(wave.rows, one.seconds)
-        remove_parts(store, names)  # also those that are damaged, whose waves are left
+        remove_parts(store, [name for name in names if read[name] is None])  # damaged: their waves are left
+        good = [name for name in names if read[name] is not None]
+        known.update(good)
+        if remove is None:
+            remove_parts(store, good)
+        known.difference_update(good if remove is None else remove(good))
         return new
 
     collect()

@@ -14,7 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 from ..planning.tree import Amount, Text, Whole
 from ..runs.facts import PipelineFacts
 from ..runs.journal import Line, valid_lines
-from .store import Store
+from ..storage.files import StoredFiles
 
 FOLDER = "manifest"
 
@@ -45,7 +45,7 @@ class Finished:
 _HEAD = TypeAdapter(Finished)
 
 
-def write_part(store: Store, finished: Finished) -> None:
+def write_part(store: StoredFiles, finished: Finished) -> None:
     """Write the part of a finished wave.
 
     Raises:
@@ -56,7 +56,7 @@ def write_part(store: Store, finished: Finished) -> None:
     store.put(f"{FOLDER}/{finished.wave}.jsonl", "".join(json.dumps(entry) + "\n" for entry in entries).encode())
 
 
-def read_part(store: Store, name: str) -> Finished | None:
+def read_part(store: StoredFiles, name: str) -> Finished | None:
     """Return a finished wave from its part; None if that is gone, or damaged.
 
     Args:
@@ -77,12 +77,12 @@ def read_part(store: Store, name: str) -> Finished | None:
     return replace(head, lines=tuple(valid_lines(entries[1:])))
 
 
-def parts(store: Store) -> list[str]:
+def parts(store: StoredFiles) -> list[str]:
     """Return the names of the parts that are there."""
     return [name for name in store.names(FOLDER) if name.endswith(".jsonl")]
 
 
-def remove_parts(store: Store, names: Sequence[str]) -> None:
+def remove_parts(store: StoredFiles, names: Sequence[str]) -> None:
     """Remove parts whose lines are in the journal."""
     for name in names:
         store.remove(name)

@@ -24,11 +24,11 @@ from ..runs.part_pipelines import PartPipelines, has_own_loras
 from ..runs.part_run import arguments_of
 from ..runs.runner import facts_of, load_pipeline_of
 from ..runs.trained_trunk import other_trunk
+from ..storage.files import StorageError, StoredFiles
 from . import failed
 from .attempts import Attempts
 from .manifest import Finished, write_part
 from .setup import Setup, prepared_here
-from .store import Store
 from .waves import Recipe
 
 
@@ -43,7 +43,7 @@ class Painter:
     """
 
     def __init__(self, setup: Setup, load: Callable[[Job], Any] = load_pipeline_of) -> None:
-        self.error, self.store = "", Store(setup.place)
+        self.error, self.store = "", StoredFiles(setup.place)
         try:
             job = prepared_here(setup)
             pipe = load(replace(job, lora=()) if has_own_loras(job) else job)
@@ -180,7 +180,8 @@ def is_of_the_run(error: Exception, *, is_prepared: bool) -> bool:
         error: what a group raised.
         is_prepared: whether its wave was ready to denoise: before, only bad input is an error of this kind.
     """
-    return isinstance(error, CotrunkError) and (not is_prepared or isinstance(error.__cause__, OSError))
+    is_storage = isinstance(error, StorageError) or isinstance(error.__cause__, OSError)
+    return isinstance(error, CotrunkError) and (not is_prepared or is_storage)
 
 
 def _packs(recipe: Recipe, attempts: Attempts, numbers: Mapping[tuple[int, ...], int]) -> list[tuple[Branch, ...]]:

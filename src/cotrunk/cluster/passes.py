@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -47,19 +46,21 @@ class RayPass:
         arguments: for its constructor.
         pool: how many painters, and where.
         actor: as `executor` returns it; None to start one.
+        system: the file system of fsspec that has the files; None for that of the machines.
     """
 
     def __init__(
         self,
-        files: Sequence[Path],
+        files: Sequence[str],
         painter: type,
         arguments: Mapping[str, Any],
         pool: Pool,
         actor: Any = None,
+        system: Any = None,
     ) -> None:
         self._actor = executor() if actor is None else actor
         make = cloudpickle.dumps(partial(painter, **arguments))
-        self._result = self._actor.run.remote([str(path) for path in files], make, pool)
+        self._result = self._actor.run.remote([*files], make, pool, system)
 
     def ended(self) -> str | None:
         """Return None while it runs, then why it ended; empty if it is through.
@@ -109,11 +110,11 @@ class _Execution:
         context.print_on_execution_start = False
         logging.getLogger("ray.data").setLevel(logging.ERROR)
 
-    def run(self, files: list[str], make: bytes, pool: Pool) -> str:
+    def run(self, files: list[str], make: bytes, pool: Pool, system: Any) -> str:
         """Paint the waves of some files. Return an error of the input; empty if there is none."""
         import ray.data
 
-        waves = ray.data.read_parquet(files).repartition(target_num_rows_per_block=1)
+        waves = ray.data.read_parquet(files, filesystem=system).repartition(target_num_rows_per_block=1)
         done = waves.map_batches(
             PainterHere,
             batch_size=1,

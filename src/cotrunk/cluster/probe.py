@@ -11,9 +11,9 @@ from ..pipelines.loading import resolve_device
 from ..runs.facts import versions
 from ..runs.found import check_found
 from ..runs.input_images import check_same, digests_of
+from ..storage.files import StoredFiles
 from .connecting import PAINTER, Place
 from .setup import Setup, prepared_here
-from .store import Store
 
 NAME = ".cotrunk-probe"
 SECONDS = 600.0  # until the machines must have answered: an autoscaling cluster starts them first
@@ -46,7 +46,7 @@ def look(setup: Setup, token: str, answer: str) -> Seen:
     """
     machine = platform.node()
     try:
-        store = Store(setup.place)
+        store = StoredFiles(setup.place)
         if store.get(NAME) != token.encode():
             return Seen(machine, error=f"it does not see {setup.place}: use an --out that all machines share")
         store.put(answer, token.encode())
@@ -74,7 +74,7 @@ def probe(setup: Setup, places: Sequence[Place], gpus: float, takes_resource: bo
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    store, token = Store(setup.place), uuid.uuid4().hex
+    store, token = StoredFiles(setup.place), uuid.uuid4().hex
     store.put(NAME, token.encode())
     names = [place.name for place in places] or ["a machine of the cluster"]
     answers = [f"{NAME}-{number}" for number in range(len(names))]

@@ -3,15 +3,12 @@
 import os
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 from ..errors import CotrunkError
-from ..lock import FolderLock, held
 from ..pipelines import loading
 from ..runs.events import OnEvent, ignore
-from ..runs.folder import WRITTEN, RunFolder
 from ..runs.job import Job
 from ..runs.part_pipelines import check_parts
 from ..runs.parts import check_rows, copies_of
@@ -20,13 +17,16 @@ from ..runs.row_inputs import checked_inputs, inputs_of
 from ..runs.runner import given_parts
 from . import attempts, failed, manifest
 from .connecting import PAINTER, Cluster, connected, places_of
-from .driver import WAVES, ClusterReport, Driver
-from .loop import Pass
+from .driver import ClusterReport, Driver
+from .loop import POLL, Pass
 from .painter import Painter
 from .probe import probe
+from .run_place import RunPlace, placed
 from .setup import Setup
+from .waves import FOLDER as WAVES
 from .waves import size_of_waves
 
+URL_POLL = 2.0  # seconds between two looks at the manifest of a URL, of which each is a request
 EXAMPLES = 20  # prompts with input images that are looked for on each machine before the run begins
 OWN = tuple(f"{name}/" for name in (WAVES, manifest.FOLDER, attempts.FOLDER, failed.FOLDER))
 
@@ -42,13 +42,13 @@ def run_on_cluster(
     begin: float | None = None,
     plan: str | Path | None = None,
 ) -> ClusterReport:
-    """Run a job on a Ray cluster. The folder `out` must be one that all machines see.
+    """Run a job on a Ray cluster.
 
     The arguments are as for `runner.run_job`.
 
     Args:
         job: without a comparison, a share or a trunk cache.
-        out: the folder of the run.
+        out: the folder of the run, which all machines see, or a URL that fsspec knows.
         cluster: the cluster, and how the run uses it.
         resume: continue an earlier part of the same job, of a cluster or of a single machine.
         retry_failed: generate images that contain NaN once more with new seeds.
@@ -64,38 +64,30 @@ def run_on_cluster(
         if given:
             raise CotrunkError(f"{name} is for a single machine, and --ray for a cluster: give one of them.")
     check_rows(job)
-    folder = RunFolder(Path(out).absolute())
-    job = folder.named(job)
-    job.check_files()
-    loading.check_names("auto", job.dtype, job.scheduler)
-    job = checked_inputs(job)
-    check_parts(job)
-    given_plan = () if plan is None else given_parts(Path(plan), job)
-    with connected(cluster):
-        is_new = not folder.path.exists()
-        try:
-            with held(folder.path, *WRITTEN, *OWN) as lock:
-                is_resumed, report = begun(folder, lock, job, on_event, resume=resume, retry_failed=retry_failed)
-                if report is not None:
-                    return ClusterReport(report, ())
-                driver = on_ray(job, folder, lock, cluster, on_event, begin)
-                return driver.run(given_plan, is_resumed, retry_failed)
-        except CotrunkError:
-            if is_new:  # nothing was written yet, or it stays
-                with suppress(OSError):
-                    folder.path.rmdir()
-            raise
+    with placed(out) as place:
+        job = place.folder.named(job)
+        job.check_files()
+        loading.check_names("auto", job.dtype, job.scheduler)
+        job = checked_inputs(job)
+        check_parts(job)
+        given_plan = () if plan is None else given_parts(Path(plan), job)
+        with connected(cluster), place.held(*OWN) as lock:
+            is_resumed, report = begun(place.folder, lock, job, on_event, resume=resume, retry_failed=retry_failed)
+            if report is not None:
+                return ClusterReport(report, ())
+            driver = on_ray(job, place, cluster, on_event, begin)
+            return driver.run(given_plan, is_resumed, retry_failed)
 
 
-def on_ray(job: Job, folder: RunFolder, lock: FolderLock, cluster: Cluster, on_event: OnEvent, begin: float) -> Driver:
+def on_ray(job: Job, place: RunPlace, cluster: Cluster, on_event: OnEvent, begin: float) -> Driver:
     """Return the driver of a run on the connected cluster, whose machines were looked at.
 
     Raises:
         CotrunkError: a machine lacks something.
     """
     gpus, takes_resource, places = places_of(cluster)
-    room = sum(place.painters for place in places)
-    setup = setup_of(job, str(folder.path), cluster.gpus)
+    room = sum(each.painters for each in places)
+    setup = setup_of(job, place.files.place, cluster.gpus)
     from .passes import Pool, RayPass, executor
 
     started = [executor()]  # it starts while the machines are looked at
@@ -103,11 +95,13 @@ def on_ray(job: Job, folder: RunFolder, lock: FolderLock, cluster: Cluster, on_e
     most = cluster.painters or max(room, 1)
     pool = Pool(cluster.least or min(most, max(room, 1)), most, gpus, {PAINTER: 1.0} if takes_resource else None)
 
-    def start(files: Sequence[Path], own: Setup) -> Pass:
-        return RayPass(files, Painter, {"setup": own}, pool, started.pop() if started else None)
+    def start(files: Sequence[str], own: Setup) -> Pass:
+        actor = started.pop() if started else None
+        return RayPass(files, Painter, {"setup": own}, pool, actor, place.files.system)
 
     wave = cluster.wave or size_of_waves(sum(copies_of(job)), most, job.settings.batching.batch_size)
-    return Driver(job, folder, lock, setup, device, start, on_event, begin, wave)
+    poll = POLL if place.files.folder is not None else URL_POLL
+    return Driver(job, place, setup, device, start, on_event, begin, wave, poll)
 
 
 def setup_of(job: Job, place: str, gpus: float | None = None) -> Setup:
@@ -116,7 +110,7 @@ def setup_of(job: Job, place: str, gpus: float | None = None) -> Setup:
     Args:
         job: the whole job. Of its prompts only examples go to the painters: one with LoRAs of its own, and some with
             input images.
-        place: the folder of the run.
+        place: the folder of the run, or its URL.
         gpus: of a painter; None if the cluster decides.
     """
     lora = next((row for row in job.prompts if row.lora is not None), job.prompts[0])

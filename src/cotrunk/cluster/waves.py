@@ -6,14 +6,13 @@ resume.
 """
 
 import hashlib
+import io
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from ..checks import whole
-from ..files import writing
 from ..planning.plan import Plan
 from ..planning.tree import Branch, packed
 from ..runs.arm import SHARED, Arm
@@ -21,7 +20,9 @@ from ..runs.job import MACHINE, Job
 from ..runs.job_plan import PartPlan
 from ..runs.recipe import plan_of_trees
 from ..runs.row_inputs import inputs_of
+from ..storage.files import StoredFiles
 
+FOLDER = "waves"  # of the waves of the current pass
 PER_FILE = 500  # waves in a file: it stays small, and millions of waves do not become millions of files
 
 
@@ -193,12 +194,12 @@ def _digest(data: Any) -> str:
     return hashlib.blake2b(json.dumps(data, sort_keys=True).encode(), digest_size=12).hexdigest()
 
 
-def write_waves(waves: Iterable[Wave], folder: Path) -> Iterator[tuple[Path, list[Wave]]]:
-    """Write waves as Parquet files, and yield each file with its waves, whose recipes are left out to save memory.
+def write_waves(waves: Iterable[Wave], files: StoredFiles) -> Iterator[tuple[str, list[Wave]]]:
+    """Write waves as Parquet files, and yield the path of each file with its waves, without recipes to save memory.
 
     Args:
         waves: in the order in which they are to be generated.
-        folder: for the files.
+        files: of the run.
 
     Raises:
         CotrunkError: a file cannot be written.
@@ -206,14 +207,12 @@ def write_waves(waves: Iterable[Wave], folder: Path) -> Iterator[tuple[Path, lis
     import pyarrow as pa
     from pyarrow import parquet
 
-    def write(number: int, some: list[Wave]) -> tuple[Path, list[Wave]]:
-        path = folder / f"waves-{number:05}.parquet"
-        with writing(path):
-            parquet.write_table(pa.Table.from_pylist([asdict(wave) for wave in some]), path, compression="zstd")
-        return path, [replace(wave, recipe="") for wave in some]
+    def write(number: int, some: list[Wave]) -> tuple[str, list[Wave]]:
+        name, content = f"{FOLDER}/waves-{number:05}.parquet", io.BytesIO()
+        parquet.write_table(pa.Table.from_pylist([asdict(wave) for wave in some]), content, compression="zstd")
+        files.put(name, content.getvalue())
+        return files.path_of(name), [replace(wave, recipe="") for wave in some]
 
-    with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
     some, number = list[Wave](), 0
     for wave in waves:
         some.append(wave)

@@ -2,7 +2,6 @@
 
 import base64
 import io
-from pathlib import Path
 
 from PIL import Image
 
@@ -11,12 +10,12 @@ FILE_QUALITY = 80  # of thumbnails in files: about 5 KB each
 PNG_BYTES = 40_000  # largest PNG inside the page; a larger one becomes a JPEG
 
 
-def thumbnail(path: Path) -> tuple[str, int, int] | None:
-    """Return the data URI, width and height of a small copy; None if the image is unreadable."""
+def thumbnail(content: bytes | None) -> tuple[str, int, int] | None:
+    """Return the data URI, width and height of a small copy of a file; None if that is not a readable image."""
+    if content is None:
+        return None
     try:
-        if not path.is_file():  # reading a pipe would never end
-            return None
-        with Image.open(path) as opened:
+        with Image.open(io.BytesIO(content)) as opened:
             opened.load()
             return thumbnail_of(opened)
     except Exception:  # Pillow raises many types for a damaged file

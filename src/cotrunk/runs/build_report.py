@@ -12,16 +12,13 @@ from .job_plan import JobPlan, PartPlan
 from .journal import Progress
 from .parts import size_of_row
 from .report import (
-    Comparison,
     GroupReport,
     ImageReport,
     PartReport,
-    Rows,
     RunReport,
-    Spared,
     Status,
-    seconds_of,
 )
+from .report_figures import Comparison, FailedGroup, Rows, Spared, seconds_of
 
 
 def build_report(
@@ -31,6 +28,7 @@ def build_report(
     arms: Sequence[Arm],
     progress: Mapping[str, Progress],
     seconds: Mapping[str, float],
+    failures: Sequence[FailedGroup] = (),
 ) -> RunReport:
     """Return the report of a run.
 
@@ -39,10 +37,14 @@ def build_report(
         progress: the name of each arm -> what is finished of it.
         seconds: times outside the batches: "load", "embed", and the "total" of all arms. The batches of the
             comparisons are subtracted from that total.
+        failures: groups that were given up.
     """
     mains, compared = [arm for arm in arms if arm.kind == SHARED], [arm for arm in arms if arm.kind != SHARED]
     own = _together(mains, progress)
-    is_complete = all(len(progress[arm.name].images) == len(arm.plan) for arm in arms)
+    failures = tuple(each for each in failures if not own.images.issuperset(each.images))
+    given_up = {image for each in failures for image in each.images} - own.images
+    own.failed |= given_up
+    is_complete = all(_is_complete(arm, progress[arm.name], given_up) for arm in arms)
     finished: Status = "failed images" if own.failed else "flagged images" if own.flagged else "done"
     if "total" in seconds:
         others = sum(sum(progress[arm.name].seconds.values()) for arm in compared)
@@ -71,7 +73,16 @@ def build_report(
         versions=versions(),
         compare={kind: _comparison(some, progress) for kind, some in kinds.items()},  # type: ignore[misc]
         parts=tuple(_part(job, pipeline.guidance_scale, arm, compared) for arm in mains) if len(mains) > 1 else (),
+        failures=failures,
     )
+
+
+def _is_complete(arm: Arm, progress: Progress, given_up: Container[int]) -> bool:
+    """Return whether each image of an arm is finished, or was given up."""
+    if len(progress.images) == len(arm.plan):
+        return True
+    left = (image for image in range(len(arm.plan)) if image not in progress.images)
+    return all(arm.part.images[image] in given_up for image in left)
 
 
 def _images(arms: Sequence[Arm], own: Progress) -> tuple[ImageReport, ...]:

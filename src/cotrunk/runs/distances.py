@@ -9,7 +9,8 @@ import numpy as np
 from PIL import Image
 
 from .arm import ALL_STEPS, INDEPENDENT
-from .report import Distance, RunReport
+from .report import RunReport
+from .report_figures import Distance
 
 EQUAL = 100.0  # PSNR of equal images, which has no number
 

@@ -30,6 +30,7 @@ from typing import Any
 from ..errors import CotrunkError
 from ..execution import Batch
 from ..files import check_folder, writing
+from ..storage.files import StoredFiles
 from . import journal
 from .arm import Arm
 from .build_report import build_report
@@ -43,6 +44,7 @@ from .large import THUMBNAILS
 from .naming import FOLDERS, NUMBERED
 from .page import write_page
 from .report import RunReport
+from .report_figures import FailedGroup
 from .report_files import FORMAT, read_report
 
 BATCH_SECONDS = 60.0  # about how long a batch takes: the most that a kill can lose
@@ -52,12 +54,24 @@ WRITTEN = ("images/**/", "compare/**/", f"{THUMBNAILS}/**/", "pages/")
 
 
 class RunFolder:
-    """Reads and writes the folder of one run."""
+    """Reads and writes the folder of one run.
 
-    def __init__(self, path: Path) -> None:
+    Args:
+        path: of the folder.
+        stored: where other machines write the images of the run, if it is not this folder. What is not an image stays
+            in the folder.
+    """
+
+    def __init__(self, path: Path, stored: StoredFiles | None = None) -> None:
         self.path = path
-        self.files = ImageFiles(path)
+        self.stored = StoredFiles(str(path)) if stored is None else stored
+        self.files = ImageFiles(path, self.stored)
         self._journal = Journal(path, self.files)
+
+    @property
+    def name(self) -> str:
+        """What the user calls the folder."""
+        return self.stored.place
 
     def make(self) -> bool:
         """Make the folder unless it exists. Return whether it already contains files of a run.
@@ -72,7 +86,8 @@ class RunFolder:
 
     def contents(self) -> list[str]:
         """Return the names of the files and folders here that belong to a run."""
-        return [name for name in CONTENT if (self.path / name).exists()]
+        found = {*self.stored.names(), *StoredFiles(str(self.path)).names()}
+        return [name for name in CONTENT if name in found]
 
     def read(self) -> tuple[dict[str, Any], Job]:
         """Return the content of run.json, without the lists of a large run, and the job in it.
@@ -86,7 +101,7 @@ class RunFolder:
                 raise ValueError("it is not a report")
             return content, Job.from_json(content.get("job"))
         except (OSError, ValueError):
-            raise CotrunkError(f"{self.path} holds no readable run.json to resume: choose another --out.") from None
+            raise CotrunkError(f"{self.name} holds no readable run.json to resume: choose another --out.") from None
 
     def named(self, job: Job) -> Job:
         """Return a job with the names of its image files: those that the run in this folder began with, or new ones.
@@ -128,16 +143,22 @@ class RunFolder:
         self._journal.write(lines)
 
     def write_report(
-        self, job: Job, pipeline: PipelineFacts, plan: JobPlan, arms: Sequence[Arm], seconds: Mapping[str, float]
+        self,
+        job: Job,
+        pipeline: PipelineFacts,
+        plan: JobPlan,
+        arms: Sequence[Arm],
+        seconds: Mapping[str, float],
+        failures: Sequence[FailedGroup] = (),
     ) -> RunReport:
         """Write run.json from the journal, and index.html once the run is finished.
 
         Arguments are as for `build_report`.
         """
-        report = build_report(job, pipeline, plan, arms, self.progress_of(arms), seconds)
+        report = build_report(job, pipeline, plan, arms, self.progress_of(arms), seconds, failures)
         if report.status != "running" and report.compare:
             report = with_distances(report, self.path)
         report.save(self.path)
         if report.status != "running":
-            write_page(report, self.path)
+            write_page(report, self.path, self.stored)
         return report

@@ -11,6 +11,8 @@ from ..errors import CotrunkError
 from ..execution import Batch
 from ..files import write_bytes, write_text, writing
 from ..pipelines.schedulers import SAMPLERS
+from ..storage.files import StoredFiles
+from ..storage.listing import Listing
 from .arm import Arm
 from .facts import PipelineFacts
 from .job import Job
@@ -24,11 +26,19 @@ LONGEST_RECIPE = 500_000  # characters: Pillow opens no PNG with a text of more 
 class ImageFiles:
     """Reads and writes the image files of a run.
 
-    A file is read to check its digest at most once per process, unless its size or its time changes.
+    A file is read to check its digest at most once per process, unless its size or its time changes. One at a URL is
+    intact if it is there: it was written in one piece.
+
+
+    Args:
+        folder: of the run.
+        stored: where others write the images; None if they are in the folder.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, stored: StoredFiles | None = None) -> None:
         self.folder = folder
+        self.listing = Listing(StoredFiles(str(folder)) if stored is None else stored)
+        self._is_here = stored is None or stored.folder is not None
         self._intact: dict[Path, tuple[object, ...]] = {}  # path -> its state when it was last found intact
 
     def path(self, arm: Arm, image: int) -> Path:
@@ -98,8 +108,16 @@ class ImageFiles:
                         file.parent.mkdir(parents=True, exist_ok=True)
                     write_text(file, arm.output.records[arm.part.prompts[index]] + "\n")
 
-    def is_intact(self, path: Path, digest: str | None) -> bool:
-        """Return whether a file is still as it was written."""
+    def is_intact(self, name: str, digest: str | None) -> bool:
+        """Return whether a file is still as it was written.
+
+        Args:
+            name: of the file, relative to the folder of the run.
+            digest: of its content.
+        """
+        if not self._is_here:
+            return self.listing.has(name)
+        path = self.folder / name
         try:
             found = path.stat()
             state = (found.st_size, found.st_mtime_ns, found.st_ino, digest)

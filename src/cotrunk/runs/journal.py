@@ -1,12 +1,13 @@
 """The journal of a run: one JSON line per finished batch. It decides what a resumed run does not compute again."""
 
+import hashlib
 import json
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, BinaryIO, Literal
 
 from pydantic import Field, TypeAdapter, ValidationError
 
@@ -18,11 +19,12 @@ from .arm import Arm
 from .images import ImageFiles
 
 NAME = "journal.jsonl"
+PIECE = 2**20  # bytes that are read at a time
 PARTS = "manifest"  # folder of the lines that other machines wrote
 StepLetters = Annotated[str, Field(strict=True, pattern="^[csprCSPR]*$")]  # one per timestep, as in `Batch.steps`
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Line:
     """A line of the journal: the record of a finished `Batch`.
 
@@ -134,24 +136,38 @@ class _Log:
     """The valid lines of a file that grows line by line. Each of them is parsed once, however often it is read."""
 
     def __init__(self) -> None:
-        self._content = b""  # up to the last line break
-        self._lines: dict[str, list[Line]] = {}  # the lines of `_content`, by arm, oldest first
+        self._forget()
+
+    def _forget(self) -> None:
+        self._size, self._digest = 0, hashlib.blake2b()  # of the content up to the last line break
+        self._lines: dict[str, list[Line]] = {}  # its lines by arm, oldest first
 
     def read(self, path: Path, arm: str) -> list[Line]:
         """Return the lines of an arm, oldest first."""
         try:
             with path.open("rb") as file:
+                if not self._is_unchanged(file):
+                    self._forget()
+                    file.seek(0)
                 content = file.read()
         except FileNotFoundError:
+            self._forget()
             content = b""
-        if not content.startswith(self._content):  # somebody changed it
-            self._content, self._lines = b"", {}
         end = content.rfind(b"\n") + 1
-        for line in valid_lines(lines_of(content[len(self._content) : end])):
+        for line in valid_lines(lines_of(content[:end])):
             self._lines.setdefault(line.arm, []).append(line)
-        self._content = content[:end]
+        self._size += end
+        self._digest.update(content[:end])
         # the last line has no line break before the next one is written
         return [*self._lines.get(arm, ()), *(line for line in valid_lines(lines_of(content[end:])) if line.arm == arm)]
+
+    def _is_unchanged(self, file: BinaryIO) -> bool:
+        """Return whether a file begins with what was read before; the rest of it is read next."""
+        found, left = hashlib.blake2b(), self._size
+        while left and (chunk := file.read(min(left, PIECE))):
+            found.update(chunk)
+            left -= len(chunk)
+        return not left and found.digest() == self._digest.digest()
 
 
 class Journal:
@@ -195,7 +211,7 @@ class Journal:
             if progress.images.intersection(line.images) or not everything.issuperset(line.images):
                 continue
             files = ((image, digest) for image, digest in line.files() if image not in arm.replaced)
-            if all(self._files.is_intact(self._files.path(arm, image), digest) for image, digest in files):
+            if all(self._files.is_intact(arm.file(image), digest) for image, digest in files):
                 progress.add(line)
         return progress
 

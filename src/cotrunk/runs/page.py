@@ -1,30 +1,47 @@
 """The page of a run: one HTML file made from its report and its images, without scripts and without a network."""
 
 from collections.abc import Hashable, Iterator, Sequence
+from dataclasses import replace
+from html import escape
 from importlib import resources
 from pathlib import Path
 from string import Template
+from urllib.parse import quote
 
-from ..drawing.thumbnails import SIDE, thumbnail
+from ..drawing.thumbnails import SIDE
 from ..drawing.wording import amount, count, duration, listed, percent, safe
 from ..files import write_bytes
+from ..storage.files import StoredFiles
+from ..storage.listing import Listing
 from .large import is_large
 from .page_compare import compare_section
 from .page_groups import ShownGroup, group_sections, shown_groups
 from .page_parts import IMAGE_SOURCES, Page, style
 from .page_sheets import marked_address, write_sheets
 from .parts import DIFFERENCES, class_and_weights
-from .report import PartReport, RunReport, Spared
+from .report import PartReport, RunReport
+from .report_figures import FailedGroup, Spared
 
 STRIP_HELP = """<li>The strip next to an image shows its steps from left to right. Green: the denoiser ran once for its
 whole group. Grey: it ran for this image alone. Empty: its output was predicted from earlier outputs. Violet: it was
 replayed from a trunk. A strip is half as high where guidance was off, which takes one row instead of two.</li>"""
+NAME = "index.html"
+FAILURES = 5  # groups that could not be generated whose tracebacks have a link
+ERROR_LENGTH = 200  # characters of their errors
 LITTLE = 0.05  # below this saving, the page says that little was shared
 
 
-def write_page(report: RunReport, folder: Path) -> Path:
-    """Write `folder/index.html` from a report and the images in the folder."""
-    page = Page(report, folder, _longest_side(report, folder))
+def write_page(report: RunReport, folder: Path, stored: StoredFiles | None = None) -> Path:
+    """Write `folder/index.html` from a report and the images of the run.
+
+    Args:
+        report: of the run.
+        folder: for the page, and the further pages of a large run.
+        stored: where the images are; None if they are in the folder.
+    """
+    stored = StoredFiles(str(folder)) if stored is None else stored
+    page = Page(report, folder, stored, Listing(stored))
+    page = replace(page, side=_longest_side(page))
     groups = shown_groups(report.groups)
     sections = [*group_sections(page, groups), *([compare_section(page)] if report.compare else [])]
     if page.is_large:
@@ -36,19 +53,19 @@ def write_page(report: RunReport, folder: Path) -> Path:
         image_sources=IMAGE_SOURCES if page.is_large else "data:",
         sections="\n".join(sections),
     )
-    path = folder / "index.html"
+    path = folder / NAME
     # A name may hold half a surrogate pair: file names allow it and UTF-8 does not. The page shows a question mark.
     write_bytes(path, lambda file: file.write(text.encode("utf-8", "replace")))
     return path
 
 
-def _longest_side(report: RunReport, folder: Path) -> int:
+def _longest_side(page: Page) -> int:
     """Return the longest side of the thumbnails. All images of a part have one size: that of the first that opens."""
-    part_of = {prompt: number for number, part in enumerate(report.parts) for prompt in part.prompts}
+    part_of = {prompt: number for number, part in enumerate(page.report.parts) for prompt in part.prompts}
     found = dict[int, int]()
-    for image in report.images:
+    for image in page.report.images:
         part = part_of.get(image.prompt, 0)
-        if part not in found and (opened := thumbnail(folder / image.file)):
+        if part not in found and (opened := page.inline_thumbnail(image.file)):
             found[part] = max(opened[1:])
     return max(found.values(), default=SIDE)
 
@@ -137,6 +154,18 @@ def _later_parts(report: RunReport) -> Iterator[str]:
         yield f"Images generated again with a new seed, after they had failed or had been flagged: {retried:,}."
 
 
+def _failures(failures: Sequence[FailedGroup]) -> str:
+    """Return a note about groups that could not be generated, with links to their tracebacks."""
+    links = [f'<a href="{escape(quote(each.file))}">group {each.group}</a>' for each in failures[:FAILURES]]
+    if len(failures) > FAILURES:
+        links.append(f'{len(failures) - FAILURES:,} more in <a href="failed/">failed/</a>')
+    errors = listed(sorted({safe(each.error[:ERROR_LENGTH]) for each in failures})[:3])
+    return (
+        f"{count(len(failures), 'group')} could not be generated, {listed(links)}: {errors}. The same command with "
+        "--resume tries again."
+    )
+
+
 def _notes(report: RunReport, groups: Sequence[ShownGroup]) -> Iterator[str]:
     """Yield the notes that a reader must see first."""
     images = len(report.images)
@@ -150,6 +179,8 @@ def _notes(report: RunReport, groups: Sequence[ShownGroup]) -> Iterator[str]:
         )
     if failed := sum(image.failed for image in report.images):
         yield f"{count(failed, 'image')} failed and {'is' if failed == 1 else 'are'} marked {below}."
+    if report.failures:
+        yield _failures(report.failures)
     kinds = {_kind(report, part) for part in report.parts}
     if len(kinds) > 1:
         yield (

@@ -6,7 +6,8 @@ from ..drawing.thumbnails import fit
 from ..drawing.wording import amount, percent
 from .arm import ALL_STEPS, EQUAL_COST, INDEPENDENT, SHARED, Compared
 from .page_parts import Page, compared_image, linked_image, prompt_text, section
-from .report import Distance, RunReport
+from .report import RunReport
+from .report_figures import Distance
 
 COMPARED_PROMPTS = 60
 COMPARED_IMAGES = 120  # each is shown up to four times

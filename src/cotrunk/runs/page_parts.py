@@ -1,5 +1,6 @@
 """What every section of the page is made of: linked thumbnails, prompts, captions."""
 
+import io
 from dataclasses import dataclass
 from html import escape
 from importlib import resources
@@ -12,7 +13,8 @@ from ..drawing.thumbnails import SIDE, fit, small_file, thumbnail
 from ..drawing.tree_svg import strip_svg
 from ..drawing.wording import amount, safe
 from ..errors import CotrunkError
-from ..files import write_bytes
+from ..storage.files import StoredFiles
+from ..storage.listing import Listing
 from .arm import Compared
 from .large import is_large, thumbnail_file
 from .report import ImageReport, RunReport
@@ -26,14 +28,23 @@ ALT_LENGTH = 160  # characters of a prompt in the alternative text of an image
 
 @dataclass(frozen=True)
 class Page:
-    """A report, the folder of its run, and the longest side of its thumbnails in pixels.
+    """A report, and what its page is made from.
 
     The thumbnails of a large run are files, those of another run are inside the page.
+
+    Attributes:
+        report: of the run.
+        folder: of the page.
+        stored: where the images are.
+        listing: which of them are there.
+        side: the longest side of the thumbnails in pixels.
     """
 
     report: RunReport
     folder: Path
-    side: int
+    stored: StoredFiles
+    listing: Listing
+    side: int = SIDE
 
     @property
     def is_large(self) -> bool:
@@ -42,7 +53,38 @@ class Page:
 
     def thumbnail(self, file: str) -> tuple[str, int, int] | None:
         """Return the address, width and height of the thumbnail of a file; None if the image is unreadable."""
-        return linked_thumbnail(self.folder, file) if self.is_large else thumbnail(self.folder / file)
+        return self.linked_thumbnail(file) if self.is_large else self.inline_thumbnail(file)
+
+    def inline_thumbnail(self, file: str) -> tuple[str, int, int] | None:
+        """Return the data URI, width and height of a small copy; None if the image is unreadable."""
+        return thumbnail(self.read(file))
+
+    def linked_thumbnail(self, file: str) -> tuple[str, int, int] | None:
+        """Return the address, width and height of a thumbnail that is a file, which is made unless it exists.
+
+        An image that is small enough is its own thumbnail.
+        """
+        name = thumbnail_file(file)
+        content = self.read(name)
+        try:
+            if content is None:
+                if (image := self.read(file)) is None:
+                    return None
+                with Image.open(io.BytesIO(image)) as opened:
+                    if max(opened.size) <= SIDE:
+                        return escape(quote(file)), *opened.size
+                    content = small_file(opened)
+                self.stored.put(name, content)
+            with Image.open(io.BytesIO(content)) as opened:
+                return escape(quote(name)), *opened.size
+        except CotrunkError:
+            raise
+        except Exception:  # Pillow raises many types for a damaged file
+            return None
+
+    def read(self, file: str) -> bytes | None:
+        """Return the content of a file; None if it is not there, or is a pipe, whose reading would never end."""
+        return self.stored.get(file) if self.listing.has(file) else None
 
     def image(self, index: int) -> ImageReport:
         """Return the report of an image."""
@@ -58,30 +100,6 @@ class Page:
         report = self.report
         has_trunks = any(group.trunk is not None for group in report.groups)
         return has_trunks or report.pipeline.skipping is not None or report.job.settings.guidance_interval is not None
-
-
-def linked_thumbnail(folder: Path, file: str) -> tuple[str, int, int] | None:
-    """Return the address, width and height of a thumbnail that is a file, which is made unless it exists.
-
-    An image that is small enough is its own thumbnail.
-    """
-    name = thumbnail_file(file)
-    try:
-        if not (folder / name).is_file():
-            if not (folder / file).is_file():  # reading a pipe would never end
-                return None
-            with Image.open(folder / file) as opened:
-                if max(opened.size) <= SIDE:
-                    return escape(quote(file)), *opened.size
-                content = small_file(opened)
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            write_bytes(folder / name, lambda out: out.write(content))
-        with Image.open(folder / name) as opened:
-            return escape(quote(name)), *opened.size
-    except CotrunkError:
-        raise
-    except Exception:  # Pillow raises many types for a damaged file
-        return None
 
 
 def section(title: str, lead: str, body: str) -> str:

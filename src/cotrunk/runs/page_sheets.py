@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 from importlib import resources
-from pathlib import Path
 from string import Template
 from urllib.parse import quote
 
@@ -121,7 +120,7 @@ def _tile(page: Page, index: int) -> str:
         shown = '<div class="lost">failed</div>'
     elif image.flagged:
         shown = f'<div class="lost"><a href="{link}">flagged</a></div>'
-    elif (source := _small(page.folder, image.file)) is None:
+    elif (source := _small(page, image.file)) is None:
         shown = '<div class="lost">missing</div>'
     else:
         address = f"../{escape(quote(source))}"
@@ -132,6 +131,6 @@ def _tile(page: Page, index: int) -> str:
     return f'<li class="tile" id="i{index}">{shown}{prompt_text(page, index)}<p class="number">{label}</p></li>'
 
 
-def _small(folder: Path, file: str) -> str | None:
+def _small(page: Page, file: str) -> str | None:
     """Return the thumbnail of an image, the image itself if it has none, or None if it is missing."""
-    return next((name for name in (thumbnail_file(file), file) if (folder / name).is_file()), None)
+    return next((name for name in (thumbnail_file(file), file) if page.listing.has(name)), None)

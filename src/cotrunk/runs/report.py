@@ -1,7 +1,7 @@
 """The report of a run: what run.json holds, and what the page, the console and a service read."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -12,19 +12,20 @@ from ..errors import CotrunkError
 from ..files import write_text
 from ..planning.plan import Cost, sharing_from_json
 from ..planning.replayed import Replayed
-from ..planning.tree import Amount, Branch, Difference, Real, Steps, Text, Whole
+from ..planning.tree import Amount, Branch, Real, Steps, Text, Whole
 from ..settings import Sharing
 from .arm import Compared
 from .facts import PipelineFacts
 from .job import Job
-from .journal import Progress, StepLetters
+from .journal import StepLetters
 from .large import is_large
+from .report_figures import Comparison, Distance, FailedGroup, Rows, Seconds
 from .report_files import FORMAT, NAME, read_report, write_divided
 
 Status = Literal["running", "done", "failed images", "flagged images"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class ImageReport:
     """One image.
 
@@ -34,7 +35,7 @@ class ImageReport:
         group: the index of its group in `RunReport.groups`.
         rows: denoiser rows that it took; a row that a group shares is divided equally among its images.
         steps: one letter per timestep, as in `execution.Batch`; empty before the image is finished.
-        failed: whether it contains NaN and has no file.
+        failed: whether it has no file, because it contains NaN, or because its group could not be generated.
         flagged: whether the model's safety checker replaced it by a black image.
         retries: how often it was generated again with a new seed; the other values are those of the last time.
     """
@@ -50,7 +51,7 @@ class ImageReport:
     retries: Whole = 0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class GroupReport:
     """Images that share a trunk, or one image alone.
 
@@ -97,82 +98,11 @@ class PartReport:
 
 
 @dataclass(frozen=True)
-class Spared:
-    """Denoiser rows that were not computed, by the method that saved them.
-
-    Attributes:
-        sharing: of images that share rows, and of trunks that were computed in this run.
-        skipping, guidance: of skipped evaluations, and of steps without guidance.
-        replay: of trunks that the trunk cache had.
-    """
-
-    sharing: Difference = 0
-    skipping: Difference = 0
-    guidance: Difference = 0
-    replay: Difference = 0
-
-
-@dataclass(frozen=True)
-class Rows:
-    """Denoiser rows of a run.
-
-    Attributes:
-        used: computed rows.
-        independent: rows that the same images would use with independent sampling.
-        saving: the fraction of the independent rows that was saved.
-    """
-
-    used: Whole
-    independent: Whole
-    saving: Real
-    spared: Spared
-
-
-@dataclass(frozen=True)
-class Seconds:
-    """Where the time went. `total` is more than the sum, because it also includes what no other entry counts."""
-
-    load: Real = 0.0
-    embed: Real = 0.0
-    denoise: Real = 0.0
-    decode: Real = 0.0
-    total: Real = 0.0
-
-
-@dataclass(frozen=True)
-class Distance:
-    """How close images are to those of another arm: PSNR in decibels: the median of the images, and the worst one."""
-
-    median: Real
-    worst: Real
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """The same images, made in another way.
-
-    Attributes:
-        steps: inference steps; of the first part if there are several.
-        rows: denoiser rows.
-        folder: of its images, relative to the folder of the run.
-        flagged: images that the safety checker replaced.
-        distance: of its images from the independent ones; None for these themselves.
-    """
-
-    steps: Steps
-    rows: Whole
-    seconds: Seconds
-    folder: Text
-    flagged: tuple[Whole, ...]
-    distance: Distance | None = None
-
-
-@dataclass(frozen=True)
 class RunReport:
     """Everything about a run, as run.json holds it.
 
     Attributes:
-        status: "running" until every image of every arm is finished.
+        status: "running" until every image of every arm is finished, or has failed.
         job: what was asked for.
         pipeline: the pipeline as it was loaded.
         sharing: how prompts shared, after "auto"; None for independent sampling.
@@ -189,6 +119,7 @@ class RunReport:
             alone changed.
         parts: the parts of a run whose prompts differ in size, steps or guidance, were appended later, or were
             generated again; empty if there is one.
+        failures: groups that could not be generated.
     """
 
     status: Status
@@ -208,6 +139,7 @@ class RunReport:
     compare: dict[Compared, Comparison] = field(default_factory=dict)
     distances: dict[Compared, Distance] = field(default_factory=dict)
     parts: tuple[PartReport, ...] = ()
+    failures: tuple[FailedGroup, ...] = ()
 
     def steps_of_run(self) -> str:
         """Return the steps as words, from fewest to most if its parts differ."""
@@ -286,12 +218,3 @@ def _range(values: Sequence[float]) -> str:
 
 
 _REPORT = TypeAdapter(RunReport)
-
-
-def seconds_of(progress: Progress, other: Mapping[str, float]) -> Seconds:
-    """Return the times of finished batches and other times."""
-    seconds = {"load": 0.0, **progress.seconds}
-    for name, value in other.items():
-        seconds[name] = seconds.get(name, 0.0) + value
-    seconds.setdefault("total", sum(seconds.values()))
-    return Seconds(**{name: round(value, 3) for name, value in seconds.items()})

@@ -21,7 +21,8 @@ from .job import Job
 from .job_plan import load_job_plan
 from .naming import is_default
 from .page import write_page
-from .report import RunReport, Seconds
+from .report import RunReport
+from .report_figures import Seconds
 
 
 @dataclass(frozen=True)
@@ -94,24 +95,24 @@ def begin_or_resume(folder: RunFolder, job: Job, *, resume: bool) -> bool:
         return False
     if not resume:
         raise CotrunkError(
-            f"{folder.path} already holds a run ({', '.join(folder.contents())}): choose another --out, or continue "
+            f"{folder.name} already holds a run ({', '.join(folder.contents())}): choose another --out, or continue "
             "that run with --resume."
         )
     _, before = folder.read()
     if _changed_prompts(before, job):
         raise CotrunkError(
-            f"The run in {folder.path} was started with other prompts: keep its prompts as they are, append new ones "
+            f"The run in {folder.name} was started with other prompts: keep its prompts as they are, append new ones "
             "after them, or choose another --out."
         )
     if is_default(before.output.name) and is_default(job.output.name) and before.naming.name != job.naming.name:
         raise CotrunkError(
-            f"The run in {folder.path} was started with files named {before.naming.name}, and would continue with "
+            f"The run in {folder.name} was started with files named {before.naming.name}, and would continue with "
             f"{job.naming.name}: give each new prompt one image, or choose another --out."
         )
     for path, digest in before.digests.items():
         if job.digests.get(path, digest) != digest:
             raise CotrunkError(
-                f"The run in {folder.path} was started with another input image {path}: bring back the earlier file, "
+                f"The run in {folder.name} was started with another input image {path}: bring back the earlier file, "
                 "or choose another --out."
             )
     for name, then, now in before.differences(job):
@@ -125,7 +126,7 @@ def begin_or_resume(folder: RunFolder, job: Job, *, resume: bool) -> bool:
         else:
             then, now = repr(then), repr(now)
         raise CotrunkError(
-            f"The run in {folder.path} was started with {short} {then}, not {now}: resume it with the same settings, "
+            f"The run in {folder.name} was started with {short} {then}, not {now}: resume it with the same settings, "
             "or choose another --out."
         )
     return (folder.path / "plan.json").exists()
@@ -148,7 +149,7 @@ def check_dtype(folder: RunFolder, dtype: str) -> None:
     before = pipeline.get("dtype", dtype) if isinstance(pipeline, dict) else dtype
     if before != dtype:
         raise CotrunkError(
-            f"The run in {folder.path} was started in {before} and would continue in {dtype}: add --dtype {before}, or "
+            f"The run in {folder.name} was started in {before} and would continue in {dtype}: add --dtype {before}, or "
             "choose another --out."
         )
 
@@ -180,5 +181,5 @@ def finished_report(folder: RunFolder, prompts: int | None = None) -> RunReport 
     if report.status == "running":
         return None
     report = with_distances(replace(report, seconds=head.seconds, versions=head.versions), folder.path)
-    write_page(report, folder.path)
+    write_page(report, folder.path, folder.stored)
     return report

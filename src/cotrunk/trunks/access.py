@@ -6,7 +6,6 @@ owner.
 """
 
 from collections.abc import Collection, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -165,23 +164,6 @@ class Trunks:
         if len(owners) < len(writers):  # the index fails: words whose owner is unknown could not be removed on demand
             return False
         return self.backing.store(space, key, recipe, owners, tensors, vectors, rows_saved)
-
-    def told(self, key: str, recipe: TrunkRecipe) -> TrunkRecipe:
-        """Return a recipe with the words of other owners left out, for reports to this owner.
-
-        Under "own" and "stems" a recipe never holds any: it comes back unchanged.
-        """
-        if self.mode != "shared":
-            return recipe
-        entry = self.backing.index.entry(self.backing.digest(SHARED, key, recipe))
-        known = (self.owner, OPERATOR)
-        # it is unknown who wrote the members of a trunk that was evicted
-        owners = [None] * len(recipe.members) if entry is None else entry.owners
-        members = [
-            member if owner in known else "(a prompt of another owner)"
-            for member, owner in zip(recipe.members, owners, strict=True)
-        ]
-        return replace(recipe, members=tuple(members))
 
     @property
     def _readable(self) -> tuple[str, ...]:

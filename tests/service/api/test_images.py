@@ -10,6 +10,8 @@ import pytest
 from PIL import Image
 from serving import GENERATIONS, Serving, serving
 
+from cotrunk.storage.files import StorageError, StoredFiles
+
 
 def asked(service: Serving, **values: Any) -> dict[str, Any]:
     answer = service.client.post(GENERATIONS, json={"prompt": "a red apple", **values})
@@ -51,6 +53,20 @@ def test_the_lowest_quality_is_that_of_the_format(service: Serving) -> None:
     found = asked(service, output_format="jpeg", output_compression=0)["data"][0]
     request = service.store.image("local", found["id"]).request
     assert request.settings["output"]["quality"] == 1
+
+
+def test_a_storage_that_does_not_answer_is_not_the_fault_of_the_request(
+    service: Serving, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = asked(service, response_format="url")["data"][0]
+
+    def fail(self: StoredFiles, name: str) -> bytes:
+        raise StorageError(f"Cannot read {name} in s3://secret.")
+
+    monkeypatch.setattr(StoredFiles, "get", fail)
+    answer = service.client.get(image["url"])
+    assert (answer.status_code, answer.json()["error"]["code"]) == (503, "storage_error")
+    assert "secret" not in answer.text
 
 
 def test_an_image_of_an_address_needs_no_key(service: Serving) -> None:

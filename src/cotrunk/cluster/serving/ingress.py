@@ -7,8 +7,9 @@ from typing import Any
 
 from ...service.api.app import make_app
 from ...service.api.link import WorkerLink
-from ...service.api.server import Serving, image_files
+from ...service.api.server import Serving
 from ...service.api.signing import signer_of
+from ...service.images import ImageFiles
 from ...service.store import Store
 from .dispatcher import Report
 
@@ -87,7 +88,7 @@ class Ingress:
         self._link = DispatcherLink(lambda kinds: dispatcher.turn.remote(kinds).result(timeout_s=TURN_SECONDS))
         self._app = make_app(
             self._store,
-            image_files(asked.worker.images),
+            ImageFiles(asked.worker.images),
             asked.worker.model,
             self._link,
             signer_of(self._store),

@@ -8,7 +8,8 @@ from pathlib import Path
 from ... import __version__
 from ...errors import CotrunkError, first_line
 from ...pipelines.source import Source
-from ...service.api.server import check_data, image_files
+from ...service.api.server import check_data
+from ...service.images import ImageFiles
 from ...service.launch import WorkerSettings
 from ...service.store import Store
 
@@ -35,7 +36,7 @@ def probe_in(settings: WorkerSettings) -> Probe:
         CotrunkError: they cannot be written.
     """
     probe = Probe(secrets.token_bytes(16))
-    image_files(settings.images).write(NAME, probe.content)
+    ImageFiles(settings.images).write(NAME, probe.content)
     return probe
 
 
@@ -50,7 +51,7 @@ def why_not(settings: WorkerSettings, probe: Probe) -> str | None:
         ).find()
         check_data(Path(settings.data))
         Store(settings.database).close()
-        found = image_files(settings.images).read(NAME)
+        found = ImageFiles(settings.images).read(NAME)
     except CotrunkError as error:
         return f"The machine {here} cannot take part: {error}"
     except Exception as error:  # the packages of the file systems raise errors of their own

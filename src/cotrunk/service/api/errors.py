@@ -15,6 +15,7 @@ from starlette.routing import compile_path
 
 from ...checks import shown
 from ...errors import CotrunkError
+from ...storage.files import StorageError
 from ..store import IdempotencyConflict
 from .schemas.jobs import OBJECT, TEXT
 
@@ -101,6 +102,12 @@ def add_handlers(app: FastAPI) -> None:
     @app.exception_handler(CotrunkError)
     async def of_value(request: Request, error: CotrunkError) -> JSONResponse:
         return answer_of(wrong(None, str(error)))
+
+    @app.exception_handler(StorageError)
+    async def of_storage(request: Request, error: StorageError) -> JSONResponse:
+        log.error("storage of images: %s", error)
+        sentence = "The storage of images does not answer: try again in a moment."
+        return answer_of(ApiError(503, sentence, "storage_error", kind=SERVER, headers={"retry-after": "2"}))
 
     @app.exception_handler(RequestValidationError)
     async def of_request(request: Request, error: RequestValidationError) -> JSONResponse:

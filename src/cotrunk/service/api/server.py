@@ -73,18 +73,6 @@ def check_data(data: Path) -> None:
         raise CotrunkError(str(error).replace("--out", "--data")) from None
 
 
-def image_files(url: str) -> ImageFiles:
-    """Return the files of images.
-
-    Raises:
-        CotrunkError: they cannot be written.
-    """
-    try:
-        return ImageFiles(url)
-    except CotrunkError as error:
-        raise CotrunkError(str(error).replace("--out", "--images")) from None
-
-
 def serve(asked: Serving, started: Callable[[str], None]) -> None:
     """Serve until the process is asked to stop.
 
@@ -99,7 +87,7 @@ def serve(asked: Serving, started: Callable[[str], None]) -> None:
     check_data(data)
     source = {name: worker.loading.get(name) for name in ("config", "revision", "variant")}
     Source(worker.model, **source).find()
-    files = image_files(worker.images)
+    files = ImageFiles(worker.images)
     signer, store = signer_in(data), Store(worker.database)
     try:
         check_host(asked.host, has_keys=bool(store.keys()))

@@ -1,0 +1,181 @@
+"""Runs on a cluster that are kept at a URL: after the run, everything that a single machine writes is there."""
+
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from command import PROMPTS, assert_refused, cotrunk, read
+from inline_cluster import Here, assert_same, generate, journal, on_cluster, single_run, with_cluster
+
+from cotrunk.cluster import run_place
+from cotrunk.cluster.painter import is_of_the_run
+from cotrunk.cluster.run_place import RunPlace, placed
+from cotrunk.errors import CotrunkError
+from cotrunk.storage.files import StorageError, StoredFiles
+
+NUMBERS = itertools.count()
+
+
+@pytest.fixture
+def here(model: pytest.MonkeyPatch) -> Iterator[Here]:
+    yield from with_cluster(model)
+
+
+@pytest.fixture(scope="module")
+def single(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return single_run(tmp_path_factory)
+
+
+@pytest.fixture
+def url() -> str:
+    pytest.importorskip("fsspec")
+    return f"memory://run-{next(NUMBERS)}"
+
+
+def downloaded(url: str, folder: Path) -> Path:
+    """Copy everything at a URL to a folder."""
+    files = StoredFiles(url)
+    for path in files.system.find(files.root):
+        name = path.removeprefix(files.root).lstrip("/")
+        target = folder / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(files.system.cat_file(path))
+    return folder
+
+
+def test_a_run_at_a_url_is_that_of_a_single_machine(here: Here, single: Path, url: str, tmp_path: Path) -> None:
+    outcome = on_cluster(url)
+    assert outcome.code == 0, outcome.err
+    assert f"Open {url}/index.html" in outcome.out
+    assert not Path("memory:").exists()
+    copy = downloaded(url, tmp_path / "copy")
+    assert_same(single, copy)  # no lock, no manifest, no waves are left
+    pages = [(folder / "index.html").read_text() for folder in (single, copy)]
+    assert pages[1].count("<img ") == pages[0].count("<img ") == len(PROMPTS)
+    assert generate(copy, "--resume").code == 0
+    assert_refused(on_cluster(url), f"{url} already holds a run")
+    waves = len(here.waves)
+    assert on_cluster(url, "--resume").code == 0
+    assert len(here.waves) == waves
+    assert_refused(on_cluster(url, "--resume", "--seed", 7), f"The run in {url} was started with seed 0, not 7")
+
+
+@pytest.mark.parametrize("is_killed", [True, False])
+def test_another_machine_resumes_a_run_at_a_url(
+    here: Here, single: Path, url: str, tmp_path: Path, is_killed: bool
+) -> None:
+    def stop(number: int) -> None:
+        if number == 2:
+            raise KeyboardInterrupt
+
+    here.before = stop
+    with pytest.MonkeyPatch.context() as patch:
+        if is_killed:  # the driver can do nothing after its first copy
+            keep, calls = RunPlace.keep, itertools.count()
+            patch.setattr(RunPlace, "keep", lambda self, **how: keep(self, **how) if not next(calls) else False)
+        assert on_cluster(url).code == 130
+    files = StoredFiles(url)
+    if is_killed:
+        assert (len(files.names("manifest")), files.get("journal.jsonl")) == (1, None)
+    assert read(downloaded(url, tmp_path / "half"))["status"] == "running"
+    here.before = lambda number: None
+    first = list(here.waves)
+    outcome = on_cluster(url, "--resume")
+    assert outcome.code == 0, outcome.err
+    assert here.waves[2:] == [first[1]]  # the wave that was finished is not painted again
+    copy = downloaded(url, tmp_path / "copy")
+    assert_same(single, copy)
+    assert sorted(image for line in journal(copy) for image in line["images"]) == [*range(6)]
+
+
+def test_a_part_of_a_killed_driver_does_not_speak_for_an_image_that_was_removed(here: Here, url: str) -> None:
+    def stop(number: int) -> None:
+        if number == 2:
+            raise KeyboardInterrupt
+
+    here.before, files, keep, calls = stop, StoredFiles(url), RunPlace.keep, itertools.count()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RunPlace, "keep", lambda self, **how: keep(self, **how) if not next(calls) else False)
+        assert on_cluster(url).code == 130
+    files.remove(files.names("images")[0])
+    here.before = lambda number: None
+    outcome = on_cluster(url, "--resume")
+    assert outcome.code == 0, outcome.err
+    assert len(files.names("images")) == len(PROMPTS)
+
+
+def test_parts_stay_until_a_copy_of_the_journal_holds_their_lines(
+    here: Here, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = list[tuple[int, int]]()
+    files = StoredFiles(url)
+
+    def look(number: int) -> None:
+        lines = (files.get("journal.jsonl") or b"").count(b"shared")
+        seen.append((lines, len(files.names("manifest"))))
+
+    here.before = look
+    assert on_cluster(url).code == 0
+    assert seen == [(0, 0), (0, 1)]
+    monkeypatch.setattr(run_place, "OFTEN", 0.0)
+    monkeypatch.setattr(run_place, "PART", 0.0)
+    seen.clear()
+    files = StoredFiles(url + "-often")
+    assert on_cluster(url + "-often").code == 0
+    assert seen == [(0, 0), (1, 0)]
+
+
+def test_an_image_that_was_removed_from_a_url_is_made_again(here: Here, url: str) -> None:
+    assert on_cluster(url).code == 0
+    files, waves = StoredFiles(url), len(here.waves)
+    files.remove("images/00003.png")
+    assert on_cluster(url, "--resume").code == 0
+    assert files.get("images/00003.png") is not None
+    assert len(here.waves) == waves + 1
+
+
+def test_of_two_commands_at_one_url_the_first_one_stops(here: Here, url: str) -> None:
+    files = StoredFiles(url)
+
+    def take_over(number: int) -> None:
+        files.put(".cotrunk.lock", b"another")
+
+    here.before = take_over
+    outcome = on_cluster(url)
+    assert outcome.code == 2
+    assert f"Another cotrunk has taken over the run in {url}, so this one stops" in outcome.err
+    assert files.get(".cotrunk.lock") == b"another"
+
+
+def test_a_storage_that_fails_ends_the_run_and_blames_no_group() -> None:
+    assert is_of_the_run(StorageError("Cannot write it."), is_prepared=True)
+    assert not is_of_the_run(CotrunkError("The image is too large."), is_prepared=True)
+
+
+def test_a_url_without_a_cluster_is_refused(tmp_path: Path) -> None:
+    said = "is a URL, to which only a run with --ray can write: name a folder."
+    assert_refused(cotrunk("generate", "a cat", "--out", "s3://bucket/run"), f"--out 's3://bucket/run' {said}")
+    assert not Path("s3:").exists()
+
+
+def test_a_url_of_an_unknown_kind_is_refused() -> None:
+    pytest.importorskip("fsspec")
+    with (
+        pytest.raises(CotrunkError, match=r"nothing://bucket cannot be used: .* name a folder with --out"),
+        placed("nothing://bucket"),
+    ):
+        pass
+
+
+def test_nothing_is_left_at_a_url_after_bad_input(here: Here, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from cotrunk.cluster import run
+
+    def refuse(*_: Any) -> None:
+        raise CotrunkError("No machine has room.")
+
+    monkeypatch.setattr(run, "on_ray", refuse)
+    assert on_cluster(url).code == 2
+    files = StoredFiles(url)
+    assert not files.system.exists(files.root) or files.system.find(files.root) == []

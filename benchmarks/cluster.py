@@ -244,7 +244,8 @@ def main() -> None:
         for workers in given.workers:
             if any(point.get("workers") == workers for point in points):
                 continue
-            ray.init(num_cpus=workers, object_store_memory=2**28, include_dashboard=False, log_to_driver=False)
+            how = {"object_store_memory": 2**28, "include_dashboard": False, "log_to_driver": False}
+            ray.init("local", num_cpus=workers, **how)
             try:
                 add([many(workers)])
             finally:

@@ -83,10 +83,12 @@ def sample(
     seeds: range = range(8),
     model: Model = ideal,
     strength: float = 1.0,
+    switch: int | None = None,
 ) -> Sampled:
     """Sample image i from seed i, with the scheduler's own steps. Outputs that are not computed are NaN.
 
     strength: fraction of the steps that are taken, from a noised mode of the mixture; 1 starts from pure noise.
+    switch: the step at which the output of the model changes abruptly for all images but the first.
     """
     scheduler.set_timesteps(steps)
     noise = torch.stack(
@@ -104,7 +106,8 @@ def sample(
         x = noise * float(getattr(scheduler, "init_noise_sigma", 1.0))
     timesteps = [float(t) for t in scheduler.timesteps[begin:]]
     schedule = read_schedule(scheduler, timesteps)
-    policy: Policy | None = None if skipping is None else Rule(skipping).policy(len(seeds), len(timesteps))
+    changing = lambda step: range(1, len(seeds)) if step == switch else ()  # noqa: E731
+    policy: Policy | None = None if skipping is None else Rule(skipping).policy(len(seeds), len(timesteps), changing)
     computed: list[tuple[bool, ...]] = []
     steps_taken = SchedulerSteps(scheduler, scheduler.step)
     for step, timestep in enumerate(scheduler.timesteps[begin:]):

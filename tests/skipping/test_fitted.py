@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+from importlib.resources import files
 
 import numpy as np
 import pytest
@@ -40,17 +41,45 @@ def test_moments_of_outputs_are_those_of_a_simulated_run(kind: str) -> None:
             noise = (sample - alpha * values[step]) / sigma
             sample = later[0] * values[step] + later[1] * noise
     run = torch.stack([*outputs, values[-1]])
-    found = moments.of_outputs(schedule, from_noise=True)
+    found = moments.of_outputs(schedule)
     np.testing.assert_allclose(found, (run @ run.T / 400).numpy(), rtol=1e-6, atol=1e-6 * np.abs(found).max())
 
 
-def test_a_run_from_an_image_continues_the_trajectory_from_noise() -> None:
-    """Half of a run has the moments of the second half of the whole run."""
-    whole = schedule_of("flow", 200)
-    half = NoiseSchedule("flow", whole.levels[100:], whole.timesteps[100:], 1000.0, divided=False)
-    moments = Moments.stored()
-    late = moments.of_outputs(whole, from_noise=True)[100:200, 100:200]
-    np.testing.assert_allclose(moments.of_outputs(half, from_noise=False)[:-1, :-1], late, rtol=0.05)
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_trajectory_may_begin_within_a_run(kind: str) -> None:
+    """Its moments are those of a run of its own that begins there."""
+    whole, begin = schedule_of(kind, 30), 12
+    late = NoiseSchedule(kind, whole.levels[begin:], whole.timesteps[begin:], 1000.0, divided=False)
+    moments = Moments.after_discontinuity(whole.time(begin))
+    found = moments.of_outputs(whole, begin)
+    np.testing.assert_allclose(found[begin:, begin:], moments.of_outputs(late), rtol=1e-9)
+    assert not found[:begin].any()
+
+
+@settings(max_examples=30, deadline=None)
+@given(time=st.floats(0, 6))
+def test_moments_after_a_discontinuity_are_moments_at_every_time(time: float) -> None:
+    moments = Moments.after_discontinuity(time)
+    assert moments.times[0] == max(time, 0.02)
+    assert (np.diff(moments.times) < 0).all()
+    assert np.linalg.eigvalsh(moments.values).min() > -1e-6 * moments.values.max()
+
+
+def test_moments_after_a_discontinuity_are_those_stored_at_its_time_and_change_evenly_between() -> None:
+    ends = [Moments.after_discontinuity(time).values for time in (2.7, 2.1)]
+    data = json.loads(files("cotrunk.skipping").joinpath("discontinuities.json").read_text())
+    stored = [Moments.from_json(one).values for one in data if one["times"][0] in (2.7, 2.1)]
+    np.testing.assert_allclose(ends, stored)
+    np.testing.assert_allclose(Moments.after_discontinuity(2.4).values, np.mean(ends, axis=0))
+
+
+def test_outputs_change_more_after_a_discontinuity_than_along_a_trajectory() -> None:
+    """The first prediction after a branch at a fifth of the steps is expected to err several times as much."""
+    schedule = schedule_of("v_prediction", 50)
+    along = FittedPredictions(Moments.stored().of_outputs(schedule))
+    after = FittedPredictions(Moments.after_discontinuity(schedule.time(10)).of_outputs(schedule, 10))
+    assert after.errors((11, 10, 50))[12] > 2 * along.errors((11, 10, 50))[12]
+    assert after.errors((40, 39, 50))[42] < 2 * along.errors((40, 39, 50))[42]
 
 
 def test_stored_moments_are_moments_and_survive_json() -> None:
@@ -88,7 +117,7 @@ def test_errors_of_support_points_are_amplified_no_more_than_they_are_worth(
     latest: int, spacing: int, gap: int, error: float
 ) -> None:
     """Trends of three points carry on at most the error that a prediction from the latest point alone has."""
-    moments = Moments.stored().of_outputs(schedule_of("v_prediction", 50), from_noise=True)
+    moments = Moments.stored().of_outputs(schedule_of("v_prediction", 50))
     fitted, step = FittedPredictions(moments), min(latest + gap, 49)
     support = tuple(point for point in (latest, latest - spacing, latest - 2 * spacing) if point >= 0)
     weights = np.array(fitted.weights(support, step, [error] * len(support)))
@@ -104,7 +133,7 @@ def test_an_error_of_a_support_point_counts_as_noise_of_its_own() -> None:
 
 
 def test_a_trend_is_followed_less_if_its_support_points_have_errors() -> None:
-    fitted = FittedPredictions(Moments.stored().of_outputs(schedule_of("v_prediction", 50), from_noise=True))
+    fitted = FittedPredictions(Moments.stored().of_outputs(schedule_of("v_prediction", 50)))
     exact, wrong = (fitted.weights((20, 16), 24, [error] * 2) for error in (0.0, 2.0))
     assert exact[1] < 0  # the weight of the older point: the trend leads away from it
     assert exact[1] < wrong[1]
@@ -120,4 +149,4 @@ def test_points_between_two_known_times_are_not_on_a_straight_line() -> None:
     part = (times[0] - times[1]) / (times[0] - times[2])
     line = np.zeros(2001)
     line[[first, middle, last]] = 1 - part, -1, part
-    assert line @ Moments.stored().of_outputs(schedule, from_noise=True) @ line > 1e-7
+    assert line @ Moments.stored().of_outputs(schedule) @ line > 1e-7

@@ -20,8 +20,8 @@ def flow(steps: int) -> NoiseSchedule:
 
 
 def of(schedule: NoiseSchedule, longest: int = 100, terms: int = 2) -> Gaps:
-    predictions = FittedPredictions(Moments.stored().of_outputs(schedule, from_noise=True))
-    return Gaps(schedule, predictions, len(schedule.levels) - 1, longest, terms)
+    predictions = FittedPredictions(Moments.stored().of_outputs(schedule))
+    return Gaps(schedule, predictions, None, longest, terms)
 
 
 def gaps(steps: int, longest: int = 100, terms: int = 2) -> Gaps:
@@ -30,7 +30,7 @@ def gaps(steps: int, longest: int = 100, terms: int = 2) -> Gaps:
 
 def walk(own: Gaps, limit: float) -> list[int]:
     """Return the steps that are computed."""
-    support: Support = (0, own.predictions.noise)
+    support: Support = (0, own.predictions.start)
     computed = [0]
     while computed[-1] < own.stop:
         computed.append(own.next(support, limit))
@@ -40,7 +40,7 @@ def walk(own: Gaps, limit: float) -> list[int]:
 
 def cost(own: Gaps, computed: list[int], gap: int) -> float:
     """Return the cost of the gap before a computed step, by the formula itself."""
-    support = (*tuple(reversed(computed[:gap]))[: own.terms], own.predictions.noise)
+    support = (*tuple(reversed(computed[:gap]))[: own.terms], own.predictions.start)
     inside = range(computed[gap - 1] + 1, computed[gap])
     weights = (own.schedule.drift(step) * (1 + EARLY_WEIGHT * own.schedule.time(step)) for step in inside)
     return sum(weight * own.expected_error(support, step) for weight, step in zip(weights, inside, strict=True))
@@ -80,7 +80,7 @@ def test_a_zero_limit_computes_everything_and_no_limit_nothing() -> None:
     assert walk(gaps(12, longest=3), 1e9) == [0, 4, 8, 11]
 
 
-def test_the_noise_stays_the_last_support_point() -> None:
+def test_the_start_stays_the_last_support_point() -> None:
     own = gaps(12, terms=2)
     assert own.extended((3, 0, 12), 5) == (5, 3, 12)
     assert own.extended((3,), 5) == (5, 3)
@@ -108,8 +108,8 @@ def test_errors_of_all_kinds_compare_as_velocities(kind: str) -> None:
 
 
 def test_runs_with_the_same_noise_levels_share_their_layouts() -> None:
-    shared = Gaps.of_run(flow(20), from_noise=True)
-    assert shared is Gaps.of_run(flow(20), from_noise=True)
-    assert shared is not Gaps.of_run(flow(20), from_noise=False)
-    assert shared is not Gaps.of_run(flow(21), from_noise=True)
+    shared = Gaps.of_run(flow(20))
+    assert shared is Gaps.of_run(flow(20))
+    assert shared is not Gaps.of_run(flow(20), 4)
+    assert shared is not Gaps.of_run(flow(21))
     assert walk(shared, 0.05) == walk(gaps(20, LONGEST, SLOTS), 0.05)

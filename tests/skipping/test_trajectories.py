@@ -7,7 +7,7 @@ from typing import Any, get_args
 
 import pytest
 import torch
-from analytic import SCHEDULERS, SIZE, Sampled, decibels, guided, sample
+from analytic import SCHEDULERS, SIZE, Sampled, decibels, guided, ideal, sample
 from torch import Tensor
 
 from cotrunk import CotrunkError, Skipping
@@ -113,7 +113,7 @@ def from_images(
 
 
 @EACH_KIND
-@pytest.mark.parametrize("strength", [0.3, 0.7])
+@pytest.mark.parametrize("strength", [0.5, 0.7])
 def test_skipping_from_an_image_beats_fewer_steps(case: tuple[str, str], strength: float) -> None:
     """This holds for the mean of the images and for the worst one."""
     full, taken = from_images(case, strength)
@@ -130,10 +130,35 @@ def test_skipping_from_an_image_beats_fewer_steps(case: tuple[str, str], strengt
 
 @EACH_KIND
 def test_in_the_middle_nothing_is_predicted_before_a_prediction_has_been_tried(case: tuple[str, str]) -> None:
-    """Two outputs make a trend, and the third measures its error; from pure noise the expectation is used at once."""
+    """The second output measures the error of its prediction; from pure noise the expectation is used at once."""
     anything = Skipping(1e9)
-    assert all(map(all, from_images(case, 0.5, skipping=anything)[0].computed[:3]))
+    computed = from_images(case, 0.5, skipping=anything)[0].computed
+    assert all(map(all, computed[:2]))
+    assert not any(computed[2])
     assert not any(map(any, from_images(case, 1.0, skipping=anything)[0].computed[1:3]))
+
+
+def switched(case: tuple[str, str], steps: int, skipping: Skipping | None = None) -> Sampled:
+    """Return runs in which guidance begins after a fifth of the steps, except for the first image."""
+
+    def model(schedule: NoiseSchedule, step: int, x: Tensor) -> Tensor:
+        plain, own = ideal(schedule, step, x), guided(schedule, step, x)
+        return torch.cat([plain[:1], own[1:] if step >= steps // 5 else plain[1:]])
+
+    return run(case, skipping, steps, seeds=range(12), model=model, switch=steps // 5)
+
+
+@EACH_KIND
+def test_skipping_after_a_discontinuity_beats_fewer_steps(case: tuple[str, str]) -> None:
+    """This holds for the mean of the images and for the worst one. The image without one computes other steps."""
+    full, ours = switched(case, 50).samples, switched(case, 50, Skipping())
+    assert ours.evaluations < 20
+    assert [step[1:] for step in ours.computed[9:12]] == [(True,) * 11] * 3
+    assert not all(step[0] for step in ours.computed[9:12])
+    few = switched(case, 5 * math.ceil(ours.evaluations / 5)).samples
+    gains = [[decibels(samples[i : i + 1], full[i : i + 1]) for i in range(12)] for samples in (ours.samples, few)]
+    assert statistics.mean(gains[0]) > statistics.mean(gains[1]) + 3
+    assert min(gains[0]) > min(gains[1])
 
 
 def test_a_schedule_that_begins_with_an_image_begins_in_the_middle() -> None:
@@ -146,29 +171,26 @@ def test_a_schedule_that_begins_with_an_image_begins_in_the_middle() -> None:
             self.timesteps, self.sigmas = self.timesteps[steps // 2 :], self.sigmas[steps // 2 :]
 
     ran = sample(Late(), 30, Skipping(1e9), model=guided)
-    assert [all(step) for step in ran.computed[:4]] == [True, True, True, False]
+    assert [all(step) for step in ran.computed[:3]] == [True, True, False]
 
 
-def test_errors_larger_than_expected_count_in_full_and_in_the_middle_a_large_first_one_is_not_enough() -> None:
-    def caution(scale: float | None, tried: int, from_noise: bool = False) -> float | None:
-        return History(scale=scale, tried=tried, from_noise=from_noise, keeps_noise=from_noise, overshoot=3.0).caution
-
-    assert [caution(scale, 2) for scale in (0.25, 1.0, 4.0)] == [0.5, 1.0, 4.0]
-    assert [caution(scale, 1) for scale in (0.25, 1.0, 4.0)] == [0.5, 1.0, None]
-    assert caution(None, 0) is None
-    assert [caution(scale, 1, from_noise=True) for scale in (None, 0.25, 4.0)] == [3.0, 0.5, 4.0]
+def test_errors_larger_than_expected_count_in_full_and_smaller_ones_by_their_root() -> None:
+    assert [History(scale=scale).caution for scale in (0.25, 1.0, 4.0)] == [0.5, 1.0, 4.0]
+    assert [History(scale=scale, overshoot=3.0).caution for scale in (None, 0.25)] == [3.0, 0.5]
+    assert History().caution is None
 
 
 def test_after_a_discontinuity_nothing_is_predicted_before_an_error_has_been_measured() -> None:
-    history = History(scale=0.5, tried=4, from_noise=True, keeps_noise=True)
-    history.forget()
+    history = History(scale=0.5, overshoot=2.0, times=[1.0], steps=[3], errors=[0.1])
+    history.begin_again(4)
     assert history.caution is None
-    history.scale, history.tried = 0.5, 1
-    assert history.caution is not None
+    assert (history.begin, history.times, history.steps, history.errors) == (4, [], [], [])
+    history.scale = 0.25
+    assert history.caution == 0.5
 
 
 def test_a_larger_error_scale_counts_at_once_and_a_lower_one_slowly() -> None:
-    history = History(scale=1.0, from_noise=True)
+    history = History(scale=1.0)
     assert history.updated_scale(5.0) == 5.0
     assert 0.6 < history.updated_scale(0.1) < 1.0
     assert math.isnan(history.updated_scale(math.nan))

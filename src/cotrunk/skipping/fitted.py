@@ -12,19 +12,19 @@ RIDGE = 1e-9  # relative; outputs at equal times have equal moments
 SMALLEST_ERROR = 1e-6
 FITS = 1024  # fits kept: images, and layouts of their gaps, need many of them again
 
-Support = tuple[int, ...]  # computed steps, latest first; the number of steps stands for the noise of the first sample
+Support = tuple[int, ...]  # computed steps, latest first; the number of steps stands for the start of the trajectory
 
 
 class FittedPredictions:
     """The best linear predictions of the outputs of one run, and their expected errors.
 
     Args:
-        moments: (T + 1, T + 1) second moments of the outputs at each step and, last, of the noise of the first sample.
+        moments: (T + 1, T + 1) second moments of the outputs at each step and, last, of the start of the trajectory.
     """
 
     def __init__(self, moments: np.ndarray) -> None:
         self._moments = moments
-        self.noise = len(moments) - 1  # the noise of the first sample, as a support point
+        self.start = len(moments) - 1  # the start of the trajectory, as a support point
         self._fits = lru_cache(FITS)(self._fitted)
 
     def weights(self, support: Support, step: int, errors: Sequence[float]) -> list[float]:

@@ -10,41 +10,36 @@ SMALLEST_SCALE = 1e-3  # the error scale of an image is clamped to [1e-3, 1e3]
 # Weight of the earlier error scale in a lower new one, in a geometric mean: a single small error is mostly chance. A
 # larger scale counts at once, because the images that end worst are those whose errors grow.
 MEMORY = 0.8
-MEMORY_FROM_IMAGE = 0.5  # the same in a run from an image, whose first outputs soon become regular
-LARGE_FIRST_SCALE = 2.0  # in a run from an image, a first error scale above this may still grow: measure a second error
 
 
 @dataclass
 class History:
-    """What is known about one image.
+    """What is known about one image since its trajectory began: with its run, or at its latest discontinuity.
 
     Attributes:
+        begin: the step at which the trajectory began.
         times, steps: those of its latest computed outputs, latest first: slots 0, 1, ... of `Trajectories.outputs`.
         errors: the RMS errors of the predictions of these outputs; 0 for the first.
         last: the step at which it was last computed.
         scale: its prediction errors, divided by their expectation; None before any was measured.
-        tried: number of prediction errors measured.
-        overshoot: replaces the scale until an error has been measured, at the beginning of a run from noise.
-        from_noise: whether its run began with pure noise, for which the expectation was measured.
-        keeps_noise: whether it is still on the trajectory of its first sample: no discontinuity so far.
+        overshoot: replaces the scale until an error has been measured, in a run from noise. None: nothing is predicted
+            before.
         resume: the step at which the denoiser computes this image again.
     """
 
+    begin: int = 0
     times: list[float] = field(default_factory=list)
     steps: list[int] = field(default_factory=list)
     errors: list[float] = field(default_factory=list)
     last: int = -1
     scale: float | None = None
-    tried: int = 0
-    overshoot: float = 1.0
-    from_noise: bool = False
-    keeps_noise: bool = False
+    overshoot: float | None = None
     resume: int = 0
 
-    def forget(self) -> None:
-        """Drop the history: it does not help to predict outputs after a discontinuity."""
-        self.times, self.steps, self.errors, self.scale, self.tried, self.overshoot = [], [], [], None, 0, 1.0
-        self.keeps_noise = False
+    def begin_again(self, step: int) -> None:
+        """Drop the history, which does not help to predict outputs after a discontinuity at this step."""
+        self.begin, self.times, self.steps, self.errors = step, [], [], []
+        self.scale = self.overshoot = None
 
     @property
     def caution(self) -> float | None:
@@ -52,22 +47,14 @@ class History:
 
         An error scale above 1 divides the tolerance. A lower one raises it by its root only, because small errors
         early in a run say little about later ones.
-        The expectation is for trajectories from pure noise. After a discontinuity, or in a run from an image, the
-        sample is not on the trajectory of its prompt: the first outputs change by up to twenty times what is expected.
-        So nothing is predicted before an error has been measured (in a run from an image two, if the first is large).
         """
-        if self.scale is None:
-            return self.overshoot if self.keeps_noise else None
-        if not self.from_noise and self.tried == 1 and self.scale > LARGE_FIRST_SCALE:
-            return None
-        return max(math.sqrt(self.scale), self.scale)
+        return self.overshoot if self.scale is None else max(math.sqrt(self.scale), self.scale)
 
     def updated_scale(self, scale: float) -> float:
         """Return the error scale after a prediction error of this scale."""
         if self.scale is None or not scale < self.scale:  # NaN counts at once
             return scale
-        memory = MEMORY if self.from_noise else MEMORY_FROM_IMAGE
-        return self.scale**memory * scale ** (1 - memory)
+        return self.scale**MEMORY * scale ** (1 - MEMORY)
 
     def interpolation(self, now: float, time: float) -> list[float]:
         """Return the weights, in the interpolation at `time`, of the output computed now and of the slots."""

@@ -4,6 +4,10 @@ Along its trajectory, the x0 that a model predicts changes with the noise level 
 every model: the moments of a UNet that predicts v serve a transformer that follows a rectified flow nearly as well as
 its own. So they are measured once (`benchmarks/moments.py`) and stored with the package. For a run, they are
 interpolated to its noise levels, and turned from x0 into the model's own kind of output.
+
+After a discontinuity (a branch, a switch of guidance, an input image), the sample is not on the trajectory of its
+prompt, and x0 swings towards it. This too goes much the same way for every image and model, so these moments are
+measured and stored as well, for discontinuities at several times.
 """
 
 import functools
@@ -11,13 +15,14 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..pipelines.noise_schedule import SMALLEST_ALPHA, NoiseSchedule
+from ..pipelines.noise_schedule import NoiseSchedule
 
 SMALLEST_SIGMA = 1e-8  # avoids a division by zero at the end of a schedule
+SMALLEST_TIME = 0.02  # a trajectory that begins later counts as one that begins at this time
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,7 +31,8 @@ class Moments:
 
     Attributes:
         times: (G,) `NoiseSchedule.time` of each prediction, falling.
-        values: (G + 1, G + 1) moments of the predictions and, last, of the noise that the trajectory starts from.
+        values: (G + 1, G + 1) moments of the predictions and, last, of what the trajectory starts from: its first
+            sample divided by its sigma. In a run from noise, that is the noise.
     """
 
     times: np.ndarray
@@ -38,6 +44,15 @@ class Moments:
         """Return the moments that come with the package: the mean of those of both embedded models."""
         data = json.loads(files("cotrunk.skipping").joinpath("moments.json").read_text())
         return cls.from_json(data)
+
+    @classmethod
+    def after_discontinuity(cls, time: float) -> "Moments":
+        """Return the stored moments of trajectories that begin at a discontinuity at this time."""
+        known = _after_discontinuities()
+        place = float(np.interp(-time, -known.times, np.arange(len(known.times))))
+        low = min(int(place), len(known.times) - 2)
+        values = (low + 1 - place) * known.values[low] + (place - low) * known.values[low + 1]
+        return cls(known.parts * max(time, SMALLEST_TIME), values)
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> "Moments":
@@ -53,31 +68,31 @@ class Moments:
         numbers = {"times": self.times, "lower_triangle": lower}
         return {name: [float(f"{value:.8g}") for value in array] for name, array in numbers.items()}
 
-    def of_outputs(self, schedule: NoiseSchedule, *, from_noise: bool) -> np.ndarray:
-        """Return the second moments (T + 1, T + 1) of the outputs at the steps of a run and, last, of its first noise.
+    def of_outputs(self, schedule: NoiseSchedule, begin: int = 0) -> np.ndarray:
+        """Return the second moments (T + 1, T + 1) of the outputs at the steps of a run and, last, of its start.
 
-        An output is a linear combination of the x0 that it predicts and of its sample. The sample is one of the noise
-        and of the earlier x0 predictions, by the first-order solver (DDIM).
+        An output is a linear combination of the x0 that it predicts and of its sample. The sample is one of the first
+        sample and of the earlier x0 predictions, by the first-order solver (DDIM).
 
         Args:
             schedule: of the run.
-            from_noise: whether its first sample is pure noise. If not, the sample counts as one on the trajectory from
-                pure noise to its noise level.
+            begin: the step at which the trajectory begins. Moments of earlier steps are 0.
         """
-        ratios = [alpha / max(sigma, SMALLEST_SIGMA) for alpha, sigma in schedule.levels]
-        predictions, deviations = self._interpolated([schedule.time(step) for step in range(len(ratios))])
-        noise = np.eye(predictions.shape[1])[len(self.times)]
-        # the first-order solver adds to sample / sigma the change of alpha / sigma times x0
-        scaled = noise if from_noise else noise + self._gained(ratios[0], predictions.shape[1])
+        levels = schedule.levels[begin:]
+        ratios = [alpha / max(sigma, SMALLEST_SIGMA) for alpha, sigma in levels]
+        predictions, deviations = self._interpolated([schedule.time(begin + step) for step in range(len(levels))])
+        start = scaled = np.eye(predictions.shape[1])[len(self.times)]
         rows = []
-        for step, (x0, (_, sigma)) in enumerate(zip(predictions, schedule.levels, strict=True)):
-            rows.append(schedule.output_for(step, sigma * scaled, x0))
+        for step, (x0, (_, sigma)) in enumerate(zip(predictions, levels, strict=True)):
+            rows.append(schedule.output_for(begin + step, sigma * scaled, x0))
+            # the first-order solver adds to sample / sigma the change of alpha / sigma times x0
             scaled = scaled + (ratios[min(step + 1, len(ratios) - 1)] - ratios[step]) * x0
-        combined = np.stack([*rows, noise])
+        combined = np.stack([*rows, start])
         known = len(self.values)
-        return combined[:, :known] @ self.values @ combined[:, :known].T + (
+        moments = combined[:, :known] @ self.values @ combined[:, :known].T + (
             combined[:, known:] * deviations @ combined[:, known:].T
         )
+        return np.pad(moments, (begin, 0))
 
     def _interpolated(self, times: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
         """Return x0 at T times as combinations (T, G + 1 + T), and the variances (T,) of their own deviations.
@@ -113,9 +128,24 @@ class Moments:
         variances[[0, -1]] = variances[[1, -2]]
         return variances
 
-    def _gained(self, ratio: float, size: int) -> np.ndarray:
-        """Return what sample / sigma has gained (size,) on its way from pure noise to this alpha / sigma."""
-        inverse = 1 / np.sinh(self.times)  # the root of (alpha / sigma)^2 + SMALLEST_ALPHA^2, see `NoiseSchedule.time`
-        known = np.sqrt(np.clip(inverse**2 - SMALLEST_ALPHA**2, 0, None))
-        bounds = np.append(known, np.inf).clip(max=ratio)
-        return np.pad(np.diff(bounds), (0, size - len(self.times)))
+
+class AfterDiscontinuities(NamedTuple):
+    """Moments of trajectories that begin at discontinuities at several times.
+
+    Attributes:
+        times: (J,) of the discontinuities, falling.
+        parts: (G,) times of the predictions, as parts of that of the discontinuity.
+        values: (J, G + 1, G + 1) moments as in `Moments`.
+    """
+
+    times: np.ndarray
+    parts: np.ndarray
+    values: np.ndarray
+
+
+@functools.cache
+def _after_discontinuities() -> AfterDiscontinuities:
+    data = json.loads(files("cotrunk.skipping").joinpath("discontinuities.json").read_text())
+    moments = [Moments.from_json(one) for one in data]
+    times = np.array([one.times[0] for one in moments])
+    return AfterDiscontinuities(times, moments[0].times / times[0], np.stack([one.values for one in moments]))

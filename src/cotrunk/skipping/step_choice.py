@@ -14,11 +14,14 @@ import numpy as np
 
 from ..pipelines.noise_schedule import NoiseSchedule
 from .fitted import FittedPredictions, Support
-from .moments import Moments
+from .moments import SMALLEST_TIME, Moments
 
 # Errors at noisy steps weigh 1 + EARLY_WEIGHT * time. A change of the sample there moves the final image about as much
 # as one at the end, but for some images up to ten times as much.
 EARLY_WEIGHT = 0.2
+# Errors soon after a discontinuity weigh up to 1 + TRANSIENT_WEIGHT times as much: there the sample is still on its way
+# to the trajectory of its prompt.
+TRANSIENT_WEIGHT = 1.0
 EQUAL_TIMES = 1e-6  # times closer than this are equal
 LEVELS = 20  # limits are rounded down to powers of e ** (1 / LEVELS), so that images can use the same gaps
 LONGEST = 12  # most steps skipped in a row
@@ -28,34 +31,49 @@ UNLIMITED = 1e9  # a limit above the cost of any gap
 
 
 class Gaps:
-    """The gaps of one run.
+    """The gaps of trajectories that begin at the same step of a run.
 
     Args:
         schedule: the noise schedule of the run.
-        predictions: of its outputs.
-        stop: the step at which the last gap ends.
+        predictions: of the outputs along these trajectories.
+        discontinuity: the step at which they begin, if they do not begin with noise.
         longest: most steps skipped in a row.
-        terms: most support points of a prediction, besides the noise of the first sample.
+        terms: most support points of a prediction, besides the start of the trajectory.
     """
 
     def __init__(
-        self, schedule: NoiseSchedule, predictions: FittedPredictions, stop: int, longest: int, terms: int
+        self,
+        schedule: NoiseSchedule,
+        predictions: FittedPredictions,
+        discontinuity: int | None = None,
+        longest: int = LONGEST,
+        terms: int = SLOTS,
     ) -> None:
-        self.schedule, self.predictions, self.stop = schedule, predictions, stop
+        self.schedule, self.predictions = schedule, predictions
+        self.stop = len(schedule.levels) - 1  # the last step is always computed
         self.longest, self.terms = longest, terms
-        self._drifts = np.array([self._drift(step) for step in range(stop)])
+        since = None if discontinuity is None else _begin_time(schedule, discontinuity)
+        self._drifts = np.array([self._drift(step, since) for step in range(self.stop)])
         self._costs = lru_cache(LAYOUTS)(self._costs_from)
         self._found = lru_cache(LAYOUTS)(self._next_at)
 
     @classmethod
-    @lru_cache(8)
-    def of_run(cls, schedule: NoiseSchedule, *, from_noise: bool) -> Self:
+    @lru_cache(32)
+    def of_run(cls, schedule: NoiseSchedule, discontinuity: int | None = None) -> Self:
         """Return the gaps of a run with the moments that come with the package: one object for equal runs.
 
         Images of one run, and further runs, need mostly the same layouts.
+
+        Args:
+            schedule: the noise schedule of the run.
+            discontinuity: the step at which the trajectories begin; None for a run from noise.
         """
-        moments = Moments.stored().of_outputs(schedule, from_noise=from_noise)
-        return cls(schedule, FittedPredictions(moments), len(schedule.levels) - 1, LONGEST, SLOTS)
+        if discontinuity is None:
+            moments = Moments.stored().of_outputs(schedule)
+        else:
+            after = Moments.after_discontinuity(_begin_time(schedule, discontinuity))
+            moments = after.of_outputs(schedule, discontinuity)
+        return cls(schedule, FittedPredictions(moments), discontinuity)
 
     def expected_error(self, support: Support, step: int) -> float:
         """Return the expected RMS error of a predicted output at a step, as the error of a velocity."""
@@ -63,7 +81,7 @@ class Gaps:
 
     def extended(self, support: Support, step: int) -> Support:
         """Return the support of a prediction after this step is computed too."""
-        points = [point for point in support if point != self.predictions.noise]
+        points = [point for point in support if point != self.predictions.start]
         return (step, *points)[: self.terms] + support[len(points) :]
 
     def next(self, support: Support, limit: float) -> int:
@@ -103,13 +121,26 @@ class Gaps:
         costs: list[float] = np.cumsum(self._drifts[inside] * self.predictions.errors(support)[inside]).tolist()
         return costs
 
-    def _drift(self, step: int) -> float:
+    def _drift(self, step: int, since: float | None) -> float:
         """Return how much an error of 1 in the output at this step changes the image.
 
-        It is the change of the sample by the first-order solver, with more weight at noisy steps.
+        It is the change of the sample by the first-order solver, with more weight at noisy steps, and soon after a
+        discontinuity.
+
+        Args:
+            step: of the run.
+            since: the time of the discontinuity, if the trajectory begins with one.
         """
-        weight = 1 + EARLY_WEIGHT * self.schedule.time(step)
+        time = self.schedule.time(step)
+        weight = 1 + EARLY_WEIGHT * time
+        if since is not None:
+            weight *= 1 + TRANSIENT_WEIGHT * (time / since) ** 2
         return self.schedule.drift(step) * self.schedule.velocity(step) * weight
+
+
+def _begin_time(schedule: NoiseSchedule, discontinuity: int) -> float:
+    """Return the time of a discontinuity, or the latest one of a run that goes back in time (inversion)."""
+    return max(SMALLEST_TIME, *(schedule.time(step) for step in range(discontinuity, len(schedule.levels))))
 
 
 def are_equal(time: float, other: float) -> bool:

@@ -21,9 +21,9 @@ from ..engine.transfer import sent
 from ..pipelines.noise_schedule import NoiseSchedule, read_schedule
 from ..settings import Skipping
 from .extrapolation import lagrange
-from .fitted import FittedPredictions, Support
+from .fitted import Support
 from .history import SMALLEST_SCALE, History
-from .moments import Moments
+from .moments import SMALLEST_SIGMA, Moments
 from .step_choice import SLOTS, Gaps, are_equal
 
 TERMS = {"reuse": 1, "linear": 2, "quadratic": 3}  # support points of the predictions of the rule "fixed"
@@ -55,10 +55,9 @@ class Trajectories:
         self.histories = [History() for _ in range(images)]
         self.errors: tuple[Sequence[bool], torch.Tensor | None] = ((), None)
         self.schedule: NoiseSchedule | None = None
-        self.gaps: Gaps  # made when the schedule is read, at the first step
-        self.predictions: FittedPredictions
+        self.gaps: dict[int, Gaps] = {}  # by the step at which trajectories begin; 0 is known at the first step
         self.first_x0: float  # expected RMS of the x0 that the first output predicts
-        self.noise: torch.Tensor  # (N, ...) the first sample
+        self.starts: torch.Tensor  # (N, ...) the first sample of each trajectory, divided by its sigma
         self.outputs: list[torch.Tensor] = []  # slot k holds (N, ...): the k-th latest computed output of each image
         self.used: dict[int, torch.Tensor] = {}  # (N, ...) outputs that the scheduler got, since the first open gap
 
@@ -82,8 +81,7 @@ class Trajectories:
             CotrunkError: a scheduler whose noise schedule cannot be read.
         """
         schedule = self._schedule(steps, sample)
-        for image in self.discontinuities(step):
-            self.histories[image].forget()
+        self._begin_again(step, sample)
         time = schedule.time(step)
         corrects = self.skipping.correct and steps.can_retrace
         if corrects:
@@ -106,20 +104,38 @@ class Trajectories:
         if self.schedule is None:
             self.schedule = read_schedule(steps.scheduler, steps.timesteps()[: self.timesteps].tolist())
             from_noise = steps.first_index() == 0 and self.schedule.levels[0][0] < NOISE_ALPHA
-            self.gaps = Gaps.of_run(self.schedule, from_noise=from_noise)
-            self.predictions = self.gaps.predictions
+            # the image that a run begins with is not on the trajectory of its prompt, as after a discontinuity
+            self.gaps[0] = Gaps.of_run(self.schedule, None if from_noise else 0)
             self.first_x0 = math.sqrt(Moments.stored().values[0, 0])
-            self.noise = self.schedule.scaled(0, sample)
+            self.starts = self._start(0, sample)
             for history in self.histories:
-                history.from_noise = history.keeps_noise = from_noise
+                history.overshoot = 1.0 if from_noise else None
         return self.schedule
 
+    def _begin_again(self, step: int, sample: torch.Tensor) -> None:
+        """Begin new trajectories with these samples (N, ...) of the images that have a discontinuity at this step."""
+        changing = frozenset(self.discontinuities(step))
+        if not changing or step == 0:
+            return
+        assert self.schedule is not None
+        self.gaps[step] = Gaps.of_run(self.schedule, step)
+        changes = along([image in changing for image in range(len(self.histories))], sample)
+        self.starts = torch.where(changes, self._start(step, sample), self.starts)
+        for image in changing:
+            self.histories[image].begin_again(step)
+
+    def _start(self, step: int, sample: torch.Tensor) -> torch.Tensor:
+        """Return a sample (N, ...) at which trajectories begin as a support point of predictions."""
+        assert self.schedule is not None
+        return self.schedule.scaled(step, sample) / max(self.schedule.levels[step][1], SMALLEST_SIGMA)
+
     def _weights(self, history: History, step: int) -> list[float]:
-        """Return the weights of the slots, and after them of the first noise, in the prediction at a step."""
+        """Return the weights of the slots, and after them of the trajectory's start, in the prediction at a step."""
         if self.skipping.rule == "fixed":
             assert self.schedule is not None
             return lagrange(history.times[: TERMS[self.skipping.prediction]], self.schedule.time(step))
-        weights = self.predictions.weights(self._support(history), step, history.errors)
+        predictions = self.gaps[history.begin].predictions
+        weights = predictions.weights(self._support(history), step, history.errors)
         slots = len(history.steps)
         return [*weights[:slots], *[0.0] * (SLOTS - slots), *weights[slots:]]
 
@@ -164,7 +180,9 @@ class Trajectories:
         larger this x0, the more the first outputs change. If it is smaller than expected, the estimate stays.
         """
         assert self.schedule is not None
-        starting = [given and h.keeps_noise and not h.times for h, given in zip(self.histories, known, strict=True)]
+        starting = [
+            given and h.overshoot is not None and not h.times for h, given in zip(self.histories, known, strict=True)
+        ]
         if not any(starting):
             return
         x0 = self.schedule.x0_of(step, self.schedule.scaled(step, sample), output)
@@ -188,8 +206,10 @@ class Trajectories:
     ) -> tuple[list[float | None], list[float]]:
         """Return for each image the scale of its prediction errors, and the latest of them, 0 where there is none."""
         assert self.schedule is not None
+        # support points of a prediction whose error says something about the next
+        needed = TERMS[self.skipping.prediction] if self.skipping.rule == "fixed" else 1
         tried = [
-            given and len(h.times) >= self._needed(h) and not are_equal(time, h.times[0])
+            given and len(h.times) >= needed and not are_equal(time, h.times[0])
             for h, given in zip(self.histories, known, strict=True)
         ]
         if not any(tried):
@@ -203,22 +223,15 @@ class Trajectories:
             if not tries:
                 scales.append(history.scale)
                 continue
-            expected = self.gaps.expected_error(self._support(history), step)
+            expected = self.gaps[history.begin].expected_error(self._support(history), step)
             scale = size * self.schedule.velocity(step) / expected
             scale = min(max(scale, SMALLEST_SCALE), 1 / SMALLEST_SCALE)  # in this order NaN stays NaN
             scales.append(history.updated_scale(scale))
-            history.tried += 1
         return scales, [size if tries else 0.0 for size, tries in zip(sizes, tried, strict=True)]
 
-    def _needed(self, history: History) -> int:
-        """Return how many support points a prediction needs whose error says something about the next."""
-        if self.skipping.rule == "fixed":
-            return TERMS[self.skipping.prediction]
-        return 1 if history.from_noise else 2
-
     def _combined(self, weights: list[list[float]]) -> torch.Tensor:
-        """Return (N, ...): for each image the weighted sum of its slots, and of its first noise."""
-        values = [*self.outputs, *[self.noise] * (SLOTS + 1 - len(self.outputs))]
+        """Return (N, ...): for each image the weighted sum of its slots, and of the start of its trajectory."""
+        values = [*self.outputs, *[self.starts] * (SLOTS + 1 - len(self.outputs))]
         columns = [[own[slot] if slot < len(own) else 0.0 for own in weights] for slot in range(SLOTS + 1)]
         used = [slot for slot, column in enumerate(columns) if any(column)]
         if not used:
@@ -259,11 +272,11 @@ class Trajectories:
         caution = history.caution
         if caution is None:
             return 0
-        return self.gaps.next(self._support(history), skipping.tolerance / caution) - (step + 1)
+        return self.gaps[history.begin].next(self._support(history), skipping.tolerance / caution) - (step + 1)
 
     def _support(self, history: History) -> Support:
         """Return the support points of a prediction by the rule "error"."""
-        return (*history.steps, self.predictions.noise) if history.keeps_noise else tuple(history.steps)
+        return (*history.steps, self.gaps[history.begin].predictions.start)
 
 
 def _mean_square(tensor: torch.Tensor) -> torch.Tensor:

@@ -130,11 +130,11 @@ def test_skipping_from_an_image_beats_fewer_steps(case: tuple[str, str], strengt
 
 @EACH_KIND
 def test_in_the_middle_nothing_is_predicted_before_a_prediction_has_been_tried(case: tuple[str, str]) -> None:
-    """The second output measures the error of its prediction; from pure noise the expectation is used at once."""
+    """The second and third outputs measure errors of predictions; from pure noise the expectation is used at once."""
     anything = Skipping(1e9)
     computed = from_images(case, 0.5, skipping=anything)[0].computed
-    assert all(map(all, computed[:2]))
-    assert not any(computed[2])
+    assert all(map(all, computed[:3]))
+    assert not any(computed[3])
     assert not any(map(any, from_images(case, 1.0, skipping=anything)[0].computed[1:3]))
 
 
@@ -171,13 +171,13 @@ def test_a_schedule_that_begins_with_an_image_begins_in_the_middle() -> None:
             self.timesteps, self.sigmas = self.timesteps[steps // 2 :], self.sigmas[steps // 2 :]
 
     ran = sample(Late(), 30, Skipping(1e9), model=guided)
-    assert [all(step) for step in ran.computed[:3]] == [True, True, False]
+    assert [all(step) for step in ran.computed[:4]] == [True, True, True, False]
 
 
 def test_errors_larger_than_expected_count_in_full_and_smaller_ones_by_their_root() -> None:
     assert [History(scale=scale).caution for scale in (0.25, 1.0, 4.0)] == [0.5, 1.0, 4.0]
     assert [History(scale=scale, overshoot=3.0).caution for scale in (None, 0.25)] == [3.0, 0.5]
-    assert History().caution is None
+    assert [History(scale=0.25, untried=left).caution for left in (2, 1, 0)] == [None, None, 0.5]
 
 
 def test_after_a_discontinuity_nothing_is_predicted_before_an_error_has_been_measured() -> None:
@@ -185,7 +185,7 @@ def test_after_a_discontinuity_nothing_is_predicted_before_an_error_has_been_mea
     history.begin_again(4)
     assert history.caution is None
     assert (history.begin, history.times, history.steps, history.errors) == (4, [], [], [])
-    history.scale = 0.25
+    history.scale, history.untried = 0.25, 0
     assert history.caution == 0.5
 
 

@@ -10,6 +10,9 @@ SMALLEST_SCALE = 1e-3  # the error scale of an image is clamped to [1e-3, 1e3]
 # Weight of the earlier error scale in a lower new one, in a geometric mean: a single small error is mostly chance. A
 # larger scale counts at once, because the images that end worst are those whose errors grow.
 MEMORY = 0.8
+# Prediction errors that are measured before anything is predicted. An input image may be far from what the prompt asks
+# for; then the second error is much larger than the first.
+AFTER_DISCONTINUITY, FROM_IMAGE = 1, 2
 
 
 @dataclass
@@ -22,8 +25,8 @@ class History:
         errors: the RMS errors of the predictions of these outputs; 0 for the first.
         last: the step at which it was last computed.
         scale: its prediction errors, divided by their expectation; None before any was measured.
-        overshoot: replaces the scale until an error has been measured, in a run from noise. None: nothing is predicted
-            before.
+        untried: prediction errors that have to be measured before anything is predicted.
+        overshoot: replaces the scale where nothing has to be measured: in a run from noise.
         resume: the step at which the denoiser computes this image again.
     """
 
@@ -33,13 +36,14 @@ class History:
     errors: list[float] = field(default_factory=list)
     last: int = -1
     scale: float | None = None
-    overshoot: float | None = None
+    untried: int = 0
+    overshoot: float = 1.0
     resume: int = 0
 
     def begin_again(self, step: int) -> None:
         """Drop the history, which does not help to predict outputs after a discontinuity at this step."""
         self.begin, self.times, self.steps, self.errors = step, [], [], []
-        self.scale = self.overshoot = None
+        self.scale, self.untried = None, AFTER_DISCONTINUITY
 
     @property
     def caution(self) -> float | None:
@@ -48,6 +52,8 @@ class History:
         An error scale above 1 divides the tolerance. A lower one raises it by its root only, because small errors
         early in a run say little about later ones.
         """
+        if self.untried > 0:
+            return None
         return self.overshoot if self.scale is None else max(math.sqrt(self.scale), self.scale)
 
     def updated_scale(self, scale: float) -> float:

@@ -22,7 +22,7 @@ from ..pipelines.noise_schedule import NoiseSchedule, read_schedule
 from ..settings import Skipping
 from .extrapolation import lagrange
 from .fitted import Support
-from .history import SMALLEST_SCALE, History
+from .history import FROM_IMAGE, SMALLEST_SCALE, History
 from .moments import SMALLEST_SIGMA, Moments
 from .step_choice import SLOTS, Gaps, are_equal
 
@@ -109,7 +109,7 @@ class Trajectories:
             self.first_x0 = math.sqrt(Moments.stored().values[0, 0])
             self.starts = self._start(0, sample)
             for history in self.histories:
-                history.overshoot = 1.0 if from_noise else None
+                history.untried = 0 if from_noise else FROM_IMAGE
         return self.schedule
 
     def _begin_again(self, step: int, sample: torch.Tensor) -> None:
@@ -180,9 +180,7 @@ class Trajectories:
         larger this x0, the more the first outputs change. If it is smaller than expected, the estimate stays.
         """
         assert self.schedule is not None
-        starting = [
-            given and h.overshoot is not None and not h.times for h, given in zip(self.histories, known, strict=True)
-        ]
+        starting = [given and not h.untried and not h.times for h, given in zip(self.histories, known, strict=True)]
         if not any(starting):
             return
         x0 = self.schedule.x0_of(step, self.schedule.scaled(step, sample), output)
@@ -227,6 +225,7 @@ class Trajectories:
             scale = size * self.schedule.velocity(step) / expected
             scale = min(max(scale, SMALLEST_SCALE), 1 / SMALLEST_SCALE)  # in this order NaN stays NaN
             scales.append(history.updated_scale(scale))
+            history.untried = max(0, history.untried - 1)
         return scales, [size if tries else 0.0 for size, tries in zip(sizes, tried, strict=True)]
 
     def _combined(self, weights: list[list[float]]) -> torch.Tensor:

@@ -34,7 +34,7 @@ class Here:
 
     def driver(self, job: Job, place: RunPlace, cluster: Any, on_event: Any, begin: float) -> Driver:
         setup = cluster_run.setup_of(job, place.files.place)
-        return Driver(job, place, setup, "cpu", self.start, on_event, begin, cluster.wave, poll=0)
+        return Driver(job, place, setup, "cpu", self.start, on_event, begin, cluster.wave or 6, poll=0)
 
     def start(self, files: Sequence[str], setup: Setup) -> "InlinePass":
         self.passes += 1

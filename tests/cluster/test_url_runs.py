@@ -149,6 +149,36 @@ def test_of_two_commands_at_one_url_the_first_one_stops(here: Here, url: str) ->
     assert files.get(".cotrunk.lock") == b"another"
 
 
+def test_a_command_that_is_refused_does_not_stop_the_one_that_runs(here: Here, url: str) -> None:
+    refused = list[int]()
+
+    def again(number: int) -> None:
+        if not refused:
+            refused.append(0)
+            refused[0] = on_cluster(url).code
+
+    here.before = again
+    outcome = on_cluster(url)
+    assert (refused, outcome.code) == ([2], 0), outcome.err
+
+
+def test_what_another_command_wrote_is_kept_by_one_that_was_taken_over(
+    here: Here, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The copy of the journal that is due is not made any more."""
+    monkeypatch.setattr(run_place, "OFTEN", 0.0)
+    monkeypatch.setattr(run_place, "PART", 0.0)
+    files = StoredFiles(url)
+
+    def take_over(number: int) -> None:
+        files.put(".cotrunk.lock", b"another")
+        files.put("journal.jsonl", b"of another\n")
+
+    here.before = take_over
+    assert on_cluster(url).code == 2
+    assert files.get("journal.jsonl") == b"of another\n"
+
+
 def test_a_storage_that_fails_ends_the_run_and_blames_no_group() -> None:
     assert is_of_the_run(StorageError("Cannot write it."), is_prepared=True)
     assert not is_of_the_run(CotrunkError("The image is too large."), is_prepared=True)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from cotrunk.errors import CotrunkError
-from cotrunk.storage.files import StorageError, StoredFiles
+from cotrunk.storage.files import StorageError, StoredFiles, is_url, shown_place
 
 NUMBERS = itertools.count()
 
@@ -75,3 +75,55 @@ def test_errors_name_the_file_the_place_and_the_option(monkeypatch: pytest.Monke
             what()
     with pytest.raises(StorageError, match=r"^Cannot list memory://bucket: no credentials\."):
         files.names()
+
+
+def test_a_write_that_finds_no_place_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Object stores say so of a bucket that does not exist; others need folders to be made first."""
+    pytest.importorskip("fsspec")
+    files, made = StoredFiles(f"memory://storage-{next(NUMBERS)}"), list[str]()
+    write = files.system.pipe_file
+
+    def pipe(path: str, content: bytes) -> None:
+        if not made:
+            raise FileNotFoundError("The specified bucket does not exist")
+        write(path, content)
+
+    monkeypatch.setattr(files.system, "pipe_file", pipe)
+    monkeypatch.setattr(files.system, "makedirs", lambda path, exist_ok: None)
+    with pytest.raises(StorageError, match=r"^Cannot write a/b in memory://.*: The specified bucket does not exist\."):
+        files.put("a/b", b"one")
+    monkeypatch.setattr(files.system, "makedirs", lambda path, exist_ok: made.append(path))
+    files.put("a/b", b"one")
+    assert files.get("a/b") == b"one"
+    assert made == [f"{files.root}/a"]
+
+
+def test_a_folder_is_removed_without_reading_wildcards_in_the_name_of_the_run() -> None:
+    pytest.importorskip("fsspec")
+    number = next(NUMBERS)
+    own, other = (StoredFiles(f"memory://storage-{number}/run{end}") for end in ("?", "1"))
+    for files in (own, other):
+        files.put("manifest/a/b", b"x")
+    own.remove_folder("manifest")
+    assert (own.get("manifest/a/b"), other.get("manifest/a/b")) == (None, b"x")
+
+
+@pytest.mark.parametrize(
+    ("place", "is_one"),
+    [
+        ("s3://b/run", True),
+        ("simplecache::s3://b", True),
+        ("C://runs", False),
+        ("/a/b", False),
+        ("dir::file:///a", True),
+    ],
+)
+def test_urls_are_told_from_paths(place: str, is_one: bool) -> None:
+    assert is_url(place) == is_one
+
+
+def test_passwords_in_urls_are_not_shown() -> None:
+    assert shown_place("sftp://user:secret@host/a@b") == "sftp://host/a@b"
+    assert shown_place("s3://bucket/a@b") == "s3://bucket/a@b"
+    with pytest.raises(CotrunkError, match=r"^nothing://host cannot be used"):
+        StoredFiles("nothing://user:secret@host")

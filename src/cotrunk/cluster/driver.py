@@ -178,6 +178,9 @@ class Driver:
         lost = 0
         try:
             while cuts := cut(arms, self.wave, partial(_is_left, done)):
+                for name, images in done.items():  # an image whose file was lost is joined again, even with its digest
+                    known = self.joined.get(name, {})
+                    self.joined[name] = {image: digest for image, digest in known.items() if image in images}
                 self.failures += [failed.read(self.files, name) for name in self._paint_cuts(cuts)]
                 given_up = {image for each in self.failures for image in each.images}
                 done = {

@@ -11,7 +11,7 @@ from ..pipelines.loading import resolve_device
 from ..runs.facts import versions
 from ..runs.found import check_found
 from ..runs.input_images import check_same, digests_of
-from ..storage.files import StoredFiles
+from ..storage.files import StoredFiles, shown_place
 from .connecting import PAINTER, Place
 from .setup import Setup, prepared_here
 
@@ -48,7 +48,9 @@ def look(setup: Setup, token: str, answer: str) -> Seen:
     try:
         store = StoredFiles(setup.place)
         if store.get(NAME) != token.encode():
-            return Seen(machine, error=f"it does not see {setup.place}: use an --out that all machines share")
+            return Seen(
+                machine, error=f"it does not see {shown_place(setup.place)}: use an --out that all machines share"
+            )
         store.put(answer, token.encode())
         job = prepared_here(setup)
         check_found(job)
@@ -100,8 +102,8 @@ def probe(setup: Setup, places: Sequence[Place], gpus: float, takes_resource: bo
         for seen, name, answer in found:
             if not seen.error and store.get(answer) != token.encode():
                 raise CotrunkError(
-                    f"{name} ({seen.machine}) writes to another {setup.place} than this machine: use an --out that "
-                    "all machines share."
+                    f"{name} ({seen.machine}) writes to another {shown_place(setup.place)} than this machine: use an "
+                    "--out that all machines share."
                 )
         return device_of([seen for seen, _, _ in found], [name for _, name, _ in found])
     finally:

@@ -76,6 +76,7 @@ def run_on_cluster(
             if report is not None:
                 return ClusterReport(report, ())
             driver = on_ray(job, place, cluster, on_event, begin)
+            place.take()
             return driver.run(given_plan, is_resumed, retry_failed)
 
 

@@ -21,7 +21,7 @@ from ..runs.folder import WRITTEN, RunFolder
 from ..runs.journal import NAME as JOURNAL
 from ..runs.report_files import NAME as REPORT
 from ..runs.report_files import PROMPTS
-from ..storage.files import StoredFiles, is_url
+from ..storage.files import StoredFiles, is_url, shown_place
 from ..storage.mirror import Mirror
 
 OFTEN = 30.0  # seconds between two copies of the driver's files to a URL
@@ -65,12 +65,10 @@ class RunPlace:
                 if self._mirror is None:
                     yield self.lock
                     return
-                self._token = uuid.uuid4().hex.encode()
-                self.files.put(LOCK, self._token)
                 try:
                     yield self.lock
                 finally:
-                    if self._is_own():
+                    if self._token and self._is_own():
                         self.keep(at_once=True)
                         self.files.remove(LOCK)
         except CotrunkError:
@@ -78,6 +76,21 @@ class RunPlace:
                 with suppress(OSError):
                     self.folder.path.rmdir()
             raise
+
+    def take(self) -> None:
+        """Take over the URL, with what another command has written there since it was read.
+
+        That comes after all checks: a command that is refused does not stop the one that is running.
+
+        Raises:
+            CotrunkError: it cannot be written.
+        """
+        if self._mirror is None:
+            return
+        token = uuid.uuid4().hex.encode()
+        self.files.put(LOCK, token)
+        self._token = token
+        self._mirror.pull((JOURNAL,))
 
     def check(self) -> None:
         """Check that no other command writes here.
@@ -89,8 +102,8 @@ class RunPlace:
             self.lock.check()
         if self._mirror is not None and not self._is_own():
             raise CotrunkError(
-                f"Another cotrunk has taken over the run in {self.files.place}, so this one stops: let only one write "
-                "there, or choose another --out."
+                f"Another cotrunk has taken over the run in {shown_place(self.files.place)}, so this one stops: let "
+                "only one write there, or choose another --out."
             )
 
     def keep(self, *, at_once: bool = False) -> bool:
@@ -107,6 +120,7 @@ class RunPlace:
         begin = time.monotonic()
         if not at_once and begin - self._kept < max(OFTEN, PART * self._took):
             return False
+        self.check()  # the files of a run that another command took over are not written
         self._mirror.push()
         self._kept = time.monotonic()
         self._took = self._kept - begin

@@ -128,7 +128,8 @@ def cut(arms: Sequence[Arm], size: int, is_left: Callable[[Arm, Branch], bool]) 
     """Divide the groups of a run into waves, those with the most rows first.
 
     The heaviest come first because then the last ones, which some machines wait for, are the lightest. Where the waves
-    are cut depends on the plan alone, and not on which groups are left, so a resumed run has the same waves as before.
+    are cut depends on the plan and the size alone, and not on which groups are left: with the same size, a resumed run
+    has the same waves as before.
 
     Args:
         arms: of the parts of the run.

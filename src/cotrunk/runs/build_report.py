@@ -41,8 +41,9 @@ def build_report(
     """
     mains, compared = [arm for arm in arms if arm.kind == SHARED], [arm for arm in arms if arm.kind != SHARED]
     own = _together(mains, progress)
-    failures = tuple(each for each in failures if not own.images.issuperset(each.images))
-    given_up = {image for each in failures for image in each.images} - own.images
+    left = _left(mains, progress)
+    failures = tuple(each for each in failures if not left.isdisjoint(each.images))
+    given_up = left & {image for each in failures for image in each.images}
     own.failed |= given_up
     is_complete = all(_is_complete(arm, progress[arm.name], given_up) for arm in arms)
     finished: Status = "failed images" if own.failed else "flagged images" if own.flagged else "done"
@@ -75,6 +76,16 @@ def build_report(
         parts=tuple(_part(job, pipeline.guidance_scale, arm, compared) for arm in mains) if len(mains) > 1 else (),
         failures=failures,
     )
+
+
+def _left(arms: Sequence[Arm], progress: Mapping[str, Progress]) -> set[int]:
+    """Return the images of the run that are not finished by the last part that generates them."""
+    left = set[int]()
+    for arm in arms:  # a later part generates some images again
+        done = progress[arm.name].images
+        left |= {image for place, image in enumerate(arm.part.images) if place not in done}
+        left -= {image for place, image in enumerate(arm.part.images) if place in done}
+    return left
 
 
 def _is_complete(arm: Arm, progress: Progress, given_up: Container[int]) -> bool:

@@ -1,6 +1,7 @@
 """Files in a folder, or at any URL that fsspec knows, such as s3://bucket/run."""
 
 import os
+import re
 import shutil
 from contextlib import suppress
 from pathlib import Path
@@ -14,9 +15,18 @@ class StorageError(CotrunkError):
     """A file of a URL, or of a shared folder, cannot be written, read, listed or removed."""
 
 
+# a scheme such as s3://, perhaps after others (simplecache::s3://); one letter is a drive of Windows
+URL = re.compile(r"([a-z][a-z0-9+.-]+::)*[a-z][a-z0-9+.-]+://", re.IGNORECASE)
+
+
 def is_url(place: str) -> bool:
     """Return whether this is a URL, and not the path of a folder."""
-    return "://" in place
+    return URL.match(place) is not None
+
+
+def shown_place(place: str) -> str:
+    """Return a folder or URL for messages and logs: without the user and password of a URL."""
+    return re.sub(r"://[^/@]*@", "://", place)
 
 
 class StoredFiles:
@@ -37,7 +47,7 @@ class StoredFiles:
 
     def __init__(self, place: str, option: str = "--out") -> None:
         self.place, self.option = place, option
-        self.folder: Path | None = Path(place)
+        self.folder: Path | None = Path(place).expanduser()
         self.system: Any = None
         self.root = place
         if not is_url(place):
@@ -49,7 +59,8 @@ class StoredFiles:
             self.system, self.root = fsspec.core.url_to_fs(place)
         except Exception as error:  # the packages of the file systems raise errors of their own
             raise CotrunkError(
-                f"{place} cannot be used: {first_line(error)}. Install what it needs, or name a folder with {option}."
+                f"{shown_place(place)} cannot be used: {first_line(error)}. Install what it needs, or name a folder "
+                f"with {option}."
             ) from None
         self.folder = None
         if isinstance(self.system, LocalFileSystem):
@@ -77,7 +88,7 @@ class StoredFiles:
             CotrunkError: it cannot be written; `StorageError` if it is at a URL.
         """
         if self.folder is None:  # one put, which object stores show whole or not at all
-            self._do("write", name, lambda files, path: files.pipe_file(path, content))
+            self._write(name, content)
             return
         path = self.folder / name
         with writing(path):
@@ -141,7 +152,21 @@ class StoredFiles:
             return
         with suppress(StorageError):
             self.system.invalidate_cache()
-            self._do("remove", name, lambda files, path: files.rm(path, recursive=True))
+            # not `rm`, which takes ? and * in the name of a run for wildcards
+            for path in self._do("list", name, lambda files, path: files.find(path)) or []:
+                self._do("remove", name, lambda files, _, path=path: files.rm_file(path))
+
+    def _write(self, name: str, content: bytes) -> None:
+        """Write a file of the URL, and the folder in which it lies where the file system has folders."""
+        path = self.path_of(name)
+        try:
+            try:
+                self.system.pipe_file(path, content)
+            except FileNotFoundError:
+                self.system.makedirs(path.rpartition("/")[0], exist_ok=True)
+                self.system.pipe_file(path, content)
+        except Exception as error:  # the packages of the file systems raise errors of their own
+            raise self._failure("write", name, first_line(error)) from error
 
     def _do(self, verb: str, name: str, work: Any) -> Any:
         """Do something with a file of the URL; return None if it is not there."""
@@ -153,7 +178,8 @@ class StoredFiles:
             raise self._failure(verb, name, first_line(error)) from error
 
     def _failure(self, verb: str, name: str, why: object) -> StorageError:
-        where = f"{name} in {self.place}" if name else self.place
+        place = shown_place(self.place)
+        where = f"{name} in {place}" if name else place
         return StorageError(
             f"Cannot {verb} {where}: {why}. Check that it can be reached, or name another place with {self.option}."
         )

@@ -20,14 +20,15 @@ class Mirror:
         self._states: dict[Path, tuple[int, int]] = {}  # as they were last copied
 
     def pull(self, names: Iterable[str]) -> None:
-        """Copy files from the place, if they are there.
+        """Copy files from the place that are there and differ from those of the folder.
 
         Raises:
             CotrunkError: one cannot be read or written.
         """
         for name in names:
-            if (content := self._files.get(name)) is not None:
-                path = self._folder / name
+            path = self._folder / name
+            content = self._files.get(name)
+            if content is not None and not (path.exists() and path.read_bytes() == content):
                 write_bytes(path, lambda file, content=content: file.write(content))  # type: ignore[misc]
                 self._states[path] = _state(path)
 

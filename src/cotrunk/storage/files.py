@@ -15,6 +15,7 @@ class StorageError(CotrunkError):
     """A file of a URL, or of a shared folder, cannot be written, read, listed or removed."""
 
 
+WILDCARDS = frozenset("*?[")  # to fsspec's `rm`, also in the name of a run
 # a scheme such as s3://, perhaps after others (simplecache::s3://); one letter is a drive of Windows
 URL = re.compile(r"([a-z][a-z0-9+.-]+::)*[a-z][a-z0-9+.-]+://", re.IGNORECASE)
 
@@ -152,7 +153,9 @@ class StoredFiles:
             return
         with suppress(StorageError):
             self.system.invalidate_cache()
-            # not `rm`, which takes ? and * in the name of a run for wildcards
+            if not WILDCARDS.intersection(self.path_of(name)):
+                self._do("remove", name, lambda files, path: files.rm(path, recursive=True))
+                return
             for path in self._do("list", name, lambda files, path: files.find(path)) or []:
                 self._do("remove", name, lambda files, _, path=path: files.rm_file(path))
 

@@ -147,7 +147,7 @@ def many(workers: int) -> dict[str, Any]:
         (place / "manifest").mkdir()
         files = [path for path, _ in write_waves(waves, StoredFiles(folder))]
         arguments = {"place": folder, "seconds": seconds}
-        pool, painter = Pool(workers, workers, 0.0, None), simulated()
+        pool, painter = Pool(workers, 0.0, None), simulated()
         begin = time.time()
         start: Callable[[Sequence[str]], RayPass] = lambda ids: RayPass(files, painter, arguments, pool)  # noqa: E731
         finish(waves, start, StoredFiles(folder), Watchdog(time.monotonic))

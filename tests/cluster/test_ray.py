@@ -214,7 +214,7 @@ def test_a_cluster_is_looked_at_before_a_run_and_paints_waves(cluster: Any, tmp_
         [(file, _)] = write_waves(waves, StoredFiles(str(tmp_path)))
         order, machines = list[str](), set[str]()
         arguments = {"place": str(tmp_path / "run"), "rows_per_second": 50.0}
-        pool = Pool(1, 1, 0.0, {"painter": 1})
+        pool = Pool(1, 0.0, {"painter": 1})
         failed = finish(
             waves,
             lambda left: RayPass([file], SimulatedPainter, arguments, pool),

@@ -1,18 +1,26 @@
-"""A pass on a Ray cluster: one execution of Ray Data, in an actor that can be ended whatever it hangs in."""
+"""A pass on a Ray cluster: an actor hands waves to painters, which are actors too, one per GPU.
 
-import logging
+Ray places them and starts machines for them; it tells when one dies. Ray Data would do the same on top of it, but its
+executor looks at its queues ten times per second, which costs painters on a CPU 3 % of their time.
+"""
+
 import pickle
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import ray
+from pyarrow.parquet import ParquetFile
 from ray import cloudpickle
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ..errors import CotrunkError, first_line
+
+Wave = Mapping[str, Sequence[Any]]  # columns of one row
+# Painters that die one after another until a pass ends. Groups with which painters died are given up earlier.
+DEATHS = 10
 
 
 @dataclass(frozen=True)
@@ -20,19 +28,18 @@ class Pool:
     """The painters of a run.
 
     Attributes:
-        least, most: how many there are; between the two, as many as the cluster has room for.
+        most: how many there are; fewer while the cluster has no room for more.
         gpus: of each; 0 for a cluster without.
         resources: other resources of Ray that each takes.
     """
 
-    least: int = 1
     most: int = 1
     gpus: float = 0.0
     resources: Mapping[str, float] | None = None
 
 
 def executor() -> Any:
-    """Start the actor of a pass. That takes seconds, so the first one starts before its pass is known."""
+    """Start the actor of a pass. That takes a second, so the first one starts before its pass is known."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
     return ray.remote(num_cpus=0, scheduling_strategy=here)(_Execution).remote()
 
@@ -42,7 +49,7 @@ class RayPass:
 
     Args:
         files: the Parquet files of the waves, heaviest first.
-        painter: a class whose instances take a batch of waves, as `Painter` does.
+        painter: a class whose instances take columns of waves, as `Painter` does.
         arguments: for its constructor.
         pool: how many painters, and where.
         actor: as `executor` returns it; None to start one.
@@ -75,7 +82,7 @@ class RayPass:
             error = ray.get(self._result)
         except ray.exceptions.RayTaskError as problem:  # Ray puts the error below its traceback
             return str(problem).strip().rpartition("\n")[2]
-        except Exception as problem:  # lost machines, and what Ray Data cannot heal by itself
+        except Exception as problem:  # lost machines, and painters that die again and again
             return first_line(problem) or "it failed"
         if error:
             raise CotrunkError(error)
@@ -88,52 +95,79 @@ class RayPass:
 
 
 class PainterHere:
-    """A painter that is made where it paints: the process that runs Ray Data never loads what painters import."""
+    """A painter that is made where it paints: the process that hands out waves never loads what painters import.
+
+    Ray calls an actor in the thread that made it. In a second thread, OpenMP would start threads of its own in addition
+    to those of the first, and torch would compute 15 % slower on a CPU.
+    """
 
     def __init__(self, make: bytes) -> None:
         self._painter = pickle.loads(make)()
 
-    def __call__(self, batch: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
-        """Paint the waves of a batch of Ray Data, and return what `Painter` does."""
-        painted: dict[str, list[Any]] = self._painter(batch)
-        return painted
+    def is_ready(self) -> None:
+        """Return when the pipeline is loaded."""
+
+    def paint(self, wave: Mapping[str, Sequence[Any]]) -> str:
+        """Paint a wave, given as columns of one row. Return an error of the input; empty if there is none."""
+        (error,) = self._painter(wave)["error"]
+        return str(error)
 
 
 class _Execution:
-    """Runs Ray Data. It is an actor."""
-
-    def __init__(self) -> None:
-        import ray.data
-
-        context = ray.data.DataContext.get_current()
-        context.enable_progress_bars = False
-        context.print_on_execution_start = False
-        logging.getLogger("ray.data").setLevel(logging.ERROR)
+    """Hands waves to painters. It is an actor, which can be ended whatever it waits for, and its painters with it."""
 
     def run(self, files: list[str], make: bytes, pool: Pool, system: Any) -> str:
-        """Paint the waves of some files. Return an error of the input; empty if there is none."""
-        import ray.data
+        """Paint the waves of some files. Return an error of the input; empty if there is none.
 
-        waves = ray.data.read_parquet(files, filesystem=system).repartition(target_num_rows_per_block=1)
-        done = waves.map_batches(
-            PainterHere,
-            batch_size=1,
-            fn_constructor_kwargs={"make": make},
-            num_cpus=0,
-            num_gpus=pool.gpus,
-            resources=dict(pool.resources or {}),
-            compute=ray.data.ActorPoolStrategy(
-                min_size=pool.least,
-                max_size=pool.most,
-                # one wave at a time: a second one would wait at a slow painter while another is idle
-                max_tasks_in_flight_per_actor=1,
-                max_concurrent_calls_per_actor=1,
-                # Calls are made in the thread that loaded the pipeline. In a second thread, OpenMP starts threads of
-                # its own in addition to those of the first, and torch computes 15 % slower on a CPU.
-                enable_true_multi_threading=True,
-            ),
-        )
-        for row in done.iter_rows():
-            if row["error"]:
-                return str(row["error"])
-        return ""
+        Each painter has one wave at a time: a second one would wait at a slow painter while another is idle. Ray starts
+        as many painters as there is room for, and asks for machines for the others if it may.
+
+        Raises:
+            RayActorError: painters die again and again.
+        """
+        waves, again, deaths = _waves(files, system), list[Wave](), 0
+        painter = ray.remote(num_cpus=0, num_gpus=pool.gpus, resources=dict(pool.resources or {}))(PainterHere)
+        working = dict[Any, tuple[Any, Wave | None]]()  # what is awaited -> the painter and its wave, if it has one
+
+        def start() -> None:
+            one = painter.remote(make)
+            working[one.is_ready.remote()] = one, None
+
+        for _ in range(min(pool.most, _number(files, system))):
+            start()
+        while True:
+            (done,), _ = ray.wait([*working])
+            one, wave = working.pop(done)
+            try:
+                error = ray.get(done)
+            except ray.exceptions.RayActorError:
+                deaths += 1
+                if deaths == DEATHS:
+                    raise
+                again += [] if wave is None else [wave]
+                start()
+                continue
+            if error:
+                return str(error)
+            deaths = deaths if wave is None else 0
+            following = again.pop() if again else next(waves, None)
+            if following is not None:
+                working[one.paint.remote(following)] = one, following
+            elif not any(own is not None for _, own in working.values()):
+                return ""  # painters that are not ready yet have nothing left to do
+
+
+def _waves(files: Sequence[str], system: Any) -> Iterator[Wave]:
+    """Read waves one by one, each as columns of one row: their recipes would take much memory."""
+    for file in files:
+        with ParquetFile(file, filesystem=system) as content:
+            yield from (batch.to_pydict() for batch in content.iter_batches(batch_size=1))
+
+
+def _number(files: Sequence[str], system: Any) -> int:
+    """Return the number of waves in some files."""
+    found = 0
+    for file in files:
+        with ParquetFile(file, filesystem=system) as content:
+            found += content.metadata.num_rows
+    return found

@@ -94,7 +94,7 @@ def on_ray(job: Job, place: RunPlace, cluster: Cluster, on_event: OnEvent, begin
     started = [executor()]  # it starts while the machines are looked at
     device = probe(setup, places, gpus, takes_resource)
     most = cluster.painters or max(room, 1)
-    pool = Pool(cluster.least or min(most, max(room, 1)), most, gpus, {PAINTER: 1.0} if takes_resource else None)
+    pool = Pool(most, gpus, {PAINTER: 1.0} if takes_resource else None)
 
     def start(files: Sequence[str], own: Setup) -> Pass:
         actor = started.pop() if started else None

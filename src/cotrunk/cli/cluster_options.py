@@ -1,6 +1,5 @@
 """The options for a run on a Ray cluster, and how it ends."""
 
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -29,12 +28,12 @@ ClusterAddress = Annotated[
     ),
 ]
 Painters = Annotated[
-    str | None,
+    int | None,
     option(
         CLUSTER,
         "N",
-        "Processes that generate, or MIN-MAX for a cluster that grows; by default one per GPU, and one per machine "
-        "without GPUs.",
+        "Most processes that generate. A cluster that grows starts machines for them. By default one per GPU, and one "
+        "per machine without GPUs.",
         "--painters",
     ),
 ]
@@ -59,7 +58,7 @@ WaveSize = Annotated[
 ]
 
 
-def cluster_of(ray: str | None, painters: str | None, gpus: float | None, wave: int | None) -> "Cluster | None":
+def cluster_of(ray: str | None, painters: int | None, gpus: float | None, wave: int | None) -> "Cluster | None":
     """Return the cluster that the options describe; None if the run is on this machine alone.
 
     Raises:
@@ -74,18 +73,7 @@ def cluster_of(ray: str | None, painters: str | None, gpus: float | None, wave: 
     from ..cluster.connecting import Cluster, check_installed
 
     check_installed()
-    least, most = _range(painters)
-    return Cluster(ray, most, least, gpus, wave)
-
-
-def _range(painters: str | None) -> tuple[int | None, int | None]:
-    """Return the fewest and the most painters."""
-    if painters is None:
-        return None, None
-    found = re.fullmatch(r"(?:([0-9]{1,6})-)?([0-9]{1,6})", painters)
-    if found is None:
-        raise CotrunkError(f"--painters {painters!r} is not a number: use N, or MIN-MAX such as 2-16.")
-    return None if found[1] is None else int(found[1]), int(found[2])
+    return Cluster(ray, painters, gpus, wave)
 
 
 def on_cluster(

@@ -37,8 +37,8 @@ class Cluster:
 
     Attributes:
         address: "local" to start Ray on this machine, "auto" for the cluster of this machine, or HOST:PORT.
-        painters: most processes that generate; None for as many as the cluster has room for when the run begins.
-        least: fewest of them: Ray starts more, up to `painters`, as an autoscaling cluster grows.
+        painters: most processes that generate; None for as many as the cluster has room for when the run begins. Ray
+            asks the autoscaler of a cluster for machines for those that have no room.
         gpus: of each painter, 0.5 for two per GPU; None for one, or for none in a cluster without GPUs.
         wave: most images that a painter generates before it reports them; None for a number that suits the run
             (`waves.size_of_waves`).
@@ -49,7 +49,6 @@ class Cluster:
 
     address: str = LOCAL
     painters: int | None = None
-    least: int | None = None
     gpus: float | None = None
     wave: int | None = None
 
@@ -63,11 +62,8 @@ class Cluster:
                 f"{self.address} is an address for Ray Client: start the run on a machine of the cluster (ray job "
                 "submit), with --ray auto."
             )
-        for name in ("painters", "least"):
-            if getattr(self, name) is not None:
-                whole(name, getattr(self, name))
-        if self.least is not None and self.painters is not None and self.least > self.painters:
-            raise CotrunkError(f"{self.least} painters are more than {self.painters}: give the smaller number first.")
+        if self.painters is not None:
+            whole("painters", self.painters)
         if self.gpus is not None:
             number("gpus", self.gpus)
             if self.gpus > 1 and self.gpus != int(self.gpus):

@@ -1,4 +1,4 @@
-"""A painter: loads the pipeline once, and generates one wave after another. Ray Data runs one per GPU."""
+"""A painter: loads the pipeline once, and generates one wave after another. There is one per GPU."""
 
 import os
 import platform
@@ -33,7 +33,7 @@ from .waves import Recipe
 
 
 class Painter:
-    """Generates waves. An instance is what `map_batches` of Ray Data calls.
+    """Generates waves.
 
     A painter never raises an error of the input, which Ray would wrap, repeat and print: it returns it.
 
@@ -52,7 +52,7 @@ class Painter:
             self.error = f"{error}"
 
     def __call__(self, batch: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
-        """Generate the waves of a batch of Ray Data, which has one.
+        """Generate waves.
 
         Args:
             batch: the columns of the waves' file.

@@ -1,14 +1,13 @@
 """Runs of the driver without Ray: painters work in this process, one wave per look at the pass."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from command import PROMPTS, QUICK, assert_refused, cotrunk, pixels, read
-from inline_cluster import Here, InlinePass, assert_same, generate, journal, on_cluster, single_run, with_cluster
+from inline_cluster import Here, InlinePass, assert_same, generate, journal, on_cluster
 
 from cotrunk.cluster.painter import Painter
 from cotrunk.cluster.setup import Setup
@@ -16,16 +15,6 @@ from cotrunk.errors import CotrunkError
 from cotrunk.execution import Batch, Run
 from cotrunk.runs.job import Job
 from cotrunk.storage.files import StoredFiles
-
-
-@pytest.fixture
-def here(model: pytest.MonkeyPatch) -> Iterator[Here]:
-    yield from with_cluster(model)
-
-
-@pytest.fixture(scope="module")
-def single(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return single_run(tmp_path_factory)
 
 
 def test_a_run_on_a_cluster_is_that_of_a_single_machine(here: Here, single: Path, tmp_path: Path) -> None:
@@ -279,7 +268,9 @@ def test_options_that_contradict_a_cluster(here: Here, tmp_path: Path) -> None:
     assert_refused(on_cluster(out, "--trunks", tmp_path / "trunks"), "--trunks is for a single machine")
     assert_refused(generate(out, "--wave", 3), "--wave is for a run on a cluster: add --ray ADDRESS, or leave it out.")
     assert_refused(generate(out, "--painters", 3), "--painters is for a run on a cluster")
-    assert on_cluster(out, "--painters", "x").code == 2
+    wrong = on_cluster(out, "--painters", "x")
+    assert wrong.code == 2
+    assert "Invalid value for '--painters'" in wrong.err
     assert_refused(on_cluster(out, "--painters", "0"), "painters 0 is out of range")
     assert_refused(
         on_cluster(out, "--gpus", "1.5"), "1.5 GPUs per painter: use a whole number, or a fraction of one GPU."

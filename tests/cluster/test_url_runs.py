@@ -1,13 +1,12 @@
 """Runs on a cluster that are kept at a URL: after the run, everything that a single machine writes is there."""
 
 import itertools
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from command import PROMPTS, assert_refused, cotrunk, read
-from inline_cluster import Here, assert_same, generate, journal, on_cluster, single_run, with_cluster
+from inline_cluster import Here, assert_same, generate, journal, on_cluster
 
 from cotrunk.cluster import run_place
 from cotrunk.cluster.painter import is_of_the_run
@@ -16,16 +15,6 @@ from cotrunk.errors import CotrunkError
 from cotrunk.storage.files import StorageError, StoredFiles
 
 NUMBERS = itertools.count()
-
-
-@pytest.fixture
-def here(model: pytest.MonkeyPatch) -> Iterator[Here]:
-    yield from with_cluster(model)
-
-
-@pytest.fixture(scope="module")
-def single(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return single_run(tmp_path_factory)
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ QUIET = {
     "RAY_num_workers_soft_limit": "0",  # a process without work ends after a second
     "RAY_enable_worker_prestart": "0",
     "RAY_prestart_worker_first_driver": "0",
-    "RAY_enable_metrics_collection": "0",  # there is no dashboard that would show metrics, tasks and event loops
+    "RAY_enable_metrics_collection": "0",  # no dashboard shows metrics, tasks and event loops
     "RAY_task_events_report_interval_ms": "0",
     "RAY_event_stats": "0",
     "RAY_USAGE_STATS_ENABLED": "0",  # a run sends no usage statistics

@@ -57,7 +57,13 @@ def finish(
     Raises:
         CotrunkError: an error of the input, or nothing is finished in several passes.
     """
+
+    def remove_all(names: Sequence[str]) -> Collection[str]:
+        remove_parts(store, names)
+        return names
+
     left, known = {wave.id: wave for wave in waves}, set[str]()
+    remove = remove_all if remove is None else remove
     failed, images, fruitless = list[str](), 0, 0
 
     def collect() -> int:
@@ -75,12 +81,10 @@ def finish(
                 failed.extend(one.failed)
                 images += sum(len(line.images) for line in one.lines)
                 watchdog.arrived(wave.rows, one.seconds)
-        remove_parts(store, [name for name in names if read[name] is None])  # damaged: their waves are left
         good = [name for name in names if read[name] is not None]
+        remove_parts(store, sorted({*names} - {*good}))  # damaged: their waves are left
         known.update(good)
-        if remove is None:
-            remove_parts(store, good)
-        known.difference_update(good if remove is None else remove(good))
+        known.difference_update(remove(good))
         return new
 
     collect()

@@ -24,8 +24,6 @@ from ..storage.files import StoredFiles
 
 FOLDER = "waves"  # of the waves of the current pass
 PER_FILE = 500  # waves in a file: it stays small, and millions of waves do not become millions of files
-
-
 MOST = 128  # images of a wave by default: what a lost machine loses
 EACH = 4  # waves of each painter by default, so that the last ones, for which the others wait, are short
 

@@ -80,12 +80,10 @@ def build_report(
 
 def _left(arms: Sequence[Arm], progress: Mapping[str, Progress]) -> set[int]:
     """Return the images of the run that are not finished by the last part that generates them."""
-    left = set[int]()
+    is_done = dict[int, bool]()
     for arm in arms:  # a later part generates some images again
-        done = progress[arm.name].images
-        left |= {image for place, image in enumerate(arm.part.images) if place not in done}
-        left -= {image for place, image in enumerate(arm.part.images) if place in done}
-    return left
+        is_done |= {image: place in progress[arm.name].images for place, image in enumerate(arm.part.images)}
+    return {image for image, done in is_done.items() if not done}
 
 
 def _is_complete(arm: Arm, progress: Progress, given_up: Container[int]) -> bool:

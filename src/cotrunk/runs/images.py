@@ -29,7 +29,6 @@ class ImageFiles:
     A file is read to check its digest at most once per process, unless its size or its time changes. One at a URL is
     intact if it is there: it was written in one piece.
 
-
     Args:
         folder: of the run.
         stored: where others write the images; None if they are in the folder.

@@ -1,6 +1,8 @@
 """Stored files: the same in a folder and at a URL; errors name the place and the remedy."""
 
+import errno
 import itertools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +42,52 @@ def test_a_file_is_written_replaced_read_and_removed(files: StoredFiles) -> None
     assert (files.get("a/b.txt"), files.names("a")) == (None, [])
 
 
+def test_files_are_listed_with_those_in_folders_below(files: StoredFiles) -> None:
+    assert (files.names_below(), files.names_below("a")) == ([], [])
+    for name in ("c.txt", "a/d/1.txt", "a/b.txt", "a/.part", "a/.hidden/x", "ab/e.txt"):
+        files.put(name, b"")
+    assert files.names_below() == ["a/b.txt", "a/d/1.txt", "ab/e.txt", "c.txt"]
+    assert files.names_below("a") == ["a/b.txt", "a/d/1.txt"]
+    assert files.names_below("a/d") == ["a/d/1.txt"]
+
+
+def test_a_folder_that_cannot_be_listed_is_not_an_empty_one() -> None:
+    """The general `find` of fsspec would leave it out."""
+    fsspec = pytest.importorskip("fsspec")
+    asyn = pytest.importorskip("fsspec.asyn")
+
+    def listed(path: str) -> list[dict[str, Any]]:
+        if path.endswith("closed"):
+            raise PermissionError("it is closed")
+        if path.endswith("gone"):  # since its own folder was listed
+            raise FileNotFoundError(path)
+        kinds = {"1.txt": "file", last: "directory", "": "directory"} if path.endswith("top") else {}
+        return [{"name": f"{path}/{name}", "type": kind, "size": 0} for name, kind in kinds.items()]
+
+    class Plain(fsspec.AbstractFileSystem):  # type: ignore[misc,name-defined]
+        def ls(self, path: str, detail: bool = True, **_: Any) -> Any:
+            return listed(path)
+
+    class Async(asyn.AsyncFileSystem):  # type: ignore[misc,name-defined]
+        async def _ls(self, path: str, detail: bool = True, **_: Any) -> Any:
+            return listed(path)
+
+    files = StoredFiles("memory://top")
+    for system in (Plain(), Async()):
+        files.system, last = system, "gone"
+        assert files.names_below() == ["1.txt"]
+        last = "closed"
+        with pytest.raises(StorageError, match=r"^Cannot list memory://top: it is closed\."):
+            files.names_below()
+
+
+def test_the_empty_objects_that_stand_for_folders_are_not_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("fsspec")
+    files = StoredFiles("memory://top")
+    monkeypatch.setattr(files.system, "find", lambda path: [path, f"{path}/", f"{path}/a/", f"{path}/a/1.txt"])
+    assert files.names_below() == ["a/1.txt"]
+
+
 def test_a_url_of_this_machine_is_a_folder(tmp_path: Path) -> None:
     pytest.importorskip("fsspec")
     files = StoredFiles(f"file://{tmp_path}/run")
@@ -59,6 +107,8 @@ def test_errors_name_the_file_the_place_and_the_option(monkeypatch: pytest.Monke
             work("folder")
     with pytest.raises(StorageError, match=rf"^Cannot list file in {tmp_path}: Not a directory\. Check"):
         files.names("file")
+    with pytest.raises(StorageError, match=rf"^Cannot list file in {tmp_path}: Not a directory\. Check"):
+        files.names_below("file")
     pytest.importorskip("fsspec")
     with pytest.raises(CotrunkError, match=r"^nothing://x cannot be used: .* or name a folder with --images\.$"):
         StoredFiles("nothing://x", "--images")
@@ -67,14 +117,101 @@ def test_errors_name_the_file_the_place_and_the_option(monkeypatch: pytest.Monke
         raise RuntimeError("no credentials.\nmore")
 
     files = StoredFiles("memory://bucket")
-    for name in ("pipe_file", "cat_file", "ls", "rm_file"):
+    for name in ("pipe_file", "cat_file", "ls", "find", "rm_file"):
         monkeypatch.setattr(files.system, name, fail)
     works = {"write": lambda: files.put("a", b""), "read": lambda: files.get("a"), "remove": lambda: files.remove("a")}
     for verb, what in works.items():
         with pytest.raises(StorageError, match=rf"^Cannot {verb} a in memory://bucket: no credentials\. Check that"):
             what()
-    with pytest.raises(StorageError, match=r"^Cannot list memory://bucket: no credentials\."):
-        files.names()
+    for listed in (files.names, files.names_below):
+        with pytest.raises(StorageError, match=r"^Cannot list memory://bucket: no credentials\."):
+            listed()
+
+
+SLOW_DOWN = OSError(errno.EBUSY, "Please reduce your request rate.")
+
+
+def failing(patch: pytest.MonkeyPatch, owner: Any, name: str, error: Exception, times: int) -> list[int]:
+    """Let a function fail some times. Return a list with an entry per call."""
+    work, calls = getattr(owner, name), list[int]()
+
+    def fail(*arguments: Any, **how: Any) -> Any:
+        calls.append(len(calls))
+        if len(calls) <= times:
+            raise error
+        return work(*arguments, **how)
+
+    patch.setattr(owner, name, fail)
+    return calls
+
+
+@pytest.fixture
+def slept(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Return the pauses that are made, which take no time."""
+    found = list[float]()
+    monkeypatch.setattr("cotrunk.storage.files.time.sleep", found.append)
+    return found
+
+
+WORKS: dict[str, Callable[[StoredFiles], Any]] = {
+    "pipe_file": lambda files: files.put("a/b", b"two"),
+    "cat_file": lambda files: files.get("a/b"),
+    "ls": lambda files: files.names("a"),
+    "find": lambda files: files.names_below("a"),
+    "rm_file": lambda files: files.remove("a/b"),
+}
+
+
+@pytest.mark.parametrize("name", WORKS)
+def test_what_fails_for_a_moment_is_tried_again(
+    name: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, slept: list[float]
+) -> None:
+    pytest.importorskip("fsspec")
+    files, same = (StoredFiles(f"memory://storage-{next(NUMBERS)}") for _ in range(2))
+    for each in (files, same):
+        each.put("a/b", b"one")
+    expected = WORKS[name](same)
+    calls = failing(monkeypatch, files.system, name, SLOW_DOWN, times=3)
+    assert WORKS[name](files) == expected
+    assert (len(calls), slept) == (4, [1.0, 4.0, 16.0])
+    assert [said.partition(" in ")[2] for said in caplog.messages] == [
+        f"{files.place}: Please reduce your request rate; trying again in {pause} s" for pause in (1, 4, 16)
+    ]
+    assert (files.get("a/b"), files.names("a")) == (same.get("a/b"), same.names("a"))
+
+
+def test_what_fails_again_and_again_is_an_error(monkeypatch: pytest.MonkeyPatch, slept: list[float]) -> None:
+    pytest.importorskip("fsspec")
+    files = StoredFiles("memory://bucket", pauses=(2.0,))
+    calls = failing(monkeypatch, files.system, "pipe_file", SLOW_DOWN, times=9)
+    with pytest.raises(StorageError, match=r"^Cannot write a in memory://bucket: Please reduce your request rate"):
+        files.put("a", b"")
+    assert (len(calls), slept) == (2, [2.0])
+
+
+def test_what_does_not_pass_is_not_tried_again(monkeypatch: pytest.MonkeyPatch, slept: list[float]) -> None:
+    pytest.importorskip("fsspec")
+    files = StoredFiles("memory://bucket")
+    calls = failing(monkeypatch, files.system, "cat_file", PermissionError("Access Denied"), times=9)
+    with pytest.raises(StorageError, match=r"^Cannot read a in memory://bucket: Access Denied\."):
+        files.get("a")
+    assert (len(calls), slept) == (1, [])
+
+
+def test_in_a_folder_it_is_tried_again_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, slept: list[float]
+) -> None:
+    """It may be a mounted bucket, or on a network file system."""
+    files = StoredFiles(str(tmp_path))
+    stale = OSError(errno.ESTALE, "Stale file handle")
+    calls = failing(monkeypatch, Path, "replace", stale, times=1)
+    files.put("a", b"one")
+    assert (files.get("a"), len(calls), slept) == (b"one", 2, [1.0])
+    assert caplog.messages == [f"Cannot write a in {tmp_path}: Stale file handle; trying again in 1 s"]
+    failing(monkeypatch, Path, "replace", OSError(errno.ENOSPC, "No space left on device"), times=1)
+    with pytest.raises(CotrunkError, match=r"a: No space left on device\. Free some space or choose another path\.$"):
+        files.put("a", b"two")
+    assert slept == [1.0]
 
 
 def test_a_write_that_finds_no_place_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:

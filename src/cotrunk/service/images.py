@@ -22,7 +22,7 @@ class ImageFiles:
     """
 
     def __init__(self, url: str) -> None:
-        self._stored = StoredFiles(url, "--images")
+        self._stored = StoredFiles(url, "--images", pauses=())  # a request is answered at once
         self._stored.make()
 
     def write(self, name: str, content: bytes) -> None:

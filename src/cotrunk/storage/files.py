@@ -1,14 +1,20 @@
 """Files in a folder, or at any URL that fsspec knows, such as s3://bucket/run."""
 
+import logging
 import os
 import re
 import shutil
+import time
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from ..errors import CotrunkError, first_line
 from ..files import check_folder, write_bytes, writing
+from .transient import PAUSES, is_transient
+
+log = logging.getLogger("cotrunk.storage")
 
 
 class StorageError(CotrunkError):
@@ -33,9 +39,13 @@ def shown_place(place: str) -> str:
 class StoredFiles:
     """Files that are there whole or not at all, under names relative to one folder.
 
+    What fails because of the network or a busy server is tried again, with a line in the log. The same is done in a
+    folder, which may be a mounted bucket or on a network file system.
+
     Args:
         place: the folder, or its URL.
         option: the one that names it, for messages.
+        pauses: seconds before each further attempt.
 
     Attributes:
         folder: the folder, if it is one of this machine's file system; None elsewhere.
@@ -46,8 +56,8 @@ class StoredFiles:
         CotrunkError: fsspec is missing, does not know the URL, or needs another package for it.
     """
 
-    def __init__(self, place: str, option: str = "--out") -> None:
-        self.place, self.option = place, option
+    def __init__(self, place: str, option: str = "--out", pauses: Sequence[float] = PAUSES) -> None:
+        self.place, self.option, self._pauses = place, option, pauses
         self.folder: Path | None = Path(place).expanduser()
         self.system: Any = None
         self.root = place
@@ -88,13 +98,7 @@ class StoredFiles:
         Raises:
             CotrunkError: it cannot be written; `StorageError` if it is at a URL.
         """
-        if self.folder is None:  # one put, which object stores show whole or not at all
-            self._write(name, content)
-            return
-        path = self.folder / name
-        with writing(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-        write_bytes(path, lambda file: file.write(content))
+        self._do("write", name, lambda: self._write(name, content))
 
     def get(self, name: str) -> bytes | None:
         """Return the content of a file; None if there is none.
@@ -103,14 +107,10 @@ class StoredFiles:
             StorageError: it cannot be read.
         """
         if self.folder is None:
-            content: bytes | None = self._do("read", name, lambda files, path: files.cat_file(path))
-            return content
-        try:
-            return (self.folder / name).read_bytes()
-        except FileNotFoundError:
-            return None
-        except OSError as error:
-            raise self._failure("read", name, error.strerror or error) from error
+            content: bytes | None = self._do("read", name, lambda: self.system.cat_file(self.path_of(name)))
+        else:
+            content = self._do("read", name, (self.folder / name).read_bytes)
+        return content
 
     def names(self, folder: str = "") -> list[str]:
         """Return the names of the files in a folder, without temporary ones; none if there is no such folder.
@@ -119,17 +119,29 @@ class StoredFiles:
             StorageError: they cannot be listed.
         """
         if self.folder is None:
-            self.system.invalidate_cache()
-            found = self._do("list", folder, lambda files, path: files.ls(path, detail=False)) or []
+            found = self._listed(folder, lambda path: self.system.ls(path, detail=False))
         else:
-            try:
-                found = os.listdir(self.folder / folder)  # noqa: PTH208 (names only)
-            except FileNotFoundError:
-                found = []
-            except OSError as error:
-                raise self._failure("list", folder, error.strerror or error) from error
-        names = (name.rstrip("/").rpartition("/")[2] for name in found)
-        return sorted(f"{folder}/{name}" if folder else name for name in names if not name.startswith("."))
+            root = self.folder / folder
+            found = self._do("list", folder, lambda: os.listdir(root))  # noqa: PTH208 (names only)
+        below = (name.rstrip("/").rpartition("/")[2] for name in found or ())
+        return _named(folder, below)
+
+    def names_below(self, folder: str = "") -> list[str]:
+        """Return the names of the files in a folder and in those below it, without temporary ones.
+
+        Object stores need one request per 1,000 files, whatever folders they are in.
+
+        Raises:
+            StorageError: they cannot be listed.
+        """
+        if self.folder is None:
+            top = self.path_of(folder).strip("/")
+            found = self._listed(folder, lambda path: _files_at(self.system, path)) or ()
+            below = [path.lstrip("/").removeprefix(top).lstrip("/") for path in found]
+        else:
+            root = self.folder / folder
+            below = self._do("list", folder, lambda: _files_in(root))
+        return _named(folder, (name for name in below if name and name[-1] != "/"))
 
     def remove(self, name: str) -> None:
         """Remove a file if it is there.
@@ -138,13 +150,9 @@ class StoredFiles:
             StorageError: it cannot be removed.
         """
         if self.folder is None:
-            self._do("remove", name, lambda files, path: files.rm_file(path))
-            return
-        try:
-            with suppress(FileNotFoundError):
-                (self.folder / name).unlink()
-        except OSError as error:
-            raise self._failure("remove", name, error.strerror or error) from error
+            self._do("remove", name, lambda: self.system.rm_file(self.path_of(name)))
+        else:
+            self._do("remove", name, (self.folder / name).unlink)
 
     def remove_folder(self, name: str) -> None:
         """Remove a folder with all that is in it, as far as that is possible."""
@@ -152,37 +160,102 @@ class StoredFiles:
             shutil.rmtree(self.folder / name, ignore_errors=True)
             return
         with suppress(StorageError):
-            self.system.invalidate_cache()
             if not WILDCARDS.intersection(self.path_of(name)):
-                self._do("remove", name, lambda files, path: files.rm(path, recursive=True))
+                self.system.invalidate_cache()
+                self._do("remove", name, lambda: self.system.rm(self.path_of(name), recursive=True))
                 return
-            for path in self._do("list", name, lambda files, path: files.find(path)) or []:
-                self._do("remove", name, lambda files, _, path=path: files.rm_file(path))
+            for path in self._listed(name, self.system.find) or ():
+                self._do("remove", name, lambda path=path: self.system.rm_file(path))  # type: ignore[misc]
 
     def _write(self, name: str, content: bytes) -> None:
-        """Write a file of the URL, and the folder in which it lies where the file system has folders."""
-        path = self.path_of(name)
+        """Write a file, and the folder in which it lies where the file system has folders."""
+        if self.folder is not None:
+            path = self.folder / name
+            with writing(path):
+                path.parent.mkdir(parents=True, exist_ok=True)
+            write_bytes(path, lambda file: file.write(content))
+            return
+        at = self.path_of(name)  # one put, which object stores show whole or not at all
         try:
-            try:
-                self.system.pipe_file(path, content)
-            except FileNotFoundError:
-                self.system.makedirs(path.rpartition("/")[0], exist_ok=True)
-                self.system.pipe_file(path, content)
-        except Exception as error:  # the packages of the file systems raise errors of their own
-            raise self._failure("write", name, first_line(error)) from error
-
-    def _do(self, verb: str, name: str, work: Any) -> Any:
-        """Do something with a file of the URL; return None if it is not there."""
-        try:
-            return work(self.system, self.path_of(name))
+            self.system.pipe_file(at, content)
         except FileNotFoundError:
-            return None
-        except Exception as error:  # the packages of the file systems raise errors of their own
-            raise self._failure(verb, name, first_line(error)) from error
+            self.system.makedirs(at.rpartition("/")[0], exist_ok=True)
+            self.system.pipe_file(at, content)
 
-    def _failure(self, verb: str, name: str, why: object) -> StorageError:
-        place = shown_place(self.place)
-        where = f"{name} in {place}" if name else place
-        return StorageError(
-            f"Cannot {verb} {where}: {why}. Check that it can be reached, or name another place with {self.option}."
-        )
+    def _listed(self, folder: str, work: Callable[[str], Any]) -> Any:
+        """List a folder of the URL as it is now. Return None if it is not there."""
+        self.system.invalidate_cache()
+        found = self._do("list", folder, lambda: work(self.path_of(folder)))
+        self.system.invalidate_cache()  # it would hold a record of a kilobyte per file
+        return found
+
+    def _do(self, verb: str, name: str, work: Callable[[], Any]) -> Any:
+        """Do something with a file, again if an error is transient. Return None if there is nothing to read or remove.
+
+        Raises:
+            CotrunkError: it cannot be done.
+        """
+        pauses = iter(self._pauses)
+        while True:
+            try:
+                return work()
+            except Exception as error:  # the packages of the file systems raise errors of their own
+                if isinstance(error, FileNotFoundError) and verb != "write":
+                    return None
+                pause = next(pauses, None) if is_transient(error) else None
+                if pause is None and isinstance(error, CotrunkError):  # a folder cannot be written
+                    raise
+                said, remedy = self._said(verb, name, error), f"or name another place with {self.option}"
+                if pause is None:
+                    raise StorageError(f"{said}. Check that it can be reached, {remedy}.") from error
+            log.warning("%s; trying again in %g s", said, pause)
+            time.sleep(pause)
+
+    def _said(self, verb: str, name: str, error: Exception) -> str:
+        """Return what is the matter, without the remedy."""
+        place, cause = shown_place(self.place), error.__cause__ if isinstance(error, CotrunkError) else error
+        why = getattr(cause, "strerror", None) or first_line(error)
+        return f"Cannot {verb} {f'{name} in ' if name else ''}{place}: {why.rstrip('.')}"
+
+
+def _named(folder: str, below: Iterable[str]) -> list[str]:
+    """Return names below a folder as they are below the place, sorted, without temporary files and hidden folders."""
+    return sorted(f"{folder}/{name}" if folder else name for name in below if "/." not in f"/{name}")
+
+
+def _files_in(folder: Path) -> list[str]:
+    """Return the files in a folder of this machine and in those below it, by their paths below it."""
+    return [
+        "/".join((*Path(at).relative_to(folder).parts, name))
+        for at, _, names in os.walk(folder, onerror=_unless_gone)
+        for name in names
+    ]
+
+
+def _files_at(system: Any, path: str) -> list[str]:
+    """Return the paths of the files at a path of a file system of fsspec and in the folders below it."""
+    from fsspec import AbstractFileSystem
+    from fsspec.asyn import AsyncFileSystem
+
+    own = type(system)
+    has_own = own._find is not AsyncFileSystem._find if system.async_impl else own.find is not AbstractFileSystem.find
+    if has_own:  # as of all object stores
+        whole: list[str] = system.find(path)
+        return whole
+    found, folders = list[str](), [path]  # `find` of fsspec itself leaves out folders that cannot be listed
+    while folders:
+        folder = folders.pop()
+        with suppress(FileNotFoundError):  # removed meanwhile
+            for entry in system.ls(folder, detail=True):
+                name = entry["name"].rstrip("/")
+                if entry["type"] != "directory":
+                    found.append(name)
+                elif name != folder:
+                    folders.append(name)
+    return found
+
+
+def _unless_gone(error: OSError) -> None:
+    """Raise an error of `os.walk`, unless the folder was removed meanwhile."""
+    if not isinstance(error, FileNotFoundError):
+        raise error

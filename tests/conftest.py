@@ -1,6 +1,7 @@
 """Tests run on one thread, because the models are too small for more, and without the progress bars of diffusers. The
 tests of the command line share one model and one finished run."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import diffusers
@@ -39,6 +40,15 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Outcome]:
     with pytest.MonkeyPatch.context() as patch:
         one_model(patch)
         return out, cotrunk("generate", "--prompts", prompts, "--out", out, *QUICK, "--compare", "--seed", 5)
+
+
+@pytest.fixture(scope="session")
+def postgresql() -> Iterator[str]:
+    """Run a PostgreSQL server, and return the URL of its databases for `databases.new_database`."""
+    from databases import server  # packages of an extra
+
+    with server() as url:
+        yield url
 
 
 @pytest.fixture

@@ -45,8 +45,17 @@ def request(prompt: str, *, output: dict[str, Any] | None = None, **options: Any
 
 def launch(folder: Path, **options: Any) -> WorkerSettings:
     """Return the settings of a worker whose data lies in a folder."""
-    given: dict[str, Any] = {"settings": SETTINGS, "trunks": "off", "wait_ms": 0, "batch_wait_ms": 0, **options}
-    return WorkerSettings(f"sqlite:///{folder}/jobs.sqlite", str(folder / "images"), str(folder), "tiny", **given)
+    given: dict[str, Any] = {
+        "database": f"sqlite:///{folder}/jobs.sqlite",
+        "images": str(folder / "images"),
+        "data": str(folder),
+        "model": "tiny",
+        "settings": SETTINGS,
+        "trunks": "off",
+        "wait_ms": 0,
+        "batch_wait_ms": 0,
+    }
+    return WorkerSettings(**given | options)
 
 
 class Service:

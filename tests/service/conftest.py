@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from databases import new_database, server
+from databases import new_database
 from stored import Clock
 
 from cotrunk.service.store import Store
@@ -13,12 +13,6 @@ from cotrunk.service.store import Store
 @pytest.fixture
 def clock() -> Clock:
     return Clock()
-
-
-@pytest.fixture(scope="session")
-def postgresql() -> Iterator[str]:
-    with server() as url:
-        yield url
 
 
 @pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.slow)])

@@ -13,12 +13,12 @@ from trunk_caches import KEY, Clock, cosine, directions, outputs, put
 
 from cotrunk.errors import CotrunkError
 from cotrunk.planning.trunk_recipe import TrunkRecipe
-from cotrunk.trunks import index as index_module
+from cotrunk.trunks import sqlite_tables as sqlite_module
 from cotrunk.trunks import store as store_module
 from cotrunk.trunks.access import Trunks
 from cotrunk.trunks.entries import HALF_LIFE
-from cotrunk.trunks.failures import retried
 from cotrunk.trunks.memory import Memory
+from cotrunk.trunks.sqlite_tables import retried
 from cotrunk.trunks.upkeep import remove
 
 NEAR = cosine(10)
@@ -32,6 +32,13 @@ def folder(tmp_path: Path) -> Path:
 def only_file(folder: Path) -> Path:
     [path] = folder.glob("*/*.safetensors")
     return path
+
+
+def path_of(trunks: Trunks, recipe: TrunkRecipe) -> Path:
+    files, digest = trunks.backing.files, trunks.backing.digest("own:local", KEY, recipe)
+    assert files is not None
+    assert files.stored.folder is not None
+    return files.stored.folder / digest[:2] / f"{digest}.safetensors"
 
 
 def size_of_one(folder: Path) -> int:
@@ -102,7 +109,7 @@ def test_start_up_removes_what_killed_processes_left(folder: Path) -> None:
     kept = put(Trunks(folder), "a", "b", at=(0, 5))
     lost = put(Trunks(folder), "c", "d", at=(0, 5), seed=1)
     with_file = Trunks(folder)
-    with_file.backing.files.path(with_file.backing.digest("own:local", KEY, lost)).unlink()
+    path_of(with_file, lost).unlink()
     strays = [folder / "ab" / f"{'ab' * 32}.safetensors", folder / "ab" / ".x.safetensors.1.cotrunk-part"]
     strays[0].parent.mkdir(exist_ok=True)
     for stray in strays:
@@ -186,7 +193,7 @@ def test_an_earlier_prompt_is_found_but_not_the_same_again(folder: Path) -> None
 
 
 def test_the_list_of_earlier_prompts_is_bounded(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store_module, "GHOSTS", 3)
+    monkeypatch.setattr(store_module, "MOST_GHOSTS", 3)
     trunks = Trunks(folder)
     for number in range(5):
         trunks.remember(KEY, str(number), directions(20 * number)[0])
@@ -206,7 +213,7 @@ def test_a_folder_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None
 def test_an_index_that_cannot_be_used_is_one_sentence(folder: Path, content: bytes | None) -> None:
     trunks = Trunks(folder)
     if content is None:
-        trunks.backing.index._db.execute("PRAGMA user_version = 99")
+        trunks.backing.index._tables.execute("PRAGMA user_version = 99")
     trunks.backing.index.close()
     if content is not None:
         (folder / "index.sqlite").write_bytes(content)
@@ -248,7 +255,7 @@ def test_memory_drops_what_was_not_used_for_longest() -> None:
 @pytest.fixture
 def locked(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A folder with a trunk and an index that another process keeps locked."""
-    monkeypatch.setattr(index_module, "WAIT", 0.02)
+    monkeypatch.setattr(sqlite_module, "WAIT", 0.02)
     put(Trunks(folder), "a", "b", at=(0, 5))
     other = sqlite3.connect(folder / "index.sqlite", isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
@@ -259,7 +266,7 @@ def locked(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 def test_an_index_that_gets_locked_is_a_miss_and_one_warning(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(index_module, "WAIT", 0.02)
+    monkeypatch.setattr(sqlite_module, "WAIT", 0.02)
     trunks = Trunks(folder)
     recipe = put(trunks, "a", "b", at=(0, 5))
     other = sqlite3.connect(folder / "index.sqlite", isolation_level=None)
@@ -269,7 +276,10 @@ def test_an_index_that_gets_locked_is_a_miss_and_one_warning(
         assert trunks.load(KEY, recipe) is not None  # only the use is not counted
         trunks.remember(KEY, "c", directions(30)[0])
         lost = put(trunks, "c", "d", at=(0, 5), seed=3)
-    assert [str(each.message) for each in caught] == ["The trunk cache is not used where it fails: database is locked"]
+    assert [str(each.message) for each in caught] == [
+        f"The trunk cache is not used where it fails: The index {folder / 'index.sqlite'} is in use: another process "
+        "keeps it locked. Wait until that process has ended, or choose another folder."
+    ]
     other.execute("ROLLBACK")
     assert not trunks.has(KEY, lost)
     assert put(trunks, "c", "d", at=(0, 5), seed=3) == lost
@@ -422,5 +432,5 @@ def test_a_damaged_trunk_of_an_owner_does_not_hide_a_whole_stem(folder: Path) ->
     trunks = Trunks(folder, memory_gib=0)
     put(trunks.for_stems(), "a", "b", at=(0, 5))
     recipe = put(trunks, "a", "b", at=(0, 5))
-    trunks.backing.files.path(trunks.backing.digest("own:local", KEY, recipe)).write_bytes(b"x")
+    path_of(trunks, recipe).write_bytes(b"x")
     assert trunks.load(KEY, recipe) is not None

@@ -62,6 +62,7 @@ from .service_options import (
     Ray,
     Replicas,
     Timeout,
+    TrunkPlace,
     Trunks,
     WaitMs,
 )
@@ -80,6 +81,7 @@ def serve(
     database: Database = None,
     images: Images = None,
     trunks: Trunks = "own",
+    trunk_folder: TrunkPlace = None,
     ray: Ray = None,
     replicas: Replicas = None,
     gpus: Gpus = None,
@@ -178,6 +180,7 @@ def serve(
         },
         settings=settings.to_json(),
         trunks=trunks,
+        trunk_folder=trunk_folder,
         wait_ms=wait_ms,
         batch_wait_ms=batch_wait_ms,
     )

@@ -55,6 +55,15 @@ Trunks = Annotated[
         "Whose trunks a prompt may use: own (of the same key), shared (of all), stems (the operator's list), or off.",
     ),
 ]
+TrunkPlace = Annotated[
+    str | None,
+    option(
+        SERVICE,
+        "PLACE",
+        "With PostgreSQL: a folder or URL where all machines share trunks; by default each has its own in --data.",
+        "--trunk-folder",
+    ),
+]
 WaitMs = Annotated[int, option(SERVICE, "N", "Milliseconds that a request waits for similar prompts at most.")]
 BatchWaitMs = Annotated[int, option(SERVICE, "N", "Milliseconds that an image of a batch waits at most.")]
 KeepDays = Annotated[

@@ -1,7 +1,7 @@
 """`cotrunk trunks`: what is in a trunk cache, and its upkeep."""
 
+import os
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -10,17 +10,31 @@ from rich.table import Table
 
 from ..checks import number, whole
 from ..errors import CotrunkError
+from ..storage.files import is_url
 from .console import counted, out, say, shortened
 from .options import COMMON, option
 
 if TYPE_CHECKING:
     from ..trunks.access import Trunks
 
-Folder = Annotated[Path | None, option(COMMON, "DIR", "The folder of the trunk cache.", "--trunks")]
+DATABASE = "COTRUNK_DATABASE"
+Folder = Annotated[
+    str | None, option(COMMON, "DIR", "The folder of the trunk cache; with --database, also a URL.", "--trunks")
+]
+Database = Annotated[
+    str | None,
+    option(
+        COMMON,
+        "URL",
+        "postgresql://USER:PASSWORD@HOST/NAME, if several machines share the cache. Also read from the environment "
+        "variable COTRUNK_DATABASE when --trunks is a URL.",
+    ),
+]
 
 
 def ls(
     folder: Folder = None,
+    database: Database = None,
     owner: Annotated[str | None, option(COMMON, "NAME", "Only trunks that this owner may use.")] = None,
     show: Annotated[int, option(COMMON, "N", "How many trunks to print, those of most worth first.")] = 30,
 ) -> None:
@@ -29,7 +43,7 @@ def ls(
     A trunk is worth the rows that it saves, times its recent uses, per byte; the trunk of least worth is evicted first.
     """
     whole("--show", show, 0)
-    trunks = _opened(folder)
+    trunks = _opened(folder, database)
     from ..trunks.upkeep import owner_of
 
     entries, now = trunks.backing.index.entries(), trunks.backing.now()
@@ -60,12 +74,12 @@ def ls(
     )
 
 
-def verify(folder: Folder = None) -> None:
+def verify(folder: Folder = None, database: Database = None) -> None:
     """Read all files, and remove trunks whose file is damaged. Exit with code 1 if there are any.
 
     A damaged trunk does no harm: it is never used, and is computed again when it is needed.
     """
-    trunks = _opened(folder)
+    trunks = _opened(folder, database)
     from ..trunks.upkeep import remove_damaged
 
     before = len(trunks.backing.index.entries())
@@ -85,6 +99,7 @@ def rm(
         typer.Argument(metavar="TRUNK", help="Trunks, by the beginning of their digests.", show_default=False),
     ] = None,
     folder: Folder = None,
+    database: Database = None,
     owner: Annotated[
         str | None, option(COMMON, "NAME", "All trunks and remembered prompts in which this owner has a prompt.")
     ] = None,
@@ -97,7 +112,7 @@ def rm(
         raise CotrunkError("Nothing to remove is named: give TRUNK, --owner, --stems, --older-than or --all.")
     if older_than is not None:
         number("--older-than", older_than)
-    trunks = _opened(folder)
+    trunks = _opened(folder, database)
     from ..trunks.upkeep import remove
 
     removed = remove(
@@ -111,22 +126,22 @@ def rm(
     )
 
 
-def named(folder: Path | None) -> Path:
-    """Return the folder that --trunks names.
+def named(folder: str | None, database: str | None) -> tuple[str, str | None]:
+    """Return the place that --trunks names, and the database of its index, if it has one.
 
     Raises:
         CotrunkError: none is named.
     """
     if folder is None:
         raise CotrunkError("Missing --trunks DIR: name the folder of the trunk cache.")
-    return folder
+    return folder, database or (os.environ.get(DATABASE) if is_url(folder) else None)
 
 
-def _opened(folder: Path | None) -> "Trunks":
-    folder = named(folder)
+def _opened(folder: str | None, database: str | None) -> "Trunks":
+    place = named(folder, database)
     from ..trunks.upkeep import open_existing
 
-    return open_existing(folder)
+    return open_existing(*place)
 
 
 def _size(count: int) -> str:

@@ -1,7 +1,6 @@
 """`cotrunk trunks warm`."""
 
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
@@ -41,7 +40,7 @@ from .options import (
     Width,
     Wildcards,
 )
-from .trunks import Folder, named
+from .trunks import Database, Folder, named
 
 if TYPE_CHECKING:
     from ..runs.warm import Warmed
@@ -51,6 +50,7 @@ def warm(
     prompts: Prompts = None,
     prompt_file: PromptFile = None,
     folder: Folder = None,
+    database: Database = None,
     model: Model = "mini",
     steps: Steps = None,
     guidance: Guidance = None,
@@ -92,7 +92,7 @@ def warm(
         cotrunk trunks warm --prompts prompts.txt --trunks trunks
     """
     rows = prompts_of(prompts, prompt_file, columns, templates, wildcards)
-    path: Path = named(folder)
+    place, index = named(folder, database)
     check_numbers(steps, guidance, seed, 1)
     check_size(width, height)
     sharing = sharing_of(share, similarity, max_group, mode, encoder, noise, trunk_guidance)
@@ -123,7 +123,7 @@ def warm(
         revision=revision,
         variant=variant,
         offload=offload,
-        trunks=str(path),
+        trunks=place,
     )
     bar = Progress(
         BarColumn(24),
@@ -140,7 +140,7 @@ def warm(
 
     with JobProgress() as progress:
         try:
-            warmed = warm_trunks(job, on_event=progress, on_trunks=show)
+            warmed = warm_trunks(job, index, on_event=progress, on_trunks=show)
         finally:
             if bar.live.is_started:  # otherwise it prints an empty line
                 bar.stop()

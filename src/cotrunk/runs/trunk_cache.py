@@ -5,8 +5,12 @@ from ..trunks.access import Trunks
 from .job import Job
 
 
-def trunks_of(job: Job) -> Trunks | None:
+def trunks_of(job: Job, database: str | None = None) -> Trunks | None:
     """Return the trunk cache of a job; None if it uses none.
+
+    Args:
+        job: with its folder of trunks.
+        database: of the index, as for `Trunks`.
 
     Raises:
         CotrunkError: the job cannot use one, or its folder cannot be used.
@@ -22,4 +26,4 @@ def trunks_of(job: Job) -> Trunks | None:
         why = "All shares of a run follow one plan, and a trunk cache changes while they run"
     if why is not None:
         raise CotrunkError(f"{why}: leave out trunks (--trunks).")
-    return Trunks(job.trunks)
+    return Trunks(job.trunks, database=database)

@@ -44,6 +44,7 @@ class Warmed:
 
 def warm_trunks(
     job: Job,
+    database: str | None = None,
     *,
     on_event: OnEvent = ignore,
     on_trunks: Callable[[int, int], None] = lambda done, of: None,
@@ -54,7 +55,9 @@ def warm_trunks(
     A prompt that is similar to no other makes a trunk of its own.
 
     Args:
-        job: with its folder of trunks. A later run replays them if everything that can change a row is equal.
+        job: with its folder of trunks; with `database`, it may be a URL. A later run replays the trunks if everything
+            that can change a row is equal.
+        database: of the index of trunks that several machines share, as for `Trunks`.
         on_event: called with each event (see `events`).
         on_trunks: called with the number of trunks of a part that are computed, and of those that will be.
         load: returns the pipeline of a job.
@@ -69,7 +72,7 @@ def warm_trunks(
     job = checked_inputs(job)
     if load is load_pipeline_of:
         check_parts(job)
-    trunks = trunks_of(job)
+    trunks = trunks_of(job, database)
     assert trunks is not None
     stems = trunks.for_stems()
     on_event(Loading(job.model))

@@ -22,6 +22,8 @@ class WorkerSettings:
         loading: further keyword arguments of `load_pipeline`.
         settings: of runs: `Settings.to_json()`.
         trunks: who may use a trunk: "off", "own", "stems" or "shared".
+        trunk_folder: folder or URL of the trunks, if several machines share them: then `database`, which must be
+            PostgreSQL, holds their index. None keeps them in `data`, on each machine.
         wait_ms: how long an image waits for similar ones.
         batch_wait_ms: how long an image of a batch waits.
         lease_seconds: how long the images of a worker that gives no sign of life stay its own.
@@ -37,6 +39,7 @@ class WorkerSettings:
     loading: dict[str, Any] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
     trunks: str = "own"
+    trunk_folder: str | None = None
     wait_ms: int = 50
     batch_wait_ms: int = 5_000
     lease_seconds: float = 30.0

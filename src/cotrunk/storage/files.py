@@ -46,6 +46,7 @@ class StoredFiles:
         place: the folder, or its URL.
         option: the one that names it, for messages.
         pauses: seconds before each further attempt.
+        is_private: whether folders and files of a file system are only for the user who runs cotrunk.
 
     Attributes:
         folder: the folder, if it is one of this machine's file system; None elsewhere.
@@ -56,8 +57,11 @@ class StoredFiles:
         CotrunkError: fsspec is missing, does not know the URL, or needs another package for it.
     """
 
-    def __init__(self, place: str, option: str = "--out", pauses: Sequence[float] = PAUSES) -> None:
+    def __init__(
+        self, place: str, option: str = "--out", pauses: Sequence[float] = PAUSES, *, is_private: bool = False
+    ) -> None:
         self.place, self.option, self._pauses = place, option, pauses
+        self._folder_mode, self._file_mode = (0o700, 0o600) if is_private else (0o777, 0o666)
         self.folder: Path | None = Path(place).expanduser()
         self.system: Any = None
         self.root = place
@@ -90,7 +94,7 @@ class StoredFiles:
         if self.folder is not None:
             check_folder(self.folder, self.option)
             with writing(self.folder):
-                self.folder.mkdir(parents=True, exist_ok=True)
+                self.folder.mkdir(self._folder_mode, parents=True, exist_ok=True)
 
     def put(self, name: str, content: bytes) -> None:
         """Write a file; one of this name is replaced.
@@ -172,8 +176,8 @@ class StoredFiles:
         if self.folder is not None:
             path = self.folder / name
             with writing(path):
-                path.parent.mkdir(parents=True, exist_ok=True)
-            write_bytes(path, lambda file: file.write(content))
+                path.parent.mkdir(self._folder_mode, parents=True, exist_ok=True)
+            write_bytes(path, lambda file: file.write(content), self._file_mode)
             return
         at = self.path_of(name)  # one put, which object stores show whole or not at all
         try:

@@ -34,7 +34,10 @@ class Trunks:
     computed again from the recipe.
 
     Args:
-        folder: where trunks are kept; created if it does not exist. None keeps them in the memory of this process.
+        folder: where trunks are kept; created if it does not exist. With `database`, it may be a URL such as
+            s3://bucket/trunks. None keeps them in the memory of this process.
+        database: for trunks that several machines share: postgresql://USER:PASSWORD@HOST/NAME, which holds the index.
+            All machines name the same folder or URL.
         owner: whose trunks these are. `for_owner` gives the same cache to another.
         mode: "own": an owner's trunks serve only this owner, and the stems serve all. "stems": only the operator's
             list (`cotrunk trunks warm`) is used, and nothing that owners ask for is stored. "shared": all owners with
@@ -46,13 +49,14 @@ class Trunks:
         days: trunks and prompts are removed this long after they were stored; None for no limit.
 
     Raises:
-        CotrunkError: the folder cannot be used, or a value is out of its range.
+        CotrunkError: the folder or the database cannot be used, or a value is out of its range.
     """
 
     def __init__(
         self,
         folder: str | Path | None = None,
         *,
+        database: str | None = None,
         owner: str = "local",
         mode: Access = "own",
         precision: Precision = "float16",
@@ -67,7 +71,11 @@ class Trunks:
         if days is not None:
             number("days", days, above=0)
         limits = Limits(int(memory * GIB), int(disk * GIB), days)
-        self.backing = Store(None if folder is None else Path(folder), limits)
+        self.backing = Store(folder, database, limits)
+
+    def close(self) -> None:
+        """Close the index. What this cache has in memory is lost with it."""
+        self.backing.index.close()
 
     def for_owner(self, owner: str, mode: Access | None = None) -> "Trunks":
         """Return the same cache as another owner may use it.

@@ -1,8 +1,9 @@
 """What the index of a trunk cache knows of a trunk and of a remembered prompt, and what a trunk is worth."""
 
 import json
-import sqlite3
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from ..planning.trunk_recipe import TrunkRecipe
 from ..planning.trunk_store import Vectors
@@ -68,7 +69,7 @@ def decayed(hits: float, seconds: float) -> float:
     return hits * 2.0 ** (-max(0.0, seconds) / HALF_LIFE)
 
 
-def entry_of_row(row: sqlite3.Row) -> Entry:
+def entry_of_row(row: Mapping[str, Any]) -> Entry:
     """Return a trunk from its row in the index."""
     recipe = TrunkRecipe(tuple(json.loads(row["members"])), row["seed"], row["steps"], row["precision"])
     same = ("number", "digest", "space", "key", "sha256", "rows_saved", "hits", "hit_at", "uses", "created")

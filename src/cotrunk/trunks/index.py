@@ -1,112 +1,69 @@
-"""The index of a trunk cache in SQLite: which trunks there are, for whom, their members, and their use."""
+"""The index of a trunk cache: which trunks there are, for whom, their members, and their use."""
 
 import json
 import math
-import os
-import sqlite3
-import threading
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
+import re
+from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
 
 import numpy as np
 
-from ..errors import CotrunkError
 from ..planning.trunk_recipe import TrunkRecipe
 from ..planning.trunk_store import Vectors
 from .entries import Entry, RememberedPrompt, decayed, entry_of_row, worth_of
-from .failures import as_sentence, retried
-from .tensor_files import PRIVATE_FILE
 
-NAME = "index.sqlite"
-FORMAT = 1  # of the tables; also part of every key, because it tells what a tensor means
-WAIT = 60.0  # seconds to wait while another process writes
+FORMAT = 2  # of the tables; also part of every key, because it tells what a tensor means
+CHUNK = 500  # values in one statement
 TABLES = """
-CREATE TABLE IF NOT EXISTS trunks (
-    number INTEGER PRIMARY KEY AUTOINCREMENT, digest TEXT NOT NULL UNIQUE, space TEXT NOT NULL, key TEXT NOT NULL,
+CREATE TABLE IF NOT EXISTS cotrunk_trunks (
+    number NUMBER, digest TEXT NOT NULL UNIQUE, space TEXT NOT NULL, key TEXT NOT NULL,
     members TEXT NOT NULL, owners TEXT NOT NULL, seed INTEGER NOT NULL, steps INTEGER NOT NULL,
-    precision TEXT NOT NULL, vectors BLOB NOT NULL, bytes INTEGER NOT NULL, sha256 TEXT NOT NULL,
+    precision TEXT NOT NULL, vectors BYTES NOT NULL, bytes INTEGER NOT NULL, sha256 TEXT NOT NULL,
     rows_saved REAL NOT NULL, hits REAL NOT NULL, hit_at REAL NOT NULL, uses INTEGER NOT NULL, created REAL NOT NULL);
-CREATE INDEX IF NOT EXISTS trunks_of_key ON trunks (space, key);
-CREATE INDEX IF NOT EXISTS trunks_by_worth ON trunks (bytes, rows_saved, hits, hit_at, digest);
-CREATE TABLE IF NOT EXISTS ghosts (
-    number INTEGER PRIMARY KEY AUTOINCREMENT, space TEXT NOT NULL, key TEXT NOT NULL, text TEXT NOT NULL,
-    owner TEXT NOT NULL, vectors BLOB NOT NULL, created REAL NOT NULL, UNIQUE (space, key, text));
+CREATE INDEX IF NOT EXISTS cotrunk_trunks_of_key ON cotrunk_trunks (space, key);
+CREATE INDEX IF NOT EXISTS cotrunk_trunks_by_worth ON cotrunk_trunks (bytes, rows_saved, hits, hit_at, digest);
+CREATE TABLE IF NOT EXISTS cotrunk_ghosts (
+    number NUMBER, space TEXT NOT NULL, key TEXT NOT NULL, text TEXT NOT NULL,
+    owner TEXT NOT NULL, vectors BYTES NOT NULL, created REAL NOT NULL, UNIQUE (space, key, text))
 """
+TRUNKS, GHOSTS = "cotrunk_trunks", "cotrunk_ghosts"
+
+
+class Tables(Protocol):
+    """Where the tables are: see `SqliteTables` and `PostgresTables`."""
+
+    types: Mapping[str, str]
+
+    def create(self, statements: Iterable[str], version: int) -> None: ...
+    def execute(self, statement: str, values: Sequence[Any] = ()) -> Sequence[Mapping[str, Any]]: ...
+    def writing(self) -> AbstractContextManager[None]: ...
+    def changes(self) -> Hashable: ...
+    def flush(self) -> None: ...
+    def close(self) -> None: ...
 
 
 class Index:
-    """The tables. All methods may be called from several threads, and by several processes on one file.
+    """What is stored, with its vectors. Texts are JSON: PostgreSQL takes no NUL, and nothing half a surrogate pair.
 
     Args:
-        folder: of the file; None for an index in memory.
+        tables: where it is kept.
 
     Raises:
-        CotrunkError: the file cannot be opened, is damaged, or was written by another version.
+        CotrunkError: another version made the tables, or they cannot be used. All methods raise it then.
     """
 
-    def __init__(self, folder: Path | None) -> None:
-        self.path = None if folder is None else folder / NAME
-        self._lock, self._own_changes = threading.RLock(), 0
-        try:
-            with as_sentence(self.path):
-                self._open()
-        except OSError as error:
-            why = error.strerror or error
-            raise CotrunkError(f"Cannot open the trunk cache {folder}: {why}. Choose another folder.") from None
+    def __init__(self, tables: Tables) -> None:
+        self._tables = tables
+        tables.create(_statements(tables.types), FORMAT)
+        self.changes, self.flush, self.close = tables.changes, tables.flush, tables.close
 
-    def _open(self) -> None:
-        if self.path is not None:
-            # SQLite would make it readable for others; its log has the permissions of the file
-            os.close(os.open(self.path, os.O_RDWR | os.O_CREAT, PRIVATE_FILE))
-        self._db = sqlite3.connect(
-            ":memory:" if self.path is None else self.path, WAIT, isolation_level=None, check_same_thread=False
-        )
-        self._db.row_factory = sqlite3.Row
-        retried(lambda: self._db.execute("PRAGMA journal_mode = WAL"), WAIT)  # this one does not wait by itself
-        self._db.execute("PRAGMA synchronous = NORMAL")
-        self._db.execute("PRAGMA secure_delete = ON")  # overwrites the prompts of removed rows
-        with self.writing():
-            version = self._db.execute("PRAGMA user_version").fetchone()[0]
-            if version not in (0, FORMAT):
-                raise CotrunkError(
-                    f"The trunk cache of {self.path} was written by another version of cotrunk: delete the folder, or "
-                    "choose another."
-                )
-            for statement in TABLES.split(";"):
-                self._db.execute(statement)
-            self._db.execute(f"PRAGMA user_version = {FORMAT}")
-
-    def close(self) -> None:
-        """Close the file."""
-        with self._lock:
-            self._db.close()
-
-    @contextmanager
-    def writing(self) -> Iterator[None]:
-        """Keep other processes and threads from writing until the block ends; undo its changes if it raises.
+    def writing(self) -> AbstractContextManager[None]:
+        """Keep other processes and threads from writing until a block ends; undo its changes if it raises.
 
         Files are written and swept inside such a block, so a sweep never meets a file whose row is still to come.
         """
-        with self._lock:
-            if self._db.in_transaction:
-                yield
-                return
-            self._db.execute("BEGIN IMMEDIATE")
-            try:
-                yield
-            except BaseException:
-                if self._db.in_transaction:  # after some errors SQLite has undone it
-                    self._db.execute("ROLLBACK")
-                raise
-            self._db.execute("COMMIT")
-            self._own_changes += 1
-
-    def changes(self) -> tuple[int, int]:
-        """Return a value that differs after any process has changed the file."""
-        with self._lock:
-            return self._own_changes, self._db.execute("PRAGMA data_version").fetchone()[0]
+        return self._tables.writing()
 
     def add(self, entry: Mapping[str, Any], recipe: TrunkRecipe, owners: Sequence[str], vectors: Vectors) -> None:
         """Insert a trunk, as used once now.
@@ -123,9 +80,11 @@ class Index:
             "precision": recipe.precision,
             "vectors": _packed(vectors),
         }
-        names, marks = ", ".join(row), ", ".join("?" * len(row))
+        values = [*row.values()]
         with self.writing():
-            self._db.execute(f"INSERT OR IGNORE INTO trunks ({names}) VALUES ({marks})", tuple(row.values()))
+            self._tables.execute(
+                f"INSERT INTO {TRUNKS} ({', '.join(row)}) VALUES ({_marks(values)}) ON CONFLICT DO NOTHING", values
+            )
 
     def entry(self, digest: str) -> Entry | None:
         """Return the trunk of this digest, if there is one."""
@@ -141,20 +100,17 @@ class Index:
 
     def created(self, digest: str) -> float | None:
         """Return when a trunk was stored; None if it is not there."""
-        with self._lock:
-            row = self._db.execute("SELECT created FROM trunks WHERE digest = ?", (digest,)).fetchone()
-        return None if row is None else row["created"]
+        rows = self._tables.execute(f"SELECT created FROM {TRUNKS} WHERE digest = ?", (digest,))
+        return rows[0]["created"] if rows else None
 
     def digests(self) -> set[str]:
         """Return the digests of all trunks."""
-        with self._lock:
-            return {row["digest"] for row in self._db.execute("SELECT digest FROM trunks")}
+        return {row["digest"] for row in self._tables.execute(f"SELECT digest FROM {TRUNKS}")}
 
     def least_worth(self, now: float) -> list[tuple[str, int]]:
         """Return the digest and the bytes of all trunks, those of least worth first, and among equals the oldest."""
         columns = "digest, rows_saved, hits, hit_at, bytes, number"  # not the vectors: an index has all of these
-        with self._lock:
-            rows = self._db.execute(f"SELECT {columns} FROM trunks").fetchall()
+        rows = self._tables.execute(f"SELECT {columns} FROM {TRUNKS}")
         ranked = sorted(
             (
                 worth_of(row["rows_saved"], row["hits"], row["hit_at"], row["bytes"], now),
@@ -166,55 +122,51 @@ class Index:
         )
         return [(digest, size) for _, _, digest, size in ranked]
 
-    def flush(self) -> None:
-        """Write the log into the file and empty it: it may hold the texts of rows that were removed."""
-        with self._lock:
-            self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
-
     def remove(self, digests: Collection[str]) -> None:
         """Remove trunks."""
         with self.writing():
-            self._db.executemany("DELETE FROM trunks WHERE digest = ?", [(digest,) for digest in digests])
+            for part in _chunks(digests):
+                self._tables.execute(f"DELETE FROM {TRUNKS} WHERE digest IN ({_marks(part)})", part)
 
     def count_hit(self, digest: str, now: float) -> None:
         """Count a use of a trunk."""
         with self.writing():
-            found = self._db.execute("SELECT hits, hit_at FROM trunks WHERE digest = ?", (digest,)).fetchone()
-            if found is not None:
-                hits = decayed(found["hits"], now - found["hit_at"]) + 1
-                self._db.execute(
-                    "UPDATE trunks SET hits = ?, hit_at = ?, uses = uses + 1 WHERE digest = ?", (hits, now, digest)
+            for row in self._tables.execute(f"SELECT hits, hit_at FROM {TRUNKS} WHERE digest = ?", (digest,)):
+                hits = decayed(row["hits"], now - row["hit_at"]) + 1
+                self._tables.execute(
+                    f"UPDATE {TRUNKS} SET hits = ?, hit_at = ?, uses = uses + 1 WHERE digest = ?", (hits, now, digest)
                 )
 
     def size(self) -> int:
         """Return the bytes of all trunks."""
-        with self._lock:
-            return self._db.execute("SELECT COALESCE(SUM(bytes), 0) FROM trunks").fetchone()[0]
+        return int(self._tables.execute(f"SELECT COALESCE(SUM(bytes), 0) AS size FROM {TRUNKS}")[0]["size"])
 
     def add_ghost(self, space: str, key: str, text: str, owner: str, vector: Vectors, now: float, most: int) -> None:
         """Remember a prompt that had no similar one. Beyond `most` of a space and key, the oldest are forgotten."""
+        of_key, place = "space = ? AND key = ?", (space, key, json.dumps(text))
         with self.writing():
-            self._db.execute(
-                "INSERT OR REPLACE INTO ghosts (space, key, text, owner, vectors, created) VALUES (?, ?, ?, ?, ?, ?)",
-                (space, key, text, owner, _packed(vector), now),
+            self._tables.execute(f"DELETE FROM {GHOSTS} WHERE {of_key} AND text = ?", place)  # it gets a new number
+            self._tables.execute(
+                f"INSERT INTO {GHOSTS} (space, key, text, owner, vectors, created) VALUES (?, ?, ?, ?, ?, ?)",
+                (*place, owner, _packed(vector), now),
             )
-            self._db.execute(
-                "DELETE FROM ghosts WHERE space = ? AND key = ? AND number NOT IN "
-                "(SELECT number FROM ghosts WHERE space = ? AND key = ? ORDER BY number DESC LIMIT ?)",
+            self._tables.execute(
+                f"DELETE FROM {GHOSTS} WHERE {of_key} AND number NOT IN "
+                f"(SELECT number FROM {GHOSTS} WHERE {of_key} ORDER BY number DESC LIMIT ?)",
                 (space, key, space, key, most),
             )
 
     def ghost(self, number: int) -> RememberedPrompt | None:
         """Return a remembered prompt, if it is there."""
-        with self._lock:
-            row = self._db.execute("SELECT text, vectors, created FROM ghosts WHERE number = ?", (number,)).fetchone()
-        return None if row is None else RememberedPrompt(row["text"], _unpacked(row["vectors"])[0], row["created"])
+        for row in self._tables.execute(f"SELECT text, vectors, created FROM {GHOSTS} WHERE number = ?", (number,)):
+            return RememberedPrompt(json.loads(row["text"]), _unpacked(row["vectors"])[0], row["created"])
+        return None
 
     def ghost_owners(self, space: str, key: str, text: str) -> set[str]:
         """Return who wrote a remembered prompt."""
-        with self._lock:
-            rows = self._db.execute("SELECT owner FROM ghosts WHERE space=? AND key=? AND text=?", (space, key, text))
-            return {row["owner"] for row in rows}
+        place = (space, key, json.dumps(text))
+        rows = self._tables.execute(f"SELECT owner FROM {GHOSTS} WHERE space = ? AND key = ? AND text = ?", place)
+        return {row["owner"] for row in rows}
 
     def remove_older(self, created: float, now: float) -> list[str]:
         """Remove what was stored before a time, and return the digests of the trunks.
@@ -222,44 +174,58 @@ class Index:
         What was stored while the clock was ahead counts as stored now.
         """
         with self.writing():
-            for table in ("trunks", "ghosts"):
-                self._db.execute(f"UPDATE {table} SET created = ? WHERE created > ?", (now, now))
-            rows = self._db.execute("SELECT digest FROM trunks WHERE created < ?", (created,)).fetchall()
+            for table in (TRUNKS, GHOSTS):
+                self._tables.execute(f"UPDATE {table} SET created = ? WHERE created > ?", (now, now))
+            rows = self._tables.execute(f"SELECT digest FROM {TRUNKS} WHERE created < ?", (created,))
             self.remove_ghosts(created=created)
             self.remove([row["digest"] for row in rows])
         return [row["digest"] for row in rows]
 
     def remove_ghosts(self, owner: str | None = None, created: float = math.inf) -> int:
         """Forget prompts of an owner, or of all, that were remembered before a time; return their number."""
-        where = "created < ? AND (owner = ? OR ? IS NULL)"
+        where, values = ("created < ?", [created]) if owner is None else ("created < ? AND owner = ?", [created, owner])
         with self.writing():
-            return self._db.execute(f"DELETE FROM ghosts WHERE {where}", (created, owner, owner)).rowcount
+            found = self._tables.execute(f"SELECT number FROM {GHOSTS} WHERE {where}", values)
+            self._tables.execute(f"DELETE FROM {GHOSTS} WHERE {where}", values)
+        return len(found)
 
     def count_ghosts(self) -> int:
         """Return the number of remembered prompts."""
-        with self._lock:
-            return self._db.execute("SELECT COUNT(*) FROM ghosts").fetchone()[0]
+        return int(self._tables.execute(f"SELECT COUNT(*) AS count FROM {GHOSTS}")[0]["count"])
 
     def numbers(self, table: str, space: str, key: str) -> set[int]:
         """Return the numbers of the trunks or ghosts of a space and key."""
-        with self._lock:
-            rows = self._db.execute(f"SELECT number FROM {table} WHERE space = ? AND key = ?", (space, key))
-            return {row["number"] for row in rows}
+        rows = self._tables.execute(f"SELECT number FROM {table} WHERE space = ? AND key = ?", (space, key))
+        return {row["number"] for row in rows}
 
     def vectors(self, table: str, numbers: Collection[int]) -> dict[int, Vectors]:
         """Return the members' vectors of some trunks or ghosts."""
-        found = {}
-        with self._lock:
-            for number in numbers:
-                row = self._db.execute(f"SELECT vectors FROM {table} WHERE number = ?", (number,)).fetchone()
-                if row is not None:
-                    found[number] = _unpacked(row["vectors"])
+        found: dict[int, Vectors] = {}
+        for part in _chunks(numbers):
+            query = f"SELECT number, vectors FROM {table} WHERE number IN ({_marks(part)})"
+            found |= {row["number"]: _unpacked(row["vectors"]) for row in self._tables.execute(query, part)}
         return found
 
     def _entries(self, where: str, values: Sequence[Any]) -> list[Entry]:
-        with self._lock:
-            rows = self._db.execute(f"SELECT * FROM trunks WHERE {where} ORDER BY number", values).fetchall()
+        rows = self._tables.execute(f"SELECT * FROM {TRUNKS} WHERE {where} ORDER BY number", values)
         return [entry_of_row(row) for row in rows]
+
+
+def _statements(types: Mapping[str, str]) -> Iterator[str]:
+    """Yield the statements that make the tables, with the types of columns of a database."""
+    for statement in TABLES.split(";"):
+        yield re.sub("|".join(rf"\b{name}\b" for name in types), lambda found: types[found[0]], statement)
+
+
+def _chunks(values: Collection[Any]) -> Iterator[list[Any]]:
+    """Yield values, as many at a time as one statement takes."""
+    listed = [*values]
+    for start in range(0, len(listed), CHUNK):
+        yield listed[start : start + CHUNK]
+
+
+def _marks(values: Sequence[Any]) -> str:
+    return ", ".join("?" * len(values))
 
 
 def _packed(vectors: Vectors) -> bytes:

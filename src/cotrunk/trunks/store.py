@@ -6,22 +6,23 @@ process is killed at, a row has its file, and a file without a row is swept when
 
 import hashlib
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..files import writing
 from ..planning.trunk_recipe import TrunkRecipe
 from ..planning.trunk_store import Found, Ghost, Vectors
+from ..storage.files import StoredFiles
 from .entries import Entry
-from .failures import as_sentence, missing_on_failure
-from .index import Index
+from .failures import missing_on_failure
+from .index import GHOSTS, TRUNKS
+from .index_place import own_index, shared_index
 from .memory import Memory, Tensors, size_of
 from .nearest import Nearest
-from .tensor_files import PRIVATE_FOLDER, TensorFiles, packed, sha256_of
+from .tensor_files import TensorFiles, packed, sha256_of
 
-GHOSTS = 4096  # earlier prompts without a similar one that are remembered per space and key
+MOST_GHOSTS = 4096  # earlier prompts without a similar one that are remembered per space and key
 TABLES_KEPT = 64  # spaces and keys whose vectors are kept in memory
 GIB = 2**30
 DAY, HOUR = 86_400.0, 3600.0
@@ -44,32 +45,34 @@ class Limits:
 
 
 class Store:
-    """All trunks of a folder, of all owners. Several processes may use one folder.
+    """All trunks of a place, of all owners. Several processes may use one.
 
     Args:
-        folder: created if it does not exist; None keeps everything in the memory of this process.
+        place: a folder, which is created if it does not exist, or, with a database, the URL of one; None keeps
+            everything in the memory of this process.
+        database: URL of the PostgreSQL database with the index, for several machines; None for a file in the folder.
         limits: how much is kept.
         now: returns the time in seconds.
 
     Raises:
-        CotrunkError: the folder cannot be used.
+        CotrunkError: the place or the database cannot be used.
     """
 
     def __init__(
-        self, folder: Path | None = None, limits: Limits = Limits(), now: Callable[[], float] = time.time
+        self,
+        place: str | Path | None = None,
+        database: str | None = None,
+        limits: Limits = Limits(),
+        now: Callable[[], float] = time.time,
     ) -> None:
-        self.folder, self.limits, self.now = folder, limits, now
-        if folder is not None:
-            with writing(folder):
-                folder.mkdir(mode=PRIVATE_FOLDER, parents=True, exist_ok=True)
-        self.index = Index(folder)
-        self.files = None if folder is None else TensorFiles(folder)
+        self.limits, self.now = limits, now
+        self.files = None if place is None else TensorFiles(StoredFiles(str(place), "--trunks", (), is_private=True))
+        self.index = own_index(self.files) if database is None else shared_index(self.files, database)
         self.memory = Memory(limits.memory)
-        self._tables: dict[tuple[str, str, str], tuple[tuple[int, int], Nearest]] = {}
+        self._tables: dict[tuple[str, str, str], tuple[Hashable, Nearest]] = {}
         self.has_warned = False  # of failures
         self._aged_at = 0.0
-        with as_sentence(self.index.path):
-            self.sweep()
+        self.sweep()
 
     def digest(self, space: str, key: str, recipe: TrunkRecipe) -> str:
         """Return the digest that names a trunk."""
@@ -87,7 +90,7 @@ class Store:
     ) -> Found | None:
         """Return the trunk that is most similar to all prompts, as `access.Trunks.find` does."""
         self._age()
-        for number, cosine in self._table("trunks", space, key).ranked(vectors, threshold, below):
+        for number, cosine in self._table(TRUNKS, space, key).ranked(vectors, threshold, below):
             entry = self.index.entry_of(number)
             # the index may have changed meanwhile, or it is too old
             if entry is not None and entry.created >= self._oldest() and entry.recipe not in without:
@@ -100,7 +103,7 @@ class Store:
     ) -> Ghost | None:
         """Return the earlier lone prompt that is most similar to all prompts; None if none is near enough."""
         self._age()
-        for number, cosine in self._table("ghosts", space, key).ranked(vectors, threshold, below):
+        for number, cosine in self._table(GHOSTS, space, key).ranked(vectors, threshold, below):
             ghost = self.index.ghost(number)
             if ghost is not None and ghost.created >= self._oldest():
                 return Ghost(ghost.text, ghost.vector, cosine)
@@ -110,7 +113,7 @@ class Store:
     def remember(self, space: str, key: str, text: str, owner: str, vector: Vectors) -> None:
         """Remember a prompt that had no similar one."""
         self._age()
-        self.index.add_ghost(space, key, text, owner, vector, self.now(), GHOSTS)
+        self.index.add_ghost(space, key, text, owner, vector, self.now(), MOST_GHOSTS)
 
     @missing_on_failure(None)
     def writers(self, space: str, key: str, text: str) -> set[str] | None:

@@ -1,29 +1,32 @@
-"""The second level of the cache: a safetensors file per trunk, private to the user who runs cotrunk."""
+"""The second level of the cache: a safetensors file per trunk, in a folder or at a URL."""
 
 import hashlib
+import re
 from collections.abc import Iterator
 from contextlib import suppress
-from pathlib import Path
 
 import safetensors.torch
 from safetensors import SafetensorError
 
-from ..files import PART, write_bytes
+from ..errors import CotrunkError
+from ..files import PART
+from ..storage.files import StoredFiles
 from .memory import Tensors
 
 SUFFIX = ".safetensors"
-PRIVATE_FILE, PRIVATE_FOLDER = 0o600, 0o700  # prompts are in the index, and images could be made from a trunk
+PRIVATE_FILE = 0o600  # prompts are in the index
+NAME = re.compile(rf"[0-9a-f]{{2}}/([0-9a-f]+){re.escape(SUFFIX)}")
 
 
 class TensorFiles:
-    """The files of trunks below a folder, by digest: `ab/abcd....safetensors`."""
+    """The files of trunks, by digest: `ab/abcd....safetensors`.
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    Args:
+        files: of the place, private: images could be made from a trunk.
+    """
 
-    def path(self, digest: str) -> Path:
-        """Return the path of a trunk's file."""
-        return self.folder / digest[:2] / f"{digest}{SUFFIX}"
+    def __init__(self, files: StoredFiles) -> None:
+        self.stored = files
 
     def write(self, digest: str, content: bytes) -> None:
         """Write a file whole or not at all.
@@ -31,34 +34,46 @@ class TensorFiles:
         Raises:
             CotrunkError: it cannot be written.
         """
-        path = self.path(digest)
-        with suppress(OSError):  # write_bytes says what is wrong
-            path.parent.mkdir(mode=PRIVATE_FOLDER, exist_ok=True)
-        write_bytes(path, lambda file: file.write(content), PRIVATE_FILE)
+        self.stored.put(_name(digest), content)
 
     def read(self, digest: str, sha256: str) -> Tensors | None:
-        """Return the tensors of a file; None if it is missing, unreadable or damaged."""
-        try:
-            content = self.path(digest).read_bytes()
-            return safetensors.torch.load(content) if sha256_of(content) == sha256 else None
-        except (OSError, SafetensorError):
+        """Return the tensors of a file; None if it is missing or damaged.
+
+        Raises:
+            CotrunkError: it cannot be read.
+        """
+        content = self.stored.get(_name(digest))
+        if content is None or sha256_of(content) != sha256:
             return None
+        with suppress(SafetensorError):
+            return safetensors.torch.load(content)
+        return None
 
     def remove(self, digest: str) -> None:
-        """Remove a file, if it exists."""
-        with suppress(OSError):
-            self.path(digest).unlink()
+        """Remove a file, if it exists and can be removed: one that stays is swept later."""
+        with suppress(CotrunkError):
+            self.stored.remove(_name(digest))
 
     def digests(self) -> Iterator[str]:
-        """Yield the digest of every file."""
-        for path in self.folder.glob(f"[0-9a-f][0-9a-f]/*{SUFFIX}"):
-            yield path.name.removesuffix(SUFFIX)
+        """Yield the digest of every file.
+
+        Raises:
+            CotrunkError: the files cannot be listed.
+        """
+        for name in self.stored.names_below():
+            if found := NAME.fullmatch(name):
+                yield found[1]
 
     def remove_parts(self) -> None:
-        """Remove the temporary files that killed processes left."""
-        for path in self.folder.glob(f"[0-9a-f][0-9a-f]/.*{PART}"):
-            with suppress(OSError):
-                path.unlink()
+        """Remove the temporary files that killed processes left in a folder."""
+        if self.stored.folder is not None:
+            for path in self.stored.folder.glob(f"[0-9a-f][0-9a-f]/.*{PART}"):
+                with suppress(OSError):
+                    path.unlink()
+
+
+def _name(digest: str) -> str:
+    return f"{digest[:2]}/{digest}{SUFFIX}"
 
 
 def packed(tensors: Tensors) -> bytes:

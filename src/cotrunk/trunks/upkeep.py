@@ -2,12 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from ..errors import CotrunkError
+from ..storage.files import StoredFiles, shown_place
 from .access import OPERATOR, Trunks
 from .entries import Entry
-from .index import NAME
+from .index_place import MARK, NAME
 from .store import DAY, Store
 
 SHORTEST = 4  # characters of a digest that name a trunk
@@ -26,15 +26,18 @@ class Removed:
     prompts: int
 
 
-def open_existing(folder: Path) -> Trunks:
-    """Return the trunk cache in a folder.
+def open_existing(place: str, database: str | None = None) -> Trunks:
+    """Return the trunk cache in a folder or, with the database of its index, at a URL.
 
     Raises:
-        CotrunkError: there is none.
+        CotrunkError: there is none, or it cannot be used.
     """
-    if not (folder / NAME).is_file():
-        raise CotrunkError(f"There is no trunk cache in {folder}: name the folder of one.")
-    return Trunks(folder)
+    files = StoredFiles(place, "--trunks")
+    if files.folder is not None or database is not None:  # else opening says what is missing
+        name = NAME if database is None else MARK
+        if name not in files.names():
+            raise CotrunkError(f"There is no trunk cache in {shown_place(place)}: name the folder of one.")
+    return Trunks(place, database=database)
 
 
 def remove_damaged(store: Store) -> list[Entry]:

@@ -154,6 +154,26 @@ def test_a_machine_that_does_not_see_the_images(serving: Serving, tmp_path: Path
     assert "no-such-model" in (why_not(replace(serving.worker, model="./no-such-model"), probe) or "")
 
 
+def test_trunks_that_machines_share_need_postgresql(data: Path) -> None:
+    serving = Arguments(data=str(data), trunk_folder="memory://bucket/trunks").serving()
+    reason = why_not(serving.worker, probe_in(serving.worker)) or ""
+    assert "is on one machine, and several share these trunks: name a database of PostgreSQL" in reason
+    assert why_not(replace(serving.worker, trunks="off"), probe_in(serving.worker)) is None
+
+
+@pytest.mark.slow
+def test_a_machine_that_does_not_see_the_trunks(data: Path, tmp_path: Path, postgresql: str) -> None:
+    from databases import new_database
+
+    shared = Arguments(data=str(data), database=new_database(postgresql), trunk_folder=str(tmp_path / "shared"))
+    worker = shared.serving().worker
+    probe = probe_in(worker)
+    assert why_not(worker, probe) is None
+    reason = why_not(replace(worker, trunk_folder=str(tmp_path / "own")), probe) or ""
+    assert "name the folder or URL that all machines share" in reason
+    assert why_not(worker, probe) is None
+
+
 def test_what_a_painter_takes() -> None:
     assert Scale().actor(has_gpus=False) == {"num_cpus": 1, "num_gpus": 0}
     assert Scale().actor(has_gpus=True) == {"num_cpus": 0, "num_gpus": 1}

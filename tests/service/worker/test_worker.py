@@ -14,6 +14,7 @@ from waiting import SIMILAR, STEPS, Service, request
 
 import cotrunk
 from cotrunk.engine.call_state import StepEvent
+from cotrunk.errors import CotrunkError
 from cotrunk.service.worker.asked import call_of
 from cotrunk.service.worker.formed import Formed
 from cotrunk.service.worker.savings import ENOUGH
@@ -425,6 +426,27 @@ def test_images_that_come_later_replay_the_trunks_of_earlier_ones(tmp_path: Path
         assert found[2]["rows"]["computed"] == 2 * STEPS - 4
         assert found[1]["rows"]["sharing"] == 4 - 2  # it took the rows of the trunk, without guidance
         assert sum(found[1]["rows"][way] for way in ("computed", "sharing", "replay")) == 2 * STEPS
+
+
+@pytest.mark.slow
+def test_an_image_replays_the_trunk_of_another_machine(tmp_path: Path, postgresql: str) -> None:
+    from databases import new_database
+
+    shared = {"database": new_database(postgresql), "trunks": "own", "trunk_folder": f"memory://{tmp_path.name}"}
+    machines = [Service(tmp_path / name, name=name, **shared) for name in ("one", "two", "three")]
+    found = []
+    for service, prompt in zip(machines, SIMILAR, strict=True):
+        job = service.ask(request(prompt))
+        service.work()
+        found.append(service.images(job)[0].result)
+    # the first is exact, the second makes a trunk of both, and the third replays it
+    assert [result["trunk"] and result["trunk"]["hit"] for result in found] == [None, False, True]
+    assert found[2]["rows"]["replay"] == 4
+
+
+def test_a_folder_of_trunks_that_cannot_be_shared_is_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(CotrunkError, match=r"cannot be used.* with --trunk-folder"):
+        Service(tmp_path, trunks="own", trunk_folder="nothing://bucket/trunks")
 
 
 @pytest.mark.parametrize(("keep_days", "days"), [(7.0, 7.0), (0, None)])

@@ -28,6 +28,7 @@ class Arguments(BaseModel):
         gpus: GPUs of each Painter; without it, one if the cluster has any.
         cpus: CPU cores of each Painter; without it, none with a GPU, else one.
         trunks: who may use a trunk.
+        trunk_folder: folder or URL where all machines share their trunks; without it, each has its own in `data`.
         wait_ms: how long an image waits for similar ones.
         batch_wait_ms: how long an image of a batch waits.
         lease_seconds: how long the images of a machine that gives no sign of life stay its own.
@@ -48,6 +49,7 @@ class Arguments(BaseModel):
     gpus: float | None = None
     cpus: float | None = None
     trunks: str = "own"
+    trunk_folder: str | None = None
     wait_ms: int = 50
     batch_wait_ms: int = 5_000
     lease_seconds: float = 30.0
@@ -77,6 +79,7 @@ class Arguments(BaseModel):
             loading=self.loading,
             settings=settings.to_json(),
             trunks=self.trunks,
+            trunk_folder=self.trunk_folder,
             wait_ms=self.wait_ms,
             batch_wait_ms=self.batch_wait_ms,
             lease_seconds=self.lease_seconds,

@@ -1,4 +1,4 @@
-"""Whether a machine can take part in the service: it must find the model, reach the database and see the images."""
+"""Whether a machine can take part in the service: it finds the model, reaches the database, sees images and trunks."""
 
 import platform
 import secrets
@@ -51,6 +51,10 @@ def why_not(settings: WorkerSettings, probe: Probe) -> str | None:
         ).find()
         check_data(Path(settings.data))
         Store(settings.database).close()
+        if settings.trunk_folder is not None and settings.trunks != "off":
+            from ...service.worker.cache import trunks_of  # torch, which a machine without shared trunks is spared
+
+            trunks_of(settings).close()
         found = ImageFiles(settings.images).read(NAME)
     except CotrunkError as error:
         return f"The machine {here} cannot take part: {error}"

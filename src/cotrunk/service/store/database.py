@@ -13,10 +13,10 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, create_engine, event, inspect, select
 from sqlalchemy import text as sql
-from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from ...errors import CotrunkError, first_line
+from ...storage.database_url import SQLITE, checked_url
 from .tables import ADDED, VERSION, meta, tables
 
 BUSY_SECONDS = 30  # how long a writer of SQLite waits for another process
@@ -34,8 +34,8 @@ class Database:
     """
 
     def __init__(self, url: str) -> None:
-        self.url = _checked(url)
-        self.is_sqlite = self.url.get_backend_name() == "sqlite"
+        self.url = checked_url(url)
+        self.is_sqlite = self.url.get_backend_name() == SQLITE
         self._engine = self._sqlite() if self.is_sqlite else self._postgresql()
         # SQLite makes waiting writers sleep and poll, so those of one process queue here
         self._writers: Any = threading.Lock() if self.is_sqlite else nullcontext()
@@ -116,17 +116,3 @@ def _add_columns(connection: Connection) -> None:
         if column.name not in {known["name"] for known in inspect(connection).get_columns(column.table.name)}:
             kind = column.type.compile(connection.dialect)
             connection.execute(sql(f"ALTER TABLE {column.table.name} ADD COLUMN {column.name} {kind}"))
-
-
-def _checked(url: str) -> URL:
-    """Return the parsed URL, with psycopg 3 as the driver of PostgreSQL."""
-    try:
-        parsed = make_url(url)
-        backend = None if "\x00" in url else parsed.get_backend_name()
-    except (ArgumentError, ValueError):
-        backend = None
-    if backend == "sqlite":
-        return parsed.set(drivername="sqlite")
-    if backend in ("postgresql", "postgres"):
-        return parsed.set(drivername="postgresql+psycopg")
-    raise CotrunkError(f"{url!r} is not the URL of a database: write sqlite:///FILE or postgresql://USER@HOST/NAME.")

@@ -17,6 +17,7 @@ from ...trunks.computing import CacheUse
 from ...trunks.key import trunk_keys
 from ...trunks.lookup import Seeding, with_trunks
 from ...trunks.pipeline_state import pipeline_digest
+from ..launch import WorkerSettings
 
 log = logging.getLogger("cotrunk.worker")
 FOLDER = "trunks"  # in the folder of the service
@@ -126,27 +127,39 @@ class TrunkCache:
         return plan if cache is None else with_trunks(plan, request, cache, Seeding(list(seeds)))
 
 
-def cache_of(
-    data: str, mode: Any, pipe: Any, vectors: Callable[[Sequence[str]], Vectors], days: float = 0
-) -> TrunkCache | None:
+def trunks_of(launch: WorkerSettings) -> Trunks:
+    """Return the trunks of the service: those of this machine, or those that several machines share.
+
+    Raises:
+        CotrunkError: their folder or database cannot be used.
+    """
+    mode: Any = launch.trunks
+    days = launch.keep_days or None
+    if launch.trunk_folder is None:
+        return Trunks(Path(launch.data) / FOLDER, mode=mode, days=days)
+    try:
+        return Trunks(launch.trunk_folder, database=launch.database, mode=mode, days=days)
+    except CotrunkError as error:
+        raise CotrunkError(str(error).replace("--trunks", "--trunk-folder")) from None
+
+
+def cache_of(launch: WorkerSettings, pipe: Any, vectors: Callable[[Sequence[str]], Vectors]) -> TrunkCache | None:
     """Return the trunk cache; None if trunks of this pipeline cannot be stored.
 
     Args:
-        data: the folder of the service.
-        mode: "own", "stems" or "shared", as for `Trunks`.
+        launch: where trunks are kept, and who may use them.
         pipe: the pipeline.
         vectors: returns the unit vectors (n, d) of prompts.
-        days: after which trunks and the prompts in the index are removed; 0 keeps them.
 
     Raises:
-        CotrunkError: the folder cannot be used.
+        CotrunkError: their folder or database cannot be used.
     """
     try:
         digest = pipeline_digest(pipe)
     except CotrunkError as error:
         log.warning("%s", error)
         return None
-    return TrunkCache(OwnersTrunks(Trunks(Path(data) / FOLDER, mode=mode, days=days or None)), digest, vectors)
+    return TrunkCache(OwnersTrunks(trunks_of(launch)), digest, vectors)
 
 
 def with_stored(plan: Plan, cache: CacheUse) -> Plan:

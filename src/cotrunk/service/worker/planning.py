@@ -66,7 +66,7 @@ class Planner:
             )
             sharing = replace(sharing, similarity=self.threshold)
             if launch.trunks != "off":
-                self.cache = cache_of(launch.data, launch.trunks, pipe, self.vectors, launch.keep_days)
+                self.cache = cache_of(launch, pipe, self.vectors)
         self.settings = replace(settings, sharing=sharing, skipping=skipping)
 
     def vectors(self, prompts: Sequence[str]) -> np.ndarray:

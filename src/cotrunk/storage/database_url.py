@@ -1,0 +1,29 @@
+"""URLs of the databases that cotrunk knows: SQLite in a file, and PostgreSQL."""
+
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import ArgumentError
+
+from ..errors import CotrunkError
+from .files import shown_place
+
+SQLITE, POSTGRESQL = "sqlite", "postgresql"  # names of backends
+
+
+def checked_url(url: str) -> URL:
+    """Return the parsed URL, with psycopg 3 as the driver of PostgreSQL.
+
+    Raises:
+        CotrunkError: it is not the URL of such a database.
+    """
+    try:
+        parsed = make_url(url)
+        backend = None if "\x00" in url else parsed.get_backend_name()
+    except (ArgumentError, ValueError):
+        backend = None
+    if backend == SQLITE:
+        return parsed.set(drivername=SQLITE)
+    if backend in (POSTGRESQL, "postgres"):
+        return parsed.set(drivername="postgresql+psycopg")
+    raise CotrunkError(
+        f"{shown_place(url)!r} is not the URL of a database: write sqlite:///FILE or postgresql://USER@HOST/NAME."
+    )

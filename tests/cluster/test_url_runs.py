@@ -1,6 +1,7 @@
 """Runs on a cluster that are kept at a URL: after the run, everything that a single machine writes is there."""
 
 import itertools
+import json
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +94,51 @@ def test_a_part_of_a_killed_driver_does_not_speak_for_an_image_that_was_removed(
     outcome = on_cluster(url, "--resume")
     assert outcome.code == 0, outcome.err
     assert len(files.names("images")) == len(PROMPTS)
+
+
+def test_neither_does_a_part_that_is_joined_after_the_images_were_listed(
+    here: Here, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run_place, "OFTEN", 0.0)
+    monkeypatch.setattr(run_place, "PART", 0.0)
+    kept, remove, files = dict[str, bytes](), StoredFiles.remove, StoredFiles(url)
+
+    def keep(self: StoredFiles, name: str) -> None:
+        kept[name] = self.get(name) or b""
+        remove(self, name)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(StoredFiles, "remove", keep)
+        assert on_cluster(url).code == 0
+    lines = [line for line in (files.get("journal.jsonl") or b"").splitlines() if line]
+    part = next(name for name in kept if name.startswith("manifest/") and lines[-1] in kept[name].splitlines())
+    files.put("journal.jsonl", b"\n".join(line for line in lines if line not in kept[part].splitlines()))
+    files.put(part, kept[part])
+    files.put("run.json", (files.get("run.json") or b"").replace(b'"status": "done"', b'"status": "running"'))
+    image = json.loads(lines[-1])["images"][0]
+    files.remove(f"images/{image:05}.png")
+    waves = len(here.waves)
+    outcome = on_cluster(url, "--resume")
+    assert outcome.code == 0, outcome.err
+    assert files.get(f"images/{image:05}.png") is not None
+    assert len(here.waves) == waves + 1
+
+
+def test_images_in_folders_of_their_own_are_listed_together(
+    here: Here, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise each of a million images could take a request."""
+    asked, system = list[str](), StoredFiles(url).system
+    for name in ("ls", "find"):
+        work = getattr(system, name)
+        monkeypatch.setattr(
+            system, name, lambda path, *args, work=work, **how: (asked.append(path), work(path, *args, **how))[1]
+        )
+    outcome = on_cluster(url, "--name", "{prompt}/{copy}")
+    assert outcome.code == 0, outcome.err
+    below = [path for path in asked if "/images" in path]
+    assert len(below) == 2  # of the driver, and of the page
+    assert not any("/images/" in path for path in asked)
 
 
 def test_parts_stay_until_a_copy_of_the_journal_holds_their_lines(

@@ -1,4 +1,4 @@
-"""A mirror copies what has changed, in the order in which it was written; a listing asks once per folder."""
+"""A mirror copies what has changed, in the order in which it was written."""
 
 import os
 from pathlib import Path
@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 
 from cotrunk.storage.files import StoredFiles
-from cotrunk.storage.listing import Listing
 from cotrunk.storage.mirror import Mirror
 
 
@@ -30,23 +29,3 @@ def test_what_has_changed_is_copied_in_the_order_of_writing(tmp_path: Path, monk
     mirror.push()
     assert copied == ["run.json", "pages/a.html", "plan.json"]
     assert files.get("pages/a.html") == b"pages/a.html"
-
-
-def test_a_folder_of_a_url_is_listed_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    pytest.importorskip("fsspec")
-    files = StoredFiles(f"memory://{tmp_path.name}-listing")
-    files.put("images/0.png", b"")
-    asked, names = list[str](), files.names
-    monkeypatch.setattr(files, "names", lambda folder: (asked.append(folder), names(folder))[1])
-    listing = Listing(files)
-    listing.add("images/0.png")  # before the folder is listed
-    assert listing.has("images/0.png")
-    assert not listing.has("images/1.png")
-    listing.add("images/1.png")
-    assert listing.has("images/1.png")
-    assert not listing.has("thumbs/1.png")
-    assert asked == ["images", "thumbs"]
-    here = Listing(StoredFiles(str(tmp_path)))
-    assert not here.has("a")
-    (tmp_path / "a").touch()
-    assert here.has("a")

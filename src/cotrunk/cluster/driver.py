@@ -45,6 +45,7 @@ from .watchdog import Watchdog
 from .waves import FOLDER as WAVES
 from .waves import Cut, Wave, cut, wave_of, write_waves
 
+ROUNDS = 3  # how often images are painted whose files are lost during the run
 StartPass = Callable[[Sequence[str], Setup], Pass]
 
 
@@ -175,9 +176,10 @@ class Driver:
         """Let the cluster generate the images of these arms that are not in the journal."""
         done = {arm.name: self.folder.progress(arm).images for arm in arms}
         self._begin_progress(arms)
-        lost = 0
         try:
-            while cuts := cut(arms, self.wave, partial(_is_left, done)):
+            for _ in range(ROUNDS):
+                if not (cuts := cut(arms, self.wave, partial(_is_left, done))):
+                    break
                 for name, images in done.items():  # an image whose file was lost is joined again, even with its digest
                     known = self.joined.get(name, {})
                     self.joined[name] = {image: digest for image, digest in known.items() if image in images}
@@ -188,9 +190,6 @@ class Driver:
                     | {image for image, number in enumerate(arm.part.images) if number in given_up}
                     for arm in arms
                 }
-                lost += 1
-                if lost == 3:
-                    break
         finally:
             self.on_event(DenoisingDone())
         if any(len(done[arm.name]) < len(arm.plan) for arm in arms):
@@ -239,7 +238,7 @@ class Driver:
             begin,
             self.files,
             Watchdog(time.monotonic),
-            on_finished=self._join,
+            on_finished=self._painted,
             remove=self._remove,
             poll=self.poll,
         )
@@ -262,13 +261,19 @@ class Driver:
         removed, self.joined_parts = self.joined_parts, []
         return removed
 
+    def _painted(self, found: Sequence[Finished]) -> None:
+        """Move waves to the journal whose images were written just now: at a URL, they are not in the listing."""
+        arms = {arm.name: arm for arm in self.arms}
+        for line in (line for one in found for line in one.lines):
+            for image, _ in line.files():
+                self.folder.files.listing.add(arms[line.arm].file(image))
+        self._join(found)
+
     def _join(self, found: Sequence[Finished]) -> None:
         """Move finished waves to the journal."""
         self.place.check()
         lines, arms = list[Line](), {arm.name: arm for arm in self.arms}
         for line in (line for one in found for line in one.lines):
-            for image, _ in line.files():
-                self.folder.files.listing.add(arms[line.arm].file(image))
             known, new = self.joined.setdefault(line.arm, {}), dict(zip(line.images, line.digests, strict=True))
             # what was painted twice, or joined just before the driver was killed, is joined again if its files changed
             if not new.items() <= known.items():
@@ -284,13 +289,8 @@ class Driver:
         self.on_event(Machines(len(self.machines)))
         for line in lines:
             images = tuple(arms[line.arm].part.images[image] for image in line.images)
-            self.on_event(
-                BatchDone(
-                    "shared",
-                    images,
-                    planned_rows(line.rows[0], {f"{way}": count for way, count in line.spared.items()}),
-                )
-            )
+            spared = {f"{way}": count for way, count in line.spared.items()}
+            self.on_event(BatchDone("shared", images, planned_rows(line.rows[0], spared)))
 
     def _write_report(self, failures: Sequence[FailedGroup] = ()) -> RunReport:
         return self.folder.write_report(self.job, self.facts, self.plan, self.arms, self.seconds, failures)

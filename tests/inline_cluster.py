@@ -19,6 +19,7 @@ from cotrunk.cluster.painter import Painter
 from cotrunk.cluster.run_place import RunPlace
 from cotrunk.cluster.setup import Setup
 from cotrunk.runs.job import Job
+from cotrunk.storage.files import StoredFiles
 
 Before = Callable[[int], None]
 
@@ -90,6 +91,17 @@ def single_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         one_model(patch)
         assert generate(folder).code == 0
+    return folder
+
+
+def downloaded(url: str, folder: Path) -> Path:
+    """Copy everything at a URL to a folder."""
+    files = StoredFiles(url)
+    for path in files.system.find(files.root):
+        name = path.removeprefix(files.root).lstrip("/")
+        target = folder / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(files.system.cat_file(path))
     return folder
 
 

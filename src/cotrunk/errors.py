@@ -11,5 +11,11 @@ def first_clause(error: CotrunkError) -> str:
 
 
 def first_line(error: Exception) -> str:
-    """Return the first line of an exception's message, or the name of its class, to quote it in a sentence."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip(".")
+    """Return the first line of an exception's message, or the name of its class, to quote it in a sentence.
+
+    A line that ends with a colon goes on with the next one.
+    """
+    first, *others = str(error).strip().splitlines() or [type(error).__name__]
+    if others and first.endswith(":"):
+        first = f"{first} {others[0].strip()}"
+    return first.rstrip(".:")

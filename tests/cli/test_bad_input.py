@@ -178,6 +178,35 @@ def test_a_folder_with_files_of_a_run_is_refused(monkeypatch: pytest.MonkeyPatch
         assert (out / name).read_text() == "mine"
 
 
+@pytest.mark.parametrize(
+    ("command", "names"),
+    [
+        ("generate cat --out run --plan s3://bucket/plan.json", "--plan 's3://bucket/plan.json'"),
+        ("generate --prompts s3://bucket/cats.txt --out run", "--prompts 's3://bucket/cats.txt'"),
+        ("generate cat --out run --control-image gs://bucket/a.png", "--control-image 'gs://bucket/a.png'"),
+        ("plan cat --save s3://bucket/plan.json", "--save 's3://bucket/plan.json'"),
+        ("merge one s3://bucket/two --out run", "'s3://bucket/two'"),
+        ("export s3://KEY:SEC/RET@bucket/run --out shards", "'s3://bucket/run'"),
+        ("redo s3://bucket/run/images/00000.png --out run", "'s3://bucket/run/images/00000.png'"),
+        ("generate cat --out run --trunks s3://bucket/trunks", "--trunks 's3://bucket/trunks'"),
+    ],
+)
+def test_a_url_in_place_of_a_file_is_refused(
+    command: str, names: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    refusal = cotrunk(*command.split())
+    assert_refused(refusal, f"error: {names} is a URL: download what is there, and name the file or folder on")
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_url_that_lacks_a_slash_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    said = "--out 's3:/bucket/run' lacks a slash: write s3://bucket/run, or ./s3:/bucket/run for a folder."
+    assert_refused(cotrunk("generate", "a cat", "--out", "s3:/bucket/run"), said)
+    assert not any(tmp_path.iterdir())
+
+
 def test_exit_code_and_streams_of_a_process(tmp_path: Path) -> None:
     """A real process, as a shell sees it."""
     (tmp_path / "empty.txt").write_bytes(b"")

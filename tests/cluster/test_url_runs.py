@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from command import PROMPTS, assert_refused, cotrunk, read
-from inline_cluster import Here, assert_same, generate, journal, on_cluster
+from inline_cluster import Here, assert_same, downloaded, generate, journal, on_cluster
 
 from cotrunk.cluster import run_place
 from cotrunk.cluster.painter import is_of_the_run
@@ -22,17 +22,6 @@ NUMBERS = itertools.count()
 def url() -> str:
     pytest.importorskip("fsspec")
     return f"memory://run-{next(NUMBERS)}"
-
-
-def downloaded(url: str, folder: Path) -> Path:
-    """Copy everything at a URL to a folder."""
-    files = StoredFiles(url)
-    for path in files.system.find(files.root):
-        name = path.removeprefix(files.root).lstrip("/")
-        target = folder / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes(files.system.cat_file(path))
-    return folder
 
 
 def test_a_run_at_a_url_is_that_of_a_single_machine(here: Here, single: Path, url: str, tmp_path: Path) -> None:
@@ -228,6 +217,13 @@ def test_a_url_without_a_cluster_is_refused(tmp_path: Path) -> None:
     said = "is a URL, to which only a run with --ray can write: name a folder."
     assert_refused(cotrunk("generate", "a cat", "--out", "s3://bucket/run"), f"--out 's3://bucket/run' {said}")
     assert not Path("s3:").exists()
+
+
+def test_messages_name_a_run_without_the_password_of_its_url(here: Here, url: str) -> None:
+    StoredFiles(f"{url}/run").put("run.json", b"{}")
+    with placed(f"{url}/run") as place:
+        place.files.place = "sftp://user:secret@host/run"
+        assert place.folder.name == "sftp://host/run"
 
 
 def test_a_url_of_an_unknown_kind_is_refused() -> None:

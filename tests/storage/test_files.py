@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from cotrunk.errors import CotrunkError
-from cotrunk.storage.files import StorageError, StoredFiles, is_url, shown_place
+from cotrunk.storage.files import StorageError, StoredFiles
 
 NUMBERS = itertools.count()
 
@@ -245,22 +245,90 @@ def test_a_folder_is_removed_without_reading_wildcards_in_the_name_of_the_run() 
     assert (own.get("manifest/a/b"), other.get("manifest/a/b")) == (None, b"x")
 
 
-@pytest.mark.parametrize(
-    ("place", "is_one"),
-    [
-        ("s3://b/run", True),
-        ("simplecache::s3://b", True),
-        ("C://runs", False),
-        ("/a/b", False),
-        ("dir::file:///a", True),
-    ],
-)
-def test_urls_are_told_from_paths(place: str, is_one: bool) -> None:
-    assert is_url(place) == is_one
+class Buckets:
+    """A file system with buckets. Like that of S3, it can make a bucket together with a folder."""
+
+    def __init__(self) -> None:
+        self.buckets, self.contents = {"mine"}, dict[str, bytes]()
+
+    def pipe_file(self, path: str, content: bytes) -> None:
+        self.mkdir(path, create_parents=False)
+        self.contents[path] = content
+
+    def mkdir(self, path: str, create_parents: bool = True) -> None:
+        bucket = path.partition("/")[0]
+        if bucket not in self.buckets:
+            if not create_parents:
+                raise FileNotFoundError("The specified bucket does not exist")
+            self.buckets.add(bucket)
+
+    def makedirs(self, path: str, exist_ok: bool = False) -> None:
+        self.mkdir(path)
 
 
-def test_passwords_in_urls_are_not_shown() -> None:
-    assert shown_place("sftp://user:secret@host/a@b") == "sftp://host/a@b"
-    assert shown_place("s3://bucket/a@b") == "s3://bucket/a@b"
-    with pytest.raises(CotrunkError, match=r"^nothing://host cannot be used"):
-        StoredFiles("nothing://user:secret@host")
+def test_a_bucket_is_never_made() -> None:
+    pytest.importorskip("fsspec")
+    files, buckets = StoredFiles("memory://storage"), Buckets()
+    files.system = buckets
+    for root in ("mien/run", "mien"):
+        files.root = root
+        for write in (files.make, lambda: files.put("run.json", b"")):
+            with pytest.raises(StorageError, match=r"^Cannot write \S+ in memory://storage: The specified bucket"):
+                write()
+    assert buckets.buckets == {"mine"}
+    files.root = "mine/run"
+    files.put("a/b", b"one")
+    assert buckets.contents == {"mine/run/a/b": b"one"}
+
+
+def test_folders_are_made_where_paths_begin_with_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("fsspec")
+    files, made = StoredFiles("memory://storage"), list[str]()
+
+    def pipe(path: str, content: bytes) -> None:
+        if "server/run/a" not in made:
+            raise FileNotFoundError(path)
+
+    monkeypatch.setattr(files.system, "pipe_file", pipe)
+    monkeypatch.setattr(files.system, "mkdir", lambda path, create_parents: made.append(path))
+    files.root = "server/run"
+    files.put("a/b", b"one")
+    assert made == ["server/run", "server/run/a"]
+
+
+def test_a_place_is_written_before_it_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("fsspec")
+    files = StoredFiles(f"memory://storage-{next(NUMBERS)}", "--images")
+    files.make()
+    assert files.system.find(files.root) == []
+
+    def refuse(path: str, content: bytes) -> None:
+        raise PermissionError("Access Denied")
+
+    monkeypatch.setattr(files.system, "pipe_file", refuse)
+    with pytest.raises(StorageError, match=r"Access Denied\. Check that .* another place with --images\.$"):
+        files.make()
+
+
+def test_what_a_library_says_is_quoted_without_the_password(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("fsspec")
+    files = StoredFiles("memory://run")
+    files.place = "sftp://user:p%40ss@host/run"
+
+    def fail(*_: Any) -> None:
+        raise ValueError("Parameter validation failed:\nNo host user:p%40ss@host takes p@ss")
+
+    monkeypatch.setattr(files.system, "cat_file", fail)
+    said = "Cannot read a in sftp://host/run: Parameter validation failed: No host host takes ***."
+    with pytest.raises(StorageError) as caught:
+        files.get("a")
+    assert f"{caught.value}".startswith(said)
+
+
+def test_urls_that_name_no_bucket_or_hold_a_password_in_its_name() -> None:
+    pytest.importorskip("fsspec")
+    for place in ("memory://", "memory:///"):
+        with pytest.raises(CotrunkError, match=rf"^{place} names no bucket: write memory://BUCKET/FOLDER with --out"):
+            StoredFiles(place)
+    with pytest.raises(CotrunkError, match=r"^memory://bucket/run is given with a user and .* out of --images"):
+        StoredFiles("memory://KEY:SEC/RET@bucket/run", "--images")

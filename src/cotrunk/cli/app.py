@@ -18,6 +18,7 @@ from .console import out, say
 from .dataset import dataset
 from .evaluate import evaluate
 from .export import export
+from .files import check_files
 from .generate import generate
 from .help import HelpCommand, HelpGroup
 from .keys import add as add_key
@@ -37,7 +38,7 @@ from .warm import warm
 
 
 class _Command(HelpCommand):
-    """A command that accepts each option once. Typer would silently keep the last of two values."""
+    """A command that accepts each option once, where Typer would silently keep the last value, and no URL as a file."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         given: Counter[Any] = Counter(self.make_parser(ctx).parse_args(args=list(args))[2])  # one entry per occurrence
@@ -45,7 +46,9 @@ class _Command(HelpCommand):
             is_single = parameter.param_type_name == "option" and not parameter.multiple and not parameter.is_flag
             if is_single and count > 1:
                 raise CotrunkError(f"{parameter.opts[0]} is given {count} times: give it once.")
-        return super().parse_args(ctx, args)
+        left = super().parse_args(ctx, args)
+        check_files(ctx)
+        return left
 
 
 app = typer.Typer(

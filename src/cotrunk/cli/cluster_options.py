@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import CotrunkError
+from ..storage.urls import shown_place
 from .console import counted, say
 from .options import option
 
@@ -88,11 +89,11 @@ def on_cluster(
 
 def conclude_failed(failed: tuple[str, ...], out: str | Path) -> None:
     """Say which groups failed, and exit with code 3."""
-    some = ", ".join(failed[:5]) + (", ..." if len(failed) > 5 else "")
+    some, place = ", ".join(failed[:5]) + (", ..." if len(failed) > 5 else ""), shown_place(str(out))
     say(
         "red",
         "failed",
-        f"{counted(len(failed), 'group')} failed three times, the others are done; the tracebacks are in {out}: "
+        f"{counted(len(failed), 'group')} failed three times, the others are done; the tracebacks are in {place}: "
         f"{some}. --resume tries them again.",
     )
     raise typer.Exit(3)

@@ -16,7 +16,7 @@ from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
-from ..storage.files import shown_place
+from ..storage.urls import shown_place
 
 if TYPE_CHECKING:
     from ..planning.plan import Findings, Plan
@@ -113,7 +113,8 @@ def print_summary(report: "RunReport", folder: str | Path) -> None:
         out.print(sentence, soft_wrap=True, markup=False)
     if why := report.why_nothing_shared:
         out.print(f"Nothing was shared: {why} (--share, --similarity, --max-group, --mode).", soft_wrap=True)
-    out.print(f"Open {escape(f'{shown_place(str(folder))}/index.html')}", soft_wrap=True)
+    place = shown_place(str(folder)).rstrip("/")
+    out.print(f"Open {escape(place)}/index.html", soft_wrap=True)
 
 
 def conclude(report: "RunReport", folder: str | Path) -> None:

@@ -11,7 +11,7 @@ from ..checks import whole
 from ..errors import CotrunkError
 from ..pipelines.weighted_lora import loras_of
 from ..settings import DEFAULT_SHARING, Settings, Sharing
-from ..storage.files import is_url
+from ..storage.urls import is_url
 from .cluster_options import ClusterAddress, GpusPerPainter, Painters, WaveSize, cluster_of, conclude_failed, on_cluster
 from .console import conclude, say
 from .image_options import ControlImage, ControlNetName, InputImage, MaskImage, Strength, with_images

@@ -17,7 +17,7 @@ from ..planning.prompts import read_prompts
 from ..planning.templates import expanded, first_template
 from ..planning.weighted_rows import check_weights, first_weighted
 from ..settings import Fidelity, Mode, Noise, Sharing, Skipping
-from ..storage.files import is_url
+from ..storage.urls import is_url, mended_url, shown_place
 from .console import err, say
 
 
@@ -191,6 +191,12 @@ def out_folder(name: str | None) -> Path:
     if not name:
         raise CotrunkError("Missing --out DIR: name a folder to write to.")
     if is_url(name):
-        raise CotrunkError(f"--out {shown(name)} is a URL, to which only a run with --ray can write: name a folder.")
+        place = shown(shown_place(name))
+        raise CotrunkError(f"--out {place} is a URL, to which only a run with --ray can write: name a folder.")
+    if is_url(url := mended_url(name)):
+        folder = shown_place(name)
+        raise CotrunkError(
+            f"--out {shown(folder)} lacks a slash: write {shown_place(url)}, or ./{folder} for a folder."
+        )
     check_folder(Path(name))
     return Path(name)

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from ..checks import number, whole
 from ..errors import CotrunkError
-from ..storage.files import is_url
+from ..storage.urls import is_url
 from .console import counted, out, say, shortened
 from .options import COMMON, option
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 DATABASE = "COTRUNK_DATABASE"
 Folder = Annotated[
-    str | None, option(COMMON, "DIR", "The folder of the trunk cache; with --database, also a URL.", "--trunks")
+    str | None, option(COMMON, "DIR|URL", "The folder of the trunk cache; with --database, also a URL.", "--trunks")
 ]
 Database = Annotated[
     str | None,

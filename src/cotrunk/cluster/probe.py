@@ -11,7 +11,8 @@ from ..pipelines.loading import resolve_device
 from ..runs.facts import versions
 from ..runs.found import check_found
 from ..runs.input_images import check_same, digests_of
-from ..storage.files import StoredFiles, shown_place
+from ..storage.files import StoredFiles
+from ..storage.urls import shown_place
 from .connecting import PAINTER, Place
 from .setup import Setup, prepared_here
 

@@ -21,8 +21,9 @@ from ..runs.folder import WRITTEN, RunFolder
 from ..runs.journal import NAME as JOURNAL
 from ..runs.report_files import NAME as REPORT
 from ..runs.report_files import PROMPTS
-from ..storage.files import StoredFiles, is_url, shown_place
+from ..storage.files import StoredFiles
 from ..storage.mirror import Mirror
+from ..storage.urls import is_url, shown_place
 
 OFTEN = 30.0  # seconds between two copies of the driver's files to a URL
 PART = 20.0  # the same in durations of the last copy: a large journal takes longer to copy, and is copied less often

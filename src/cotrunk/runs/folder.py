@@ -31,6 +31,7 @@ from ..errors import CotrunkError
 from ..execution import Batch
 from ..files import check_folder, writing
 from ..storage.files import StoredFiles
+from ..storage.urls import shown_place
 from . import journal
 from .arm import Arm
 from .build_report import build_report
@@ -71,7 +72,7 @@ class RunFolder:
     @property
     def name(self) -> str:
         """What the user calls the folder."""
-        return self.stored.place
+        return shown_place(self.stored.place)
 
     def make(self) -> bool:
         """Make the folder unless it exists. Return whether it already contains files of a run.

@@ -4,7 +4,7 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
 from ..errors import CotrunkError
-from .files import shown_place
+from .urls import shown_place
 
 SQLITE, POSTGRESQL = "sqlite", "postgresql"  # names of backends
 

@@ -2,9 +2,9 @@
 
 import logging
 import os
-import re
 import shutil
 import time
+import uuid
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import Any
 from ..errors import CotrunkError, first_line
 from ..files import check_folder, write_bytes, writing
 from .transient import PAUSES, is_transient
+from .urls import SECRET, is_url, shown_place, without_secrets
 
 log = logging.getLogger("cotrunk.storage")
 
@@ -22,18 +23,7 @@ class StorageError(CotrunkError):
 
 
 WILDCARDS = frozenset("*?[")  # to fsspec's `rm`, also in the name of a run
-# a scheme such as s3://, perhaps after others (simplecache::s3://); one letter is a drive of Windows
-URL = re.compile(r"([a-z][a-z0-9+.-]+::)*[a-z][a-z0-9+.-]+://", re.IGNORECASE)
-
-
-def is_url(place: str) -> bool:
-    """Return whether this is a URL, and not the path of a folder."""
-    return URL.match(place) is not None
-
-
-def shown_place(place: str) -> str:
-    """Return a folder or URL for messages and logs: without the user and password of a URL."""
-    return re.sub(r"://[^/@]*@", "://", place)
+LONGEST = 200  # characters that are quoted of an error
 
 
 class StoredFiles:
@@ -67,6 +57,8 @@ class StoredFiles:
         self.root = place
         if not is_url(place):
             return
+        if place.rstrip("/").endswith(":"):
+            raise CotrunkError(f"{place} names no bucket: write {place.rstrip('/')}//BUCKET/FOLDER with {option}.")
         try:
             import fsspec
             from fsspec.implementations.local import LocalFileSystem
@@ -74,9 +66,17 @@ class StoredFiles:
             self.system, self.root = fsspec.core.url_to_fs(place)
         except Exception as error:  # the packages of the file systems raise errors of their own
             raise CotrunkError(
-                f"{shown_place(place)} cannot be used: {first_line(error)}. Install what it needs, or name a folder "
-                f"with {option}."
+                f"{shown_place(place)} cannot be used: {without_secrets(first_line(error), place)}. Install what it "
+                f"needs, or name a folder with {option}."
             ) from None
+        if any(secret in self.root for secret in SECRET.findall(place)):  # it would be part of the bucket's name
+            raise CotrunkError(
+                f"{shown_place(place)} is given with a user and a password, which URLs of this kind cannot hold: leave "
+                f"them out of {option}, and set them as the package for the URL asks for (for S3, in "
+                "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY)."
+            )
+        if hasattr(self.system, "split_path"):  # into bucket and key: s3:///bucket is taken for s3://bucket
+            self.root = self.root.lstrip("/")
         self.folder = None
         if isinstance(self.system, LocalFileSystem):
             self.folder, self.system = Path(self.root), None
@@ -86,7 +86,7 @@ class StoredFiles:
         return f"{self.root}/{name}" if name else self.root
 
     def make(self) -> None:
-        """Make the folder if it does not exist; the places of URLs need none.
+        """Make the folder if it does not exist. The place of a URL needs none: check that it can be written.
 
         Raises:
             CotrunkError: it cannot be written.
@@ -95,6 +95,10 @@ class StoredFiles:
             check_folder(self.folder, self.option)
             with writing(self.folder):
                 self.folder.mkdir(self._folder_mode, parents=True, exist_ok=True)
+            return
+        name = f".cotrunk-{uuid.uuid4().hex}"
+        self.put(name, b"")
+        self.remove(name)
 
     def put(self, name: str, content: bytes) -> None:
         """Write a file; one of this name is replaced.
@@ -183,8 +187,18 @@ class StoredFiles:
         try:
             self.system.pipe_file(at, content)
         except FileNotFoundError:
-            self.system.makedirs(at.rpartition("/")[0], exist_ok=True)
+            self._make_folders(at.rpartition("/")[0])
             self.system.pipe_file(at, content)
+
+    def _make_folders(self, folder: str) -> None:
+        """Make a folder where the file system has folders, but never a bucket, whose name may be mistyped."""
+        if folder.startswith("/"):  # the paths of object stores begin with their bucket
+            self.system.makedirs(folder, exist_ok=True)
+            return
+        parts = folder.split("/")
+        for end in range(2, len(parts) + 1):
+            with suppress(FileExistsError):
+                self.system.mkdir("/".join(parts[:end]), create_parents=False)
 
     def _listed(self, folder: str, work: Callable[[str], Any]) -> Any:
         """List a folder of the URL as it is now. Return None if it is not there."""
@@ -218,7 +232,8 @@ class StoredFiles:
     def _said(self, verb: str, name: str, error: Exception) -> str:
         """Return what is the matter, without the remedy."""
         place, cause = shown_place(self.place), error.__cause__ if isinstance(error, CotrunkError) else error
-        why = getattr(cause, "strerror", None) or first_line(error)
+        why = without_secrets(getattr(cause, "strerror", None) or first_line(error), self.place)
+        why = why if len(why) <= LONGEST else f"{why[:LONGEST]}..."
         return f"Cannot {verb} {f'{name} in ' if name else ''}{place}: {why.rstrip('.')}"
 
 

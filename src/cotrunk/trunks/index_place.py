@@ -1,7 +1,7 @@
 """Where the index of a trunk cache is: next to the trunks, in memory, or in PostgreSQL for several machines."""
 
 from ..errors import CotrunkError
-from ..storage.files import shown_place
+from ..storage.urls import shown_place
 from .index import Index
 from .sqlite_tables import SqliteTables
 from .tensor_files import TensorFiles

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..errors import CotrunkError
-from ..storage.files import StoredFiles, shown_place
+from ..storage.files import StoredFiles
+from ..storage.urls import shown_place
 from .access import OPERATOR, Trunks
 from .entries import Entry
 from .index_place import MARK, NAME

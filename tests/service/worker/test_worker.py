@@ -20,6 +20,7 @@ from cotrunk.service.worker.formed import Formed
 from cotrunk.service.worker.savings import ENOUGH
 from cotrunk.service.worker.wave import Call
 from cotrunk.settings import Settings, Skipping
+from cotrunk.storage.files import StorageError
 
 
 @pytest.fixture
@@ -369,6 +370,19 @@ def test_an_image_with_nan_fails_with_its_reason(service: Service, monkeypatch: 
     assert two.state == "failed"
     assert "NaN" in (two.reason or "")
     assert len(list(service.folder.iterdir())) == 1
+
+
+def test_an_image_that_cannot_be_stored_fails_without_naming_the_storage(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(name: str, content: bytes) -> None:
+        raise StorageError(f"Cannot write {name} in s3://internal: Access Denied.")
+
+    monkeypatch.setattr(service.worker._delivery._files, "write", refuse)
+    job = service.ask(request("a cat"))
+    service.work()
+    (image,) = service.images(job)
+    assert image.reason == "The storage of images did not take this image: ask for it again."
 
 
 def test_an_image_that_the_pipeline_refuses_fails_by_itself(service: Service) -> None:

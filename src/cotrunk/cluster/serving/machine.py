@@ -12,6 +12,7 @@ from ...service.api.server import check_data
 from ...service.images import ImageFiles
 from ...service.launch import WorkerSettings
 from ...service.store import Store
+from ...storage.urls import shown_place
 
 NAME = f"img_{'0' * 24}.probe"  # no image has this id
 
@@ -62,7 +63,7 @@ def why_not(settings: WorkerSettings, probe: Probe) -> str | None:
         return f"The machine {here} cannot take part: {type(error).__name__}: {first_line(error)}"
     if found != probe.content:
         return (
-            f"The machine {here} does not see the images at {settings.images}: name a folder that all machines share, "
-            "or a URL such as s3://BUCKET/images, with --images."
+            f"The machine {here} does not see the images at {shown_place(settings.images)}: name a folder that all "
+            "machines share, or a URL such as s3://BUCKET/images, with --images."
         )
     return None

@@ -15,6 +15,7 @@ from ...planning.plan import Plan
 from ...planning.replayed import Replayed
 from ...runs.part_run import arguments_of
 from ...settings import Batching
+from ...storage.files import StorageError
 from ...trunks.computing import CacheUse
 from ..shapes import TrunkUse
 from .asked import job_of
@@ -150,6 +151,8 @@ def _use(plan: Plan, trunk: Replayed, cache: CacheUse | None) -> TrunkUse:
 
 def reason_of(error: Exception) -> str:
     """Return why an image failed, as one sentence for the person who asked for it."""
+    if isinstance(error, StorageError):  # which names a place of the service; the log quotes it
+        return "The storage of images did not take this image: ask for it again."
     if isinstance(error, CotrunkError):
         return str(error)
     if isinstance(error, torch.OutOfMemoryError):

@@ -83,35 +83,21 @@ def simulated() -> type:
         def __init__(self, place: str, seconds: float) -> None:
             self.place, self.seconds = place, seconds
 
-        def __call__(self, batch: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
+        def __call__(self, wave: Mapping[str, Any]) -> str:
             import json
             import os
             import time
 
-            done: dict[str, list[Any]] = {"id": [], "rows": [], "seconds": [], "error": []}
-            for wave, rows in zip(batch["id"], batch["rows"], strict=True):
-                begin = time.time()
-                time.sleep(float(rows) * self.seconds)
-                part = {
-                    "wave": str(wave),
-                    "rows": int(rows),
-                    "seconds": time.time() - begin,
-                    "machine": str(os.getpid()),
-                }
-                path = os.path.join(self.place, "manifest", f"{wave}.jsonl")  # noqa: PTH118
-                with open(path + ".part", "w") as file:  # noqa: PTH123
-                    file.write(json.dumps(part) + "\n")
-                with open(os.path.join(self.place, f"{wave}.times"), "w") as file:  # noqa: PTH118, PTH123
-                    file.write(json.dumps([os.getpid(), begin, time.time()]))
-                os.replace(path + ".part", path)  # noqa: PTH105
-                for name, value in {
-                    "id": str(wave),
-                    "rows": int(rows),
-                    "seconds": part["seconds"],
-                    "error": "",
-                }.items():
-                    done[name].append(value)
-            return done
+            name, rows, begin = wave["id"], wave["rows"], time.time()
+            time.sleep(rows * self.seconds)
+            part = {"wave": name, "rows": rows, "seconds": time.time() - begin, "machine": str(os.getpid())}
+            path = os.path.join(self.place, "manifest", f"{name}.jsonl")  # noqa: PTH118
+            with open(path + ".part", "w") as file:  # noqa: PTH123
+                file.write(json.dumps(part) + "\n")
+            with open(os.path.join(self.place, f"{name}.times"), "w") as file:  # noqa: PTH118, PTH123
+                file.write(json.dumps([os.getpid(), begin, time.time()]))
+            os.replace(path + ".part", path)  # noqa: PTH105
+            return ""
 
     return Sleeper
 

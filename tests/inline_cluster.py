@@ -56,10 +56,10 @@ class InlinePass:
         self.here.waves.append(row["id"])
         try:
             self.here.before(len(self.here.waves))
-            done = self.painter({name: [value] for name, value in row.items()})
-        except RuntimeError as error:  # the machine is lost
-            return f"{error}"
-        assert done["error"] == [""]
+            error = self.painter(row)
+        except RuntimeError as lost:  # the machine
+            return f"{lost}"
+        assert error == ""
         return None
 
     def stop(self) -> None:

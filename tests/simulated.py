@@ -3,7 +3,7 @@
 import platform
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from cotrunk.cluster.manifest import Finished, write_part
@@ -22,15 +22,12 @@ class SimulatedPainter:
     def __init__(self, place: str, rows_per_second: float) -> None:
         self.store, self.speed = StoredFiles(place), rows_per_second
 
-    def __call__(self, batch: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
-        for wave, rows in zip(batch["id"], batch["rows"], strict=True):
-            seconds = float(rows) / self.speed
-            time.sleep(seconds)
-            write_part(
-                self.store,
-                Finished(str(wave), int(rows), seconds, machine=f"{platform.node()} {threading.current_thread().name}"),
-            )
-        return {"id": [*batch["id"]], "error": [""] * len(batch["id"])}
+    def __call__(self, wave: Mapping[str, Any]) -> str:
+        seconds = wave["rows"] / self.speed
+        time.sleep(seconds)
+        machine = f"{platform.node()} {threading.current_thread().name}"
+        write_part(self.store, Finished(wave["id"], wave["rows"], seconds, machine))
+        return ""
 
 
 class PoisonedPainter(Painter):

@@ -184,10 +184,10 @@ def test_a_group_whose_process_died_three_times_is_given_up(here: Here, tmp_path
     class DeathError(BaseException):
         pass
 
-    def die(self: Painter, batch: Any) -> Any:
+    def die(self: Painter, wave: Any) -> str:
         nonlocal deaths
         try:
-            return call(self, batch)
+            return call(self, wave)
         except DeathError:
             deaths += 1
             raise RuntimeError("the process died") from None
@@ -217,9 +217,7 @@ def test_an_error_of_the_input_ends_the_run(here: Here, tmp_path: Path) -> None:
 
 def test_a_painter_returns_errors_of_the_input(model: pytest.MonkeyPatch, tmp_path: Path) -> None:
     painter = Painter(Setup(Job(("a cat",), model=str(tmp_path / "none")), str(tmp_path), str(tmp_path)))
-    done = painter({"id": ["wave"], "rows": [3], "recipe": ["{}"]})
-    assert done["id"] == ["wave"]
-    assert "none" in done["error"][0]
+    assert "none" in painter({"id": "wave", "rows": 3, "recipe": "{}"})
 
 
 @pytest.mark.slow
@@ -241,9 +239,7 @@ def test_a_full_disk_ends_the_run_and_blames_no_group(here: Here, tmp_path: Path
 
 
 def _raising(self: InlinePass) -> str | None:
-    row = self.rows.pop(0)
-    [error] = self.painter({name: [value] for name, value in row.items()})["error"]
-    if error:
+    if error := self.painter(self.rows.pop(0)):
         raise CotrunkError(error)
     return None
 

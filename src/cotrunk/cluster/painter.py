@@ -33,9 +33,7 @@ from .waves import Recipe
 
 
 class Painter:
-    """Generates waves.
-
-    A painter never raises an error of the input, which Ray would wrap, repeat and print: it returns it.
+    """Generates waves. It never raises an error of the input, which Ray would wrap, repeat and print: it returns it.
 
     Args:
         setup: what to load, and where to write.
@@ -51,27 +49,18 @@ class Painter:
         except CotrunkError as error:
             self.error = f"{error}"
 
-    def __call__(self, batch: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
-        """Generate waves.
+    def __call__(self, wave: Mapping[str, Any]) -> str:
+        """Generate a wave. Return an error that concerns the whole run; empty if there is none.
 
         Args:
-            batch: the columns of the waves' file.
-
-        Returns:
-            Per wave its id, its rows, the seconds that it took, and an error that concerns the whole run, if any.
+            wave: a row of the waves' file.
         """
-        done = dict[str, list[Any]](id=[], rows=[], seconds=[], error=[])
-        for wave, rows, text in zip(batch["id"], batch["rows"], batch["recipe"], strict=True):
-            begin, error = time.perf_counter(), self.error
-            if not error:
-                try:
-                    self.paint(str(wave), int(rows), Recipe.from_text(text))
-                except CotrunkError as problem:
-                    error = f"{problem}"
-            values = {"id": str(wave), "rows": int(rows), "seconds": time.perf_counter() - begin, "error": error}
-            for name, value in values.items():
-                done[name].append(value)
-        return done
+        if not self.error:
+            try:
+                self.paint(wave["id"], wave["rows"], Recipe.from_text(wave["recipe"]))
+            except CotrunkError as error:
+                return f"{error}"
+        return self.error
 
     def paint(self, wave: str, rows: int, recipe: Recipe) -> Finished:
         """Generate a wave, and write its images and its part of the manifest.

@@ -18,7 +18,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ..errors import CotrunkError, first_line
 
-Wave = Mapping[str, Sequence[Any]]  # columns of one row
+Wave = Mapping[str, Any]  # a row of the waves' file
 # Painters that die one after another until a pass ends. Groups with which painters died are given up earlier.
 DEATHS = 10
 
@@ -49,7 +49,7 @@ class RayPass:
 
     Args:
         files: the Parquet files of the waves, heaviest first.
-        painter: a class whose instances take columns of waves, as `Painter` does.
+        painter: a class whose instances take a wave and return an error, as `Painter` does.
         arguments: for its constructor.
         pool: how many painters, and where.
         actor: as `executor` returns it; None to start one.
@@ -107,10 +107,10 @@ class PainterHere:
     def is_ready(self) -> None:
         """Return when the pipeline is loaded."""
 
-    def paint(self, wave: Mapping[str, Sequence[Any]]) -> str:
-        """Paint a wave, given as columns of one row. Return an error of the input; empty if there is none."""
-        (error,) = self._painter(wave)["error"]
-        return str(error)
+    def paint(self, wave: Wave) -> str:
+        """Paint a wave. Return an error of the input; empty if there is none."""
+        error: str = self._painter(wave)
+        return error
 
 
 class _Execution:
@@ -158,10 +158,11 @@ class _Execution:
 
 
 def _waves(files: Sequence[str], system: Any) -> Iterator[Wave]:
-    """Read waves one by one, each as columns of one row: their recipes would take much memory."""
+    """Read waves one by one: their recipes would take much memory."""
     for file in files:
         with ParquetFile(file, filesystem=system) as content:
-            yield from (batch.to_pydict() for batch in content.iter_batches(batch_size=1))
+            for batch in content.iter_batches(batch_size=1):
+                yield from batch.to_pylist()
 
 
 def _number(files: Sequence[str], system: Any) -> int:

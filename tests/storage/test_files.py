@@ -114,17 +114,17 @@ def test_errors_name_the_file_the_place_and_the_option(monkeypatch: pytest.Monke
         StoredFiles("nothing://x", "--images")
 
     def fail(*_: Any, **__: Any) -> None:
-        raise RuntimeError("no credentials.\nmore")
+        raise RuntimeError("no connection.\nmore")
 
     files = StoredFiles("memory://bucket")
     for name in ("pipe_file", "cat_file", "ls", "find", "rm_file"):
         monkeypatch.setattr(files.system, name, fail)
     works = {"write": lambda: files.put("a", b""), "read": lambda: files.get("a"), "remove": lambda: files.remove("a")}
     for verb, what in works.items():
-        with pytest.raises(StorageError, match=rf"^Cannot {verb} a in memory://bucket: no credentials\. Check that"):
+        with pytest.raises(StorageError, match=rf"^Cannot {verb} a in memory://bucket: no connection\. Check that"):
             what()
     for listed in (files.names, files.names_below):
-        with pytest.raises(StorageError, match=r"^Cannot list memory://bucket: no credentials\."):
+        with pytest.raises(StorageError, match=r"^Cannot list memory://bucket: no connection\."):
             listed()
 
 
@@ -306,7 +306,9 @@ def test_a_place_is_written_before_it_is_used(monkeypatch: pytest.MonkeyPatch) -
         raise PermissionError("Access Denied")
 
     monkeypatch.setattr(files.system, "pipe_file", refuse)
-    with pytest.raises(StorageError, match=r"Access Denied\. Check that .* another place with --images\.$"):
+    with pytest.raises(
+        StorageError, match=r"Access Denied\. Check the credentials and .* another place with --images\.$"
+    ):
         files.make()
 
 

@@ -223,9 +223,11 @@ class StoredFiles:
                 pause = next(pauses, None) if is_transient(error) else None
                 if pause is None and isinstance(error, CotrunkError):  # a folder cannot be written
                     raise
-                said, remedy = self._said(verb, name, error), f"or name another place with {self.option}"
+                said = self._said(verb, name, error)
                 if pause is None:
-                    raise StorageError(f"{said}. Check that it can be reached, {remedy}.") from error
+                    is_refused = self.folder is None and (isinstance(error, PermissionError) or "redentials" in said)
+                    check = "the credentials and what they allow" if is_refused else "that it can be reached"
+                    raise StorageError(f"{said}. Check {check}, or name another place with {self.option}.") from error
             log.warning("%s; trying again in %g s", said, pause)
             time.sleep(pause)
 

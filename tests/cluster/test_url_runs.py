@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 from command import PROMPTS, assert_refused, cotrunk, read
 from inline_cluster import Here, assert_same, downloaded, generate, journal, on_cluster
 
+from cotrunk.cli.cluster_options import conclude_failed
 from cotrunk.cluster import run_place
 from cotrunk.cluster.painter import is_of_the_run
 from cotrunk.cluster.run_place import RunPlace, placed
@@ -36,7 +38,7 @@ def test_a_run_at_a_url_is_that_of_a_single_machine(here: Here, single: Path, ur
     assert generate(copy, "--resume").code == 0
     assert_refused(on_cluster(url), f"{url} already holds a run")
     waves = len(here.waves)
-    assert on_cluster(url, "--resume").code == 0
+    assert f"Open {url}/index.html" in on_cluster(f"{url}/", "--resume").out
     assert len(here.waves) == waves
     assert_refused(on_cluster(url, "--resume", "--seed", 7), f"The run in {url} was started with seed 0, not 7")
 
@@ -219,11 +221,16 @@ def test_a_url_without_a_cluster_is_refused(tmp_path: Path) -> None:
     assert not Path("s3:").exists()
 
 
-def test_messages_name_a_run_without_the_password_of_its_url(here: Here, url: str) -> None:
+def test_messages_name_a_run_without_the_password_of_its_url(
+    here: Here, url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     StoredFiles(f"{url}/run").put("run.json", b"{}")
     with placed(f"{url}/run") as place:
         place.files.place = "sftp://user:secret@host/run"
         assert place.folder.name == "sftp://host/run"
+    with pytest.raises(typer.Exit):
+        conclude_failed(("failed/a.json",), "sftp://user:secret@host/run")
+    assert "the tracebacks are in sftp://host/run: failed/a.json." in capsys.readouterr().err
 
 
 def test_a_url_of_an_unknown_kind_is_refused() -> None:

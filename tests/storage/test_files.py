@@ -334,3 +334,18 @@ def test_urls_that_name_no_bucket_or_hold_a_password_in_its_name() -> None:
             StoredFiles(place)
     with pytest.raises(CotrunkError, match=r"^memory://bucket/run is given with a user and .* out of --images"):
         StoredFiles("memory://KEY:SEC/RET@bucket/run", "--images")
+
+
+def test_a_third_slash_does_not_become_a_part_of_the_bucket(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("fsspec")
+    assert StoredFiles("memory:///bucket/run").root == "/bucket/run"
+    monkeypatch.setattr(StoredFiles("memory://x").system, "split_path", None, raising=False)  # as object stores have it
+    assert StoredFiles("memory:///bucket/run").root == "bucket/run"
+
+
+def test_a_long_error_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("fsspec")
+    files = StoredFiles("memory://run")
+    failing(monkeypatch, files.system, "cat_file", ValueError("x" * 1000), times=1)
+    with pytest.raises(StorageError, match=r"^Cannot read a in memory://run: x{200}\. Check that it can be reached"):
+        files.get("a")

@@ -18,6 +18,7 @@ from cotrunk.cluster.driver import Driver
 from cotrunk.cluster.painter import Painter
 from cotrunk.cluster.run_place import RunPlace
 from cotrunk.cluster.setup import Setup
+from cotrunk.errors import CotrunkError
 from cotrunk.runs.job import Job
 from cotrunk.storage.files import StoredFiles
 
@@ -59,7 +60,8 @@ class InlinePass:
             error = self.painter(row)
         except RuntimeError as lost:  # the machine
             return f"{lost}"
-        assert error == ""
+        if error:
+            raise CotrunkError(error)
         return None
 
     def stop(self) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from command import PROMPTS, QUICK, assert_refused, cotrunk, pixels, read
-from inline_cluster import Here, InlinePass, assert_same, generate, journal, on_cluster
+from inline_cluster import Here, assert_same, generate, journal, on_cluster
 
 from cotrunk.cluster.painter import Painter
 from cotrunk.cluster.setup import Setup
@@ -231,17 +231,10 @@ def test_a_full_disk_ends_the_run_and_blames_no_group(here: Here, tmp_path: Path
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(StoredFiles, "put", full)
-        patch.setattr(InlinePass, "ended", lambda self: _raising(self))
         outcome = on_cluster(tmp_path / "run")
     assert outcome.code == 2
     assert outcome.err.endswith("error: Cannot write it: No space left on device.\n")
     assert not (tmp_path / "run/failed").exists()
-
-
-def _raising(self: InlinePass) -> str | None:
-    if error := self.painter(self.rows.pop(0)):
-        raise CotrunkError(error)
-    return None
 
 
 @pytest.mark.slow

@@ -2,6 +2,8 @@
 
 import itertools
 import json
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -208,6 +210,45 @@ def test_what_another_command_wrote_is_kept_by_one_that_was_taken_over(
         StoredFiles(f"{url}-other").put(".cotrunk.lock", b"another")
         with pytest.raises(CotrunkError, match="Another cotrunk has taken over"):
             place.keep(at_once=True)
+
+
+def test_a_wave_is_finished_when_its_images_are_written(
+    here: Here, single: Path, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Several threads write them, while the next ones are generated."""
+    put, written, threads = StoredFiles.put, list[str](), set[str]()
+
+    def slow(self: StoredFiles, name: str, content: bytes) -> None:
+        folder = name.partition("/")[0]
+        if folder == "images":
+            threads.add(threading.current_thread().name)
+            time.sleep(0.05)
+        put(self, name, content)
+        written.append(folder)
+
+    monkeypatch.setattr(StoredFiles, "takes_threads", True)
+    monkeypatch.setattr(StoredFiles, "put", slow)
+    assert on_cluster(url).code == 0
+    assert [name for name in written if name in {"images", "manifest"}] == [*["images"] * 3, "manifest"] * 2
+    assert "MainThread" not in threads
+    assert_same(single, downloaded(url, tmp_path / "copy"))
+
+
+def test_an_image_that_cannot_be_written_by_a_thread_ends_the_run(
+    here: Here, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put = StoredFiles.put
+
+    def refuse(self: StoredFiles, name: str, content: bytes) -> None:
+        if name == "images/00005.png":
+            raise StorageError("Cannot write it: name another place.")
+        put(self, name, content)
+
+    monkeypatch.setattr(StoredFiles, "takes_threads", True)
+    monkeypatch.setattr(StoredFiles, "put", refuse)
+    outcome = on_cluster(url)
+    assert (outcome.code, outcome.err.splitlines()[-1]) == (2, "error: Cannot write it: name another place.")
+    assert StoredFiles(url).names("failed") == []
 
 
 def test_a_storage_that_fails_ends_the_run_and_blames_no_group() -> None:

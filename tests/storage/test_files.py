@@ -88,6 +88,15 @@ def test_the_empty_objects_that_stand_for_folders_are_not_files(monkeypatch: pyt
     assert files.names_below() == ["a/1.txt"]
 
 
+def test_only_asynchronous_systems_take_several_threads(tmp_path: Path) -> None:
+    asyn = pytest.importorskip("fsspec.asyn")
+    files = StoredFiles("memory://top")
+    assert not files.takes_threads
+    files.system = asyn.AsyncFileSystem()
+    assert files.takes_threads
+    assert not StoredFiles(str(tmp_path)).takes_threads
+
+
 def test_a_url_of_this_machine_is_a_folder(tmp_path: Path) -> None:
     pytest.importorskip("fsspec")
     files = StoredFiles(f"file://{tmp_path}/run")

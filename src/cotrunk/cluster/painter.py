@@ -29,6 +29,7 @@ from . import failed
 from .attempts import Attempts
 from .manifest import Finished, write_part
 from .setup import Setup, prepared_here
+from .uploads import Uploads
 from .waves import Recipe
 
 
@@ -78,33 +79,34 @@ class Painter:
         numbers = {tree.images: number for tree, number in zip(recipe.plan.trees, recipe.groups, strict=True)}
         arm, run = recipe.own_arm(), None
         todo, done = _packs(recipe, attempts, numbers), set[int]()
-        while todo:
-            trees = [tree for tree in todo.pop(0) if not done.issuperset(tree.images)]
-            groups = [numbers[tree.images] for tree in trees]
-            if len(trees) == 1 and attempts.is_given_up(groups[0]):
-                given_up.append(failed.write(self.store, wave, recipe, trees[0], groups[0], failed.DIED))
-                continue
-            attempts.begin(groups)
-            try:
-                if run is None:
-                    run = self._run(recipe)
-                    facts = self._facts_of(recipe, run)
-                for batch in _batches(run, trees):
-                    lines.append(self._write(arm, batch, recipe, run, facts))
-                    done.update(batch.images)
-            except Exception as error:
-                if is_of_the_run(error, is_prepared=run is not None):
-                    raise
-                attempts.failed(groups)
-                trace = traceback.format_exc()
-                left = [tree for tree in trees if not done.issuperset(tree.images)]
-                for tree in reversed(left):
-                    group = numbers[tree.images]
-                    if attempts.is_given_up(group):
-                        given_up.append(failed.write(self.store, wave, recipe, tree, group, trace))
-                    else:
-                        todo.insert(0, (tree,))
-                self._recover()
+        with Uploads(self.store) as uploads:
+            while todo:
+                trees = [tree for tree in todo.pop(0) if not done.issuperset(tree.images)]
+                groups = [numbers[tree.images] for tree in trees]
+                if len(trees) == 1 and attempts.is_given_up(groups[0]):
+                    given_up.append(failed.write(self.store, wave, recipe, trees[0], groups[0], failed.DIED))
+                    continue
+                attempts.begin(groups)
+                try:
+                    if run is None:
+                        run = self._run(recipe)
+                        facts = self._facts_of(recipe, run)
+                    for batch in _batches(run, trees):
+                        lines.append(self._write(arm, batch, recipe, run, facts, uploads))
+                        done.update(batch.images)
+                except Exception as error:
+                    if is_of_the_run(error, is_prepared=run is not None):
+                        raise
+                    attempts.failed(groups)
+                    trace = traceback.format_exc()
+                    left = [tree for tree in trees if not done.issuperset(tree.images)]
+                    for tree in reversed(left):
+                        group = numbers[tree.images]
+                        if attempts.is_given_up(group):
+                            given_up.append(failed.write(self.store, wave, recipe, tree, group, trace))
+                        else:
+                            todo.insert(0, (tree,))
+                    self._recover()
         finished = Finished(
             wave=wave,
             rows=rows,
@@ -135,8 +137,8 @@ class Painter:
             other_trunk=other_trunk(recipe.job.lora, recipe.plan),
         )
 
-    def _write(self, arm: Arm, batch: Batch, recipe: Recipe, run: Run, facts: PipelineFacts) -> Line:
-        """Write the images of a batch and return its line for the journal."""
+    def _write(self, arm: Arm, batch: Batch, recipe: Recipe, run: Run, facts: PipelineFacts, uploads: Uploads) -> Line:
+        """Begin to write the images of a batch and return its line for the journal."""
         settings = replace(run.settings, sharing=recipe.plan.sharing, steps=recipe.plan.steps)
         job = replace(recipe.job, settings=settings, guidance_scale=facts.guidance_scale)
         digests = list[str | None]()
@@ -144,9 +146,9 @@ class Painter:
         for image, content, made in zip(batch.images, contents, batch.output.images, strict=True):
             name = recipe.files[image]
             if content is not None:
-                self.store.put(name, content)
+                uploads.put(name, content)
                 if arm.has_thumbnails and max(made.size) > SIDE:
-                    self.store.put(thumbnail_file(name), small_file(made))
+                    uploads.put(thumbnail_file(name), small_file(made))
             digests.append(None if content is None else digest_of(content))
         return line_of(arm.name, batch, tuple(digests), recipe.images.__getitem__)
 

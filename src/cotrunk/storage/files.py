@@ -81,6 +81,11 @@ class StoredFiles:
         if isinstance(self.system, LocalFileSystem):
             self.folder, self.system = Path(self.root), None
 
+    @property
+    def takes_threads(self) -> bool:
+        """Return whether several threads may write to the URL at the same time: some systems have one connection."""
+        return self.system is not None and bool(self.system.async_impl)
+
     def path_of(self, name: str) -> str:
         """Return the path of a file in its file system."""
         return f"{self.root}/{name}" if name else self.root

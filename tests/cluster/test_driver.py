@@ -92,6 +92,28 @@ def test_a_driver_that_was_killed_while_it_joined_a_part(here: Here, tmp_path: P
     assert sorted(map(str, journal(out))) == sorted(map(str, before))
 
 
+def test_images_without_a_valid_line_are_joined_again_with_the_digests_that_they_had(
+    here: Here, tmp_path: Path
+) -> None:
+    """After files were lost, two lines may know the digests of images of which only the smaller one is valid."""
+    out = tmp_path / "run"
+    assert on_cluster(out).code == 0
+    lines = journal(out)
+    one = next(line for line in lines if set(line["images"]) == {3, 4, 5})
+    own = one["images"].index(3)
+    small = {**one, **{name: [one[name][own]] for name in ("images", "image_rows", "steps", "digests")}}
+    one["digests"][own] = "0" * 32
+    lines.append(small)
+    (out / "journal.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    report = json.loads((out / "run.json").read_text())
+    (out / "run.json").write_text(json.dumps({**report, "status": "running"}))
+    outcome = on_cluster(out, "--resume")
+    assert outcome.code == 0, outcome.err
+    assert len(here.waves) == 3
+    assert journal(out)[-1]["images"] == [3, 4, 5]
+    assert journal(out)[-1]["digests"] == [small["digests"][0], *one["digests"][1:]]
+
+
 @pytest.mark.slow
 def test_a_wave_that_is_painted_twice_counts_once(here: Here, tmp_path: Path) -> None:
     here.paints = 2

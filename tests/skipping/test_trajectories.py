@@ -161,6 +161,21 @@ def test_skipping_after_a_discontinuity_beats_fewer_steps(case: tuple[str, str])
     assert min(gains[0]) > min(gains[1])
 
 
+def test_after_a_discontinuity_nothing_depends_on_where_the_run_began() -> None:
+    """Predictions start from the sample at the discontinuity: images that are equal from there on stay equal."""
+    meeting, direction = torch.randn(2, SIZE, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+    def model(schedule: NoiseSchedule, step: int, x: Tensor) -> Tensor:
+        if step == 0:  # one step of Euler leads each image to the same sample
+            return (meeting - x) / (schedule.levels[1][1] - schedule.levels[0][1])
+        return (direction * schedule.time(step)).expand_as(x)
+
+    ran = run(("euler", "flow"), Skipping(1e9, correct=False), seeds=range(3), model=model, switch=1)
+    assert not all(step[1] for step in ran.computed)
+    assert [step[1] for step in ran.computed] == [step[2] for step in ran.computed]
+    torch.testing.assert_close(ran.samples[1], ran.samples[2], rtol=0, atol=1e-4)
+
+
 def test_a_schedule_that_begins_with_an_image_begins_in_the_middle() -> None:
     """A call with its own timesteps or sigmas sets no begin index."""
     import diffusers

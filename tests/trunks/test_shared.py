@@ -14,6 +14,7 @@ from trunk_caches import KEY, cosine, directions, outputs, put
 
 from cotrunk.errors import CotrunkError
 from cotrunk.storage.files import StorageError
+from cotrunk.trunks import store as store_module
 from cotrunk.trunks.access import Trunks
 
 NEAR = cosine(10)
@@ -80,15 +81,114 @@ def test_the_limit_holds_for_all_machines_together(opened: Open) -> None:
 
 
 @pytest.mark.slow
+def test_a_folder_of_several_machines_is_not_opened_without_their_index(database: str, tmp_path: Path) -> None:
+    shared = Trunks(tmp_path, database=database, memory_gib=0)
+    recipe = put(shared, "a", "b", at=(0, 5))
+    with pytest.raises(CotrunkError, match="have their index in PostgreSQL"):
+        Trunks(tmp_path)
+    assert "have their index in PostgreSQL" in cotrunk("trunks", "ls", "--trunks", tmp_path).err
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("COTRUNK_DATABASE", database)
+        assert "1 trunk," in cotrunk("trunks", "ls", "--trunks", tmp_path).out
+    assert shared.load(KEY, recipe) is not None
+
+
+@pytest.mark.slow
+def test_a_row_of_another_trunk_is_not_taken_for_one_that_was_compared(opened: Open, database: str) -> None:
+    trunks = opened(owner="ann")
+    put(trunks, "cat", "cats", at=(0, 5))
+    assert trunks.find(KEY, directions(2), NEAR) is not None
+    trunks.remember(KEY, "dog", directions(60)[0])
+    assert trunks.ghosts(KEY, directions(62), NEAR) is not None
+    with psycopg.connect(database, autocommit=True) as connection:  # as after restoring a copy of the database
+        for table in ("cotrunk_trunks", "cotrunk_ghosts"):
+            connection.execute(f"UPDATE {table} SET space = 'own:bob'")
+    assert trunks.find(KEY, directions(2), NEAR) is None
+    assert trunks.ghosts(KEY, directions(62), NEAR) is None
+    with psycopg.connect(database, autocommit=True) as connection:
+        connection.execute("UPDATE cotrunk_trunks SET space = 'own:ann'")
+        connection.execute("UPDATE cotrunk_trunk_index SET changes = changes + 1")
+    assert trunks.find(KEY, directions(2), NEAR) is not None
+    vectors = b"\1\0\0\0" + directions(180).tobytes()
+    with psycopg.connect(database, autocommit=True) as connection:
+        connection.execute("UPDATE cotrunk_trunks SET vectors = %s", (vectors,))
+    assert trunks.find(KEY, directions(2), NEAR) is None
+    assert trunks.find(KEY, directions(181), NEAR) is not None
+
+
+@pytest.mark.slow
+def test_a_place_that_is_no_longer_mounted_loses_nothing(
+    database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store_module, "REST", 0.0)
+    trunks = Trunks(tmp_path / "trunks", database=database, memory_gib=0)
+    recipe = put(trunks, "a", "b", at=(0, 5))
+    (tmp_path / "trunks").rename(tmp_path / "away")
+    (tmp_path / "trunks").mkdir()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        assert trunks.load(KEY, recipe) is None
+        lost = put(trunks, "c", "d", at=(0, 5), seed=1)
+    assert "see whether it is mounted" in str(caught[0].message)
+    (tmp_path / "trunks").rmdir()
+    (tmp_path / "away").rename(tmp_path / "trunks")
+    assert trunks.load(KEY, recipe) is not None
+    assert not trunks.has(KEY, lost)
+
+
+@pytest.mark.slow
+def test_a_place_is_marked_for_good_although_the_first_opening_died(database: str, tmp_path: Path) -> None:
+    Trunks(tmp_path / "trunks", database=database)
+    with psycopg.connect(database, autocommit=True) as connection:
+        connection.execute("UPDATE cotrunk_trunk_index SET is_marked = FALSE")
+    Trunks(tmp_path / "trunks", database=database)
+    with pytest.raises(CotrunkError, match="are not at"):
+        Trunks(tmp_path / "other", database=database)
+
+
+@pytest.mark.slow
+def test_a_use_does_not_wait_for_a_machine_that_writes(opened: Open) -> None:
+    one, other = opened(), opened()
+    recipe = put(one, "a", "b", at=(0, 5))
+    with one.backing.index.writing():
+        other.backing.index._tables.execute("SET lock_timeout = '1ms'")
+        assert other.find(KEY, directions(2), NEAR) is not None
+        assert other.load(KEY, recipe) is not None
+        assert other.backing.index.entries()[0].uses == 1
+
+
+@pytest.mark.slow
+def test_after_a_failure_nothing_is_tried_for_a_while(opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    trunks = opened()
+    recipe = put(trunks, "a", "b", at=(0, 5))
+    attempts = []
+
+    def fail(*_: object) -> None:
+        attempts.append(1)
+        raise CotrunkError("No answer.")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trunks.backing.index, "changes", fail)
+        with pytest.warns(UserWarning, match="No answer"):
+            assert trunks.find(KEY, directions(2), NEAR) is None
+        assert trunks.find(KEY, directions(2), NEAR) is None
+    assert len(attempts) == 1
+    assert trunks.load(KEY, recipe) is None
+    monkeypatch.setattr("cotrunk.trunks.failures.time.monotonic", lambda: trunks.backing.rests_until)
+    assert trunks.load(KEY, recipe) is not None
+
+
+@pytest.mark.slow
 def test_prompts_that_the_database_refuses_as_text_are_remembered(opened: Open) -> None:
     trunks = opened()
-    for angle, text in ((0, "a\0b"), (60, "\ud83d half")):
+    texts = ("a\0b", "\ud83d half", "".join(chr(0x4E00 + number * 7 % 20_000) for number in range(5000)))
+    for angle, text in zip((0, 60, 120), texts, strict=True):
         trunks.remember(KEY, text, directions(angle)[0])
         ghost = trunks.ghosts(KEY, directions(angle + 2), NEAR)
         assert ghost is not None
         assert ghost.text == text
         put(trunks, text, "b", at=(angle, angle + 5), seed=angle)
-    assert {entry.recipe.members[0] for entry in trunks.backing.index.entries()} == {"a\0b", "\ud83d half"}
+    assert {entry.recipe.members[0] for entry in trunks.backing.index.entries()} == {*texts}
 
 
 @pytest.mark.slow
@@ -154,6 +254,7 @@ def test_a_lost_connection_is_a_miss_and_is_made_again(opened: Open, database: s
 def test_a_place_that_cannot_be_reached_is_a_miss_and_loses_nothing(
     opened: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(store_module, "REST", 0.0)
     trunks = opened(memory_gib=0)
     recipe = put(trunks, "a", "b", at=(0, 5))
 
@@ -193,13 +294,15 @@ def test_an_index_of_another_version_is_refused(opened: Open, place: str, databa
         ("memory://bucket/trunks", "sqlite:///file.db", "is on one machine"),
         ("memory://bucket/trunks", "mysql://ann:SECRET@host/name", "is not the URL of a database"),
         ("memory://bucket/trunks", "postgresql://ann:SECRET@127.0.0.1:9/name?connect_timeout=1", "cannot be used"),
+        ("memory://bucket/trunks", "postgresql://127.0.0.1:9/name?password=SECRET", "cannot be used"),
+        ("memory://bucket/trunks", "mysql://ann:SE/CRET@host/name", "is not the URL of a database"),
         (None, "postgresql://host/name", "needs a place for the files"),
     ],
 )
 def test_what_cannot_be_shared_is_one_sentence(place: str | None, database: str | None, why: str) -> None:
     with pytest.raises(CotrunkError, match=why) as caught:
         Trunks(place, database=database)
-    assert "SECRET" not in str(caught.value)
+    assert "CRET" not in str(caught.value)
 
 
 @pytest.mark.parametrize("command", ["ls", "verify"])

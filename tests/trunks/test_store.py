@@ -203,6 +203,55 @@ def test_the_list_of_earlier_prompts_is_bounded(folder: Path, monkeypatch: pytes
     assert trunks.ghosts(KEY, directions(81), NEAR).text == "4"
 
 
+def test_a_folder_of_an_earlier_version_keeps_its_trunks(folder: Path) -> None:
+    trunks = Trunks(folder)
+    recipe = put(trunks, "a", "b", at=(0, 5))
+    for statement in (
+        "ALTER TABLE cotrunk_trunks RENAME TO trunks",
+        "DROP TABLE cotrunk_ghosts",
+        "CREATE TABLE ghosts (number INTEGER)",
+        "PRAGMA user_version = 1",
+    ):
+        trunks.backing.index._tables.execute(statement)
+    trunks.close()
+    again = Trunks(folder)
+    assert again.load(KEY, recipe) is not None
+    again.remember(KEY, "c", directions(30)[0])
+    assert again.backing.index.count_ghosts() == 1
+
+
+def test_a_transaction_that_cannot_be_ended_is_undone(folder: Path) -> None:
+    trunks = Trunks(folder)
+    tables = trunks.backing.index._tables
+    tables.execute("CREATE TABLE parents (number INTEGER PRIMARY KEY)")
+    tables.execute("CREATE TABLE children (parent REFERENCES parents DEFERRABLE INITIALLY DEFERRED)")
+    tables.execute("PRAGMA foreign_keys = ON")
+
+    def refused_at_its_end() -> None:
+        with tables.writing():
+            tables.execute("INSERT INTO children VALUES (1)")
+
+    with pytest.raises(CotrunkError, match="FOREIGN KEY"):
+        refused_at_its_end()
+    recipe = put(trunks, "a", "b", at=(0, 5))
+    assert Trunks(folder).has(KEY, recipe)
+
+
+def test_other_folders_need_not_be_readable(folder: Path) -> None:
+    put(Trunks(folder), "a", "b", at=(0, 5))
+    (folder / "lost+found").mkdir(mode=0)
+    try:
+        assert len(Trunks(folder).backing.index.entries()) == 1
+    finally:
+        (folder / "lost+found").chmod(0o700)
+
+
+@pytest.mark.parametrize("owner", ["a\0b", "\ud800"])
+def test_an_owner_that_a_database_cannot_hold_is_refused(owner: str) -> None:
+    with pytest.raises(CotrunkError, match="use another name"):
+        Trunks(None, owner=owner)
+
+
 def test_a_folder_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x", encoding="utf-8")
     with pytest.raises(CotrunkError, match=r"[Cc]hoose another"):

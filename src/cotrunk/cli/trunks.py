@@ -10,7 +10,6 @@ from rich.table import Table
 
 from ..checks import number, whole
 from ..errors import CotrunkError
-from ..storage.urls import is_url
 from .console import counted, out, say, shortened
 from .options import COMMON, option
 
@@ -27,7 +26,7 @@ Database = Annotated[
         COMMON,
         "URL",
         "postgresql://USER:PASSWORD@HOST/NAME, if several machines share the cache. Also read from the environment "
-        "variable COTRUNK_DATABASE when --trunks is a URL.",
+        "variable COTRUNK_DATABASE for such a cache.",
     ),
 ]
 
@@ -134,7 +133,9 @@ def named(folder: str | None, database: str | None) -> tuple[str, str | None]:
     """
     if folder is None:
         raise CotrunkError("Missing --trunks DIR: name the folder of the trunk cache.")
-    return folder, database or (os.environ.get(DATABASE) if is_url(folder) else None)
+    from ..trunks.upkeep import is_shared
+
+    return folder, database or (os.environ.get(DATABASE) if is_shared(folder) else None)
 
 
 def _opened(folder: str | None, database: str | None) -> "Trunks":

@@ -64,7 +64,7 @@ class Trunks:
         disk_gib: float = 10.0,
         days: float | None = None,
     ) -> None:
-        self.owner, self.mode, self.precision = checked_text("owner", owner), mode, precision
+        self.owner, self.mode, self.precision = _checked_owner(owner), mode, precision
         one_of("mode", mode, get_args(Access))
         one_of("precision", precision, get_args(Precision))
         memory, disk = number("memory_gib", memory_gib), number("disk_gib", disk_gib)
@@ -86,7 +86,7 @@ class Trunks:
         """
         mode = self.mode if mode is None else mode
         one_of("mode", mode, get_args(Access))
-        return self._of(checked_text("owner", owner), mode)
+        return self._of(_checked_owner(owner), mode)
 
     def for_stems(self) -> "Trunks":
         """Return the same cache as its operator uses it to fill the list of stems."""
@@ -190,6 +190,13 @@ class Trunks:
         """Return who wrote a member: another owner if it is an earlier prompt of theirs; None if that is unknown."""
         owners = self.backing.writers(space, key, member)
         return None if owners is None else min(owners - {self.owner}, default=self.owner)
+
+
+def _checked_owner(owner: str) -> str:
+    """Return the name of an owner, which PostgreSQL must be able to hold."""
+    if "\0" in checked_text("owner", owner) or any("\ud800" <= character <= "\udfff" for character in owner):
+        raise CotrunkError(f"owner {owner!r} holds a character that is none, such as NUL: use another name.")
+    return owner
 
 
 def _space_of(owner: str) -> str:

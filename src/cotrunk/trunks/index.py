@@ -1,5 +1,6 @@
 """The index of a trunk cache: which trunks there are, for whom, their members, and their use."""
 
+import hashlib
 import json
 import math
 import re
@@ -13,7 +14,8 @@ from ..planning.trunk_recipe import TrunkRecipe
 from ..planning.trunk_store import Vectors
 from .entries import Entry, RememberedPrompt, decayed, entry_of_row, worth_of
 
-FORMAT = 2  # of the tables; also part of every key, because it tells what a tensor means
+FORMAT = 1  # part of every key, because it tells what a tensor means
+VERSION = 2  # of the tables
 CHUNK = 500  # values in one statement
 TABLES = """
 CREATE TABLE IF NOT EXISTS cotrunk_trunks (
@@ -24,8 +26,8 @@ CREATE TABLE IF NOT EXISTS cotrunk_trunks (
 CREATE INDEX IF NOT EXISTS cotrunk_trunks_of_key ON cotrunk_trunks (space, key);
 CREATE INDEX IF NOT EXISTS cotrunk_trunks_by_worth ON cotrunk_trunks (bytes, rows_saved, hits, hit_at, digest);
 CREATE TABLE IF NOT EXISTS cotrunk_ghosts (
-    number NUMBER, space TEXT NOT NULL, key TEXT NOT NULL, text TEXT NOT NULL,
-    owner TEXT NOT NULL, vectors BYTES NOT NULL, created REAL NOT NULL, UNIQUE (space, key, text))
+    number NUMBER, space TEXT NOT NULL, key TEXT NOT NULL, text TEXT NOT NULL, digest TEXT NOT NULL,
+    owner TEXT NOT NULL, vectors BYTES NOT NULL, created REAL NOT NULL, UNIQUE (space, key, digest))
 """
 TRUNKS, GHOSTS = "cotrunk_trunks", "cotrunk_ghosts"
 
@@ -55,7 +57,7 @@ class Index:
 
     def __init__(self, tables: Tables) -> None:
         self._tables = tables
-        tables.create(_statements(tables.types), FORMAT)
+        tables.create(_statements(tables.types), VERSION)
         self.changes, self.flush, self.close = tables.changes, tables.flush, tables.close
 
     def writing(self) -> AbstractContextManager[None]:
@@ -103,9 +105,9 @@ class Index:
         rows = self._tables.execute(f"SELECT created FROM {TRUNKS} WHERE digest = ?", (digest,))
         return rows[0]["created"] if rows else None
 
-    def digests(self) -> set[str]:
-        """Return the digests of all trunks."""
-        return {row["digest"] for row in self._tables.execute(f"SELECT digest FROM {TRUNKS}")}
+    def digests(self) -> dict[str, int]:
+        """Return the digests of all trunks, with their numbers. One that is stored again gets another number."""
+        return {row["digest"]: row["number"] for row in self._tables.execute(f"SELECT digest, number FROM {TRUNKS}")}
 
     def least_worth(self, now: float) -> list[tuple[str, int]]:
         """Return the digest and the bytes of all trunks, those of least worth first, and among equals the oldest."""
@@ -129,13 +131,12 @@ class Index:
                 self._tables.execute(f"DELETE FROM {TRUNKS} WHERE digest IN ({_marks(part)})", part)
 
     def count_hit(self, digest: str, now: float) -> None:
-        """Count a use of a trunk."""
-        with self.writing():
-            for row in self._tables.execute(f"SELECT hits, hit_at FROM {TRUNKS} WHERE digest = ?", (digest,)):
-                hits = decayed(row["hits"], now - row["hit_at"]) + 1
-                self._tables.execute(
-                    f"UPDATE {TRUNKS} SET hits = ?, hit_at = ?, uses = uses + 1 WHERE digest = ?", (hits, now, digest)
-                )
+        """Count a use of a trunk. Of two at the same time one may count less; to wait for writers would cost more."""
+        for row in self._tables.execute(f"SELECT hits, hit_at FROM {TRUNKS} WHERE digest = ?", (digest,)):
+            hits = decayed(row["hits"], now - row["hit_at"]) + 1
+            self._tables.execute(
+                f"UPDATE {TRUNKS} SET hits = ?, hit_at = ?, uses = uses + 1 WHERE digest = ?", (hits, now, digest)
+            )
 
     def size(self) -> int:
         """Return the bytes of all trunks."""
@@ -143,12 +144,13 @@ class Index:
 
     def add_ghost(self, space: str, key: str, text: str, owner: str, vector: Vectors, now: float, most: int) -> None:
         """Remember a prompt that had no similar one. Beyond `most` of a space and key, the oldest are forgotten."""
-        of_key, place = "space = ? AND key = ?", (space, key, json.dumps(text))
+        of_key, place = "space = ? AND key = ?", (space, key, _digest(text))
         with self.writing():
-            self._tables.execute(f"DELETE FROM {GHOSTS} WHERE {of_key} AND text = ?", place)  # it gets a new number
+            self._tables.execute(f"DELETE FROM {GHOSTS} WHERE {of_key} AND digest = ?", place)  # it gets a new number
             self._tables.execute(
-                f"INSERT INTO {GHOSTS} (space, key, text, owner, vectors, created) VALUES (?, ?, ?, ?, ?, ?)",
-                (*place, owner, _packed(vector), now),
+                f"INSERT INTO {GHOSTS} (space, key, digest, text, owner, vectors, created) "
+                "VALUES (?, ?, ?, ?, ?, ?, ?)",
+                (*place, json.dumps(text), owner, _packed(vector), now),
             )
             self._tables.execute(
                 f"DELETE FROM {GHOSTS} WHERE {of_key} AND number NOT IN "
@@ -164,8 +166,8 @@ class Index:
 
     def ghost_owners(self, space: str, key: str, text: str) -> set[str]:
         """Return who wrote a remembered prompt."""
-        place = (space, key, json.dumps(text))
-        rows = self._tables.execute(f"SELECT owner FROM {GHOSTS} WHERE space = ? AND key = ? AND text = ?", place)
+        query = f"SELECT owner FROM {GHOSTS} WHERE space = ? AND key = ? AND digest = ?"
+        rows = self._tables.execute(query, (space, key, _digest(text)))
         return {row["owner"] for row in rows}
 
     def remove_older(self, created: float, now: float) -> list[str]:
@@ -198,12 +200,13 @@ class Index:
         rows = self._tables.execute(f"SELECT number FROM {table} WHERE space = ? AND key = ?", (space, key))
         return {row["number"] for row in rows}
 
-    def vectors(self, table: str, numbers: Collection[int]) -> dict[int, Vectors]:
-        """Return the members' vectors of some trunks or ghosts."""
+    def vectors(self, table: str, space: str, key: str, numbers: Collection[int]) -> dict[int, Vectors]:
+        """Return the members' vectors of some trunks or ghosts of a space and key."""
         found: dict[int, Vectors] = {}
         for part in _chunks(numbers):
-            query = f"SELECT number, vectors FROM {table} WHERE number IN ({_marks(part)})"
-            found |= {row["number"]: _unpacked(row["vectors"]) for row in self._tables.execute(query, part)}
+            query = f"SELECT number, vectors FROM {table} WHERE space = ? AND key = ? AND number IN ({_marks(part)})"
+            rows = self._tables.execute(query, (space, key, *part))
+            found |= {row["number"]: _unpacked(row["vectors"]) for row in rows}
         return found
 
     def _entries(self, where: str, values: Sequence[Any]) -> list[Entry]:
@@ -215,6 +218,11 @@ def _statements(types: Mapping[str, str]) -> Iterator[str]:
     """Yield the statements that make the tables, with the types of columns of a database."""
     for statement in TABLES.split(";"):
         yield re.sub("|".join(rf"\b{name}\b" for name in types), lambda found: types[found[0]], statement)
+
+
+def _digest(text: str) -> str:
+    """Return the digest of a text: PostgreSQL indexes no long ones."""
+    return hashlib.sha256(json.dumps(text).encode()).hexdigest()
 
 
 def _chunks(values: Collection[Any]) -> Iterator[list[Any]]:

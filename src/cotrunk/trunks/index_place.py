@@ -1,13 +1,17 @@
 """Where the index of a trunk cache is: next to the trunks, in memory, or in PostgreSQL for several machines."""
 
+from typing import TYPE_CHECKING
+
 from ..errors import CotrunkError
 from ..storage.urls import shown_place
 from .index import Index
 from .sqlite_tables import SqliteTables
-from .tensor_files import TensorFiles
+from .tensor_files import MARK, TensorFiles
+
+if TYPE_CHECKING:
+    from .postgres_tables import PostgresTables
 
 NAME = "index.sqlite"
-MARK = "index-id"  # a file that tells which index in a database knows the trunks next to it
 
 
 def own_index(files: TensorFiles | None) -> Index:
@@ -27,6 +31,11 @@ def own_index(files: TensorFiles | None) -> Index:
             "share: name its database, or a folder of this machine for the trunks."
         )
     files.stored.make()
+    if files.stored.get(MARK) is not None:  # without its index, all trunks would be swept
+        raise CotrunkError(
+            f"The trunks in {files.stored.place} have their index in PostgreSQL, which several machines share: name "
+            "its database, or another folder."
+        )
     return Index(SqliteTables(files.stored.folder / NAME))
 
 
@@ -50,20 +59,36 @@ def shared_index(files: TensorFiles | None, database: str) -> Index:
         from .postgres_tables import PostgresTables
     except ImportError as error:
         raise CotrunkError(
-            f"A trunk index in PostgreSQL needs the package {error.name}: pip install 'cotrunk[serve]'."
+            f"A trunk index in PostgreSQL needs the package {error.name or 'psycopg'}: pip install 'cotrunk[serve]'."
         ) from None
     tables = PostgresTables(database)
-    index, stored = Index(tables), files.stored
-    stored.make()
-    with index.writing():
-        identity, is_marked = tables.marked()
-        mark = stored.get(MARK)
-        if mark is None and not is_marked and not any(files.digests()):
-            stored.put(MARK, identity.encode())
-            tables.mark()
-        elif mark != identity.encode():
-            raise CotrunkError(
-                f"The trunks of the index in {tables} are not at {shown_place(stored.place)}: name the folder or URL "
-                "that all machines share. To begin a new cache at an empty place, drop the table cotrunk_trunk_index."
-            )
+    try:
+        index = Index(tables)
+        files.stored.make()
+        with index.writing():
+            files.mark = _marked(files, tables)
+    except BaseException:
+        tables.close()
+        raise
     return index
+
+
+def _marked(files: TensorFiles, tables: "PostgresTables") -> bytes:
+    """Return the mark of the place, which is made if both the index and the place are new.
+
+    Raises:
+        CotrunkError: the place has another mark, or none.
+    """
+    identity, is_marked = tables.marked()
+    mark, found = identity.encode(), files.stored.get(MARK)
+    if found is None and not is_marked and not any(files.digests()):
+        files.stored.put(MARK, mark)
+    elif found != mark:
+        raise CotrunkError(
+            f"The trunks of the index in {tables} are not at {shown_place(files.stored.place)}: name the folder or URL "
+            "that all machines share. To begin a new cache at an empty place, stop all that use the index, and drop "
+            "the table cotrunk_trunk_index."
+        )
+    if not is_marked:
+        tables.mark()
+    return mark

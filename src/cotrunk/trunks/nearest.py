@@ -38,6 +38,10 @@ class Nearest:
         """The numbers of all entries."""
         return set(self._vectors)
 
+    def has(self, number: int, vectors: Vectors) -> bool:
+        """Return whether this entry has these vectors."""
+        return number in self._vectors and np.array_equal(self._vectors[number], unit_rows(vectors))
+
     def update(self, added: Mapping[int, Vectors], removed: Iterable[int]) -> None:
         """Add and remove entries."""
         new = {number: unit_rows(vectors) for number, vectors in added.items()}

@@ -3,14 +3,14 @@
 import secrets
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from sqlalchemy import create_engine, event
-from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, SQLAlchemyError
 
 from ..errors import CotrunkError, first_line
-from ..storage.database_url import POSTGRESQL, checked_url
+from ..storage.database_url import CONNECTING, POSTGRESQL, checked_url, shown_url
 
 WAIT = 60  # seconds to wait while another process writes
 # Seconds after which the server gives up a writer that is silent within a transaction: it uploads a file, or its
@@ -44,14 +44,19 @@ class PostgresTables:
         self._url = checked_url(url)
         if self._url.get_backend_name() != POSTGRESQL:
             raise CotrunkError(
-                f"{self._url.render_as_string()} is on one machine, and several share these trunks: name a database of "
+                f"{shown_url(self._url)} is on one machine, and several share these trunks: name a database of "
                 "PostgreSQL, postgresql://USER@HOST/NAME."
             )
         self._lock = threading.RLock()
         self._writer: Any = None  # the connection of the transaction
         # before each use the pool looks whether its connection still lives; errors must not repeat prompts
         self._engine = create_engine(
-            self._url, pool_size=1, pool_pre_ping=True, hide_parameters=True, connect_args={"connect_timeout": 10}
+            self._url,
+            pool_size=1,
+            pool_pre_ping=True,
+            hide_parameters=True,
+            isolation_level="READ COMMITTED",
+            connect_args=CONNECTING,
         )
 
         @event.listens_for(self._engine, "connect")
@@ -78,12 +83,12 @@ class PostgresTables:
             found = connection.exec_driver_sql(f"SELECT version FROM {STATE}").scalar()
             if found not in (None, version):
                 raise CotrunkError(
-                    f"The trunk index in {self} was made by another version of cotrunk: name another database, or "
-                    f"drop its tables cotrunk_trunks, cotrunk_ghosts and {STATE}, which loses only time."
+                    f"The trunk index in {self} was made by another version of cotrunk: name another database, or stop "
+                    f"all that use it and drop its tables cotrunk_trunks, cotrunk_ghosts and {STATE}."
                 )
-            for statement in statements:
-                connection.exec_driver_sql(statement)
             if found is None:
+                for statement in statements:
+                    connection.exec_driver_sql(statement)
                 connection.exec_driver_sql(
                     f"INSERT INTO {STATE} VALUES (%s, 0, %s, FALSE)", (version, secrets.token_hex(16))
                 )
@@ -107,21 +112,27 @@ class PostgresTables:
             if self._writer is not None:
                 yield
                 return
-            with self._as_sentence(), self._engine.begin() as connection:
-                connection.exec_driver_sql(f"UPDATE {STATE} SET changes = changes + 1")  # locks its only row
-                self._writer = connection
-                try:
-                    yield
-                finally:
-                    self._writer = None
+            with self._as_sentence():
+                self._writer = self._engine.connect()
+            try:
+                self.execute(f"UPDATE {STATE} SET changes = changes + 1")  # locks its only row
+                yield
+                with self._as_sentence():
+                    self._writer.commit()
+            finally:
+                writer, self._writer = self._writer, None
+                with suppress(SQLAlchemyError):  # the connection may be lost; what the block raised counts
+                    writer.close()  # undoes what was not committed
 
-    def changes(self) -> int:
+    def changes(self) -> tuple[str, int]:
         """Return a value that differs after any process has changed the tables."""
-        return int(self.execute(f"SELECT changes FROM {STATE}")[0]["changes"])
+        row = self.execute(f"SELECT id, changes FROM {STATE}")[0]
+        return row["id"], row["changes"]
 
     def flush(self) -> None:
         """Free the space of rows that were removed. The log of the server, and copies of it, may still hold them."""
-        self.execute("VACUUM cotrunk_trunks, cotrunk_ghosts")
+        with suppress(CotrunkError):  # PostgreSQL does it itself later
+            self.execute("VACUUM cotrunk_trunks, cotrunk_ghosts")
 
     def close(self) -> None:
         """Close the connection."""
@@ -137,7 +148,7 @@ class PostgresTables:
         self.execute(f"UPDATE {STATE} SET is_marked = TRUE")
 
     def __str__(self) -> str:
-        return self._url.render_as_string(hide_password=True)
+        return shown_url(self._url)
 
     @contextmanager
     def _as_sentence(self) -> Iterator[None]:
@@ -145,9 +156,9 @@ class PostgresTables:
             yield
         except SQLAlchemyError as error:
             why = first_line(error.orig if isinstance(error, DBAPIError) and error.orig else error)
-            raise CotrunkError(
-                f"The trunk index in {self} cannot be used: {why}. Start the database, or name another."
-            ) from None
+            is_lost = isinstance(error, OperationalError | InterfaceError)
+            remedy = "Start the database, or name another" if is_lost else "Name another database"
+            raise CotrunkError(f"The trunk index in {self} cannot be used: {why}. {remedy}.") from None
 
 
 def _rows(connection: Any, statement: str, values: Sequence[Any]) -> Sequence[Mapping[str, Any]]:

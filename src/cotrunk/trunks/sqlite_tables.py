@@ -69,7 +69,10 @@ class SqliteTables:
         """
         with self.writing():
             found = self.execute("PRAGMA user_version")[0]["user_version"]
-            if found not in (0, version):
+            if found == 1:  # the same columns under other names; lone prompts are only forgotten
+                self.execute("ALTER TABLE trunks RENAME TO cotrunk_trunks")
+                self.execute("DROP TABLE ghosts")
+            elif found not in (0, version):
                 raise CotrunkError(
                     f"The trunk cache of {self._path} was written by another version of cotrunk: delete the folder, or "
                     "choose another."
@@ -100,11 +103,11 @@ class SqliteTables:
             self.execute("BEGIN IMMEDIATE")
             try:
                 yield
+                self.execute("COMMIT")
             except BaseException:
                 if self._db.in_transaction:  # after some errors SQLite has undone it
                     self.execute("ROLLBACK")
                 raise
-            self.execute("COMMIT")
             self._own_changes += 1
 
     def changes(self) -> tuple[int, int]:
@@ -127,13 +130,12 @@ class SqliteTables:
             yield
         except sqlite3.Error as error:
             if _is_busy(error):
-                raise CotrunkError(
-                    f"The index {self._path} is in use: another process keeps it locked. Wait until that process has "
-                    "ended, or choose another folder."
-                ) from None
-            raise CotrunkError(
-                f"The index {self._path} cannot be used ({error}): delete the folder, which loses only time."
-            ) from None
+                why = "is in use: another process keeps it locked. Wait until that process has ended, or choose another"
+            elif isinstance(error, sqlite3.OperationalError | sqlite3.ProgrammingError):
+                why = f"cannot be used: {error}. See whether its disk is full or may not be written, or choose another"
+            else:
+                why = f"cannot be used ({error}): delete the folder, which loses only time, or choose another"
+            raise CotrunkError(f"The index {self._path or 'in memory'} {why} folder.") from None
 
 
 def _is_busy(error: sqlite3.Error) -> bool:

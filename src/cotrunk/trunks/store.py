@@ -5,12 +5,15 @@ process is killed at, a row has its file, and a file without a row is swept when
 """
 
 import hashlib
+import math
 import time
-from collections.abc import Callable, Collection, Hashable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..errors import CotrunkError
 from ..planning.trunk_recipe import TrunkRecipe
 from ..planning.trunk_store import Found, Ghost, Vectors
 from ..storage.files import StoredFiles
@@ -19,13 +22,15 @@ from .failures import missing_on_failure
 from .index import GHOSTS, TRUNKS
 from .index_place import own_index, shared_index
 from .memory import Memory, Tensors, size_of
-from .nearest import Nearest
 from .tensor_files import TensorFiles, packed, sha256_of
+from .vector_tables import VectorTables
 
 MOST_GHOSTS = 4096  # earlier prompts without a similar one that are remembered per space and key
-TABLES_KEPT = 64  # spaces and keys whose vectors are kept in memory
 GIB = 2**30
 DAY, HOUR = 86_400.0, 3600.0
+# Seconds without the cache after a failure of a database or place that may not answer for long. Otherwise each prompt
+# would wait for it.
+REST = 30.0
 ROOM = 0.02  # of the limit, which is free after an eviction of small trunks
 
 
@@ -69,10 +74,15 @@ class Store:
         self.files = None if place is None else TensorFiles(StoredFiles(str(place), "--trunks", (), is_private=True))
         self.index = own_index(self.files) if database is None else shared_index(self.files, database)
         self.memory = Memory(limits.memory)
-        self._tables: dict[tuple[str, str, str], tuple[Hashable, Nearest]] = {}
+        self._tables = VectorTables(self.index)
         self.has_warned = False  # of failures
+        self.rest, self.rests_until = (REST if database is not None else 0.0), -math.inf
         self._aged_at = 0.0
-        self.sweep()
+        try:
+            self.sweep()
+        except BaseException:
+            self.index.close()
+            raise
 
     def digest(self, space: str, key: str, recipe: TrunkRecipe) -> str:
         """Return the digest that names a trunk."""
@@ -90,7 +100,7 @@ class Store:
     ) -> Found | None:
         """Return the trunk that is most similar to all prompts, as `access.Trunks.find` does."""
         self._age()
-        for number, cosine in self._table(TRUNKS, space, key).ranked(vectors, threshold, below):
+        for number, cosine in self._tables.ranked(TRUNKS, space, key, vectors, threshold, below):
             entry = self.index.entry_of(number)
             # the index may have changed meanwhile, or it is too old
             if entry is not None and entry.created >= self._oldest() and entry.recipe not in without:
@@ -103,7 +113,7 @@ class Store:
     ) -> Ghost | None:
         """Return the earlier lone prompt that is most similar to all prompts; None if none is near enough."""
         self._age()
-        for number, cosine in self._table(GHOSTS, space, key).ranked(vectors, threshold, below):
+        for number, cosine in self._tables.ranked(GHOSTS, space, key, vectors, threshold, below):
             ghost = self.index.ghost(number)
             if ghost is not None and ghost.created >= self._oldest():
                 return Ghost(ghost.text, ghost.vector, cosine)
@@ -217,13 +227,17 @@ class Store:
         self._remove_old()
         if self.files is None:
             return 0, 0
+        before = self.index.digests()
+        on_disk = set(self.files.digests())  # at a URL, this may take long: others write meanwhile
         with self.index.writing():  # so that no process is between a file and its row
             self.files.remove_parts()
-            on_disk, listed = set(self.files.digests()), self.index.digests()
-            for digest in on_disk - listed:
+            now = self.index.digests()
+            strays = on_disk - now.keys()
+            lost = {digest for digest, number in now.items() if before.get(digest) == number} - on_disk
+            for digest in strays:
                 self.files.remove(digest)
-            self.index.remove(listed - on_disk)
-        return len(on_disk - listed), len(listed - on_disk)
+            self.index.remove(lost)
+        return len(strays), len(lost)
 
     @property
     def _limit(self) -> int:
@@ -261,20 +275,7 @@ class Store:
         """Remove the tensors of trunks that are no longer in the index."""
         for digest in digests:
             self.memory.drop(digest)
-            if self.files is not None:
-                self.files.remove(digest)
-
-    def _table(self, kind: str, space: str, key: str) -> Nearest:
-        """Return the vectors of a space and key, as the index has them now."""
-        place = (kind, space, key)
-        seen, table = self._tables.pop(place, (None, Nearest()))
-        changes = self.index.changes()
-        if seen != changes:
-            numbers = self.index.numbers(kind, space, key)
-            added, removed = numbers - table.numbers, table.numbers - numbers
-            if added or removed:
-                table.update(self.index.vectors(kind, added), removed)
-        self._tables[place] = changes, table
-        while len(self._tables) > TABLES_KEPT:
-            del self._tables[next(iter(self._tables))]
-        return table
+        if self.files is not None:
+            with suppress(CotrunkError):  # what stays is swept later
+                for digest in digests:
+                    self.files.remove(digest)

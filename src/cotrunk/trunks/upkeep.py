@@ -2,14 +2,16 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from ..errors import CotrunkError
 from ..storage.files import StoredFiles
-from ..storage.urls import shown_place
+from ..storage.urls import is_url, shown_place
 from .access import OPERATOR, Trunks
 from .entries import Entry
-from .index_place import MARK, NAME
+from .index_place import NAME
 from .store import DAY, Store
+from .tensor_files import MARK
 
 SHORTEST = 4  # characters of a digest that name a trunk
 
@@ -27,17 +29,19 @@ class Removed:
     prompts: int
 
 
+def is_shared(place: str) -> bool:
+    """Return whether the index of a trunk cache is in a database, which several machines share."""
+    return is_url(place) or (Path(place) / MARK).exists()
+
+
 def open_existing(place: str, database: str | None = None) -> Trunks:
     """Return the trunk cache in a folder or, with the database of its index, at a URL.
 
     Raises:
         CotrunkError: there is none, or it cannot be used.
     """
-    files = StoredFiles(place, "--trunks")
-    if files.folder is not None or database is not None:  # else opening says what is missing
-        name = NAME if database is None else MARK
-        if name not in files.names():
-            raise CotrunkError(f"There is no trunk cache in {shown_place(place)}: name the folder of one.")
+    if not {NAME, MARK}.intersection(StoredFiles(place, "--trunks").names()):
+        raise CotrunkError(f"There is no trunk cache in {shown_place(place)}: name the folder of one.")
     return Trunks(place, database=database)
 
 

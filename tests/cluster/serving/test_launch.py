@@ -158,6 +158,10 @@ def test_trunks_that_machines_share_need_postgresql(data: Path) -> None:
     serving = Arguments(data=str(data), trunk_folder="memory://bucket/trunks").serving()
     reason = why_not(serving.worker, probe_in(serving.worker)) or ""
     assert "is on one machine, and several share these trunks: name a database of PostgreSQL" in reason
+    for way in ((), ("--ray", "local")):
+        refused = cotrunk("serve", *way, "--data", data, "--trunk-folder", "memory://bucket/trunks")
+        assert_refused(refused, "--trunk-folder shares trunks among machines")
+    assert_refused(cotrunk("serve", "--data", data, "--trunk-folder", "nothing://x"), "with --trunk-folder")
     assert why_not(replace(serving.worker, trunks="off"), probe_in(serving.worker)) is None
 
 

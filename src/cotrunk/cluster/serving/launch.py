@@ -13,7 +13,7 @@ from typing import Any
 
 from ...errors import CotrunkError, first_line
 from ...pipelines.source import Source
-from ...service.api.server import Serving, check_data, check_host, listening
+from ...service.api.server import Serving, check_data, check_host, check_trunks, listening
 from ...service.launch import WorkerSettings
 from ...service.store import Store
 from ..connecting import LOCAL, Cluster, connected
@@ -82,6 +82,7 @@ def check_here(asked: Serving, address: str) -> int:
         CotrunkError: the data folder, the model, the database or the port cannot be used.
     """
     check_data(Path(asked.worker.data))
+    check_trunks(asked.worker)
     Source(
         asked.worker.model, **{name: asked.worker.loading.get(name) for name in ("config", "revision", "variant")}
     ).find()

@@ -15,6 +15,8 @@ from fastapi import FastAPI
 from ...errors import CotrunkError
 from ...files import check_folder
 from ...pipelines.source import Source
+from ...storage.database_url import POSTGRESQL, checked_url
+from ...storage.files import StoredFiles
 from ..images import ImageFiles
 from ..launch import WorkerSettings
 from ..store import Store
@@ -73,6 +75,22 @@ def check_data(data: Path) -> None:
         raise CotrunkError(str(error).replace("--out", "--data")) from None
 
 
+def check_trunks(worker: WorkerSettings) -> None:
+    """Check what can be known about trunks that machines share before a worker opens them.
+
+    Raises:
+        CotrunkError: their place is of a kind that cannot be used, or the index would be on one machine.
+    """
+    if worker.trunk_folder is None:
+        return
+    StoredFiles(worker.trunk_folder, "--trunk-folder")
+    if checked_url(worker.database).get_backend_name() != POSTGRESQL:
+        raise CotrunkError(
+            "--trunk-folder shares trunks among machines, and their index is in PostgreSQL: name its database, "
+            "--database postgresql://USER@HOST/NAME, or leave out --trunk-folder."
+        )
+
+
 def serve(asked: Serving, started: Callable[[str], None]) -> None:
     """Serve until the process is asked to stop.
 
@@ -87,6 +105,7 @@ def serve(asked: Serving, started: Callable[[str], None]) -> None:
     check_data(data)
     source = {name: worker.loading.get(name) for name in ("config", "revision", "variant")}
     Source(worker.model, **source).find()
+    check_trunks(worker)
     files = ImageFiles(worker.images)
     signer, store = signer_in(data), Store(worker.database)
     try:

@@ -16,7 +16,7 @@ from sqlalchemy import text as sql
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from ...errors import CotrunkError, first_line
-from ...storage.database_url import SQLITE, checked_url
+from ...storage.database_url import CONNECTING, SQLITE, checked_url, shown_url
 from .tables import ADDED, VERSION, meta, tables
 
 BUSY_SECONDS = 30  # how long a writer of SQLite waits for another process
@@ -63,7 +63,7 @@ class Database:
         return engine
 
     def _postgresql(self) -> Engine:
-        return create_engine(self.url, pool_pre_ping=True, connect_args={"connect_timeout": 10}, **OPTIONS)
+        return create_engine(self.url, pool_pre_ping=True, connect_args=CONNECTING, **OPTIONS)
 
     def _prepare(self) -> None:
         with self.write() as connection:
@@ -92,7 +92,7 @@ class Database:
             raise CotrunkError(f"Cannot write {self.url.database}: {error.strerror}. Choose another folder.") from error
 
     def __str__(self) -> str:
-        return self.url.render_as_string(hide_password=True)
+        return shown_url(self.url)
 
     @contextmanager
     def write(self) -> Iterator[Connection]:

@@ -135,12 +135,13 @@ def trunks_of(launch: WorkerSettings) -> Trunks:
     """
     mode: Any = launch.trunks
     days = launch.keep_days or None
-    if launch.trunk_folder is None:
-        return Trunks(Path(launch.data) / FOLDER, mode=mode, days=days)
+    option = "--data" if launch.trunk_folder is None else "--trunk-folder"
     try:
+        if launch.trunk_folder is None:
+            return Trunks(Path(launch.data) / FOLDER, mode=mode, days=days)
         return Trunks(launch.trunk_folder, database=launch.database, mode=mode, days=days)
     except CotrunkError as error:
-        raise CotrunkError(str(error).replace("--trunks", "--trunk-folder")) from None
+        raise CotrunkError(str(error).replace("--trunks", option)) from None
 
 
 def cache_of(launch: WorkerSettings, pipe: Any, vectors: Callable[[Sequence[str]], Vectors]) -> TrunkCache | None:

@@ -215,7 +215,7 @@ def _sparse(unit: Unit, codes: NDArray[np.intp], low: int, high: int, limit: int
     """Group greedily into cliques over nearest neighbours, with memory nearly linear in the prompts.
 
     Exact duplicates would fill each other's neighbour lists, so the search runs over distinct prompts: over their first
-    occurrences, then over the second ones, and so on.
+    occurrences, then over the second ones, and so on. The rows are overwritten: a copy would take gigabytes.
     """
     # in canonical order, equal rows with equal identity are adjacent
     is_new = np.ones(len(unit), bool)
@@ -223,6 +223,7 @@ def _sparse(unit: Unit, codes: NDArray[np.intp], low: int, high: int, limit: int
     is_new[alike] = (unit[alike] != unit[alike - 1]).any(axis=1)
     first = np.flatnonzero(is_new)
     count = np.diff(np.append(first, len(unit)))
+    distinct, codes = _moved_up(unit, first), codes[first]
     groups: list[list[int]] = []
     layer = np.arange(len(first))
     partition: list[list[int]] = []
@@ -230,8 +231,15 @@ def _sparse(unit: Unit, codes: NDArray[np.intp], low: int, high: int, limit: int
         kept = layer[count[layer] > occurrence]
         if occurrence == 0 or len(kept) < len(layer):
             layer = kept
-            whole = len(layer) == len(unit)
-            own = unit if whole else unit[first[layer]]
-            partition = greedy_cliques(own, codes[first[layer]], low, high, limit)
+            own = distinct if len(layer) == len(distinct) else distinct[layer]
+            partition = greedy_cliques(own, codes[layer], low, high, limit)
         groups += [[int(first[layer[i]]) + occurrence for i in clique] for clique in partition]
     return groups
+
+
+def _moved_up(rows: Unit, wanted: NDArray[np.intp]) -> Unit:
+    """Return the wanted rows, whose numbers ascend, in the memory of the first ones."""
+    for start in range(0, len(wanted), 4096):
+        some = wanted[start : start + 4096]
+        rows[start : start + len(some)] = rows[some]
+    return rows[: len(wanted)]

@@ -1,6 +1,6 @@
 """Groups are cliques for any input; the dense and the sparse path have the same properties."""
 
-from itertools import combinations
+from itertools import chain, combinations
 
 import numpy as np
 import pytest
@@ -158,6 +158,21 @@ def test_sparse_searches_again_where_neighbours_ran_out(monkeypatch):
     rng = np.random.default_rng(0)
     vectors = (np.ones(16) + 0.05 * rng.standard_normal((400, 16))).astype(np.float32)  # all alike
     assert len(group_prompts(vectors, 0.9)) <= 84  # 80 is optimal; a single round leaves far more
+
+
+@pytest.mark.parametrize(("worth", "rounds"), [(0.0, 4), (0.7, 2), (1.0, 1)])
+def test_among_many_prompts_rounds_that_finish_few_are_the_last(monkeypatch, worth, rounds):
+    monkeypatch.setattr(grouping, "DENSE_LIMIT", 0)
+    monkeypatch.setattr(greedy_cliques, "NEIGHBOURS", 4)
+    monkeypatch.setattr(greedy_cliques, "EXACT_LIMIT", 0)
+    monkeypatch.setattr(greedy_cliques, "WORTH", worth)
+    search, searched = greedy_cliques.neighbours, []
+    monkeypatch.setattr(greedy_cliques, "neighbours", lambda *given: searched.append(1) or search(*given))
+    rng = np.random.default_rng(0)
+    vectors = (np.ones(16) + 0.05 * rng.standard_normal((400, 16))).astype(np.float32)
+    groups = group_prompts(vectors, 0.9)
+    assert sorted(chain.from_iterable(groups)) == [*range(400)]
+    assert len(searched) == rounds
 
 
 def test_sparse_saves_as_much_as_dense(monkeypatch):

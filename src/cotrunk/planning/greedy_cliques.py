@@ -6,9 +6,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .cosines import GRID, Unit, grid_cosines
-from .neighbours import ROUNDING, neighbours
+from .neighbours import EXACT_LIMIT, ROUNDING, neighbours
 
 NEIGHBOURS = 32  # candidates per prompt; several times the usual group size
+WORTH = 0.1  # among many rows, the part that a round finishes at least if there is to be another one
 _PART = 16_384  # pairs whose vectors are in memory at once
 
 
@@ -35,8 +36,10 @@ def greedy_cliques(unit: Unit, codes: NDArray[np.intp], low: int, high: int, lim
             for i, j in zip(left[may].tolist(), right[may].tolist(), strict=True):
                 merged |= cliques.merge(i, j)
         # A prompt that has seen all its qualifying neighbours is finished. The others search again among
-        # themselves, if their clique has room.
-        active = saturated[cliques.has_room(saturated)] if merged else saturated[:0]
+        # themselves, if their clique has room. Among a million, that may go on for long and change nearly nothing.
+        left_over = saturated[cliques.has_room(saturated)]
+        is_worth = merged and (len(active) <= EXACT_LIMIT or len(left_over) <= (1 - WORTH) * len(active))
+        active = left_over if is_worth else left_over[:0]
     return [clique for clique in cliques.members if clique]
 
 

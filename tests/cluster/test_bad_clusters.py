@@ -1,5 +1,6 @@
 """What can be wrong with a cluster is said in one sentence, before anything is generated or written."""
 
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -7,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
 from command import assert_refused, cotrunk, no_model
 from PIL import Image
@@ -217,3 +219,20 @@ def test_examples_of_a_job_say_what_a_painter_must_find(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("device", "gpus", "used"), [("auto", None, "auto"), ("auto", 0, "cpu"), ("mps", 0, "mps")])
 def test_painters_without_gpus_use_the_cpu(device: str, gpus: float | None, used: str) -> None:
     assert setup_of(Job(("a cat",), device=device), "run", gpus).job.device == used
+
+
+@pytest.mark.skipif(os.name != "posix", reason="priorities of POSIX")
+def test_the_processes_of_ray_give_way_to_painters(monkeypatch: pytest.MonkeyPatch) -> None:
+    def started(*arguments: str) -> subprocess.Popen[bytes]:
+        return subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)", *arguments])
+
+    helper, painter = started("log_monitor.py"), started("default_worker.py")
+    try:
+        found = [psutil.Process(each.pid) for each in (helper, painter)]
+        monkeypatch.setattr(psutil.Process, "children", lambda process, recursive: found)
+        connecting._let_painters_go_first()
+        assert [each.nice() for each in found] == [19, psutil.Process().nice()]
+    finally:
+        for each in (helper, painter):
+            each.kill()
+            each.wait()

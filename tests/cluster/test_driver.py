@@ -234,7 +234,7 @@ def test_an_error_of_the_input_ends_the_run(here: Here, tmp_path: Path) -> None:
     here.before = refuse
     outcome = on_cluster(tmp_path / "run")
     assert outcome.code == 2
-    assert outcome.err.endswith("error: The model is damaged: download it again.\n")
+    assert outcome.err.endswith("error: The model is damaged: download it again. Then continue with --resume.\n")
 
 
 def test_a_painter_returns_errors_of_the_input(model: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -247,7 +247,10 @@ def test_an_image_that_cannot_be_written_by_a_thread_ends_the_run(
     monkeypatch.setattr(StoredFiles, "takes_threads", True)
     monkeypatch.setattr(StoredFiles, "put", refuse)
     outcome = on_cluster(url)
-    assert (outcome.code, outcome.err.splitlines()[-1]) == (2, "error: Cannot write it: name another place.")
+    assert (outcome.code, outcome.err.splitlines()[-1]) == (
+        2,
+        "error: Cannot write it: name another place. Then continue with --resume.",
+    )
     assert StoredFiles(url).names("failed") == []
 
 

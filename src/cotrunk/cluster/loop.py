@@ -94,7 +94,7 @@ def finish(
         try:
             while left and why is None:
                 time.sleep(poll)
-                why = running.ended()  # before looking: what a pass wrote before it ended is found
+                why = _ended(running)  # before looking: what a pass wrote before it ended is found
                 if not collect() and why is None and watchdog.is_overdue(max(wave.rows for wave in left.values())):
                     why = "no wave was finished for ten times as long as one takes"
                 if len(failed) >= ALL_FAILED and not images:
@@ -112,3 +112,10 @@ def finish(
         if left:
             on_pass(why or "it ended before all waves were finished")
     return failed
+
+
+def _ended(running: Pass) -> str | None:
+    try:
+        return running.ended()
+    except CotrunkError as error:
+        raise CotrunkError(f"{error} Then continue with --resume.") from None

@@ -16,13 +16,14 @@ class ImageFiles:
 
     Args:
         url: a folder, or a URL such as `s3://bucket/folder` or `memory://images`.
+        pauses: seconds before each further attempt after an error of the network; none where a request waits.
 
     Raises:
         CotrunkError: it cannot be written, or fsspec needs another package for it.
     """
 
-    def __init__(self, url: str) -> None:
-        self._stored = StoredFiles(url, "--images", pauses=())  # a request is answered at once
+    def __init__(self, url: str, pauses: Sequence[float] = ()) -> None:
+        self._stored = StoredFiles(url, "--images", pauses)
         self._stored.make()
 
     def write(self, name: str, content: bytes) -> None:

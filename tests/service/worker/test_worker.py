@@ -1,5 +1,6 @@
 """The worker on a tiny pipeline: groups, files, results, failures, cancellation and what a crash leaves."""
 
+import errno
 import io
 from dataclasses import asdict
 from pathlib import Path
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import waiting
+from fsspec.implementations.memory import MemoryFileSystem
 from PIL import Image
 from waiting import SIMILAR, STEPS, Service, request
 
@@ -440,6 +442,25 @@ def test_images_that_come_later_replay_the_trunks_of_earlier_ones(tmp_path: Path
         assert found[2]["rows"]["computed"] == 2 * STEPS - 4
         assert found[1]["rows"]["sharing"] == 4 - 2  # it took the rows of the trunk, without guidance
         assert sum(found[1]["rows"][way] for way in ("computed", "sharing", "replay")) == 2 * STEPS
+
+
+def test_an_image_is_written_although_the_storage_is_busy_for_a_moment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service, busy = Service(tmp_path, images=f"memory://{tmp_path.name}/images"), [errno.EBUSY] * 2
+    write = MemoryFileSystem.pipe_file
+
+    def slow(files: Any, path: str, value: bytes, **how: Any) -> None:
+        if busy:
+            raise OSError(busy.pop(), "Please reduce your request rate")
+        write(files, path, value, **how)
+
+    monkeypatch.setattr(MemoryFileSystem, "pipe_file", slow)
+    monkeypatch.setattr("cotrunk.storage.files.time.sleep", lambda seconds: None)
+    job = service.ask(request(SIMILAR[0]))
+    service.work()
+    (image,) = service.images(job)
+    assert (image.state, busy) == ("done", [])
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from ...engine.call_state import StepEvent
 from ...errors import first_line
 from ...settings import Settings
+from ...storage.transient import PAUSES
 from ..channel import Channel
 from ..images import ImageFiles
 from ..launch import WorkerSettings
@@ -59,7 +60,7 @@ class Worker:
         self.stopping: float | None = None
         self._launch, self._store, self._channel = launch, store, channel
         self._routed = name if launch.is_routed else None
-        files = ImageFiles(launch.images)
+        files = ImageFiles(launch.images, PAUSES)  # an image that was generated is not given up at once
         self._savings = Savings()
         self._planner = Planner(pipe, settings, launch, self._savings)
         self._generator = Generator(pipe, self._planner, settings.batching)

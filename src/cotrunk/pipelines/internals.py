@@ -32,6 +32,7 @@ INTERNALS = {
     "accelerate.accelerator": ("_original_forward", "_is_accelerate_prepared"),  # set on a model by `prepare`
     "datasets.arrow_dataset": ("_fingerprint",),  # identifies a data set
     "datasets.features.features": ("_type",),  # the kind of a column, in the metadata of a Parquet file
+    "fsspec.asyn": ("_find",),  # whether a file system lists all files itself: `storage/files.py`
     "os": ("_exit",),  # ends a process whose device is broken: `cluster/painter.py`
     "efficientnet_lite_pytorch.model": ("_blocks", "_bn0", "_bn1", "_conv_head", "_conv_stem", "_swish"),  # features
     "cache_dit": ("_is_cached",),  # set on pipelines and denoisers by `enable_cache`

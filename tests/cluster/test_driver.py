@@ -255,7 +255,7 @@ def test_a_full_disk_ends_the_run_and_blames_no_group(here: Here, tmp_path: Path
         patch.setattr(StoredFiles, "put", full)
         outcome = on_cluster(tmp_path / "run")
     assert outcome.code == 2
-    assert outcome.err.endswith("error: Cannot write it: No space left on device.\n")
+    assert outcome.err.endswith("error: Cannot write it: No space left on device. Then continue with --resume.\n")
     assert not (tmp_path / "run/failed").exists()
 
 

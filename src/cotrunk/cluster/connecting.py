@@ -4,7 +4,7 @@ import logging
 import os
 import socket
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -109,8 +109,9 @@ def connected(cluster: Cluster) -> Iterator[None]:
             if cluster.address == LOCAL:
                 for name, value in QUIET.items():
                     os.environ.setdefault(name, value)
+                others = _children()
                 ray.init(**{**quiet, "include_dashboard": False}, address=LOCAL, object_store_memory=OBJECTS)
-                _let_painters_go_first()
+                _let_painters_go_first(_children() - others)
             else:
                 ray.init(**quiet, address=cluster.address)
     except Exception as error:  # ConnectionError, RuntimeError, ValueError, ...
@@ -124,17 +125,27 @@ def connected(cluster: Cluster) -> Iterator[None]:
         ray.shutdown()
 
 
-def _let_painters_go_first() -> None:
+def _children() -> set[Any]:
+    """Return the processes that this one has started, and those that they have started."""
+    import psutil
+
+    return {*psutil.Process().children(recursive=True)}
+
+
+def _let_painters_go_first(started: Collection[Any]) -> None:
     """Lower the priority of Ray's own processes on this machine, of which eight wake up many times per second.
 
     The threads of torch wait for each other, so each interruption of one of them costs all. Raylet keeps its priority,
     because painters inherit it.
+
+    Args:
+        started: the processes of Ray.
     """
     import psutil
 
     if os.name != "posix":  # other systems have other priorities
         return
-    for process in psutil.Process().children(recursive=True):
+    for process in started:
         with suppress(psutil.Error):
             command = " ".join(process.cmdline())
             is_painter = "default_worker.py" in command or (command.startswith("ray::") and "Agent" not in command)

@@ -246,6 +246,17 @@ def test_other_folders_need_not_be_readable(folder: Path) -> None:
         (folder / "lost+found").chmod(0o700)
 
 
+def test_a_stray_that_cannot_be_removed_keeps_no_cache_from_opening(folder: Path) -> None:
+    recipe = put(Trunks(folder), "a", "b", at=(0, 5))
+    for number in range(2):
+        (folder / f"{number}0" / f"{number}0.safetensors").mkdir(parents=True)  # a folder, in place of a file
+    stray = folder / "50" / f"{'50' * 32}.safetensors"
+    stray.parent.mkdir(exist_ok=True)
+    stray.write_bytes(b"x")
+    assert Trunks(folder).load(KEY, recipe) is not None
+    assert not stray.exists()
+
+
 @pytest.mark.parametrize("owner", ["a\0b", "\ud800"])
 def test_an_owner_that_a_database_cannot_hold_is_refused(owner: str) -> None:
     with pytest.raises(CotrunkError, match="use another name"):

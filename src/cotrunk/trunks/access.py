@@ -195,7 +195,7 @@ class Trunks:
 def _checked_owner(owner: str) -> str:
     """Return the name of an owner, which PostgreSQL must be able to hold."""
     if "\0" in checked_text("owner", owner) or any("\ud800" <= character <= "\udfff" for character in owner):
-        raise CotrunkError(f"owner {owner!r} holds a character that is none, such as NUL: use another name.")
+        raise CotrunkError(f"owner {owner!r} holds NUL or half a surrogate pair: use another name.")
     return owner
 
 

@@ -8,7 +8,6 @@ import hashlib
 import math
 import time
 from collections.abc import Callable, Collection, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -234,8 +233,7 @@ class Store:
             now = self.index.digests()
             strays = on_disk - now.keys()
             lost = {digest for digest, number in now.items() if before.get(digest) == number} - on_disk
-            for digest in strays:
-                self.files.remove(digest)
+            self._remove_files(strays)
             self.index.remove(lost)
         return len(strays), len(lost)
 
@@ -275,7 +273,15 @@ class Store:
         """Remove the tensors of trunks that are no longer in the index."""
         for digest in digests:
             self.memory.drop(digest)
-        if self.files is not None:
-            with suppress(CotrunkError):  # what stays is swept later
-                for digest in digests:
-                    self.files.remove(digest)
+        self._remove_files(digests)
+
+    def _remove_files(self, digests: Collection[str]) -> None:
+        """Remove the files of trunks, as far as that is possible: what stays is swept later."""
+        if self.files is None:
+            return
+        for digest in digests:
+            try:
+                self.files.remove(digest)
+            except CotrunkError:
+                if self.files.stored.folder is None:  # a server that does not answer would take long for each
+                    return

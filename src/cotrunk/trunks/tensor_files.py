@@ -28,8 +28,8 @@ class TensorFiles:
 
     Attributes:
         stored: the same.
-        mark: of a place that several machines share: what its file `MARK` holds. A machine that does not see it, such
-            as one whose file system is no longer mounted, must not take the trunks of all others for lost.
+        mark: of a place that several machines share: what its file `MARK` holds. A machine that does not see it,
+            because its file system is no longer mounted, must not remove trunks that it cannot find.
     """
 
     def __init__(self, files: StoredFiles) -> None:

@@ -13,9 +13,10 @@ from rich.table import Table
 
 from ..checks import whole
 from ..errors import CotrunkError
+from ..storage.urls import DATABASE
 from .console import out, say
 from .options import COMMON, option
-from .serve import DATABASE, check_installed
+from .serve import check_installed
 from .service_options import Data, Database
 
 if TYPE_CHECKING:

@@ -10,6 +10,7 @@ from ..cluster.scale import Scale
 from ..errors import CotrunkError
 from ..pipelines.weighted_lora import loras_of
 from ..settings import DEFAULT_SHARING, Settings
+from ..storage.urls import DATABASE
 from .console import out
 from .inputs import check_numbers, sharing_of, skipping_of
 from .model_options import Config, Loras, OffloadName, Revision, VaeTiling, Variant
@@ -67,7 +68,6 @@ from .service_options import (
     WaitMs,
 )
 
-DATABASE = "COTRUNK_DATABASE"
 TRUNKS = ("own", "shared", "stems", "off")
 LARGEST_PORT = 65_535
 LONGEST_WAIT_MS = 600_000

@@ -10,13 +10,13 @@ from rich.table import Table
 
 from ..checks import number, whole
 from ..errors import CotrunkError
+from ..storage.urls import DATABASE
 from .console import counted, out, say, shortened
 from .options import COMMON, option
 
 if TYPE_CHECKING:
     from ..trunks.access import Trunks
 
-DATABASE = "COTRUNK_DATABASE"
 Folder = Annotated[
     str | None, option(COMMON, "DIR|URL", "The folder of the trunk cache; with --database, also a URL.", "--trunks")
 ]

@@ -4,6 +4,7 @@ import os
 import re
 from urllib.parse import unquote
 
+DATABASE = "COTRUNK_DATABASE"  # the environment variable with the URL of the database
 # a scheme such as s3:, perhaps after others (simplecache::s3:); one letter is a drive of Windows
 SCHEME = r"([a-z][a-z0-9+.-]+::)*[a-z][a-z0-9+.-]+:"
 URL = re.compile(f"{SCHEME}//", re.IGNORECASE)

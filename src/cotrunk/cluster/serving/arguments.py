@@ -11,9 +11,8 @@ from ...service.api.limits import Limits
 from ...service.api.server import Serving, database_in, images_in
 from ...service.launch import WorkerSettings
 from ...settings import Settings
+from ...storage.urls import DATABASE
 from ..scale import Scale
-
-DATABASE = "COTRUNK_DATABASE"  # the environment variable with the URL of the database
 
 
 class Arguments(BaseModel):
